@@ -1,0 +1,113 @@
+"""Files that are whole or absent: written beside their place, fsynced, renamed; checksums; free disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from distlm.errors import DistlmError
+
+_CHUNK = 8 << 20
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; renamed to `path` when the block ends without an error.
+
+    The data is fsynced before the rename, the folder after it, so that a crash leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno == 28:
+            raise DistlmError(f"{path}: no space left on the disk; free some and run the same command again") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's data to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (renames, new files) to the disk."""
+    sync_file(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the given order, so that equal content gives equal bytes."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON; DistlmError naming the file when it is missing or cut."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise DistlmError(f"{path}: no such file ({what})") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DistlmError(f"{path}: not valid JSON ({what}): {error}; delete it and run the stage again") from error
+
+
+def file_hash(path: Path) -> str:
+    """xxh3-128 of a file's bytes, as 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def bytes_hash(data: bytes) -> str:
+    """xxh3-128 of bytes, as 32 hex digits."""
+    return xxhash.xxh3_128(data).hexdigest()
+
+
+def json_hash(value: Any) -> str:
+    """xxh3-128 of a JSON value with sorted keys: a fingerprint of settings."""
+    return bytes_hash(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what killed writers left behind; call on one rank before the others write."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def require_free_disk(folder: Path, needed: int, what: str) -> None:
+    """DistlmError when the file system of `folder` has less than `needed` bytes (plus 1 %) free."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed * 1.01:
+        raise DistlmError(
+            f"{folder}: {what} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free; "
+            f"free {format_bytes(int(needed * 1.01) - free)} or choose another place with run_dir="
+        )
+
+
+def format_bytes(count: float) -> str:
+    """1536 → '1.5 kB' (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"

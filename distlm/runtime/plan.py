@@ -1,0 +1,47 @@
+"""What a stage will need before it starts: disk, memory, time."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from distlm.runtime.files import format_bytes
+from distlm.runtime.progress import format_seconds
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Needs of one stage at a given rank count."""
+
+    stage: str
+    work: str
+    """What will be done, in one line: counts and units."""
+    disk_bytes: int
+    """Bytes this stage writes, over all ranks."""
+    memory_bytes: int
+    """Peak resident memory of one rank."""
+    seconds: float | None
+    """Estimated wall time, or None where nothing is known to estimate it from."""
+    notes: list[str] = field(default_factory=list)
+    """Anything the user should know before it starts."""
+
+    def line(self) -> str:
+        """One row for people."""
+        eta = "unknown" if self.seconds is None else format_seconds(self.seconds)
+        row = (
+            f"{self.stage:<16} {self.work}; disk {format_bytes(self.disk_bytes)}, "
+            f"memory/rank {format_bytes(self.memory_bytes)}, time about {eta}"
+        )
+        return "\n".join([row, *(f"{'':<16} note: {note}" for note in self.notes)])
+
+
+def machine_flops(seconds: float = 0.2) -> float:
+    """Single-precision matrix-multiply rate of this process, in FLOP/s, measured for about `seconds`."""
+    size = 768
+    left = np.ones((size, size), np.float32)
+    left @ left
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        left @ left
+        count += 1
+    return count * 2 * size**3 / (time.perf_counter() - start)

@@ -1,0 +1,76 @@
+"""Progress of long work: a rich bar on a terminal, plain grep-able rank-tagged lines otherwise."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Progress:
+    """Counts units of one stage and shows rate and time left. Only rank 0 shows a bar; in plain mode rank 0 writes.
+
+    with Progress("datastore write", total=rows, unit="rows", rank=comm.rank) as progress:
+        progress.advance(1000, loss="3.21")
+    """
+
+    def __init__(self, label: str, total: int, unit: str, rank: int = 0, every_s: float = 5.0, done: int = 0) -> None:
+        self.label, self.total, self.unit, self.rank, self.every_s = label, total, unit, rank, every_s
+        self.done, self._first = done, done
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> "Progress":
+        self._start = self._last = time.monotonic()
+        if self.rank == 0 and sys.stderr.isatty():
+            self._bar = RichProgress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
+        return self
+
+    def advance(self, count: int = 1, **fields: object) -> None:
+        """`count` more units are done; `fields` are shown as key=value."""
+        self.done += count
+        if self.rank != 0:
+            return
+        note = " ".join(f"{key}={value}" for key, value in fields.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last >= self.every_s or self.done >= self.total:
+            self._last = now
+            rate = (self.done - self._first) / max(now - self._start, 1e-9)
+            left = (self.total - self.done) / rate if rate > 0 else float("inf")
+            percent = 100 * self.done / max(self.total, 1)
+            print(
+                f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
+                f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def say(message: str, rank: int = 0) -> None:
+    """One line on standard error from rank 0; nothing from the others."""
+    if rank == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """3725 → '1h02m'; 65 → '1m05s'."""
+    if seconds == float("inf"):
+        return "?"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

@@ -1,0 +1,168 @@
+"""The run directory: one object knows its layout, and refuses another configuration.
+
+RUN_DIR/
+  config.yaml            the resolved configuration of the latest stage
+  configs/STAGE.yaml     the configuration each stage was started with
+  code.json              version of the code, Python and main packages
+  metrics.jsonl          the record
+  tokens/                token files (unless data.tokens_dir)
+  checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
+  datastore/  index/  neighbours/SPLIT/
+  knn.json               settings tuned on the first split, frozen for the others
+  results.json  report.html
+  logs/STAGE.log
+"""
+
+import dataclasses
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distlm import __version__
+from distlm.config.load import config_tree, dump_config, leaf_fields
+from distlm.config.schema import RunConfig
+from distlm.errors import DistlmError
+from distlm.runtime.files import atomic_path, read_json, write_json
+from distlm.runtime.metrics import MetricsFile
+
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data",),
+    "train": ("data", "model", "train"),
+    "datastore": ("data", "model", "train", "datastore"),
+    "index": ("data", "model", "train", "datastore", "index"),
+    "knn": ("data", "model", "train", "datastore", "index", "knn"),
+}
+"""Sections whose settings decide a stage's output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The run's record."""
+        return MetricsFile(self.root / "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def datastore(self) -> Path:
+        """Datastore directory."""
+        return self.root / "datastore"
+
+    @property
+    def index(self) -> Path:
+        """Index directory."""
+        return self.root / "index"
+
+    @property
+    def tuned(self) -> Path:
+        """Frozen kNN settings."""
+        return self.root / "knn.json"
+
+    @property
+    def results(self) -> Path:
+        """Evaluation results."""
+        return self.root / "results.json"
+
+    @property
+    def report(self) -> Path:
+        """HTML report."""
+        return self.root / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of stage logs."""
+        return self.root / "logs"
+
+    def neighbours(self, split: str) -> Path:
+        """Folder of a split's search results."""
+        return self.root / "neighbours" / split
+
+    def tokens(self, config: RunConfig) -> Path:
+        """Folder of token files: data.tokens_dir or RUN_DIR/tokens."""
+        return Path(config.data.tokens_dir) if config.data.tokens_dir else self.root / "tokens"
+
+    def checkpoint(self, step: int) -> Path:
+        """Checkpoint folder of an update count."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Checkpoints whose marker is written, oldest first."""
+        return sorted(marker.parent for marker in self.checkpoints.glob("step-*/complete.json"))
+
+    def model_checkpoint(self, config: RunConfig) -> Path:
+        """The checkpoint later stages read: datastore.checkpoint, else the best one of this run.
+
+        Raises DistlmError when there is none.
+        """
+        if config.datastore.checkpoint:
+            chosen = Path(config.datastore.checkpoint)
+            if not (chosen / "complete.json").exists():
+                raise DistlmError(f"datastore.checkpoint={chosen}: not a complete checkpoint (no complete.json in it)")
+            return chosen
+        best = self.checkpoints / "best.json"
+        if not best.exists():
+            raise DistlmError(f"{self.checkpoints}: no trained model yet; run `distlm train` first")
+        return self.checkpoints / read_json(best, "name of the best checkpoint")["checkpoint"]
+
+    def open_stage(self, config: RunConfig, stage: str) -> None:
+        """Record the configuration of a stage that is about to run. Call on rank 0, before any work.
+
+        Raises DistlmError when this or an earlier stage already ran here with other settings, naming the fields.
+        """
+        order = list(STAGE_SECTIONS)
+        for earlier in order[: order.index(stage) + 1]:
+            self._refuse_other_config(config, earlier)
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", f"configs/{stage}.yaml"):
+            with atomic_path(self.root / name) as temporary:
+                temporary.write_text(dump_config(config), "utf-8")
+        write_json(self.root / "code.json", code_version())
+
+    def _refuse_other_config(self, config: RunConfig, stage: str) -> None:
+        path = self.root / "configs" / f"{stage}.yaml"
+        if not path.exists():
+            return
+        before, now = yaml.safe_load(path.read_text("utf-8")), config_tree(config)
+        changed = []
+        for key, item in leaf_fields().items():
+            section, _, name = key.partition(".")
+            if section not in STAGE_SECTIONS[stage] or item.metadata.get("volatile"):
+                continue
+            old, new = before.get(section, {}).get(name), now[section][name]
+            if old != new:
+                changed.append(f"{key}: {old!r} there, {new!r} now")
+        if changed:
+            raise DistlmError(
+                f"{self.root}: stage {stage} was run here with another configuration ({'; '.join(changed)}); "
+                "use another run_dir= or the same settings"
+            )
+
+
+def code_version() -> dict[str, Any]:
+    """Version of distlm (with git commit and whether the tree is changed, where there is one) and of its libraries."""
+    here = Path(__file__).resolve().parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    libraries = {}
+    for name in ("torch", "deepspeed", "faiss-cpu", "faiss-gpu", "mpi4py", "numpy"):
+        try:
+            libraries[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "distlm": __version__,
+        "git": git.stdout.strip() or None,
+        "python": sys.version.split()[0],
+        "libraries": libraries,
+    }

@@ -1,0 +1,52 @@
+"""What every stage is handed: the world, the collectives, the stop flag and the run directory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from distlm.config.schema import RunConfig
+from distlm.runtime.comm import Comm, open_comm
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stop import StopFlag
+from distlm.runtime.world import World, resolve_world
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Context of a running stage. `comm` is collective; `stop` must be checked at unit boundaries."""
+
+    name: str
+    config: RunConfig
+    world: World
+    comm: Comm
+    stop: StopFlag
+    run: RunDir
+
+
+@contextmanager
+def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iterator[Stage]:
+    """Resolve the world, join the other ranks, claim the run directory (rank 0) and listen for stop signals.
+
+    `name` is a key of rundir.STAGE_SECTIONS. A refusal on rank 0 is raised on every rank.
+    """
+    from distlm.runtime.collective import rank0_first
+
+    world = world or resolve_world()
+    set_threads(config.launch.threads, world)
+    comm = open_comm(world)
+    run = RunDir(root=Path(config.run_dir))
+    rank0_first(comm, lambda: run.open_stage(config, name))
+    with StopFlag() as stop:
+        yield Stage(name, config, world, comm, stop, run)
+    comm.close()
+
+
+def set_threads(threads: int, world: World) -> int:
+    """Give this rank `threads` CPU threads (0: its share of the node's cores) before numeric libraries load."""
+    count = threads or max(1, (os.cpu_count() or 1) // world.local_size)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return count

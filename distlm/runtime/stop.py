@@ -1,0 +1,44 @@
+"""Stop signals. Handlers only record; the ranks agree at a step or unit boundary."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from distlm.errors import Stopped
+from distlm.runtime.comm import Comm
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Records the first of SIGTERM, SIGUSR1, SIGUSR2 while in its `with` block; later ones are ignored.
+
+    Launchers do not signal all ranks at once, so a rank's own flag decides nothing: use `agreed` or `check`.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _record(self, number: int, _frame: FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+    def agreed(self, comm: Comm) -> bool:
+        """True on every rank at the same call once any rank was signalled. Collective."""
+        return comm.any(self.reason is not None)
+
+    def check(self, comm: Comm, what: str) -> None:
+        """Raise Stopped on every rank once any rank was signalled. Collective; call at a unit boundary."""
+        if self.agreed(comm):
+            raise Stopped(f"stopped at a boundary of {what}; run the same command again to continue")
