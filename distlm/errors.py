@@ -13,6 +13,8 @@ class DistlmError(Exception):
     """
 
     exit_code = EXIT_ERROR
+    shared = False
+    """Every rank raises this same error, so one rank prints it and all can leave in order."""
 
 
 class UsageError(DistlmError):
@@ -25,3 +27,4 @@ class Stopped(DistlmError):
     """Raised on every rank after a stop signal was agreed and all finished work is on disk."""
 
     exit_code = EXIT_STOPPED
+    shared = True

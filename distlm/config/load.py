@@ -2,14 +2,17 @@
 
 import dataclasses
 import difflib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import jsonargparse
 import yaml
 
+from distlm.config.check import check_values
 from distlm.config.schema import RunConfig
 from distlm.errors import UsageError
 
@@ -41,6 +44,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     config = _build({**from_file, **from_command_line}, from_file, where)
     if not config.run_dir:
         config.run_dir = f"runs/{config.name}"
+    check_values(config, where)
     return config
 
 
@@ -76,9 +80,35 @@ def leaf_fields(cls: type = RunConfig, prefix: str = "") -> dict[str, dataclasse
     return leaves
 
 
-def format_help() -> str:
-    """Help of every setting, grouped by section, from the field docstrings."""
-    return _parser().format_help()
+def format_help(sections: Sequence[str] = ()) -> str:
+    """Help of the settings of some sections (all when none is named), from the field docstrings."""
+    lines = []
+    for item in dataclasses.fields(RunConfig):
+        if dataclasses.is_dataclass(item.type) and (not sections or item.name in sections):
+            lines += _section_help(item.name, item.type)  # type: ignore[arg-type]
+    return "\n".join(["Settings (section.key=value):", *_section_help("", RunConfig), *lines])
+
+
+def _section_help(section: str, cls: type) -> list[str]:
+    """A section's title and, per key, its type, default and docstring."""
+    described = docstring_parser.parse_from_object(cls)
+    texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in described.params}
+    title = " ".join((described.short_description or "").split())
+    lines = ["", f"{section or 'run'}: {title}"]
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.type):
+            continue
+        default = item.default_factory() if item.default is dataclasses.MISSING else item.default  # type: ignore[misc]
+        key = f"{section}.{item.name}" if section else item.name
+        lines.append(f"  {key} ({_type_name(item.type)}, default {default!r})")
+        lines += textwrap.wrap(texts.get(item.name, ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _type_name(kind: Any) -> str:
+    if "Literal" in str(kind):
+        return "one of " + ", ".join(str(choice) for choice in kind.__args__)
+    return kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
 
 
 def _read_recipe(recipe: str) -> tuple[str, str]:
@@ -138,9 +168,9 @@ def _build(values: Mapping[str, Any], from_file: Mapping[str, Any], where: str) 
             parser.parse_args([f"--{key}={_as_argument(value)}"])
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             source = where if key in from_file and from_file[key] is value else "command line"
-            raise UsageError(f"{source}: {key}={value!r}: {_reason(error, key)}") from error
+            raise UsageError(f"{source}: {key}={value!r}: {_reason(key)}") from error
     namespace = parser.parse_args([f"--{key}={_as_argument(value)}" for key, value in values.items()])
-    return RunConfig(**_plain(parser.instantiate_classes(namespace)))
+    return RunConfig(**_plain(parser.instantiate(namespace)))
 
 
 def _plain(namespace: Any) -> dict[str, Any]:
@@ -160,11 +190,5 @@ def _as_argument(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
-def _reason(error: Exception, key: str) -> str:
-    expected = leaf_fields()[key].type
-    name = getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)
-    if "Literal" in str(expected):
-        name = "one of " + ", ".join(str(choice) for choice in expected.__args__)  # type: ignore[union-attr]
-    elif "[" in str(expected):
-        name = str(expected)
-    return f"expected {name}"
+def _reason(key: str) -> str:
+    return f"expected {_type_name(leaf_fields()[key].type)}"

@@ -1,7 +1,7 @@
 """Failing together: an error on one rank becomes the same error on every rank, so that none waits for ever."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from distlm.errors import DistlmError
 from distlm.runtime.comm import Comm
@@ -20,8 +20,9 @@ def rank0_first(comm: Comm, action: Callable[[], T]) -> T:
             failure = error
     failure, result = comm.bcast((failure, result))
     if failure is not None:
+        failure.shared = True
         raise failure
-    return result  # type: ignore[return-value]
+    return cast(T, result)
 
 
 def together(comm: Comm, action: Callable[[], T]) -> T:
@@ -34,5 +35,6 @@ def together(comm: Comm, action: Callable[[], T]) -> T:
         failure = error
     failures = [item for item in comm.allgather(failure) if item is not None]
     if failures:
+        failures[0].shared = True
         raise failures[0]
-    return result  # type: ignore[return-value]
+    return cast(T, result)

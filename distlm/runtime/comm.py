@@ -135,11 +135,14 @@ class TorchComm:
     """torch.distributed over gloo, for ranks that torchrun, deepspeed, submitit or a plain srun started."""
 
     def __init__(self, world: World) -> None:
+        import torch
         import torch.distributed as dist
 
         self._dist = dist
         if not dist.is_initialized():
-            dist.init_process_group("gloo", rank=world.rank, world_size=world.size)
+            # Training reuses this group: it must carry CUDA tensors too where there are any.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, rank=world.rank, world_size=world.size)
         self.rank, self.size = world.rank, world.size
 
     def barrier(self) -> None:

@@ -121,16 +121,20 @@ class RunDir:
 
         Raises DistlmError when this or an earlier stage already ran here with other settings, naming the fields.
         """
-        order = list(STAGE_SECTIONS)
-        for earlier in order[: order.index(stage) + 1]:
-            self._refuse_other_config(config, earlier)
+        self.refuse_other_config(config, stage)
         self.root.mkdir(parents=True, exist_ok=True)
         for name in ("config.yaml", f"configs/{stage}.yaml"):
             with atomic_path(self.root / name) as temporary:
                 temporary.write_text(dump_config(config), "utf-8")
         write_json(self.root / "code.json", code_version())
 
-    def _refuse_other_config(self, config: RunConfig, stage: str) -> None:
+    def refuse_other_config(self, config: RunConfig, stage: str) -> None:
+        """DistlmError when this or an earlier stage ran here with other settings, naming the fields."""
+        order = list(STAGE_SECTIONS)
+        for earlier in order[: order.index(stage) + 1]:
+            self._compare(config, earlier)
+
+    def _compare(self, config: RunConfig, stage: str) -> None:
         path = self.root / "configs" / f"{stage}.yaml"
         if not path.exists():
             return

@@ -73,8 +73,8 @@ def single(_env: Environ) -> World:
     return World(0, 1, 0, 1, socket.gethostname(), "single")
 
 
-PROBES: tuple[Callable[[Environ], World | None], ...] = (from_torch, from_submitit, from_slurm_step, from_mpi)
-"""In order of precedence; `single` when none answers."""
+PROBES: tuple[Callable[[Environ], World | None], ...] = (from_torch, from_submitit, from_mpi, from_slurm_step)
+"""In order of precedence: an inner launcher before the one that started it; `single` when none answers."""
 
 
 def resolve_world(env: Environ | None = None) -> World:

@@ -1,0 +1,58 @@
+# make demo      install, then the whole kNN-LM pipeline on a small real text (2 ranks)
+# make test      install, then style, types, import rules and all tests
+# make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
+# PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." is handed to pip (e.g. an index with CPU builds of torch)
+
+PYTHON ?= python3
+GPU ?= 0
+PIP_FLAGS ?=
+VENV ?= $(if $(filter 1,$(GPU)),.venv-gpu,.venv)
+FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: demo test test-gpu test-slow lint clean-demo clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/.base: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "distlm needs Python 3.11 or 3.12 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@echo "installing into $(VENV) (torch, deepspeed, faiss-$(FAISS), MPI); a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) pip setuptools wheel
+	# DeepSpeed's set-up imports torch, so torch comes first and the build is not isolated. No operator is compiled.
+	$(PIP) torch numpy ninja
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	$(PIP) --no-build-isolation -e '.[$(FAISS),demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) --no-build-isolation -e '.[$(FAISS),demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/distlm run demo
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+	@echo "not run: GPU checks (make test-gpu GPU=1, need CUDA) and slow checks (make test-slow, minutes each)"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+clean-demo:
+	rm -rf runs/demo
+
+clean: clean-demo
+	rm -rf .venv .venv-gpu

@@ -1,0 +1,228 @@
+"""The `distlm` command: `distlm VERB RECIPE_OR_FILE [section.key=value ...]`, one verb per stage."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from distlm import __version__
+from distlm.config.load import dump_config, format_help, load_config, recipe_names
+from distlm.config.schema import RunConfig
+from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
+from distlm.runtime.rundir import STAGE_SECTIONS
+from distlm.runtime.stage import open_stage
+from distlm.runtime.world import World, resolve_world
+from distlm.verbs import STAGE_VERBS, Verb
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exits 0 done, 1 error, 2 usage, 75 stopped after a checkpoint."""
+    world: World | None = None
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        world = resolve_world()
+        code = options.handler(options, world)
+    except DistlmError as error:
+        _leave_with(error, world)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        _leave_ranks(world, EXIT_ERROR)
+    sys.exit(code)
+
+
+def _leave_with(error: DistlmError, world: World | None) -> None:
+    several = world is not None and world.size > 1
+    if not (several and error.shared and world.rank != 0):  # type: ignore[union-attr]
+        who = f"[rank {world.rank} on {world.node}] " if several else ""  # type: ignore[union-attr]
+        print(f"{who}distlm: {error}", file=sys.stderr, flush=True)
+    if error.shared:
+        sys.exit(error.exit_code)
+    _leave_ranks(world, error.exit_code)
+
+
+def _leave_ranks(world: World | None, code: int) -> None:
+    """Exit one rank of many at once: an orderly MPI_Finalize would wait for ranks that wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world is not None and world.size > 1:
+        os._exit(code)
+    sys.exit(code)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distlm",
+        description="Memory-augmented language models over many nodes.",
+        epilog=f"Recipes: {', '.join(recipe_names())}. `distlm config --help` lists every setting.",
+    )
+    parser.add_argument("--version", action="version", version=f"distlm {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    groups: dict[str, Any] = {}
+
+    def add(words: str, summary: str, handler: Callable[..., int], **defaults: Any) -> argparse.ArgumentParser:
+        group, _, word = words.rpartition(" ")
+        if group and group not in groups:
+            above = verbs.add_parser(group, help=f"{group} …", description=f"distlm {group}")
+            groups[group] = above.add_subparsers(metavar="VERB", required=True)
+        place = groups[group] if group else verbs
+        sections = STAGE_SECTIONS.get(defaults.get("stage", ""), ())
+        child = place.add_parser(
+            word,
+            help=summary,
+            description=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=format_help(sections) if _wants_help(arguments) else None,
+        )
+        child.set_defaults(handler=handler, **defaults)
+        child.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
+        child.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+        return child
+
+    for verb in STAGE_VERBS:
+        child = add(verb.words, verb.summary, _run_stage, verb=verb, stage=verb.stage)
+        child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
+    child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
+    child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
+    add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
+    add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
+    add("index info", "what the index holds", _index_info, stage="index")
+    child = add("index search", "neighbours of query vectors in a .npy file", _index_search, stage="knn")
+    child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
+    child.add_argument("--out", required=True, help=".npz file to write: ids, distances, values [Q, k]")
+    add("config", "print the resolved configuration", _print_config)
+    child = add("doctor", "check this machine and environment", _doctor)
+    child.add_argument("--json", action="store_true", help="machine-readable output")
+
+    # The deepspeed launcher appends --local_rank=K; the World reads the rank from the environment.
+    known, extras = parser.parse_known_args([a for a in arguments if not a.startswith("--local_rank=")])
+    for extra in extras:
+        if "=" not in extra:
+            raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
+    known.words = [*known.words, *extras]
+    return known
+
+
+def _wants_help(arguments: Sequence[str]) -> bool:
+    return "-h" in arguments or "--help" in arguments
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    overrides = [word for word in options.words if "=" in word and not Path(word).is_file()]
+    recipes = [word for word in options.words if word not in overrides]
+    if len(recipes) != 1:
+        given = ", ".join(map(repr, recipes)) or "none"
+        raise UsageError(
+            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
+            "settings are given as section.key=value"
+        )
+    options.recipe, options.overrides = recipes[0], overrides
+    return load_config(recipes[0], overrides)
+
+
+def _load(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _run_stage(options: argparse.Namespace, world: World) -> int:
+    verb: Verb = options.verb
+    config = _config(options)
+    if options.print_config:
+        return _print(dump_config(config), world)
+    if options.dry_run:
+        return _print(_load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world)
+    with open_stage(verb.stage, config, world) as stage:
+        summary = _load(verb.function)(stage)
+    if world.rank == 0:
+        print(f"{verb.words}: {_one_line(summary)}", flush=True)
+    return EXIT_DONE
+
+
+def _run_pipeline(options: argparse.Namespace, world: World) -> int:
+    config = _config(options)
+    if options.print_config:
+        return _print(dump_config(config), world)
+    from distlm.pipeline import plan_pipeline, run_pipeline
+
+    if world.size > 1:
+        raise UsageError(f"`distlm run` starts the ranks itself; start it once, not on {world.size} ranks")
+    if options.dry_run:
+        return _print(plan_pipeline(config, options.recipe, options.overrides), world)
+    return run_pipeline(config, options.recipe, options.overrides)
+
+
+def _report(options: argparse.Namespace, world: World) -> int:
+    config = _config(options)
+    if options.print_config:
+        return _print(dump_config(config), world)
+    from distlm.analysis.report import write_report
+    from distlm.runtime.rundir import RunDir
+
+    return _print(f"wrote {write_report(RunDir(Path(config.run_dir)))}", world)
+
+
+def _datastore_verify(options: argparse.Namespace, world: World) -> int:
+    from distlm.datastore.verify import verify_datastore
+    from distlm.runtime.rundir import RunDir
+
+    folder = RunDir(Path(_config(options).run_dir)).datastore
+    problems = verify_datastore(folder)
+    for problem in problems:
+        print(f"FAIL {problem}", file=sys.stderr)
+    _print(f"{folder}: {'whole' if not problems else f'{len(problems)} problems'}", world)
+    return EXIT_ERROR if problems else EXIT_DONE
+
+
+def _datastore_info(options: argparse.Namespace, world: World) -> int:
+    from distlm.datastore.verify import datastore_info
+    from distlm.runtime.rundir import RunDir
+
+    return _print(json.dumps(datastore_info(RunDir(Path(_config(options).run_dir)).datastore), indent=1), world)
+
+
+def _index_info(options: argparse.Namespace, world: World) -> int:
+    from distlm.index import index_info
+    from distlm.runtime.rundir import RunDir
+
+    return _print(json.dumps(index_info(RunDir(Path(_config(options).run_dir)).index), indent=1), world)
+
+
+def _index_search(options: argparse.Namespace, world: World) -> int:
+    from distlm.index.search_file import search_file
+
+    config = _config(options)
+    summary = search_file(config, Path(options.queries), Path(options.out))
+    return _print(f"index search: {_one_line(summary)}", world)
+
+
+def _print_config(options: argparse.Namespace, world: World) -> int:
+    return _print(dump_config(_config(options)), world)
+
+
+def _doctor(options: argparse.Namespace, world: World) -> int:
+    from distlm.runtime.doctor import report
+
+    text, healthy = report(world, as_json=options.json)
+    _print(text, world)
+    return EXIT_DONE if healthy else EXIT_ERROR
+
+
+def _print(text: str, world: World) -> int:
+    if world.rank == 0:
+        print(text.rstrip("\n"), flush=True)
+    return EXIT_DONE
+
+
+def _one_line(summary: dict[str, Any]) -> str:
+    def show(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return " ".join(f"{key}={show(value)}" for key, value in summary.items() if not isinstance(value, dict | list))

@@ -1,0 +1,75 @@
+"""Values that have the right type and cannot work: refused at loading, before anything is started."""
+
+from collections.abc import Callable
+
+from distlm.config.schema import RunConfig
+from distlm.errors import UsageError
+
+_AT_LEAST_ONE = (
+    "data.min_count", "data.pad_to_multiple", "model.layers", "model.width", "model.heads", "model.ffn_width",
+    "model.factor", "model.max_positions", "train.tokens_per_sample", "train.blocks_per_update",
+    "train.micro_blocks", "train.updates", "train.keep_last", "train.log_every", "datastore.block",
+    "datastore.batch_blocks", "datastore.rows_per_shard", "index.sample", "knn.block", "knn.batch_blocks",
+    "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
+    "train.l2_weight", "train.valid_every", "train.save_every", "train.max_updates_this_run",
+    "datastore.context_window", "knn.context_window", "launch.threads",
+)  # fmt: skip
+_FRACTIONS = ("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout")
+
+
+def check_values(config: RunConfig, where: str) -> None:
+    """Raises UsageError naming the setting, its value and what would do."""
+
+    def refuse(key: str, value: object, mend: str) -> None:
+        raise UsageError(f"{where}: {key}={value!r}: {mend}")
+
+    def value_of(key: str) -> float:
+        section, _, name = key.partition(".")
+        return float(getattr(getattr(config, section), name))
+
+    for key in _AT_LEAST_ONE:
+        if value_of(key) < 1:
+            refuse(key, int(value_of(key)), "must be at least 1")
+    for key in _AT_LEAST_ZERO:
+        if value_of(key) < 0:
+            refuse(key, value_of(key), "must not be negative")
+    for key in _FRACTIONS:
+        if not 0 <= value_of(key) < 1:
+            refuse(key, value_of(key), "must be in [0, 1)")
+    if config.model.width % config.model.heads:
+        refuse("model.width", config.model.width, f"must be a multiple of model.heads={config.model.heads}")
+    if config.model.cutoffs != sorted(set(config.model.cutoffs)) or any(edge < 1 for edge in config.model.cutoffs):
+        refuse("model.cutoffs", config.model.cutoffs, "must be rising positive numbers")
+    if config.train.blocks_per_update % config.train.micro_blocks:
+        refuse(
+            "train.blocks_per_update", config.train.blocks_per_update,
+            f"must be a multiple of train.micro_blocks={config.train.micro_blocks}",
+        )  # fmt: skip
+    _check_lengths(config, refuse)
+    _check_grids(config, refuse)
+
+
+def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    longest = {
+        "train.tokens_per_sample": config.train.tokens_per_sample,
+        "datastore.context_window + datastore.block": config.datastore.context_window + config.datastore.block,
+        "knn.context_window + knn.block": config.knn.context_window + config.knn.block,
+    }
+    for key, length in longest.items():
+        if length > config.model.max_positions:
+            refuse(key, length, f"exceeds model.max_positions={config.model.max_positions}")
+
+
+def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    knn = config.knn
+    if not knn.splits:
+        refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
+    if not knn.ks or not all(1 <= k <= knn.k for k in knn.ks):
+        refuse("knn.ks", knn.ks, f"each must be between 1 and knn.k={knn.k}")
+    if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):
+        refuse("knn.lambdas", knn.lambdas, "each must be in [0, 1)")
+    if not knn.temperatures or not all(temperature > 0 for temperature in knn.temperatures):
+        refuse("knn.temperatures", knn.temperatures, "each must be above 0")

