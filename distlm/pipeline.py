@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from distlm.config.schema import RunConfig
+from distlm.data.prepare import finished_tokens
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
@@ -47,7 +48,7 @@ def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
 
 
 STEPS: tuple[Step, ...] = (
-    Step("data prepare", False, lambda config, run: (run.tokens(config) / "meta.json").exists()),
+    Step("data prepare", False, lambda config, run: finished_tokens(run.tokens(config), config.data) is not None),
     Step("train", True, _trained),
     Step("datastore write", True, _datastore_done),
     Step("index build", True, lambda config, run: (run.index / "index.json").exists()),

@@ -162,15 +162,24 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _build(values: Mapping[str, Any], from_file: Mapping[str, Any], where: str) -> RunConfig:
     parser = _parser()
+    try:
+        namespace = parser.parse_args([f"--{key}={_as_argument(value)}" for key, value in values.items()])
+    except (jsonargparse.ArgumentError, ValueError, TypeError):
+        _raise_for_the_key(parser, values, from_file, where)
+        raise
+    return RunConfig(**_plain(parser.instantiate(namespace)))
+
+
+def _raise_for_the_key(
+    parser: jsonargparse.ArgumentParser, values: Mapping[str, Any], from_file: Mapping[str, Any], where: str
+) -> None:
+    """Parse one key at a time, so that the error names the key and where it was set."""
     for key, value in values.items():
-        # One key at a time, so that the error names it and where it was set.
         try:
             parser.parse_args([f"--{key}={_as_argument(value)}"])
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
             source = where if key in from_file and from_file[key] is value else "command line"
             raise UsageError(f"{source}: {key}={value!r}: {_reason(key)}") from error
-    namespace = parser.parse_args([f"--{key}={_as_argument(value)}" for key, value in values.items()])
-    return RunConfig(**_plain(parser.instantiate(namespace)))
 
 
 def _plain(namespace: Any) -> dict[str, Any]:

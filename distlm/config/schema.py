@@ -106,7 +106,7 @@ class TrainConfig:
     """Peak and floor shrink by this at each restart."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Compute precision; V100 has no bf16."""
-    deepspeed: str = "zero1"
+    deepspeed: str = volatile("zero1")  # type: ignore[assignment]
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
     l2_weight: float = 0.0
     """ω of Ton et al. eq. 2: adds ω‖r‖² on the tap point to the loss; 0 is plain training."""
@@ -158,6 +158,8 @@ class IndexConfig:
     """Keys the template is trained on (fewer when the store is smaller)."""
     seed: int = 1
     """Seed of the sample and of k-means."""
+    keep_parts: bool = volatile(True)  # type: ignore[assignment]
+    """Keep the parts after they were merged; false frees their disk."""
 
 
 @dataclass

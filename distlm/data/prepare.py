@@ -1,0 +1,313 @@
+"""The stage `distlm data prepare`: count the words of train, build the dictionary, encode each split, then meta.json.
+
+Rank 0 works, the others wait: WikiText-103 takes about a minute. The text is streamed twice and not altered.
+Files: {train,valid,test}.bin, dict.txt and, last, meta.json; a killed run leaves no meta.json and starts over.
+"""
+
+import fcntl
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from distlm.config.schema import DataConfig, RunConfig
+from distlm.data.corpus import Corpus, folder_files, open_corpus
+from distlm.data.dictionary import Dictionary
+from distlm.data.editions import recognise
+from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
+from distlm.errors import DistlmError, Stopped
+from distlm.runtime.collective import rank0_first
+from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries, write_json
+from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
+from distlm.runtime.plan import StagePlan
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import Stage
+
+CHUNK = 1 << 20
+"""Ids encoded before they are written (and words counted at once)."""
+_LOCK = ".prepare.lock"
+# For plans: tokens per byte are measured on this much of train, and may be this much higher in the rest.
+_SAMPLE, _MARGIN = 1 << 20, 1.1
+_TOKENS_PER_SECOND = 2e6
+_DEMO_TOKENS = 530_000
+# Python with NumPy, plus the longest-lived chunk; then the counter and the dictionary, per distinct word.
+_BASE_MEMORY, _MEMORY_PER_TYPE = 160_000_000, 400
+
+
+def run_prepare(stage: Stage) -> dict[str, Any]:
+    """Text → token files. Returns folder, tokens of each split, vocabulary size, edition, and `already`: nothing done.
+
+    Raises DistlmError on every rank for bad text or settings, when the folder was prepared with other settings, or
+    when it holds files that are not token files. A folder already complete with the same settings is left as it is.
+    """
+    return rank0_first(stage.comm, lambda: _prepare(stage))
+
+
+def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
+    """Needs of the stage, estimated from file sizes and the start of train. One rank works, whatever `ranks` is."""
+    data, folder = config.data, RunDir(Path(config.run_dir)).tokens(config)
+    if finished_tokens(folder, data) is not None:
+        return StagePlan("data prepare", f"{folder}: complete, nothing to do", 0, _BASE_MEMORY, 0.0)
+    notes = ["one rank works, the others wait"] if ranks > 1 else []
+    if data.source == "hub":
+        notes.append("the size of a hub data set is known only when it is loaded; disk is checked then")
+        return StagePlan("data prepare", f"text of {data.hub_name} to {folder}", 0, 2 * _BASE_MEMORY, None, notes)
+    if data.source == "demo":
+        text, tokens = "the demo corpus", _DEMO_TOKENS
+    else:
+        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir))
+    return StagePlan(
+        "data prepare",
+        f"{text} to {folder}, about {tokens:,} tokens",
+        disk_bytes=int(tokens * _MARGIN) * DTYPE.itemsize,
+        memory_bytes=_BASE_MEMORY + _MEMORY_PER_TYPE * int(100 * sqrt(tokens)),
+        seconds=2 + tokens / _TOKENS_PER_SECOND,
+        notes=notes,
+    )
+
+
+def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
+    """The token files of these settings, or None when the folder is not (completely) prepared.
+
+    Raises DistlmError when it was prepared with other settings, or the text files have changed in size since.
+    """
+    if not (folder / META).exists():
+        return None
+    tokens = TokenFiles.open(folder)
+    before, now = tokens.meta.get("settings", {}), _settings(data)
+    changed = [
+        f"data.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise DistlmError(
+            f"{folder}: token files were prepared with other settings ({'; '.join(changed)}); "
+            "use the same settings, or another data.tokens_dir or run_dir"
+        )
+    for facts in tokens.meta.get("source", {}).get("files", {}).values():
+        path = Path(now["text_dir"]) / facts["name"]
+        if path.is_file() and path.stat().st_size != facts["bytes"]:
+            raise DistlmError(
+                f"{path}: has {path.stat().st_size} bytes, and had {facts['bytes']} when {folder} was prepared; "
+                f"put the old text back, or choose another data.tokens_dir or run_dir"
+            )
+    return tokens
+
+
+def count_words(lines: Iterable[str], advance: Callable[[int], None]) -> Counter[str]:
+    """Occurrences of each word (split on whitespace). `advance` is told of each chunk's lines."""
+    counts: Counter[str] = Counter()
+    words: list[str] = []
+    waiting = 0
+    for line in lines:
+        words += line.split()
+        waiting += 1
+        if len(words) >= CHUNK or waiting >= CHUNK:
+            counts.update(words)
+            advance(waiting)
+            words, waiting = [], 0
+    counts.update(words)
+    advance(waiting)
+    return counts
+
+
+def encode_lines(lines: Iterable[str], dictionary: Dictionary) -> Iterator[tuple[npt.NDArray[np.int32], int]]:
+    """Chunks of ids, each line's words and then EOS: (int32 [about CHUNK], lines in the chunk)."""
+    ids, count, id_of = array("i"), 0, dictionary.ids.__getitem__
+    for line in lines:
+        ids.extend(map(id_of, line.split()))
+        ids.append(Dictionary.EOS)
+        count += 1
+        if len(ids) >= CHUNK:
+            yield np.frombuffer(ids, np.intc).astype(DTYPE), count
+            ids, count = array("i"), 0
+    if count:
+        yield np.frombuffer(ids, np.intc).astype(DTYPE), count
+
+
+def _estimate_tokens(files: Mapping[str, Path]) -> int:
+    with files["train"].open("rb") as stream:
+        sample = stream.read(_SAMPLE)
+    per_byte = (len(sample.split()) + sample.count(b"\n")) / len(sample)
+    return int(per_byte * sum(path.stat().st_size for path in files.values()))
+
+
+def _prepare(stage: Stage) -> dict[str, Any]:
+    data, folder = stage.config.data, stage.run.tokens(stage.config)
+    if folder.exists() and not folder.is_dir():
+        raise DistlmError(f"{folder}: token files need a folder, and this is a file; choose another data.tokens_dir")
+    # First without the lock: a finished folder may be read-only.
+    finished = finished_tokens(folder, data)
+    if finished is not None:
+        return _nothing_to_do(finished)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder, stage):
+        finished = finished_tokens(folder, data)
+        if finished is not None:
+            return _nothing_to_do(finished)
+        _refuse_foreign(folder)
+        sweep_temporaries(folder)
+        start = time.monotonic()
+        _write(stage, folder, open_corpus(data))
+        seconds = time.monotonic() - start
+        summary = _summary(TokenFiles.open(folder), already=False)
+    rate = sum(summary["tokens"].values()) / seconds
+    stage.run.metrics.write("prepare", {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(rate)})
+    counts = ", ".join(f"{split} {count:,}" for split, count in summary["tokens"].items())
+    say(f"data prepare: {folder}: {counts} tokens, vocabulary {summary['vocabulary']:,}, {rate:,.0f} tokens/s")
+    return summary
+
+
+def _nothing_to_do(tokens: TokenFiles) -> dict[str, Any]:
+    say(f"data prepare: {tokens.folder} is complete with the same settings; nothing to do")
+    return _summary(tokens, already=True)
+
+
+def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
+    data = stage.config.data
+    total = 2 * corpus.lines["train"] + corpus.lines["valid"] + corpus.lines["test"]
+    with Progress("data prepare", total, "lines") as progress:
+
+        def advance(lines: int, doing: str) -> None:
+            progress.advance(lines, doing=doing)
+            if stage.stop.reason is not None:
+                raise Stopped(f"{folder}: stopped while preparing tokens; the same command starts the stage over")
+
+        counts = count_words(corpus.read("train"), lambda lines: advance(lines, "count"))
+        if any(word in counts for word in Dictionary.RESERVED):
+            raise _reserved_word(corpus, "train")
+        dictionary = Dictionary.from_counts(counts, data.min_count, data.max_words, data.pad_to_multiple)
+        if not any(dictionary.counts):
+            raise DistlmError(
+                f"{corpus.places['train']}: no word is left for the dictionary ({len(counts)} distinct words, "
+                f"data.min_count={data.min_count}); give more text or a smaller data.min_count"
+            )
+        train_tokens = counts.total() + corpus.lines["train"]
+        tokens = train_tokens * sum(corpus.lines.values()) // corpus.lines["train"]
+        require_free_disk(folder, tokens * DTYPE.itemsize, "token files")
+        types = len(counts.keys() | {"<unk>", "</s>"})
+        del counts
+        splits = {
+            split: _write_split(folder, corpus, split, dictionary, lambda lines, s=split: advance(lines, s))  # type: ignore[misc]
+            for split in SPLITS
+        }
+    dictionary.save(folder / DICTIONARY)
+    files = corpus.description.get("files")
+    match = recognise(
+        {split: facts["tokens"] for split, facts in splits.items()},
+        types,
+        None if files is None else {split: files[split]["sha256"] for split in SPLITS},
+    )
+    if match is not None:
+        say(f"data prepare: {match.line()}")
+    meta = {
+        "format": 1,
+        "dtype": "int32",
+        "vocabulary": len(dictionary),
+        "types": types,
+        "dictionary": dictionary.hash,
+        "splits": splits,
+        "settings": _settings(data),
+        "source": corpus.description,
+        "edition": None if match is None else {**asdict(match), "exact": match.exact},
+    }
+    write_json(folder / META, meta)
+
+
+def _write_split(
+    folder: Path, corpus: Corpus, split: str, dictionary: Dictionary, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Encode one split to its file; its tokens, lines, <unk> tokens, and xxh3-128 of the file."""
+    digest, tokens, lines, unknown = xxhash.xxh3_128(), 0, 0, 0
+    with atomic_path(split_path(folder, split)) as temporary, temporary.open("wb") as stream:
+        for ids, count in encode_lines(corpus.read(split), dictionary):
+            # The text held a reserved word exactly when a special id stands where no line ends.
+            ends = int((ids < Dictionary.UNK).sum())
+            if ends != count:
+                raise _reserved_word(corpus, split)
+            stream.write(ids.data)
+            digest.update(ids.data)
+            tokens, lines, unknown = tokens + len(ids), lines + count, unknown + int((ids == Dictionary.UNK).sum())
+            advance(count)
+    if tokens == 0:
+        raise DistlmError(f"{corpus.places[split]}: no lines; the {split} split needs text")
+    return {"tokens": tokens, "lines": lines, "unk": unknown, "hash": digest.hexdigest()}
+
+
+def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
+    for number, line in enumerate(corpus.read(split), 1):
+        for word in line.split():
+            if word in Dictionary.RESERVED:
+                return DistlmError(
+                    f"{corpus.places[split]}, line {number}: the text holds {word!r}, which the token files use "
+                    "themselves (every line gets its own </s>); remove or rename it"
+                )
+    raise RuntimeError(f"{corpus.places[split]}: the text changed while it was read")
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+    """The settings that decide the token files, for this source."""
+    settings: dict[str, Any] = {"source": data.source}
+    if data.source == "folder":
+        settings["text_dir"] = str(Path(data.text_dir).resolve())
+    elif data.source == "hub":
+        settings |= {"hub_name": data.hub_name, "hub_config": data.hub_config, "hub_field": data.hub_field}
+    return settings | {
+        "min_count": data.min_count,
+        "max_words": data.max_words,
+        "pad_to_multiple": data.pad_to_multiple,
+    }
+
+
+def _summary(tokens: TokenFiles, already: bool) -> dict[str, Any]:
+    edition = tokens.meta.get("edition")
+    return {
+        "folder": str(tokens.folder),
+        "already": already,
+        "tokens": {split: facts["tokens"] for split, facts in tokens.meta["splits"].items()},
+        "vocabulary": tokens.meta["vocabulary"],
+        "edition": edition["name"] if edition and edition["exact"] else None,
+    }
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """An unfinished folder may hold what a killed run left, and hidden files; anything else is not ours to touch."""
+    ours = {DICTIONARY, *(split_path(folder, split).name for split in SPLITS)}
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in ours and not item.name.startswith("."))
+    if foreign:
+        raise DistlmError(
+            f"{folder}: holds files that are not token files ({', '.join(foreign[:3])}); "
+            "choose an empty or new folder with data.tokens_dir="
+        )
+
+
+@contextmanager
+def _only_writer(folder: Path, stage: Stage) -> Iterator[None]:
+    """Hold the folder's lock: runs that share data.tokens_dir and start together prepare it once, in turn."""
+    with (folder / _LOCK).open("w") as lock:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    say(f"data prepare: waiting for another run that prepares {folder}")
+                waiting = True
+            except OSError:  # a file system without locks: go on as if alone
+                break
+            if stage.stop.reason is not None:
+                raise Stopped(f"{folder}: stopped while another run prepares it; run the same command again")
+            time.sleep(0.2)
+        yield

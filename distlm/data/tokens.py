@@ -1,0 +1,79 @@
+"""Token files: flat memory-mapped word ids of each split, with a dictionary and `meta.json`, written last."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
+from distlm.runtime.files import json_hash, read_json
+
+SPLITS = ("train", "valid", "test")
+DTYPE = np.dtype("<i4")
+"""Ids on disk: little-endian int32."""
+META, DICTIONARY = "meta.json", "dict.txt"
+
+
+def split_path(folder: Path, split: str) -> Path:
+    """File of a split's ids."""
+    return folder / f"{split}.bin"
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """An opened folder of token files: `{train,valid,test}.bin`, `dict.txt`, `meta.json` (the completeness marker)."""
+
+    folder: Path
+    meta: dict[str, Any]
+    dictionary: Dictionary
+
+    @classmethod
+    def open(cls, folder: Path) -> "TokenFiles":
+        """Open a finished folder.
+
+        Raises DistlmError when it is missing or unfinished, or when a file's size or the dictionary is not what
+        `meta.json` says. The ids themselves are not read.
+        """
+        folder = Path(folder)
+        if not (folder / META).is_file():
+            raise DistlmError(f"{folder}: no finished token files here (no {META}); run `distlm data prepare` first")
+        meta = read_json(folder / META, "description of token files")
+        if not isinstance(meta, dict) or not {"splits", "dictionary", "vocabulary"} <= set(meta):
+            raise DistlmError(
+                f"{folder / META}: not a description of token files; delete it and run `distlm data prepare`"
+            )
+        if meta.get("dtype") != "int32":
+            raise DistlmError(
+                f"{folder / META}: dtype {meta.get('dtype')!r}, expected 'int32'; run `distlm data prepare`"
+            )
+        for split, facts in meta["splits"].items():
+            path, expected = split_path(folder, split), facts["tokens"] * DTYPE.itemsize
+            size = path.stat().st_size if path.is_file() else None
+            if size != expected:
+                found = "it is missing" if size is None else f"it has {size} bytes"
+                raise DistlmError(
+                    f"{path}: {META} says {expected} bytes, {found}; "
+                    f"delete {folder / META} and run `distlm data prepare`"
+                )
+        dictionary = Dictionary.load(folder / DICTIONARY)
+        if dictionary.hash != meta["dictionary"]:
+            raise DistlmError(
+                f"{folder / DICTIONARY}: not the dictionary these token files were made with (hash {dictionary.hash}, "
+                f"{META} says {meta['dictionary']}); put the right file back or prepare again"
+            )
+        return cls(folder, meta, dictionary)
+
+    def split(self, name: str) -> np.memmap:
+        """Ids of a split, read-only: int32 [tokens]. Raises DistlmError naming the split when there is none."""
+        if name not in self.meta["splits"]:
+            raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta['splits'])}")
+        return np.memmap(split_path(self.folder, name), DTYPE, "r")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the dictionary and of every split's count and content: equal for equal token files."""
+        splits = {name: [facts["tokens"], facts["hash"]] for name, facts in self.meta["splits"].items()}
+        return json_hash({"dictionary": self.meta["dictionary"], "splits": splits})
