@@ -1,0 +1,138 @@
+"""Model folders: `model.safetensors` (fp32 weights under the names of named_parameters()) and `model.json`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from distlm.config.schema import ModelConfig
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
+from distlm.models.transformer_lm import TransformerLM
+from distlm.runtime.files import atomic_path, file_hash, json_hash, read_json, write_json
+
+KIND = "transformer_lm"
+WEIGHTS, CARD = "model.safetensors", "model.json"
+
+
+def save_model(model: TransformerLM, folder: Path, extra: Mapping[str, Any]) -> None:
+    """Write a model folder; `extra` holds at least the dictionary's hash ("dictionary") and the "step"."""
+    save_weights(dict(model.named_parameters()), model.config, model.vocabulary, folder, extra)
+
+
+def save_weights(
+    weights: Mapping[str, Tensor], config: ModelConfig, vocabulary: int, folder: Path, extra: Mapping[str, Any]
+) -> None:
+    """Write a model folder from gathered weights: name of named_parameters() → tensor of any dtype and device.
+
+    Both files are written atomically, the weights first; a folder whose two files do not belong together (a crash
+    between them) is refused by load_model. Raises ValueError when names or shapes are not those of the model.
+    """
+    model = _on_meta(config, vocabulary)
+    if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
+        raise ValueError(f"weights do not fit the model: {problem}")
+    card = {"kind": KIND, "config": dataclasses.asdict(config), "vocabulary": vocabulary}
+    if clash := [key for key in (*card, "weights") if key in extra]:
+        raise ValueError(f"extra must not hold {clash}")
+    if "dictionary" not in extra:
+        raise ValueError("extra must hold the hash of the dictionary")
+    ordered = {name: _for_disk(weights[name]) for name, _ in model.named_parameters()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(ordered, temporary)
+        digest = file_hash(temporary)
+    write_json(folder / CARD, {**card, **extra, "weights": digest})
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[TransformerLM, dict[str, Any]]:
+    """The model in eval mode on `device` (fp32), and the content of model.json.
+
+    Raises DistlmError for missing files, another kind of model, weights that changed since they were written
+    (checksum), and weights whose names or shapes do not fit the recorded configuration.
+    """
+    meta = read_model_card(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise DistlmError(f"{path}: no such file (weights of the model); copy the whole checkpoint folder")
+    if (found := file_hash(path)) != meta["weights"]:
+        raise DistlmError(
+            f"{path}: checksum {found} differs from {meta['weights']} in {CARD}: the file is damaged or belongs to "
+            "another checkpoint; copy the folder again or use another checkpoint"
+        )
+    try:
+        config = ModelConfig(**meta["config"])
+        weights = safetensors.torch.load_file(path, device=str(device))
+    except (TypeError, safetensors.SafetensorError) as error:
+        raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
+    model = _on_meta(config, meta["vocabulary"])
+    if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
+        raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
+    _assign(model, weights)
+    return model.eval(), meta
+
+
+def read_model_card(folder: Path) -> dict[str, Any]:
+    """Content of model.json. Raises DistlmError when it is missing, cut, incomplete or of another kind of model."""
+    path = folder / CARD
+    meta = read_json(path, "description of a model; is this a checkpoint folder?")
+    if not isinstance(meta, dict) or meta.get("kind") != KIND:
+        kind = meta.get("kind") if isinstance(meta, dict) else meta
+        raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {KIND!r}")
+    if missing := [key for key in ("config", "vocabulary", "weights", "dictionary") if key not in meta]:
+        raise DistlmError(f"{path}: {', '.join(missing)} missing; the file is incomplete, use another checkpoint")
+    return meta
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
+    meta = read_model_card(folder)
+    return json_hash({key: meta[key] for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+
+
+def check_dictionary(meta: Mapping[str, Any], dictionary: Dictionary) -> None:
+    """Raises DistlmError when the model of `meta` (model.json) was trained with another dictionary.
+
+    The same words in another order would run and give a perplexity about ten times too high.
+    """
+    if meta["dictionary"] != dictionary.hash or meta["vocabulary"] != len(dictionary):
+        raise DistlmError(
+            f"wrong dictionary for a model: the model was trained with {meta['vocabulary']} words (hash "
+            f"{meta['dictionary']}), the token files have {len(dictionary)} (hash {dictionary.hash}); "
+            "set data.tokens_dir to the token files that the model was trained on"
+        )
+
+
+def _on_meta(config: ModelConfig, vocabulary: int) -> TransformerLM:
+    with torch.device("meta"):
+        return TransformerLM(config, vocabulary)
+
+
+def _differences(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> str:
+    """The first name or shape in which `found` differs from the model's parameters, or an empty string."""
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} {list(expected[name])} is missing"
+        if name not in expected:
+            return f"{name} {list(found[name])} is unknown"
+        if expected[name] != found[name]:
+            return f"{name} has shape {list(found[name])}, expected {list(expected[name])}"
+    return ""
+
+
+def _for_disk(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+    # safetensors refuses tensors that share memory, as slices of a flat ZeRO partition do.
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Replace every parameter by its weight, in all modules that share it."""
+    loaded = {id(parameter): nn.Parameter(weights[name]) for name, parameter in model.named_parameters()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, name, loaded[id(parameter)])
