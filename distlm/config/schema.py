@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
+_VOLATILE = {"volatile": True}
+
+
 def volatile(default: object) -> object:
     """A field that may differ between two runs of the same run directory: it changes speed, not results."""
-    return field(default=default, metadata={"volatile": True})
+    return field(default=default, metadata=_VOLATILE)
 
 
 @dataclass
@@ -166,7 +169,8 @@ class IndexConfig:
 class KnnConfig:
     """Search, scoring and evaluation."""
 
-    splits: list[str] = field(default_factory=lambda: ["valid", "test"])
+    # Volatile: neighbours on disk stay true when these change, and tuning anew on them is what they are kept for.
+    splits: list[str] = field(default_factory=lambda: ["valid", "test"], metadata=_VOLATILE)
     """Splits that are searched: the first is for tuning, the others are evaluated with frozen settings."""
     context_window: int = 2560
     """Previous tokens given to each evaluation block."""
@@ -184,11 +188,13 @@ class KnnConfig:
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = "index"
     """index: the faiss index; brute: every key, exactly (small stores)."""
-    lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)])
+    lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=_VOLATILE)
     """Interpolation weights tried on the first split."""
-    temperatures: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    temperatures: list[float] = field(
+        default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], metadata=_VOLATILE
+    )
     """Temperatures tried on the first split."""
-    ks: list[int] = field(default_factory=lambda: [1024])
+    ks: list[int] = field(default_factory=lambda: [1024], metadata=_VOLATILE)
     """Numbers of neighbours tried on the first split; each at most k."""
 
 

@@ -1,0 +1,136 @@
+"""A finished datastore, memory-mapped."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from distlm.datastore.manifest import (
+    Manifest,
+    Shard,
+    file_problem,
+    keys_path,
+    read_manifest,
+    shard_files,
+    sidecar_path,
+    store_bytes,
+    values_path,
+)
+from distlm.errors import DistlmError
+
+__all__ = ["Datastore", "Shard"]
+
+
+@dataclass(frozen=True)
+class Datastore:
+    """Row i holds the key (hidden state that predicts) and the value (the token) of one token of the corpus.
+
+    Rows are in corpus order: the key of row i + 1 is that of the next token.
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "Datastore":
+        """Open a finished store. File sizes and headers are checked, the contents are not read (see verify).
+
+        Raises DistlmError when there is none, when it is unfinished, or when a file is missing or truncated.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest.complete:
+            done = sum(sidecar_path(folder, shard.index).exists() for shard in manifest.shards)
+            raise DistlmError(
+                f"{folder}: unfinished datastore: {done} of {len(manifest.shards)} shards done; "
+                "run `distlm datastore write` again"
+            )
+        for shard in manifest.shards:
+            for path, header, size, _ in shard_files(folder, manifest.settings, shard):
+                if problem := file_problem(path, header, size):
+                    raise DistlmError(
+                        f"{path}: {problem}; copy the file again, or run `distlm datastore write` again: it writes the "
+                        "damaged shard anew"
+                    )
+        return cls(folder, manifest)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.manifest.rows
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.manifest.settings.width
+
+    @property
+    def key_dtype(self) -> np.dtype[np.floating]:
+        """float16 or float32."""
+        return np.dtype(self.manifest.settings.key_dtype)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """In row order; shard i is shards[i]."""
+        return list(self.manifest.shards)
+
+    @property
+    def tap(self) -> str:
+        """Hidden state that became the key."""
+        return self.manifest.settings.tap
+
+    @property
+    def vocabulary(self) -> int:
+        """V: values are below it."""
+        return self.manifest.settings.vocabulary
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Of the model that made the keys."""
+        return self.manifest.settings.model
+
+    @property
+    def dictionary_hash(self) -> str:
+        """Of the dictionary that the values are ids of."""
+        return self.manifest.settings.dictionary
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the store, contents included."""
+        return self.manifest.fingerprint
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shard files."""
+        return store_bytes(self.manifest.settings, self.manifest.shards)
+
+    def keys(self, shard: int) -> np.memmap:
+        """Keys of a shard, read-only: key_dtype [rows of the shard, D]."""
+        return _mapped(keys_path(self.folder, self.manifest.shards[shard].index))
+
+    def values(self, shard: int) -> np.memmap:
+        """Values of a shard, read-only: int32 [rows of the shard]."""
+        return _mapped(values_path(self.folder, self.manifest.shards[shard].index))
+
+    def require_model(self, fingerprint: str) -> None:
+        """DistlmError when the keys were made by another model than the one of this fingerprint."""
+        if fingerprint != self.model_fingerprint:
+            raise DistlmError(
+                f"{self.folder}: datastore of another model (keys made by {self.model_fingerprint}, this one is "
+                f"{fingerprint}); set datastore.checkpoint to the checkpoint it was made with, or write a datastore "
+                "of this model in another run_dir="
+            )
+
+    def require_dictionary(self, dictionary_hash: str) -> None:
+        """DistlmError when the values are ids of another dictionary."""
+        if dictionary_hash != self.dictionary_hash:
+            raise DistlmError(
+                f"{self.folder}: datastore of another dictionary (its values are ids of {self.dictionary_hash}, this "
+                f"dictionary is {dictionary_hash}); set data.tokens_dir to the token files it was made from"
+            )
+
+
+def _mapped(path: Path) -> np.memmap:
+    array: np.memmap = np.load(path, mmap_mode="r")
+    return array

@@ -1,0 +1,126 @@
+"""Every byte of a store against its checksum, every key finite, every value a word."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from distlm.datastore.manifest import (
+    LOCK,
+    MANIFEST,
+    VALUE_DTYPE,
+    Settings,
+    Shard,
+    file_problem,
+    read_manifest,
+    shard_files,
+    sidecar_path,
+    store_bytes,
+)
+from distlm.errors import DistlmError
+from distlm.runtime.progress import Progress
+
+_CHUNK_BYTES = 8 << 20
+_WRITE_ANEW = "run `distlm datastore write` again: it writes that shard anew"
+
+
+def verify_datastore(folder: Path) -> list[str]:
+    """Read the whole store once, in pieces of 8 MB. Returns what is wrong, each with its file and kind; empty: whole.
+
+    Kinds: missing, truncated, too long, header, checksum (a flipped byte), keys that are not finite, values outside
+    the vocabulary, files that do not belong to the store, an unfinished or damaged manifest.
+    """
+    folder = Path(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DistlmError as error:
+        return [str(error)]
+    problems = []
+    if not manifest.complete:
+        problems.append(f"{folder / MANIFEST}: unfinished: run `distlm datastore write` again")
+    settings, expected = manifest.settings, {MANIFEST, LOCK}
+    with Progress("datastore verify", store_bytes(settings, manifest.shards), "bytes") as progress:
+        for shard in manifest.shards:
+            for path, header, size, checksum in shard_files(folder, settings, shard):
+                expected.add(path.name)
+                if shard.done:
+                    problems += _file_problems(path, header, size, checksum, settings, progress)
+            if not manifest.complete:
+                expected.add(sidecar_path(folder, shard.index).name)
+    extra = sorted(item.name for item in folder.iterdir() if item.name not in expected)
+    problems += [f"{folder / name}: not a file of this store" for name in extra]
+    return problems
+
+
+def datastore_info(folder: Path) -> dict[str, Any]:
+    """What a store holds, finished or not, from its manifest alone. Raises DistlmError when there is none."""
+    manifest = read_manifest(Path(folder))
+    tree = manifest.tree()
+    shards: list[Shard] = list(manifest.shards)
+    done = [shard for shard in shards if shard.done or sidecar_path(Path(folder), shard.index).exists()]
+    del tree["shards"]
+    return {
+        **tree,
+        "shards": len(shards),
+        "shards_done": len(done),
+        "bytes": store_bytes(manifest.settings, shards),
+        "fingerprint": manifest.fingerprint if manifest.complete else None,
+    }
+
+
+def _file_problems(
+    path: Path, header: bytes, size: int, checksum: str, settings: Settings, progress: Progress
+) -> list[str]:
+    if problem := file_problem(path, header, size):
+        progress.advance(size)
+        return [f"{path}: {problem}; copy it again, or {_WRITE_ANEW}"]
+    if path.name.startswith("keys"):
+        found, bad = _read(path, len(header), np.dtype(settings.key_dtype), settings.width, _not_finite, progress)
+        what = "keys that are not finite"
+    else:
+        found, bad = _read(path, len(header), VALUE_DTYPE, 1, partial(_no_word, settings.vocabulary), progress)
+        what = f"a value outside 0..{settings.vocabulary - 1}"
+    problems = []
+    if found != checksum:
+        problems.append(
+            f"{path}: checksum {found}, the manifest says {checksum}: changed bytes; delete it and {_WRITE_ANEW}"
+        )
+    if bad:
+        problems.append(f"{path}: {what} in {len(bad)} rows, first in row {bad[0]}")
+    return problems
+
+
+def _not_finite(rows: np.ndarray) -> np.ndarray:
+    """Keys [n, D] → bool [n], True for a row that cannot be right."""
+    return ~np.isfinite(rows).all(axis=1)
+
+
+def _no_word(vocabulary: int, rows: np.ndarray) -> np.ndarray:
+    """Values [n, 1] → bool [n], True for a row that cannot be right."""
+    return (rows[:, 0] < 0) | (rows[:, 0] >= vocabulary)
+
+
+def _read(
+    path: Path,
+    header: int,
+    dtype: np.dtype[Any],
+    columns: int,
+    is_bad: Callable[[np.ndarray], np.ndarray],
+    progress: Progress,
+) -> tuple[str, list[int]]:
+    """(xxh3-128 of the file, numbers of the bad rows) in one pass."""
+    digest, bad, first = xxhash.xxh3_128(), [], 0
+    row_bytes = dtype.itemsize * columns
+    with path.open("rb") as stream:
+        data = stream.read(header)
+        while data:
+            digest.update(data)
+            progress.advance(len(data))
+            data = stream.read(max(1, _CHUNK_BYTES // row_bytes) * row_bytes)
+            rows = np.frombuffer(data, dtype).reshape(-1, columns)
+            bad += (first + np.flatnonzero(is_bad(rows))).tolist()
+            first += len(rows)
+    return digest.hexdigest(), bad

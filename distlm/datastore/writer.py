@@ -1,0 +1,275 @@
+"""The stage `datastore write`: the unit of work is one shard; of those left, rank r of R takes the r-th of every R."""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.config.schema import RunConfig
+from distlm.data.tokens import TokenFiles
+from distlm.datastore.estimate import plan_datastore
+from distlm.datastore.extract import batches_of_hidden_states
+from distlm.datastore.manifest import (
+    LOCK,
+    MANIFEST,
+    SIDECARS,
+    Manifest,
+    Settings,
+    Shard,
+    keys_path,
+    planned_manifest,
+    planned_shard,
+    read_manifest,
+    read_sidecar,
+    shard_files,
+    sidecar_path,
+    store_bytes,
+    values_path,
+    write_manifest,
+    write_sidecar,
+)
+from distlm.datastore.manifest import file_problem as problem_of
+from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.shard_writer import ShardWriter
+from distlm.errors import DistlmError
+from distlm.models.device import default_device
+from distlm.models.io import check_dictionary, load_model, model_fingerprint, read_model_card
+from distlm.models.transformer_lm import TAPS, TransformerLM
+from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.comm import Comm
+from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import Stage
+
+__all__ = ["plan_datastore", "run_datastore_write", "write_shard"]
+
+_LABEL = "datastore write"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every rank knows before the work starts."""
+
+    folder: Path
+    checkpoint: Path
+    ids: npt.NDArray[np.int32]
+    plan: StorePlan
+    settings: Settings
+
+
+def run_datastore_write(stage: Stage) -> dict[str, Any]:
+    """Write RUN/datastore; finished shards of an earlier start are kept.
+
+    Returns rows, width, shards and bytes of the store, and seconds, rows_written and rows_per_s of this start.
+    Raises DistlmError on every rank for: an unknown tap, a model of another dictionary, blocks that do not fit,
+    a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
+    datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
+    """
+    start, comm = time.monotonic(), stage.comm
+    job = together(comm, lambda: _open_job(stage.config, stage.run))
+    with _only_writer(job.folder, comm):
+        whole = rank0_first(comm, lambda: _begin(job))
+        left = [shard for shard in job.plan.shards if shard.index not in whole]
+        if left:
+            # Reading the weights is skipped when there is nothing to write.
+            model, _ = together(comm, lambda: load_model(job.checkpoint, default_device()))
+            # Told, not read back from the sidecars: a network file system may show other nodes' files late.
+            told = comm.gather(_write_shards(stage, job, model, left))
+            rank0_first(comm, lambda: _finish(job, whole, told or []))
+    seconds = time.monotonic() - start
+    written = sum(shard.rows for shard in left)
+    summary = {
+        "rows": job.plan.rows,
+        "width": job.settings.width,
+        "shards": len(job.plan.shards),
+        "bytes": store_bytes(job.settings, [planned_shard(shard) for shard in job.plan.shards]),
+        "seconds": seconds,
+        "rows_written": written,
+        "rows_per_s": written / seconds,
+    }
+    if comm.rank == 0 and left:
+        stage.run.metrics.write(
+            _LABEL, {STAGE_SECONDS: round(seconds, 3), **{k: v for k, v in summary.items() if k != "seconds"}}
+        )
+    return summary
+
+
+def write_shard(
+    model: TransformerLM,
+    ids: npt.NDArray[np.integer],
+    plan: StorePlan,
+    shard: ShardPlan,
+    settings: Settings,
+    folder: Path,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> Shard:
+    """Compute and write one shard, sidecar last; `advance` is told the rows of each batch. Returns it with checksums.
+
+    Memory: the model, one batch of blocks per CPU thread, and the queue of ShardWriter.
+    """
+    batches = batches_of_hidden_states(model, ids, plan.blocks, plan.batches(shard), settings.tap)
+    with closing(batches), ShardWriter(folder, settings, planned_shard(shard)) as writer:
+        for keys, targets, _ in batches:
+            writer.put(keys, targets)
+            advance(len(targets))
+    write_sidecar(folder, settings, writer.finished)
+    return writer.finished
+
+
+def _open_job(config: RunConfig, run: RunDir) -> _Job:
+    """Check everything that can be checked before the first forward pass; writes nothing."""
+    store = config.datastore
+    if store.tap not in TAPS:
+        raise DistlmError(f"datastore.tap={store.tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
+    checkpoint = run.model_checkpoint(config)
+    card = read_model_card(checkpoint)
+    tokens = TokenFiles.open(run.tokens(config))
+    check_dictionary(card, tokens.dictionary)
+    ids = tokens.split(store.split)
+    plan = plan_store(
+        len(ids), store.context_window, store.block, store.batch_blocks, store.rows_per_shard,
+        card["config"]["max_positions"],
+    )  # fmt: skip
+    settings = Settings(
+        split=store.split, tap=store.tap, context_window=store.context_window, block=store.block,
+        batch_blocks=store.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=store.key_dtype,
+        width=card["config"]["width"], vocabulary=card["vocabulary"], model=model_fingerprint(checkpoint),
+        dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
+    )  # fmt: skip
+    return _Job(run.datastore, checkpoint, ids, plan, settings)
+
+
+def _begin(job: _Job) -> dict[int, Shard]:
+    """Claim the folder, keep what is whole. Returns the whole shards by number. On rank 0 only."""
+    folder, settings, shards = job.folder, job.settings, job.plan.shards
+    manifest = _own_manifest(job)
+    sweep_temporaries(folder)
+    if manifest is not None and manifest.complete:
+        damaged = [shard.index for shard in manifest.shards if not _in_place(job, shard)]
+        if not damaged:
+            _remove_sidecars(folder)
+            say(f"{_LABEL}: {folder} is complete, nothing to do")
+            return {shard.index: shard for shard in manifest.shards}
+        say(f"{_LABEL}: {len(damaged)} of {len(shards)} shards are damaged, writing them again: {damaged}")
+        for shard in manifest.shards:
+            if shard.index not in damaged:
+                write_sidecar(folder, settings, shard)
+    write_manifest(folder, planned_manifest(settings, job.plan))
+    sidecars = [read_sidecar(folder, settings, planned_shard(shard)) for shard in shards]
+    whole = {shard.index: shard for shard in sidecars if shard is not None}
+    left = [planned_shard(shard) for shard in shards if shard.index not in whole]
+    for shard in left:
+        # An old sidecar must not vouch for a file that is being replaced.
+        sidecar_path(folder, shard.index).unlink(missing_ok=True)
+    needed = store_bytes(settings, left)
+    require_free_disk(folder, needed, f"datastore ({len(left)} of {len(shards)} shards)")
+    if whole:
+        say(f"{_LABEL}: {len(whole)} of {len(shards)} shards are complete, continuing")
+    say(
+        f"{_LABEL}: {job.plan.rows} rows x {settings.width} {settings.key_dtype}, {len(left)} shards to write "
+        f"({format_bytes(needed)}); keys are {settings.tap}; {settings.rule}"
+    )
+    return whole
+
+
+def _own_manifest(job: _Job) -> Manifest | None:
+    """The folder's manifest, None in a new folder. Raises DistlmError when the folder is not this store's."""
+    if not (job.folder / MANIFEST).exists():
+        ours = {path(job.folder, shard.index).name for shard in job.plan.shards for path in (keys_path, values_path)}
+        foreign = [
+            item.name for item in job.folder.iterdir() if not item.name.startswith(".") and item.name not in ours
+        ]
+        if foreign:
+            raise DistlmError(
+                f"{job.folder}: holds files that are not a datastore ({', '.join(sorted(foreign)[:3])}); "
+                "move them away or choose another run_dir="
+            )
+        return None
+    manifest = read_manifest(job.folder)
+    if changed := manifest.settings.differences(job.settings):
+        raise DistlmError(
+            f"{job.folder}: datastore was begun with other settings ({'; '.join(changed)}); use the same settings, "
+            "another run_dir=, or remove the folder"
+        )
+    return manifest
+
+
+def _in_place(job: _Job, shard: Shard) -> bool:
+    return not any(
+        problem_of(path, header, size) for path, header, size, _ in shard_files(job.folder, job.settings, shard)
+    )
+
+
+def _write_shards(stage: Stage, job: _Job, model: TransformerLM, shards: list[ShardPlan]) -> list[Shard]:
+    """Write the shards in turns of one per rank. Returns those of this rank. Collective."""
+    comm, mine = stage.comm, []
+    done = job.plan.rows - sum(shard.rows for shard in shards)
+    with Progress(_LABEL, job.plan.rows, "rows", comm.rank, done=done) as progress:
+        for turn in range(ceil(len(shards) / comm.size)):
+            stage.stop.check(comm, _LABEL)
+            now = shards[turn * comm.size : (turn + 1) * comm.size]
+            done += sum(shard.rows for shard in now)
+
+            def advance(rows: int, peers: int = len(now), end: int = done) -> None:
+                # Rank 0 counts for its peers too, which are as far as it is; the end of the turn is exact.
+                progress.advance(min(rows * peers, end - progress.done))
+
+            def unit(now: list[ShardPlan] = now) -> None:
+                if comm.rank < len(now):
+                    shard = now[comm.rank]
+                    mine.append(write_shard(model, job.ids, job.plan, shard, job.settings, job.folder, advance))
+
+            together(comm, unit)
+            if progress.done < done:
+                progress.advance(done - progress.done)
+    return mine
+
+
+def _finish(job: _Job, whole: dict[int, Shard], told: list[list[Shard]]) -> None:
+    """All shards are whole: the complete manifest, then the sidecars go. On rank 0 only."""
+    shards = whole | {shard.index: shard for of_rank in told for shard in of_rank}
+    write_manifest(job.folder, Manifest(job.settings, job.plan.rows, tuple(shards[i] for i in sorted(shards)), True))
+    _remove_sidecars(job.folder)
+
+
+def _remove_sidecars(folder: Path) -> None:
+    for sidecar in folder.glob(SIDECARS):
+        sidecar.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_writer(folder: Path, comm: Comm) -> Iterator[None]:
+    """Hold the folder's lock on rank 0: a second run would remove the first one's temporary files."""
+    lock = None
+
+    def take() -> None:
+        nonlocal lock
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+        # A run that was just killed may need a moment to die.
+        for attempt in range(50):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.1 if attempt < 49 else 0)
+            except OSError:  # a file system without locks: go on as if alone
+                return
+        lock.close()
+        raise DistlmError(f"{folder}: another run is writing this datastore; wait for it, or choose another run_dir=")
+
+    rank0_first(comm, take)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
