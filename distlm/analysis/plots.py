@@ -1,0 +1,120 @@
+"""Plots of a run as PNG bytes, drawn without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#3b6fb6", "#d1772e", "#808890"
+# Greys that are readable on a white and on a near-black page: the pictures have no ground of their own.
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": GREY, "axes.labelcolor": GREY, "text.color": GREY, "xtick.color": GREY, "ytick.color": GREY,
+    "axes.titlesize": 10, "axes.grid": True, "grid.color": GREY, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "legend.frameon": False, "figure.dpi": 144,
+}  # fmt: skip
+Points = Sequence[tuple[float, float]]
+
+
+def loss_curve(train: Points, valid: Points) -> bytes:
+    """Loss in nats per token over updates; each point is (update, loss)."""
+    with rc_context(STYLE):
+        figure, axes = _axes("update", "loss, nats per token")
+        if train:
+            axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=1.2, label="train")
+        if valid:
+            axes.plot(*zip(*valid, strict=True), color=ORANGE, marker="o", markersize=3.5, linewidth=1.2, label="valid")
+        _clip_start(axes, [y for _, y in [*train, *valid]])
+        axes.legend()
+        return _png(figure)
+
+
+def learning_rate(points: Points) -> bytes:
+    """Learning rate over updates."""
+    with rc_context(STYLE):
+        figure, axes = _axes("update", "learning rate")
+        axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.2)
+        axes.set_ylim(bottom=0)
+        return _png(figure)
+
+
+def perplexity_over_weight(tuned: Mapping[str, Any]) -> bytes:
+    """Perplexity over λ on the tuning split for every temperature, at the best k; `tuned` is knn.json."""
+    grid = tuned["grid"]
+    lambdas = np.array(grid["lambdas"])
+    losses = np.array(grid["loss_nats"])[grid["ks"].index(tuned["k"])]
+    order = np.argsort(lambdas)
+    with rc_context(STYLE):
+        figure, axes = _axes("λ", f"perplexity ({tuned['split']})")
+        colours = colormaps["viridis"](np.linspace(0.3, 0.85, len(losses)))
+        for temperature, row, colour in zip(grid["temperatures"], losses, colours, strict=True):
+            best = temperature == tuned["temperature"]
+            axes.plot(
+                lambdas[order], np.exp(row[order]), color=ORANGE if best else colour, linewidth=2.2 if best else 1.0,
+                zorder=3 if best else 2, label=f"T = {temperature:g}{' (best)' if best else ''}",
+            )  # fmt: skip
+        axes.plot(tuned["lambda"], tuned["perplexity"], "o", color=ORANGE, markersize=6, zorder=4)
+        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        # Curves near λ = 1 rise without bound: show what lies around the LM.
+        lowest = float(np.exp(losses.min()))
+        axes.set_ylim(lowest - 0.15 * (tuned["lm_perplexity"] - lowest) - 0.01 * lowest, 1.25 * tuned["lm_perplexity"])
+        axes.legend(fontsize=7, ncols=2)
+        return _png(figure)
+
+
+def perplexity_over_k(tuned: Mapping[str, Any]) -> bytes:
+    """The best perplexity on the tuning split for every number of neighbours; `tuned` is knn.json."""
+    grid = tuned["grid"]
+    best = np.exp(np.array(grid["loss_nats"]).min(axis=(1, 2)))
+    order = np.argsort(grid["ks"])
+    with rc_context(STYLE):
+        figure, axes = _axes("neighbours k", f"best perplexity ({tuned['split']})")
+        axes.plot(np.array(grid["ks"])[order], best[order], color=BLUE, marker="o", markersize=3.5, linewidth=1.2)
+        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(grid["ks"], [str(k) for k in grid["ks"]])
+        axes.legend()
+        return _png(figure)
+
+
+def stage_bars(seconds: Mapping[str, float]) -> bytes:
+    """Time of each stage as horizontal bars, in minutes where any stage took more than five."""
+    minutes = max(seconds.values(), default=0) > 300
+    values = [value / 60 if minutes else value for value in seconds.values()]
+    with rc_context(STYLE):
+        figure, axes = _axes("minutes" if minutes else "seconds", "", height=0.6 + 0.3 * len(values))
+        axes.barh(list(seconds), values, color=BLUE, height=0.62)
+        axes.bar_label(axes.containers[0], fmt="%.1f", padding=3, color=GREY)  # type: ignore[arg-type]
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.12)
+        return _png(figure)
+
+
+def _axes(x: str, y: str, height: float = 2.9) -> tuple[Figure, Axes]:
+    # Without pyplot: no global state, and no display is looked for.
+    figure = Figure(figsize=(5.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _clip_start(axes: Axes, losses: Sequence[float]) -> None:
+    """Leave the steep first updates above the picture when they would flatten the rest."""
+    if len(losses) >= 10:
+        low, high = float(np.min(losses)), float(np.quantile(losses, 0.97))
+        if high > low:
+            axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, format="png", transparent=True, metadata={"Software": None})
+    return stream.getvalue()

@@ -1,0 +1,73 @@
+"""report.html of a run: one file without external parts, derived from results.json, knn.json and metrics.jsonl."""
+
+import base64
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from distlm.analysis import plots
+from distlm.errors import DistlmError
+from distlm.runtime import metrics
+from distlm.runtime.files import atomic_path, format_bytes, read_json
+from distlm.runtime.progress import format_seconds
+from distlm.runtime.rundir import RunDir
+
+
+def write_report(run: RunDir) -> Path:
+    """Write report.html and give its path. Raises DistlmError when the run was not evaluated."""
+    if not run.results.exists():
+        raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` first")
+    results = read_json(run.results, "evaluation results")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
+    template = environment.from_string((files("distlm.analysis") / "report.html").read_text("utf-8"))
+    page = template.render(results=results, figures=_figures(run, results), config=_config(run))
+    with atomic_path(run.report) as temporary:
+        temporary.write_text(page, "utf-8")
+    return run.report
+
+
+def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
+    """Title, caption and picture (data URL) of every plot there is data for."""
+    lines = list(run.metrics.read("train"))
+    train, valid = _points(lines, metrics.TRAIN_LOSS), _points(lines, metrics.VALID_LOSS)
+    rates = _points(lines, metrics.LEARNING_RATE)
+    drawn = []
+    if train or valid:
+        drawn.append(("Training", "Loss in nats per token. Steep first updates may lie above the picture.",
+                      plots.loss_curve(train, valid)))  # fmt: skip
+    if rates:
+        drawn.append(("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
+    if run.tuned.exists():
+        tuned = read_json(run.tuned, "frozen kNN settings")
+        where = f"on {tuned['split']}, with k = {tuned['k']}"
+        drawn.append(("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
+                      plots.perplexity_over_weight(tuned)))  # fmt: skip
+        if len(tuned["grid"]["ks"]) > 1:
+            drawn.append(("Number of neighbours", f"Best perplexity on {tuned['split']} at each k.",
+                          plots.perplexity_over_k(tuned)))  # fmt: skip
+    if results["seconds"]:
+        drawn.append(("Time", "Wall time of each stage, all its starts together.", plots.stage_bars(results["seconds"])))
+    return [
+        {"title": title, "caption": caption, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
+        for title, caption, png in drawn
+    ]
+
+
+def _points(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+    """(update, value) of every line that holds `name`, by rising update."""
+    return sorted((float(line["step"]), float(line[name])) for line in lines if name in line and "step" in line)
+
+
+def _config(run: RunDir) -> list[tuple[str, str]]:
+    """Section and its YAML of the run's resolved configuration."""
+    path = run.root / "config.yaml"
+    if not path.exists():
+        return []
+    tree = yaml.safe_load(path.read_text("utf-8"))
+    return [(name, yaml.safe_dump(part, sort_keys=False, allow_unicode=True)) for name, part in tree.items()
+            if isinstance(part, dict)]  # fmt: skip

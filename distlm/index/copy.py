@@ -1,0 +1,172 @@
+"""Copies list ranges of the parts to their exact places in the merged file, in bounded memory."""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from distlm.errors import DistlmError
+from distlm.index.layout import Array, lists_header
+
+PIECE = 16 << 20
+"""Bytes copied at once where one list alone is larger than a unit."""
+
+
+@dataclass(frozen=True)
+class MergeLayout:
+    """Where every list of every part goes. `sizes` int64 [parts, nlist] are keys per list."""
+
+    header: bytes
+    """Bytes before the lists, with ntotal set."""
+    part_headers: tuple[int, ...]
+    """Bytes before the first list in each part."""
+    paths: tuple[Path, ...]
+    sizes: Array
+    code_size: int
+
+    @cached_property
+    def start(self) -> bytes:
+        """The merged file up to its first list."""
+        return self.header + lists_header(self.sizes.sum(axis=0), self.code_size)
+
+    @cached_property
+    def offsets(self) -> Array:
+        """Offset of each list in the merged file, int64 [nlist + 1]; the last is the file's size."""
+        return len(self.start) + self._ends(self.sizes.sum(axis=0))
+
+    @cached_property
+    def part_offsets(self) -> Array:
+        """Offset of each list in each part, int64 [parts, nlist + 1]."""
+        starts = np.asarray(self.part_headers, np.int64)[:, None]
+        return starts + np.stack([self._ends(row) for row in self.sizes])
+
+    def _ends(self, sizes: Array) -> Array:
+        return np.concatenate([[0], np.cumsum(sizes * (self.code_size + 8))]).astype(np.int64)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the merged file."""
+        return int(self.offsets[-1])
+
+    def units(self, unit_bytes: int) -> list[tuple[int, int]]:
+        """List ranges [low, high) of about `unit_bytes` of output each; one larger list is a unit by itself."""
+        marks = np.arange(self.offsets[0], self.offsets[-1], unit_bytes)
+        edges = {*np.searchsorted(self.offsets[:-1], marks).tolist(), len(self.offsets) - 1}
+        return list(pairwise(sorted(edges)))
+
+
+def copy_unit(layout: MergeLayout, low: int, high: int, output: int, unit_bytes: int) -> str:
+    """Write lists [low, high) of all parts to the file descriptor `output`; the xxh3-128 of what was written.
+
+    Memory: twice the unit's bytes, or PIECE for a single list that is larger than twice `unit_bytes`.
+    """
+    total = int(layout.offsets[high] - layout.offsets[low])
+    if total <= 2 * unit_bytes:
+        buffer = _assemble(layout, low, high, total)
+        write_at(output, memoryview(buffer), int(layout.offsets[low]))  # type: ignore[arg-type]
+        return str(xxhash.xxh3_128(buffer).hexdigest())
+    digest = xxhash.xxh3_128()
+    place = int(layout.offsets[low])
+    for number in range(low, high):
+        for skip, width in ((0, layout.code_size), (layout.code_size, 8)):
+            for part, path in enumerate(layout.paths):
+                count = int(layout.sizes[part, number])
+                source = int(layout.part_offsets[part, number]) + count * skip
+                for data in _read_pieces(path, source, count * width):
+                    write_at(output, data, place)
+                    digest.update(data)
+                    place += len(data)
+    return str(digest.hexdigest())
+
+
+def _assemble(layout: MergeLayout, low: int, high: int, total: int) -> Array:
+    """Lists [low, high) as they lie in the merged file: for each list the codes of all parts, then the ids."""
+    buffer = np.empty(total, np.uint8)
+    width = layout.code_size
+    counts = layout.sizes[:, low:high].sum(axis=0)
+    code_at = layout.offsets[low:high] - layout.offsets[low]
+    id_at = (code_at + counts * width).tolist()
+    code_at = code_at.tolist()
+    for part, path in enumerate(layout.paths):
+        start, stop = int(layout.part_offsets[part, low]), int(layout.part_offsets[part, high])
+        if start == stop:
+            continue
+        raw = np.frombuffer(read_at(path, start, stop - start), np.uint8)
+        place = 0
+        sizes = layout.sizes[part, low:high]
+        for number in np.flatnonzero(sizes).tolist():
+            codes, ids = int(sizes[number]) * width, int(sizes[number]) * 8
+            buffer[code_at[number] : code_at[number] + codes] = raw[place : place + codes]
+            buffer[id_at[number] : id_at[number] + ids] = raw[place + codes : place + codes + ids]
+            code_at[number] += codes
+            id_at[number] += ids
+            place += codes + ids
+    return buffer
+
+
+def read_at(path: Path, offset: int, count: int) -> bytes:
+    """`count` bytes of a file from `offset`. Raises DistlmError when it ends before."""
+    # Plain reads, no mapping: mapped pages count as this process's memory until the kernel wants them back.
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        pieces, left = [], count
+        while left:
+            piece = stream.read(left)
+            if not piece:
+                raise DistlmError(f"{path}: ends {left} bytes early while it is merged; run `distlm index add` again")
+            pieces.append(piece)
+            left -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def write_at(output: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`. Raises DistlmError when the disk is full."""
+    rest = memoryview(data)
+    try:
+        while len(rest):
+            count = os.pwrite(output, rest[: 1 << 30], offset)
+            rest, offset = rest[count:], offset + count
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def preallocate(path: Path, total: int) -> None:
+    """Create a file of `total` bytes whose blocks are reserved. Raises DistlmError when the disk is full."""
+    with path.open("wb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, total)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise disk_error(error) from error
+            os.ftruncate(stream.fileno(), total)
+
+
+def disk_error(error: OSError) -> DistlmError:
+    """A failed write in the user's words."""
+    return DistlmError(f"merged index: cannot be written ({error}); free some disk and run the same command again")
+
+
+def hash_in_order(path: Path, pieces: list[tuple[int, str]]) -> tuple[str, list[int]]:
+    """xxh3-128 of a file read once, and the numbers of the consecutive pieces (bytes, xxh3) that read otherwise."""
+    whole, wrong = xxhash.xxh3_128(), []
+    with path.open("rb") as stream:
+        for number, (count, expected) in enumerate(pieces):
+            digest = xxhash.xxh3_128()
+            while count and (data := stream.read(min(count, PIECE))):
+                count -= len(data)
+                digest.update(data)
+                whole.update(data)
+            if count or digest.hexdigest() != expected:
+                wrong.append(number)
+    return str(whole.hexdigest()), wrong
+
+
+def _read_pieces(path: Path, offset: int, count: int) -> Iterator[bytes]:
+    for start in range(0, count, PIECE):
+        yield read_at(path, offset + start, min(PIECE, count - start))

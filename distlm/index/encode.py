@@ -1,0 +1,85 @@
+"""Keys to list numbers and codes, the same bytes for any number of threads and ranks.
+
+A matrix product rounds differently for other shapes and thread counts, so that a key halfway between two centroids
+changes lists (measured: one of 60,000), and every last bit behind a PCA. Here each product is of one fixed block of
+rows on one thread; threads take different blocks. faiss's own add agrees up to such ties.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from distlm.index.factory import inverted_file
+from distlm.index.faiss_module import rank_threads, require_faiss
+from distlm.index.layout import Array
+
+BLOCK = 1024
+"""Keys in one matrix product: from here on faiss's results agree with those of larger batches."""
+CODE_BLOCK = 256
+"""Keys the product quantiser encodes at once: it allocates block × M × 1 KiB and is fastest at 128 to 512."""
+
+
+class Encoder:
+    """Encodes keys for one index on `threads` threads. Use in a `with` block."""
+
+    def __init__(self, index: Any, threads: int | None = None) -> None:
+        faiss = require_faiss()
+        self._faiss = faiss
+        self._transforms = transforms_of(index)
+        self._index = index
+        self._inner = inverted_file(index)
+        self._code_bytes = self._inner.coarse_code_size() + self._inner.code_size
+        self._pool = one_thread_workers(threads or rank_threads())
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, keys: Array, ids: Array) -> None:
+        """Append keys fp32 [n, D] under `ids` int64 [n], in order."""
+        starts = range(0, len(keys), BLOCK)
+        pieces: Iterator[Array] = self._pool.map(lambda start: self.encode(keys[start : start + BLOCK]), starts)
+        for start, codes in zip(starts, pieces, strict=True):
+            self._inner.add_sa_codes(codes, ids[start : start + len(codes)])
+        self._index.ntotal = self._inner.ntotal
+
+    def encode(self, keys: Array) -> Array:
+        """List number and code, uint8 [n, coarse + code_size], of at most BLOCK keys fp32 [n, D], on this thread."""
+        count = len(keys)
+        keys = padded(keys, BLOCK)
+        for transform in self._transforms:
+            keys = transform.apply(keys)
+        lists = np.ascontiguousarray(self._inner.quantizer.search(keys, 1)[1][:, 0])
+        codes = np.empty((BLOCK, self._code_bytes), np.uint8)
+        pointer = self._faiss.swig_ptr
+        for start in range(0, count, CODE_BLOCK):
+            # Named, because a pointer keeps no reference to the array it was taken from.
+            block, numbers, out = (array[start : start + CODE_BLOCK] for array in (keys, lists, codes))
+            self._inner.encode_vectors(CODE_BLOCK, pointer(block), pointer(numbers), pointer(out), True)
+        return codes[:count]
+
+
+def transforms_of(index: Any) -> list[Any]:
+    """The vector transforms before the inverted file, in order; valid while `index` lives."""
+    faiss = require_faiss()
+    outer = faiss.downcast_index(index)
+    if not isinstance(outer, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(outer.chain.at(place)) for place in range(outer.chain.size())]
+
+
+def one_thread_workers(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads each run faiss on themselves alone (the OpenMP count belongs to the calling thread)."""
+    faiss = require_faiss()
+    return ThreadPoolExecutor(threads, initializer=lambda: faiss.omp_set_num_threads(1))
+
+
+def padded(vectors: Array, rows: int) -> Array:
+    """`vectors` fp32 [≤ rows, D] with zeros below, [rows, D]."""
+    if len(vectors) == rows:
+        return vectors
+    return np.concatenate([vectors, np.zeros((rows - len(vectors), vectors.shape[1]), np.float32)])

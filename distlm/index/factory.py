@@ -1,0 +1,163 @@
+"""Reads a faiss factory string: what it will be for this many keys, or why it is refused and what to write instead."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from distlm.errors import DistlmError
+from distlm.index.faiss_module import require_faiss
+
+KEYS_PER_LIST = 39
+"""Fewest training keys per list (and per PQ centroid) that faiss accepts without a warning."""
+MOST_KEYS_PER_LIST = 256
+"""faiss k-means uses no more keys per list than this."""
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A factory string fitted to a store."""
+
+    asked: str
+    used: str
+    """As asked, with the list count scaled down when keys are few."""
+    width: int
+    """D, the key width."""
+    nlist: int
+    code_size: int
+    """Bytes of one code on disk; each key takes 8 more for its id."""
+    sample: int
+    """Keys the template is trained on."""
+    messages: list[str] = field(default_factory=list)
+    """What the user should know: scaled lists, few keys for PQ."""
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one key in the index."""
+        return self.code_size + 8
+
+    def build(self) -> Any:
+        """An untrained faiss index (L2)."""
+        return build_factory(self.used, self.width)
+
+
+def fit_factory(asked: str, width: int, rows: int, sample: int) -> Factory:
+    """Fit a factory string to `rows` keys of `width` values, of which at most `sample` train it.
+
+    The list count becomes the largest power of two n with 39·n ≤ min(rows, sample) when it was asked larger than that
+    allows. Raises DistlmError for a string faiss does not know, one without inverted lists, one whose lists cannot be
+    merged on disk, a PQ that does not divide the width, and too few keys for a PQ.
+    """
+    if rows < 1:
+        raise DistlmError("the datastore is empty: an index needs at least one key")
+    if sample < 1:
+        raise DistlmError(f"index.sample={sample}: must be at least 1")
+    found = re.findall(r"IVF(\d+)", asked)
+    if len(found) > 1:
+        raise DistlmError(f"index.factory={asked!r}: more than one IVF; write one, e.g. IVF4096,PQ64")
+    index = build_factory(asked, width)
+    check_mergeable(index, asked)
+    nlist, messages = int(found[0]), []
+    usable = min(rows, sample)
+    if usable < KEYS_PER_LIST * nlist:
+        scaled = 1 << max(0, (usable // KEYS_PER_LIST).bit_length() - 1)
+        what = "the datastore's rows" if rows <= sample else "index.sample"
+        messages.append(
+            f"index.factory={asked}: {nlist} lists need {KEYS_PER_LIST * nlist} training keys and {what} give "
+            f"{usable}; using {scaled} lists"
+        )
+        nlist = scaled
+    used = re.sub(r"IVF\d+", f"IVF{nlist}", asked)
+    # PQ trains on at most 65,536 keys, and needs them also when the lists are few.
+    enough = max(MOST_KEYS_PER_LIST * nlist, 65536)
+    fitted = min(usable, enough)
+    messages += _check_quantizer(index, asked, fitted)
+    return Factory(asked, used, width, nlist, inverted_file(index).code_size, fitted, messages)
+
+
+def build_factory(text: str, width: int) -> Any:
+    """faiss.index_factory with L2 distance; DistlmError naming the string, the width and the mend."""
+    faiss = require_faiss()
+    try:
+        return faiss.index_factory(width, text, faiss.METRIC_L2)
+    except RuntimeError as error:
+        message = str(error)
+        if "multiple of the number of subquantizers" in message or "d % M" in message:
+            raise DistlmError(_wrong_divisor(text, width)) from error
+        reason = message.rpartition("Error: ")[2].strip()
+        raise DistlmError(
+            f"index.factory={text!r}: faiss cannot build it for width {width} ({reason}); write e.g. IVF4096,PQ64"
+        ) from error
+
+
+def check_mergeable(index: Any, text: str) -> None:
+    """DistlmError when an index has no inverted lists, or lists that cannot be merged on disk."""
+    faiss = require_faiss()
+    index = faiss.downcast_index(index)
+    kind = type(index).__name__
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if not isinstance(inner, faiss.IndexIVF) or not re.search(r"IVF\d", text):
+        wrapped = f"{kind} over {type(inner).__name__}" if inner is not index else kind
+        raise DistlmError(
+            f"index.factory={text!r}: {wrapped} is no plain inverted file, so its parts cannot be merged; "
+            "use IVF…,PQ…, IVF…,SQ8 or IVF…,Flat, or knn.search=brute for exact search without an index"
+        )
+    if "FastScan" in type(inner).__name__:
+        plain = re.sub(r"fsr?(?=$|,|_)", "", re.sub(r"fsr?_\d+", "fs", text))
+        raise DistlmError(
+            f"index.factory={text!r}: FastScan packs codes in blocks of 32 that cannot be merged on disk; "
+            f"use {plain} (the same codes, unpacked)"
+        )
+    if isinstance(inner, faiss.IndexIVFPQR):
+        raise DistlmError(
+            f"index.factory={text!r}: its second codes lie outside the lists and cannot be merged on disk; "
+            "use IVF…,PQ… and knn.distances=exact, which refines with the true keys"
+        )
+    known = ("Flat", "PQ", "ScalarQuantizer", "RaBitQ", "ResidualQuantizer")
+    if type(inner).__name__.removeprefix("IndexIVF") not in known:
+        raise DistlmError(
+            f"index.factory={text!r}: {type(inner).__name__} is not one of the codes whose bytes are the same on any "
+            "number of ranks; use IVF…,PQ…, SQ…, RaBitQ, RQ… or Flat"
+        )
+
+
+def inverted_file(index: Any) -> Any:
+    """The IVF inside an index or a transform, as its own class (the base class hides `.pq`)."""
+    faiss = require_faiss()
+    inner = faiss.downcast_index(faiss.extract_index_ivf(index))
+    # The inner object lives in the outer one: without this reference Python would free it under the caller.
+    inner.referenced_objects = [*getattr(inner, "referenced_objects", []), index]
+    return inner
+
+
+def _check_quantizer(index: Any, asked: str, sample: int) -> list[str]:
+    """Messages on how well `sample` keys train the product quantiser; DistlmError when they cannot."""
+    faiss = require_faiss()
+    inner = inverted_file(index)
+    bits = inner.pq.nbits if isinstance(inner, faiss.IndexIVFPQ) else 0
+    if "OPQ" in asked:
+        bits = max(bits, 8)
+    if not bits:
+        return []
+    if sample < 1 << bits:
+        raise DistlmError(
+            f"index.factory={asked!r}: a product quantiser of {bits} bits needs at least {1 << bits} training keys "
+            f"and there are {sample}; use index.factory=IVF1,SQ8 or IVF1,Flat for so small a store"
+            + ("" if bits <= 4 else f", or {bits - 4} bits")
+        )
+    wanted = KEYS_PER_LIST << bits
+    if sample < wanted:
+        return [f"index.factory={asked}: {sample} keys train {1 << bits} centroids roughly (wanted: {wanted} or more)"]
+    return []
+
+
+def _wrong_divisor(text: str, width: int) -> str:
+    asked = re.findall(r"O?PQ(\d+)", text)
+    inner = width
+    if reduced := re.search(r"(?:PCA[WR]*|RR)(\d+)", text) or re.search(r"OPQ\d+_(\d+)", text):
+        inner = int(reduced[1])
+    divisors = ", ".join(str(number) for number in range(1, inner + 1) if inner % number == 0)
+    after = "" if inner == width else " after the transform"
+    return (
+        f"index.factory={text!r}: PQ{asked[-1] if asked else ''} does not divide the key width {inner}{after}; "
+        f"choose one of {divisors}"
+    )

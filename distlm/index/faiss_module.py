@@ -1,0 +1,52 @@
+"""The one place that loads faiss, with the command that mends its absence."""
+
+import os
+from importlib import metadata
+from typing import Any
+
+from distlm.errors import DistlmError
+
+_CPU = ("faiss-cpu",)
+_GPU = ("faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
+
+
+def require_faiss() -> Any:
+    """The faiss module, with this rank's thread count set from OMP_NUM_THREADS.
+
+    Raises DistlmError when it is not installed, or when its CPU and GPU packages are both installed: they write the
+    same files, so which of them works depends on the order of installation.
+    """
+    both = [name for name in (*_CPU, *_GPU) if _installed(name)]
+    if len(both) > 1:
+        raise DistlmError(
+            f"{' and '.join(both)} are both installed and overwrite each other: "
+            f"pip uninstall -y {' '.join(both)}, then pip install 'distlm[cpu]' (or 'distlm[gpu]')"
+        )
+    try:
+        import faiss
+    except ImportError as error:
+        raise DistlmError(f"the index needs faiss: pip install 'distlm[cpu]' (or 'distlm[gpu]') ({error})") from error
+    faiss.omp_set_num_threads(rank_threads())
+    return faiss
+
+
+def rank_threads() -> int:
+    """CPU threads of this rank: OMP_NUM_THREADS, else 1."""
+    # OpenMP allows a list here, one count per nesting level.
+    first = os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]
+    return max(1, int(first)) if first.isdigit() else 1
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,194 @@
+"""Merges the parts into one stock faiss file, byte for byte what one process would have written.
+
+All ranks write into one file at exact offsets. The unit of work is a range of lists of about UNIT_BYTES. A merge that
+was cut short starts over from the parts: it is bound by the disk, and a half-written file is never taken for a whole.
+"""
+
+import os
+import time
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.copy import MergeLayout, copy_unit, disk_error, hash_in_order, preallocate, write_at
+from distlm.index.layout import Array, Header, IndexFolder, lists_header
+from distlm.index.parts import check_coverage, check_part, remove_parts
+from distlm.index.selfcheck import check_index
+from distlm.index.state import merged_before
+from distlm.index.template import Template, load_template
+from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.files import bytes_hash, format_bytes, json_hash, require_free_disk, sync_folder, write_json
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.stage import Stage
+
+UNIT_BYTES = 64 << 20
+"""Output of one unit; a rank holds about twice this."""
+
+
+def run_index_merge(stage: Stage) -> dict[str, Any]:
+    """Write RUN/index/merged.index and index.json from the parts. Returns seconds, rows, bytes and self_found.
+
+    Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, and a result that does not find the
+    store's own keys.
+    """
+    start = time.monotonic()
+    comm = stage.comm
+    datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
+    folder = IndexFolder(stage.run.index)
+    template = together(comm, lambda: load_template(folder, datastore))
+    record = rank0_first(comm, lambda: merged_before(folder, datastore, template))
+    if record:
+        say(f"index merge: {folder.merged} is complete, nothing to do", comm.rank)
+        rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
+        return {"seconds": 0.0, "rows": record["rows"], "bytes": record["bytes"], "done_before": True}
+    layout = _layout(stage, folder, datastore, template)
+    digest = _write(stage, folder, layout)
+    record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
+    seconds = time.monotonic() - start
+    if comm.rank == 0:
+        if not stage.config.index.keep_parts:
+            remove_parts(folder)
+        stage.run.metrics.write(
+            "index merge",
+            {STAGE_SECONDS: round(seconds, 3), "bytes": record["bytes"], "self_found": record["self_found"]},
+        )
+    return {
+        "seconds": seconds,
+        "rows": record["rows"],
+        "bytes": record["bytes"],
+        "self_found": record["self_found"],
+    }
+
+
+def _layout(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> MergeLayout:
+    """Check every part (each rank its share) and lay out the merged file. Collective."""
+    comm = stage.comm
+    records = rank0_first(comm, lambda: check_coverage(folder, datastore, template))
+    header = template.header
+    mine: dict[int, Array] = {}
+    with Progress("index merge: check parts", len(records), "parts", comm.rank) as progress:
+        for first in range(0, len(records), comm.size):
+            stage.stop.check(comm, "index merge (it starts over from the parts)")
+            unit = first + comm.rank
+            if_any = records[unit : unit + 1]
+            for sizes in together(comm, lambda if_any=if_any: [check_part(folder, r, header) for r in if_any]):  # type: ignore[misc]
+                mine[unit] = sizes
+            progress.advance(min(comm.size, len(records) - first))
+    sizes = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
+    return make_layout(folder, header, records, [sizes[unit] for unit in range(len(records))])
+
+
+def make_layout(folder: IndexFolder, header: Header, records: list[dict[str, Any]], sizes: list[Array]) -> MergeLayout:
+    """The merged file of parts whose sidecars and list sizes int64 [nlist] are given in shard order."""
+    return MergeLayout(
+        header=header.bytes(sum(record["rows"] for record in records)),
+        part_headers=tuple(
+            len(header.bytes(record["rows"])) + len(lists_header(row, header.code_size))
+            for record, row in zip(records, sizes, strict=True)
+        ),
+        paths=tuple(folder.part(record["shard"]) for record in records),
+        sizes=np.stack(sizes),
+        code_size=header.code_size,
+    )
+
+
+def _write(stage: Stage, folder: IndexFolder, layout: MergeLayout) -> str:
+    """Fill the temporary file from all ranks and read it back on rank 0; its xxh3-128. Collective."""
+    comm, unit_bytes = stage.comm, UNIT_BYTES
+    units = layout.units(unit_bytes)
+    rank0_first(comm, lambda: _create(folder, layout))
+    written: dict[int, str] = {}
+    output = os.open(folder.merging, os.O_WRONLY)
+    try:
+        with Progress("index merge", layout.bytes, "bytes", comm.rank, done=len(layout.start)) as progress:
+            for turn in range(ceil(len(units) / comm.size)):
+                stage.stop.check(comm, "index merge (it starts over from the parts)")
+                first = turn * comm.size
+                mine = units[first + comm.rank : first + comm.rank + 1]
+
+                def copy(mine: list[tuple[int, int]] = mine) -> list[str]:
+                    return [copy_unit(layout, low, high, output, unit_bytes) for low, high in mine]
+
+                for digest in together(comm, copy):
+                    written[first + comm.rank] = digest
+                done = units[first : first + comm.size]
+                progress.advance(int(layout.offsets[done[-1][1]] - layout.offsets[done[0][0]]))
+        together(comm, lambda: _flush(output))
+    finally:
+        os.close(output)
+    digests = {unit: digest for share in comm.allgather(written) for unit, digest in share.items()}
+    pieces = [(len(layout.start), bytes_hash(layout.start))]
+    pieces += [
+        (int(layout.offsets[high] - layout.offsets[low]), digests[unit]) for unit, (low, high) in enumerate(units)
+    ]
+    return rank0_first(comm, lambda: _read_back(folder, layout, pieces))
+
+
+def _create(folder: IndexFolder, layout: MergeLayout) -> None:
+    folder.merging.unlink(missing_ok=True)
+    folder.merged.unlink(missing_ok=True)
+    require_free_disk(folder.root, layout.bytes, "the merged index")
+    say(f"index merge: {len(layout.paths)} parts, {format_bytes(layout.bytes)}")
+    preallocate(folder.merging, layout.bytes)
+    output = os.open(folder.merging, os.O_WRONLY)
+    try:
+        write_at(output, layout.start, 0)
+        _flush(output)
+    finally:
+        os.close(output)
+
+
+def _flush(output: int) -> None:
+    try:
+        os.fsync(output)
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def _read_back(folder: IndexFolder, layout: MergeLayout, pieces: list[tuple[int, str]]) -> str:
+    """The file's xxh3-128, after comparing it with what each rank says it wrote."""
+    digest, wrong = hash_in_order(folder.merging, pieces)
+    size = folder.merging.stat().st_size
+    if wrong or size != layout.bytes:
+        raise DistlmError(
+            f"{folder.merging}: {len(wrong)} of {len(pieces)} pieces do not read back as they were written ({size} "
+            f"bytes, {layout.bytes} expected); the file system lost writes of some rank: run `distlm index merge` "
+            "again with one rank, or on a node's own disk"
+        )
+    return digest
+
+
+def _finish(
+    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template, layout: MergeLayout, digest: str
+) -> dict[str, Any]:
+    """Check the merged file against the store, give it its name, and write index.json last."""
+    found = check_index(folder.merging, datastore, stage.config.index.seed)
+    if found < 0.5:
+        say(
+            f"index merge: only {100 * found:.0f} % of sampled keys find themselves among 64 neighbours: "
+            f"{template.meta['factory']} is coarse for this store; more bytes per key (PQ…, SQ8) keep more"
+        )
+    folder.merging.replace(folder.merged)
+    sync_folder(folder.root)
+    record = {
+        "format": 1,
+        "fingerprint": json_hash([datastore.fingerprint, template.id, digest]),
+        "datastore": datastore.fingerprint,
+        "template": template.id,
+        "factory": template.meta["factory"],
+        "metric": "L2",
+        "width": template.meta["width"],
+        "nlist": template.meta["nlist"],
+        "code_size": layout.code_size,
+        "rows": datastore.rows,
+        "parts": len(layout.paths),
+        "bytes": layout.bytes,
+        "xxh3": digest,
+        "self_found": found,
+    }
+    write_json(folder.index_json, record)
+    return record

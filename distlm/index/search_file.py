@@ -1,0 +1,65 @@
+"""`distlm index search`: neighbours of query vectors in a file."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distlm.config.schema import RunConfig
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.layout import Array
+from distlm.index.search import brute_search, exact_distances, open_index
+from distlm.runtime.files import atomic_path
+from distlm.runtime.rundir import RunDir
+
+
+def search_file(config: RunConfig, queries: Path, out: Path) -> dict[str, Any]:
+    """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
+
+    k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Raises DistlmError for a file
+    that is no .npy of that shape and for an unfinished or foreign index.
+    """
+    start = time.monotonic()
+    vectors = _read_queries(queries)
+    run, knn = RunDir(Path(config.run_dir)), config.knn
+    datastore = Datastore.open(run.datastore)
+    if knn.search == "brute":
+        ids, distances = brute_search(datastore, vectors, knn.k)
+    else:
+        ids, distances = open_index(run.index, datastore).search(vectors, knn.k, knn.nprobe)
+        if knn.distances == "exact":
+            distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
+            order = np.lexsort((ids, distances), axis=-1)
+            ids, distances = np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
+    with atomic_path(out) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, ids=ids, distances=distances, values=_values(datastore, ids))
+    return {
+        "queries": len(vectors),
+        "k": knn.k,
+        "unfilled": int((ids < 0).sum()),
+        "seconds": time.monotonic() - start,
+        "out": str(out),
+    }
+
+
+def _read_queries(path: Path) -> Array:
+    try:
+        vectors: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DistlmError(f"{path}: not a readable .npy file ({error})") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
+        what = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+        raise DistlmError(f"{path}: holds {what}, expected float16 or float32 [Q, D]")
+    return vectors
+
+
+def _values(datastore: Datastore, ids: Array) -> Array:
+    """Values int32 of rows `ids`, −1 for id −1."""
+    values = np.full(ids.shape, -1, np.int32)
+    for shard in datastore.shards:
+        inside = (ids >= shard.first_row) & (ids < shard.first_row + shard.rows)
+        if inside.any():
+            values[inside] = datastore.values(shard.index)[ids[inside] - shard.first_row]
+    return values

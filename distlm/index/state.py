@@ -1,0 +1,47 @@
+"""Whether an index is finished, and whose it is."""
+
+from typing import Any
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.layout import IndexFolder
+from distlm.index.template import Template
+from distlm.runtime.files import read_json
+
+
+def read_index_record(folder: IndexFolder, datastore: Datastore) -> dict[str, Any]:
+    """index.json, checked against the store and the size of merged.index.
+
+    Raises DistlmError when the index is unfinished, of another store, or truncated.
+    """
+    if not folder.index_json.exists():
+        raise DistlmError(f"{folder.root}: no finished index (no index.json); run `distlm index build` first")
+    record: dict[str, Any] = read_json(folder.index_json, "index record")
+    if record["datastore"] != datastore.fingerprint:
+        raise DistlmError(
+            f"{folder.index_json}: index of another store (it was built from {record['datastore']}, this store is "
+            f"{datastore.fingerprint}); build the index of this store in another run_dir="
+        )
+    size = folder.merged.stat().st_size if folder.merged.exists() else 0
+    if size != record["bytes"]:
+        raise DistlmError(
+            f"{folder.merged}: {size} bytes, index.json says {record['bytes']}; the file is damaged: remove "
+            f"{folder.index_json} and run `distlm index build` again"
+        )
+    return record
+
+
+def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> dict[str, Any] | None:
+    """index.json of a finished index, None when it is not finished.
+
+    Raises DistlmError when it is of another store or another template, or damaged.
+    """
+    if not folder.index_json.exists():
+        return None
+    record = read_index_record(folder, datastore)
+    if record["template"] != template.id:
+        raise DistlmError(
+            f"{folder.index_json}: index of another template (it has {record['template']}, template.json says "
+            f"{template.id}); remove {folder.root} and build again"
+        )
+    return record

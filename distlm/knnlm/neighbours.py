@@ -1,0 +1,174 @@
+"""Search results as files, so that λ, temperature and k are tuned offline in seconds.
+
+RUN/neighbours/SPLIT/
+  plan.json       what is being searched for; a start with other inputs is refused
+  unit-00000/     queries [q, D] (the keys' dtype), targets int32 [q], log_probs fp64 [q] (of the LM), ids int64 [q, k],
+                  distances fp32 [q, k] (squared L2), values int32 [q, k]: .npy files; unit.json (rows and checksums)
+  manifest.json   plan and units; written last: its presence says that the folder is whole
+
+Rows of the units in order are the split's tokens in order. In each row the neighbours stand nearest first, ties by
+id; where fewer than k were found the last ids are −1, with value −1 and distance inf.
+While distances are being recomputed there are also found/ (units with the index's distances) and rescore/.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.errors import DistlmError
+from distlm.runtime.files import file_hash, json_hash, read_json, sync_file, sync_folder, write_json
+
+FORMAT = 1
+MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
+ARRAYS = ("queries", "targets", "log_probs", "ids", "distances", "values")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit's arrays, memory-mapped or in memory: see the module's docstring for shapes and dtypes."""
+
+    queries: npt.NDArray[np.floating]
+    targets: npt.NDArray[np.int32]
+    log_probs: npt.NDArray[np.float64]
+    ids: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.float32]
+    values: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def unit_folder(parent: Path, number: int) -> Path:
+    """Folder of a unit; it exists only when the unit is whole."""
+    return parent / f"unit-{number:05d}"
+
+
+def write_unit(folder: Path, unit: Unit) -> None:
+    """Write a unit beside its place and rename it there: the folder is whole or absent.
+
+    Raises DistlmError when the disk is full.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        hashes = {}
+        for name in ARRAYS:
+            path = temporary / f"{name}.npy"
+            np.save(path, getattr(unit, name))
+            sync_file(path)
+            hashes[name] = file_hash(path)
+        write_json(temporary / UNIT, {"rows": len(unit), "hashes": hashes})
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno == 28:
+            raise DistlmError(
+                f"{folder}: no space left on the disk; free some and run the same command again"
+            ) from error
+        raise
+
+
+def read_unit(folder: Path, mmap: bool = True) -> Unit:
+    """A unit's arrays. Raises DistlmError when a file is missing or cut."""
+    arrays = {}
+    for name in ARRAYS:
+        path = folder / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, mmap_mode="r" if mmap else None)
+        except (OSError, ValueError) as error:
+            raise DistlmError(
+                f"{path}: missing or cut ({error}); remove {folder.parent} and run `distlm knn search` again"
+            ) from error
+    return Unit(**arrays)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left behind; call on one rank before the others write."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The finished search results of one split."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Neighbours":
+        """Open a finished folder; the arrays are memory-mapped when they are used.
+
+        Raises DistlmError when the folder is missing, unfinished or of another format, or when a unit is missing or
+        has another number of rows than the manifest says.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            state = "the search has not finished" if (folder / PLAN).is_file() else "no search results"
+            raise DistlmError(f"{folder}: {state} (no {MANIFEST}); run `distlm knn search`")
+        manifest = read_json(path, "description of neighbours")
+        if not isinstance(manifest, dict) or manifest.get("kind") != "neighbours" or manifest.get("format") != FORMAT:
+            raise DistlmError(f"{path}: not a description of neighbours of format {FORMAT}; remove {folder}")
+        neighbours = cls(folder, manifest)
+        for number, facts in enumerate(manifest["units"]):
+            found = len(read_unit(unit_folder(folder, number)))
+            if found != facts["rows"]:
+                raise DistlmError(
+                    f"{unit_folder(folder, number)}: {found} rows, {MANIFEST} says {facts['rows']}; remove {folder} "
+                    "and run `distlm knn search` again"
+                )
+        return neighbours
+
+    @property
+    def tokens(self) -> int:
+        """Evaluated tokens Q."""
+        return int(self.manifest["tokens"])
+
+    @property
+    def k(self) -> int:
+        """Neighbours of each token."""
+        return int(self.manifest["k"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the manifest, which holds the hash of every array."""
+        return json_hash(self.manifest)
+
+    def units(self) -> Iterator[Unit]:
+        """The units in order of the split's tokens."""
+        for number in range(len(self.manifest["units"])):
+            yield read_unit(unit_folder(self.folder, number))
+
+    def log_probs(self) -> npt.NDArray[np.float64]:
+        """The LM's log-probability of every token, in order: fp64 [Q]."""
+        return np.concatenate([np.asarray(unit.log_probs) for unit in self.units()])
+
+    def require(self, facts: Mapping[str, Any], where: str) -> None:
+        """Raises DistlmError when these results were made from something else: `facts` is manifest key → value."""
+        for key, value in facts.items():
+            if self.manifest[key] != value:
+                raise DistlmError(
+                    f"{self.folder / MANIFEST}: {key} {self.manifest[key]}, {where} has {value}: the neighbours belong "
+                    f"to another {key}; remove {self.folder} and run `distlm knn search` again"
+                )
+
+    def damaged(self) -> list[str]:
+        """Names of the array files whose checksum is not the manifest's; reads everything."""
+        return [
+            str(path)
+            for number, facts in enumerate(self.manifest["units"])
+            for name, digest in facts["hashes"].items()
+            if file_hash(path := unit_folder(self.folder, number) / f"{name}.npy") != digest
+        ]

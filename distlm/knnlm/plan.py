@@ -1,0 +1,104 @@
+"""What the search will need: disk, memory, time."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from distlm.config.schema import RunConfig
+from distlm.data.prepare import plan_prepare
+from distlm.data.tokens import DTYPE, TokenFiles
+from distlm.datastore.estimate import forward_flops
+from distlm.errors import DistlmError
+from distlm.knnlm.rescore import CHUNK_BYTES, GROUP_BYTES
+from distlm.models.transformer_lm import count_parameters
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.rundir import RunDir
+
+_BASE_MEMORY = 450_000_000
+"""Python with torch and faiss."""
+_CODES_PER_S = 1.5e9
+"""Bytes of PQ code a core compares in a second (table look-ups), from benchmarks/rescoring.py."""
+_DOT_BYTES_PER_S = 8e9
+"""Bytes of fp32 keys a core multiplies with scattered queries in a second, from benchmarks/rescoring.py."""
+_DISK_BYTES_PER_S = 1e9
+"""Assumed sequential read rate of all ranks together."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    queries: int
+    rows: int
+    vocabulary: int
+    notes: tuple[str, ...]
+
+
+def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of the search of all splits; tuning and evaluation read its files and take seconds."""
+    knn, width, k = config.knn, config.model.width, config.knn.k
+    counts = _count(config)
+    notes = list(counts.notes)
+    rescores = knn.search == "index" and knn.distances == "exact"
+    item = 2 if config.datastore.key_dtype == "float16" else 4
+    per_query = width * item + 12 + 16 * k
+    # While a search is being rescored its units lie there twice, and the new distances once more.
+    disk = counts.queries * (per_query * 2 + 4 * k if rescores else per_query)
+    if rescores:
+        notes.append(f"half of the disk is free again afterwards; the {counts.rows * width * item / 1e9:.1f} GB of "
+                     "keys are read once in order")  # fmt: skip
+    pairs = counts.queries * (4 * width + 8 * k)
+    batch = knn.batch_blocks * (knn.context_window + knn.block)
+    activations = 4 * batch * (8 * width + config.model.ffn_width)
+    unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (per_query + 4 * width)
+    index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
+    memory = (
+        _BASE_MEMORY + 4 * count_parameters(config.model, counts.vocabulary) + activations + index
+        + max(unit, min(pairs, GROUP_BYTES) + 4 * CHUNK_BYTES if rescores else 0)
+    )  # fmt: skip
+    notes.append("memory counts the memory-mapped index, which ranks of a node share")
+    return StagePlan(
+        "knn search",
+        f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
+        disk_bytes=disk,
+        memory_bytes=memory,
+        seconds=_seconds(config, counts, rescores, item) / max(ranks, 1) if counts.queries else None,
+        notes=notes,
+    )
+
+
+def _seconds(config: RunConfig, counts: _Counts, rescores: bool, item: int) -> float:
+    """Seconds of one rank alone, on the CPU."""
+    knn, width, flops = config.knn, config.model.width, machine_flops()
+    length = knn.context_window + knn.block
+    forward = counts.queries * (length / knn.block) * forward_flops(config.model, "output", length) / flops
+    if knn.search == "brute":
+        return forward + 2 * counts.queries * counts.rows * width / flops
+    lists = int(found[1]) if (found := re.search(r"IVF(\d+)", config.index.factory)) else 1
+    scanned = counts.rows * min(1.0, knn.nprobe / lists)
+    search = counts.queries * (scanned * _code_bytes(config, width) / _CODES_PER_S + 2 * lists * width / flops)
+    if not rescores:
+        return forward + search
+    dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S
+    return forward + search + dots + counts.rows * width * item / _DISK_BYTES_PER_S
+
+
+def _code_bytes(config: RunConfig, width: int) -> int:
+    """Bytes of one encoded key."""
+    found = re.search(r"PQ(\d+)", config.index.factory)
+    return int(found[1]) if found else 4 * width
+
+
+def _count(config: RunConfig) -> _Counts:
+    knn, window = config.knn, config.datastore.context_window
+    try:
+        files = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        queries = sum(len(files.split(split)) for split in knn.splits)
+        return _Counts(queries, max(0, len(files.split(config.datastore.split)) - window), len(files.dictionary), ())
+    except DistlmError:
+        tokens = plan_prepare(config).disk_bytes // DTYPE.itemsize
+        vocabulary = config.data.max_words or 4 * max(config.model.cutoffs, default=10000)
+        note = (
+            f"no token files yet: at most about {tokens // 10} evaluation tokens are assumed"
+            if tokens
+            else "queries, disk and time are known once the token files are there"
+        )
+        return _Counts(tokens // 10, tokens, vocabulary, (note,))

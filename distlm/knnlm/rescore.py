@@ -1,0 +1,201 @@
+"""Exact squared L2 distances from the true keys, by one sequential pass over the key shards.
+
+An exact score needs the key of every neighbour: for WikiText-103 that is 223 million random reads of 2 kB per pass
+when they are read query by query. Here the (query, neighbour) pairs of many units are sorted by row, and each shard
+is read once, in order, in chunks; the pairs of a chunk form a sparse matrix [rows of the chunk, queries] whose dot
+products are computed where they are wanted and nowhere else (`torch.sparse.sampled_addmm`).
+
+Work is split by (group of units, key shard), so that the ranks together read the store once per group, not once per
+rank. The groups are fixed by the plan (GROUP_BYTES) and every pair's dot product is computed alone, so that the
+distances do not depend on the number of ranks, on threads or on the chunking.
+
+Precision: d = |q|² + |k|² − 2 q·k with the dot product in fp32, the norms and the sum in fp64, and d ≥ 0 enforced.
+Measured against fp64 on layer-norm outputs: largest error 9e-5 at width 256, 5e-4 at width 1024 (|k|² ≈ 1000), which
+is less than the sum of squared differences in fp32 gives (7e-4 and 5e-3), and no smaller after centring the keys.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+GROUP_BYTES = 4 << 30
+"""Queries and sorted pairs of one group of units held in memory by a rank: 4·D bytes a query, 8 a pair."""
+CHUNK_BYTES = 32 << 20
+"""Keys read at once, as fp32."""
+CHUNK_ROWS = 1 << 16
+"""Most rows of a chunk: row numbers within a chunk are sorted as uint16."""
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """The pairs of one unit in the order of their rows."""
+
+    rows: npt.NDArray[np.int64 | np.int32]
+    """Store row of each pair, ascending: [P]. Pairs without a neighbour (−1) are left out."""
+    places: npt.NDArray[np.int32]
+    """Where each pair stands in the unit's flattened [q, k] arrays: int32 [P]."""
+    k: int
+
+    def bounds(self, edges: Sequence[int]) -> npt.NDArray[np.int64]:
+        """First pair at or after each row of `edges`: int64 [len(edges)]."""
+        return np.searchsorted(self.rows, edges).astype(np.int64)
+
+
+def sort_pairs(ids: npt.NDArray[np.int64]) -> SortedPairs:
+    """Sort a unit's neighbours [q, k] by row."""
+    flat = torch.from_numpy(np.array(ids).reshape(-1))
+    if len(flat) and int(flat.max()) < 2**31 - 1:
+        # A radix sort of 32-bit numbers takes half the time and memory of one of 64 bits.
+        flat = flat.to(torch.int32)
+    rows, places = torch.sort(flat, stable=True)
+    absent = int(torch.searchsorted(rows, 0))
+    return SortedPairs(rows[absent:].numpy(), places[absent:].to(torch.int32).numpy(), ids.shape[1])
+
+
+def plan_groups(queries: Sequence[int], k: int, width: int, budget: int = GROUP_BYTES) -> list[list[int]]:
+    """Consecutive units whose queries and pairs fit `budget` bytes together, at least one unit each.
+
+    `queries` holds the number of queries of every unit.
+    """
+    groups: list[list[int]] = []
+    used = 0
+    for unit, count in enumerate(queries):
+        size = count * (4 * width + 8 * k)
+        if not groups or used + size > budget:
+            groups.append([])
+            used = 0
+        groups[-1].append(unit)
+        used += size
+    return groups
+
+
+class GroupScorer:
+    """Scores the pairs of one group of units against key shards.
+
+    `queries` of all units of the group [Q, D] in any float dtype, `pairs` per unit, `counts` queries per unit.
+    """
+
+    def __init__(self, queries: npt.NDArray[np.floating], pairs: Sequence[SortedPairs], counts: Sequence[int]) -> None:
+        self._queries = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+        self._norms = _squared_norms(self._queries)
+        self._pairs = pairs
+        self._first_query = np.concatenate(([0], np.cumsum(counts)))
+
+    def shard(self, keys: np.memmap, first_row: int) -> npt.NDArray[np.float32]:
+        """Squared L2 of every pair whose row lies in this shard: fp32, unit after unit, each in its sorted order.
+
+        `keys` [rows, D] memory-mapped, `first_row` the store row of its first key.
+        """
+        bounds = [pairs.bounds([first_row, first_row + len(keys)]) for pairs in self._pairs]
+        starts = np.concatenate(([0], np.cumsum([high - low for low, high in bounds])))
+        result = np.empty(int(starts[-1]), np.float32)
+        cursor = [int(low) for low, _ in bounds]
+        for first, chunk in read_chunks(keys, self._wanted(bounds, first_row)):
+            edge = first_row + first + len(chunk)
+            rows, columns, places = [], [], []
+            for unit, pairs in enumerate(self._pairs):
+                low, high = cursor[unit], cursor[unit] + int(np.searchsorted(pairs.rows[cursor[unit] :], edge))
+                cursor[unit] = high
+                rows.append((pairs.rows[low:high] - (first_row + first)).astype(np.uint16))
+                columns.append(pairs.places[low:high] // pairs.k + np.int32(self._first_query[unit]))
+                begin = int(starts[unit] + low - bounds[unit][0])
+                places.append(np.arange(begin, begin + high - low))
+            self._score(chunk, np.concatenate(rows), np.concatenate(columns), np.concatenate(places), result)
+        return result
+
+    def _wanted(self, bounds: Sequence[npt.NDArray[np.int64]], first_row: int) -> tuple[int, int]:
+        """First and past-last row, within the shard, that any pair needs."""
+        spans = [(pairs.rows[low], pairs.rows[high - 1]) for pairs, (low, high) in zip(self._pairs, bounds, strict=True)
+                 if high > low]  # fmt: skip
+        if not spans:
+            return 0, 0
+        return int(min(low for low, _ in spans)) - first_row, int(max(high for _, high in spans)) + 1 - first_row
+
+    def _score(
+        self,
+        keys: torch.Tensor,
+        rows: npt.NDArray[np.uint16],
+        columns: npt.NDArray[np.int32],
+        places: npt.NDArray[np.int64],
+        result: npt.NDArray[np.float32],
+    ) -> None:
+        if not len(rows):
+            return
+        order = np.argsort(rows, kind="stable")
+        starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(keys)))))
+        row, column = torch.from_numpy(rows[order].astype(np.int32)), torch.from_numpy(columns[order])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            wanted = torch.sparse_csr_tensor(
+                torch.from_numpy(starts.astype(np.int32)), column, torch.zeros(len(row)),
+                (len(keys), len(self._queries)), check_invariants=False,
+            )  # fmt: skip
+        # The transposed view keeps each query contiguous: no copy of the queries is made.
+        dots = torch.sparse.sampled_addmm(wanted, keys, self._queries.t(), beta=0.0).values()
+        distances = dots.double().mul_(-2).add_(_squared_norms(keys)[row]).add_(self._norms[column])
+        result[places[order]] = distances.clamp_(min=0).float().numpy()
+
+
+def unit_distances(
+    pairs: SortedPairs, queries: int, pieces: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """A unit's distances [q, k] from its pairs' distances in sorted order, shard after shard; inf without neighbour."""
+    distances = np.full(queries * pairs.k, np.inf, np.float32)
+    distances[pairs.places] = np.concatenate([np.empty(0, np.float32), *pieces])
+    return distances.reshape(queries, pairs.k)
+
+
+def nearest_first(
+    ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32], values: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+    """Each row [k] by rising distance, ties by rising id, absent neighbours (id −1, distance inf) last."""
+    distances = np.where(ids < 0, np.float32(np.inf), distances)
+    order = np.argsort(ids, axis=1, kind="stable")
+    order = np.take_along_axis(
+        order, np.argsort(np.take_along_axis(distances, order, 1), axis=1, kind="stable"), axis=1
+    )
+    return tuple(np.take_along_axis(array, order, 1) for array in (ids, distances, values))  # type: ignore[return-value]
+
+
+def read_chunks(keys: np.memmap, wanted: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """The rows [wanted) of a shard in order, as (first row, fp32 [rows, D]); the tensor is reused by the next chunk.
+
+    Reads with read(2) rather than through the memory map: no page faults, and the next chunk is read ahead.
+    """
+    first, last = wanted
+    width = keys.shape[1]
+    step = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (4 * width)))
+    row_bytes = width * keys.dtype.itemsize
+    raw = np.empty((min(step, max(last - first, 0)), width), keys.dtype)
+    single = torch.empty(raw.shape, dtype=torch.float32)
+    descriptor = os.open(str(keys.filename), os.O_RDONLY)
+    try:
+        for start in range(first, last, step):
+            rows = min(step, last - start)
+            offset = int(keys.offset) + start * row_bytes
+            _read_full(descriptor, raw[:rows], offset, Path(str(keys.filename)))
+            os.posix_fadvise(descriptor, offset + rows * row_bytes, step * row_bytes, os.POSIX_FADV_WILLNEED)
+            yield start, single[:rows].copy_(torch.from_numpy(raw[:rows]))
+    finally:
+        os.close(descriptor)
+
+
+def _read_full(descriptor: int, into: npt.NDArray[np.floating], offset: int, path: Path) -> None:
+    view = memoryview(into.reshape(-1).view(np.uint8).data)
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise OSError(f"{path}: ends at byte {offset + done}")
+        done += count
+
+
+def _squared_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """|row|² in fp64: [rows]."""
+    return torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square_()

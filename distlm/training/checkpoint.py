@@ -1,0 +1,199 @@
+"""Checkpoints in one format for any rank count and ZeRO stage: whole tensors by parameter name, and a few numbers.
+
+CHECKPOINTS/step-NNNNNNNN/
+  model.safetensors      fp32 master weights, model.json describes them (distlm.models.io)
+  optimizer.safetensors  "STATE/PARAMETER", e.g. "exp_avg/layers.0.fc1.weight", fp32; empty before the first step
+  state.json             update number, data fingerprint, seed, optimizer scalars, loss scale, best validation
+  complete.json          bytes and checksum of each file; written last
+CHECKPOINTS/best.json    name of the checkpoint with the lowest validation loss
+
+A folder is written under another name, flushed to the disk and renamed, so step-* is always whole.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from distlm.config.schema import ModelConfig
+from distlm.errors import DistlmError
+from distlm.models.io import save_weights
+from distlm.runtime.collective import rank0_first
+from distlm.runtime.comm import Comm
+from distlm.runtime.files import file_hash, read_json, sweep_temporaries, sync_file, sync_folder, write_json
+from distlm.runtime.rundir import RunDir
+from distlm.training.engine import Engine
+
+OPTIMIZER, STATE, COMPLETE, BEST = "optimizer.safetensors", "state.json", "complete.json", "best.json"
+
+
+_MEANING = {
+    "data": "the token files (fingerprint)",
+    "dictionary": "the dictionary (hash)",
+    "blocks_per_update": "train.blocks_per_update",
+    "seed": "train.seed",
+}
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The checkpoint a run continues from."""
+
+    folder: Path
+    state: dict[str, Any]
+    """Content of state.json."""
+
+
+def save_checkpoint(
+    comm: Comm,
+    run: RunDir,
+    engine: Engine,
+    model: ModelConfig,
+    vocabulary: int,
+    state: Mapping[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write the checkpoint of `state["update"]` updates, point best.json at `state["best"]`, remove old checkpoints.
+
+    Collective. Tensors are gathered one parameter at a time; rank 0 holds at most the weights (4 bytes per parameter)
+    or the optimizer states (Adam 8, NAG 4 bytes per parameter) in host memory, the others one tensor.
+    Raises DistlmError on every rank when the disk is full.
+    """
+    final = run.checkpoint(state["update"])
+    # The dot keeps it out of every step-* listing, marker or not.
+    folder = final.with_name(f".{final.name}.tmp")
+    extra = {"dictionary": state["dictionary"], "step": state["update"], "tap": state["tap"]}
+    keys = engine.state_keys()
+
+    def begin() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    _on_rank0(comm, folder, begin)
+    tensors = _gather(comm, engine, [None])
+    _on_rank0(comm, folder, partial(save_weights, tensors, model, vocabulary, folder, extra))
+    tensors.clear()
+    tensors = _gather(comm, engine, keys)
+    _on_rank0(comm, folder, partial(safetensors.torch.save_file, tensors, folder / OPTIMIZER))
+    tensors.clear()
+    scalars = engine.scalars()
+
+    def finish() -> None:
+        write_json(folder / STATE, {**state, "optimizer": {"keys": keys, **scalars}})
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        for path in files:
+            sync_file(path)
+        listing = {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
+        write_json(folder / COMPLETE, {"step": state["update"], "files": listing})
+        shutil.rmtree(final, ignore_errors=True)
+        folder.rename(final)
+        sync_folder(final.parent)
+        point_at_best(run, state["best"])
+        _remove_old(run, keep_last, state["best"])
+
+    _on_rank0(comm, folder, finish)
+    return final
+
+
+def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
+    """The newest complete checkpoint, after removing what killed saves left; None when there is none. Rank 0 only.
+
+    Raises DistlmError when the checkpoint is damaged, or was made from other data: `expected` maps names in
+    state.json to what this run has.
+    """
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(run.checkpoints)
+    for unfinished in run.checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished)
+    for folder in run.checkpoints.glob("step-*"):
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder)
+    complete = run.complete_checkpoints()
+    if not complete:
+        return None
+    folder = complete[-1]
+    _check_files(folder)
+    state = read_json(folder / STATE, "state of a checkpoint")
+    for name, value in expected.items():
+        if state.get(name) != value:
+            raise DistlmError(
+                f"{folder}: {_MEANING[name]} differs: {state.get(name)!r} there, {value!r} now; continue with what the "
+                "checkpoint was made from, or start anew with another run_dir="
+            )
+    point_at_best(run, state["best"])
+    return Resume(folder, state)
+
+
+def restore(engine: Engine, resume: Resume, weights: Mapping[str, Tensor]) -> None:
+    """Give a fresh engine the optimizer's state and, in half precision, the exact fp32 master weights.
+
+    `weights` are the checkpoint's, which the model had before the engine was made. Every rank reads the file.
+    """
+    optimizer = resume.state["optimizer"]
+    engine.restore_scalars(optimizer, optimizer["keys"])
+    if engine.precision != "fp32":
+        for name, value in weights.items():
+            engine.write(name, value)
+    with safetensors.safe_open(resume.folder / OPTIMIZER, framework="pt") as file:
+        for key in optimizer["keys"]:
+            for name in engine.names:
+                engine.write(name, file.get_tensor(f"{key}/{name}"), key)
+
+
+def point_at_best(run: RunDir, best: Mapping[str, Any] | None) -> None:
+    """Write best.json unless it says so already."""
+    path = run.checkpoints / BEST
+    if best is not None and not (path.exists() and read_json(path, "name of the best checkpoint") == best):
+        write_json(path, dict(best))
+
+
+def _gather(comm: Comm, engine: Engine, keys: list[Any]) -> dict[str, Tensor]:
+    """Full tensors on rank 0, an empty dict elsewhere. Collective."""
+    tensors = {}
+    for key in keys:
+        for name in engine.names:
+            value = engine.read(name, key)
+            if comm.rank == 0:
+                # A copy: what DeepSpeed hands out may share a larger buffer, and safetensors refuses shared memory.
+                tensors[name if key is None else f"{key}/{name}"] = value.cpu().clone()
+    return tensors
+
+
+def _on_rank0(comm: Comm, folder: Path, action: Callable[[], object]) -> None:
+    def guarded() -> None:
+        try:
+            action()
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DistlmError(
+                f"{folder}: the checkpoint could not be written: {error}; the ones before it are whole. "
+                "Free space or mend the disk, and run the same command again"
+            ) from error
+
+    rank0_first(comm, guarded)
+
+
+def _remove_old(run: RunDir, keep_last: int, best: Mapping[str, Any] | None) -> None:
+    kept = {best["checkpoint"]} if best else set()
+    for folder in run.complete_checkpoints()[:-keep_last]:
+        if folder.name not in kept:
+            # The marker goes first: a half-removed checkpoint is none.
+            (folder / COMPLETE).unlink()
+            shutil.rmtree(folder)
+
+
+def _check_files(folder: Path) -> None:
+    for name, facts in read_json(folder / COMPLETE, "marker of a checkpoint")["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size != facts["bytes"] or file_hash(path) != facts["hash"]:
+            found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
+            raise DistlmError(
+                f"{path}: damaged ({found}, {facts['bytes']} bytes were written); delete {folder} to continue from the "
+                "checkpoint before it"
+            )

@@ -1,0 +1,76 @@
+"""What training will need: updates, tokens, disk, memory, time."""
+
+from pathlib import Path
+
+from distlm.config.schema import RunConfig
+from distlm.data.tokens import TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.transformer_lm import count_parameters
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.rundir import RunDir
+from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.microbatch import plan_micro_batches
+
+
+def plan_train(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of training at a rank count.
+
+    Time counts 6 FLOP per parameter and token (Kaplan et al. 2020) plus attention, and 6·D·c for the c softmax
+    classes a token's target is scored against; the rate is this machine's CPU, so on a GPU it is an upper bound.
+    Raises DistlmError for a batch that does not divide over the ranks and for a bad train.deepspeed.
+    """
+    train, model = config.train, config.model
+    micro = plan_micro_batches(train, ranks)
+    stage = zero_stage(load_ds_config(train.deepspeed))
+    notes = []
+    try:
+        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
+    except DistlmError:
+        vocabulary, corpus = config.data.max_words or model.cutoffs[-1] * 4 if model.cutoffs else 50000, 0
+        notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
+    parameters = count_parameters(model, vocabulary)
+    seen = train.updates * train.blocks_per_update * train.tokens_per_sample
+    if corpus:
+        notes.append(f"{seen / corpus:.1f} passes over {corpus} tokens")
+    states = {"adam": 2, "nag": 1}[train.optimizer]
+    checkpoint = 4 * parameters * (1 + states)
+    # One more while the newest is written, one for the best.
+    disk = checkpoint * (train.keep_last + 2)
+    layer = 4 * model.width**2 + 2 * model.width * model.ffn_width
+    head = min([edge for edge in model.cutoffs if edge < vocabulary] or [vocabulary])
+    per_token = (
+        6 * (layer * model.layers + model.width * head) + 6 * model.layers * train.tokens_per_sample * model.width
+    )
+    seconds = seen * per_token / (machine_flops() * ranks)
+    memory = _memory(parameters, states, train.precision != "fp32", stage, ranks)
+    activations = (
+        train.micro_blocks
+        * train.tokens_per_sample
+        * (model.layers * (10 * model.width + 2 * model.ffn_width) + 3 * head)
+    )
+    if train.precision == "fp16":
+        notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
+    return StagePlan(
+        "train",
+        f"{train.updates} updates of {train.blocks_per_update} blocks x {train.tokens_per_sample} tokens "
+        f"({seen / 1e6:.1f} M tokens), {parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches per "
+        f"rank and update, ZeRO {stage}",
+        disk,
+        memory + max(4 * activations, 4 * parameters * states),  # a save holds one kind of tensor on rank 0
+        seconds,
+        notes,
+    )
+
+
+def _memory(parameters: int, states: int, half: bool, stage: int, ranks: int) -> int:
+    """Weights, gradients, masters and optimizer states of one rank, in bytes (Rajbhandari et al. 2020, section 5)."""
+    width = 2 if half else 4
+    weights, gradients = width * parameters, width * parameters
+    # ZeRO keeps fp32 masters beside the weights in every precision; ZeRO 0 only in half precision.
+    masters = 4 * parameters * (states + (1 if half or stage > 0 else 0))
+    return (
+        weights // (ranks if stage == 3 else 1)
+        + gradients // (ranks if stage >= 2 else 1)
+        + masters // (ranks if stage >= 1 else 1)
+    )

@@ -1,0 +1,72 @@
+"""Validation loss in training-length windows, the same number on any rank count."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distlm.data.blocks import Blocks, eval_blocks, gather
+from distlm.errors import DistlmError
+from distlm.training.engine import Engine, share
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Mean over every token of the split, `</s>` and `<unk>` counted."""
+
+    loss: float
+    """Nats per token."""
+    tokens: int
+    rule: str
+    """Which context each token had."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), per word; inf where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+class Validator:
+    """Scores a split in batches dealt to the ranks round robin.
+
+    Blocks: whole lines packed up to half the training length, with the other half as context, so that no position is
+    beyond those trained. The full-context perplexity of a finished model is the business of `distlm knn evaluate`.
+    """
+
+    def __init__(self, ids: npt.NDArray[np.integer], tokens_per_sample: int, batch_blocks: int) -> None:
+        """ids: int [tokens]; `batch_blocks` blocks go through the model at once (it does not change the result of a
+        block, but the batches, not the ranks, decide the order of summation)."""
+        self.ids, self.batch_blocks = ids, batch_blocks
+        context = tokens_per_sample // 2
+        self.blocks: Blocks = eval_blocks(ids, context, tokens_per_sample - context)
+        self.rule = f"blocks of {tokens_per_sample - context} with up to {context} tokens of context"
+
+    def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
+        """Collective. Raises DistlmError when the loss is not finite."""
+        batches = math.ceil(len(self.blocks) / self.batch_blocks)
+        engine.eval()
+        sums = []
+        for first in range(0, batches, ranks):
+            # ZeRO 3 gathers weights in every forward, so a rank without a batch repeats one and drops its sum.
+            number = first + rank
+            total = self._score(engine, number if number < batches else first)
+            sums.append(total if number < batches else 0.0)
+        engine.train()
+        everyone = share(sums)
+        # In the plan's order, so that the rounding does not depend on the rank count.
+        total = math.fsum(everyone[number % ranks][number // ranks] for number in range(batches))
+        tokens = int(self.blocks.scored.sum())
+        if not math.isfinite(total):
+            error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
+            error.shared = True
+            raise error
+        return Validation(total / tokens, tokens, self.rule)
+
+    def _score(self, engine: Engine, number: int) -> float:
+        indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
+        batch = gather(self.ids, self.blocks, indices)
+        arrays = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets, batch.scored))
+        with torch.no_grad():
+            return float(engine.forward(*arrays).ce)

@@ -1,0 +1,43 @@
+"""Every `distlm` command that a page shows is accepted: its recipe, its settings and its flags."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support import distlm
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "distlm").rglob("*.yaml"))]
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    commands = []
+    for page in PAGES:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:#\s+)?(?:mpirun .*|torchrun .*)?\bdistlm [a-z].*$", text, re.MULTILINE):
+            command = "distlm " + line.split("distlm ", 1)[1]
+            command = re.sub(r"\s{2,}[#(].*$", "", command)
+            if "RECIPE" not in command and "VERB" not in command:
+                commands.append((page.name, command.strip()))
+    return sorted(set(commands))
+
+
+@pytest.mark.parametrize(("page", "command"), shown_commands(), ids=lambda value: value.replace(" ", "_")[:60])
+def test_a_shown_command_is_accepted(page, command, tmp_path):
+    arguments = shlex.split(command)[1:]
+    if arguments[0] in ("doctor", "config") or "--help" in arguments:
+        done = distlm(*arguments, check=False)
+        assert done.returncode in (0, 1), f"{page}: {command}\n{done.stderr}"
+        return
+    arguments = [word for word in arguments if word != "--dry-run"]
+    done = distlm(*arguments, "--print-config", f"run_dir={tmp_path}", check=False)
+    assert done.returncode == 0, f"{page}: {command}\n{done.stderr}"
+
+
+def test_make_targets_that_the_readme_shows_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    shown = set(re.findall(r"`?make ([a-z][a-z-]*)", (ROOT / "README.md").read_text("utf-8")))
+    assert {"demo", "test", "clean-demo"} <= shown
+    for target in shown:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

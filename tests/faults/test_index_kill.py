@@ -1,0 +1,102 @@
+"""SIGKILL of a random rank at random moments of add and merge; the same command again gives the undisturbed files."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from index_support import DRIVER, driver, vectors, write_store
+from support import ENVIRONMENT, mpirun, mpirun_command
+
+pytestmark = pytest.mark.multiprocess
+SETTINGS = {"factory": "IVF64,SQ8"}
+SMALL_UNITS = {"TEST_UNIT_BYTES": "6000"}
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of 60 shards with a trained template."""
+    folder = tmp_path_factory.mktemp("template")
+    write_store(folder / "datastore", vectors(12_000), rows_per_shard=200)
+    mpirun(1, driver("train", folder, **SETTINGS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def added(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with all parts, never disturbed."""
+    folder = shutil.copytree(template, tmp_path_factory.mktemp("added") / "run")
+    mpirun(1, driver("add", folder, **SETTINGS))
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def merged(added: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, merged, never disturbed."""
+    folder = shutil.copytree(added, tmp_path_factory.mktemp("merged") / "run")
+    mpirun(1, driver("merge", folder, **SETTINGS), **SMALL_UNITS)
+    return Path(folder)
+
+
+def _kill_one_rank(action: str, run_dir: Path, delay: float, choose: random.Random) -> bool:
+    """Start two ranks, wait `delay` seconds after they began the stage, kill one; whether that ended the run."""
+    command = mpirun_command(2, driver(action, run_dir, **SETTINGS))
+    process = subprocess.Popen(
+        command, env={**ENVIRONMENT, **SMALL_UNITS}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    # The stage opens the run directory first; from there on the delay counts.
+    marker, before = run_dir / "code.json", (run_dir / "code.json").stat().st_mtime_ns
+    while process.poll() is None and marker.stat().st_mtime_ns == before:
+        time.sleep(0.002)
+    time.sleep(delay)
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    ranks = [child for child in children if str(DRIVER) in _words(child) and "mpirun" not in _words(child)[0]]
+    if ranks:
+        choose.choice(ranks).send_signal(signal.SIGKILL)
+    return process.wait(timeout=120) != 0
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline() or [""]
+    except psutil.NoSuchProcess:
+        return [""]
+
+
+def _compare(found: Path, expected: Path) -> None:
+    names = sorted(str(path.relative_to(expected)) for path in expected.rglob("*") if path.is_file())
+    assert sorted(str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()) == names
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("action", ["add", "merge"])
+def test_killed_at_random_moments(
+    action: str, template: Path, added: Path, merged: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    choose = random.Random(17)
+    start, expected = (template, added) if action == "add" else (added, merged)
+    run_dir = tmp_path / "run"
+    shutil.copytree(start, run_dir)
+    killed, interrupted = 0, 0
+    for _ in range(KILLS):
+        # The next kill falls on what the one before left, as it does on a cluster, until the stage is finished.
+        if (run_dir / "index" / "index.json").exists() or len(list((run_dir / "index/parts").glob("*.json"))) == 60 != (
+            60 if action == "merge" else 0
+        ):
+            shutil.rmtree(run_dir)
+            shutil.copytree(start, run_dir)
+        killed += _kill_one_rank(action, run_dir, choose.random() * 0.6, choose)
+        done = (run_dir / "index" / "index.json").exists() if action == "merge" else False
+        interrupted += not done
+        if done:
+            _compare(run_dir / "index", expected / "index")
+    assert killed >= KILLS // 2
+    assert interrupted
+    mpirun(2, driver(action, run_dir, **SETTINGS), **SMALL_UNITS)
+    _compare(run_dir / "index", expected / "index")

@@ -1,0 +1,60 @@
+"""A search killed in each phase, or stopped by a signal, is finished by the same command with the same bytes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from knn_support import copy_run, in_stage
+from store_support import arguments, file_hashes, ready_run
+from support import ENVIRONMENT
+
+from distlm.datastore.writer import run_datastore_write
+from distlm.errors import EXIT_STOPPED, DistlmError
+from distlm.index import run_index_build
+from distlm.knnlm.neighbours import Neighbours
+from distlm.knnlm.search import run_search
+from distlm.runtime.rundir import RunDir
+
+# One block a unit: about 90 units of both splits, so that a signal meets the work half done.
+UNITS = ["knn.blocks_per_unit=1", "knn.batch_blocks=1"]
+
+
+def interrupt(words: list[str], folder: Path, pattern: str, number: int) -> int:
+    """Start a search, signal it as soon as some file of `pattern` is there, and give its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", "distlm", "knn", "search", *words], env=ENVIRONMENT)
+    try:
+        until = time.monotonic() + 120
+        while process.poll() is None and not any(folder.glob(pattern)):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        process.send_signal(number)
+        return process.wait(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_kills_in_every_phase_and_a_stop_change_nothing(tmp_path):
+    config = ready_run(tmp_path, lines=1600, extra=UNITS)
+    in_stage("datastore", config, run_datastore_write)
+    in_stage("index", config, run_index_build)
+    copy_run(config, tmp_path / "killed")
+    in_stage("knn", config, run_search)
+    whole = file_hashes(Path(config.run_dir) / "neighbours")
+    run, words = RunDir(tmp_path / "killed"), arguments(tmp_path / "killed", tmp_path / "text", UNITS)
+
+    ended = [
+        interrupt(words, run.root / "neighbours", "valid/found/unit-00003", signal.SIGKILL),
+        interrupt(words, run.root / "neighbours", "valid/found/unit-00010", signal.SIGUSR1),
+        interrupt(words, run.root / "neighbours", "valid/rescore/*-00002.npy", signal.SIGKILL),
+        interrupt(words, run.root / "neighbours", "valid/unit-00001", signal.SIGKILL),
+    ]
+    assert ended == [-signal.SIGKILL, EXIT_STOPPED, -signal.SIGKILL, -signal.SIGKILL]
+    with pytest.raises(DistlmError, match="has not finished"):
+        Neighbours.open(run.neighbours("valid"))
+    assert subprocess.run([sys.executable, "-m", "distlm", "knn", "search", *words], env=ENVIRONMENT).returncode == 0
+    assert file_hashes(run.root / "neighbours") == whole

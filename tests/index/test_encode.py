@@ -1,0 +1,29 @@
+"""Codes do not depend on threads, and are faiss's own."""
+
+import numpy as np
+import pytest
+from index_support import vectors
+
+from distlm.index.encode import BLOCK, Encoder
+from distlm.index.factory import fit_factory
+from distlm.index.layout import deserialise, serialise
+from distlm.index.template import train_template
+
+
+@pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,Flat", "IVF64_HNSW8,SQ8", "L2norm,IVF32,RaBitQ", "IVF16,RQ2x4"])
+def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
+    keys = vectors(5 * BLOCK + 77).astype(np.float32)
+    template = train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1)
+    results = []
+    for threads in (1, 2, 3):
+        index = deserialise(template)
+        with Encoder(index, threads) as encoder:
+            encoder.add(keys[:3000], np.arange(3000))
+            encoder.add(keys[3000:], np.arange(3000, len(keys)))
+        assert index.ntotal == len(keys)
+        results.append(serialise(index))
+    assert results[0] == results[1] == results[2]
+    if "PCA" not in factory:
+        stock = deserialise(template)
+        stock.add_with_ids(keys, np.arange(len(keys)))
+        assert serialise(stock) == results[0]

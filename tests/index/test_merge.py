@@ -1,0 +1,96 @@
+"""The merged file is, byte for byte, what one process writes with stock faiss."""
+
+import filecmp
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_support import config, one_process_build, one_rank, vectors, write_store
+
+import distlm.index.copy
+import distlm.index.merge
+from distlm.index import index_info, run_index_build, run_index_merge
+from distlm.index.copy import MergeLayout
+from distlm.index.template import train_template
+from distlm.runtime.files import file_hash
+
+FACTORIES = ["IVF64,PQ8", "IVF64,SQ8", "IVF64,Flat", "PCA16,IVF64,PQ8x4", "OPQ4,IVF64,PQ4", "IVF64_HNSW8,RaBitQ", "IVF1,Flat"]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_merged_is_identical_to_one_process(tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distlm.index.merge, "UNIT_BYTES", 20_000)
+    keys = vectors(6000)
+    write_store(tmp_path / "datastore", keys)
+    with one_rank(config(tmp_path, factory=factory)) as stage:
+        result = run_index_build(stage)
+    one_process_build(tmp_path / "index" / "template.index", keys, tmp_path / "one.index")
+    assert filecmp.cmp(tmp_path / "one.index", tmp_path / "index" / "merged.index", shallow=False)
+    assert result["rows"] == 6000
+    assert result["self_found"] > 0.9
+    record = index_info(tmp_path / "index")["index"]
+    assert record["bytes"] == (tmp_path / "one.index").stat().st_size
+    assert record["xxh3"] == file_hash(tmp_path / "one.index")
+
+
+def test_sparse_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the lists or fewer hold keys: faiss then writes another header. Some parts have empty lists at the ends."""
+    monkeypatch.setattr(distlm.index.merge, "UNIT_BYTES", 3000)
+    # Trained on all, but the store that is added holds three clusters only.
+    every = vectors(6000, clusters=64)
+    few = np.concatenate([every[:1] + np.float16(0.01) * vectors(700, seed=row) for row in range(3)])
+    write_store(tmp_path / "datastore", few, rows_per_shard=300)
+    original = train_template
+    monkeypatch.setattr(
+        "distlm.index.template.train_template",
+        lambda plan, _keys, seed, threads: original(plan, every.astype(np.float32), seed, threads),
+    )
+    with one_rank(config(tmp_path, factory="IVF50,SQ8")) as stage:
+        run_index_build(stage)
+    merged = (tmp_path / "index" / "merged.index").read_bytes()
+    assert b"sprs" in merged and b"full" not in merged
+    one_process_build(tmp_path / "index" / "template.index", few, tmp_path / "one.index")
+    assert merged == (tmp_path / "one.index").read_bytes()
+
+
+def test_a_list_larger_than_a_unit_is_copied_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distlm.index.merge, "UNIT_BYTES", 500)
+    monkeypatch.setattr(distlm.index.copy, "PIECE", 333)
+    keys = vectors(2000)
+    write_store(tmp_path / "datastore", keys, rows_per_shard=700)
+    with one_rank(config(tmp_path, factory="IVF4,SQ8")) as stage:
+        run_index_build(stage)
+    one_process_build(tmp_path / "index" / "template.index", keys, tmp_path / "one.index")
+    assert filecmp.cmp(tmp_path / "one.index", tmp_path / "index" / "merged.index", shallow=False)
+
+
+def test_units_cover_all_lists_once() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = random.integers(0, 40, size=(3, 30)) * (random.random(30) < random.random())
+        if not sizes.sum():
+            continue
+        layout = MergeLayout(b"header", (0, 0, 0), (Path("a"),) * 3, sizes, 4)
+        units = layout.units(500)
+        assert units[0][0] == 0 and units[-1][1] == 30
+        assert all(low < high for low, high in units)
+        assert all(before[1] == after[0] for before, after in zip(units, units[1:], strict=False))
+        assert layout.bytes == len(layout.start) + sizes.sum() * 12
+
+
+def test_finished_stages_return_at_once_and_parts_can_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = vectors(2000)
+    write_store(tmp_path / "datastore", keys)
+    with one_rank(config(tmp_path, factory="IVF8,SQ8")) as stage:
+        run_index_build(stage)
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.index")}
+        assert len(before) == 4
+        assert run_index_build(stage)["seconds"] < 5
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*.index")} == before
+    assert "index merge: " in (text := capsys.readouterr().err) and text.count("is complete, nothing to do") == 3
+    with one_rank(config(tmp_path, factory="IVF8,SQ8", keep_parts=False)) as stage:
+        assert run_index_merge(stage)["done_before"]
+    assert not list((tmp_path / "index" / "parts").iterdir())
+    assert index_info(tmp_path / "index")["parts"] == {"count": 0, "bytes": 0}
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    assert all(f'"stage": "index {name}", "stage/seconds"' in metrics for name in ("train", "add", "merge"))

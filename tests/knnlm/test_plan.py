@@ -1,0 +1,40 @@
+"""What the plan says before the search against what the search leaves."""
+
+from pathlib import Path
+
+import pytest
+
+from distlm.config import load_config
+from distlm.knnlm import plan
+from distlm.knnlm.plan import plan_knn
+from distlm.runtime.rundir import RunDir
+
+
+def test_disk_is_announced_within_a_fifth(searched):
+    run = RunDir(Path(searched.run_dir))
+    arrays = sum(path.stat().st_size for path in (run.root / "neighbours").rglob("*.npy"))
+    announced = plan_knn(searched, 1)
+    # Exact distances: two copies of every unit, and fp32 distances, while the search runs.
+    peak = 2 * arrays + arrays / 5
+    assert arrays < peak * 0.8 < announced.disk_bytes < peak * 1.2
+    assert "1106 queries x 16 neighbours among 4311 rows (valid, test)" in announced.line()
+
+
+def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
+    counts = plan._Counts(217_646 + 245_569, 103_225_485, 267_744, ())
+    monkeypatch.setattr(plan, "_count", lambda config: counts)
+    config = load_config("wikitext103", ["data.text_dir=unused"])
+    exact = plan_knn(config, 32)
+    # 1024 neighbours of 16 bytes and a key of 2 kB a token.
+    assert exact.disk_bytes == pytest.approx(463_215 * (2 * (16384 + 2048) + 4096), rel=0.01)
+    assert any("211.4 GB of keys are read once" in note for note in exact.notes)
+    assert plan_knn(config, 64).seconds == pytest.approx(exact.seconds / 2, rel=0.5)
+    config.knn.distances = "quantised"
+    quantised = plan_knn(config, 32)
+    assert quantised.disk_bytes < exact.disk_bytes / 2
+    assert quantised.memory_bytes < exact.memory_bytes
+
+
+def test_without_tokens_the_assumption_is_told(tmp_path):
+    announced = plan_knn(load_config("demo", [f"run_dir={tmp_path}"]), 1)
+    assert "no token files yet" in announced.line()

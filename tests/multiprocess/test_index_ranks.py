@@ -1,0 +1,101 @@
+"""1, 2 and 3 ranks under a real mpirun make the same template, parts and merged file."""
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_support import driver, one_process_build, vectors, write_store
+from support import ENVIRONMENT, mpirun, mpirun_command
+
+from distlm.datastore.reader import Datastore
+from distlm.index import open_index
+
+pytestmark = pytest.mark.multiprocess
+FACTORY = {"factory": "PCA16,IVF64,PQ8", "sample": 4000}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path) -> None:
+    keys = vectors(8000)
+    built = {}
+    for ranks in (1, 2, 3):
+        run_dir = tmp_path / str(ranks)
+        write_store(run_dir / "datastore", keys, rows_per_shard=1700)
+        if ranks == 2:
+            for action in ("train", "add", "merge"):
+                mpirun(ranks, driver(action, run_dir, **FACTORY))
+        else:
+            mpirun(ranks, driver("build", run_dir, **FACTORY))
+        built[ranks] = _files(run_dir / "index")
+    assert sorted(built[1]) == sorted(
+        ["template.index", "template.json", "merged.index", "index.json"]
+        + [f"parts/part-{shard:05d}.{suffix}" for shard in range(5) for suffix in ("index", "json")]
+    )
+    assert built[1] == built[2] == built[3]
+
+    import faiss
+
+    one_process_build(tmp_path / "1/index/template.index", keys, tmp_path / "one.index")
+    assert (tmp_path / "one.index").read_bytes() == built[3]["merged.index"]
+    queries = vectors(1000, seed=7).astype(np.float32)
+    stock = faiss.read_index(str(tmp_path / "one.index"))
+    faiss.extract_index_ivf(stock).nprobe = 8
+    expected, expected_ids = stock.search(queries, 64)
+    results = []
+    for ranks in (1, 3):
+        index = open_index(tmp_path / f"{ranks}/index", Datastore.open(tmp_path / f"{ranks}/datastore"))
+        results.append(index.search(queries, 64, 8))
+    (ids, distances), (again, distances_again) = results
+    assert (ids == again).all() and (distances == distances_again).all()
+    # faiss's own batches round differently in the last bit: only neighbours equally far may change places.
+    np.testing.assert_allclose(distances, np.where(expected_ids < 0, np.inf, expected), rtol=1e-5, atol=1e-4)
+    assert (ids == expected_ids).mean() > 0.99
+
+
+def test_an_error_on_one_rank_ends_all_with_its_words(tmp_path: Path) -> None:
+    keys = vectors(3000)
+    write_store(tmp_path / "datastore", keys, rows_per_shard=1000)
+    settings = {"factory": "IVF16,SQ8"}
+    mpirun(2, driver("train", tmp_path, **settings))
+    mpirun(2, driver("add", tmp_path, **settings))
+    part = tmp_path / "index/parts/part-00001.index"
+    data = bytearray(part.read_bytes())
+    data[-100] ^= 1
+    part.write_bytes(data)
+    failed = mpirun(2, driver("merge", tmp_path, **settings), check=False, timeout=60)
+    assert failed.returncode == 1
+    assert "part-00001.index: damaged" in failed.stderr
+    part.with_suffix(".json").unlink()
+    mended = mpirun(2, driver("build", tmp_path, **settings))
+    assert "2 of 3 parts are complete, continuing" in mended.stderr
+    one_process_build(tmp_path / "index/template.index", keys, tmp_path / "one.index")
+    assert (tmp_path / "one.index").read_bytes() == (tmp_path / "index/merged.index").read_bytes()
+
+
+def test_a_stop_signal_to_one_rank_stops_all_at_a_boundary(tmp_path: Path) -> None:
+    keys = vectors(30_000)
+    write_store(tmp_path / "datastore", keys, rows_per_shard=100)
+    settings = {"factory": "IVF16,SQ8"}
+    mpirun(2, driver("train", tmp_path, **settings))
+    command = mpirun_command(2, driver("add", tmp_path, **settings))
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "index" / "parts"
+    while process.poll() is None and len(list(parts.glob("*.json"))) < 20:
+        time.sleep(0.01)
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    subprocess.run(["kill", f"-{signal.SIGUSR1.value}", ranks[-1]], check=True)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped at a boundary of index add; run the same command again" in text
+    done = len(list(parts.glob("*.json")))
+    assert 20 <= done < 300
+    assert not list(parts.glob(".*.tmp"))
+    resumed = mpirun(2, driver("add", tmp_path, **settings))
+    assert re.search(rf"{done} of 300 parts are complete, continuing", resumed.stderr)

@@ -1,0 +1,83 @@
+"""`distlm run`: the whole pipeline on two ranks, stage by stage and in one command, stopped, continued, refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support import ENVIRONMENT, TINY, distlm, write_text
+
+
+def settings(folder, text):
+    return [*TINY, "data.source=folder", f"data.text_dir={text}", f"run_dir={folder}", "launch.ranks=2"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("corpus") / "text", train_lines=600)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = distlm("run", "demo", *settings(folder, text), timeout=400)
+    return folder, done
+
+
+def test_a_run_ends_with_the_table_results_and_report(finished):
+    folder, done = finished
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    for split in ("valid", "test"):
+        assert results["splits"][split]["knn"]["perplexity"] > 1
+        assert f"{results['splits'][split]['lm']['perplexity']:.2f}" in done.stdout
+    assert "perplexity" in done.stdout and str(folder / "report.html") in done.stdout
+    report = (folder / "report.html").read_text("utf-8")
+    assert "<img" in report and "http" not in report.replace("http://www.w3.org", "")
+    assert (folder / "logs" / "train.log").exists()
+
+
+def test_run_again_says_complete_and_does_nothing(finished, text):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    done = distlm("run", "demo", *settings(folder, text))
+    assert "complete; nothing to do" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == before
+
+
+def test_another_setting_is_refused_before_anything_starts(finished, text):
+    folder, _ = finished
+    done = distlm("run", "demo", *settings(folder, text), "knn.nprobe=8", check=False)
+    assert done.returncode == 1 and "knn.nprobe: 4 there, 8 now" in done.stderr
+
+
+def test_stages_one_by_one_give_the_same_numbers(finished, text, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "run"
+    for words, ranks in (
+        ("data prepare", 1), ("train", 2), ("datastore write", 2), ("index train", 2), ("index add", 2),
+        ("index merge", 2), ("knn search", 2), ("knn tune", 1), ("knn evaluate", 1), ("report", 1),
+    ):  # fmt: skip
+        distlm(*words.split(), "demo", *settings(folder, text), ranks=ranks)
+    one, other = (json.loads((path / "results.json").read_text("utf-8")) for path in (whole, folder))
+    assert one["splits"] == other["splits"] and one["settings"] == other["settings"]
+    assert (whole / "index/merged.index").read_bytes() == (folder / "index/merged.index").read_bytes()
+
+
+def test_a_stop_signal_ends_with_75_and_the_same_command_continues(finished, text, tmp_path):
+    whole, _ = finished
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "distlm", "run", "demo", *settings(folder, text)]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.STDOUT, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoints").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 75, output
+    assert "run the same command again" in output
+    distlm("run", "demo", *settings(folder, text), timeout=400)
+    one, other = (json.loads((path / "results.json").read_text("utf-8")) for path in (whole, folder))
+    assert one["splits"] == other["splits"]
