@@ -129,7 +129,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _load(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
 
 def _run_stage(options: argparse.Namespace, world: World) -> int:

@@ -18,6 +18,7 @@ import psutil
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.knnlm.state import evaluated_as_tuned, tuned_as_configured
 from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
@@ -53,8 +54,8 @@ STEPS: tuple[Step, ...] = (
     Step("datastore write", True, _datastore_done),
     Step("index build", True, lambda config, run: (run.index / "index.json").exists()),
     Step("knn search", True, _searched),
-    Step("knn tune", False, lambda config, run: run.tuned.exists()),
-    Step("knn evaluate", False, lambda config, run: run.results.exists()),
+    Step("knn tune", False, tuned_as_configured),
+    Step("knn evaluate", False, evaluated_as_tuned),
 )
 
 

@@ -1,4 +1,4 @@
-"""python index_driver.py STAGE RUN_DIR [section.key=value ...]: one index stage on these ranks, in small merge units."""
+"""python index_driver.py STAGE RUN_DIR [section.key=value ...]: an index stage on these ranks, in small merge units."""
 
 import os
 import sys
@@ -17,6 +17,9 @@ def main() -> int:
             import distlm.index.merge
 
             distlm.index.merge.UNIT_BYTES = int(os.environ.get("TEST_UNIT_BYTES", "20000"))
+            stage.comm.barrier()
+            # Tests that kill count from here: the imports are over, the work begins.
+            (stage.run.root / "started").touch()
             result = getattr(distlm.index, f"run_index_{action}")(stage)
     except DistlmError as error:
         print(f"distlm: {error}", file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """Helpers of the index tests: a small datastore of clustered vectors, stages in this process, faiss's own build."""
 
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,5 +73,3 @@ def one_process_build(template: Path, keys: np.ndarray, out: Path) -> None:
     index = faiss.read_index(str(template))
     index.add_with_ids(keys.astype(np.float32), np.arange(len(keys)))
     faiss.write_index(index, str(out))
-
-

@@ -51,7 +51,7 @@ def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
             drawn.append(("Number of neighbours", f"Best perplexity on {tuned['split']} at each k.",
                           plots.perplexity_over_k(tuned)))  # fmt: skip
     if results["seconds"]:
-        drawn.append(("Time", "Wall time of each stage, all its starts together.", plots.stage_bars(results["seconds"])))
+        drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results["seconds"])))
     return [
         {"title": title, "caption": caption, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
         for title, caption, png in drawn

@@ -98,7 +98,7 @@ def _section_help(section: str, cls: type) -> list[str]:
     for item in dataclasses.fields(cls):
         if dataclasses.is_dataclass(item.type):
             continue
-        default = item.default_factory() if item.default is dataclasses.MISSING else item.default  # type: ignore[misc]
+        default = getattr(cls(), item.name)
         key = f"{section}.{item.name}" if section else item.name
         lines.append(f"  {key} ({_type_name(item.type)}, default {default!r})")
         lines += textwrap.wrap(texts.get(item.name, ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -68,8 +68,8 @@ def copy_unit(layout: MergeLayout, low: int, high: int, output: int, unit_bytes:
     """
     total = int(layout.offsets[high] - layout.offsets[low])
     if total <= 2 * unit_bytes:
-        buffer = _assemble(layout, low, high, total)
-        write_at(output, memoryview(buffer), int(layout.offsets[low]))  # type: ignore[arg-type]
+        buffer = _assemble(layout, low, high, total).data
+        write_at(output, buffer, int(layout.offsets[low]))
         return str(xxhash.xxh3_128(buffer).hexdigest())
     digest = xxhash.xxh3_128()
     place = int(layout.offsets[low])

@@ -1,6 +1,7 @@
 """The one place that loads faiss, with the command that mends its absence."""
 
 import os
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -10,8 +11,9 @@ _CPU = ("faiss-cpu",)
 _GPU = ("faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
 
 
+@cache
 def require_faiss() -> Any:
-    """The faiss module, with this rank's thread count set from OMP_NUM_THREADS.
+    """The faiss module; its first call sets this rank's thread count from OMP_NUM_THREADS.
 
     Raises DistlmError when it is not installed, or when its CPU and GPU packages are both installed: they write the
     same files, so which of them works depends on the order of installation.

@@ -1,5 +1,7 @@
 """Reads keys of scattered rows."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from distlm.datastore.reader import Datastore
@@ -12,7 +14,7 @@ def gather_keys(datastore: Datastore, ids: Array) -> Array:
     keys = np.empty((len(wanted), datastore.width), np.float32)
     firsts = np.array([shard.first_row for shard in datastore.shards] + [datastore.rows])
     edges = np.searchsorted(wanted, firsts)
-    for shard, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for shard, (start, stop) in enumerate(pairwise(edges.tolist())):
         if start < stop:
             keys[start:stop] = datastore.keys(shard)[wanted[start:stop] - firsts[shard]]
     return keys[places.reshape(-1)]

@@ -40,11 +40,11 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
     datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
     folder = IndexFolder(stage.run.index)
     template = together(comm, lambda: load_template(folder, datastore))
-    record = rank0_first(comm, lambda: merged_before(folder, datastore, template))
-    if record:
+    before = rank0_first(comm, lambda: merged_before(folder, datastore, template))
+    if before:
         say(f"index merge: {folder.merged} is complete, nothing to do", comm.rank)
         rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
-        return {"seconds": 0.0, "rows": record["rows"], "bytes": record["bytes"], "done_before": True}
+        return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
     layout = _layout(stage, folder, datastore, template)
     digest = _write(stage, folder, layout)
     record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
@@ -74,12 +74,15 @@ def _layout(stage: Stage, folder: IndexFolder, datastore: Datastore, template: T
         for first in range(0, len(records), comm.size):
             stage.stop.check(comm, "index merge (it starts over from the parts)")
             unit = first + comm.rank
-            if_any = records[unit : unit + 1]
-            for sizes in together(comm, lambda if_any=if_any: [check_part(folder, r, header) for r in if_any]):  # type: ignore[misc]
-                mine[unit] = sizes
+
+            def check(due: list[dict[str, Any]] = records[unit : unit + 1]) -> list[Array]:
+                return [check_part(folder, record, header) for record in due]
+
+            for row in together(comm, check):
+                mine[unit] = row
             progress.advance(min(comm.size, len(records) - first))
-    sizes = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
-    return make_layout(folder, header, records, [sizes[unit] for unit in range(len(records))])
+    every = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
+    return make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
 
 
 def make_layout(folder: IndexFolder, header: Header, records: list[dict[str, Any]], sizes: list[Array]) -> MergeLayout:

@@ -77,7 +77,9 @@ def check_part(folder: IndexFolder, record: dict[str, Any], header: Header) -> A
             raise DistlmError(f"{path}: {error}; remove it and {_MEND}") from error
         body = stream.tell()
     if sizes.sum() != record["rows"] or body + record["rows"] * (header.code_size + 8) != record["bytes"]:
-        raise DistlmError(f"{path}: its lists hold {sizes.sum()} keys, {record['rows']} expected; remove it and {_MEND}")
+        raise DistlmError(
+            f"{path}: its lists hold {sizes.sum()} keys, {record['rows']} expected; remove it and {_MEND}"
+        )
     return sizes
 
 

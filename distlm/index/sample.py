@@ -1,5 +1,7 @@
 """The training sample: the same keys whatever the rank count."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from distlm.datastore.reader import Datastore
@@ -13,7 +15,7 @@ def sample_counts(shard_rows: list[int], sample: int) -> list[int]:
     sample = min(sample, total)
     ends = np.cumsum(shard_rows, dtype=object)
     upto = [0, *(int(end) * sample // total for end in ends)]
-    return [after - before for before, after in zip(upto, upto[1:], strict=False)]
+    return [after - before for before, after in pairwise(upto)]
 
 
 def sample_rows(seed: int, shard: int, rows: int, count: int) -> Array:

@@ -44,7 +44,9 @@ class SortedPairs:
 
     def bounds(self, edges: Sequence[int]) -> npt.NDArray[np.int64]:
         """First pair at or after each row of `edges`: int64 [len(edges)]."""
-        return np.searchsorted(self.rows, edges).astype(np.int64)
+        # In the rows' own dtype: another one would convert all of them at every call.
+        limits = np.minimum(edges, np.iinfo(self.rows.dtype).max).astype(self.rows.dtype)
+        return np.searchsorted(self.rows, limits).astype(np.int64)
 
 
 def sort_pairs(ids: npt.NDArray[np.int64]) -> SortedPairs:
@@ -100,13 +102,16 @@ class GroupScorer:
             edge = first_row + first + len(chunk)
             rows, columns, places = [], [], []
             for unit, pairs in enumerate(self._pairs):
-                low, high = cursor[unit], cursor[unit] + int(np.searchsorted(pairs.rows[cursor[unit] :], edge))
+                low, high = cursor[unit], int(pairs.bounds([edge])[0])
                 cursor[unit] = high
+                if low == high:
+                    continue
                 rows.append((pairs.rows[low:high] - (first_row + first)).astype(np.uint16))
                 columns.append(pairs.places[low:high] // pairs.k + np.int32(self._first_query[unit]))
                 begin = int(starts[unit] + low - bounds[unit][0])
                 places.append(np.arange(begin, begin + high - low))
-            self._score(chunk, np.concatenate(rows), np.concatenate(columns), np.concatenate(places), result)
+            if rows:
+                self._score(chunk, np.concatenate(rows), np.concatenate(columns), np.concatenate(places), result)
         return result
 
     def _wanted(self, bounds: Sequence[npt.NDArray[np.int64]], first_row: int) -> tuple[int, int]:
@@ -125,11 +130,11 @@ class GroupScorer:
         places: npt.NDArray[np.int64],
         result: npt.NDArray[np.float32],
     ) -> None:
-        if not len(rows):
-            return
-        order = np.argsort(rows, kind="stable")
+        if len(self._pairs) > 1:
+            order = np.argsort(rows, kind="stable")
+            rows, columns, places = rows[order], columns[order], places[order]
         starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(keys)))))
-        row, column = torch.from_numpy(rows[order].astype(np.int32)), torch.from_numpy(columns[order])
+        row, column = torch.from_numpy(rows.astype(np.int32)), torch.from_numpy(columns)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             wanted = torch.sparse_csr_tensor(
@@ -139,7 +144,7 @@ class GroupScorer:
         # The transposed view keeps each query contiguous: no copy of the queries is made.
         dots = torch.sparse.sampled_addmm(wanted, keys, self._queries.t(), beta=0.0).values()
         distances = dots.double().mul_(-2).add_(_squared_norms(keys)[row]).add_(self._norms[column])
-        result[places[order]] = distances.clamp_(min=0).float().numpy()
+        result[places] = distances.clamp_(min=0).float().numpy()
 
 
 def unit_distances(
@@ -154,12 +159,20 @@ def unit_distances(
 def nearest_first(
     ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32], values: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-    """Each row [k] by rising distance, ties by rising id, absent neighbours (id −1, distance inf) last."""
-    distances = np.where(ids < 0, np.float32(np.inf), distances)
-    order = np.argsort(ids, axis=1, kind="stable")
-    order = np.take_along_axis(
-        order, np.argsort(np.take_along_axis(distances, order, 1), axis=1, kind="stable"), axis=1
-    )
+    """Each row [k] by rising distance, ties by rising id, absent neighbours (id −1, distance inf) last.
+
+    Distances below zero (rounding of an index's encoded distances) become 0.
+    """
+    absent = ids < 0
+    # Adding 0 turns −0, whose bits are those of a large number, into +0.
+    distances = np.where(absent, np.float32(np.inf), np.maximum(distances, 0) + np.float32(0))
+    if int(ids.max(initial=0)) < 2**32:
+        # The bits of a float ≥ 0 rise with it: one sort of unique 64-bit numbers in place of two stable ones.
+        keys = distances.view(np.uint32).astype(np.uint64) << np.uint64(32)
+        keys |= np.where(absent, 0, ids).astype(np.uint64)
+        order = np.argsort(keys, axis=1)
+    else:
+        order = np.lexsort((ids, distances), axis=1)
     return tuple(np.take_along_axis(array, order, 1) for array in (ids, distances, values))  # type: ignore[return-value]
 
 
@@ -197,5 +210,7 @@ def _read_full(descriptor: int, into: npt.NDArray[np.floating], offset: int, pat
 
 
 def _squared_norms(matrix: torch.Tensor) -> torch.Tensor:
-    """|row|² in fp64: [rows]."""
-    return torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).square_()
+    """|row|² in fp64: [rows], each summed alone, whatever rows stand beside it."""
+    rows, step = matrix.numpy(), 256
+    sums = [np.square(rows[i : i + step], dtype=np.float64).sum(axis=1) for i in range(0, len(rows), step)]
+    return torch.from_numpy(np.concatenate(sums))

@@ -15,14 +15,16 @@ from support import ENVIRONMENT, mpirun, mpirun_command
 pytestmark = pytest.mark.multiprocess
 SETTINGS = {"factory": "IVF64,SQ8"}
 SMALL_UNITS = {"TEST_UNIT_BYTES": "6000"}
-KILLS = 10
+KILLS, SHARDS = 10, 60
+LATEST = {"add": 0.8, "merge": 0.8}
+"""Latest kill, in seconds after the stage began."""
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of 60 shards with a trained template."""
     folder = tmp_path_factory.mktemp("template")
-    write_store(folder / "datastore", vectors(12_000), rows_per_shard=200)
+    write_store(folder / "datastore", vectors(200 * SHARDS), rows_per_shard=200)
     mpirun(1, driver("train", folder, **SETTINGS))
     return folder
 
@@ -44,14 +46,13 @@ def merged(added: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _kill_one_rank(action: str, run_dir: Path, delay: float, choose: random.Random) -> bool:
-    """Start two ranks, wait `delay` seconds after they began the stage, kill one; whether that ended the run."""
+    """Start two ranks, wait `delay` seconds after they began to work, kill one; whether that ended the run."""
+    (run_dir / "started").unlink(missing_ok=True)
     command = mpirun_command(2, driver(action, run_dir, **SETTINGS))
     process = subprocess.Popen(
         command, env={**ENVIRONMENT, **SMALL_UNITS}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    # The stage opens the run directory first; from there on the delay counts.
-    marker, before = run_dir / "code.json", (run_dir / "code.json").stat().st_mtime_ns
-    while process.poll() is None and marker.stat().st_mtime_ns == before:
+    while process.poll() is None and not (run_dir / "started").exists():
         time.sleep(0.002)
     time.sleep(delay)
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -75,28 +76,39 @@ def _compare(found: Path, expected: Path) -> None:
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+def _finished(action: str, run_dir: Path) -> bool:
+    if action == "merge":
+        return (run_dir / "index" / "index.json").exists()
+    return len(list((run_dir / "index" / "parts").glob("part-*.json"))) == SHARDS
+
+
+def _traces(action: str, run_dir: Path) -> object:
+    """How far the stage came: parts written, or which files of the merge are there and how much of one is filled."""
+    if action == "add":
+        return len(list((run_dir / "index" / "parts").glob("part-*.json")))
+    partial = run_dir / "index" / ".merged.index.tmp"
+    filled = len(partial.read_bytes().replace(b"\0", b"")) if partial.exists() else None
+    return (filled, (run_dir / "index" / "merged.index").exists(), _finished(action, run_dir))
+
+
 @pytest.mark.parametrize("action", ["add", "merge"])
-def test_killed_at_random_moments(
-    action: str, template: Path, added: Path, merged: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_killed_at_random_moments(action: str, template: Path, added: Path, merged: Path, tmp_path: Path) -> None:
     choose = random.Random(17)
     start, expected = (template, added) if action == "add" else (added, merged)
     run_dir = tmp_path / "run"
     shutil.copytree(start, run_dir)
-    killed, interrupted = 0, 0
+    killed = unfinished = 0
+    amid = set()
     for _ in range(KILLS):
-        # The next kill falls on what the one before left, as it does on a cluster, until the stage is finished.
-        if (run_dir / "index" / "index.json").exists() or len(list((run_dir / "index/parts").glob("*.json"))) == 60 != (
-            60 if action == "merge" else 0
-        ):
+        # Each start finds what the kill before it left, as on a cluster; a finished stage begins anew.
+        if _finished(action, run_dir):
             shutil.rmtree(run_dir)
             shutil.copytree(start, run_dir)
-        killed += _kill_one_rank(action, run_dir, choose.random() * 0.6, choose)
-        done = (run_dir / "index" / "index.json").exists() if action == "merge" else False
-        interrupted += not done
-        if done:
-            _compare(run_dir / "index", expected / "index")
-    assert killed >= KILLS // 2
-    assert interrupted
+        killed += _kill_one_rank(action, run_dir, choose.random() * LATEST[action], choose)
+        unfinished += not _finished(action, run_dir)
+        amid.add(_traces(action, run_dir))
+    assert killed >= KILLS // 2, "the stage was over before the kill: make it longer"
+    assert unfinished
+    assert len(amid) >= 3, f"the kills fell at the same moment: {amid}"
     mpirun(2, driver(action, run_dir, **SETTINGS), **SMALL_UNITS)
     _compare(run_dir / "index", expected / "index")

@@ -10,7 +10,9 @@ from distlm.index.layout import deserialise, serialise
 from distlm.index.template import train_template
 
 
-@pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,Flat", "IVF64_HNSW8,SQ8", "L2norm,IVF32,RaBitQ", "IVF16,RQ2x4"])
+@pytest.mark.parametrize(
+    "factory", ["IVF64,PQ2", "PCA16,IVF64,Flat", "IVF64_HNSW8,SQ8", "L2norm,IVF32,RaBitQ", "IVF16,RQ2x4"]
+)
 def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
     keys = vectors(5 * BLOCK + 77).astype(np.float32)
     template = train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1)

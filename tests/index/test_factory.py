@@ -65,5 +65,5 @@ def test_too_few_keys_for_pq() -> None:
 def test_empty_store_and_sample() -> None:
     with pytest.raises(DistlmError, match="empty"):
         fit_factory("IVF4,Flat", 32, 0, 10)
-    with pytest.raises(DistlmError, match="index.sample=0"):
+    with pytest.raises(DistlmError, match=r"index\.sample=0"):
         fit_factory("IVF4,Flat", 32, 10, 0)

@@ -79,7 +79,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing part": (lambda parts: (parts / "part-00001.index").unlink(), "part-00001.index is missing"),
     "missing sidecar": (lambda parts: (parts / "part-00001.json").unlink(), r"1 of 3 parts are missing \(shards 1\)"),
     "listed twice": (_duplicate, "part-00001.json: shard is 0, expected 1"),
-    "other template": (lambda parts: _edit(parts / "part-00002.json", template="x"), "part of another template.*names x"),
+    "other template": (
+        lambda parts: _edit(parts / "part-00002.json", template="x"),
+        "part of another template.*names x",
+    ),
     "other store": (lambda parts: _edit(parts / "part-00002.json", datastore="y"), "part of another store.*names y"),
     "other ids": (lambda parts: _edit(parts / "part-00002.json", first_id=7), "first_id is 7, expected 2000"),
     "too many": (
@@ -130,7 +133,10 @@ def test_files_of_another_store_are_refused_by_every_stage(run_dir: Path) -> Non
 
 def test_damaged_template(run_dir: Path) -> None:
     _flip(run_dir / "index" / "template.index", 500)
-    with one_rank(config(run_dir, factory=FACTORY)) as stage, pytest.raises(DistlmError, match="template.index: damaged"):
+    with (
+        one_rank(config(run_dir, factory=FACTORY)) as stage,
+        pytest.raises(DistlmError, match=r"template\.index: damaged"),
+    ):
         run_index_add(stage)
 
 
@@ -153,7 +159,10 @@ def test_an_index_of_other_keys_fails_its_self_check(run_dir: Path) -> None:
     """Same shapes, same fingerprints, other bytes of keys: what a copied or edited store would look like."""
     np.save(run_dir / "datastore" / "keys-00001.npy", vectors(1000, seed=5))
     np.save(run_dir / "datastore" / "keys-00002.npy", vectors(1000, seed=6))
-    with one_rank(config(run_dir, factory=FACTORY)) as stage, pytest.raises(DistlmError, match="sampled rows are not in"):
+    with (
+        one_rank(config(run_dir, factory=FACTORY)) as stage,
+        pytest.raises(DistlmError, match="sampled rows are not in"),
+    ):
         run_index_merge(stage)
     assert not (run_dir / "index" / "merged.index").exists()
     assert not (run_dir / "index" / "index.json").exists()
@@ -163,7 +172,7 @@ def test_full_disk_is_said_before_work(run_dir: Path, monkeypatch: pytest.Monkey
     usage = shutil.disk_usage(run_dir)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
     with one_rank(config(run_dir, factory=FACTORY)) as stage:
-        with pytest.raises(DistlmError, match="the merged index needs .* and the disk has 1.0 kB free"):
+        with pytest.raises(DistlmError, match=r"the merged index needs .* and the disk has 1\.0 kB free"):
             run_index_merge(stage)
         shutil.rmtree(run_dir / "index" / "parts")
         with pytest.raises(DistlmError, match="3 index parts needs"):

@@ -1,6 +1,7 @@
 """The merged file is, byte for byte, what one process writes with stock faiss."""
 
 import filecmp
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from distlm.index.copy import MergeLayout
 from distlm.index.template import train_template
 from distlm.runtime.files import file_hash
 
-FACTORIES = ["IVF64,PQ8", "IVF64,SQ8", "IVF64,Flat", "PCA16,IVF64,PQ8x4", "OPQ4,IVF64,PQ4", "IVF64_HNSW8,RaBitQ", "IVF1,Flat"]
+FACTORIES = [
+    "IVF64,PQ8",
+    "IVF64,SQ8",
+    "IVF64,Flat",
+    "PCA16,IVF64,PQ8x4",
+    "OPQ4,IVF64,PQ4",
+    "IVF64_HNSW8,RaBitQ",
+    "IVF1,Flat",
+]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -34,7 +43,7 @@ def test_merged_is_identical_to_one_process(tmp_path: Path, factory: str, monkey
 
 
 def test_sparse_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the lists or fewer hold keys: faiss then writes another header. Some parts have empty lists at the ends."""
+    """Half of the lists or fewer hold keys: faiss then writes another header. Outer lists are empty too."""
     monkeypatch.setattr(distlm.index.merge, "UNIT_BYTES", 3000)
     # Trained on all, but the store that is added holds three clusters only.
     every = vectors(6000, clusters=64)
@@ -74,7 +83,7 @@ def test_units_cover_all_lists_once() -> None:
         units = layout.units(500)
         assert units[0][0] == 0 and units[-1][1] == 30
         assert all(low < high for low, high in units)
-        assert all(before[1] == after[0] for before, after in zip(units, units[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in pairwise(units))
         assert layout.bytes == len(layout.start) + sizes.sum() * 12
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ def test_importing_the_room_loads_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("factory", "key_bytes"), [("PCA16,IVF64,PQ8x4", 12), ("IVF128,SQ8", 40), ("IVF64,PQ4", 12), ("RR32,IVF64,Flat", 136)]
+    ("factory", "key_bytes"),
+    [("PCA16,IVF64,PQ8x4", 12), ("IVF128,SQ8", 40), ("IVF64,PQ4", 12), ("RR32,IVF64,Flat", 136)],
 )
 def test_plan_agrees_with_what_is_written(tmp_path: Path, factory: str, key_bytes: int) -> None:
     write_store(tmp_path / "datastore", vectors(6000))
@@ -38,12 +40,22 @@ def test_plan_without_a_store(tmp_path: Path) -> None:
     assert plan.disk_bytes == 0 and plan.seconds is None and "distlm data prepare" in plan.line()
 
 
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    """require_faiss as in a new process."""
+    require_faiss.cache_clear()
+    yield
+    require_faiss.cache_clear()
+
+
+@pytest.mark.usefixtures("unloaded")
 def test_missing_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(DistlmError, match=r"pip install 'distlm\[cpu\]'"):
         require_faiss()
 
 
+@pytest.mark.usefixtures("unloaded")
 def test_two_faiss_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_module, "_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
     with pytest.raises(DistlmError, match="pip uninstall -y faiss-cpu faiss-gpu"):

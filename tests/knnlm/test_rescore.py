@@ -98,6 +98,15 @@ def test_neighbours_are_ordered_by_distance_then_id_and_absent_ones_last():
     assert values.tolist() == [[70, 20, 90, 40, -1]]
 
 
+def test_negative_zero_is_zero_and_large_ids_sort_the_same_way():
+    distances = np.array([[0.5, -0.0, 0.0, -1e-6, 2.0]], np.float32)
+    small = np.array([[4, 3, 2, 1, 0]])
+    for ids in (small, small + 2**33):
+        order, near, _ = nearest_first(ids, distances, ids.astype(np.int32))
+        assert (order - ids.min()).tolist() == [[1, 2, 3, 4, 0]]
+        assert near.tolist() == [[0.0, 0.0, 0.0, 0.5, 2.0]]
+
+
 def test_groups_hold_consecutive_units_within_the_budget():
     size = 10 * (4 * 8 + 8 * 4)
     assert plan_groups([10, 10, 10, 10, 10], 4, 8, budget=2 * size) == [[0, 1], [2, 3], [4]]
