@@ -70,3 +70,13 @@ def test_a_dry_run_does_nothing(tmp_path):
         assert f"distlm {stage} demo" in done.stdout, done.stdout
     assert "disk" in done.stdout and "memory/rank" in done.stdout and "time about" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_setting_does_not_lock_the_run_directory(tmp_path):
+    text = write_text(tmp_path / "text")
+    settings = [*TINY, "data.source=folder", f"run_dir={tmp_path / 'run'}"]
+    assert distlm("data", "prepare", "demo", *settings, "data.text_dir=/nowhere", check=False).returncode == 1
+    distlm("data", "prepare", "demo", *settings, f"data.text_dir={text}")
+    wrong = [*settings, f"data.text_dir={text}", "train.tap=nothing"]
+    assert distlm("train", "demo", *wrong, check=False).returncode == 1
+    distlm("train", "demo", *settings, f"data.text_dir={text}", "train.updates=1")

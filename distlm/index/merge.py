@@ -172,7 +172,7 @@ def _finish(
     found = check_index(folder.merging, datastore, stage.config.index.seed)
     if found < 0.5:
         say(
-            f"index merge: only {100 * found:.0f} % of sampled keys find themselves among 64 neighbours: "
+            f"index merge: only {100 * found:.0f} % of sampled keys find themselves among 64 neighbours of their list: "
             f"{template.meta['factory']} is coarse for this store; more bytes per key (PQ…, SQ8) keep more"
         )
     folder.merging.replace(folder.merged)

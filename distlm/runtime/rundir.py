@@ -128,6 +128,18 @@ class RunDir:
                 temporary.write_text(dump_config(config), "utf-8")
         write_json(self.root / "code.json", code_version())
 
+    def withdraw_stage(self, config: RunConfig, stage: str) -> None:
+        """Forget the recorded configuration of a stage that was refused before it produced anything. On rank 0."""
+        outputs = {
+            "prepare": self.tokens(config) / "meta.json",
+            "train": self.checkpoints,
+            "datastore": self.datastore / "manifest.json",
+            "index": self.index / "template.json",
+            "knn": self.root / "neighbours",
+        }
+        if not outputs[stage].exists():
+            (self.root / "configs" / f"{stage}.yaml").unlink(missing_ok=True)
+
     def refuse_other_config(self, config: RunConfig, stage: str) -> None:
         """DistlmError when this or an earlier stage ran here with other settings, naming the fields."""
         order = list(STAGE_SECTIONS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.config.schema import RunConfig
+from distlm.errors import DistlmError
 from distlm.runtime.comm import Comm, open_comm
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
@@ -39,7 +40,13 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     run = RunDir(root=Path(config.run_dir))
     rank0_first(comm, lambda: run.open_stage(config, name))
     with StopFlag() as stop:
-        yield Stage(name, config, world, comm, stop, run)
+        try:
+            yield Stage(name, config, world, comm, stop, run)
+        except DistlmError:
+            # A refused setting must not lock the directory against its correction.
+            if world.rank == 0:
+                run.withdraw_stage(config, name)
+            raise
     comm.close()
 
 

@@ -1,0 +1,289 @@
+"""Exact kNN-LM scores: random reads, query by query, against one sorted pass over the keys.
+
+Both start from the same searched neighbours and end with log p_kNN(target). The random way is what the published
+kNN-LM code does with its default settings: `keys[ids]` from the memory-mapped fp16 keys, cast to fp32, squared L2,
+softmax over the neighbours. The sorted way is distlm's (distlm/knnlm/rescore.py). Three states of the page cache:
+
+  cold     the key files are dropped from the page cache once, before the first query
+  larger   dropped before every query of the random way: a store much larger than memory, which never gets warm
+           (WikiText-103 has 211 GB of keys); the sorted way reads each key once, so for it this is `cold`
+  warm     everything is in memory before the first query
+
+    python benchmarks/rescoring.py --run-dir runs/wikitext2 [--split valid] [--out FILE.json]
+    python benchmarks/rescoring.py --rows 2000000 --width 256 --queries 50000 [--k 1024] [--out FILE.json]
+
+With --run-dir: a run with a finished store, index and neighbours. Otherwise a synthetic store of clustered keys.
+--sample limits the queries of the random way (0: all); rates are tokens per second.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distlm.config import load_config
+from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.reader import Datastore
+from distlm.index import open_index, run_index_build
+from distlm.knnlm.neighbours import Neighbours
+from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, sort_pairs, unit_distances
+from distlm.knnlm.scoring import knn_log_probs
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import open_stage
+
+EVICTED = 64
+"""Queries of the random way with a cold cache each."""
+UNIT = 6912
+"""Queries of a unit: 16 evaluation blocks of 432 tokens on average."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both ways are given."""
+
+    store: Datastore
+    queries: np.ndarray
+    targets: np.ndarray
+    search: Callable[[np.ndarray], np.ndarray]
+    k: int
+    about: dict[str, object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--split", default="valid")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--queries", type=int, default=20_000, help="with --run-dir: at most so many (0: all)")
+    parser.add_argument("--k", type=int, default=1024)
+    parser.add_argument("--nprobe", type=int, default=32)
+    parser.add_argument("--factory", default="IVF1024,PQ32")
+    parser.add_argument("--sample", type=int, default=8192, help="queries of the random way (0: all)")
+    parser.add_argument("--batch", type=int, default=64, help="queries of one gather of the random way")
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--folder", type=Path, help="where the synthetic store is built and removed again")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        case = from_run(options) if options.run_dir else synthetic(options, Path(folder))
+        figures = measure(case, options)
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
+    """Seconds per token of search and of each way of scoring, and their ratios."""
+    note(f"search: {len(case.queries)} queries, k={case.k}")
+    start = time.perf_counter()
+    ids = np.concatenate([case.search(case.queries[i : i + UNIT]) for i in range(0, len(case.queries), UNIT)])
+    searched = (time.perf_counter() - start) / len(ids)
+    values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
+    neighbour_values = np.where(ids < 0, -1, values[ids])
+    sample = min(options.sample or len(ids), len(ids))
+    ours: dict[str, float] = {}
+    random: dict[str, float] = {}
+
+    note("sorted pass, cold")
+    drop_cache(case.store)
+    ours["cold"], mine = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
+    note("sorted pass, warm")
+    ours["warm"], _ = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
+    ours["larger"] = ours["cold"]
+
+    note(f"random reads of {sample} queries, cold")
+    drop_cache(case.store)
+    few = slice(0, sample)
+    random["cold"], theirs = random_reads(case, ids[few], neighbour_values[few], options.batch)
+    note("random reads, warm")
+    read_all(case.store)
+    random["warm"], _ = random_reads(case, ids[few], neighbour_values[few], options.batch)
+    few = slice(0, min(sample, EVICTED))
+    note("random reads, cache dropped before every query")
+    random["larger"], _ = random_reads(case, ids[few], neighbour_values[few], 1, evict=True)
+
+    finite = np.isfinite(theirs) & np.isfinite(mine[:sample])
+    assert (np.isfinite(theirs) == np.isfinite(mine[:sample])).all()
+    return {
+        **case.about,
+        "queries": len(ids), "k": case.k, "random_sample": sample, "threads": torch.get_num_threads(),
+        "largest_difference_of_log_p": float(np.abs(theirs - mine[:sample])[finite].max()),
+        "tokens_per_s": {
+            "search": rate(searched),
+            "random_scoring": {state: rate(seconds) for state, seconds in random.items()},
+            "sorted_scoring": {state: rate(seconds) for state, seconds in ours.items()},
+        },
+        "ratios": {
+            state: {
+                "scoring": round(random[state] / ours[state], 2),
+                "random scoring / (search + sorted scoring)": round(random[state] / (searched + ours[state]), 2),
+                "(search + random) / (search + sorted)": round(
+                    (searched + random[state]) / (searched + ours[state]), 2
+                ),
+            }
+            for state in random
+        },
+    }  # fmt: skip
+
+
+def sorted_pass(case: Case, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """log p_kNN fp64 [Q] by the code of `distlm knn search` and `tune`, without its files."""
+    store, shards = case.store, case.store.shards
+    units = [slice(first, min(first + UNIT, len(ids))) for first in range(0, len(ids), UNIT)]
+    counts = [unit.stop - unit.start for unit in units]
+    result = np.empty(len(ids))
+    edges = [*(shard.first_row for shard in shards), store.rows]
+    for group in plan_groups(counts, case.k, store.width):
+        pairs = [sort_pairs(ids[units[number]]) for number in group]
+        inside = np.stack([np.diff(pair.bounds(edges)) for pair in pairs])
+        scorer = GroupScorer(
+            case.queries[units[group[0]].start : units[group[-1]].stop], pairs, [counts[n] for n in group]
+        )
+        pieces = [scorer.shard(store.keys(shard.index), shard.first_row) for shard in shards]
+        starts = np.cumsum(inside, axis=0) - inside
+        for place, number in enumerate(group):
+            cut = [piece[a : a + n] for piece, a, n in zip(pieces, starts[place], inside[place], strict=True)]
+            distances = unit_distances(pairs[place], counts[number], cut)
+            unit = units[number]
+            _, distances, ordered = nearest_first(ids[unit], distances, values[unit])
+            result[unit] = knn_log_probs(distances, ordered, case.targets[unit], 1.0)[0]
+    return result
+
+
+def random_reads(
+    case: Case, ids: np.ndarray, values: np.ndarray, batch: int, evict: bool = False
+) -> tuple[float, np.ndarray]:
+    """Seconds per token and log p_kNN fp64 [Q], reading the keys of each batch of queries where they lie."""
+    shards = case.store.shards
+    seconds, result = 0.0, np.empty(len(ids))
+    firsts = np.array([shard.first_row for shard in shards])
+    for first in range(0, len(ids), batch):
+        rows = ids[first : first + batch]
+        if evict:
+            drop_cache(case.store)
+        maps = [case.store.keys(shard.index) for shard in shards]
+        start = time.perf_counter()
+        gathered = np.empty((*rows.shape, case.store.width), maps[0].dtype)
+        present = np.maximum(rows, 0)
+        if len(maps) == 1:
+            gathered[:] = maps[0][present]
+        else:
+            owner = np.searchsorted(firsts, present, side="right") - 1
+            for number, keys in enumerate(maps):
+                here = owner == number
+                gathered[here] = keys[present[here] - firsts[number]]
+        keys32 = torch.from_numpy(gathered).float()
+        queries = torch.from_numpy(case.queries[first : first + len(rows)].astype(np.float32))
+        distances = torch.sum((queries[:, None] - keys32) ** 2, dim=2)
+        distances[torch.from_numpy(rows < 0)] = float("inf")
+        scores = torch.log_softmax(-distances.double(), dim=1)
+        hits = torch.from_numpy(values[first : first + batch] == case.targets[first : first + len(rows), None])
+        result[first : first + batch] = torch.logsumexp(scores.masked_fill(~hits, -float("inf")), dim=1).numpy()
+        seconds += time.perf_counter() - start
+        # A page that is still mapped cannot be dropped.
+        maps = keys = None  # type: ignore[assignment]
+    return seconds / len(ids), result
+
+
+def from_run(options: argparse.Namespace) -> Case:
+    """The store, index and evaluation queries of a run."""
+    run = RunDir(options.run_dir)
+    store = Datastore.open(run.datastore)
+    neighbours = Neighbours.open(run.neighbours(options.split))
+    index = open_index(run.index, store)
+    k, nprobe = neighbours.k, neighbours.manifest["nprobe"]
+    last = options.queries or neighbours.tokens
+    queries = np.concatenate([np.asarray(unit.queries) for unit in neighbours.units()])[:last]
+    targets = np.concatenate([np.asarray(unit.targets) for unit in neighbours.units()])[:last]
+    about = describe(store, index.record["factory"], nprobe) | {"source": f"{run.root.name}, {options.split}"}
+    return Case(store, queries, targets, lambda q: index.search(q.astype(np.float32), k, nprobe)[0], k, about)
+
+
+def synthetic(options: argparse.Namespace, folder: Path) -> Case:
+    """Clustered keys in shards of a quarter million rows, an index of them, and queries near stored keys."""
+    note(f"building a store of {options.rows} x {options.width} and its index in {folder}")
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((max(16, options.rows // 500), options.width), np.float32)
+    vocabulary, per_shard = 30_000, 250_000
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        cluster = random.integers(0, len(centres), count)
+        noise = random.standard_normal((count, options.width), np.float32)
+        return (0.5 * centres[cluster] + 0.5 * noise).astype(np.float16), (cluster % vocabulary).astype(np.int32)
+
+    run = RunDir(folder / "run")
+    run.datastore.mkdir(parents=True)
+    shards = []
+    for index, first in enumerate(range(0, options.rows, per_shard)):
+        keys, values = draw(min(per_shard, options.rows - first))
+        np.save(keys_path(run.datastore, index), keys)
+        np.save(values_path(run.datastore, index), values)
+        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), "0", "0"))
+    settings = Settings(
+        split="train", tap="last_ffn_input", context_window=8, block=1, batch_blocks=1, rows_per_shard=per_shard,
+        key_dtype="float16", width=options.width, vocabulary=vocabulary, model="0", dictionary="0", tokens="0",
+    )  # fmt: skip
+    write_manifest(run.datastore, Manifest(settings, options.rows, tuple(shards), True))
+    overrides = [f"run_dir={run.root}", f"index.factory={options.factory}", "index.sample=65536"]
+    config = load_config("demo", [*overrides, f"launch.threads={torch.get_num_threads()}"])
+    with open_stage("index", config) as stage:
+        run_index_build(stage)
+    store = Datastore.open(run.datastore)
+    index = open_index(run.index, store)
+    queries, targets = draw(options.queries)
+    about = describe(store, index.record["factory"], options.nprobe) | {"source": "synthetic"}
+    search = lambda q: index.search(q.astype(np.float32), options.k, options.nprobe)[0]  # noqa: E731
+    return Case(store, queries, targets, search, options.k, about)
+
+
+def describe(store: Datastore, factory: str, nprobe: int) -> dict[str, object]:
+    return {
+        "rows": store.rows, "width": store.width, "key_dtype": store.key_dtype.name, "shards": len(store.shards),
+        "factory": factory, "nprobe": nprobe,
+    }  # fmt: skip
+
+
+def drop_cache(store: Datastore) -> None:
+    """Drop the key files from the page cache (clean pages that nothing has mapped)."""
+    for shard in store.shards:
+        descriptor = os.open(keys_path(store.folder, shard.index), os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def read_all(store: Datastore) -> None:
+    """Bring the key files into the page cache."""
+    for shard in store.shards:
+        with keys_path(store.folder, shard.index).open("rb") as stream:
+            while stream.read(8 << 20):
+                pass
+
+
+def timed(action: Callable[[], np.ndarray], count: int) -> tuple[float, np.ndarray]:
+    start = time.perf_counter()
+    result = action()
+    return (time.perf_counter() - start) / count, result
+
+
+def rate(seconds: float) -> float:
+    return round(1 / seconds, 1)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
