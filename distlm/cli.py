@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from distlm import __version__
+from distlm.config.check import position_warnings
 from distlm.config.load import dump_config, format_help, load_config, recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
+from distlm.runtime.progress import say
 from distlm.runtime.rundir import STAGE_SECTIONS
 from distlm.runtime.stage import open_stage
 from distlm.runtime.world import World, resolve_world
@@ -140,6 +142,8 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
         return _print(dump_config(config), world)
     if options.dry_run:
         return _print(_load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world)
+    if verb.stage in ("datastore", "knn"):
+        _warn(config, world)
     with open_stage(verb.stage, config, world) as stage:
         summary = _load(verb.function)(stage)
     if world.rank == 0:
@@ -155,6 +159,7 @@ def _run_pipeline(options: argparse.Namespace, world: World) -> int:
 
     if world.size > 1:
         raise UsageError(f"`distlm run` starts the ranks itself; start it once, not on {world.size} ranks")
+    _warn(config, world)
     if options.dry_run:
         return _print(plan_pipeline(config, options.recipe, options.overrides), world)
     return run_pipeline(config, options.recipe, options.overrides)
@@ -214,6 +219,11 @@ def _doctor(options: argparse.Namespace, world: World) -> int:
     text, healthy = report(world, as_json=options.json)
     _print(text, world)
     return EXIT_DONE if healthy else EXIT_ERROR
+
+
+def _warn(config: RunConfig, world: World) -> None:
+    for warning in position_warnings(config):
+        say(f"distlm: {warning}", world.rank)
 
 
 def _print(text: str, world: World) -> int:

@@ -73,3 +73,23 @@ def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) 
         refuse("knn.lambdas", knn.lambdas, "each must be in [0, 1)")
     if not knn.temperatures or not all(temperature > 0 for temperature in knn.temperatures):
         refuse("knn.temperatures", knn.temperatures, "each must be above 0")
+
+
+def position_warnings(config: RunConfig) -> list[str]:
+    """Settings under which the model would be asked about positions that its training never showed it.
+
+    Sinusoidal positions do not extrapolate: the perplexity rises without any error.
+    """
+    if config.datastore.checkpoint:
+        return []  # trained elsewhere, with a sample length that is not known here
+    trained = config.train.tokens_per_sample
+    lengths = {
+        "datastore": config.datastore.context_window + config.datastore.block,
+        "knn": config.knn.context_window + config.knn.block,
+    }
+    return [
+        f"warning: {section}.context_window + {section}.block = {length} is longer than train.tokens_per_sample="
+        f"{trained}: positions from {trained} on were never trained and will be predicted badly"
+        for section, length in lengths.items()
+        if length > trained
+    ]

@@ -108,9 +108,9 @@ def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
     state.json to what this run has.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(run.checkpoints)
     for unfinished in run.checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(unfinished)
+    sweep_temporaries(run.checkpoints)
     for folder in run.checkpoints.glob("step-*"):
         if not (folder / COMPLETE).exists():
             shutil.rmtree(folder)

@@ -140,10 +140,17 @@ def zero_stage(config: Mapping[str, Any]) -> int:
 def merge_ds_config(name: str, train: TrainConfig, accumulation: int) -> dict[str, Any]:
     """What deepspeed.initialize gets: the file of `name` plus what `train` and the micro-batch plan decide.
 
-    `accumulation` is the number of micro-batches of one rank in one update.
+    `accumulation` is the number of micro-batches of one rank in one update. Raises DistlmError for combinations
+    that DeepSpeed cannot do, naming the one to use.
     """
     config = load_ds_config(name)
     stage = zero_stage(config)
+    if stage == 0 and train.precision == "fp16":
+        # DeepSpeed 0.19.8: without ZeRO, engine.backward leaves the loss unscaled and step divides by the scale.
+        raise DistlmError(
+            f"train.deepspeed={name} with train.precision=fp16: DeepSpeed does not scale the loss at ZeRO stage 0, "
+            "so gradients would vanish; set train.deepspeed=zero1"
+        )
     if stage == 0:
         gradients = config.get("data_types", {}).get("grad_accum_dtype", train.precision)
         if gradients != train.precision:

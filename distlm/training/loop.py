@@ -62,6 +62,7 @@ class _Run:
         self.engine, parameters = _make_engine(stage, job, resume)
         self.validator = Validator(job.tokens.split("valid"), self.train.tokens_per_sample, self.train.micro_blocks)
         before = {} if resume is None else resume.state
+        unknown = {"train_loss": None, "valid_loss": None, "valid_ppl": None, "tokens_per_s": 0.0}
         self.start: int = before.get("update", 0)
         """Updates done when this start began."""
         self.state: dict[str, Any] = {
@@ -69,7 +70,7 @@ class _Run:
             "update": self.start,
             "skipped": before.get("skipped", 0),
             "best": before.get("best"),
-            "last": before.get("last", {"train_loss": None, "valid_loss": None, "valid_ppl": None, "tokens_per_s": 0.0}),
+            "last": before.get("last", unknown),
             "ranks": stage.comm.size,
             "deepspeed": self.train.deepspeed,
             "precision": self.train.precision,

@@ -99,7 +99,7 @@ class Window:
         return self.tokens / max(time.monotonic() - self.began, 1e-9)
 
     def line(self, rate: float, skipped: int) -> dict[str, Any]:
-        """Means per token over the window (the penalty without ω); gradient norm, rate and loss scale of its last update."""
+        """Means per token (the penalty without ω); gradient norm, rate and loss scale are the last update's."""
         last = self.outcomes[-1].step
         return {
             metrics.TRAIN_LOSS: self.loss,

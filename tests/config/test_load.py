@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from distlm.config.check import position_warnings
 from distlm.config.load import config_tree, dump_config, format_help, leaf_fields, load_config, recipe_names
 from distlm.errors import UsageError
 
@@ -87,3 +88,10 @@ def test_every_setting_has_help():
         assert f"  {key} (" in text
     blank = [key for key in leaf_fields() if text.split(f"  {key} (")[1].split("\n")[1].strip() == ""]
     assert blank == []
+
+
+def test_positions_beyond_the_training_length_are_warned_about_and_no_recipe_has_them():
+    assert [position_warnings(load_config(name)) for name in recipe_names()] == [[]] * len(recipe_names())
+    (warning,) = position_warnings(load_config("demo", ["knn.context_window=256", "knn.block=129"]))
+    assert "knn.context_window + knn.block = 385" in warning and "train.tokens_per_sample=256" in warning
+    assert position_warnings(load_config("demo", ["knn.context_window=256", "datastore.checkpoint=elsewhere"])) == []

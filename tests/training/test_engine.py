@@ -1,0 +1,147 @@
+"""The DeepSpeed adapter on one rank: what DeepSpeed does behind our back is undone, and full state reads and writes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from distlm.config.schema import ModelConfig, TrainConfig
+from distlm.errors import DistlmError
+from distlm.models.transformer_lm import TransformerLM
+from distlm.runtime.world import World
+from distlm.training.dsconfig import merge_ds_config
+from distlm.training.engine import Engine, join_ranks, share
+from distlm.training.loop import make_optimizer
+from distlm.training.objective import TrainModule
+
+WORLD = World(0, 1, 0, 1, "here", "single")
+CPU = torch.device("cpu")
+MODEL = ModelConfig(layers=1, width=16, heads=2, ffn_width=32, cutoffs=[10], max_positions=16)
+
+
+def engine_of(config: dict[str, Any] | None = None, **settings: Any) -> Engine:
+    train = TrainConfig(**{"precision": "fp32", "warmup_updates": 0, "lr": 0.1, "clip_norm": 1.0, **settings})
+    torch.manual_seed(3)
+    module = TrainModule(TransformerLM(MODEL, 40), "last_ffn_input", 0.0, "mean")
+    join_ranks(WORLD)
+    merged = merge_ds_config(train.deepspeed, train, 1) | (config or {})
+    return Engine(module, make_optimizer(train, module), merged, WORLD, CPU)
+
+
+def step(engine: Engine, scale: float = 0.05, lr: float = 0.1) -> Any:
+    torch.manual_seed(5)  # the same dropout in every step of every engine
+    words = torch.arange(18).reshape(2, 9)
+    sums = engine.forward(words[:, :-1], words[:, 1:], None)
+    engine.backward(engine.module.loss(sums, scale), last=True)
+    return engine.update(lr)
+
+
+def weights(engine: Engine) -> dict[str, torch.Tensor]:
+    return {name: engine.read(name).clone() for name in engine.names}
+
+
+def test_warm_up_step_of_zero_0_is_taken_back() -> None:
+    engine = engine_of(deepspeed="zero0", precision="bf16", optimizer="adam", weight_decay=0.5)
+    assert engine.state_keys() == []
+    torch.manual_seed(3)
+    for name, value in TransformerLM(MODEL, 40).named_parameters():
+        assert torch.equal(engine.read(name), value.bfloat16().float()), name
+    step(engine)
+    assert engine.scalars()["state"] == {"step": 1.0}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_overflow_leaves_weights_and_optimizer_alone(stage: int) -> None:
+    engine = engine_of(deepspeed=f"zero{stage}", precision="fp16", optimizer="nag")
+    scaler = engine._scaler()
+    scaler.cur_scale = 256.0
+    step(engine)
+    before, scalars = weights(engine), engine.scalars()
+    assert engine.state_keys() == ["momentum_buffer"]
+    scaler.cur_scale = 2.0**40
+    outcome = step(engine, lr=0.07)
+    assert outcome.skipped
+    assert outcome.gradient_norm == float("inf")
+    assert outcome.loss_scale == 2.0**39
+    assert all(torch.equal(before[name], value) for name, value in weights(engine).items())
+    assert engine.scalars()["group"] == scalars["group"] == {"lr_old": 0.1}
+    scaler.cur_scale = 1.0
+    assert not step(engine).skipped
+    assert not all(torch.equal(before[name], value) for name, value in weights(engine).items())
+
+
+def test_loss_scale_at_its_floor_is_a_clear_error() -> None:
+    engine = engine_of(deepspeed="zero1", precision="fp16")
+    engine._scaler().cur_scale = 1.0
+    with pytest.raises(DistlmError, match=r"train.precision=fp16: .* lower train.lr"):
+        step(engine, scale=float("inf"))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "nag"])
+def test_state_moves_between_stages_unchanged(stage: int, optimizer: str) -> None:
+    source = engine_of(deepspeed="zero2", optimizer=optimizer)
+    step(source)
+    keys, scalars = source.state_keys(), source.scalars()
+    states = {(name, key): source.read(name, key).clone() for name in source.names for key in keys}
+    target = engine_of(deepspeed=f"zero{stage}", optimizer=optimizer)
+    target.restore_scalars(scalars, keys)
+    for name, value in weights(source).items():
+        target.write(name, value)
+    for (name, key), value in states.items():
+        target.write(name, value, key)
+    assert target.state_keys() == keys
+    assert target.scalars()["state"] == scalars["state"]
+    assert all(torch.equal(target.read(name), value) for name, value in weights(source).items())
+    assert all(torch.equal(target.read(name, key), value) for (name, key), value in states.items())
+
+
+def test_offloaded_optimizer_trains_like_the_plain_one() -> None:
+    offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    plain, away = (
+        engine_of(deepspeed="zero2", optimizer="adam"),
+        engine_of(offload, deepspeed="zero2", optimizer="adam"),
+    )
+    for engine in (plain, away):
+        step(engine)
+        step(engine)
+    assert away.state_keys() == plain.state_keys() == ["exp_avg", "exp_avg_sq"]
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(away.read(name), value, rtol=1e-5, atol=1e-6)
+
+
+COMBINATIONS = [(p, z) for p in ("fp32", "fp16", "bf16") for z in range(4) if (p, z) != ("fp16", 0)]
+
+
+@pytest.mark.parametrize(("precision", "stage"), COMBINATIONS)
+def test_every_precision_and_stage_takes_the_step_of_plain_torch(precision: str, stage: int) -> None:
+    """One clipped NAG step: p −= (1 + m)·lr·g with v = 0 before, g clipped to norm 1."""
+    torch.manual_seed(3)
+    module = TrainModule(TransformerLM(MODEL, 40), "last_ffn_input", 0.0, "mean")
+    words = torch.arange(18).reshape(2, 9)
+    start = {name: value.detach().clone() for name, value in module.model.named_parameters()}
+    torch.manual_seed(5)
+    module.loss(module(words[:, :-1], words[:, 1:]), 0.05).backward()
+    gradients = {name: value.grad for name, value in module.model.named_parameters()}
+    norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
+    assert norm > 1
+
+    engine = engine_of(deepspeed=f"zero{stage}", precision=precision, optimizer="nag")
+    if precision == "fp16":
+        engine._scaler().cur_scale = 256.0
+    tolerance = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2}[precision]
+    assert step(engine).gradient_norm == pytest.approx(norm, rel=tolerance)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    moved = torch.cat([(engine.read(name) - before.to(dtype).float()).flatten() for name, before in start.items()])
+    expected = -1.99 * 0.1 / norm * torch.cat([gradients[name].flatten() for name in start])
+    assert float((moved - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def test_what_deepspeed_refuses_is_our_error() -> None:
+    with pytest.raises(DistlmError, match=r"train\.deepspeed: DeepSpeed refuses this configuration"):
+        engine_of({"gradient_predivide_factor": 2.0}, deepspeed="zero2")
+
+
+def test_share_of_one_rank() -> None:
+    join_ranks(WORLD)
+    assert share([1.5, 0.1]) == [[1.5, 0.1]]
