@@ -223,7 +223,7 @@ def _doctor(options: argparse.Namespace, world: World) -> int:
 
 def _warn(config: RunConfig, world: World) -> None:
     for warning in position_warnings(config):
-        say(f"distlm: {warning}", world.rank)
+        say(warning, world.rank)
 
 
 def _print(text: str, world: World) -> int:

@@ -120,9 +120,20 @@ def stage_command(step: Step, config: RunConfig, recipe: str, overrides: Sequenc
     if ranks == 1:
         return program
     if step.words == "train" and config.launch.launcher == "torchrun":
-        return [*_tool("torchrun"), f"--nproc-per-node={ranks}", "--no-python", *program]
+        return [*_tool("torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python", *program]
     if step.words == "train" and config.launch.launcher == "deepspeed":
-        return [*_tool("deepspeed"), "--num_gpus", str(ranks), "--no_local_rank", "--module", "distlm", *arguments]
+        # Its default port is the same for every run on a machine.
+        port = ["--master_port", str(20000 + os.getpid() % 10000)]
+        return [
+            *_tool("deepspeed"),
+            *port,
+            "--num_gpus",
+            str(ranks),
+            "--no_local_rank",
+            "--module",
+            "distlm",
+            *arguments,
+        ]
     return [*_tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
 
 

@@ -67,7 +67,7 @@ def write_text(folder: Path, train_lines: int = 400, seed: int = 0, words: int =
 
 TINY = [
     "name=tiny", "model.layers=2", "model.width=32", "model.heads=2", "model.ffn_width=64", "model.cutoffs=[20,40]",
-    "model.max_positions=96", "train.tokens_per_sample=32", "train.blocks_per_update=4", "train.micro_blocks=1",
+    "model.max_positions=96", "train.tokens_per_sample=64", "train.blocks_per_update=4", "train.micro_blocks=1",
     "train.updates=12", "train.optimizer=adam", "train.schedule=constant", "train.lr=0.002", "train.warmup_updates=2",
     "train.clip_norm=1.0", "train.precision=fp32", "train.deepspeed=zero1", "train.valid_every=6", "train.save_every=4",
     "train.log_every=1", "datastore.context_window=32", "datastore.block=32", "datastore.batch_blocks=4",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distlm.data.blocks import Blocks, eval_blocks
-from distlm.datastore.extract import Extracted, hidden_states
+from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError
 from distlm.knnlm.neighbours import (
     FORMAT,
@@ -138,13 +138,11 @@ class SplitWork:
         """Phase 1 of one unit: forward, search, gather values, write."""
         source, knn = self.source, self.source.knn
         ids = source.tokens.split(self.split)
-        batches = [
-            hidden_states(
-                source.model, ids, self.blocks, list(self.units[number])[first : first + knn.batch_blocks],
-                source.datastore.tap, with_log_probs=True,
-            )
-            for first in range(0, len(self.units[number]), knn.batch_blocks)
-        ]  # fmt: skip
+        blocks = list(self.units[number])
+        groups = (blocks[first : first + knn.batch_blocks] for first in range(0, len(blocks), knn.batch_blocks))
+        batches = list(
+            batches_of_hidden_states(source.model, ids, self.blocks, groups, source.datastore.tap, with_log_probs=True)
+        )
         queries = np.concatenate([batch.keys.float().cpu().numpy() for batch in batches]).astype(source.key_dtype)
         log_probs = np.concatenate([_log_probs(batch) for batch in batches])
         if not (np.isfinite(queries).all() and np.isfinite(log_probs).all()):

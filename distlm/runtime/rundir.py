@@ -130,14 +130,14 @@ class RunDir:
 
     def withdraw_stage(self, config: RunConfig, stage: str) -> None:
         """Forget the recorded configuration of a stage that was refused before it produced anything. On rank 0."""
-        outputs = {
-            "prepare": self.tokens(config) / "meta.json",
-            "train": self.checkpoints,
-            "datastore": self.datastore / "manifest.json",
-            "index": self.index / "template.json",
-            "knn": self.root / "neighbours",
+        produced = {
+            "prepare": (self.tokens(config) / "meta.json").exists(),
+            "train": any(self.checkpoints.glob("step-*")),
+            "datastore": (self.datastore / "manifest.json").exists(),
+            "index": (self.index / "template.json").exists(),
+            "knn": (self.root / "neighbours").exists(),
         }
-        if not outputs[stage].exists():
+        if not produced[stage]:
             (self.root / "configs" / f"{stage}.yaml").unlink(missing_ok=True)
 
     def refuse_other_config(self, config: RunConfig, stage: str) -> None:

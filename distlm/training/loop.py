@@ -16,6 +16,7 @@ from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import require_free_disk
+from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, restore, save_checkpoint
@@ -40,14 +41,15 @@ def run_train(stage: Stage) -> dict[str, Any]:
     started = time.monotonic()
     comm, updates = stage.comm, stage.config.train.updates
     job = together(comm, lambda: Job.open(stage))
-    resume = rank0_first(comm, lambda: find_resume(stage.run, job.identity()))
-    if resume is not None and resume.state["update"] >= updates:
-        say(f"train: {resume.folder} is the last of {updates} updates; nothing to do", comm.rank)
-        state = resume.state
-    else:
-        rank0_first(comm, lambda: _announce(stage, resume))
-        join_ranks(stage.world)
-        state = _Run(stage, job, resume).to_the_end()
+    with only_writer(stage.run.checkpoints, comm, "training"):
+        resume = rank0_first(comm, lambda: find_resume(stage.run, job.identity()))
+        if resume is not None and resume.state["update"] >= updates:
+            say(f"train: {resume.folder} is the last of {updates} updates; nothing to do", comm.rank)
+            state = resume.state
+        else:
+            rank0_first(comm, lambda: _announce(stage, resume))
+            join_ranks(stage.world)
+            state = _Run(stage, job, resume).to_the_end()
     seconds = time.monotonic() - started
     if comm.rank == 0:
         stage.run.metrics.write("train", {metrics.STAGE_SECONDS: seconds}, step=state["update"])

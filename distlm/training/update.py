@@ -65,7 +65,7 @@ def run_update(stage: Stage, job: Job, engine: Engine, update: int, rate: float)
         what = f"loss is {ce / tokens}" if not math.isfinite(ce) else "gradient is not finite"
         error = DistlmError(
             f"update {update}: the {what} (lr {rate:.3g}); lower train.lr, raise train.warmup_updates or lower "
-            "train.clip_norm, and run again from the last checkpoint with another run_dir="
+            "train.clip_norm, and start with another run_dir= (the checkpoints here are from before)"
         )
         error.shared = True
         raise error

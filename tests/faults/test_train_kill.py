@@ -58,6 +58,15 @@ def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
     return [int(pid) for pid in children if b"distlm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def assert_gone(pid: int) -> None:
+    """mpirun ends the other ranks; a rank that lived on would write beside the next start."""
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"rank {pid} lives on")
+
+
 def leave_halves(checkpoints: Path) -> None:
     """What saves leave that are killed in the worst places: newer than any whole checkpoint, and with a marker."""
     shutil.copytree(newest(checkpoints.parent), checkpoints / "step-00000028")
@@ -71,8 +80,11 @@ def test_killed_run_ends_in_the_same_bytes(folder: Path, tmp_path: Path, ranks: 
     overrides = settings(folder / "tokens", tmp_path / "run", *LONG)
     process = start(ranks, overrides, tmp_path / "log")
     wait_for_update(tmp_path / "run", random.Random(seed).randrange(9, 26), process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(60)
+    pids = ranks_of(process) if ranks > 1 else [process.pid]
+    os.kill(pids[-1], signal.SIGKILL)
+    assert process.wait(60) != 0
+    for pid in pids:
+        assert_gone(pid)
     leave_halves(tmp_path / "run" / "checkpoints")
     done = distlm("train", "demo", *overrides, ranks=ranks)
     assert "continuing from" in done.stderr

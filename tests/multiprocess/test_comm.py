@@ -57,7 +57,7 @@ def test_torch(tmp_path):
 
     path = tmp_path / "program.py"
     path.write_text(PROGRAM, "utf-8")
-    command = [BIN / "torchrun", "--nproc-per-node=3", path, "torch"]
+    command = [BIN / "torchrun", "--standalone", "--nproc-per-node=3", path, "torch"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stderr
 

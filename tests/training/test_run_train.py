@@ -1,5 +1,6 @@
 """The stage on one rank: metrics, checkpoints and what is kept, refusals, the validation number, the plan."""
 
+import fcntl
 import shutil
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,16 @@ def test_damaged_checkpoint_is_refused(tokens: Path, tmp_path: Path) -> None:
         run(tokens, tmp_path / "run")
     # The mend that the message names: the one before.
     shutil.rmtree(path.parent)
+    assert run(tokens, tmp_path / "run")["step"] == 12
+
+
+def test_second_run_in_the_same_folder_is_refused(tokens: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with (checkpoints / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DistlmError, match=r"checkpoints: another run is training here; wait for it"):
+            run(tokens, tmp_path / "run")
     assert run(tokens, tmp_path / "run")["step"] == 12
 
 
