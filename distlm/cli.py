@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         world = resolve_world()
-        code = options.handler(options, world)
+        code = (_print_config if options.print_config else options.handler)(options, world)
     except DistlmError as error:
         _leave_with(error, world)
     except KeyboardInterrupt:
@@ -138,8 +138,6 @@ def _load(path: str) -> Callable[..., Any]:
 def _run_stage(options: argparse.Namespace, world: World) -> int:
     verb: Verb = options.verb
     config = _config(options)
-    if options.print_config:
-        return _print(dump_config(config), world)
     if options.dry_run:
         return _print(_load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world)
     if verb.stage in ("datastore", "knn"):
@@ -153,8 +151,6 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
 
 def _run_pipeline(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
-    if options.print_config:
-        return _print(dump_config(config), world)
     from distlm.pipeline import plan_pipeline, run_pipeline
 
     if world.size > 1:
@@ -167,8 +163,6 @@ def _run_pipeline(options: argparse.Namespace, world: World) -> int:
 
 def _report(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
-    if options.print_config:
-        return _print(dump_config(config), world)
     from distlm.analysis.report import write_report
     from distlm.runtime.rundir import RunDir
 
