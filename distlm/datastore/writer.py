@@ -1,9 +1,8 @@
 """The stage `datastore write`: the unit of work is one shard; of those left, rank r of R takes the r-th of every R."""
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,7 +16,6 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.estimate import plan_datastore
 from distlm.datastore.extract import batches_of_hidden_states
 from distlm.datastore.manifest import (
-    LOCK,
     MANIFEST,
     SIDECARS,
     Manifest,
@@ -43,8 +41,8 @@ from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model, model_fingerprint, read_model_card
 from distlm.models.transformer_lm import TAPS, TransformerLM
 from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.comm import Comm
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.rundir import RunDir
@@ -76,7 +74,7 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
     """
     start, comm = time.monotonic(), stage.comm
     job = together(comm, lambda: _open_job(stage.config, stage.run))
-    with _only_writer(job.folder, comm):
+    with only_writer(job.folder, comm, "writing this datastore"):
         whole = rank0_first(comm, lambda: _begin(job))
         left = [shard for shard in job.plan.shards if shard.index not in whole]
         if left:
@@ -244,32 +242,3 @@ def _finish(job: _Job, whole: dict[int, Shard], told: list[list[Shard]]) -> None
 def _remove_sidecars(folder: Path) -> None:
     for sidecar in folder.glob(SIDECARS):
         sidecar.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_writer(folder: Path, comm: Comm) -> Iterator[None]:
-    """Hold the folder's lock on rank 0: a second run would remove the first one's temporary files."""
-    lock = None
-
-    def take() -> None:
-        nonlocal lock
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-        # A run that was just killed may need a moment to die.
-        for attempt in range(50):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.1 if attempt < 49 else 0)
-            except OSError:  # a file system without locks: go on as if alone
-                return
-        lock.close()
-        raise DistlmError(f"{folder}: another run is writing this datastore; wait for it, or choose another run_dir=")
-
-    rank0_first(comm, take)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.close()
