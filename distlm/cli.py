@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         world = resolve_world()
         code = (_print_config if options.print_config else options.handler)(options, world)
+        _leave_group()
     except DistlmError as error:
         _leave_with(error, world)
     except KeyboardInterrupt:
@@ -45,8 +46,17 @@ def _leave_with(error: DistlmError, world: World | None) -> None:
         who = f"[rank {world.rank} on {world.node}] " if several else ""  # type: ignore[union-attr]
         print(f"{who}distlm: {error}", file=sys.stderr, flush=True)
     if error.shared:
+        _leave_group()
         sys.exit(error.exit_code)
     _leave_ranks(world, error.exit_code)
+
+
+def _leave_group() -> None:
+    """Close torch's process group where a stage made one: its threads abort an interpreter that ends before them."""
+    if "torch.distributed" in sys.modules:
+        group = sys.modules["torch.distributed"]
+        if group.is_available() and group.is_initialized():
+            group.destroy_process_group()
 
 
 def _leave_ranks(world: World | None, code: int) -> None:

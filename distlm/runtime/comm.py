@@ -168,6 +168,7 @@ class TorchComm:
 
     def close(self) -> None:
         self._dist.barrier()
+        self._dist.destroy_process_group()
 
 
 def open_comm(world: World) -> Comm:
