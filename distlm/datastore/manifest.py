@@ -20,7 +20,7 @@ from distlm.errors import DistlmError
 from distlm.runtime.files import json_hash, read_json, write_json
 
 KIND, FORMAT = "distlm datastore", 1
-MANIFEST, LOCK, SIDECARS = "manifest.json", ".lock", ".shard-*.json"
+MANIFEST, SIDECARS = "manifest.json", ".shard-*.json"
 VALUE_DTYPE = np.dtype("<i4")
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import xxhash
 
 from distlm.datastore.manifest import (
-    LOCK,
     MANIFEST,
     VALUE_DTYPE,
     Settings,
@@ -21,6 +20,7 @@ from distlm.datastore.manifest import (
     store_bytes,
 )
 from distlm.errors import DistlmError
+from distlm.runtime.lock import LOCK
 from distlm.runtime.progress import Progress
 
 _CHUNK_BYTES = 8 << 20

@@ -10,6 +10,9 @@ from distlm.errors import DistlmError
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm
 
+LOCK = ".lock"
+"""Name of the lock file; it stays in the folder."""
+
 
 @contextmanager
 def only_writer(folder: Path, comm: Comm, work: str) -> Iterator[None]:
@@ -23,7 +26,7 @@ def only_writer(folder: Path, comm: Comm, work: str) -> Iterator[None]:
     def take() -> None:
         nonlocal lock
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
         deadline = time.monotonic() + 5
         while True:
             try:

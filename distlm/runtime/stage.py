@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
+from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm, open_comm
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
@@ -32,8 +33,6 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
 
     `name` is a key of rundir.STAGE_SECTIONS. A refusal on rank 0 is raised on every rank.
     """
-    from distlm.runtime.collective import rank0_first
-
     world = world or resolve_world()
     set_threads(config.launch.threads, world)
     comm = open_comm(world)
