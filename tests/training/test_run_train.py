@@ -89,7 +89,7 @@ def test_best_json_is_restored_from_the_checkpoint(finished: tuple[Path, dict[st
 
 
 def test_validation_number_by_hand(finished: tuple[Path, dict[str, Any]], tokens: Path) -> None:
-    """Each line-packed block of at most 16 tokens with the 16 before it, one by one, in full log-probabilities."""
+    """Each line-packed block of at most 32 tokens with the 32 before it, one by one, in full log-probabilities."""
     folder, summary = finished
     model, meta = load_model(newest(folder))
     files = TokenFiles.open(tokens)
@@ -98,9 +98,9 @@ def test_validation_number_by_hand(finished: tuple[Path, dict[str, Any]], tokens
     ids = np.asarray(files.split("valid"), dtype=np.int64)
     total, at = 0.0, 0
     while at < len(ids):
-        ends = [end for end in range(at + 1, min(at + 16, len(ids)) + 1) if ids[end - 1] == 2 or end == len(ids)]
-        end = ends[-1] if ends else at + 16
-        first = max(at - 16, 0)
+        ends = [end for end in range(at + 1, min(at + 32, len(ids)) + 1) if ids[end - 1] == 2 or end == len(ids)]
+        end = ends[-1] if ends else at + 32
+        first = max(at - 32, 0)
         words = np.concatenate([[ids[first - 1] if first else 2], ids[first:end]])
         with torch.no_grad():
             hidden = model(torch.from_numpy(words[:-1])[None]).hidden
@@ -203,7 +203,7 @@ def test_full_disk_is_refused_before_training(tokens: Path, tmp_path: Path, monk
 def test_plan_of_the_tiny_run(tokens: Path, tmp_path: Path) -> None:
     config = load_config("demo", settings(tokens, tmp_path / "run"))
     plan = plan_train(config, 2)
-    assert "12 updates of 4 blocks x 32 tokens" in plan.work
+    assert "12 updates of 4 blocks x 64 tokens" in plan.work
     assert "2 micro-batches per rank" in plan.work
     # Weights and two Adam states in fp32, two kept, one best, one being written.
     assert plan.disk_bytes == 19344 * 12 * 4
