@@ -36,7 +36,7 @@ demo: $(VENV)/.base
 	$(BIN)/distlm run demo
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not slow"
 	@echo "not run: GPU checks (make test-gpu GPU=1, need CUDA) and slow checks (make test-slow, minutes each)"
 
 lint: $(VENV)/.dev

@@ -18,7 +18,7 @@ from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import STAGE_SECTIONS
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World, resolve_world
+from distlm.runtime.world import World, refuse_script_body, resolve_world
 from distlm.verbs import STAGE_VERBS, Verb
 
 
@@ -150,6 +150,8 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
     if options.dry_run:
         return _print(_load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world)
+    if verb.ranks:
+        refuse_script_body(world)
     if verb.stage in ("datastore", "knn"):
         _warn(config, world)
     with open_stage(verb.stage, config, world) as stage:

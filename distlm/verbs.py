@@ -12,6 +12,8 @@ class Verb:
     stage: str
     function: str
     plan: str = ""
+    ranks: bool = True
+    """Worth several ranks."""
 
 
 STAGE_VERBS: tuple[Verb, ...] = (
@@ -21,6 +23,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "prepare",
         "distlm.data.prepare:run_prepare",
         "distlm.data.prepare:plan_prepare",
+        ranks=False,
     ),
     Verb(
         "train",
@@ -53,6 +56,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "knn",
         "distlm.knnlm.tune:run_tune",
         "distlm.knnlm.plan:plan_knn",
+        ranks=False,
     ),
     Verb(
         "knn evaluate",
@@ -60,5 +64,6 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "knn",
         "distlm.knnlm.evaluate:run_evaluate",
         "distlm.knnlm.plan:plan_knn",
+        ranks=False,
     ),
 )

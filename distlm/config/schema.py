@@ -207,6 +207,11 @@ class LaunchConfig:
     """Launcher of the training stage; the datastore and index stages always use mpirun."""
     threads: int = volatile(0)  # type: ignore[assignment]
     """CPU threads per rank (0: cores / local ranks)."""
+    lost_after_s: int = volatile(60)  # type: ignore[assignment]
+    """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
+    share: str = volatile("")  # type: ignore[assignment]
+    """K/N: this process is number K of N independent ones without MPI (`datastore write`, `index add`) and does units
+    K, K+N, …; the same command without it then completes the stage."""
 
 
 @dataclass

@@ -135,14 +135,12 @@ class TorchComm:
     """torch.distributed over gloo, for ranks that torchrun, deepspeed, submitit or a plain srun started."""
 
     def __init__(self, world: World) -> None:
-        import torch
         import torch.distributed as dist
 
+        from distlm.runtime.rendezvous import join_group
+
         self._dist = dist
-        if not dist.is_initialized():
-            # Training reuses this group: it must carry CUDA tensors too where there are any.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+        join_group(world)
         self.rank, self.size = world.rank, world.size
 
     def barrier(self) -> None:
@@ -180,7 +178,4 @@ def open_comm(world: World) -> Comm:
         return SingleComm()
     if world.source == "mpi" or (world.source == "slurm" and "PMIX_RANK" in os.environ):
         return MpiComm(world)
-    from distlm.runtime.rendezvous import export_rendezvous
-
-    export_rendezvous(world)
     return TorchComm(world)

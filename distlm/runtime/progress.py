@@ -2,11 +2,37 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from distlm.runtime.metrics import (
+    PROGRESS_DONE,
+    PROGRESS_ETA,
+    PROGRESS_RATE,
+    PROGRESS_TOTAL,
+    PROGRESS_UNIT,
+    MetricsFile,
+)
+
+RECORD_EVERY_S = 30.0
+"""Progress goes into metrics.jsonl at most so often, and once at the end."""
+_record: ContextVar[MetricsFile | None] = ContextVar("progress record", default=None)
+
+
+@contextmanager
+def record_progress(metrics: MetricsFile | None) -> Iterator[None]:
+    """For the block, every Progress of this process also writes to `metrics`, so that others can see how far it is."""
+    token = _record.set(metrics)
+    try:
+        yield
+    finally:
+        _record.reset(token)
 
 
 class Progress:
@@ -23,6 +49,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._start = self._last = time.monotonic()
+        self._recorded = self._start - RECORD_EVERY_S
         if self.rank == 0 and sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
@@ -37,21 +64,31 @@ class Progress:
         self.done += count
         if self.rank != 0:
             return
+        now = time.monotonic()
+        rate = (self.done - self._first) / max(now - self._start, 1e-9)
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        self._write_record(now, rate, left)
         note = " ".join(f"{key}={value}" for key, value in fields.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=note)
             return
-        now = time.monotonic()
         if now - self._last >= self.every_s or self.done >= self.total:
             self._last = now
-            rate = (self.done - self._first) / max(now - self._start, 1e-9)
-            left = (self.total - self.done) / rate if rate > 0 else float("inf")
             percent = 100 * self.done / max(self.total, 1)
             print(
                 f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
                 f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+
+    def _write_record(self, now: float, rate: float, left: float) -> None:
+        record = _record.get()
+        if record is None or (now - self._recorded < RECORD_EVERY_S and self.done < self.total):
+            return
+        self._recorded = now
+        values = {PROGRESS_DONE: self.done, PROGRESS_TOTAL: self.total, PROGRESS_UNIT: self.unit}
+        eta = None if left == float("inf") else round(left, 1)
+        record.write(self.label, {**values, PROGRESS_RATE: round(rate, 3), PROGRESS_ETA: eta})
 
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None

@@ -1,11 +1,56 @@
-"""The variables torch.distributed and DeepSpeed need, derived from the World where the launcher sets none."""
+"""Joining the ranks in torch.distributed: its variables, derived from the World where the launcher sets none."""
 
 import os
 import re
 import subprocess
+from datetime import timedelta
 
 from distlm.errors import DistlmError
 from distlm.runtime.world import World
+
+JOIN_WITHIN = timedelta(seconds=180)
+"""Ranks of one start come up within this time, or something is wrong."""
+
+
+def join_group(world: World) -> None:
+    """Make the torch.distributed group unless there is one: gloo, and NCCL beside it where there is CUDA. Collective.
+
+    Works under every launcher, because the rendezvous comes from the World. Raises DistlmError when the master's port
+    is taken or the master cannot be reached.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if world.size == 1:
+        # No port is opened, so any number of single runs share a machine.
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return
+    export_rendezvous(world)
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun's agent listens there already.
+            dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+            return
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world.size, world.rank == 0, JOIN_WITHIN
+        )
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    except dist.DistError as error:
+        text = str(error)
+        if "EADDRINUSE" in text or "already in use" in text:
+            raise DistlmError(
+                f"MASTER_PORT={os.environ['MASTER_PORT']} on {world.node} is taken by another program; export "
+                "MASTER_PORT=<a free port from 20000 to 32767> and start again"
+            ) from error
+        raise DistlmError(
+            f"{world} cannot join the others at MASTER_ADDR:MASTER_PORT={place} within "
+            f"{JOIN_WITHIN.total_seconds():.0f} s ({text.strip().splitlines()[0]}); is rank 0 up (see its log), and is "
+            "the address one that all nodes reach?"
+        ) from error
 
 
 def export_rendezvous(world: World) -> None:
@@ -43,4 +88,6 @@ def _master_port() -> int:
     """A port below the ephemeral range (32768 and up), different for each job of a node."""
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PMIX_NAMESPACE") or str(os.getppid())
     digits = re.sub(r"\D", "", job.partition("@")[0]) or "0"
-    return 20000 + int(digits) % 10000
+    # Steps of one job may run at once.
+    step = os.environ.get("SLURM_STEP_ID", "0") if os.environ.get("SLURM_JOB_ID") else "0"
+    return 20000 + (16 * int(digits) + int(step if step.isdigit() else 0)) % 10000

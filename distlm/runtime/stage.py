@@ -8,8 +8,10 @@ from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
+from distlm.runtime.alive import watching
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm, open_comm
+from distlm.runtime.progress import record_progress
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.world import World, resolve_world
@@ -38,7 +40,11 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     comm = open_comm(world)
     run = RunDir(root=Path(config.run_dir))
     rank0_first(comm, lambda: run.open_stage(config, name))
-    with StopFlag() as stop:
+    with (
+        StopFlag() as stop,
+        watching(run.root, world, comm, config.launch.lost_after_s),
+        record_progress(run.metrics if world.rank == 0 else None),
+    ):
         try:
             yield Stage(name, config, world, comm, stop, run)
         except DistlmError:

@@ -28,6 +28,9 @@ class World:
 
 Environ = Mapping[str, str]
 
+ASKED = "DISTLM_RANKS"
+"""Variable with the number of ranks that whoever started them wants; scripts and launchers set it."""
+
 
 def from_torch(env: Environ) -> World | None:
     """torchrun, the deepspeed launcher, or RANK and WORLD_SIZE set by hand."""
@@ -80,14 +83,19 @@ PROBES: tuple[Callable[[Environ], World | None], ...] = (from_torch, from_submit
 def resolve_world(env: Environ | None = None) -> World:
     """The world that the first answering probe gives.
 
-    Raises DistlmError when two launchers disagree on rank or size, unless one of them started the other
-    (torchrun or mpirun inside a Slurm step: the step's tasks are then the launcher's daemons).
+    Raises DistlmError when the size is not what DISTLM_RANKS asks for, and when two launchers disagree on rank or
+    size, unless one of them started the other (torchrun or mpirun inside a Slurm step: the step's tasks are then the
+    launcher's daemons).
     """
     env = os.environ if env is None else env
     answers = [world for probe in PROBES if (world := probe(env)) is not None]
-    if not answers:
-        return single(env)
-    world = answers[0]
+    world = answers[0] if answers else single(env)
+    asked = env.get(ASKED)
+    if asked and asked != str(world.size):
+        raise DistlmError(
+            f"world mismatch: {asked} ranks were asked for ({ASKED}), and this is {world}; "
+            f"{_why_other_size(env, world)}"
+        )
     for other in answers[1:]:
         if other.source == "slurm" and _launched_inside_step(env, world):
             continue
@@ -97,6 +105,26 @@ def resolve_world(env: Environ | None = None) -> World:
                 f"{other.rank} of {other.size}; start the ranks with one launcher, or unset the variables of the other"
             )
     return world
+
+
+def refuse_script_body(world: World, env: Environ | None = None) -> None:
+    """DistlmError for a single process in the body of a Slurm script (or an salloc shell) whose job has several tasks:
+    there `srun` was forgotten. With DISTLM_RANKS=1 one process is what was meant."""
+    env = os.environ if env is None else env
+    tasks = env.get("SLURM_NTASKS", "1")
+    if world.source == "single" and env.get("SLURM_JOB_ID") and tasks != "1" and not env.get(ASKED):
+        raise DistlmError(
+            f"one process in the script body of Slurm job {env['SLURM_JOB_ID']}, which has {tasks} tasks: start the "
+            f"ranks with `srun distlm ...`, or export {ASKED}=1 if one is meant"
+        )
+
+
+def _why_other_size(env: Environ, world: World) -> str:
+    if world.source == "single" and env.get("SLURM_JOB_ID"):
+        return "srun is missing before the command"
+    if world.source == "slurm":
+        return "give srun as many tasks as ranks (--nodes, --ntasks-per-node, --ntasks)"
+    return f"start as many ranks as asked for, or unset {ASKED}"
 
 
 def _launched_inside_step(env: Environ, world: World) -> bool:

@@ -26,27 +26,10 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.runtime.progress import say
-from distlm.runtime.rendezvous import export_rendezvous
 from distlm.runtime.world import World
 from distlm.training.objective import Sums, TrainModule
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def join_ranks(world: World) -> None:
-    """Make the torch.distributed group unless there is one: gloo, and NCCL beside it where there is CUDA.
-
-    Works under every launcher, because the rendezvous comes from the World.
-    """
-    if dist.is_initialized():
-        return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if world.size == 1:
-        # No port is opened, so any number of single runs share a machine.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return
-    export_rendezvous(world)
-    dist.init_process_group(backend, rank=world.rank, world_size=world.size)
 
 
 def share(values: Sequence[float]) -> list[list[float]]:
@@ -84,8 +67,8 @@ class Engine:
     ) -> None:
         """Hand `module` (fp32, on any device) and its optimizer to DeepSpeed.
 
-        `config` is a merged DeepSpeed configuration (dsconfig.merge_ds_config); join_ranks comes before. Raises
-        DistlmError when DeepSpeed refuses the configuration.
+        `config` is a merged DeepSpeed configuration (dsconfig.merge_ds_config); join_group comes before.
+        Raises DistlmError when DeepSpeed refuses the configuration.
         """
         self.module, self.device, self._base = module, device, optimizer
         self.names = {name: parameter for name, parameter in module.model.named_parameters()}

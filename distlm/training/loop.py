@@ -15,12 +15,13 @@ from distlm.optim.nag import NAG
 from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.files import require_free_disk
+from distlm.runtime.files import bytes_hash, require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.rendezvous import join_group
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, restore, save_checkpoint
-from distlm.training.engine import Engine, join_ranks
+from distlm.training.engine import Engine
 from distlm.training.job import Job
 from distlm.training.objective import TrainModule
 from distlm.training.plan import plan_train
@@ -48,7 +49,7 @@ def run_train(stage: Stage) -> dict[str, Any]:
             state = resume.state
         else:
             rank0_first(comm, lambda: _announce(stage, resume))
-            join_ranks(stage.world)
+            join_group(stage.world)
             state = _Run(stage, job, resume).to_the_end()
     seconds = time.monotonic() - started
     if comm.rank == 0:
@@ -71,6 +72,7 @@ class _Run:
             **job.identity(),
             "update": self.start,
             "skipped": before.get("skipped", 0),
+            "fingerprint": before.get("fingerprint", ""),
             "best": before.get("best"),
             "last": before.get("last", unknown),
             "ranks": stage.comm.size,
@@ -91,6 +93,7 @@ class _Run:
                 outcome = run_update(self.stage, self.job, self.engine, update, rate)
                 self.state["update"] = update + 1
                 self.state["skipped"] += outcome.step.skipped
+                self.state["fingerprint"] = bytes_hash(f"{self.state['fingerprint']} {outcome.fingerprint}".encode())
                 progress.advance(1, loss=f"{outcome.loss:.4f}", lr=f"{rate:.3g}")
                 self._log(outcome, rate)
                 folder = self._at_boundary(outcome.stop)
@@ -108,7 +111,10 @@ class _Run:
             return
         self.state["last"] |= {"train_loss": self.window.loss, "tokens_per_s": round(self.window.rate, 1)}
         if self.stage.comm.rank == 0:
-            self.stage.run.metrics.write("train", self.window.line(rate, self.state["skipped"]), step=done)
+            line = self.window.line(rate, self.state["skipped"])
+            # A chain over all updates so far: two runs were given the same batches in the same order, or it differs.
+            line[metrics.DATA_FINGERPRINT] = self.state["fingerprint"]
+            self.stage.run.metrics.write("train", line, step=done)
         self.window = Window()
 
     def _at_boundary(self, signalled: bool) -> Path | None:

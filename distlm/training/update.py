@@ -5,7 +5,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+import xxhash
 
 from distlm.data.blocks import gather
 from distlm.data.order import rows_for_update
@@ -29,6 +32,8 @@ class Outcome:
     tokens: int
     step: Step
     stop: bool
+    fingerprint: int
+    """Of the tokens that all ranks were given, whatever the cut and the order within the update."""
 
     @property
     def loss(self) -> float:
@@ -43,7 +48,7 @@ def run_update(stage: Stage, job: Job, engine: Engine, update: int, rate: float)
     # DeepSpeed averages over the M micro-batches of all ranks, hence the factor M.
     scale = micro.micro_batches / tokens
     mine = micro.of_rank(stage.comm.rank)
-    sums = []
+    sums, given = [], 0
     for number in mine:
         batch = gather(job.ids, job.blocks, rows[micro.blocks_of(number)])
         inputs, targets = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets))
@@ -52,13 +57,14 @@ def run_update(stage: Stage, job: Job, engine: Engine, update: int, rate: float)
         result = engine.forward(inputs, targets, scored)
         engine.backward(engine.module.loss(result, scale), last=number == mine[-1])
         sums.append(torch.stack([value.detach() for value in result]))
+        given += _fingerprint(batch.targets, job.blocks.lengths[rows[micro.blocks_of(number)]])
     step = engine.update(rate)
-    # One collective carries the sums and the stop flag.
+    # One collective carries the stop flag, the data's fingerprint and the sums.
     flat = torch.stack(sums).flatten().tolist()
-    everyone = share([float(stage.stop.reason is not None), *flat])
+    everyone = share([float(stage.stop.reason is not None), float(given), *flat])
     # In the plan's order, so that the rounding does not depend on the rank count.
     ce, penalty, norm = (
-        math.fsum(everyone[n % micro.ranks][1 + 3 * (n // micro.ranks) + i] for n in range(micro.micro_batches))
+        math.fsum(everyone[n % micro.ranks][2 + 3 * (n // micro.ranks) + i] for n in range(micro.micro_batches))
         for i in range(3)
     )
     if not math.isfinite(ce + train.l2_weight * penalty) or (step.skipped and train.precision != "fp16"):
@@ -69,7 +75,13 @@ def run_update(stage: Stage, job: Job, engine: Engine, update: int, rate: float)
         )
         error.shared = True
         raise error
-    return Outcome(ce, penalty, norm, tokens, step, any(row[0] for row in everyone))
+    fingerprint = int(sum(row[1] for row in everyone))
+    return Outcome(ce, penalty, norm, tokens, step, any(row[0] for row in everyone), fingerprint)
+
+
+def _fingerprint(targets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
+    """Σ over rows of 32 bits of the hash of their tokens, padding left out: exact in fp64 for 2^21 rows."""
+    return sum(xxhash.xxh32_intdigest(row[:length].tobytes()) for row, length in zip(targets, lengths, strict=True))
 
 
 class Window:

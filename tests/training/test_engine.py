@@ -10,7 +10,8 @@ from distlm.errors import DistlmError
 from distlm.models.transformer_lm import TransformerLM
 from distlm.runtime.world import World
 from distlm.training.dsconfig import merge_ds_config
-from distlm.training.engine import Engine, join_ranks, share
+from distlm.runtime.rendezvous import join_group
+from distlm.training.engine import Engine, share
 from distlm.training.loop import make_optimizer
 from distlm.training.objective import TrainModule
 
@@ -23,7 +24,7 @@ def engine_of(config: dict[str, Any] | None = None, **settings: Any) -> Engine:
     train = TrainConfig(**{"precision": "fp32", "warmup_updates": 0, "lr": 0.1, "clip_norm": 1.0, **settings})
     torch.manual_seed(3)
     module = TrainModule(TransformerLM(MODEL, 40), "last_ffn_input", 0.0, "mean")
-    join_ranks(WORLD)
+    join_group(WORLD)
     merged = merge_ds_config(train.deepspeed, train, 1) | (config or {})
     return Engine(module, make_optimizer(train, module), merged, WORLD, CPU)
 
@@ -143,5 +144,5 @@ def test_what_deepspeed_refuses_is_our_error() -> None:
 
 
 def test_share_of_one_rank() -> None:
-    join_ranks(WORLD)
+    join_group(WORLD)
     assert share([1.5, 0.1]) == [[1.5, 0.1]]

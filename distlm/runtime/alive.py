@@ -1,0 +1,230 @@
+"""Signs of life: when a rank or its node dies, the others end within a stated time and say which it was.
+
+A killed rank leaves its peers in a collective, and where a node vanishes the sockets never close: without this they
+wait for the timeout of the collective (half an hour). Every rank has a thread that writes a count into a file of its
+own; ranks look after the processes of their own node, rank 0 after the files of all, and all after rank 0's. Files, and
+not sockets, because the run directory is what all launchers share, and because its being shared is then checked too.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distlm.errors import EXIT_ERROR, DistlmError
+from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.comm import Comm
+from distlm.runtime.world import World
+
+FOLDER = ".alive"
+"""Under the run directory: one folder per running stage."""
+VISIBLE_AFTER_S = 20.0
+"""A network file system may show another node's new file this late."""
+_LOST = "lost.json"
+_DAY = 86400
+_PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "remote process exited")
+"""How gloo and NCCL say that the other end of a connection is gone."""
+
+
+class Watch:
+    """One rank's end of the watch; use `watching`."""
+
+    def __init__(self, folder: Path, world: World, lost_after_s: float) -> None:
+        self.folder, self.world, self.lost_after_s = folder, world, lost_after_s
+        self.every_s = min(5.0, max(lost_after_s / 6, 0.05))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="distlm-alive", daemon=True)
+        self._beats = 0
+        self._peers: dict[int, dict[str, Any]] = {}
+        self._changed: dict[int, tuple[int, float]] = {}
+
+    def beat(self, ended: bool = False) -> None:
+        """Write this rank's file: closed each time, which is when a network file system shows it to others."""
+        self._beats += 1
+        about = {
+            "rank": self.world.rank, "node": self.world.node, "pid": os.getpid(), "started": _started(os.getpid()),
+            "beat": self._beats, "ended": ended,
+        }  # fmt: skip
+        _write(self._file(self.world.rank), about)
+
+    def wait_for_files(self, ranks: list[int]) -> list[int]:
+        """Wait until the files of `ranks` can be read here; returns those that cannot within VISIBLE_AFTER_S."""
+        deadline = time.monotonic() + VISIBLE_AFTER_S
+        while True:
+            self._peers |= {rank: about for rank in ranks if (about := _read(self._file(rank))) is not None}
+            missing = [rank for rank in ranks if rank not in self._peers]
+            if not missing or time.monotonic() > deadline:
+                return missing
+            time.sleep(0.05)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        # Where processes of one node cannot see each other (a container each), only the beats tell.
+        self._local = {
+            rank: about for rank, about in self._peers.items()
+            if about["node"] == self.world.node and about["started"] and _started(about["pid"]) == about["started"]
+        }  # fmt: skip
+        self._thread.start()
+
+    def stop(self) -> None:
+        """This rank is done; its silence means nothing from now on."""
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self.beat(ended=True)
+
+    def leave(self, error: BaseException) -> None:
+        """This rank ends by an error of its own: the others end too, and name it."""
+        if any(text in str(error) for text in _PEER_GONE):
+            # Some other rank is: give the watch its time to say which, and to end this rank.
+            self._thread.join(self.lost_after_s + 3 * self.every_s)
+        self._ended.set()
+        first = (str(error).strip().splitlines() or [""])[0]
+        self._tell(self.world.rank, self.world.node, f"it ended with {type(error).__name__}: {first}")
+
+    def _run(self) -> None:
+        before = time.monotonic()
+        while not self._ended.wait(self.every_s):
+            now = time.monotonic()
+            if now - before > self.every_s + self.lost_after_s / 2:
+                # This process itself did not run (suspended job, swapped machine): the others' silence says nothing.
+                self._changed.clear()
+            before = now
+            # A hiccup of the file system is no death; a lasting one shows as silence.
+            with contextlib.suppress(OSError):
+                self.beat()
+            news = self._news(now)
+            if news is not None and not self._ended.is_set():
+                self._end(news)
+
+    def _news(self, now: float) -> str | None:
+        """What is known of a rank that is gone."""
+        if (lost := _read(self.folder / _LOST)) is not None:
+            return str(lost["text"])
+        for rank, about in self._peers.items():
+            if rank in self._local and _started(about["pid"]) != about["started"]:
+                latest = _read(self._file(rank))
+                # It may have ended in order, and rank 0 may have removed the folder.
+                if latest is not None and not latest["ended"]:
+                    return self._tell(rank, about["node"], f"its process {about['pid']} is gone (killed?)")
+            if (self.world.rank == 0 or rank == 0) and (latest := _read(self._file(rank))) is not None:
+                count, since = self._changed.get(rank, (-1, now))
+                self._changed[rank] = (latest["beat"], since if count == latest["beat"] else now)
+                if now - self._changed[rank][1] > self.lost_after_s and not latest["ended"]:
+                    return self._tell(rank, about["node"], f"no sign of life for {self.lost_after_s:g} s (node down?)")
+        return None
+
+    def _tell(self, rank: int, node: str, reason: str) -> str:
+        text = f"rank {rank} on {node} is lost: {reason}"
+        with contextlib.suppress(OSError):
+            if not (self.folder / _LOST).exists():
+                _write(self.folder / _LOST, {"rank": rank, "text": text})
+        return text
+
+    def _end(self, news: str) -> None:
+        print(
+            f"[rank {self.world.rank} on {self.world.node}] distlm: {news}; this rank ends too. Complete work is kept: "
+            "run the same command again to continue",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        # The main thread may be inside a collective that never returns, so nothing orderly is possible.
+        os._exit(EXIT_ERROR)
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
+
+
+@contextlib.contextmanager
+def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Iterator[None]:
+    """Check that all nodes see the same `root`, then watch over the ranks for the block (0: check only). Collective.
+
+    Raises DistlmError on every rank when a node does not see what rank 0 wrote into the run directory.
+    """
+    if comm.size == 1:
+        yield
+        return
+    token, master = comm.bcast((uuid.uuid4().hex[:12], world.node))
+    watch = Watch(root / FOLDER / token, world, lost_after_s)
+    rank0_first(comm, lambda: _make(watch.folder))
+    _check_shared(watch, root, comm, master)
+    if lost_after_s <= 0:
+        yield
+        return
+    watch.start()
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, DistlmError) and error.shared):
+            watch.leave(error)
+        raise
+    finally:
+        watch.stop()
+        if world.rank == 0 and _read(watch.folder / _LOST) is None:
+            shutil.rmtree(watch.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                watch.folder.parent.rmdir()
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for leftover in folder.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > _DAY:
+                shutil.rmtree(leftover)
+
+
+def _check_shared(watch: Watch, root: Path, comm: Comm, master: str) -> None:
+    """Collective. Only rank 0 made the folder: a node that has its own file system does not see it."""
+    deadline = time.monotonic() + VISIBLE_AFTER_S
+    while not watch.folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    sees = watch.folder.exists()
+    if sees:
+        watch.beat()
+    places = comm.allgather((watch.world.node, sees))
+    if blind := sorted({node for node, there in places if not there}):
+        failure = DistlmError(
+            f"run_dir={root}: not shared, {', '.join(blind)} cannot see what rank 0 wrote there on {master}; put "
+            "run_dir= on a file system that all nodes mount"
+        )
+        failure.shared = True
+        raise failure
+    local = {rank for rank, (node, _) in enumerate(places) if node == watch.world.node}
+    wanted = set(range(comm.size)) if comm.rank == 0 else {0} | local
+    missing = watch.wait_for_files(sorted(wanted - {comm.rank}))
+
+    def refuse() -> None:
+        if missing:
+            raise DistlmError(f"run_dir={root}: {watch.world.node} does not see files that ranks {missing} wrote there")
+
+    together(comm, refuse)
+
+
+def _started(pid: int) -> str:
+    """When a process of this node started, in the kernel's ticks; empty when it does not run (a zombie has ended)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value), "utf-8")
+    temporary.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found

@@ -1,0 +1,125 @@
+"""The watch over the ranks: who is lost is named, and nobody is called lost who is not."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distlm.runtime import alive
+from distlm.runtime.alive import Watch
+from distlm.runtime.world import World
+
+
+def watch(folder: Path, rank: int, node: str = "here", lost_after_s: float = 0.6) -> Watch:
+    folder.mkdir(exist_ok=True)
+    made = Watch(folder, World(rank, 3, 0, 1, node, "slurm"), lost_after_s)
+    made.beat()
+    return made
+
+
+def news_of(one: Watch, others: list[int], seconds: float) -> str | None:
+    """What `one` learns within some seconds."""
+    assert one.wait_for_files(others) == []
+    one._local = {}
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (news := one._news(time.monotonic())) is not None:
+            return news
+        time.sleep(0.02)
+    return None
+
+
+def test_a_silent_rank_is_named_with_its_node(tmp_path: Path) -> None:
+    zero, _ = watch(tmp_path, 0), watch(tmp_path, 1, "far")
+    news = news_of(zero, [1], 5)
+    assert news == "rank 1 on far is lost: no sign of life for 0.6 s (node down?)"
+
+
+def test_everybody_watches_rank_0_and_rank_0_everybody(tmp_path: Path) -> None:
+    watch(tmp_path, 0, "head")
+    one, two = watch(tmp_path, 1), watch(tmp_path, 2)
+    two.stop = None  # type: ignore[assignment,method-assign]
+    assert "rank 0 on head" in (news_of(one, [0, 2], 5) or "")
+
+
+def test_the_first_finding_is_what_all_report(tmp_path: Path) -> None:
+    zero, one = watch(tmp_path, 0), watch(tmp_path, 1)
+    watch(tmp_path, 2, "far")
+    assert "rank 2 on far" in (zero._tell(2, "far", "no sign of life"))
+    assert "rank 2 on far" in (news_of(one, [0], 1) or "")
+    one._tell(0, "head", "a later rumour")
+    assert json.loads((tmp_path / "lost.json").read_text())["rank"] == 2
+
+
+def test_beating_ended_and_removed_ranks_are_not_lost(tmp_path: Path) -> None:
+    zero, one, two = (watch(tmp_path, rank, lost_after_s=0.3) for rank in range(3))
+    two.beat(ended=True)
+    assert zero.wait_for_files([1, 2]) == []
+    zero._local = {}
+    for _ in range(30):
+        one.beat()
+        assert zero._news(time.monotonic()) is None
+        time.sleep(0.02)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    time.sleep(0.4)
+    assert zero._news(time.monotonic()) is None
+
+
+def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path) -> None:
+    zero = watch(tmp_path, 0, lost_after_s=1000)
+    process = multiprocessing.get_context("fork").Process(target=_beat_once, args=(tmp_path,))
+    process.start()
+    assert zero.wait_for_files([1]) == []
+    about = zero._peers[1]
+    zero._local = {1: about}
+    assert about["started"] == alive._started(about["pid"]) != ""
+    assert zero._news(time.monotonic()) is None
+    os.kill(about["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while (news := zero._news(time.monotonic())) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert news == f"rank 1 on here is lost: its process {about['pid']} is gone (killed?)"
+    process.join()
+
+
+def _beat_once(folder: Path) -> None:
+    watch(folder, 1)
+    time.sleep(60)
+
+
+def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> None:
+    """The whole job stops for longer than the limit and goes on (scontrol suspend): both go on."""
+    command = [sys.executable, str(Path(__file__).with_name("alive_driver.py")), str(tmp_path / "watch")]
+    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / f"watch-{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for rank in ranks:
+            rank.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        for rank in ranks:
+            rank.send_signal(signal.SIGCONT)
+        assert [(rank.wait(60), rank.stderr.read()) for rank in ranks] == [(0, ""), (0, "")]  # type: ignore[union-attr]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+@pytest.mark.parametrize("message", ["Connection closed by peer [10.0.0.1]:3", "x: Broken pipe"])
+def test_a_broken_connection_waits_for_the_culprit_s_name(tmp_path: Path, message: str) -> None:
+    one = watch(tmp_path, 1, lost_after_s=0.3)
+    one._local = {}
+    started = time.monotonic()
+    one._thread.start()
+    one.leave(RuntimeError(message))
+    assert time.monotonic() - started > 0.3
+    assert "rank 1 on here" in (tmp_path / "lost.json").read_text()
