@@ -25,6 +25,8 @@ from distlm.verbs import STAGE_VERBS, Verb
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0 done, 1 error, 2 usage, 75 stopped after a checkpoint."""
     world: World | None = None
+    # torch's sockets warn of every host name that has no reverse entry.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         world = resolve_world()

@@ -1,6 +1,6 @@
 """Errors that are for the user, and the exit codes they end in.
 
-Exit codes: 0 done, 1 error, 2 usage, 75 stopped after a checkpoint (run the same command again).
+Exit codes: 0 done, 1 error, 2 usage, 75 stopped after a checkpoint, or a peer was lost (run the same command again).
 """
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75

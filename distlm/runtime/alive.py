@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distlm.errors import EXIT_ERROR, DistlmError
+from distlm.errors import EXIT_ERROR, EXIT_STOPPED, DistlmError
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.comm import Comm
 from distlm.runtime.world import World
@@ -39,6 +39,8 @@ class Watch:
     def __init__(self, folder: Path, world: World, lost_after_s: float) -> None:
         self.folder, self.world, self.lost_after_s = folder, world, lost_after_s
         self.every_s = min(5.0, max(lost_after_s / 6, 0.05))
+        self.exit_code = EXIT_STOPPED
+        """How the ranks end that are left over: after a kill the same command goes on where it was."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="distlm-alive", daemon=True)
         self._beats = 0
@@ -87,6 +89,8 @@ class Watch:
             self._thread.join(self.lost_after_s + 3 * self.every_s)
         self._ended.set()
         first = (str(error).strip().splitlines() or [""])[0]
+        # Run again, it would end so again.
+        self.exit_code = EXIT_ERROR
         self._tell(self.world.rank, self.world.node, f"it ended with {type(error).__name__}: {first}")
 
     def _run(self) -> None:
@@ -107,6 +111,7 @@ class Watch:
     def _news(self, now: float) -> str | None:
         """What is known of a rank that is gone."""
         if (lost := _read(self.folder / _LOST)) is not None:
+            self.exit_code = lost["exit_code"]
             return str(lost["text"])
         for rank, about in self._peers.items():
             if rank in self._local and _started(about["pid"]) != about["started"]:
@@ -125,7 +130,7 @@ class Watch:
         text = f"rank {rank} on {node} is lost: {reason}"
         with contextlib.suppress(OSError):
             if not (self.folder / _LOST).exists():
-                _write(self.folder / _LOST, {"rank": rank, "text": text})
+                _write(self.folder / _LOST, {"rank": rank, "text": text, "exit_code": self.exit_code})
         return text
 
     def _end(self, news: str) -> None:
@@ -135,7 +140,7 @@ class Watch:
             file=sys.stderr, flush=True,
         )  # fmt: skip
         # The main thread may be inside a collective that never returns, so nothing orderly is possible.
-        os._exit(EXIT_ERROR)
+        os._exit(self.exit_code)
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
