@@ -114,6 +114,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("config", "print the resolved configuration", _print_config)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")
+    child.add_argument("--cluster", action="store_true", help="check all ranks of this start together, e.g. under srun")
+    child.add_argument("--folder", default=".", help="with --cluster: where runs will live; default: this folder")
 
     # The deepspeed launcher appends --local_rank=K; the World reads the rank from the environment.
     known, extras = parser.parse_known_args([a for a in arguments if not a.startswith("--local_rank=")])
@@ -222,9 +224,15 @@ def _print_config(options: argparse.Namespace, world: World) -> int:
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:
-    from distlm.runtime.doctor import report
+    from distlm.runtime.doctor import render, report
 
-    text, healthy = report(world, as_json=options.json)
+    if options.cluster:
+        from distlm.runtime.cluster_check import cluster_checks
+
+        refuse_script_body(world)
+        text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), as_json=options.json)
+    else:
+        text, healthy = report(world, as_json=options.json)
     _print(text, world)
     return EXIT_DONE if healthy else EXIT_ERROR
 

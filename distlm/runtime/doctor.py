@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +31,11 @@ class Check:
 
 def report(world: World, as_json: bool = False) -> tuple[str, bool]:
     """The report as text or JSON, and whether no check failed."""
-    checks = [check for probe in PROBES for check in _guarded(probe, world)]
+    return render([check for probe in PROBES for check in _guarded(probe, world)], as_json)
+
+
+def render(checks: Sequence[Check], as_json: bool) -> tuple[str, bool]:
+    """Checks as text or JSON, and whether none failed."""
     healthy = all(check.status != "fail" for check in checks)
     if as_json:
         return json.dumps({"healthy": healthy, "checks": [asdict(check) for check in checks]}, indent=1), healthy
