@@ -1,5 +1,6 @@
 # make demo      install, then the whole kNN-LM pipeline on a small real text (2 ranks)
 # make test      install, then style, types, import rules and all tests
+# make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." is handed to pip (e.g. an index with CPU builds of torch)
 
@@ -11,7 +12,7 @@ FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test test-gpu test-slow lint clean-demo clean help
+.PHONY: demo test test-gpu test-slurm test-slow slurm-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -35,7 +36,7 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/distlm run demo
 
-test: $(VENV)/.dev lint
+test: $(VENV)/.dev lint slurm-packages
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not gpu and not slow"
 	@echo "not run: GPU checks (make test-gpu GPU=1, need CUDA) and slow checks (make test-slow, minutes each)"
 
@@ -47,6 +48,15 @@ lint: $(VENV)/.dev
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+# The tests start a Slurm of four nodes of their own from Debian's packages. Without them they say that they skip.
+slurm-packages:
+	@bash tests/slurm/cluster.sh install >.slurm-packages.log 2>&1 || \
+	  echo "the tests on a real Slurm will be skipped: $$(tail -n 1 .slurm-packages.log)"
+
+test-slurm: $(VENV)/.dev
+	bash tests/slurm/cluster.sh install
+	DISTLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/slurm
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

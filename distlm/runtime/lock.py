@@ -1,50 +1,115 @@
-"""One writer at a time in a folder: an advisory lock that the kernel drops when its holder dies."""
+"""Who may write in a folder: advisory locks that the kernel drops when their holder dies, and that name their owner."""
 
 import fcntl
+import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from distlm.errors import DistlmError
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm
+from distlm.runtime.share import Share
 
 LOCK = ".lock"
 """Name of the lock file; it stays in the folder."""
+_SHARE_LOCKS = ".lock-share-*"
+"""One beside it for each share; the next run without a share removes them."""
+_PATIENCE_S = 5.0
+"""A killed run needs a moment to die."""
 
 
 @contextmanager
-def only_writer(folder: Path, comm: Comm, work: str) -> Iterator[None]:
-    """Hold `folder`/.lock on rank 0 for the block. Collective.
+def only_writer(folder: Path, comm: Comm, work: str, share: Share | None = None) -> Iterator[None]:
+    """Hold `folder`/.lock on rank 0 for the block: alone, or as a share together with the other shares. Collective.
 
-    Raises DistlmError on every rank when another run still holds it after 5 s (a killed run needs a moment to die).
-    A file system without locks is taken as it is.
+    `work` says what is done here, for the other's message. Raises DistlmError on every rank, naming the owner (Slurm
+    job, node, process, since when), while another run holds it after 5 s; a share also when the same share runs
+    already, or shares of another count. A file system without locks is taken as it is.
     """
-    lock = None
-
-    def take() -> None:
-        nonlocal lock
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    lock.close()
-                    raise DistlmError(
-                        f"{folder}: another run is {work} here; wait for it or end it, or choose another run_dir="
-                    ) from error
-                time.sleep(0.1)
-            except OSError:
-                return
-
-    rank0_first(comm, take)
-    try:
+    with ExitStack() as held:
+        rank0_first(comm, lambda: _take(folder, work, share, held))
         yield
-    finally:
-        if lock is not None:
-            lock.close()
+
+
+def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = held.enter_context((folder / LOCK).open("a+"))
+    mend = "wait for it or end it, or choose another run_dir="
+    if not _locked(lock, fcntl.LOCK_EX if share is None else fcntl.LOCK_SH):
+        owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in _running_shares(folder)]
+        owner = "; ".join([*owners[:3], *["…"][: len(owners) - 3]]) or _owner_in(folder / LOCK)
+        raise DistlmError(f"{folder}: another run is {work} here ({owner}); {mend}")
+    if share is None:
+        _sign(lock)
+        # All shares have ended, or the lock above were theirs.
+        for path in folder.glob(_SHARE_LOCKS):
+            path.unlink(missing_ok=True)
+        return
+    own = folder / _SHARE_LOCKS.replace("*", f"{share.index}-of-{share.count}")
+    stream = held.enter_context(own.open("a+"))
+    if not _locked(stream, fcntl.LOCK_EX):
+        raise DistlmError(f"{folder}: launch.share={share} is {work} here already ({_owner_in(own)}); {mend}")
+    _sign(stream)
+    # After taking its own: of two that start together at least one sees the other.
+    for path in _running_shares(folder):
+        if path != own and not path.name.endswith(f"-of-{share.count}"):
+            raise DistlmError(
+                f"{folder}: launch.share={share}, but share {_share_name(path)} is {work} here ({_owner_in(path)}); "
+                f"shares that run at once must be of one count; {mend}"
+            )
+
+
+def owner() -> str:
+    """This process for the reader of a lock file: Slurm job if any, node, process id and the time."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    process = f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    return f"Slurm job {job}, {process}" if job else process
+
+
+def _locked(stream: TextIO, kind: int, patience_s: float = _PATIENCE_S) -> bool:
+    """Take the lock; False when another still holds it after the patience."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(stream, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        except OSError:
+            return True
+
+
+def _sign(stream: TextIO) -> None:
+    """Only the holder writes: a file opened by another keeps its owner's name."""
+    stream.truncate(0)
+    stream.write(owner())
+    stream.flush()
+
+
+def _owner_in(path: Path) -> str:
+    try:
+        return path.read_text("utf-8") or "its owner is not known"
+    except (OSError, UnicodeDecodeError):
+        return "its owner is not known"
+
+
+def _running_shares(folder: Path) -> list[Path]:
+    """Lock files of shares that are held."""
+    running = []
+    for path in sorted(folder.glob(_SHARE_LOCKS)):
+        with path.open("a+") as stream:
+            if not _locked(stream, fcntl.LOCK_SH, patience_s=0):
+                running.append(path)
+    return running
+
+
+def _share_name(path: Path) -> str:
+    return path.name.removeprefix(_SHARE_LOCKS.rstrip("*")).replace("-of-", "/")

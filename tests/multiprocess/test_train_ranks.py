@@ -51,6 +51,17 @@ def test_two_ranks_train_what_one_rank_trains(runs: Path, name: str) -> None:
     assert weight_difference(one, two) < WEIGHT_TOLERANCE
 
 
+def test_every_rank_count_and_cut_is_given_the_same_data(runs: Path) -> None:
+    """The chain of the batches' fingerprints, over two epochs and short blocks, whatever ranks and ZeRO stages do."""
+    long = curve(runs / "zero1-1", "train/data_fingerprint")
+    assert len(set(long.values())) == 70
+    assert curve(runs / "zero1-2", "train/data_fingerprint") == long
+    for name in ("zero0", "zero3"):
+        assert curve(runs / f"{name}-2", "train/data_fingerprint").items() <= long.items()
+    other_batches = curve(runs / "nag-1", "train/data_fingerprint")
+    assert not set(other_batches.values()) & set(long.values())
+
+
 @pytest.mark.parametrize(("name", "full", "tolerance"), [("bf16", "zero3", 5e-3), ("fp16", "nag", 5e-4)])
 def test_half_precision_agrees_to_its_precision(runs: Path, name: str, full: str, tolerance: float) -> None:
     assert relative(curve(runs / f"{name}-1"), curve(runs / f"{name}-2")) < tolerance

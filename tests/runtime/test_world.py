@@ -3,7 +3,7 @@
 import pytest
 
 from distlm.errors import DistlmError
-from distlm.runtime.world import resolve_world
+from distlm.runtime.world import refuse_script_body, resolve_world
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
 DEEPSPEED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
@@ -60,3 +60,24 @@ def test_impossible_ranks_are_refused(bad):
 def test_uneven_tasks_per_node():
     environment = {**SLURM_STEP, "SLURM_STEP_TASKS_PER_NODE": "3(x1),1", "SLURM_NODEID": "1"}
     assert resolve_world(environment).local_size == 1
+
+
+BODY = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+
+
+def test_the_ranks_asked_for_are_what_there_is() -> None:
+    assert resolve_world({**SLURM_STEP, "DISTLM_RANKS": "4"}).size == 4
+    assert resolve_world({**BODY, "DISTLM_RANKS": "1"}).size == 1
+    with pytest.raises(DistlmError, match=r"8 ranks were asked for \(DISTLM_RANKS\), .* rank 3 of 4 .*srun as many"):
+        resolve_world({**SLURM_STEP, "DISTLM_RANKS": "8"})
+    with pytest.raises(DistlmError, match=r"4 ranks were asked for .* rank 0 of 1 .*srun is missing"):
+        resolve_world({**BODY, "DISTLM_RANKS": "4"})
+    with pytest.raises(DistlmError, match=r"2 ranks were asked for .*from torch.*start as many"):
+        resolve_world({**TORCHRUN, "DISTLM_RANKS": "2"})
+
+
+def test_one_process_in_a_script_body_of_several_tasks_is_refused() -> None:
+    with pytest.raises(DistlmError, match=r"script body of Slurm job 7, which has 4 tasks: .*`srun distlm"):
+        refuse_script_body(resolve_world(BODY), BODY)
+    for fine in ({**BODY, "DISTLM_RANKS": "1"}, {**BODY, "SLURM_NTASKS": "1"}, SLURM_STEP, {}):
+        refuse_script_body(resolve_world(fine), fine)

@@ -110,6 +110,20 @@ def test_validation_number_by_hand(finished: tuple[Path, dict[str, Any]], tokens
     assert summary["valid_loss"] == pytest.approx(total / len(ids), rel=1e-6)
 
 
+def test_the_data_s_fingerprint_goes_on_over_a_stop(tokens: Path, tmp_path: Path) -> None:
+    run(tokens, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "cut", "train.max_updates_this_run=5")
+    run(tokens, tmp_path / "cut")
+    run(tokens, tmp_path / "larger", "train.micro_blocks=2")
+    whole = curve(tmp_path / "whole", "train/data_fingerprint")
+    assert len(set(whole.values())) == 12
+    for other in ("cut", "larger"):
+        assert curve(tmp_path / other, "train/data_fingerprint") == whole
+    run(tokens, tmp_path / "seed", "train.seed=2")
+    assert not set(curve(tmp_path / "seed", "train/data_fingerprint").values()) & set(whole.values())
+
+
 def test_stop_after_some_updates_says_where(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(
         Stopped, match=r"stopped after update 5 of 12; .*step-00000005 is complete, run the same command"

@@ -1,0 +1,117 @@
+"""Ranks that die, nodes that do not see each other's files, taken ports: named on every rank, and no rank waits."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ENVIRONMENT, TINY, distlm, mpirun, write_text
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("lost")
+    text = write_text(folder / "text")
+    words = [*TINY, "data.source=folder", f"data.text_dir={text}", f"data.tokens_dir={folder / 'tokens'}"]
+    distlm("data", "prepare", "demo", *words, f"run_dir={folder / 'prepare'}")
+    return words
+
+
+def step_of_slurm(rank: int, size: int) -> dict[str, str]:
+    """What srun sets; ranks started so have no launcher that would kill them when one dies."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_NUM_TASKS": str(size), "SLURM_STEP_TASKS_PER_NODE": str(size), "SLURM_NODEID": "0",
+    }  # fmt: skip
+
+
+def test_a_killed_rank_ends_the_others_and_is_named(words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "distlm", "train", "demo", *words, f"run_dir={run}", "train.updates=100000"]
+    command += ["train.valid_every=0", "train.save_every=5", "launch.lost_after_s=30"]
+    ranks = [
+        subprocess.Popen(command, env={**ENVIRONMENT, **step_of_slurm(rank, 2)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not list(run.glob("checkpoints/step-*/complete.json")):
+            assert time.monotonic() < deadline and ranks[0].poll() is None
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, errors = ranks[0].communicate(timeout=60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    name = f"rank 1 on {socket.gethostname()} is lost: its process {ranks[1].pid} is gone"
+    assert name in errors and "run the same command again" in errors
+    assert ranks[0].returncode == 75
+    # Half of it suffices on one node; a silent node takes launch.lost_after_s.
+    print(f"noticed after {time.monotonic() - killed:.1f} s")
+    assert not [path.name for path in run.glob("checkpoints/step-*") if not (path / "complete.json").exists()]
+
+
+def test_an_error_on_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
+    """A fault of the program on rank 1, while rank 0 waits in a collective: exit 1, since it would come again."""
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys, time\nfrom pathlib import Path\nfrom distlm.runtime.alive import watching\n"
+        "from distlm.runtime.comm import open_comm\nfrom distlm.runtime.world import resolve_world\n"
+        "world = resolve_world(); comm = open_comm(world)\n"
+        "with watching(Path(sys.argv[1]), world, comm, 30):\n"
+        "    if world.rank == 1: raise KeyError('a bug')\n"
+        "    time.sleep(100)\n",
+        "utf-8",
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(driver), str(tmp_path / "run")],
+            env={**ENVIRONMENT, **step_of_slurm(rank, 2)}, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    (tmp_path / "run").mkdir()
+    errors = [rank.communicate(timeout=90)[1] for rank in ranks]
+    assert "rank 1 on" in errors[0] and "it ended with KeyError: 'a bug'" in errors[0]
+    assert [rank.returncode for rank in ranks] == [1, 1]
+
+
+def test_a_taken_port_is_one_clear_error(words: list[str], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = mpirun(
+            2, ["-m", "distlm", "train", "demo", *words, f"run_dir={tmp_path / 'run'}"],
+            check=False, MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert f"MASTER_PORT={port} on {socket.gethostname()} is taken by another program" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_cluster_over_three_ranks(tmp_path: Path) -> None:
+    done = distlm("doctor", "--cluster", "--json", "--folder", str(tmp_path), ranks=3, check=False)
+    report = json.loads(done.stdout)
+    found = {check["name"]: (check["status"], check["text"]) for check in report["checks"]}
+    assert report["healthy"] and done.returncode == 0, report
+    assert found["world"][1].startswith("3 ranks on 1 nodes from mpi")
+    assert {"gloo", "folder", "rename", "clocks", "room", "versions", "requeue"} <= found.keys()
+    reads = int(found["rename"][1].split()[0])
+    assert reads > 0 and found["rename"][1].endswith("0 of them torn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_cluster_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = distlm("doctor", "--cluster", "--folder", str(tmp_path / "file"), ranks=2, check=False)
+    assert done.returncode == 1
+    assert "[FAIL] folder" in done.stdout and "rank 0 cannot write there" in done.stdout
