@@ -46,6 +46,7 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.share import Share, share_of
 from distlm.runtime.stage import Stage
 
 __all__ = ["plan_datastore", "run_datastore_write", "write_shard"]
@@ -67,22 +68,26 @@ class _Job:
 def run_datastore_write(stage: Stage) -> dict[str, Any]:
     """Write RUN/datastore; finished shards of an earlier start are kept.
 
+    With launch.share=K/N this process writes the shards K, K+N, … only, at once with other shares, and leaves the
+    store unfinished: the same command without it completes it.
     Returns rows, width, shards and bytes of the store, and seconds, rows_written and rows_per_s of this start.
     Raises DistlmError on every rank for: an unknown tap, a model of another dictionary, blocks that do not fit,
     a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
     datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
     """
     start, comm = time.monotonic(), stage.comm
+    share = together(comm, lambda: share_of(stage.config, comm.size))
     job = together(comm, lambda: _open_job(stage.config, stage.run))
-    with only_writer(job.folder, comm, "writing this datastore"):
-        whole = rank0_first(comm, lambda: _begin(job))
-        left = [shard for shard in job.plan.shards if shard.index not in whole]
+    with only_writer(job.folder, comm, "writing this datastore", share):
+        whole = rank0_first(comm, lambda: _begin(job, share))
+        left = [shard for shard in _shards(job, share) if shard.index not in whole]
         if left:
             # Reading the weights is skipped when there is nothing to write.
             model, _ = together(comm, lambda: load_model(job.checkpoint, default_device()))
             # Told, not read back from the sidecars: a network file system may show other nodes' files late.
-            told = comm.gather(_write_shards(stage, job, model, left))
-            rank0_first(comm, lambda: _finish(job, whole, told or []))
+            told = comm.gather(_write_shards(stage, job, model, left, sum(s.rows for s in _shards(job, share))))
+            if share is None:
+                rank0_first(comm, lambda: _finish(job, whole, told or []))
     seconds = time.monotonic() - start
     written = sum(shard.rows for shard in left)
     summary = {
@@ -146,10 +151,17 @@ def _open_job(config: RunConfig, run: RunDir) -> _Job:
     return _Job(run.datastore, checkpoint, ids, plan, settings)
 
 
-def _begin(job: _Job) -> dict[int, Shard]:
-    """Claim the folder, keep what is whole. Returns the whole shards by number. On rank 0 only."""
-    folder, settings, shards = job.folder, job.settings, job.plan.shards
+def _shards(job: _Job, share: Share | None) -> list[ShardPlan]:
+    """All shards, or those of a share."""
+    return [shard for shard in job.plan.shards if share is None or share.has(shard.index)]
+
+
+def _begin(job: _Job, share: Share | None) -> dict[int, Shard]:
+    """Claim the folder, keep what is whole. Returns the whole shards (of the share) by number. On rank 0 only."""
     manifest = _own_manifest(job)
+    if share is not None:
+        return _begin_share(job, share, manifest)
+    folder, settings, shards = job.folder, job.settings, job.plan.shards
     sweep_temporaries(folder)
     if manifest is not None and manifest.complete:
         damaged = [shard.index for shard in manifest.shards if not _in_place(job, shard)]
@@ -162,6 +174,32 @@ def _begin(job: _Job) -> dict[int, Shard]:
             if shard.index not in damaged:
                 write_sidecar(folder, settings, shard)
     write_manifest(folder, planned_manifest(settings, job.plan))
+    return _keep_whole(job, shards)
+
+
+def _begin_share(job: _Job, share: Share, manifest: Manifest | None) -> dict[int, Shard]:
+    """As _begin, touching only what no other share writes: files of its own shards, and a manifest equal to theirs."""
+    shards = _shards(job, share)
+    if manifest is not None and manifest.complete:
+        damaged = [shard.index for shard in manifest.shards if not _in_place(job, shard)]
+        if damaged:
+            raise DistlmError(
+                f"{job.folder}: complete, but shards {damaged} are damaged; run the same command without launch.share"
+            )
+        say(f"{_LABEL}: {job.folder} is complete, nothing to do for share {share}")
+        return {shard.index: shard for shard in manifest.shards}
+    for shard in shards:
+        for path, *_ in shard_files(job.folder, job.settings, planned_shard(shard)):
+            sweep_temporaries(job.folder, path.name)
+    if manifest is None:
+        write_manifest(job.folder, planned_manifest(job.settings, job.plan))
+    say(f"{_LABEL}: share {share} of {len(job.plan.shards)} shards; a run without launch.share completes the store")
+    return _keep_whole(job, shards)
+
+
+def _keep_whole(job: _Job, shards: list[ShardPlan]) -> dict[int, Shard]:
+    """Those of `shards` that are on disk as their sidecars say; the disk must hold the others."""
+    folder, settings = job.folder, job.settings
     sidecars = [read_sidecar(folder, settings, planned_shard(shard)) for shard in shards]
     whole = {shard.index: shard for shard in sidecars if shard is not None}
     left = [planned_shard(shard) for shard in shards if shard.index not in whole]
@@ -172,8 +210,9 @@ def _begin(job: _Job) -> dict[int, Shard]:
     require_free_disk(folder, needed, f"datastore ({len(left)} of {len(shards)} shards)")
     if whole:
         say(f"{_LABEL}: {len(whole)} of {len(shards)} shards are complete, continuing")
+    rows = sum(shard.rows for shard in shards)
     say(
-        f"{_LABEL}: {job.plan.rows} rows x {settings.width} {settings.key_dtype}, {len(left)} shards to write "
+        f"{_LABEL}: {rows} rows x {settings.width} {settings.key_dtype}, {len(left)} shards to write "
         f"({format_bytes(needed)}); keys are {settings.tap}; {settings.rule}"
     )
     return whole
@@ -207,11 +246,14 @@ def _in_place(job: _Job, shard: Shard) -> bool:
     )
 
 
-def _write_shards(stage: Stage, job: _Job, model: TransformerLM, shards: list[ShardPlan]) -> list[Shard]:
-    """Write the shards in turns of one per rank. Returns those of this rank. Collective."""
+def _write_shards(stage: Stage, job: _Job, model: TransformerLM, shards: list[ShardPlan], rows: int) -> list[Shard]:
+    """Write the shards in turns of one per rank. Returns those of this rank. Collective.
+
+    `rows` counts the finished shards too.
+    """
     comm, mine = stage.comm, []
-    done = job.plan.rows - sum(shard.rows for shard in shards)
-    with Progress(_LABEL, job.plan.rows, "rows", comm.rank, done=done) as progress:
+    done = rows - sum(shard.rows for shard in shards)
+    with Progress(_LABEL, rows, "rows", comm.rank, done=done) as progress:
         for turn in range(ceil(len(shards) / comm.size)):
             stage.stop.check(comm, _LABEL)
             now = shards[turn * comm.size : (turn + 1) * comm.size]

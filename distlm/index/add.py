@@ -25,8 +25,10 @@ from distlm.runtime.files import (
     sweep_temporaries,
     write_json,
 )
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.share import Share, share_of
 from distlm.runtime.stage import Stage
 
 BATCH = 16384
@@ -36,30 +38,34 @@ BATCH = 16384
 def run_index_add(stage: Stage) -> dict[str, Any]:
     """Write RUN/index/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
 
+    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares.
     Returns seconds, parts and rows added by this start. Raises DistlmError without a template, for a template of
     another store, a full disk, and NaN or infinite keys.
     """
     start = time.monotonic()
     comm = stage.comm
+    share = together(comm, lambda: share_of(stage.config, comm.size))
     datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
     folder = IndexFolder(stage.run.index)
     template = together(comm, lambda: load_template(folder, datastore))
     if rank0_first(comm, lambda: merged_before(folder, datastore, template)):
         say(f"index add: {folder.merged} is complete, nothing to do", comm.rank)
         return {"seconds": 0.0, "parts": 0, "rows": 0, "done_before": True}
-    units = rank0_first(comm, lambda: _plan(folder, datastore, template))
-    finished = len(datastore.shards) - len(units)
-    rows = sum(datastore.shards[unit].rows for unit in units)
-    if finished and not units:
-        say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
-    elif finished:
-        say(f"index add: {finished} of {len(datastore.shards)} parts are complete, continuing", comm.rank)
-    with Progress("index add", datastore.rows, "keys", comm.rank, done=datastore.rows - rows) as progress:
-        for turn in range(ceil(len(units) / comm.size)):
-            stage.stop.check(comm, "index add")
-            mine = units[turn * comm.size : (turn + 1) * comm.size]
-            together(comm, lambda mine=mine: _add_mine(folder, datastore, template, mine, comm.rank))  # type: ignore[misc]
-            progress.advance(sum(datastore.shards[unit].rows for unit in mine))
+    shards = [shard.index for shard in datastore.shards if share is None or share.has(shard.index)]
+    with only_writer(folder.parts, comm, "adding to this index", share):
+        units = rank0_first(comm, lambda: _plan(folder, datastore, template, shards, share))
+        finished = len(shards) - len(units)
+        whole, rows = (sum(datastore.shards[unit].rows for unit in chosen) for chosen in (shards, units))
+        if finished and not units:
+            say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
+        elif finished:
+            say(f"index add: {finished} of {len(shards)} parts are complete, continuing", comm.rank)
+        with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
+            for turn in range(ceil(len(units) / comm.size)):
+                stage.stop.check(comm, "index add")
+                mine = units[turn * comm.size : (turn + 1) * comm.size]
+                together(comm, lambda mine=mine: _add_mine(folder, datastore, template, mine, comm.rank))  # type: ignore[misc]
+                progress.advance(sum(datastore.shards[unit].rows for unit in mine))
     seconds = time.monotonic() - start
     if comm.rank == 0 and units:
         stage.run.metrics.write("index add", {STAGE_SECONDS: round(seconds, 3), "rows": rows, "parts": len(units)})
@@ -108,11 +114,18 @@ def part_record(datastore: Datastore, shard: int, template: Template) -> dict[st
     }
 
 
-def _plan(folder: IndexFolder, datastore: Datastore, template: Template) -> list[int]:
-    """Shards without a valid part. Checks the disk first."""
-    folder.parts.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(folder.parts)
-    units = [shard.index for shard in datastore.shards if not _is_done(folder, datastore, shard.index, template)]
+def _plan(
+    folder: IndexFolder, datastore: Datastore, template: Template, shards: list[int], share: Share | None
+) -> list[int]:
+    """Those of `shards` without a valid part. Checks the disk first."""
+    if share is None:
+        sweep_temporaries(folder.parts)
+    else:
+        # The temporary files of other shares may be in use.
+        for shard in shards:
+            sweep_temporaries(folder.parts, folder.part(shard).name)
+            sweep_temporaries(folder.parts, folder.part_json(shard).name)
+    units = [shard for shard in shards if not _is_done(folder, datastore, shard, template)]
     key_bytes = template.meta["code_size"] + 8
     needed = sum(datastore.shards[unit].rows * key_bytes + len(template.data) for unit in units)
     require_free_disk(folder.parts, needed, f"{len(units)} index parts")

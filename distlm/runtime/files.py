@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The data is fsynced before the rename, the folder after it, so that a crash leaves the old file or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several nodes may write the same file at once (shares), and have equal process ids.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync_file(temporary)
@@ -85,9 +87,12 @@ def json_hash(value: Any) -> str:
     return bytes_hash(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Remove what killed writers left behind; call on one rank before the others write."""
-    for leftover in folder.glob(".*.tmp"):
+def sweep_temporaries(folder: Path, of: str = "") -> None:
+    """Remove what killed writers left behind, of all files or of the file named `of`.
+
+    Call on one rank before the others write.
+    """
+    for leftover in folder.glob(f".{of}*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

@@ -41,11 +41,14 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
     mend = "wait for it or end it, or choose another run_dir="
     if not _locked(lock, fcntl.LOCK_EX if share is None else fcntl.LOCK_SH):
         owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in _running_shares(folder)]
-        owner = "; ".join([*owners[:3], *["…"][: len(owners) - 3]]) or _owner_in(folder / LOCK)
-        raise DistlmError(f"{folder}: another run is {work} here ({owner}); {mend}")
+        if len(owners) > 3:
+            owners[3:] = [f"and {len(owners) - 3} more shares"]
+        raise DistlmError(
+            f"{folder}: another run is {work} here ({'; '.join(owners) or _owner_in(folder / LOCK)}); {mend}"
+        )
     if share is None:
-        _sign(lock)
-        # All shares have ended, or the lock above were theirs.
+        held.enter_context(_signed(lock))
+        # A running share holds the lock above, so there is none.
         for path in folder.glob(_SHARE_LOCKS):
             path.unlink(missing_ok=True)
         return
@@ -53,7 +56,7 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
     stream = held.enter_context(own.open("a+"))
     if not _locked(stream, fcntl.LOCK_EX):
         raise DistlmError(f"{folder}: launch.share={share} is {work} here already ({_owner_in(own)}); {mend}")
-    _sign(stream)
+    held.enter_context(_signed(stream))
     # After taking its own: of two that start together at least one sees the other.
     for path in _running_shares(folder):
         if path != own and not path.name.endswith(f"-of-{share.count}"):
@@ -87,11 +90,16 @@ def _locked(stream: TextIO, kind: int, patience_s: float = _PATIENCE_S) -> bool:
             return True
 
 
-def _sign(stream: TextIO) -> None:
-    """Only the holder writes: a file opened by another keeps its owner's name."""
+@contextmanager
+def _signed(stream: TextIO) -> Iterator[None]:
+    """Name the owner in a lock file while it is held; only its holder writes there."""
     stream.truncate(0)
     stream.write(owner())
     stream.flush()
+    try:
+        yield
+    finally:
+        stream.truncate(0)
 
 
 def _owner_in(path: Path) -> str:

@@ -1,7 +1,6 @@
 """Shares: a stage's units over independent processes without MPI, as the tasks of a job array are (`launch.share`)."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distlm.config.schema import RunConfig
@@ -21,9 +20,9 @@ class Share:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def of(self, units: Iterable[int]) -> list[int]:
-        """The units of this share."""
-        return [unit for unit in units if unit % self.count == self.index]
+    def has(self, unit: int) -> bool:
+        """Whether it is this share's unit."""
+        return unit % self.count == self.index
 
 
 def share_of(config: RunConfig, ranks: int) -> Share | None:
