@@ -1,4 +1,5 @@
 # make demo      install, then the whole kNN-LM pipeline on a small real text (2 ranks)
+# make install   only install, into .venv (GPU=1: .venv-gpu)
 # make test      install, then style, types, import rules and all tests
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
@@ -12,7 +13,7 @@ FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: demo test test-gpu test-slurm test-slow slurm-packages lint clean-demo clean help
+.PHONY: install demo test test-gpu test-slurm test-slow slurm-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,8 @@ $(VENV)/.base: constraints.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/.base
 	@$(PIP) --no-build-isolation -e '.[$(FAISS),demo,dev]'
 	@touch $@
+
+install: $(VENV)/.base
 
 demo: $(VENV)/.base
 	$(BIN)/distlm run demo
