@@ -13,7 +13,11 @@ softmax over the neighbours. The sorted way is distlm's (distlm/knnlm/rescore.py
     python benchmarks/rescoring.py --rows 2000000 --width 256 --queries 50000 [--k 1024] [--out FILE.json]
 
 With --run-dir: a run with a finished store, index and neighbours. Otherwise a synthetic store of clustered keys.
---sample limits the queries of the random way (0: all); rates are tokens per second.
+--sample limits the queries of the random way (0: all); rates are tokens per second, the best of --repeat turns (every
+stage of a turn after the other, so that other work on the machine falls on all of them). --index names index folders
+of the same store to be used in place of the run's: the first one's neighbours are scored, all are searched and, with
+--recall, compared with brute force. core_us_per_token gives the processor time of the same turns, over all cores: on a
+machine shared with other work it is the steadier figure; it has no meaning where the disk is waited for.
 """
 
 import argparse
@@ -22,8 +26,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +37,7 @@ import torch
 from distlm.config import load_config
 from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
 from distlm.datastore.reader import Datastore
-from distlm.index import open_index, run_index_build
+from distlm.index import MergedIndex, brute_search, open_index, run_index_build
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, sort_pairs, unit_distances
 from distlm.knnlm.scoring import knn_log_probs
@@ -52,7 +57,8 @@ class Case:
     store: Datastore
     queries: np.ndarray
     targets: np.ndarray
-    search: Callable[[np.ndarray], np.ndarray]
+    searches: Mapping[str, Callable[[np.ndarray], np.ndarray]]
+    """By the name of the index; the neighbours of the first are scored."""
     k: int
     about: dict[str, object]
 
@@ -64,8 +70,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--queries", type=int, default=20_000, help="with --run-dir: at most so many (0: all)")
-    parser.add_argument("--k", type=int, default=1024)
-    parser.add_argument("--nprobe", type=int, default=32)
+    parser.add_argument("--k", type=int, help="default: the run's, 1024 without a run")
+    parser.add_argument("--nprobe", type=int, help="default: the run's, 32 without a run")
+    parser.add_argument("--index", type=Path, nargs="+", help="with --run-dir: index folders in place of the run's")
+    parser.add_argument("--recall", type=int, default=0, help="queries compared with brute force (0: none)")
+    parser.add_argument("--repeat", type=int, default=1, help="turns of every measurement that is not of a cold cache")
     parser.add_argument("--factory", default="IVF1024,PQ32")
     parser.add_argument("--sample", type=int, default=8192, help="queries of the random way (0: all)")
     parser.add_argument("--batch", type=int, default=64, help="queries of one gather of the random way")
@@ -85,10 +94,18 @@ def main() -> None:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
     """Seconds per token of search and of each way of scoring, and their ratios."""
-    note(f"search: {len(case.queries)} queries, k={case.k}")
-    start = time.perf_counter()
-    ids = np.concatenate([case.search(case.queries[i : i + UNIT]) for i in range(0, len(case.queries), UNIT)])
-    searched = (time.perf_counter() - start) / len(ids)
+    searched: dict[str, float] = {}
+    core: dict[str, float] = {}
+    found: dict[str, np.ndarray] = {}
+    for turn in range(options.repeat):
+        for name, search in case.searches.items():
+            note(f"search {name}: {len(case.queries)} queries, k={case.k}, turn {turn}")
+            clock = time.process_time()
+            seconds, found[name] = timed(partial(in_units, search, case.queries), len(case.queries))
+            keep_best(core, f"search {name}", (time.process_time() - clock) / len(case.queries))
+            keep_best(searched, name, seconds)
+    first, ids = next(iter(found.items()))
+    recall = {name: recall_of(case, found[name], options.recall) for name in found} if options.recall else {}
     values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
     neighbour_values = np.where(ids < 0, -1, values[ids])
     sample = min(options.sample or len(ids), len(ids))
@@ -98,17 +115,23 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
     note("sorted pass, cold")
     drop_cache(case.store)
     ours["cold"], mine = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
-    note("sorted pass, warm")
-    ours["warm"], _ = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
     ours["larger"] = ours["cold"]
+    read_all(case.store)
+    for turn in range(options.repeat):
+        few = slice(0, sample)
+        note(f"sorted pass and random reads, warm, turn {turn}")
+        clock = time.process_time()
+        seconds, _ = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
+        keep_best(ours, "warm", seconds)
+        keep_best(core, "sorted scoring", (time.process_time() - clock) / len(ids))
+        clock = time.process_time()
+        seconds, theirs = random_reads(case, ids[few], neighbour_values[few], options.batch)
+        keep_best(random, "warm", seconds)
+        keep_best(core, "random scoring", (time.process_time() - clock) / sample)
 
     note(f"random reads of {sample} queries, cold")
     drop_cache(case.store)
-    few = slice(0, sample)
-    random["cold"], theirs = random_reads(case, ids[few], neighbour_values[few], options.batch)
-    note("random reads, warm")
-    read_all(case.store)
-    random["warm"], _ = random_reads(case, ids[few], neighbour_values[few], options.batch)
+    random["cold"], _ = random_reads(case, ids[few], neighbour_values[few], options.batch)
     few = slice(0, min(sample, EVICTED))
     note("random reads, cache dropped before every query")
     random["larger"], _ = random_reads(case, ids[few], neighbour_values[few], 1, evict=True)
@@ -118,23 +141,48 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
     return {
         **case.about,
         "queries": len(ids), "k": case.k, "random_sample": sample, "threads": torch.get_num_threads(),
+        "recall": recall,
         "largest_difference_of_log_p": float(np.abs(theirs - mine[:sample])[finite].max()),
         "tokens_per_s": {
-            "search": rate(searched),
+            "search": {name: rate(seconds) for name, seconds in searched.items()},
             "random_scoring": {state: rate(seconds) for state, seconds in random.items()},
             "sorted_scoring": {state: rate(seconds) for state, seconds in ours.items()},
         },
+        "core_us_per_token": {name: round(1e6 * seconds, 1) for name, seconds in core.items()},
         "ratios": {
             state: {
                 "scoring": round(random[state] / ours[state], 2),
-                "random scoring / (search + sorted scoring)": round(random[state] / (searched + ours[state]), 2),
+                "random scoring / (search + sorted scoring)": round(random[state] / (searched[first] + ours[state]), 2),
                 "(search + random) / (search + sorted)": round(
-                    (searched + random[state]) / (searched + ours[state]), 2
+                    (searched[first] + random[state]) / (searched[first] + ours[state]), 2
                 ),
             }
             for state in random
-        },
+        } | {"warm, processor time": {
+            "scoring": round(core["random scoring"] / core["sorted scoring"], 2),
+            "random scoring / (search + sorted scoring)": round(
+                core["random scoring"] / (core[f"search {first}"] + core["sorted scoring"]), 2
+            ),
+        }},
     }  # fmt: skip
+
+
+def keep_best(times: dict[str, float], name: str, seconds: float) -> None:
+    times[name] = min(seconds, times.get(name, seconds))
+
+
+def in_units(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray) -> np.ndarray:
+    """Neighbours [Q, k], searched as `distlm knn search` does: a unit after the other."""
+    return np.concatenate([search(queries[i : i + UNIT]) for i in range(0, len(queries), UNIT)])
+
+
+def recall_of(case: Case, ids: np.ndarray, count: int) -> float:
+    """Share of the true k nearest among the neighbours of `count` queries, spread evenly."""
+    picked = np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)
+    true, _ = brute_search(case.store, case.queries[picked].astype(np.float32), case.k)
+    return round(
+        float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(true, ids[picked], strict=True)])) / case.k, 4
+    )
 
 
 def sorted_pass(case: Case, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -201,13 +249,18 @@ def from_run(options: argparse.Namespace) -> Case:
     run = RunDir(options.run_dir)
     store = Datastore.open(run.datastore)
     neighbours = Neighbours.open(run.neighbours(options.split))
-    index = open_index(run.index, store)
-    k, nprobe = neighbours.k, neighbours.manifest["nprobe"]
+    indexes = [open_index(folder, store) for folder in options.index or [run.index]]
+    k, nprobe = options.k or neighbours.k, options.nprobe or neighbours.manifest["nprobe"]
     last = options.queries or neighbours.tokens
     queries = np.concatenate([np.asarray(unit.queries) for unit in neighbours.units()])[:last]
     targets = np.concatenate([np.asarray(unit.targets) for unit in neighbours.units()])[:last]
-    about = describe(store, index.record["factory"], nprobe) | {"source": f"{run.root.name}, {options.split}"}
-    return Case(store, queries, targets, lambda q: index.search(q.astype(np.float32), k, nprobe)[0], k, about)
+    about = describe(store, indexes[0], nprobe) | {"source": f"{run.root.name}, {options.split}"}
+    searches = {str(index.record["factory"]): partial(search_ids, index, k, nprobe) for index in indexes}
+    return Case(store, queries, targets, searches, k, about)
+
+
+def search_ids(index: MergedIndex, k: int, nprobe: int, queries: np.ndarray) -> np.ndarray:
+    return index.search(queries.astype(np.float32), k, nprobe)[0]
 
 
 def synthetic(options: argparse.Namespace, folder: Path) -> Case:
@@ -240,17 +293,18 @@ def synthetic(options: argparse.Namespace, folder: Path) -> Case:
     with open_stage("index", config) as stage:
         run_index_build(stage)
     store = Datastore.open(run.datastore)
-    index = open_index(run.index, store)
+    opened = open_index(run.index, store)
     queries, targets = draw(options.queries)
-    about = describe(store, index.record["factory"], options.nprobe) | {"source": "synthetic"}
-    search = lambda q: index.search(q.astype(np.float32), options.k, options.nprobe)[0]  # noqa: E731
-    return Case(store, queries, targets, search, options.k, about)
+    k, nprobe = options.k or 1024, options.nprobe or 32
+    about = describe(store, opened, nprobe) | {"source": "synthetic"}
+    searches = {str(opened.record["factory"]): partial(search_ids, opened, k, nprobe)}
+    return Case(store, queries, targets, searches, k, about)
 
 
-def describe(store: Datastore, factory: str, nprobe: int) -> dict[str, object]:
+def describe(store: Datastore, index: MergedIndex, nprobe: int) -> dict[str, object]:
     return {
         "rows": store.rows, "width": store.width, "key_dtype": store.key_dtype.name, "shards": len(store.shards),
-        "factory": factory, "nprobe": nprobe,
+        "factory": index.record["factory"], "nprobe": nprobe, "fast_scan": index.fast_scan,
     }  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import STAGE_SECTIONS
 from distlm.runtime.stage import open_stage
+from distlm.runtime.stop import ignore_late_signals
 from distlm.runtime.world import World, refuse_script_body, resolve_world
-from distlm.verbs import STAGE_VERBS, Verb
+from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = (_print_config if options.print_config else options.handler)(options, world)
         _leave_group()
     except DistlmError as error:
+        if arguments is None:
+            ignore_late_signals()
         _leave_with(error, world)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
         traceback.print_exc()
         _leave_ranks(world, EXIT_ERROR)
+    if arguments is None:
+        ignore_late_signals()
     sys.exit(code)
 
 
@@ -105,18 +110,39 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
+    child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
+    child.prog = "distlm report words"
+    child.add_argument(
+        "--before", default="lm", help="lm, cache, knn or both; RUN_DIR:NAME for another run; default lm"
+    )
+    child.add_argument("--after", default="cache", help="the same, of the second evaluation; default cache")
+    child.add_argument("--split", default="", help="default: the first of knn.splits")
+    child.add_argument("--top", type=int, default=20, help="words shown on either side; default 20")
+    child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
+    child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
     add("index info", "what the index holds", _index_info, stage="index")
     child = add("index search", "neighbours of query vectors in a .npy file", _index_search, stage="knn")
     child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
     child.add_argument("--out", required=True, help=".npz file to write: ids, distances, values [Q, k]")
+    child = add(
+        "import awd-lstm", "a state dict of salesforce/awd-lstm-lm or fastai becomes a checkpoint", _import_lstm
+    )
+    child.add_argument("--weights", required=True, help="state dict: .pt, .pth or .safetensors")
+    child.add_argument(
+        "--vocabulary",
+        help="words in the order of the embedding's rows, one per line; default: as they first come in the text",
+    )
     add("config", "print the resolved configuration", _print_config)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")
     child.add_argument("--cluster", action="store_true", help="check all ranks of this start together, e.g. under srun")
     child.add_argument("--folder", default=".", help="with --cluster: where runs will live; default: this folder")
 
+    # `report` takes a recipe, so that argparse cannot give it a verb below it.
+    if list(arguments[:2]) == ["report", "words"]:
+        arguments = ["report-words", *arguments[2:]]
     # The deepspeed launcher appends --local_rank=K; the World reads the rank from the environment.
     known, extras = parser.parse_known_args([a for a in arguments if not a.startswith("--local_rank=")])
     for extra in extras:
@@ -156,6 +182,11 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
         return _print(_load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world)
     if verb.ranks:
         refuse_script_body(world)
+    if config.launch.share and verb.words not in SHARED_VERBS:
+        raise UsageError(
+            f"launch.share={config.launch.share}: `distlm {verb.words}` has no shares; "
+            f"only {' and '.join(SHARED_VERBS)} do"
+        )
     if verb.stage in ("datastore", "knn"):
         _warn(config, world)
     with open_stage(verb.stage, config, world) as stage:
@@ -183,6 +214,21 @@ def _report(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.rundir import RunDir
 
     return _print(f"wrote {write_report(RunDir(Path(config.run_dir)))}", world)
+
+
+def _report_words(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.words import open_evaluation, word_changes, words_table, write_csv
+    from distlm.runtime.rundir import RunDir
+
+    config = _config(options)
+    run, split = RunDir(Path(config.run_dir)), options.split or config.knn.splits[0]
+    before, after = (open_evaluation(text, run, split) for text in (options.before, options.after))
+    rows = word_changes(before, after, options.skip)
+    names = "-".join(Path(text.replace(":", "/")).name for text in (options.before, options.after))
+    out = Path(options.out) if options.out else run.root / f"words-{split}-{names}.csv"
+    write_csv(rows, out)
+    table = words_table(rows, options.top, f"{split}, {options.before} → {options.after}")
+    return _print(f"{table}\n\nall {len(rows)} words: {out}", world)
 
 
 def _datastore_verify(options: argparse.Namespace, world: World) -> int:
@@ -217,6 +263,14 @@ def _index_search(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
     summary = search_file(config, Path(options.queries), Path(options.out))
     return _print(f"index search: {_one_line(summary)}", world)
+
+
+def _import_lstm(options: argparse.Namespace, world: World) -> int:
+    from distlm.training.import_lstm import import_awd_lstm
+
+    config = _config(options)
+    words = Path(options.vocabulary) if options.vocabulary else None
+    return _print(f"import awd-lstm: {_one_line(import_awd_lstm(config, Path(options.weights), words))}", world)
 
 
 def _print_config(options: argparse.Namespace, world: World) -> int:

@@ -18,11 +18,13 @@ import psutil
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
-from distlm.knnlm.state import evaluated_as_tuned, tuned_as_configured
+from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.rundir import RunDir
+from distlm.training.evaluate_lm import RESULT, evaluated_as_trained, lm_table
+from distlm.training.loop import trained
 from distlm.verbs import STAGE_VERBS
 
 
@@ -33,10 +35,8 @@ class Step:
     words: str
     parallel: bool
     finished: Callable[[RunConfig, RunDir], bool]
-
-
-def _trained(config: RunConfig, run: RunDir) -> bool:
-    return run.checkpoint(config.train.updates) in run.complete_checkpoints()
+    wanted: Callable[[RunConfig], bool] = lambda config: True
+    """The configuration asks for it."""
 
 
 def _searched(config: RunConfig, run: RunDir) -> bool:
@@ -48,15 +48,32 @@ def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
     return manifest.exists() and bool(read_json(manifest, "datastore manifest").get("complete"))
 
 
+def _by_neighbours(config: RunConfig) -> bool:
+    """A transformer's run ends in kNN-LM; an AWD-LSTM is evaluated as it is, and has these stages as commands."""
+    return config.model.kind != "awd_lstm"
+
+
+def _mixed(config: RunConfig) -> bool:
+    """There is something to mix the language model with."""
+    return _by_neighbours(config) or config.cache.use
+
+
 STEPS: tuple[Step, ...] = (
     Step("data prepare", False, lambda config, run: finished_tokens(run.tokens(config), config.data) is not None),
-    Step("train", True, _trained),
-    Step("datastore write", True, _datastore_done),
-    Step("index build", True, lambda config, run: (run.index / "index.json").exists()),
-    Step("knn search", True, _searched),
-    Step("knn tune", False, tuned_as_configured),
-    Step("knn evaluate", False, evaluated_as_tuned),
+    Step("train", True, trained),
+    Step("evaluate", False, evaluated_as_trained, lambda config: not _by_neighbours(config)),
+    Step("datastore write", True, _datastore_done, _by_neighbours),
+    Step("index build", True, lambda config, run: (run.index / "index.json").exists(), _by_neighbours),
+    Step("knn search", True, _searched, _by_neighbours),
+    Step("knn cache", True, cached_as_configured, lambda config: config.cache.use),
+    Step("knn tune", False, tuned_as_configured, _mixed),
+    Step("knn evaluate", False, evaluated_as_tuned, _mixed),
 )
+
+
+def steps_of(config: RunConfig) -> list[Step]:
+    """The stages that the configuration asks for, in order."""
+    return [step for step in STEPS if step.wanted(config)]
 
 
 def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:
@@ -66,14 +83,15 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
     """
     run = RunDir(Path(config.run_dir))
     run.refuse_other_config(config, "knn")
-    pending = [step for step in STEPS if not step.finished(config, run)]
+    steps = steps_of(config)
+    pending = [step for step in steps if not step.finished(config, run)]
     if not pending:
         say(f"{run.root}: complete; nothing to do (remove the folder to start over)")
     else:
         _check_disk(config, run, pending)
     start = time.monotonic()
-    for number, step in enumerate(STEPS, 1):
-        head = f"[{number}/{len(STEPS)}] {step.words}"
+    for number, step in enumerate(steps, 1):
+        head = f"[{number}/{len(steps)}] {step.words}"
         if step not in pending:
             say(f"{head}: finished before, skipped")
             continue
@@ -92,21 +110,30 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
             # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
             raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
         say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
+    _show_results(config, run)
+    if pending:
+        say(f"run took {format_seconds(time.monotonic() - start)}")
+    return EXIT_DONE
+
+
+def _show_results(config: RunConfig, run: RunDir) -> None:
+    if not _by_neighbours(config):
+        print(lm_table(read_json(run.root / RESULT, "evaluation results")))
+        print(f"results: {run.root / RESULT}", flush=True)
+    if not _mixed(config):
+        return
     from distlm.analysis.report import write_report
     from distlm.knnlm.table import results_table
 
     report = write_report(run)
     print(results_table(read_json(run.results, "evaluation results")))
     print(f"\nreport: {report}\nresults: {run.results}", flush=True)
-    if pending:
-        say(f"run took {format_seconds(time.monotonic() - start)}")
-    return EXIT_DONE
 
 
 def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> str:
     """Every stage's needs and command, as text."""
     lines = []
-    for step in STEPS:
+    for step in steps_of(config):
         lines.append(_plan(step, config).line())
         lines.append(f"{'':<16} $ {shlex.join(_short(stage_command(step, config, recipe, overrides)))}")
     return "\n".join(lines)

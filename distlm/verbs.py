@@ -33,6 +33,14 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "distlm.training.loop:plan_train",
     ),
     Verb(
+        "evaluate",
+        "perplexity of an AWD-LSTM that reads each split in one go",
+        "train",
+        "distlm.training.evaluate_lm:run_evaluate_lm",
+        "distlm.training.lstm_plan:plan_evaluate",
+        ranks=False,
+    ),
+    Verb(
         "datastore write",
         "write keys and values of the training tokens",
         "datastore",
@@ -51,8 +59,15 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "distlm.knnlm.plan:plan_knn",
     ),
     Verb(
+        "knn cache",
+        "neural-cache probabilities of each split, to files",
+        "knn",
+        "distlm.knnlm.cache_run:run_cache",
+        "distlm.knnlm.cache_plan:plan_cache",
+    ),
+    Verb(
         "knn tune",
-        "choose λ, temperature and k on the first split",
+        "choose λ, temperature and k (and λ, θ and window of the cache) on the first split",
         "knn",
         "distlm.knnlm.tune:run_tune",
         "distlm.knnlm.plan:plan_knn",
@@ -67,3 +82,6 @@ STAGE_VERBS: tuple[Verb, ...] = (
         ranks=False,
     ),
 )
+
+SHARED_VERBS = ("datastore write", "index add")
+"""Verbs whose units independent processes can share out (launch.share)."""

@@ -82,6 +82,26 @@ def perplexity_over_k(tuned: Mapping[str, Any]) -> bytes:
         return _png(figure)
 
 
+def perplexity_over_theta(tuned: Mapping[str, Any]) -> bytes:
+    """Perplexity with the neural cache over θ for every window, at the best λ of each; `tuned` is knn.json."""
+    cache = tuned["cache"]
+    grid = cache["grid"]
+    best = np.exp(np.array(grid["loss_nats"]).min(axis=2))
+    order = np.argsort(grid["thetas"])
+    with rc_context(STYLE):
+        figure, axes = _axes("θ", f"perplexity ({tuned['split']})")
+        colours = colormaps["viridis"](np.linspace(0.3, 0.85, len(best)))
+        for window, row, colour in zip(grid["windows"], best, colours, strict=True):
+            axes.plot(
+                np.array(grid["thetas"])[order], row[order], color=ORANGE if window == cache["window"] else colour,
+                marker="o", markersize=3, linewidth=1.2, label=f"window {window}",
+            )  # fmt: skip
+        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        axes.set_xscale("log")
+        axes.legend(fontsize=7, ncols=2)
+        return _png(figure)
+
+
 def stage_bars(seconds: Mapping[str, float]) -> bytes:
     """Time of each stage as horizontal bars, in minutes where any stage took more than five."""
     minutes = max(seconds.values(), default=0) > 300

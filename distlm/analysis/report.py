@@ -11,6 +11,7 @@ import yaml
 
 from distlm.analysis import plots
 from distlm.errors import DistlmError
+from distlm.knnlm.table import PART_WORDS, cache_words
 from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path, format_bytes, read_json
 from distlm.runtime.progress import format_seconds
@@ -25,10 +26,28 @@ def write_report(run: RunDir) -> Path:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
     template = environment.from_string((files("distlm.analysis") / "report.html").read_text("utf-8"))
-    page = template.render(results=results, figures=_figures(run, results), config=_config(run))
+    page = template.render(
+        results=results, figures=_figures(run, results), config=_config(run), **_headline(results)
+    )  # fmt: skip
     with atomic_path(run.report) as temporary:
         temporary.write_text(page, "utf-8")
     return run.report
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    """What the page calls the run, and which of its mixtures it leads with: the one with the most parts."""
+    splits = results["splits"].values()
+    parts = [name for name in PART_WORDS if all(name in split for split in splits)]
+    last = parts[-1]
+    kinds = {
+        "lm": ("LM report", "Language model", ""), "cache": ("LM with neural cache", "Language model with a neural "
+        "cache", "without the cache"), "knn": ("kNN-LM report", "kNN language model", "without neighbours"),
+        "both": ("kNN-LM report", "kNN language model with a neural cache", "without neighbours and cache"),
+    }  # fmt: skip
+    title, lead, without = kinds[last]
+    cache = cache_words(results["settings"]["cache"]) if "cache" in parts else ""
+    return {"parts": parts, "words": PART_WORDS, "headline": last, "title": title, "lead": lead, "without": without,
+            "cache": cache}  # fmt: skip
 
 
 def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
@@ -44,12 +63,17 @@ def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
         drawn.append(("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
     if run.tuned.exists():
         tuned = read_json(run.tuned, "frozen kNN settings")
-        where = f"on {tuned['split']}, with k = {tuned['k']}"
-        drawn.append(("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
-                      plots.perplexity_over_weight(tuned)))  # fmt: skip
-        if len(tuned["grid"]["ks"]) > 1:
-            drawn.append(("Number of neighbours", f"Best perplexity on {tuned['split']} at each k.",
-                          plots.perplexity_over_k(tuned)))  # fmt: skip
+        if "temperature" in tuned:
+            where = f"on {tuned['split']}, with k = {tuned['k']}"
+            drawn.append(("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
+                          plots.perplexity_over_weight(tuned)))  # fmt: skip
+            if len(tuned["grid"]["ks"]) > 1:
+                drawn.append(("Number of neighbours", f"Best perplexity on {tuned['split']} at each k.",
+                              plots.perplexity_over_k(tuned)))  # fmt: skip
+        if "cache" in tuned:
+            where = f"on {tuned['split']}, at the best λ of each"
+            drawn.append(("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
+                          plots.perplexity_over_theta(tuned)))  # fmt: skip
     if results["seconds"]:
         drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results["seconds"])))
     return [

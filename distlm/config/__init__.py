@@ -2,22 +2,26 @@
 
 from distlm.config.load import load_config, parse_overrides, recipe_names
 from distlm.config.schema import (
+    AwdConfig,
     DataConfig,
     DatastoreConfig,
     IndexConfig,
     KnnConfig,
     LaunchConfig,
+    LstmConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
 )
 
 __all__ = [
+    "AwdConfig",
     "DataConfig",
     "DatastoreConfig",
     "IndexConfig",
     "KnnConfig",
     "LaunchConfig",
+    "LstmConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",

@@ -9,15 +9,21 @@ _AT_LEAST_ONE = (
     "data.min_count", "data.pad_to_multiple", "model.layers", "model.width", "model.heads", "model.ffn_width",
     "model.factor", "model.max_positions", "train.tokens_per_sample", "train.blocks_per_update",
     "train.micro_blocks", "train.updates", "train.keep_last", "train.log_every", "datastore.block",
-    "datastore.batch_blocks", "datastore.rows_per_shard", "index.sample", "knn.block", "knn.batch_blocks",
+    "datastore.batch_blocks", "datastore.rows_per_shard", "lstm.layers", "lstm.width", "lstm.hidden_width",
+    "lstm.max_positions", "awd.batch", "awd.bptt", "awd.epochs", "awd.nonmono", "awd.valid_batch",
+    "index.sample", "knn.block", "knn.batch_blocks",
     "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
     "train.l2_weight", "train.valid_every", "train.save_every", "train.max_updates_this_run",
-    "datastore.context_window", "knn.context_window", "launch.threads",
+    "datastore.context_window", "knn.context_window", "launch.threads", "awd.micro_batch", "awd.ar", "awd.tar",
+    "awd.finetune_epochs",
 )  # fmt: skip
-_FRACTIONS = ("model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout")
+_FRACTIONS = (
+    "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",
+    "lstm.embedding_dropout", "lstm.input_dropout", "lstm.hidden_dropout", "lstm.output_dropout", "lstm.weight_dropout",
+)  # fmt: skip
 
 
 def check_values(config: RunConfig, where: str) -> None:
@@ -48,8 +54,35 @@ def check_values(config: RunConfig, where: str) -> None:
             "train.blocks_per_update", config.train.blocks_per_update,
             f"must be a multiple of train.micro_blocks={config.train.micro_blocks}",
         )  # fmt: skip
+    _check_kind(config, refuse)
     _check_lengths(config, refuse)
     _check_grids(config, refuse)
+    _check_cache(config, refuse)
+
+
+def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    train = config.train
+    if config.model.kind == "transformer_lm":
+        if train.optimizer == "nt_asgd":
+            refuse("train.optimizer", train.optimizer, "needs model.kind=awd_lstm; use nag or adam")
+        return
+    if train.optimizer != "nt_asgd":
+        refuse("train.optimizer", train.optimizer, "model.kind=awd_lstm is trained with train.optimizer=nt_asgd")
+    if train.precision != "fp32":
+        # A rate of 30 and a mean over 10^5 steps do not survive 11 bits of mantissa.
+        refuse("train.precision", train.precision, "model.kind=awd_lstm needs fp32 weights and averages; set fp32")
+    if train.l2_weight:
+        refuse(
+            "train.l2_weight", train.l2_weight, "is the transformer's penalty; awd.ar is that of model.kind=awd_lstm"
+        )
+    if config.awd.on_trigger != "nothing" and not train.valid_every:
+        refuse(
+            "train.valid_every", 0,
+            f"awd.on_trigger={config.awd.on_trigger} is triggered by validation losses, of which this makes none; "
+            "leave it out (an AWD-LSTM is validated after every epoch), or set awd.on_trigger=nothing",
+        )  # fmt: skip
+    if config.awd.micro_batch and config.awd.batch % config.awd.micro_batch:
+        refuse("awd.batch", config.awd.batch, f"must be a multiple of awd.micro_batch={config.awd.micro_batch}")
 
 
 def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
@@ -58,9 +91,11 @@ def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]
         "datastore.context_window + datastore.block": config.datastore.context_window + config.datastore.block,
         "knn.context_window + knn.block": config.knn.context_window + config.knn.block,
     }
+    lstm = config.model.kind == "awd_lstm"
+    section, limit = ("lstm", config.lstm.max_positions) if lstm else ("model", config.model.max_positions)
     for key, length in longest.items():
-        if length > config.model.max_positions:
-            refuse(key, length, f"exceeds model.max_positions={config.model.max_positions}")
+        if length > limit and not (lstm and key == "train.tokens_per_sample"):
+            refuse(key, length, f"exceeds {section}.max_positions={limit}")
 
 
 def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
@@ -75,13 +110,23 @@ def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) 
         refuse("knn.temperatures", knn.temperatures, "each must be above 0")
 
 
+def _check_cache(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    cache = config.cache
+    if not cache.windows or cache.windows != sorted(set(cache.windows)) or cache.windows[0] < 1:
+        refuse("cache.windows", cache.windows, "must be rising positive numbers of tokens")
+    if not cache.thetas or len(set(cache.thetas)) < len(cache.thetas) or not all(theta > 0 for theta in cache.thetas):
+        refuse("cache.thetas", cache.thetas, "each must be above 0, and there once")
+    if not cache.lambdas or not all(0 <= weight < 1 for weight in cache.lambdas):
+        refuse("cache.lambdas", cache.lambdas, "each must be in [0, 1)")
+
+
 def position_warnings(config: RunConfig) -> list[str]:
     """Settings under which the model would be asked about positions that its training never showed it.
 
     Sinusoidal positions do not extrapolate: the perplexity rises without any error.
     """
-    if config.datastore.checkpoint:
-        return []  # trained elsewhere, with a sample length that is not known here
+    if config.datastore.checkpoint or config.model.kind == "awd_lstm":
+        return []  # trained elsewhere, with a sample length that is not known here; or without positions
     trained = config.train.tokens_per_sample
     lengths = {
         "datastore": config.datastore.context_window + config.datastore.block,

@@ -38,8 +38,10 @@ class DataConfig:
 @dataclass
 class ModelConfig:
     """The Baevski–Auli transformer LM with adaptive input and tied adaptive softmax; the defaults are fairseq's
-    transformer_lm_wiki103."""
+    transformer_lm_wiki103. With kind=awd_lstm the section `lstm` describes the model instead."""
 
+    kind: Literal["transformer_lm", "awd_lstm"] = "transformer_lm"
+    """The Baevski–Auli transformer, or the AWD-LSTM of Merity et al. (sections `lstm` and `awd`)."""
     layers: int = 16
     """Decoder layers."""
     width: int = 1024
@@ -65,6 +67,65 @@ class ModelConfig:
 
 
 @dataclass
+class LstmConfig:
+    """The AWD-LSTM (Merity et al. 2017), with model.kind=awd_lstm; the defaults are the authors' for WikiText-2."""
+
+    layers: int = 3
+    """LSTM layers."""
+    width: int = 400
+    """Width D of the embedding and of the last layer, also the key width. The decoder is tied to the embedding."""
+    hidden_width: int = 1150
+    """Width of the layers below the last one."""
+    embedding_dropout: float = 0.1
+    """Whole words whose embedding is dropped for one update (dropoute)."""
+    input_dropout: float = 0.65
+    """Locked dropout on the embedded input (dropouti): one mask per column for all time steps."""
+    hidden_dropout: float = 0.2
+    """Locked dropout between layers (dropouth)."""
+    output_dropout: float = 0.4
+    """Locked dropout on the output of the last layer, before the decoder (dropout)."""
+    weight_dropout: float = 0.5
+    """Dropout on the hidden-to-hidden weights of every layer, one mask per update (wdrop)."""
+    max_positions: int = 65536
+    """Longest sequence that datastore and evaluation may give in one pass, in tokens; it bounds memory only."""
+
+
+@dataclass
+class AwdConfig:
+    """Training of the AWD-LSTM: streams of text, AR and TAR, NT-ASGD, fine-tuning. Of the section `train` it reads
+    seed, lr, weight_decay, clip_norm, precision, deepspeed, valid_every (only whether it is 0), save_every, keep_last,
+    log_every and max_updates_this_run."""
+
+    batch: int = 80
+    """Columns the corpus is cut into, over all ranks: the batch size."""
+    micro_batch: int = 0
+    """Columns in one forward pass (0: all columns of a rank)."""
+    bptt: int = 70
+    """Base length of a chunk, in tokens, to which train.lr belongs."""
+    variable_length: bool = True
+    """Draw chunk lengths around bptt and scale the rate with them (section 5 of the paper); false: always bptt."""
+    ar: float = 2.0
+    """α: weight of the mean square of the dropped output of the last layer."""
+    tar: float = 1.0
+    """β: weight of the mean square of the change of the last layer's output from step to step."""
+    epochs: int = 750
+    """Epochs of SGD and NT-ASGD."""
+    finetune_epochs: int = 750
+    """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires."""
+    trigger: Literal["masked", "window"] = "masked"
+    """masked: the validation loss exceeds the least of all but the last `nonmono` epochs (the authors' code);
+    window: the least of the last `nonmono` epochs (the text of the arXiv paper)."""
+    nonmono: int = 5
+    """n of the trigger, in epochs."""
+    on_trigger: Literal["average", "halve", "nothing"] = "average"
+    """average: NT-ASGD; halve: SGD that halves its rate each time (Table 4); nothing: plain SGD."""
+    reference_eta_lag: bool = False
+    """While averaging, step with the rate of the chunk before, as the authors' code does; false: each chunk's own."""
+    valid_batch: int = 10
+    """Columns of the validation during training. `distlm evaluate` reads the split as one stream."""
+
+
+@dataclass
 class TrainConfig:
     """Training with DeepSpeed."""
 
@@ -78,8 +139,8 @@ class TrainConfig:
     """Blocks in one forward pass. blocks_per_update / micro_blocks must divide over the ranks."""
     updates: int = 286000
     """Optimizer updates in all."""
-    optimizer: Literal["nag", "adam"] = "nag"
-    """Nesterov accelerated gradient with lr_old (fairseq), or Adam."""
+    optimizer: Literal["nag", "adam", "nt_asgd"] = "nag"
+    """Nesterov accelerated gradient with lr_old (fairseq), Adam, or SGD that turns into averaged SGD (awd_lstm)."""
     momentum: float = 0.99
     """Momentum of nag."""
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -198,6 +259,29 @@ class KnnConfig:
 
 
 @dataclass
+class CacheConfig:
+    """The neural cache: a softmax over the hidden states of the last tokens of the evaluated text itself."""
+
+    # Volatile: RUN_DIR/cache names the settings its files were made with and refuses others.
+    use: bool = field(default=False, metadata=_VOLATILE)
+    """`distlm run` computes the cache too; `distlm knn cache` does so in any case."""
+    tap: str = field(default="", metadata=_VOLATILE)
+    """Hidden state h; empty: datastore.tap, whose states `knn search` has already kept."""
+    fill: Literal["full", "partial"] = field(default="full", metadata=_VOLATILE)
+    """full: no cache until more than `window` tokens are seen (Merity et al.'s code); partial: as soon as there are
+    any."""
+    windows: list[int] = field(default_factory=lambda: [500, 1000, 2000, 3785], metadata=_VOLATILE)
+    """Window sizes tried on the first split, in tokens, rising (Merity et al.: 2000 for PTB, 3785 for WikiText-2)."""
+    thetas: list[float] = field(
+        default_factory=lambda: [0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.662, 0.8, 1.0, 1.5], metadata=_VOLATILE
+    )
+    """Flattening θ tried on the first split: the smaller, the flatter (Merity et al.: 1.0 and 0.662). It goes with
+    1 / |h|²."""
+    lambdas: list[float] = field(default_factory=lambda: [round(0.02 * i, 2) for i in range(0, 26)], metadata=_VOLATILE)
+    """Weights of the cache tried on the first split."""
+
+
+@dataclass
 class LaunchConfig:
     """How `distlm run` starts its stages."""
 
@@ -226,6 +310,10 @@ class RunConfig:
     """Text and token files."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
+    lstm: LstmConfig = field(default_factory=LstmConfig)
+    """The AWD-LSTM."""
+    awd: AwdConfig = field(default_factory=AwdConfig)
+    """Training of the AWD-LSTM."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training."""
     datastore: DatastoreConfig = field(default_factory=DatastoreConfig)
@@ -234,5 +322,7 @@ class RunConfig:
     """Index."""
     knn: KnnConfig = field(default_factory=KnnConfig)
     """Search, scoring, evaluation."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Neural cache."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Ranks and launcher of `distlm run`."""

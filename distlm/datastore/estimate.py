@@ -1,16 +1,17 @@
 """What writing the datastore will need: disk, memory, time."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
-from distlm.config.schema import ModelConfig, RunConfig
+from distlm.config.schema import LstmConfig, RunConfig
 from distlm.data.prepare import plan_prepare
 from distlm.data.tokens import DTYPE, TokenFiles
 from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
 from distlm.models.io import read_model_card
-from distlm.models.transformer_lm import TAPS, count_parameters
+from distlm.models.kinds import AnyModelConfig, card_config, kind_of, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -25,15 +26,15 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     """
     store, run, notes = config.datastore, RunDir(Path(config.run_dir)), []
     try:
-        model = ModelConfig(**read_model_card(run.model_checkpoint(config))["config"])
+        model = card_config(read_model_card(run.model_checkpoint(config)))
     except DistlmError:
-        model = config.model
+        model = model_config(config)
     try:
         files = TokenFiles.open(run.tokens(config))
         tokens, vocabulary = len(files.split(store.split)), len(files.dictionary)
     except DistlmError:
         tokens = plan_prepare(config).disk_bytes // DTYPE.itemsize
-        vocabulary = config.data.max_words or 4 * max(model.cutoffs, default=10000)
+        vocabulary = config.data.max_words or 4 * max(config.model.cutoffs, default=10000)
         notes.append(f"no token files yet: at most about {tokens} tokens and {vocabulary} words are assumed")
     if tokens == 0:
         notes.append("rows, disk and time are known once the token files are there")
@@ -44,9 +45,11 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     item = 2 if store.key_dtype == "float16" else 4
     length = store.context_window + store.block
     batch = store.batch_blocks * length
-    # Residual, normed, q, k, v and attention output, and one inner layer of the feed-forward, in fp32.
+    # Residual, normed, q, k, v and attention output, and one inner layer of the feed-forward, in fp32; or the gates of
+    # an LSTM layer with its input and output.
+    inner = model.hidden_width if isinstance(model, LstmConfig) else model.ffn_width
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // ranks)
-    activations = threads * 4 * batch * (8 * model.width + model.ffn_width)
+    activations = threads * 4 * batch * (8 * model.width + inner * (6 if isinstance(model, LstmConfig) else 1))
     queue = (QUEUE_BATCHES + 1) * store.batch_blocks * store.block * model.width * item
     computed = int(plan.blocks.lengths.sum())
     if ranks > len(plan.shards):
@@ -58,17 +61,21 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
         f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; {computed / plan.rows:.2f} "
         "tokens computed per row",
         disk_bytes=plan.rows * (model.width * item + 4),
-        memory_bytes=_BASE_MEMORY + 4 * count_parameters(model, vocabulary) + activations + queue,
+        memory_bytes=_BASE_MEMORY + 4 * parameter_count(model, vocabulary) + activations + queue,
         seconds=seconds,
         notes=notes,
     )
 
 
-def forward_flops(model: ModelConfig, tap: str, length: int) -> float:
+def forward_flops(model: AnyModelConfig, tap: str, length: int) -> float:
     """FLOP per token of a forward pass to the tap over sequences of `length` tokens (causal attention: half of it)."""
+    if tap not in kind_of(model).taps:
+        choices = ", ".join(kind_of(model).taps)
+        raise DistlmError(f"datastore.tap={tap!r}: no such hidden state; choose one of {choices}")
+    if isinstance(model, LstmConfig):
+        widths = [model.width, *[model.hidden_width] * (model.layers - 1), model.width]
+        return float(sum(2 * 4 * after * (before + after) for before, after in pairwise(widths)))
     attention = 2 * 4 * model.width**2 + 2 * length * model.width
     ffn = 2 * 2 * model.width * model.ffn_width
     last = {"last_attention_residual": 0, "last_attention_input": 0, "output": attention + ffn}
-    if tap not in TAPS:
-        raise DistlmError(f"datastore.tap={tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
     return (model.layers - 1) * (attention + ffn) + last.get(tap, attention)

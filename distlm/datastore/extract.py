@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distlm.data.blocks import Blocks, gather
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.language_model import LanguageModel
 
 _SOFTMAX_ROWS = 1024
 """Rows scored at once: bounds the head's logits, [1024, words of band 0] twice."""
@@ -30,7 +30,7 @@ class Extracted(NamedTuple):
 
 @torch.inference_mode()
 def hidden_states(
-    model: TransformerLM,
+    model: LanguageModel,
     ids: npt.NDArray[np.integer],
     blocks: Blocks,
     indices: npt.ArrayLike,
@@ -60,7 +60,7 @@ def hidden_states(
 
 
 def batches_of_hidden_states(
-    model: TransformerLM,
+    model: LanguageModel,
     ids: npt.NDArray[np.integer],
     blocks: Blocks,
     batches: Iterable[npt.ArrayLike],

@@ -20,7 +20,7 @@ from distlm.datastore.manifest import (
     store_bytes,
 )
 from distlm.errors import DistlmError
-from distlm.runtime.lock import LOCK
+from distlm.runtime.lock import is_lock
 from distlm.runtime.progress import Progress
 
 _CHUNK_BYTES = 8 << 20
@@ -41,7 +41,7 @@ def verify_datastore(folder: Path) -> list[str]:
     problems = []
     if not manifest.complete:
         problems.append(f"{folder / MANIFEST}: unfinished: run `distlm datastore write` again")
-    settings, expected = manifest.settings, {MANIFEST, LOCK}
+    settings, expected = manifest.settings, {MANIFEST}
     with Progress("datastore verify", store_bytes(settings, manifest.shards), "bytes") as progress:
         for shard in manifest.shards:
             for path, header, size, checksum in shard_files(folder, settings, shard):
@@ -50,7 +50,7 @@ def verify_datastore(folder: Path) -> list[str]:
                     problems += _file_problems(path, header, size, checksum, settings, progress)
             if not manifest.complete:
                 expected.add(sidecar_path(folder, shard.index).name)
-    extra = sorted(item.name for item in folder.iterdir() if item.name not in expected)
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in expected and not is_lock(path))
     problems += [f"{folder / name}: not a file of this store" for name in extra]
     return problems
 

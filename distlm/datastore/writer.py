@@ -1,7 +1,7 @@
 """The stage `datastore write`: the unit of work is one shard; of those left, rank r of R takes the r-th of every R."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
@@ -39,7 +39,8 @@ from distlm.datastore.shard_writer import ShardWriter
 from distlm.errors import DistlmError
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model, model_fingerprint, read_model_card
-from distlm.models.transformer_lm import TAPS, TransformerLM
+from distlm.models.kinds import KINDS
+from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
 from distlm.runtime.lock import only_writer
@@ -70,7 +71,8 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
 
     With launch.share=K/N this process writes the shards K, K+N, … only, at once with other shares, and leaves the
     store unfinished: the same command without it completes it.
-    Returns rows, width, shards and bytes of the store, and seconds, rows_written and rows_per_s of this start.
+    Returns rows, width, shards and bytes of the store (or share), and seconds, rows_written and rows_per_s of this
+    start.
     Raises DistlmError on every rank for: an unknown tap, a model of another dictionary, blocks that do not fit,
     a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
     datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
@@ -78,23 +80,26 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
     start, comm = time.monotonic(), stage.comm
     share = together(comm, lambda: share_of(stage.config, comm.size))
     job = together(comm, lambda: _open_job(stage.config, stage.run))
+    shards = _shards(job, share)
     with only_writer(job.folder, comm, "writing this datastore", share):
         whole = rank0_first(comm, lambda: _begin(job, share))
-        left = [shard for shard in _shards(job, share) if shard.index not in whole]
+        left = [shard for shard in shards if shard.index not in whole]
+        told: list[list[Shard]] | None = None
         if left:
             # Reading the weights is skipped when there is nothing to write.
             model, _ = together(comm, lambda: load_model(job.checkpoint, default_device()))
             # Told, not read back from the sidecars: a network file system may show other nodes' files late.
-            told = comm.gather(_write_shards(stage, job, model, left, sum(s.rows for s in _shards(job, share))))
-            if share is None:
-                rank0_first(comm, lambda: _finish(job, whole, told or []))
+            told = comm.gather(_write_shards(stage, job, model, left, sum(shard.rows for shard in shards)))
+        if share is None:
+            # Also with nothing left: shares, or a run that was killed here, may have written the last shard.
+            rank0_first(comm, lambda: _finish(job, whole, told or []))
     seconds = time.monotonic() - start
     written = sum(shard.rows for shard in left)
     summary = {
-        "rows": job.plan.rows,
+        "rows": sum(shard.rows for shard in shards),
         "width": job.settings.width,
-        "shards": len(job.plan.shards),
-        "bytes": store_bytes(job.settings, [planned_shard(shard) for shard in job.plan.shards]),
+        "shards": len(shards),
+        "bytes": store_bytes(job.settings, [planned_shard(shard) for shard in shards]),
         "seconds": seconds,
         "rows_written": written,
         "rows_per_s": written / seconds,
@@ -107,7 +112,7 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
 
 
 def write_shard(
-    model: TransformerLM,
+    model: LanguageModel,
     ids: npt.NDArray[np.integer],
     plan: StorePlan,
     shard: ShardPlan,
@@ -131,10 +136,11 @@ def write_shard(
 def _open_job(config: RunConfig, run: RunDir) -> _Job:
     """Check everything that can be checked before the first forward pass; writes nothing."""
     store = config.datastore
-    if store.tap not in TAPS:
-        raise DistlmError(f"datastore.tap={store.tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
+    taps = KINDS[card["kind"]].taps
+    if store.tap not in taps:
+        raise DistlmError(f"datastore.tap={store.tap!r}: no such hidden state; choose one of {', '.join(taps)}")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)
@@ -197,7 +203,7 @@ def _begin_share(job: _Job, share: Share, manifest: Manifest | None) -> dict[int
     return _keep_whole(job, shards)
 
 
-def _keep_whole(job: _Job, shards: list[ShardPlan]) -> dict[int, Shard]:
+def _keep_whole(job: _Job, shards: Sequence[ShardPlan]) -> dict[int, Shard]:
     """Those of `shards` that are on disk as their sidecars say; the disk must hold the others."""
     folder, settings = job.folder, job.settings
     sidecars = [read_sidecar(folder, settings, planned_shard(shard)) for shard in shards]
@@ -246,7 +252,7 @@ def _in_place(job: _Job, shard: Shard) -> bool:
     )
 
 
-def _write_shards(stage: Stage, job: _Job, model: TransformerLM, shards: list[ShardPlan], rows: int) -> list[Shard]:
+def _write_shards(stage: Stage, job: _Job, model: LanguageModel, shards: list[ShardPlan], rows: int) -> list[Shard]:
     """Write the shards in turns of one per rank. Returns those of this rank. Collective.
 
     `rows` counts the finished shards too.
@@ -276,6 +282,8 @@ def _write_shards(stage: Stage, job: _Job, model: TransformerLM, shards: list[Sh
 
 def _finish(job: _Job, whole: dict[int, Shard], told: list[list[Shard]]) -> None:
     """All shards are whole: the complete manifest, then the sidecars go. On rank 0 only."""
+    if read_manifest(job.folder).complete:
+        return
     shards = whole | {shard.index: shard for of_rank in told for shard in of_rank}
     write_manifest(job.folder, Manifest(job.settings, job.plan.rows, tuple(shards[i] for i in sorted(shards)), True))
     _remove_sidecars(job.folder)

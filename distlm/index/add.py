@@ -52,7 +52,7 @@ def run_index_add(stage: Stage) -> dict[str, Any]:
         say(f"index add: {folder.merged} is complete, nothing to do", comm.rank)
         return {"seconds": 0.0, "parts": 0, "rows": 0, "done_before": True}
     shards = [shard.index for shard in datastore.shards if share is None or share.has(shard.index)]
-    with only_writer(folder.parts, comm, "adding to this index", share):
+    with only_writer(folder.root, comm, "adding to this index", share):
         units = rank0_first(comm, lambda: _plan(folder, datastore, template, shards, share))
         finished = len(shards) - len(units)
         whole, rows = (sum(datastore.shards[unit].rows for unit in chosen) for chosen in (shards, units))
@@ -118,6 +118,7 @@ def _plan(
     folder: IndexFolder, datastore: Datastore, template: Template, shards: list[int], share: Share | None
 ) -> list[int]:
     """Those of `shards` without a valid part. Checks the disk first."""
+    folder.parts.mkdir(parents=True, exist_ok=True)
     if share is None:
         sweep_temporaries(folder.parts)
     else:

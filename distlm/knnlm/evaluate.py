@@ -9,11 +9,14 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   dictionary      {hash, words}
   tokens          fingerprint of the token files
   context_rule    in words; which context each evaluated token sees
-  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute}
+  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute,
+                  cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda}}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
   splits          NAME → {tokens, blocks, lm: {loss_nats, perplexity}, knn: {loss_nats, perplexity}, neighbours,
                   retrieved: share of tokens whose target is among the neighbours,
-                  shuffled: {lambda, loss_nats, ceiling_nats, alarm}}
+                  shuffled: {lambda, loss_nats, ceiling_nats, alarm},
+                  cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
+                  both: {loss_nats, perplexity}}
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
@@ -22,6 +25,10 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   hashes          fingerprints of all of the above by name
   code            versions
 
+What belongs to the cache is there when `distlm knn cache` was run. Without neighbours (LM and cache only) there are no
+knn, neighbours, retrieved and shuffled, and datastore, index, exactness and self_test are null.
+The loss of every token is in RUN/losses (losses.py).
+
 `shuffled` is the check for misaligned rows: with the values of a unit's neighbours permuted, retrieval carries no
 information and the loss must rise to almost the LM's − ln(1 − λ) (`ceiling_nats`, an upper bound: a little is won back
 by frequent words). `alarm` is true when the true values are hardly better than the permuted ones.
@@ -29,23 +36,30 @@ by frequent words). `alarm` is true when the true values are hardly better than 
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distlm.config.schema import ModelConfig
 from distlm.data.tokens import TokenFiles
-from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index import index_info
+from distlm.knnlm.belonging import check_tuned, open_rest
+from distlm.knnlm.losses import write_losses
 from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.parts import (
+    Frozen,
+    FrozenCache,
+    Parts,
+    mixtures,
+    open_parts,
+    read_frozen,
+    read_frozen_cache,
+    share_cached,
+)
+from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.seconds import stage_seconds
 from distlm.knnlm.tune import split_knn_log_probs
-from distlm.models.io import model_fingerprint, read_model_card
-from distlm.models.transformer_lm import count_parameters
+from distlm.models.io import card_parameters, read_model_card
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import read_json, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
@@ -60,29 +74,14 @@ ALARM_NATS, ALARM_ERRORS = 0.005, 4.0
 """True values must beat permuted ones by this many nats per token, and by this many standard errors of the mean."""
 
 
-@dataclass(frozen=True)
-class Frozen:
-    """The settings of knn.json."""
-
-    weight: float
-    temperature: float
-    k: int
-    split: str
-    neighbours: str
-
-
 def run_evaluate(stage: Stage) -> dict[str, Any]:
     """Evaluate every split of knn.splits with the settings frozen in knn.json and write results.json.
 
-    Returns SPLIT/lm and SPLIT/knn perplexities. Rank 0 works alone. Raises DistlmError when nothing was tuned, when
-    knn.json was tuned on other neighbours, or when a split's neighbours are of another store, index or model.
+    Returns the perplexities SPLIT/lm, and SPLIT/cache, SPLIT/knn and SPLIT/both as far as there are. Rank 0 works
+    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, or when a split's
+    neighbours or cache are of another store, index or model.
     """
     return rank0_first(stage.comm, lambda: _evaluate(stage))
-
-
-def read_frozen(tuned: dict[str, Any]) -> Frozen:
-    """The frozen part of knn.json."""
-    return Frozen(tuned["lambda"], tuned["temperature"], tuned["k"], tuned["split"], tuned["neighbours"])
 
 
 def _evaluate(stage: Stage) -> dict[str, Any]:
@@ -90,46 +89,66 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     run, knn = stage.run, stage.config.knn
     if not run.tuned.exists():
         raise DistlmError(f"{run.tuned}: nothing is tuned yet; run `distlm knn tune` first")
-    frozen = read_frozen(read_json(run.tuned, "frozen kNN settings"))
-    opened = {split: Neighbours.open(run.neighbours(split)) for split in knn.splits}
-    store, tokens, index = _check(stage, frozen, opened)
+    tuned = read_json(run.tuned, "frozen kNN settings")
+    if tuned["split"] != knn.splits[0]:
+        raise DistlmError(
+            f"{run.tuned}: tuned on {tuned['split']!r}, knn.splits={knn.splits} names {knn.splits[0]!r} first; "
+            "run `distlm knn tune` again"
+        )
+    frozen = read_frozen(tuned)
+    frozen_cache = read_frozen_cache(tuned)
+    opened = {split: open_parts(run, split) for split in knn.splits}
+    tokens = TokenFiles.open(run.tokens(stage.config))
+    check_tuned(run.tuned, opened, frozen, frozen_cache)
+    store, index = open_rest(stage, tokens, opened)
     checkpoint = run.model_checkpoint(stage.config)
     card = read_model_card(checkpoint)
-    first = opened[knn.splits[0]].manifest
-    splits = {split: evaluate_split(neighbours, frozen) for split, neighbours in opened.items()}
+    first = opened[knn.splits[0]].source
+    splits = {}
+    for split, parts in opened.items():
+        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache)
+        facts = {key: first[key] for key in ("context_rule", "model", "token_files")}
+        write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, facts)
+    settings: dict[str, Any] = {}
+    if frozen is not None:
+        settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
+        settings |= {name: first[name] for name in ("nprobe", "distances", "search")}
+    if frozen_cache is not None:
+        settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
+    if "both" in tuned:
+        settings["both"] = {name: tuned["both"][name] for name in ("knn_lambda", "cache_lambda")}
     results = {
         "format": FORMAT,
         "name": stage.config.name,
         "model": {
-            "parameters": count_parameters(ModelConfig(**card["config"]), card["vocabulary"]),
+            "parameters": card_parameters(card),
             "fingerprint": first["model"], "step": card.get("step"), "checkpoint": str(checkpoint),
         },
         "dictionary": {"hash": tokens.dictionary.hash, "words": len(tokens.dictionary)},
         "tokens": tokens.fingerprint,
         "context_rule": first["context_rule"],
-        "settings": {
-            "lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k,
-            **{name: first[name] for name in ("nprobe", "distances", "search")},
-        },
-        "tuned_on": frozen.split,
+        "settings": settings,
+        "tuned_on": tuned["split"],
         "splits": splits,
-        "datastore": {
+        "datastore": None if store is None else {
             "rows": store.rows, "width": store.width, "bytes": store.bytes, "dtype": store.key_dtype.name,
             "tap": store.tap, "fingerprint": store.fingerprint,
         },
         "index": index,
-        "exactness": exactness(first),
-        "self_test": first["self_test"],
+        "exactness": None if store is None else exactness(first),
+        "self_test": None if store is None else first["self_test"],
         "seconds": {},
         "hashes": {
             "model": first["model"], "dictionary": tokens.dictionary.hash, "tokens": tokens.fingerprint,
-            "datastore": store.fingerprint, "index": first["index"],
-            **{f"neighbours/{split}": neighbours.fingerprint for split, neighbours in opened.items()},
+            **({} if store is None else {"datastore": store.fingerprint, "index": first["index"]}),
+            **{f"neighbours/{split}": parts.neighbours.fingerprint for split, parts in opened.items()
+               if parts.neighbours},
+            **{f"cache/{split}": parts.cache.fingerprint for split, parts in opened.items() if parts.cache},
         },
         "code": code_version(),
     }  # fmt: skip
     for split, result in splits.items():
-        if result["shuffled"]["alarm"]:
+        if "shuffled" in result and result["shuffled"]["alarm"]:
             say(
                 f"knn evaluate: ALARM: on {split} the neighbours' values are no better than permuted ones; rows of "
                 "values and keys may be misaligned: run `distlm datastore verify` and look at the self-test"
@@ -140,55 +159,35 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     write_json(run.results, results)
     summary: dict[str, Any] = {"seconds": seconds}
     for split, result in splits.items():
-        summary |= {f"{split}/lm": result["lm"]["perplexity"], f"{split}/knn": result["knn"]["perplexity"]}
+        summary |= {f"{split}/{name}": result[name]["perplexity"] for name in opened[split].names}
     return summary
 
 
-def _check(
-    stage: Stage, frozen: Frozen, opened: dict[str, Neighbours]
-) -> tuple[Datastore, TokenFiles, dict[str, Any] | None]:
-    """Open the rest, and refuse what does not belong together."""
-    run, knn = stage.run, stage.config.knn
-    tuned_on = opened.get(frozen.split)
-    if tuned_on is None or frozen.split != knn.splits[0]:
-        raise DistlmError(
-            f"{run.tuned}: tuned on {frozen.split!r}, knn.splits={knn.splits} names {knn.splits[0]!r} first; "
-            "run `distlm knn tune` again"
-        )
-    if tuned_on.fingerprint != frozen.neighbours:
-        raise DistlmError(
-            f"{run.tuned}: tuned on other neighbours ({frozen.neighbours}; {tuned_on.folder} is "
-            f"{tuned_on.fingerprint}); run `distlm knn tune` again"
-        )
-    store = Datastore.open(run.datastore)
-    tokens = TokenFiles.open(run.tokens(stage.config))
-    index = index_info(run.index)["index"] if knn.search == "index" else None
-    fingerprint = model_fingerprint(run.model_checkpoint(stage.config))
-    for neighbours in opened.values():
-        neighbours.require({"datastore": store.fingerprint}, str(store.folder))
-        neighbours.require({"model": fingerprint}, "the checkpoint")
-        neighbours.require({"token_files": tokens.fingerprint}, str(tokens.folder))
-        neighbours.require({"index": index["fingerprint"] if index else "brute"}, str(run.index))
-        same = ("k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype")
-        neighbours.require({key: tuned_on.manifest[key] for key in same}, str(tuned_on.folder))
-    if index is not None:
-        index = {key: index[key] for key in ("factory", "nlist", "bytes", "fingerprint")}
-    return store, tokens, index
+def evaluate_parts(
+    parts: Parts, frozen: Frozen | None, frozen_cache: FrozenCache | None
+) -> tuple[dict[str, Floats], dict[str, Any]]:
+    """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json."""
+    log_lm, log_knn, weight = parts.log_lm(), None, 0.0
+    result: dict[str, Any] = {"tokens": parts.tokens, "blocks": parts.source["blocks"]}
+    if parts.neighbours is not None and frozen is not None:
+        weight = frozen.weight
+        log_knn = split_knn_log_probs(parts.neighbours, frozen.temperature, [frozen.k])[0]
+    log_probs = mixtures(log_lm, log_knn, weight, parts.cache, frozen_cache)
+    result |= {name: _figures(mean_loss(scores)) for name, scores in log_probs.items()}
+    if parts.neighbours is not None and frozen is not None and log_knn is not None:
+        result |= {
+            "retrieved": float(np.mean(np.isfinite(log_knn))),
+            "shuffled": shuffled_check(parts.neighbours, frozen, log_lm, log_knn),
+            "neighbours": parts.neighbours.fingerprint,
+        }
+    if parts.cache is not None and frozen_cache is not None:
+        result |= {"cached": share_cached(parts.cache, frozen_cache), "cache_files": parts.cache.fingerprint}
+    return log_probs, result
 
 
 def evaluate_split(neighbours: Neighbours, frozen: Frozen) -> dict[str, Any]:
-    """One split's entry of results.json."""
-    log_lm = neighbours.log_probs()
-    log_knn = split_knn_log_probs(neighbours, frozen.temperature, [frozen.k])[0]
-    return {
-        "tokens": neighbours.tokens,
-        "blocks": neighbours.manifest["blocks"],
-        "lm": _figures(mean_loss(log_lm)),
-        "knn": _figures(mean_loss(interpolate(log_lm, log_knn, frozen.weight))),
-        "retrieved": float(np.mean(np.isfinite(log_knn))),
-        "shuffled": shuffled_check(neighbours, frozen, log_lm, log_knn),
-        "neighbours": neighbours.fingerprint,
-    }
+    """One split's entry of results.json, from its neighbours alone."""
+    return evaluate_parts(Parts(str(neighbours.manifest["split"]), neighbours, None, None), frozen, None)[1]
 
 
 def shuffled_check(

@@ -51,21 +51,26 @@ def unit_folder(parent: Path, number: int) -> Path:
 
 
 def write_unit(folder: Path, unit: Unit) -> None:
-    """Write a unit beside its place and rename it there: the folder is whole or absent.
+    """Write a unit; the folder is whole or absent. Raises DistlmError when the disk is full."""
+    write_arrays(folder, {name: getattr(unit, name) for name in ARRAYS})
 
-    Raises DistlmError when the disk is full.
+
+def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays of equally many rows and unit.json beside their place and rename them there.
+
+    The folder is whole or absent. Raises DistlmError when the disk is full.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         hashes = {}
-        for name in ARRAYS:
+        for name, array in arrays.items():
             path = temporary / f"{name}.npy"
-            np.save(path, getattr(unit, name))
+            np.save(path, array)
             sync_file(path)
             hashes[name] = file_hash(path)
-        write_json(temporary / UNIT, {"rows": len(unit), "hashes": hashes})
+        write_json(temporary / UNIT, {"rows": len(next(iter(arrays.values()))), "hashes": hashes})
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:

@@ -9,6 +9,7 @@ from distlm.data.prepare import plan_prepare
 from distlm.data.tokens import DTYPE, TokenFiles
 from distlm.datastore.estimate import forward_flops
 from distlm.errors import DistlmError
+from distlm.index.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.rescore import CHUNK_BYTES, GROUP_BYTES
 from distlm.models.transformer_lm import count_parameters
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -18,10 +19,16 @@ _BASE_MEMORY = 450_000_000
 """Python with torch and faiss."""
 _CODES_PER_S = 1.5e9
 """Bytes of PQ code a core compares in a second (table look-ups), from benchmarks/rescoring.py."""
+_PACKED_CODES_PER_S = 6e9
+"""The same for a 4-bit index repacked for FastScan."""
+_UNPACKED_CODES_PER_S = 0.16e9
+"""The same for a 4-bit index that is too large to be repacked."""
 _DOT_BYTES_PER_S = 8e9
 """Bytes of fp32 keys a core multiplies with scattered queries in a second, from benchmarks/rescoring.py."""
 _DISK_BYTES_PER_S = 1e9
 """Assumed sequential read rate of all ranks together."""
+_PQ = re.compile(r"(?<!O)PQ(\d+)(?:x(\d+))?")
+"""Sub-quantisers and, where they are not 8, bits of a product quantiser in a factory string."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,14 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
     activations = 4 * batch * (8 * width + config.model.ffn_width)
     unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (per_query + 4 * width)
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
+    packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
     memory = (
-        _BASE_MEMORY + 4 * count_parameters(config.model, counts.vocabulary) + activations + index
+        _BASE_MEMORY + 4 * count_parameters(config.model, counts.vocabulary) + activations + index + packed
         + max(unit, min(pairs, GROUP_BYTES) + 4 * CHUNK_BYTES if rescores else 0)
     )  # fmt: skip
     notes.append("memory counts the memory-mapped index, which ranks of a node share")
+    if packed:
+        notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
     return StagePlan(
         "knn search",
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
@@ -72,19 +82,41 @@ def _seconds(config: RunConfig, counts: _Counts, rescores: bool, item: int) -> f
     forward = counts.queries * (length / knn.block) * forward_flops(config.model, "output", length) / flops
     if knn.search == "brute":
         return forward + 2 * counts.queries * counts.rows * width / flops
-    lists = int(found[1]) if (found := re.search(r"IVF(\d+)", config.index.factory)) else 1
+    lists = _lists(config)
     scanned = counts.rows * min(1.0, knn.nprobe / lists)
-    search = counts.queries * (scanned * _code_bytes(config, width) / _CODES_PER_S + 2 * lists * width / flops)
+    rate = _CODES_PER_S
+    if _bits(config) == 4:
+        rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
+    search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
     if not rescores:
         return forward + search
     dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S
     return forward + search + dots + counts.rows * width * item / _DISK_BYTES_PER_S
 
 
+def _packed_bytes(config: RunConfig, rows: int, width: int) -> int:
+    """Memory of the copy for FastScan: 0 where none is made."""
+    if _bits(config) != 4:
+        return 0
+    count = packed_bytes(rows, _lists(config), _code_bytes(config, width))
+    return count if count <= MOST_BYTES else 0
+
+
+def _lists(config: RunConfig) -> int:
+    return int(found[1]) if (found := re.search(r"IVF(\d+)", config.index.factory)) else 1
+
+
+def _bits(config: RunConfig) -> int:
+    """Bits of one number of the product quantiser, 0 without one."""
+    found = _PQ.search(config.index.factory)
+    return int(found[2] or 8) if found else 0
+
+
 def _code_bytes(config: RunConfig, width: int) -> int:
     """Bytes of one encoded key."""
-    found = re.search(r"PQ(\d+)", config.index.factory)
-    return int(found[1]) if found else 4 * width
+    if found := _PQ.search(config.index.factory):
+        return -(-int(found[1]) * int(found[2] or 8) // 8)
+    return 4 * width
 
 
 def _count(config: RunConfig) -> _Counts:

@@ -64,7 +64,7 @@ def _check_before(works: Sequence[SplitWork]) -> None:
 
 def _search_split(stage: Stage, work: SplitWork) -> None:
     """Both phases of one split. Collective."""
-    _in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
+    in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
     if work.source.rescores:
         width = work.source.datastore.width
         for number, units in enumerate(plan_groups(work.unit_tokens, work.source.knn.k, width)):
@@ -79,11 +79,11 @@ def _rescore_group(stage: Stage, group: Group) -> None:
         return
     label = f"{work.split} (group {group.number})"
     shards = range(len(work.source.datastore.shards))
-    _in_rounds(stage, f"knn rescore {label}", "shards", shards, group.is_scored, group.score_shard)
-    _in_rounds(stage, f"knn write {label}", "units", group.units, work.is_written, group.finish_unit)
+    in_rounds(stage, f"knn rescore {label}", "shards", shards, group.is_scored, group.score_shard)
+    in_rounds(stage, f"knn write {label}", "units", group.units, work.is_written, group.finish_unit)
 
 
-def _in_rounds(
+def in_rounds(
     stage: Stage, label: str, unit: str, items: Sequence[int], done: Callable[[int], bool], act: Callable[[int], None]
 ) -> None:
     """`act` on every item that is not done, the ranks taking turns; stop signals and errors reach all. Collective."""

@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.config.schema import KnnConfig
-from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.search import MergedIndex, brute_search, open_index
+from distlm.knnlm.forward import Forward, open_forward
 from distlm.knnlm.rescore import SortedPairs, sort_pairs
-from distlm.models.device import default_device
-from distlm.models.io import check_dictionary, load_model, model_fingerprint
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.io import model_fingerprint
 from distlm.runtime.stage import Stage
 
 SELF_TEST_KEYS = 256
@@ -23,13 +20,9 @@ LEAST_SELF_FOUND = 0.1
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Forward):
     """Opened and checked inputs of a search."""
 
-    knn: KnnConfig
-    tokens: TokenFiles
-    model: TransformerLM
-    model_fingerprint: str
     datastore: Datastore
     index: MergedIndex | None
     """None: brute force."""
@@ -76,21 +69,11 @@ def open_source(stage: Stage) -> Source:
     """Open and check everything a search needs. Raises DistlmError naming the two things that do not fit."""
     knn, run = stage.config.knn, stage.run
     datastore = Datastore.open(run.datastore)
-    tokens = TokenFiles.open(run.tokens(stage.config))
-    checkpoint = run.model_checkpoint(stage.config)
-    fingerprint = model_fingerprint(checkpoint)
-    datastore.require_model(fingerprint)
-    datastore.require_dictionary(tokens.dictionary.hash)
-    model, meta = load_model(checkpoint, default_device())
-    check_dictionary(meta, tokens.dictionary)
-    longest = int(meta["config"]["max_positions"])
-    if knn.context_window + knn.block > longest:
-        raise DistlmError(
-            f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
-            f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
-        )
+    datastore.require_model(model_fingerprint(run.model_checkpoint(stage.config)))
+    forward = open_forward(stage)
+    datastore.require_dictionary(forward.tokens.dictionary.hash)
     index = open_index(run.index, datastore) if knn.search == "index" else None
-    return Source(knn, tokens, model, fingerprint, datastore, index)
+    return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
 
 
 def self_test(source: Source) -> dict[str, Any]:

@@ -1,36 +1,66 @@
 """Whether tuning and evaluation are done for the configuration at hand: their grids may change in a run directory."""
 
+from pathlib import Path
+from typing import Any
+
 from distlm.config.schema import RunConfig
 from distlm.runtime.files import json_hash, read_json
 from distlm.runtime.rundir import RunDir
 
 
+def cached_as_configured(config: RunConfig, run: RunDir) -> bool:
+    """The neural cache of every split is there, with the windows and θ that the configuration names."""
+    wanted = {"windows": config.cache.windows, "thetas": config.cache.thetas, "fill": config.cache.fill}
+    for split in config.knn.splits:
+        path = run.cache(split) / "manifest.json"
+        if not path.exists():
+            return False
+        manifest = read_json(path, "description of a cache")
+        if any(manifest.get(name) != value for name, value in wanted.items()):
+            return False
+    return True
+
+
 def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
-    """knn.json was chosen from the grid and on the neighbours that the configuration names."""
-    manifest = run.neighbours(config.knn.splits[0]) / "manifest.json"
-    if not (run.tuned.exists() and manifest.exists()):
+    """knn.json was chosen from the grids and on the neighbours and cache that the configuration names."""
+    split = config.knn.splits[0]
+    neighbours, cache = _fingerprint(run.neighbours(split)), _fingerprint(run.cache(split))
+    if not run.tuned.exists() or (neighbours is None and cache is None):
         return False
-    tuned, knn = read_json(run.tuned, "frozen kNN settings"), config.knn
-    grid = {"lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks}
-    return (
-        tuned["split"] == knn.splits[0]
-        and all(tuned["grid"][name] == values for name, values in grid.items())
-        and tuned["neighbours"] == json_hash(read_json(manifest, "description of neighbours"))
-    )
+    if config.cache.use and not cached_as_configured(config, run):
+        return False
+    tuned = read_json(run.tuned, "frozen kNN settings")
+    if tuned["split"] != split or tuned.get("neighbours") != neighbours:
+        return False
+    knn = config.knn
+    grid: dict[str, Any] = {"lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks}
+    if neighbours is not None and any(tuned["grid"][name] != values for name, values in grid.items()):
+        return False
+    of_cache = tuned.get("cache", {"cache": None, "grid": {"lambdas": config.cache.lambdas}})
+    return bool(of_cache["cache"] == cache and of_cache["grid"]["lambdas"] == config.cache.lambdas)
 
 
 def evaluated_as_tuned(config: RunConfig, run: RunDir) -> bool:
-    """results.json holds the configured splits, evaluated with the settings of knn.json on the neighbours there are."""
+    """results.json holds the configured splits, evaluated with the settings of knn.json on the files there are."""
     if not (run.results.exists() and tuned_as_configured(config, run)):
         return False
     results, tuned = read_json(run.results, "evaluation results"), read_json(run.tuned, "frozen kNN settings")
-    manifests = {split: run.neighbours(split) / "manifest.json" for split in config.knn.splits}
+    settings, splits = results["settings"], results["splits"]
+    pairs: list[tuple[Any, Any, tuple[str, ...]]] = [(settings, tuned, ("lambda", "temperature", "k"))]
+    pairs += [(settings.get("cache", {}), tuned.get("cache", {}), ("lambda", "theta", "window"))]
+    pairs += [(settings.get("both", {}), tuned.get("both", {}), ("knn_lambda", "cache_lambda"))]
     return (
-        list(results["splits"]) == config.knn.splits
-        and all(results["settings"][name] == tuned[name] for name in ("lambda", "temperature", "k"))
-        and all(path.exists() for path in manifests.values())
+        list(splits) == config.knn.splits
+        and all(here.get(name) == there.get(name) for here, there, names in pairs for name in names)
         and all(
-            results["splits"][split]["neighbours"] == json_hash(read_json(path, "description of neighbours"))
-            for split, path in manifests.items()
+            figures.get("neighbours") == _fingerprint(run.neighbours(split))
+            and figures.get("cache_files") == _fingerprint(run.cache(split))
+            for split, figures in splits.items()
         )
     )
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Of the finished results in a folder, None without."""
+    manifest = folder / "manifest.json"
+    return json_hash(read_json(manifest, "description of a folder of results")) if manifest.exists() else None

@@ -6,35 +6,58 @@ from typing import Any
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds
 
+PART_WORDS = {"lm": "LM", "cache": "+ cache", "knn": "+ kNN", "both": "+ kNN + cache"}
+"""The parts of a split's entry in results.json, in words."""
+
 
 def results_table(results: dict[str, Any]) -> str:
     """Perplexities, then what they were measured with, of a results.json. No line is wider than its content needs."""
     splits: dict[str, Any] = results["splits"]
-    rows = [
-        ["perplexity per word", *splits],
-        ["LM", *(f"{split['lm']['perplexity']:.2f}" for split in splits.values())],
-        ["+ kNN", *(f"{split['knn']['perplexity']:.2f}" for split in splits.values())],
-        ["tokens", *(f"{split['tokens']:,}" for split in splits.values())],
-    ]
-    settings, store, index = results["settings"], results["datastore"], results["index"]
-    where = f"{index['factory']}, {format_bytes(index['bytes'])}" if index else "none (brute force)"
-    probes = f", nprobe={settings['nprobe']}" if settings["nprobe"] else ""
-    facts = [
-        ["settings", f"λ={settings['lambda']:g}, T={settings['temperature']:g}, k={settings['k']}{probes}, "
-                     f"tuned on {results['tuned_on']}"],
-        ["distances", results["exactness"]],
+    there = [name for name in PART_WORDS if all(name in split for split in splits.values())]
+    rows = [["perplexity per word", *splits]]
+    for name in there:
+        rows.append([PART_WORDS[name], *(f"{split[name]['perplexity']:.2f}" for split in splits.values())])
+    rows.append(["tokens", *(f"{split['tokens']:,}" for split in splits.values())])
+    settings = results["settings"]
+    facts = []
+    if "knn" in there:
+        probes = f", nprobe={settings['nprobe']}" if settings["nprobe"] else ""
+        facts.append(["settings", f"λ={settings['lambda']:g}, T={settings['temperature']:g}, k={settings['k']}"
+                                  f"{probes}, tuned on {results['tuned_on']}"])  # fmt: skip
+    if "cache" in there:
+        facts.append(["cache", cache_words(settings["cache"]) + f", tuned on {results['tuned_on']}"])
+    if "both" in there:
+        facts.append(["kNN + cache", f"λ of kNN {settings['both']['knn_lambda']:g}, "
+                                     f"λ of the cache {settings['both']['cache_lambda']:g}"])  # fmt: skip
+    facts += [
         ["context", results["context_rule"]],
         ["model", f"{results['model']['parameters']:,} parameters, step {results['model']['step']}"],
+    ]
+    if "knn" in there:
+        facts += _store_facts(results)
+    facts.append(["time", ", ".join(f"{stage} {format_seconds(s)}" for stage, s in results["seconds"].items())])
+    alarms = [name for name, split in splits.items() if "shuffled" in split and split["shuffled"]["alarm"]]
+    if alarms:
+        facts.append(["ALARM", f"on {', '.join(alarms)} the neighbours' values are no better than permuted ones"])
+    return f"{_grid(rows)}\n\n{_pairs(facts)}"
+
+
+def cache_words(settings: dict[str, Any]) -> str:
+    """The cache's settings in words."""
+    rule = "none until the window is full" if settings["fill"] == "full" else "used before the window is full"
+    return f"λ={settings['lambda']:g}, θ={settings['theta']:g}, window={settings['window']} ({rule})"
+
+
+def _store_facts(results: dict[str, Any]) -> list[list[str]]:
+    store, index = results["datastore"], results["index"]
+    where = f"{index['factory']}, {format_bytes(index['bytes'])}" if index else "none (brute force)"
+    return [
+        ["distances", results["exactness"]],
         ["datastore", f"{store['rows']:,} rows × {store['width']} {store['dtype']}, {format_bytes(store['bytes'])}"],
         ["index", where],
         ["self-test", f"{results['self_test']['found']:.1%} of {results['self_test']['keys']} stored keys find "
                       "themselves"],
-        ["time", ", ".join(f"{stage} {format_seconds(s)}" for stage, s in results["seconds"].items())],
     ]  # fmt: skip
-    alarms = [name for name, split in splits.items() if split["shuffled"]["alarm"]]
-    if alarms:
-        facts.append(["ALARM", f"on {', '.join(alarms)} the neighbours' values are no better than permuted ones"])
-    return f"{_grid(rows)}\n\n{_pairs(facts)}"
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:

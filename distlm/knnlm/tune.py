@@ -3,6 +3,8 @@
 knn.json: {lambda, temperature, k, loss_nats, perplexity, lm_loss_nats, lm_perplexity, split, tokens, grid: {lambdas,
 temperatures, ks, loss_nats [ks][temperatures][lambdas]}, edges (settings that stand at the end of their grid),
 neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, perplexities are per word.
+With a neural cache there are also cache and both (see tune_cache.py); without neighbours only split, tokens,
+lm_loss_nats, lm_perplexity, model and cache.
 """
 
 import math
@@ -17,7 +19,9 @@ import numpy.typing as npt
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.neighbours import Neighbours
+from distlm.knnlm.parts import open_parts
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.tune_cache import tune_both, tune_cache
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
@@ -38,44 +42,76 @@ class Best:
 
 
 def run_tune(stage: Stage) -> dict[str, Any]:
-    """Choose λ, temperature and k on the first split of knn.splits and write knn.json; no other split is opened.
+    """Choose λ, temperature and k on the first split of knn.splits, and λ, θ and window of a neural cache where there
+    is one, and write knn.json; no other split is opened.
 
-    Returns lambda, temperature, k, perplexity and lm_perplexity. Rank 0 works alone.
-    Raises DistlmError when the split was not searched, or was searched with fewer neighbours than knn.ks asks for.
+    Returns lambda, temperature, k, perplexity and lm_perplexity, and cache_* and both_* of a cache. Rank 0 works alone.
+    Raises DistlmError when the split was neither searched nor given a cache, or was searched with fewer neighbours
+    than knn.ks asks for.
     """
     return rank0_first(stage.comm, lambda: _tune(stage))
 
 
 def _tune(stage: Stage) -> dict[str, Any]:
     start = time.monotonic()
-    knn = stage.config.knn
-    neighbours = Neighbours.open(stage.run.neighbours(knn.splits[0]))
-    if max(knn.ks) > neighbours.k:
-        raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
-    log_lm = neighbours.log_probs()
-    with Progress("knn tune", len(knn.temperatures), "temperatures") as progress:
-        losses = grid_losses(neighbours, knn, lambda: progress.advance())
-    best = best_of(losses, knn.lambdas, knn.temperatures, knn.ks)
-    edges = edge_warnings(best, knn, neighbours.k)
-    for warning in edges:
-        say(f"knn tune: warning: {warning}")
+    config, knn = stage.config, stage.config.knn
+    parts = open_parts(stage.run, knn.splits[0])
+    neighbours, cache = parts.neighbours, parts.cache
+    if config.cache.use and cache is None:
+        raise DistlmError(
+            f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
+            "cache out with cache.use=false"
+        )
+    log_lm = parts.log_lm()
     lm_loss = mean_loss(log_lm)
-    tuned = {
-        "lambda": best.weight, "temperature": best.temperature, "k": best.k,
-        "loss_nats": best.loss, "perplexity": math.exp(best.loss),
-        "lm_loss_nats": lm_loss, "lm_perplexity": math.exp(lm_loss),
-        "split": knn.splits[0], "tokens": neighbours.tokens,
-        "grid": {
-            "lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks, "loss_nats": losses.tolist(),
-        },
-        "edges": edges, "neighbours": neighbours.fingerprint,
-        **{name: neighbours.manifest[name] for name in ("datastore", "index", "model")},
-    }  # fmt: skip
+    tuned: dict[str, Any] = {}
+    steps = (len(knn.temperatures) if neighbours else 0) + (len(cache.windows) if cache else 0)
+    with Progress("knn tune", steps, "temperatures and windows" if cache else "temperatures") as progress:
+        if neighbours is not None:
+            tuned |= _tune_knn(neighbours, knn, progress)
+        tuned |= {
+            "lm_loss_nats": lm_loss, "lm_perplexity": math.exp(lm_loss), "split": parts.split, "tokens": parts.tokens,
+            "model": parts.source["model"],
+        }  # fmt: skip
+        if cache is not None:
+            tuned["cache"] = tune_cache(log_lm, cache, config.cache, progress.advance)
+    if neighbours is not None and cache is not None:
+        log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+        log_cache = cache.log_probs(tuned["cache"]["window"], tuned["cache"]["theta"])
+        tuned["both"] = tune_both(log_lm, log_knn, log_cache, knn.lambdas, config.cache.lambdas)
+    for part in (tuned, tuned.get("cache", {}), tuned.get("both", {})):
+        for warning in part.get("edges", []):
+            say(f"knn tune: warning: {warning}")
     write_json(stage.run.tuned, tuned)
     seconds = time.monotonic() - start
     stage.run.metrics.write("knn tune", {STAGE_SECONDS: round(seconds, 3)})
-    return {"seconds": seconds, **{name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity",
-            "lm_perplexity")}}  # fmt: skip
+    return {"seconds": seconds, **_summary(tuned)}
+
+
+def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dict[str, Any]:
+    if max(knn.ks) > neighbours.k:
+        raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
+    losses = grid_losses(neighbours, knn, progress.advance)
+    best = best_of(losses, knn.lambdas, knn.temperatures, knn.ks)
+    return {
+        "lambda": best.weight, "temperature": best.temperature, "k": best.k,
+        "loss_nats": best.loss, "perplexity": math.exp(best.loss),
+        "grid": {
+            "lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks, "loss_nats": losses.tolist(),
+        },
+        "edges": edge_warnings(best, knn, neighbours.k), "neighbours": neighbours.fingerprint,
+        **{name: neighbours.manifest[name] for name in ("datastore", "index")},
+    }  # fmt: skip
+
+
+def _summary(tuned: dict[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = {name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tuned}
+    own["lm_perplexity"] = tuned["lm_perplexity"]
+    if "cache" in tuned:
+        own |= {f"cache_{name}": tuned["cache"][name] for name in ("lambda", "theta", "window", "perplexity")}
+    if "both" in tuned:
+        own |= {f"both_{name}": tuned["both"][name] for name in ("knn_lambda", "cache_lambda", "perplexity")}
+    return own
 
 
 def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from distlm.data.blocks import Blocks, eval_blocks
-from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError
+from distlm.knnlm.forward import context_rule, token_states, units_of_blocks
 from distlm.knnlm.neighbours import (
     FORMAT,
     MANIFEST,
@@ -47,8 +47,7 @@ class SplitWork:
     @cached_property
     def units(self) -> list[range]:
         """Block numbers of each unit."""
-        step = self.source.knn.blocks_per_unit
-        return [range(first, min(first + step, len(self.blocks))) for first in range(0, len(self.blocks), step)]
+        return units_of_blocks(len(self.blocks), self.source.knn.blocks_per_unit)
 
     @cached_property
     def unit_tokens(self) -> list[int]:
@@ -136,23 +135,12 @@ class SplitWork:
 
     def search_unit(self, number: int) -> None:
         """Phase 1 of one unit: forward, search, gather values, write."""
-        source, knn = self.source, self.source.knn
-        ids = source.tokens.split(self.split)
-        blocks = list(self.units[number])
-        groups = (blocks[first : first + knn.batch_blocks] for first in range(0, len(blocks), knn.batch_blocks))
-        batches = list(
-            batches_of_hidden_states(source.model, ids, self.blocks, groups, source.datastore.tap, with_log_probs=True)
+        source = self.source
+        queries, targets, log_probs = token_states(
+            source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype
         )
-        queries = np.concatenate([batch.keys.float().cpu().numpy() for batch in batches]).astype(source.key_dtype)
-        log_probs = np.concatenate([_log_probs(batch) for batch in batches])
-        if not (np.isfinite(queries).all() and np.isfinite(log_probs).all()):
-            raise DistlmError(
-                f"split {self.split}, unit {number}: the model gives infinite or undefined numbers; "
-                "use another checkpoint, or datastore.key_dtype=float32 if hidden states exceed 65504"
-            )
-        neighbours, distances = source.search(queries, knn.k)
+        neighbours, distances = source.search(queries, source.knn.k)
         neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
-        targets = np.concatenate([batch.targets.cpu().numpy() for batch in batches]).astype(np.int32)
         unit = Unit(queries, targets, log_probs, neighbours, distances, values)
         assert len(unit) == self.unit_tokens[number]
         write_unit(unit_folder(self.found, number), unit)
@@ -217,16 +205,3 @@ class Group:
         ids, distances, values = nearest_first(old.ids, distances, old.values)
         new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
         write_unit(unit_folder(self.work.folder, unit), new)
-
-
-def context_rule(window: int, block: int) -> str:
-    """The context rule in words, to be shown beside every perplexity."""
-    return (
-        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it; "
-        "every token is scored once, </s> and <unk> included"
-    )
-
-
-def _log_probs(batch: Extracted) -> np.ndarray[Any, Any]:
-    assert batch.log_probs is not None
-    return batch.log_probs.cpu().numpy().astype(np.float64)

@@ -1,8 +1,13 @@
-"""Language models: the Baevski–Auli transformer.
+"""Language models: the Baevski–Auli transformer and the AWD-LSTM.
 
-adaptive        adaptive input and tied adaptive softmax
-dropout         dropout and causal attention
-transformer_lm  the model and its tap points
-io              model folders: safetensors weights and model.json
-device          where a rank computes
+language_model        what every model offers
+kinds                 model.kind → configuration, class, tap points
+adaptive              adaptive input and tied adaptive softmax
+dropout               dropout, masks, and causal attention
+transformer_lm        the transformer and its tap points
+lstm                  an LSTM layer with weight drop
+linear_cross_entropy  softmax over a full vocabulary in chunks
+awd_lstm              the AWD-LSTM
+io                    model folders: safetensors weights and model.json
+device                where a rank computes
 """

@@ -1,6 +1,7 @@
 """Dropout, and causal attention with dropout on its weights, that are not slow on a CPU."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,14 @@ def dropout(hidden: Tensor, p: float, training: bool) -> Tensor:
     if hidden.device.type != "cpu":
         return F.dropout(hidden, p)
     return hidden * _noise(hidden.shape, p, hidden.dtype)
+
+
+def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
+    """0 with probability `p`, else the scale 1 / (1 − p): a mask that several products share, in `like`'s dtype and
+    device; `p` and the generator as in `dropout`."""
+    if like.device.type == "cpu":
+        return _noise(torch.Size(shape), p, like.dtype)
+    return like.new_empty(tuple(shape)).bernoulli_(1 - p).div_(1 - p)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:

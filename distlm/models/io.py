@@ -1,6 +1,5 @@
 """Model folders: `model.safetensors` (fp32 weights under the names of named_parameters()) and `model.json`."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,33 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from distlm.config.schema import ModelConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.kinds import KINDS, AnyModelConfig, card_config, describe, model_on_meta, parameter_count
+from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import atomic_path, file_hash, json_hash, read_json, write_json
 
-KIND = "transformer_lm"
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
-def save_model(model: TransformerLM, folder: Path, extra: Mapping[str, Any]) -> None:
+def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, Any]) -> None:
     """Write a model folder; `extra` holds at least the dictionary's hash ("dictionary") and the "step"."""
-    save_weights(dict(model.named_parameters()), model.config, model.vocabulary, folder, extra)
+    config: AnyModelConfig = model.config  # type: ignore[assignment]
+    save_weights(dict(model.named_parameters()), config, model.vocabulary, folder, extra)
 
 
 def save_weights(
-    weights: Mapping[str, Tensor], config: ModelConfig, vocabulary: int, folder: Path, extra: Mapping[str, Any]
+    weights: Mapping[str, Tensor], config: AnyModelConfig, vocabulary: int, folder: Path, extra: Mapping[str, Any]
 ) -> None:
     """Write a model folder from gathered weights: name of named_parameters() → tensor of any dtype and device.
 
     Both files are written atomically, the weights first; a folder whose two files do not belong together (a crash
     between them) is refused by load_model. Raises ValueError when names or shapes are not those of the model.
     """
-    model = _on_meta(config, vocabulary)
+    model = model_on_meta(config, vocabulary)
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise ValueError(f"weights do not fit the model: {problem}")
-    card = {"kind": KIND, "config": dataclasses.asdict(config), "vocabulary": vocabulary}
+    card = describe(config, vocabulary)
     if clash := [key for key in (*card, "weights") if key in extra]:
         raise ValueError(f"extra must not hold {clash}")
     if "dictionary" not in extra:
@@ -48,7 +47,7 @@ def save_weights(
     write_json(folder / CARD, {**card, **extra, "weights": digest})
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[TransformerLM, dict[str, Any]]:
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
     """The model in eval mode on `device` (fp32), and the content of model.json.
 
     Raises DistlmError for missing files, another kind of model, weights that changed since they were written
@@ -64,11 +63,11 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Transf
             "another checkpoint; copy the folder again or use another checkpoint"
         )
     try:
-        config = ModelConfig(**meta["config"])
+        config = card_config(meta)
         weights = safetensors.torch.load_file(path, device=str(device))
     except (TypeError, safetensors.SafetensorError) as error:
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
-    model = _on_meta(config, meta["vocabulary"])
+    model = model_on_meta(config, meta["vocabulary"])
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
     _assign(model, weights)
@@ -79,9 +78,9 @@ def read_model_card(folder: Path) -> dict[str, Any]:
     """Content of model.json. Raises DistlmError when it is missing, cut, incomplete or of another kind of model."""
     path = folder / CARD
     meta = read_json(path, "description of a model; is this a checkpoint folder?")
-    if not isinstance(meta, dict) or meta.get("kind") != KIND:
+    if not isinstance(meta, dict) or meta.get("kind") not in KINDS:
         kind = meta.get("kind") if isinstance(meta, dict) else meta
-        raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {KIND!r}")
+        raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {', '.join(map(repr, KINDS))}")
     if missing := [key for key in ("config", "vocabulary", "weights", "dictionary") if key not in meta]:
         raise DistlmError(f"{path}: {', '.join(missing)} missing; the file is incomplete, use another checkpoint")
     return meta
@@ -91,6 +90,11 @@ def model_fingerprint(folder: Path) -> str:
     """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
     meta = read_model_card(folder)
     return json_hash({key: meta[key] for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+
+
+def card_parameters(card: Mapping[str, Any]) -> int:
+    """Parameters of the model of `card` (model.json), shared ones counted once."""
+    return parameter_count(card_config(card), card["vocabulary"])
 
 
 def check_dictionary(meta: Mapping[str, Any], dictionary: Dictionary) -> None:
@@ -104,11 +108,6 @@ def check_dictionary(meta: Mapping[str, Any], dictionary: Dictionary) -> None:
             f"{meta['dictionary']}), the token files have {len(dictionary)} (hash {dictionary.hash}); "
             "set data.tokens_dir to the token files that the model was trained on"
         )
-
-
-def _on_meta(config: ModelConfig, vocabulary: int) -> TransformerLM:
-    with torch.device("meta"):
-        return TransformerLM(config, vocabulary)
 
 
 def _differences(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> str:

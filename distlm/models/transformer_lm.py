@@ -7,7 +7,7 @@ adaptive softmax.
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
 from distlm.models.dropout import causal_attention, dropout
+from distlm.models.language_model import LanguageModel, LMOutput
 
 TAPS: tuple[str, ...] = (
     "last_attention_residual",
@@ -29,13 +30,6 @@ TAPS: tuple[str, ...] = (
 """Hidden states of the last layer that a forward pass can return, in the order they are computed: the input of its
 self-attention before and after layer norm, the input of its feed-forward before and after layer norm (the latter is
 the key of kNN-LM, Khandelwal et al. section 5), and the model's output before the softmax."""
-
-
-class LMOutput(NamedTuple):
-    """hidden: output before the softmax [B, T, D], None when the pass stopped at the tap. tapped: [B, T, D] or None."""
-
-    hidden: Tensor | None
-    tapped: Tensor | None
 
 
 @lru_cache(maxsize=8)
@@ -108,7 +102,7 @@ class DecoderLayer(nn.Module):
         return hidden
 
 
-class TransformerLM(nn.Module):
+class TransformerLM(LanguageModel):
     """Language model over `vocabulary` words; initialised from torch's global random generator.
 
     Raises DistlmError when width and heads, or cutoffs and factor, do not fit.

@@ -82,6 +82,15 @@ class Watch:
         with contextlib.suppress(OSError):
             self.beat(ended=True)
 
+    def wait_for_ends(self, seconds: float = 2.0) -> None:
+        """Until the peers have written their last word, so that none writes into a removed folder."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            latest = [_read(self._file(rank)) for rank in self._peers]
+            if all(about is not None and about["ended"] for about in latest):
+                return
+            time.sleep(0.01)
+
     def leave(self, error: BaseException) -> None:
         """This rank ends by an error of its own: the others end too, and name it."""
         if any(text in str(error) for text in _PEER_GONE):
@@ -172,6 +181,7 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
     finally:
         watch.stop()
         if world.rank == 0 and _read(watch.folder / _LOST) is None:
+            watch.wait_for_ends()
             shutil.rmtree(watch.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 watch.folder.parent.rmdir()

@@ -66,6 +66,11 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
             )
 
 
+def is_lock(path: Path) -> bool:
+    """Whether a file belongs to the locks of its folder."""
+    return path.name == LOCK or path.match(_SHARE_LOCKS)
+
+
 def owner() -> str:
     """This process for the reader of a lock file: Slurm job if any, node, process id and the time."""
     job = os.environ.get("SLURM_JOB_ID")

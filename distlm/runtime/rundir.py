@@ -8,8 +8,11 @@ RUN_DIR/
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
   datastore/  index/  neighbours/SPLIT/
+  states/SPLIT/          hidden states of the evaluated tokens, where no search has kept them
+  cache/SPLIT/           the neural cache's probability of every evaluated token
   knn.json               settings tuned on the first split, frozen for the others
   results.json  report.html
+  losses/                loss of every evaluated token, LM and mixtures
   logs/STAGE.log
 """
 
@@ -34,7 +37,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "train": ("data", "model", "train"),
     "datastore": ("data", "model", "train", "datastore"),
     "index": ("data", "model", "train", "datastore", "index"),
-    "knn": ("data", "model", "train", "datastore", "index", "knn"),
+    "knn": ("data", "model", "train", "datastore", "index", "knn", "cache"),
 }
 """Sections whose settings decide a stage's output."""
 
@@ -89,6 +92,19 @@ class RunDir:
         """Folder of a split's search results."""
         return self.root / "neighbours" / split
 
+    def states(self, split: str) -> Path:
+        """Folder of a split's hidden states."""
+        return self.root / "states" / split
+
+    def cache(self, split: str) -> Path:
+        """Folder of a split's neural-cache probabilities."""
+        return self.root / "cache" / split
+
+    @property
+    def losses(self) -> Path:
+        """Folder of per-token losses."""
+        return self.root / "losses"
+
     def tokens(self, config: RunConfig) -> Path:
         """Folder of token files: data.tokens_dir or RUN_DIR/tokens."""
         return Path(config.data.tokens_dir) if config.data.tokens_dir else self.root / "tokens"
@@ -135,7 +151,7 @@ class RunDir:
             "train": any(self.checkpoints.glob("step-*")),
             "datastore": (self.datastore / "manifest.json").exists(),
             "index": (self.index / "template.json").exists(),
-            "knn": (self.root / "neighbours").exists(),
+            "knn": any((self.root / name).exists() for name in ("neighbours", "cache")),
         }
         if not produced[stage]:
             (self.root / "configs" / f"{stage}.yaml").unlink(missing_ok=True)
@@ -151,12 +167,14 @@ class RunDir:
         if not path.exists():
             return
         before, now = yaml.safe_load(path.read_text("utf-8")), config_tree(config)
+        # A setting that is newer than the run had its default value then.
+        defaults = config_tree(RunConfig())
         changed = []
         for key, item in leaf_fields().items():
             section, _, name = key.partition(".")
             if section not in STAGE_SECTIONS[stage] or item.metadata.get("volatile"):
                 continue
-            old, new = before.get(section, {}).get(name), now[section][name]
+            old, new = before.get(section, {}).get(name, defaults[section][name]), now[section][name]
             if old != new:
                 changed.append(f"{key}: {old!r} there, {new!r} now")
         if changed:
@@ -169,7 +187,6 @@ class RunDir:
 def code_version() -> dict[str, Any]:
     """Version of distlm (with git commit and whether the tree is changed, where there is one) and of its libraries."""
     here = Path(__file__).resolve().parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     libraries = {}
     for name in ("torch", "deepspeed", "faiss-cpu", "faiss-gpu", "mpi4py", "numpy"):
         try:
@@ -178,7 +195,21 @@ def code_version() -> dict[str, Any]:
             continue
     return {
         "distlm": __version__,
-        "git": git.stdout.strip() or None,
+        "git": _commit(here),
         "python": sys.version.split()[0],
         "libraries": libraries,
     }
+
+
+def _commit(here: Path) -> str | None:
+    """The commit of the code; of a snapshot (launchers/snapshot.py) the one it was made of."""
+    snapshot = here.parents[1] / "VERSION.json"
+    if snapshot.exists():
+        commit: str | None = read_json(snapshot, "version of the code's snapshot").get("git")
+        return commit
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    except OSError:
+        # No git on this node.
+        return None
+    return git.stdout.strip() or None

@@ -11,7 +11,7 @@ from distlm.errors import DistlmError
 from distlm.runtime.alive import watching
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm, open_comm
-from distlm.runtime.progress import record_progress
+from distlm.runtime.progress import record_progress, say
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.world import World, resolve_world
@@ -40,19 +40,18 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     comm = open_comm(world)
     run = RunDir(root=Path(config.run_dir))
     rank0_first(comm, lambda: run.open_stage(config, name))
-    with (
-        StopFlag() as stop,
-        watching(run.root, world, comm, config.launch.lost_after_s),
-        record_progress(run.metrics if world.rank == 0 else None),
-    ):
-        try:
-            yield Stage(name, config, world, comm, stop, run)
-        except DistlmError:
-            # A refused setting must not lock the directory against its correction.
-            if world.rank == 0:
-                run.withdraw_stage(config, name)
-            raise
-    comm.close()
+    say(f"{name}: {world}", world.rank)
+    record = run.metrics if world.rank == 0 else None
+    with StopFlag() as stop:
+        with watching(run.root, world, comm, config.launch.lost_after_s), record_progress(record):
+            try:
+                yield Stage(name, config, world, comm, stop, run)
+            except DistlmError:
+                # A refused setting must not lock the directory against its correction.
+                if world.rank == 0:
+                    run.withdraw_stage(config, name)
+                raise
+        comm.close()
 
 
 def set_threads(threads: int, world: World) -> int:

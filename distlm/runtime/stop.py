@@ -42,3 +42,10 @@ class StopFlag:
         """Raise Stopped on every rank once any rank was signalled. Collective; call at a unit boundary."""
         if self.agreed(comm):
             raise Stopped(f"stopped at a boundary of {what}; run the same command again to continue")
+
+
+def ignore_late_signals() -> None:
+    """At the very end of a process: a stop that comes now must not make a failure of work that is done."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,10 @@
 
 CHECKPOINTS/step-NNNNNNNN/
   model.safetensors      fp32 master weights, model.json describes them (distlm.models.io)
-  optimizer.safetensors  "STATE/PARAMETER", e.g. "exp_avg/layers.0.fc1.weight", fp32; empty before the first step
+  optimizer.safetensors  "STATE/PARAMETER", e.g. "exp_avg/layers.0.fc1.weight", fp32; empty before the first step.
+                         Where the model to be used is an average, that is in model.safetensors and the weights that
+                         training goes on from are here, as "weights/PARAMETER"
+  hidden.safetensors     hidden states of every column, in the middle of an AWD-LSTM's epoch
   state.json             update number, data fingerprint, seed, optimizer scalars, loss scale, best validation
   complete.json          bytes and checksum of each file; written last
 CHECKPOINTS/best.json    name of the checkpoint with the lowest validation loss
@@ -11,7 +14,7 @@ A folder is written under another name, flushed to the disk and renamed, so step
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +24,10 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from distlm.config.schema import ModelConfig
 from distlm.errors import DistlmError
-from distlm.models.io import save_weights
+from distlm.models.io import WEIGHTS, load_model, save_weights
+from distlm.models.kinds import AnyModelConfig
+from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm
 from distlm.runtime.files import file_hash, read_json, sweep_temporaries, sync_file, sync_folder, write_json
@@ -31,7 +35,8 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
 
 OPTIMIZER, STATE, COMPLETE, BEST = "optimizer.safetensors", "state.json", "complete.json", "best.json"
-
+HIDDEN = "hidden.safetensors"
+_RAW = "weights"
 
 _MEANING = {
     "data": "the token files (fingerprint)",
@@ -54,13 +59,17 @@ def save_checkpoint(
     comm: Comm,
     run: RunDir,
     engine: Engine,
-    model: ModelConfig,
+    model: AnyModelConfig,
     vocabulary: int,
     state: Mapping[str, Any],
     keep_last: int,
+    average: str | None = None,
+    hidden: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `state["update"]` updates, point best.json at `state["best"]`, remove old checkpoints.
 
+    `average` names the optimizer state that is the model to be used, if that is not the weights themselves; `hidden`
+    are further tensors of rank 0.
     Collective. Tensors are gathered one parameter at a time; rank 0 holds at most the weights (4 bytes per parameter)
     or the optimizer states (Adam 8, NAG 4 bytes per parameter) in host memory, the others one tensor.
     Raises DistlmError on every rank when the disk is full.
@@ -76,29 +85,36 @@ def save_checkpoint(
         folder.mkdir(parents=True)
 
     _on_rank0(comm, folder, begin)
-    tensors = _gather(comm, engine, [None])
+    tensors = _gather(comm, engine, [average], "")
     _on_rank0(comm, folder, partial(save_weights, tensors, model, vocabulary, folder, extra))
     tensors.clear()
-    tensors = _gather(comm, engine, keys)
+    tensors = _gather(comm, engine, [None if key == average else key for key in keys])
     _on_rank0(comm, folder, partial(safetensors.torch.save_file, tensors, folder / OPTIMIZER))
     tensors.clear()
+    if hidden:
+        _on_rank0(comm, folder, partial(safetensors.torch.save_file, dict(hidden), folder / HIDDEN))
     scalars = engine.scalars()
 
     def finish() -> None:
-        write_json(folder / STATE, {**state, "optimizer": {"keys": keys, **scalars}})
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        for path in files:
-            sync_file(path)
-        listing = {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
-        write_json(folder / COMPLETE, {"step": state["update"], "files": listing})
-        shutil.rmtree(final, ignore_errors=True)
-        folder.rename(final)
-        sync_folder(final.parent)
+        write_json(folder / STATE, {**state, "optimizer": {"keys": keys, "average": average, **scalars}})
+        seal(folder, final, state["update"])
         point_at_best(run, state["best"])
         _remove_old(run, keep_last, state["best"])
 
     _on_rank0(comm, folder, finish)
     return final
+
+
+def seal(folder: Path, final: Path, step: int) -> None:
+    """Flush a written folder, mark it complete and give it its name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files:
+        sync_file(path)
+    listing = {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
+    write_json(folder / COMPLETE, {"step": step, "files": listing})
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    sync_folder(final.parent)
 
 
 def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
@@ -123,27 +139,38 @@ def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
     for name, value in expected.items():
         if state.get(name) != value:
             raise DistlmError(
-                f"{folder}: {_MEANING[name]} differs: {state.get(name)!r} there, {value!r} now; continue with what the "
-                "checkpoint was made from, or start anew with another run_dir="
+                f"{folder}: {_MEANING.get(name, name)} differs: {state.get(name)!r} there, {value!r} now; continue "
+                "with what the checkpoint was made from, or start anew with another run_dir="
             )
     point_at_best(run, state["best"])
     return Resume(folder, state)
 
 
+def model_to_train(resume: Resume) -> LanguageModel:
+    """The model with the weights that training goes on from: the checkpoint's, or those beside its averages."""
+    model: LanguageModel = load_model(resume.folder)[0]
+    if resume.state["optimizer"].get("average"):
+        with safetensors.safe_open(resume.folder / OPTIMIZER, framework="pt") as file:
+            for name, parameter in model.named_parameters():
+                parameter.data = file.get_tensor(f"{_RAW}/{name}")
+    return model
+
+
 def restore(engine: Engine, resume: Resume, weights: Mapping[str, Tensor]) -> None:
     """Give a fresh engine the optimizer's state and, in half precision, the exact fp32 master weights.
 
-    `weights` are the checkpoint's, which the model had before the engine was made. Every rank reads the file.
+    `weights` are those of `model_to_train`, which the model had before the engine was made. Every rank reads the file.
     """
     optimizer = resume.state["optimizer"]
     engine.restore_scalars(optimizer, optimizer["keys"])
     if engine.precision != "fp32":
         for name, value in weights.items():
             engine.write(name, value)
-    with safetensors.safe_open(resume.folder / OPTIMIZER, framework="pt") as file:
-        for key in optimizer["keys"]:
+    for key in optimizer["keys"]:
+        average = key == optimizer.get("average")
+        with safetensors.safe_open(resume.folder / (WEIGHTS if average else OPTIMIZER), framework="pt") as file:
             for name in engine.names:
-                engine.write(name, file.get_tensor(f"{key}/{name}"), key)
+                engine.write(name, file.get_tensor(name if average else f"{key}/{name}"), key)
 
 
 def point_at_best(run: RunDir, best: Mapping[str, Any] | None) -> None:
@@ -153,15 +180,15 @@ def point_at_best(run: RunDir, best: Mapping[str, Any] | None) -> None:
         write_json(path, dict(best))
 
 
-def _gather(comm: Comm, engine: Engine, keys: list[Any]) -> dict[str, Tensor]:
-    """Full tensors on rank 0, an empty dict elsewhere. Collective."""
+def _gather(comm: Comm, engine: Engine, keys: Sequence[str | None], prefix: str = "{}/") -> dict[str, Tensor]:
+    """Full tensors on rank 0 (key None: the weights), an empty dict elsewhere. Collective."""
     tensors = {}
     for key in keys:
         for name in engine.names:
             value = engine.read(name, key)
             if comm.rank == 0:
                 # A copy: what DeepSpeed hands out may share a larger buffer, and safetensors refuses shared memory.
-                tensors[name if key is None else f"{key}/{name}"] = value.cpu().clone()
+                tensors[prefix.format(key or _RAW) + name] = value.cpu().clone()
     return tensors
 
 

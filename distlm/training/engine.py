@@ -16,7 +16,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.optim.nt_asgd import NTASGD
 from distlm.runtime.progress import say
 from distlm.runtime.world import World
-from distlm.training.objective import Sums, TrainModule
+from distlm.training.objective import Objective
 
+_GROUP_FIELDS = ("lr_old", "averaged", "eta")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -59,7 +61,7 @@ class Engine:
 
     def __init__(
         self,
-        module: TrainModule,
+        module: Objective,
         optimizer: torch.optim.Optimizer,
         config: dict[str, Any],
         world: World,
@@ -102,9 +104,9 @@ class Engine:
         """Dropout off. Local."""
         self._engine.eval()
 
-    def forward(self, inputs: Tensor, targets: Tensor, scored: Tensor | None) -> Sums:
-        """TrainModule.forward. Under ZeRO 3 collective: every rank must make equally many forwards."""
-        return self._engine(inputs, targets, scored)
+    def forward(self, *arguments: Any) -> Any:
+        """The objective's forward. Under ZeRO 3 collective: every rank must make equally many forwards."""
+        return self._engine(*arguments)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Differentiate one micro-batch's loss; `last` is this rank's last micro-batch before `update`."""
@@ -171,11 +173,43 @@ class Engine:
         else:
             self._access.safe_set_full_optimizer_state(parameter, value, key)
 
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from other weights: masters and compute copies. fp32 and ZeRO 0 to 2 only. Local."""
+        assert self.precision == "fp32" and self.stage < 3
+        for name, value in weights.items():
+            self.write(name, value)
+            self.names[name].data.copy_(value)
+
+    @contextlib.contextmanager
+    def weights_from(self, key: str) -> Iterator[None]:
+        """Within the block the model computes with the optimizer's state `key` (averages) as its weights.
+
+        fp32 and ZeRO 0 to 2 only. Memory: one more copy of the weights. Do not step within it.
+        """
+        assert self.precision == "fp32" and self.stage < 3
+        before = {name: parameter.detach().clone() for name, parameter in self.names.items()}
+        for name, parameter in self.names.items():
+            parameter.data.copy_(self.read(name, key))
+        try:
+            yield
+        finally:
+            for name, parameter in self.names.items():
+                parameter.data.copy_(before[name])
+
+    def start_averaging(self) -> None:
+        """NTASGD.start_averaging, known to DeepSpeed. Local."""
+        assert isinstance(self._base, NTASGD)
+        self._base.start_averaging()
+        if hasattr(self._wrapper, "_lazy_init_hp_params_optimizer_state"):
+            # It looked at the optimizer's states after the first step, when there were none.
+            self._wrapper._hp_optimizer_states_linked = False
+            self._wrapper._lazy_init_hp_params_optimizer_state()
+
     def scalars(self) -> dict[str, Any]:
         """The optimizer's and loss scaler's plain numbers (step count, lr_old, loss scale …), as JSON. Local."""
         state = self._base.state.get(self._holders()[0], {})
         counts = {key: float(value) for key, value in state.items() if not torch.is_tensor(value) or value.dim() == 0}
-        group = {key: self._base.param_groups[0][key] for key in ("lr_old",) if key in self._base.param_groups[0]}
+        group = {key: self._base.param_groups[0][key] for key in _GROUP_FIELDS if key in self._base.param_groups[0]}
         scaler = self._scaler()
         fields = {} if scaler is None else {n: getattr(scaler, n) for n in _SCALER_FIELDS if hasattr(scaler, n)}
         return {"state": counts, "group": group, "scaler": fields}

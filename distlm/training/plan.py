@@ -9,6 +9,7 @@ from distlm.models.transformer_lm import count_parameters
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.lstm_plan import plan_lstm
 from distlm.training.microbatch import plan_micro_batches
 
 
@@ -19,6 +20,8 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     classes a token's target is scored against; the rate is this machine's CPU, so on a GPU it is an upper bound.
     Raises DistlmError for a batch that does not divide over the ranks and for a bad train.deepspeed.
     """
+    if config.model.kind == "awd_lstm":
+        return plan_lstm(config, ranks)
     train, model = config.train, config.model
     micro = plan_micro_batches(train, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
@@ -33,7 +36,7 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
     if corpus:
         notes.append(f"{seen / corpus:.1f} passes over {corpus} tokens")
-    states = {"adam": 2, "nag": 1}[train.optimizer]
+    states = 2 if train.optimizer == "adam" else 1
     checkpoint = 4 * parameters * (1 + states)
     # One more while the newest is written, one for the best.
     disk = checkpoint * (train.keep_last + 2)

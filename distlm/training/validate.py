@@ -28,6 +28,13 @@ class Validation:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
+def not_finite() -> DistlmError:
+    """What every rank raises when the summed validation loss is not finite."""
+    error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
+    error.shared = True
+    return error
+
+
 class Validator:
     """Scores a split in batches dealt to the ranks round robin.
 
@@ -59,9 +66,7 @@ class Validator:
         total = math.fsum(everyone[number % ranks][number // ranks] for number in range(batches))
         tokens = int(self.blocks.scored.sum())
         if not math.isfinite(total):
-            error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
-            error.shared = True
-            raise error
+            raise not_finite()
         return Validation(total / tokens, tokens, self.rule)
 
     def _score(self, engine: Engine, number: int) -> float:

@@ -110,3 +110,47 @@ def test_alarm_brute_force_and_missing_parts_are_shown(run):
 def test_an_unevaluated_run_is_named(tmp_path):
     with pytest.raises(DistlmError, match="distlm knn evaluate"):
         write_report(RunDir(tmp_path))
+
+
+CACHE = {
+    "cache": {
+        "lambda": 0.1, "theta": 0.6, "window": 2000, "fill": "full", "tap": "output", "loss_nats": 2.7,
+        "perplexity": 14.9, "cache": "f", "edges": [],
+        "grid": {"lambdas": [0.0, 0.1], "thetas": [0.3, 0.6], "windows": [500, 2000],
+                 "loss_nats": [[[2.89, 2.8]] * 2, [[2.89, 2.75], [2.89, 2.7]]]},
+    },
+    "both": {"knn_lambda": 0.2, "cache_lambda": 0.05},
+}  # fmt: skip
+
+
+def test_cache_and_both_are_shown(run):
+    results = json.loads(json.dumps(RESULTS))
+    results["settings"] |= CACHE
+    for split, perplexity in (("valid", 15.81), ("test", 15.79)):
+        results["splits"][split] |= {"cache": {"loss_nats": 2.8, "perplexity": 17.5}, "cached": 0.9, "cache_files": "f",
+                                     "both": {"loss_nats": 2.7, "perplexity": perplexity}}  # fmt: skip
+    run.results.write_text(json.dumps(results))
+    run.tuned.write_text(json.dumps({**TUNED, **CACHE}))
+    tags = read(write_report(run))
+    assert len(tags.links) == 6
+    words = re.sub(r"\s+", " ", tags.text)
+    for shown in ("15.79 from 18.65 without neighbours and cache", "17.50", "16.12", "λ=0.1, θ=0.6, window=2000",
+                  "λ of kNN 0.2, λ of the cache 0.05", "+ kNN + cache, perplexity"):  # fmt: skip
+        assert shown in words, shown
+
+
+def test_a_cache_without_neighbours_is_shown(run):
+    results = json.loads(json.dumps(RESULTS))
+    results |= {"index": None, "datastore": None, "self_test": None, "exactness": None}
+    results["settings"] = {"cache": CACHE["cache"]}
+    for split in results["splits"].values():
+        for name in ("knn", "shuffled", "retrieved", "neighbours"):
+            split.pop(name)
+        split["cache"] = {"loss_nats": 2.8, "perplexity": 17.5}
+    run.results.write_text(json.dumps(results))
+    tuned = {"split": "valid", "lm_perplexity": 17.96, "cache": CACHE["cache"]}
+    run.tuned.write_text(json.dumps(tuned))
+    words = re.sub(r"\s+", " ", read(write_report(run)).text)
+    assert "17.50 from 18.65 without the cache" in words
+    assert "kNN" not in words
+    assert "Datastore" not in words

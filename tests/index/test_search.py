@@ -77,6 +77,85 @@ def test_threads_and_neighbouring_queries_do_not_change_results(
         assert (ids[:300] == cut[0]).all() and (distances[:300] == cut[1]).all()
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A run directory with a 4-bit index of 6,000 keys, and the keys."""
+    folder = tmp_path_factory.mktemp("packed")
+    keys = vectors(6000)
+    write_store(folder / "datastore", keys)
+    with one_rank(config(folder, factory="PCA16,IVF32,PQ16x4")) as stage:
+        run_index_build(stage)
+    return folder, keys
+
+
+def test_a_four_bit_file_is_stock_faiss(packed: tuple[Path, np.ndarray]) -> None:
+    import faiss
+
+    one_process_build(packed[0] / "index" / "template.index", packed[1], packed[0] / "one.index")
+    merged = packed[0] / "index" / "merged.index"
+    # Behind a PCA stock faiss's own batches round otherwise: compare the lists, and nearly all of the bytes.
+    ours, stock = (np.frombuffer(path.read_bytes(), np.uint8) for path in (merged, packed[0] / "one.index"))
+    assert len(ours) == len(stock) and (ours == stock).mean() > 0.99
+    assert type(faiss.downcast_index(faiss.extract_index_ivf(faiss.read_index(str(merged))))) is faiss.IndexIVFPQ
+
+
+def test_fast_scan_finds_what_the_plain_scan_finds(
+    packed: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datastore = Datastore.open(packed[0] / "datastore")
+    queries = vectors(300, seed=9).astype(np.float32)
+    fast = open_index(packed[0] / "index", datastore)
+    monkeypatch.setattr("distlm.index.fastscan.MOST_BYTES", 0)
+    plain = open_index(packed[0] / "index", datastore)
+    assert fast.fast_scan and not plain.fast_scan
+    true, _ = brute_search(datastore, queries, 50)
+    recalls = []
+    for index in (fast, plain):
+        ids, distances = index.search(queries, 50, 8)
+        assert index.nprobe == 8
+        recalls.append(np.mean([len(np.intersect1d(a, b)) / 50 for a, b in zip(ids, true, strict=True)]))
+        assert (np.diff(distances, axis=1) >= 0).all() and all(len(set(row)) == 50 for row in ids.tolist())
+    assert recalls[0] > recalls[1] - 0.02
+    (ids, distances), (expected, exact) = fast.search(queries, 20, 32), plain.search(queries, 20, 32)
+    assert np.mean([len(np.intersect1d(a, b)) / 20 for a, b in zip(ids, expected, strict=True)]) > 0.9
+    # 8-bit tables: a few hundredths of the distance.
+    np.testing.assert_allclose(distances, exact, rtol=0.1)
+
+
+def test_fast_scan_leaves_unreachable_neighbours_minus_one(packed: tuple[Path, np.ndarray]) -> None:
+    index = open_index(packed[0] / "index", Datastore.open(packed[0] / "datastore"))
+    ids, distances = index.search(vectors(10, seed=3), 2000, 1)
+    assert ((ids == -1) == np.isinf(distances)).all()
+    assert (ids == -1).any(axis=1).all() and (ids[:, 0] >= 0).all()
+    everything, _ = index.search(vectors(3, seed=3), 7000, 32)
+    assert (np.sort(everything, axis=1)[:, 1000:] == np.arange(6000)).all()
+
+
+def test_fast_scan_is_the_same_for_any_threads_and_neighbouring_queries(
+    packed: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = vectors(1500, seed=4)
+    datastore = Datastore.open(packed[0] / "datastore")
+    results = []
+    for threads in ("1", "2", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        results.append(open_index(packed[0] / "index", datastore).search(queries, 100, 8))
+    cut = open_index(packed[0] / "index", datastore).search(queries[:1100], 100, 8)
+    for ids, distances in results:
+        assert (ids == results[0][0]).all() and (distances == results[0][1]).all()
+        assert (ids[:1100] == cut[0]).all() and (distances[:1100] == cut[1]).all()
+
+
+@pytest.mark.parametrize("factory", ["IVF32,PQ16", "IVF32,SQ8", "IVF32,Flat", "IVF32,PQ8x6"])
+def test_other_codes_are_searched_as_they_lie(tmp_path: Path, factory: str) -> None:
+    write_store(tmp_path / "datastore", vectors(3000))
+    with one_rank(config(tmp_path, factory=factory)) as stage:
+        run_index_build(stage)
+    index = open_index(tmp_path / "index", Datastore.open(tmp_path / "datastore"))
+    assert not index.fast_scan
+    assert (index.search(vectors(3000)[:50], 5, 32)[0] >= 0).all()
+
+
 def test_bad_queries_are_refused(index: MergedIndex) -> None:
     good = vectors(2)
     for queries, k, nprobe, words in (

@@ -35,6 +35,24 @@ def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
     assert quantised.memory_bytes < exact.memory_bytes
 
 
+def test_fast_scan_costs_memory_and_saves_time(monkeypatch):
+    counts = plan._Counts(200_000, 2_000_000, 30_000, ())
+    monkeypatch.setattr(plan, "_count", lambda config: counts)
+    eight, four = (
+        plan_knn(load_config("wikitext2-small", [f"index.factory=IVF2048,{code}", "data.text_dir=unused"]), 1)
+        for code in ("PQ64", "PQ128x4")
+    )
+    # The same bytes on disk, and once more in memory: 72 a key, and at most 32 more codes a list.
+    extra = four.memory_bytes - eight.memory_bytes
+    assert 2_000_000 * 72 < extra < 2_000_000 * 72 + 2048 * 32 * 64 + 1
+    assert four.seconds < eight.seconds
+    assert any("repacks for FastScan, 0.1 GB" in note for note in four.notes)
+    assert not any("FastScan" in note for note in eight.notes)
+    monkeypatch.setattr(plan, "MOST_BYTES", 1 << 20)
+    large = plan_knn(load_config("wikitext2-small", ["index.factory=IVF2048,PQ128x4", "data.text_dir=unused"]), 1)
+    assert large.memory_bytes == eight.memory_bytes and large.seconds > eight.seconds
+
+
 def test_without_tokens_the_assumption_is_told(tmp_path):
     announced = plan_knn(load_config("demo", [f"run_dir={tmp_path}"]), 1)
     assert "no token files yet" in announced.line()

@@ -145,7 +145,7 @@ def test_several_groups_give_the_same_files_as_one(indexed, searched, tmp_path, 
 
 def test_a_finished_search_is_not_repeated(searched, tmp_path, monkeypatch):
     config = copy_run(searched, tmp_path / "run")
-    monkeypatch.setattr(work, "batches_of_hidden_states", None)
+    monkeypatch.setattr(work, "token_states", None)
     assert in_stage("knn", config, run_search)["tokens"] == 0
 
 

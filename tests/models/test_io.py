@@ -80,7 +80,7 @@ def test_a_missing_file_is_named(saved: tuple[TransformerLM, Path], name: str) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "awd_lstm"}, r"model\.json: kind 'awd_lstm' is unknown"),
+        ({"kind": "gru"}, r"model\.json: kind 'gru' is unknown"),
         ({"vocabulary": 41}, r"embedding\.embedding_2 has shape \[20, 4\], expected \[21, 4\]"),
         ({"config": {"width": 16, "colour": "red"}}, "colour"),
         ({"dictionary": None}, "dictionary missing"),

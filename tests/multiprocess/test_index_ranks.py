@@ -15,24 +15,27 @@ from distlm.datastore.reader import Datastore
 from distlm.index import open_index
 
 pytestmark = pytest.mark.multiprocess
-FACTORY = {"factory": "PCA16,IVF64,PQ8", "sample": 4000}
+FACTORIES = ["PCA16,IVF64,PQ8", "IVF64,PQ16x4"]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) -> None:
     keys = vectors(8000)
+    settings = {"factory": factory, "sample": 4000}
     built = {}
     for ranks in (1, 2, 3):
         run_dir = tmp_path / str(ranks)
         write_store(run_dir / "datastore", keys, rows_per_shard=1700)
         if ranks == 2:
             for action in ("train", "add", "merge"):
-                mpirun(ranks, driver(action, run_dir, **FACTORY))
+                mpirun(ranks, driver(action, run_dir, **settings))
         else:
-            mpirun(ranks, driver("build", run_dir, **FACTORY))
+            mpirun(ranks, driver("build", run_dir, **settings))
         built[ranks] = _files(run_dir / "index")
     assert sorted(built[1]) == sorted(
         ["template.index", "template.json", "merged.index", "index.json"]
@@ -54,6 +57,11 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path) -> None:
         results.append(index.search(queries, 64, 8))
     (ids, distances), (again, distances_again) = results
     assert (ids == again).all() and (distances == distances_again).all()
+    if index.fast_scan:
+        # Its tables are rounded to 8 bits.
+        same = [len(np.intersect1d(a, b)) / 64 for a, b in zip(ids, expected_ids, strict=True)]
+        assert np.mean(same) > 0.9
+        return
     # faiss's own batches round differently in the last bit: only neighbours equally far may change places.
     np.testing.assert_allclose(distances, np.where(expected_ids < 0, np.inf, expected), rtol=1e-5, atol=1e-4)
     assert (ids == expected_ids).mean() > 0.99

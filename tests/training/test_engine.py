@@ -8,9 +8,9 @@ import torch
 from distlm.config.schema import ModelConfig, TrainConfig
 from distlm.errors import DistlmError
 from distlm.models.transformer_lm import TransformerLM
+from distlm.runtime.rendezvous import join_group
 from distlm.runtime.world import World
 from distlm.training.dsconfig import merge_ds_config
-from distlm.runtime.rendezvous import join_group
 from distlm.training.engine import Engine, share
 from distlm.training.loop import make_optimizer
 from distlm.training.objective import TrainModule

@@ -1,0 +1,96 @@
+"""Forward passes over evaluation blocks: what the search and the neural cache both need of every token of a split."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.config.schema import KnnConfig
+from distlm.data.blocks import Blocks
+from distlm.data.tokens import TokenFiles
+from distlm.datastore.extract import Extracted, batches_of_hidden_states
+from distlm.errors import DistlmError
+from distlm.models.device import default_device
+from distlm.models.io import check_dictionary, load_model, model_fingerprint
+from distlm.models.language_model import LanguageModel
+from distlm.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Token files and the model that belongs to them."""
+
+    knn: KnnConfig
+    tokens: TokenFiles
+    model: LanguageModel
+    model_fingerprint: str
+
+
+class TokenStates(NamedTuple):
+    """Scored tokens of some blocks, in order."""
+
+    queries: npt.NDArray[np.floating]
+    """[q, D], in the keys' dtype: the hidden state that predicts each token."""
+    targets: npt.NDArray[np.int32]
+    """int32 [q]: the tokens."""
+    log_probs: npt.NDArray[np.float64]
+    """fp64 [q]: the language model's log-probability of each, in nats."""
+
+
+def open_forward(stage: Stage) -> Forward:
+    """Open and check token files and model. Raises DistlmError naming the two things that do not fit."""
+    knn, run = stage.config.knn, stage.run
+    tokens = TokenFiles.open(run.tokens(stage.config))
+    checkpoint = run.model_checkpoint(stage.config)
+    fingerprint = model_fingerprint(checkpoint)
+    model, meta = load_model(checkpoint, default_device())
+    check_dictionary(meta, tokens.dictionary)
+    longest = int(meta["config"]["max_positions"])
+    if knn.context_window + knn.block > longest:
+        raise DistlmError(
+            f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
+            f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
+        )
+    return Forward(knn, tokens, model, fingerprint)
+
+
+def token_states(
+    forward: Forward, split: str, blocks: Blocks, chosen: Iterable[int], tap: str, dtype: np.dtype[np.floating]
+) -> TokenStates:
+    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a split.
+
+    Raises DistlmError when the model's numbers are not finite, or do not fit `dtype`.
+    """
+    ids, step, numbers = forward.tokens.split(split), forward.knn.batch_blocks, list(chosen)
+    groups = (numbers[first : first + step] for first in range(0, len(numbers), step))
+    batches = list(batches_of_hidden_states(forward.model, ids, blocks, groups, tap, with_log_probs=True))
+    with np.errstate(over="ignore"):
+        queries = np.concatenate([batch.keys.float().cpu().numpy() for batch in batches]).astype(dtype)
+    log_probs = np.concatenate([_log_probs(batch) for batch in batches])
+    if not (np.isfinite(queries).all() and np.isfinite(log_probs).all()):
+        raise DistlmError(
+            f"split {split}, blocks {numbers[0]} to {numbers[-1]}: the model gives infinite or undefined numbers; "
+            "use another checkpoint, or datastore.key_dtype=float32 if hidden states exceed 65504"
+        )
+    targets = np.concatenate([batch.targets.cpu().numpy() for batch in batches]).astype(np.int32)
+    return TokenStates(queries, targets, log_probs)
+
+
+def units_of_blocks(blocks: int, per_unit: int) -> list[range]:
+    """Block numbers of each unit of work."""
+    return [range(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
+
+
+def context_rule(window: int, block: int) -> str:
+    """The context rule in words, to be shown beside every perplexity."""
+    return (
+        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it; "
+        "every token is scored once, </s> and <unk> included"
+    )
+
+
+def _log_probs(batch: Extracted) -> npt.NDArray[Any]:
+    assert batch.log_probs is not None
+    return batch.log_probs.cpu().numpy().astype(np.float64)

@@ -1,0 +1,83 @@
+"""The loss of every evaluated token as files, so that any two evaluations can be compared word by word.
+
+RUN/losses/
+  dict.txt        the dictionary that the token ids belong to
+  SPLIT/          targets int32 [Q]; lm, cache, knn, both fp64 [Q] (those that were evaluated): nats, .npy files
+  SPLIT/losses.json    what they are of; written last
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
+from distlm.knnlm.scoring import Floats
+from distlm.runtime.files import atomic_path, file_hash, read_json, write_json
+
+FORMAT = 1
+MARKER, WORDS = "losses.json", "dict.txt"
+
+
+def write_losses(
+    folder: Path,
+    split: str,
+    targets: npt.NDArray[np.integer],
+    log_probs: Mapping[str, Floats],
+    dictionary: Dictionary,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write FOLDER/SPLIT, and the dictionary beside it; `facts` go into losses.json."""
+    place = folder / split
+    (place / MARKER).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    dictionary.save(folder / WORDS)
+    hashes: dict[str, str] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {"targets": np.asarray(targets, np.int32)}
+    for name, array in (arrays | {part: -scores for part, scores in log_probs.items()}).items():
+        path = place / f"{name}.npy"
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            np.save(stream, array)
+        hashes[name] = file_hash(path)
+    head = {"format": FORMAT, "kind": "losses", "split": split, "tokens": len(targets), "dictionary": dictionary.hash}
+    write_json(place / MARKER, {**head, **facts, "hashes": hashes})
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One split's loss of every token under one model or mixture."""
+
+    folder: Path
+    name: str
+    facts: dict[str, Any]
+    targets: npt.NDArray[np.int32]
+    nats: Floats
+
+    @classmethod
+    def open(cls, folder: Path, split: str, name: str) -> "Losses":
+        """Open FOLDER/SPLIT/NAME.npy. Raises DistlmError when it was not evaluated, or a file is cut."""
+        marker = folder / split / MARKER
+        if not marker.is_file():
+            there = sorted(path.parent.name for path in folder.glob(f"*/{MARKER}"))
+            found = f"; there are {', '.join(there)}" if there else "; run `distlm knn evaluate` first"
+            raise DistlmError(f"{marker}: no losses of split {split}{found}")
+        facts = read_json(marker, "description of losses")
+        names = [key for key in facts["hashes"] if key != "targets"]
+        if name not in names:
+            raise DistlmError(f"{marker.parent}: no losses of {name!r}; there are {', '.join(names)}")
+        arrays = []
+        for part in ("targets", name):
+            path = marker.parent / f"{part}.npy"
+            try:
+                arrays.append(np.load(path))
+            except (OSError, ValueError) as error:
+                raise DistlmError(f"{path}: missing or cut ({error}); run `distlm knn evaluate` again") from error
+        return cls(folder, name, facts, *arrays)
+
+    def words(self) -> list[str]:
+        """The words of the ids."""
+        return Dictionary.load(self.folder / WORDS).words

@@ -1,0 +1,75 @@
+"""The kinds of language model there are, chosen by `model.kind`: their configuration, class and tap points."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
+from distlm.models import awd_lstm, transformer_lm
+from distlm.models.awd_lstm import AwdLstm
+from distlm.models.language_model import LanguageModel
+from distlm.models.transformer_lm import TransformerLM
+
+AnyModelConfig = ModelConfig | LstmConfig
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model. `build` takes (configuration, size of the dictionary)."""
+
+    name: str
+    config: type
+    build: Callable[[Any, int], LanguageModel]
+    taps: tuple[str, ...]
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("transformer_lm", ModelConfig, TransformerLM, transformer_lm.TAPS),
+        Kind("awd_lstm", LstmConfig, AwdLstm, awd_lstm.TAPS),
+    )
+}
+
+
+def model_config(config: RunConfig) -> AnyModelConfig:
+    """The section of the configuration that describes the model."""
+    return config.lstm if config.model.kind == "awd_lstm" else config.model
+
+
+def kind_of(config: AnyModelConfig) -> Kind:
+    """The kind that a model's configuration belongs to."""
+    return next(kind for kind in KINDS.values() if isinstance(config, kind.config))
+
+
+def build_model(config: AnyModelConfig, vocabulary: int) -> LanguageModel:
+    """A freshly initialised model over a dictionary of `vocabulary` words."""
+    return kind_of(config).build(config, vocabulary)
+
+
+def model_on_meta(config: AnyModelConfig, vocabulary: int) -> LanguageModel:
+    """The model without memory for its parameters."""
+    with torch.device("meta"):
+        return build_model(config, vocabulary)
+
+
+def parameter_count(config: AnyModelConfig, vocabulary: int) -> int:
+    """Parameters of the model, shared ones counted once; allocates nothing."""
+    return sum(parameter.numel() for parameter in model_on_meta(config, vocabulary).parameters())
+
+
+def card_config(card: Mapping[str, Any]) -> AnyModelConfig:
+    """The model's configuration from model.json. Raises TypeError for keys that this version does not know."""
+    found: AnyModelConfig = KINDS[card["kind"]].config(**card["config"])
+    return found
+
+
+def describe(config: AnyModelConfig, vocabulary: int) -> dict[str, Any]:
+    """The head of model.json: kind, configuration and vocabulary; for an AWD-LSTM also which ids its rows are."""
+    card = {"kind": kind_of(config).name, "config": dataclasses.asdict(config), "vocabulary": vocabulary}
+    if isinstance(config, LstmConfig):
+        card |= {"rows": vocabulary - awd_lstm.FIRST_ID, "first_id": awd_lstm.FIRST_ID}
+    return card

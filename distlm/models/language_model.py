@@ -1,0 +1,34 @@
+"""What datastore, search and evaluation ask of a language model, whatever its kind."""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class LMOutput(NamedTuple):
+    """hidden: output before the softmax [B, T, D], None when the pass stopped at the tap. tapped: [B, T, D] or None."""
+
+    hidden: Tensor | None
+    tapped: Tensor | None
+
+
+class LanguageModel(nn.Module):
+    """A causal language model over the words of a dictionary."""
+
+    width: int
+    """D of `hidden` and of the taps."""
+    vocabulary: int
+    """V: words of the dictionary, specials included."""
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
+        """inputs int64 [B, T], right-padded → states of every position, both [B, T, D]."""
+
+    @abstractmethod
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden [n, D], targets int64 [n] → log p(target), fp32 [n]."""
+
+    @abstractmethod
+    def full_log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] → log-probabilities of every word, fp32 [n, V]; for tests and small vocabularies."""

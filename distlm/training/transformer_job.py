@@ -1,0 +1,108 @@
+"""Training the transformer: updates over shuffled blocks of the corpus."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from distlm.config.schema import TrainConfig
+from distlm.data.blocks import gather, training_blocks
+from distlm.data.order import rows_for_update
+from distlm.data.tokens import TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.language_model import LanguageModel
+from distlm.optim.nag import NAG
+from distlm.optim.schedule import learning_rate
+from distlm.runtime import metrics
+from distlm.runtime.stage import Stage
+from distlm.training.dsconfig import merge_ds_config
+from distlm.training.job import Job
+from distlm.training.microbatch import MicroBatchPlan, micro_seed, plan_micro_batches
+from distlm.training.objective import TrainModule
+from distlm.training.update import Outcome, Part, combine
+from distlm.training.validate import Validation, Validator
+
+
+class TransformerJob(Job):
+    """`train.updates` updates of `train.blocks_per_update` blocks."""
+
+    def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
+        super().__init__(stage, tokens, micro, deepspeed)
+        self.updates = self.train.updates
+        self.ids = tokens.split("train")
+        self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
+        self.validator = Validator(tokens.split("valid"), self.train.tokens_per_sample, self.train.micro_blocks)
+
+    @staticmethod
+    def open(stage: Stage) -> "TransformerJob":
+        """Read the token files and check the settings against them and the rank count. Raises DistlmError."""
+        train = stage.config.train
+        micro = plan_micro_batches(train, stage.comm.size)
+        deepspeed = merge_ds_config(train.deepspeed, train, micro.accumulation)
+        if train.tokens_per_sample > stage.config.model.max_positions:
+            raise DistlmError(
+                f"train.tokens_per_sample={train.tokens_per_sample} is longer than "
+                f"model.max_positions={stage.config.model.max_positions}; raise the latter"
+            )
+        return TransformerJob(stage, TokenFiles.open(stage.run.tokens(stage.config)), micro, deepspeed)
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
+
+    def objective(self, model: LanguageModel) -> TrainModule:
+        return TrainModule(model, self.train.tap, self.train.l2_weight, self.train.l2_reduction)  # type: ignore[arg-type]
+
+    def optimizer(self, objective: torch.nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(self.train, objective)
+
+    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+        """The loss is fairseq's: Σ token CE / number of tokens, whatever the cut."""
+        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        rate = learning_rate(train, update)
+        rows = rows_for_update(train.seed, update, train.blocks_per_update, len(self.blocks))
+        tokens = int(self.blocks.scored[rows].sum())
+        # DeepSpeed averages over the M micro-batches of all ranks, hence the factor M.
+        scale = micro.micro_batches / tokens
+        mine = micro.of_rank(self.comm.rank)
+        sums, given = [], 0
+        for number in mine:
+            chosen = rows[micro.blocks_of(number)]
+            batch = gather(self.ids, self.blocks, chosen)
+            inputs, targets = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets))
+            scored = None if batch.scored.all() else torch.from_numpy(batch.scored).to(engine.device)
+            torch.manual_seed(micro_seed(train.seed, update, number))
+            result = engine.forward(inputs, targets, scored)
+            loss = engine.module.loss(result, scale)  # type: ignore[operator]
+            engine.backward(loss, last=number == mine[-1])
+            sums.append(torch.stack([value.detach() for value in result]))
+            given += _fingerprint(batch.targets, self.blocks.lengths[chosen])
+        step = engine.update(rate)
+        part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision), rate
+
+    def finished(self, state: dict[str, Any]) -> bool:
+        return state["update"] >= self.updates
+
+    def validation_due(self, state: dict[str, Any]) -> bool:
+        every = self.train.valid_every
+        return self.finished(state) or (every > 0 and state["update"] % every == 0)
+
+    def validate(self, state: dict[str, Any]) -> Validation:
+        return self.validator.run(self.engine, self.comm.rank, self.comm.size)
+
+
+def make_optimizer(train: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """`train.optimizer` over all parameters; weight decay is decoupled in both."""
+    if train.optimizer == "nag":
+        return NAG(module.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+    first, second = train.adam_betas
+    return torch.optim.AdamW(
+        module.parameters(), lr=train.lr, betas=(first, second), eps=train.adam_eps, weight_decay=train.weight_decay
+    )
+
+
+def _fingerprint(targets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
+    """Σ over rows of 32 bits of the hash of their tokens, padding left out: exact in fp64 for 2^21 rows."""
+    return sum(xxhash.xxh32_intdigest(row[:length].tobytes()) for row, length in zip(targets, lengths, strict=True))

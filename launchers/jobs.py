@@ -1,0 +1,184 @@
+"""The record of a run's jobs: RUN/launch/jobs.jsonl, a line for each submission, and the runs that a command names.
+
+python -m launchers.jobs STAGE [--log FILE] RECIPE [section.key=value ...]     a Slurm job records itself
+
+Keys of a line: `time` (Unix seconds), `stage`, `job` (Slurm's id, or empty), `owner` (who submitted it and requeues it:
+sbatch, submitit, ...), `nodes`; further keys are the writer's own (`log`, `logs`: where its output is; `host`, `pid`).
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distlm.config.load import load_config, recipe_names
+from distlm.errors import DistlmError, UsageError
+from distlm.runtime.rundir import RunDir
+from launchers import slurm
+from launchers.rank import process_start, read
+
+LAUNCH = "launch"
+"""Folder of a run directory in which the launchers keep their files."""
+BEAT_WITHIN_S = 60.0
+"""A front that lives has written its order.json that recently."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One line of the record."""
+
+    time: float
+    stage: str
+    job: str
+    """Slurm's job id; empty where Slurm did not start it."""
+    owner: str
+    nodes: str
+    line: dict[str, Any]
+    """The whole line."""
+
+    @property
+    def log(self) -> str:
+        """File of rank 0 or folder of all ranks, where the writer named one."""
+        return str(self.line.get("logs") or self.line.get("log") or "")
+
+
+def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more: object) -> None:
+    """Append a line. Lines are short, so that writers on several nodes do not mix theirs."""
+    path = run.root / LAUNCH / "jobs.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = {"time": round(time.time(), 3), "stage": stage, "job": job, "owner": owner, "nodes": nodes, **more}
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def submissions(run: RunDir) -> list[Submission]:
+    """All submissions of a run, oldest first; a job that was recorded twice (a requeue records again) counts once."""
+    path = run.root / LAUNCH / "jobs.jsonl"
+    if not path.exists():
+        return []
+    found: dict[object, Submission] = {}
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines()):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            # Cut by a kill.
+            continue
+        job = str(line.get("job") or "")
+        slurm_id = job if job[:1].isdigit() and line.get("front") != "local" else ""
+        found.setdefault(
+            (slurm_id, line.get("stage")) if slurm_id else number,
+            Submission(
+                float(line.get("time", 0)), str(line.get("stage", "")), slurm_id,
+                str(line.get("owner") or line.get("front") or "?"), str(line.get("nodes", "")), line,
+            ),
+        )  # fmt: skip
+    return list(found.values())
+
+
+def with_states(found: Sequence[Submission]) -> list[tuple[Submission, list[slurm.Job]]]:
+    """Each submission with its job (or the tasks of its array) as they are now; one question to Slurm for all."""
+    shown = slurm.jobs([each.job for each in found if each.job and each.owner != "deepspeed"])
+    return [(each, shown.get(each.job) or [slurm.Job(each.job, front_state(each))]) for each in found]
+
+
+def front_state(found: Submission) -> str:
+    """RUNNING, ENDED or UNKNOWN for a start that is no job of its own: from its process or from its front's beat."""
+    if front_process(found):
+        return "RUNNING"
+    if found.line.get("host") == socket.gethostname():
+        return "ENDED"
+    try:
+        silent_s = time.time() - (Path(found.log) / "order.json").stat().st_mtime
+    except OSError:
+        return slurm.UNKNOWN
+    return "RUNNING" if silent_s < BEAT_WITHIN_S else "ENDED"
+
+
+def front_process(found: Submission) -> int:
+    """Process of a deepspeed front where it runs on this machine; else 0."""
+    front = (read(Path(found.log) / "spec.json") or {}).get("front", {})
+    here = front.get("node") == socket.gethostname() and process_start(front["pid"]) == front["started"]
+    return int(front["pid"]) if here else 0
+
+
+def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
+    """RECIPE_OR_FILE and section.key=value arguments in any order → the recipe and the overrides. UsageError else."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    recipes = [word for word in words if word not in overrides]
+    if len(recipes) != 1:
+        given = ", ".join(map(repr, recipes)) or "none"
+        raise UsageError(
+            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
+            "settings are given as section.key=value"
+        )
+    return recipes[0], overrides
+
+
+def named_runs(words: Sequence[str]) -> list[RunDir]:
+    """Runs that the arguments name: run directories, or one recipe with its overrides.
+
+    Raises DistlmError when a run directory is not there yet.
+    """
+    folders = [Path(word) for word in words if Path(word).is_dir()]
+    rest = [word for word in words if not Path(word).is_dir()]
+    if rest:
+        folders.append(Path(load_config(*split_words(rest)).run_dir))
+    if not folders:
+        raise UsageError("expected run directories, or a recipe with its settings")
+    for folder in folders:
+        if not any((folder / name).exists() for name in ("config.yaml", "metrics.jsonl", LAUNCH, "logs")):
+            raise DistlmError(f"{folder}: no run here yet (no config.yaml, metrics.jsonl or launch/ in it)")
+    return [RunDir(folder) for folder in folders]
+
+
+def command_line(program: str, summary: str, words: str = "RUN_DIR_OR_RECIPE") -> argparse.ArgumentParser:
+    """Parser of a command that looks after runs."""
+    parser = argparse.ArgumentParser(prog=f"python -m launchers.{program}", description=summary)
+    parser.add_argument(
+        "words", nargs="+", metavar=words, help="run directories, or a recipe and section.key=value ..."
+    )
+    return parser
+
+
+def run_command(program: str, function: Callable[[], int]) -> None:
+    """Call `function` and exit with what it returns; a DistlmError becomes one line and its exit code."""
+    try:
+        sys.exit(function())
+    except DistlmError as error:
+        print(f"launchers.{program}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # `... | head`: nobody reads on.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Called in the body of a batch script, once a start. Exits 0, or 2 for a wrong recipe."""
+    parser = argparse.ArgumentParser(prog="python -m launchers.jobs", description="Record this Slurm job in its run.")
+    parser.add_argument("stage", metavar="STAGE")
+    parser.add_argument("words", nargs="+", metavar="RECIPE section.key=value")
+    parser.add_argument("--log", default="", help="log of rank 0")
+    run_command("jobs", lambda: _record_this(parser.parse_intermixed_args(arguments)))
+
+
+def _record_this(options: argparse.Namespace) -> int:
+    recipe, overrides = split_words(options.words)
+    run = RunDir(Path(load_config(recipe, overrides).run_dir))
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
+    if not job:
+        raise UsageError("SLURM_JOB_ID is not set: this records a Slurm job from inside it")
+    more = {"log": os.path.abspath(options.log)} if options.log else {}  # noqa: PTH100 (the file need not exist yet)
+    record_job(run, options.stage, job, "sbatch", os.environ.get("SLURM_JOB_NODELIST", ""), **more)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

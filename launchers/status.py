@@ -1,0 +1,276 @@
+"""What a run is doing: python -m launchers.status RUN_DIR_OR_RECIPE ... [--json]
+
+Jobs and their states (squeue, then sacct where accounting works; without Slurm from files alone), finished stages,
+progress, rate and time left from metrics.jsonl, and the command that follows the log.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distlm.config.load import load_config
+from distlm.errors import DistlmError
+from distlm.runtime.metrics import (
+    PROGRESS_DONE,
+    PROGRESS_ETA,
+    PROGRESS_RATE,
+    PROGRESS_TOTAL,
+    PROGRESS_UNIT,
+    TRAIN_LOSS,
+    VALID_PPL,
+)
+from distlm.runtime.progress import format_seconds
+from distlm.runtime.rundir import RunDir
+from launchers import slurm
+from launchers.graph import SPECS
+from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
+from launchers.logs import find_logs, newest_logs, of_rank
+
+_TAIL_BYTES = 1 << 20
+"""Of metrics.jsonl: thousands of lines, many times what is written between two progress lines."""
+_RATE_OVER = 50
+"""Training lines from which the rate is taken."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest that metrics.jsonl says."""
+
+    stage: str
+    """Label of the line, e.g. `train` or `datastore write`."""
+    done: int
+    total: int | None
+    unit: str
+    rate: float | None
+    """Units a second."""
+    left_s: float | None
+    """Seconds left at that rate."""
+    time: float
+    """Of the newest line, Unix seconds."""
+    values: dict[str, float]
+    """Newest training loss and validation perplexity, by metric name."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run as it is now."""
+
+    run_dir: str
+    stages: dict[str, bool | None]
+    """Stage → finished; None where it cannot be told."""
+    jobs: list[dict[str, Any]]
+    """Newest submission of each stage and all that are active, oldest first."""
+    progress: Progress | None
+    stale_s: float | None
+    """Seconds without a line while a job runs, when that is too long; else None."""
+    follow: str
+    """Command that follows the log; empty where there is no log yet."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = command_line("status", "What runs are doing.")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument(
+        "--stale-after", type=float, default=300, metavar="S",
+        help="say so when a running job has written no line to metrics.jsonl for so long (default: %(default)s s)",
+    )  # fmt: skip
+    run_command("status", lambda: show(parser.parse_intermixed_args(arguments)))
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the status of every run named."""
+    found = [status_of(run, options.stale_after) for run in named_runs(options.words)]
+    if options.json:
+        print(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+    else:
+        print("\n\n".join(as_text(each, time.time()) for each in found))
+    return 0
+
+
+def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
+    """Gather it. Slurm that does not answer is a DistlmError; Slurm that is not there is none."""
+    listed = _relevant(with_states(submissions(run)))
+    progress = read_progress(run.root / "metrics.jsonl")
+    jobs = [_about(found, states) for found, states in listed]
+    stale = None
+    running = [job for job in jobs if job["state"].startswith("RUNNING")]
+    if running:
+        newest = max(_started(job) for job in running)
+        silent = time.time() - max(newest, progress.time if progress else 0)
+        stale = silent if silent > stale_after_s else None
+    return Status(str(run.root), _stages(run), jobs, progress, stale, _follow(run, [found for found, _ in listed]))
+
+
+def read_progress(metrics: Path) -> Progress | None:
+    """The newest progress of a metrics.jsonl; None where nothing is written yet. Reads the end of the file only."""
+    lines = _tail(metrics)
+    if not lines:
+        return None
+    newest = next((line for line in reversed(lines) if PROGRESS_DONE in line), None)
+    training = [line for line in lines if TRAIN_LOSS in line and "step" in line]
+    values = {name: line[name] for name in (TRAIN_LOSS, VALID_PPL) for line in lines if name in line}
+    last = float(lines[-1]["time"])
+    if training and (newest is None or (newest["stage"] == "train" and training[-1]["time"] >= newest["time"])):
+        return _of_training(training, newest, last, values)
+    if newest is None:
+        return Progress(str(lines[-1]["stage"]), 0, None, "", None, None, last, values)
+    shown = values if newest["stage"] == "train" else {}
+    return Progress(
+        newest["stage"], newest[PROGRESS_DONE], newest.get(PROGRESS_TOTAL), newest.get(PROGRESS_UNIT, ""),
+        newest.get(PROGRESS_RATE), newest.get(PROGRESS_ETA), last, shown,
+    )  # fmt: skip
+
+
+def as_text(status: Status, now: float) -> str:
+    """For people."""
+    lines = [status.run_dir]
+
+    def row(name: str, text: str) -> None:
+        lines.append(f"  {name:<9} {text}")
+
+    active = {job["stage"] for job in status.jobs if job["state"].startswith("RUNNING")}
+    words = {True: "done", False: "not yet", None: "unknown"}
+    shown = (f"{name} {'running' if name in active else words[done]}" for name, done in status.stages.items())
+    if status.stages:
+        row("stages", ", ".join(shown))
+    for job in status.jobs:
+        facts = [
+            " ".join(filter(None, [job["stage"], job["state"], job["elapsed"], job["nodes"] and f"on {job['nodes']}"])),
+            job["left"] and f"{job['left']} left to its limit",
+            job["restarts"] and f"{job['restarts']} restarts",
+            job["reason"] and f"({job['reason']})",
+            f"submitted with {job['owner']}",
+        ]
+        row(f"job {job['job']}" if job["job"] else "process", ", ".join(filter(None, facts)))
+    if status.progress is not None:
+        row("progress", _progress_text(status.progress, now))
+    if status.stale_s is not None:
+        row("STALE", f"a job runs, but nothing was written for {format_seconds(status.stale_s)}: look at its log")
+    if not status.jobs:
+        row("jobs", "none were submitted (launch/jobs.jsonl)")
+    if status.follow:
+        row("follow", status.follow)
+    return "\n".join(lines)
+
+
+def _progress_text(progress: Progress, now: float) -> str:
+    parts = []
+    if progress.total:
+        percent = 100 * progress.done / progress.total
+        parts.append(f"{progress.done}/{progress.total} {progress.unit} ({percent:.0f}%)")
+    if progress.rate:
+        parts.append(f"{progress.rate:.3g}/s")
+    if progress.left_s is not None and progress.done < (progress.total or 0):
+        parts.append(f"{format_seconds(progress.left_s)} left")
+    parts += [f"{name.rpartition('/')[2]} {value:.4g}" for name, value in progress.values.items()]
+    age = format_seconds(max(0.0, now - progress.time))
+    return f"{progress.stage}: {', '.join(parts) or 'begun'} (last line {age} ago)"
+
+
+def _of_training(
+    lines: Sequence[Mapping[str, Any]], newest: Mapping[str, Any] | None, last: float, values: dict[str, float]
+) -> Progress:
+    recent = lines[-_RATE_OVER:]
+    # A restart goes back in steps: the rate is that of the lines after it.
+    for index in range(len(recent) - 1, 0, -1):
+        if recent[index]["step"] <= recent[index - 1]["step"]:
+            recent = recent[index:]
+            break
+    steps, seconds = recent[-1]["step"] - recent[0]["step"], recent[-1]["time"] - recent[0]["time"]
+    rate = steps / seconds if steps > 0 and seconds > 0 else None
+    total = newest.get(PROGRESS_TOTAL) if newest else None
+    left = (total - recent[-1]["step"]) / rate if total and rate else None
+    return Progress("train", recent[-1]["step"], total, "updates", rate, left, last, values)
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - _TAIL_BYTES))
+            texts = stream.read().splitlines()[1 if size > _TAIL_BYTES else 0 :]
+    except FileNotFoundError:
+        return []
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            # Cut by a kill, or being written.
+            continue
+    return lines
+
+
+def _stages(run: RunDir) -> dict[str, bool | None]:
+    config = run.root / "config.yaml"
+    if not config.exists():
+        return {}
+    loaded = load_config(str(config))
+    finished: dict[str, bool | None] = {}
+    for name, spec in SPECS.items():
+        try:
+            finished[name] = spec.finished(loaded, run)
+        except (DistlmError, OSError):
+            finished[name] = None
+    return finished
+
+
+def _relevant(listed: list[tuple[Submission, list[slurm.Job]]]) -> list[tuple[Submission, list[slurm.Job]]]:
+    """The newest submission of each stage, and all that can still run."""
+    newest = {found.stage: index for index, (found, _) in enumerate(listed)}
+    return [
+        (found, states)
+        for index, (found, states) in enumerate(listed)
+        if index == newest[found.stage] or any(state.active for state in states)
+    ]
+
+
+def _about(found: Submission, states: Sequence[slurm.Job]) -> dict[str, Any]:
+    counts = Counter(state.state for state in states)
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items()) if len(states) > 1 else states[0].state
+    if "RUNNING" in counts and len(states) > 1:
+        shown = f"RUNNING ({shown})"
+    first = next((state for state in states if state.state == "RUNNING"), states[0])
+    details = slurm.details(found.job) if found.job and first.active else {}
+    return {
+        "job": found.job, "stage": found.stage, "owner": found.owner, "state": shown, "elapsed": first.elapsed,
+        "left": "" if first.left in ("UNLIMITED", "NOT_SET") else first.left, "nodes": first.nodes,
+        "restarts": int(details.get("Restarts", 0)), "reason": first.reason, "time": found.time,
+    }  # fmt: skip
+
+
+def _started(job: Mapping[str, Any]) -> float:
+    """When this start of a job began, Unix seconds."""
+    return time.time() - _seconds(job["elapsed"]) if job["elapsed"] else float(job["time"])
+
+
+def _seconds(text: str) -> int:
+    """Slurm's [days-]hours:minutes:seconds or minutes:seconds."""
+    days, _, clock = text.rpartition("-")
+    total = 0
+    for part in clock.split(":"):
+        total = total * 60 + (int(part) if part.isdigit() else 0)
+    return total + 86400 * int(days or 0)
+
+
+def _follow(run: RunDir, listed: Sequence[Submission]) -> str:
+    for found in reversed(listed):
+        if logs := of_rank(find_logs(run, found), 0):
+            return f"tail -F {shlex.quote(str(logs[0].path))}"
+    try:
+        return f"tail -F {shlex.quote(str(of_rank(newest_logs(run), 0)[0].path))}"
+    except (DistlmError, IndexError):
+        return ""
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,49 @@
+"""An AWD-LSTM killed in the middle of an epoch after the switch to NT-ASGD ends in the bytes of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from lstm_support import lstm_settings
+from support import ENVIRONMENT, distlm, mpirun_command
+from train_support import curve, same_end, tiny_tokens, train_all
+
+from distlm.runtime.files import read_json
+
+pytestmark = pytest.mark.multiprocess
+
+OFTEN = ["train.save_every=7"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_after_the_switch_ends_in_the_same_bytes(tmp_path: Path, ranks: int) -> None:
+    tokens = tiny_tokens(tmp_path)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_all(ranks, tmp_path, [lstm_settings(tokens, whole, *OFTEN)])
+    switch = next(step for step, phase in curve(whole, "train/phase").items() if phase == "asgd")
+    ends = [0, *curve(whole, "train/phase")]
+    middle = (ends[ends.index(switch) - 1] + switch) // 2
+    overrides = lstm_settings(tokens, cut, *OFTEN)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            mpirun_command(ranks, ["-m", "distlm", "train", "demo", *overrides]),
+            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + 120
+    metrics = cut / "metrics.jsonl"
+    while not (metrics.exists() and f'"step": {middle},' in metrics.read_text("utf-8")):
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text("utf-8")
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    kept = sorted((cut / "checkpoints").glob("step-*"))[-1]
+    state = read_json(kept / "state.json", "")
+    assert state["phase"] == "asgd" and (kept / "hidden.safetensors").exists(), "in the middle of the epoch"
+    done = distlm("train", "demo", *overrides, ranks=ranks)
+    assert "continuing from" in done.stderr
+    assert same_end(whole, cut)
+    for name in ("train/loss", "valid/loss", "train/data_fingerprint"):
+        assert curve(whole, name) == curve(cut, name)

@@ -1,0 +1,45 @@
+"""The neural cache of an AWD-LSTM, which has no datastore."""
+
+import json
+from pathlib import Path
+
+import torch
+from knn_support import in_stage
+from store_support import tiny_config
+from support import write_text
+
+from distlm.data.prepare import run_prepare
+from distlm.data.tokens import TokenFiles
+from distlm.knnlm.cache_run import run_cache
+from distlm.knnlm.evaluate import run_evaluate
+from distlm.knnlm.states import States
+from distlm.knnlm.table import results_table
+from distlm.knnlm.tune import run_tune
+from distlm.models.awd_lstm import TAPS
+from distlm.models.io import save_model
+from distlm.models.kinds import build_model
+from distlm.runtime.files import write_json
+from distlm.runtime.rundir import RunDir
+
+SETTINGS = [
+    "model.kind=awd_lstm", "train.optimizer=nt_asgd", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2",
+    f"datastore.tap={TAPS[-1]}", "datastore.key_dtype=float32", "cache.windows=[20,60]", "cache.thetas=[0.5,2.0]",
+]  # fmt: skip
+
+
+def test_an_lstm_is_evaluated_with_a_cache_alone(tmp_path):
+    config = tiny_config(tmp_path / "run", write_text(tmp_path / "text"), SETTINGS)
+    in_stage("prepare", config, run_prepare)
+    run = RunDir(Path(config.run_dir))
+    dictionary = TokenFiles.open(run.tokens(config)).dictionary
+    torch.manual_seed(0)
+    folder = run.checkpoint(1)
+    save_model(build_model(config.lstm, len(dictionary)), folder, {"dictionary": dictionary.hash, "step": 1})
+    write_json(folder / "complete.json", {"step": 1})
+    write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
+    for function in (run_cache, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    results = json.loads(run.results.read_text())
+    assert States.open(run.states("valid")).tap == TAPS[-1]
+    assert set(results["splits"]["valid"]) >= {"lm", "cache"}
+    assert "+ cache" in results_table(results)

@@ -1,0 +1,97 @@
+"""The restart-loop guard: marks move with durable progress, and a mark that stands still ends the loop."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import ENVIRONMENT
+
+from distlm.config.load import load_config
+from distlm.runtime.files import write_json
+from distlm.runtime.rundir import RunDir
+from launchers.guard import MARKS, check_restart
+
+
+def checkpoint(run, step):
+    write_json(run / "checkpoints" / f"step-{step:08d}" / "complete.json", {})
+
+
+def asked(run, job="7", stage="train", limit=2):
+    config = load_config("demo", [f"run_dir={run}"])
+    return check_restart(stage, config, job=job, owner="test", restarts=0, max_same_start=limit)
+
+
+def test_restarts_that_get_further_go_on_for_ever(tmp_path):
+    for step in range(10):
+        checkpoint(tmp_path, step)
+        assert asked(tmp_path) is None
+
+
+def test_restarts_that_bring_nothing_end(tmp_path):
+    checkpoint(tmp_path, 3)
+    assert asked(tmp_path) is None and asked(tmp_path) is None
+    refusal = asked(tmp_path)
+    assert refusal is not None and "'step-00000003'" in refusal and "job 7" in refusal and "\n" not in refusal
+    # A checkpoint without its marker is none; another job, and progress, start anew.
+    (tmp_path / "checkpoints" / "step-00000004").mkdir()
+    assert asked(tmp_path) is not None
+    assert asked(tmp_path, job="8") is None
+    checkpoint(tmp_path, 5)
+    assert asked(tmp_path) is None
+
+
+def test_the_record_says_who_asked_and_where_it_was(tmp_path):
+    asked(tmp_path)
+    path = tmp_path / "launch" / "attempts-train.jsonl"
+    line = json.loads(path.read_text("utf-8"))
+    assert line["time"] > 0
+    del line["time"]
+    assert line == {"job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
+    path.write_text('{"job": "7", "ma', "utf-8")  # cut short by a kill
+    assert asked(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "file"),
+    [
+        ("prepare", "tokens/meta.json"),
+        ("train", "checkpoints/step-00000001/complete.json"),
+        ("datastore", "datastore/.shard-00000.json"),
+        ("datastore", "datastore/manifest.json"),
+        ("index-train", "index/template.json"),
+        ("index-add", "index/parts/part-00000.json"),
+        ("index-merge", "index/index.json"),
+        ("search", "neighbours/valid/found/unit-00000/unit.json"),
+        ("search", "neighbours/test/rescore/group-000-shard-00000.npy"),
+        ("search", "neighbours/test/unit-00003/unit.json"),
+        ("search", "cache/test/unit-00000.npy"),
+        ("evaluate", "knn.json"),
+        ("evaluate", "results.json"),
+    ],
+)
+def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
+    config = load_config("demo", [f"run_dir={tmp_path}"])
+    before = MARKS[stage](config, RunDir(tmp_path))
+    write_json(tmp_path / file, {"complete": True})
+    assert MARKS[stage](config, RunDir(tmp_path)) != before
+
+
+def test_the_command_answers_with_its_exit_code(tmp_path):
+    def command(*words, **env):
+        return subprocess.run(
+            [sys.executable, "-m", "launchers.guard", *words], env={**ENVIRONMENT, **env}, timeout=60,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    words = ["--max-same-start=1", "train", "demo", f"run_dir={tmp_path}"]
+    slurm = {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"}
+    assert command(*words, **slurm).returncode == 0
+    again = command(*words, **slurm)
+    assert again.returncode == 1 and again.stderr.startswith(
+        "guard: not requeued: the last 1 restarts of train in job 41"
+    )
+    line = json.loads((tmp_path / "launch" / "attempts-train.jsonl").read_text("utf-8").splitlines()[0])
+    assert (line["job"], line["restarts"], line["owner"]) == ("41", 2, "batch script")
+    wrong = command("trian", "demo", f"run_dir={tmp_path}")
+    assert wrong.returncode == 2 and "did you mean 'train'?" in wrong.stderr

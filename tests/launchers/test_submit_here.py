@@ -1,0 +1,113 @@
+"""submitit's local and debug executors run the whole graph on this machine: the results of a plain `distlm run`.
+
+The local run's training is stopped by a signal to one of its ranks, and goes on by itself where it was.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import ENVIRONMENT, TINY, distlm, write_text
+
+pytestmark = pytest.mark.multiprocess
+
+WORLD = re.compile(r"launchers: train: (rank \d+ of \d+ on \S+ \(from \w+\))")
+
+
+def settings(text, run, *more):
+    return [*TINY, "train.updates=60", "train.valid_every=30", "train.save_every=0", "data.source=folder",
+            f"data.text_dir={text}", f"run_dir={run}", *more]  # fmt: skip
+
+
+def start(folder, *words):
+    command = [sys.executable, "-m", "launchers.submit", "demo", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env={**ENVIRONMENT, "HOME": str(folder)}, text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process, timeout=240):
+    said = process.communicate(timeout=timeout)[0]
+    assert process.returncode == 0, said
+    return said
+
+
+def results(run):
+    found = json.loads((run / "results.json").read_text("utf-8"))
+    # Where it lay, how long it took, and which copy of the code it was.
+    del found["model"]["checkpoint"], found["seconds"], found["code"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("here")
+    write_text(folder / "text", train_lines=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    distlm("run", "demo", *settings(folder / "text", folder / "plain", "launch.ranks=2"))
+    return results(folder / "plain")
+
+
+def test_local_on_two_ranks_stopped_once_and_an_array(folder, plain):
+    run = folder / "local"
+    running = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=2", "--array=2")
+    deadline = time.monotonic() + 120
+    while not any("train/loss" in line for line in lines(run / "metrics.jsonl")):
+        assert time.monotonic() < deadline and running.poll() is None, finish(running)
+        time.sleep(0.05)
+    (rank,) = run.glob(".alive/*/rank-00001.json")
+    os.kill(json.loads(rank.read_text("utf-8"))["pid"], signal.SIGUSR1)
+    said = finish(running)
+    logs = {}
+    for name, log in re.findall(r"^(\S+): \d rank\(s\), process \d+; log (\S+)$", said, re.MULTILINE):
+        logs.setdefault(name, []).append(Path(log).read_text("utf-8"))
+    assert [len(logs[name]) for name in ("train", "datastore-shares", "datastore", "index-add-shares")] == [1, 2, 1, 2]
+    (train,) = logs["train"]
+    assert train.count("train: continuing from") == 1 and "requeue: submitit owns it" in train
+    assert [world.partition(" on ")[0] for world in WORLD.findall(train)] == ["rank 0 of 2"] * 2
+    assert results(run) == plain and f"report: {run / 'report.html'}" in said
+    end = "checkpoints/step-00000060/model.safetensors"
+    assert (run / end).read_bytes() == (folder / "plain" / end).read_bytes()
+
+
+def test_debug_is_one_rank_in_this_process(folder, plain):
+    run = folder / "debug"
+    words = [*settings(folder / "text", run), "--cluster=debug"]
+    stopped = start(folder, *words, "train.max_updates_this_run=20")
+    said = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 75 and "stopped after update 20" in said
+    said = finish(start(folder, *words))
+    (world,) = WORLD.findall(said)
+    assert re.fullmatch(r"rank 0 of 1 on \S+ \(from single\)", world)
+    found = results(run)
+    for split, expected in plain["splits"].items():
+        # One rank sums the gradients in another order than two, and tuning may then choose its neighbour in the grid.
+        for model, tolerance in (("lm", 1e-3), ("knn", 1e-2)):
+            wanted = pytest.approx(expected[model]["perplexity"], rel=tolerance)
+            assert found["splits"][split][model]["perplexity"] == wanted
+
+
+def test_a_failing_stage_ends_the_run_and_shows_why(folder):
+    run = folder / "broken"
+    (folder / "empty").mkdir()
+    broken = start(folder, *settings(folder / "empty", run), "--cluster=local", "--ranks=1")
+    said = broken.communicate(timeout=120)[0]
+    assert (
+        broken.returncode == 1 and "stage prepare failed; " in said and "Traceback" not in said and "train.txt" in said
+    )
+    assert not (run / "checkpoints").exists()
+
+
+def lines(path):
+    return path.read_text("utf-8").splitlines() if path.exists() else []

@@ -1,0 +1,103 @@
+"""Locks of a folder: one run or several shares, refusals that name the owner, nothing left after an end."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import ENVIRONMENT
+
+from distlm.config import load_config
+from distlm.errors import DistlmError, UsageError
+from distlm.runtime import lock
+from distlm.runtime.comm import SingleComm
+from distlm.runtime.share import Share, share_of
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from distlm.runtime.comm import SingleComm
+from distlm.runtime.lock import only_writer
+from distlm.runtime.share import Share
+share = Share(*map(int, sys.argv[2].split("/"))) if sys.argv[2] else None
+with only_writer(Path(sys.argv[1]), SingleComm(), "writing", share):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path, share: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until it is killed or told to end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), share], env={**ENVIRONMENT, **environment},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def take(folder: Path, share: Share | None = None) -> list[str]:
+    """Hold the lock for a moment; names in the folder meanwhile."""
+    with lock.only_writer(folder, SingleComm(), "writing", share):
+        return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.2)
+
+
+def test_the_refusal_names_job_node_process_and_time(tmp_path: Path) -> None:
+    with holder(tmp_path, SLURM_JOB_ID="4711") as other:
+        with pytest.raises(DistlmError, match="another run is writing here") as refusal:
+            take(tmp_path)
+        text = str(refusal.value)
+        assert f"Slurm job 4711, pid {other.pid} on {os.uname().nodename} since {time.strftime('%Y-')}" in text
+        assert text.startswith(f"{tmp_path}: ") and "run_dir=" in text
+    # A killed holder holds nothing; its name in the file does not matter.
+    assert take(tmp_path) == [".lock"]
+    assert (tmp_path / ".lock").read_text("utf-8") == ""
+
+
+def test_shares_together_but_not_with_a_run(tmp_path: Path) -> None:
+    with holder(tmp_path, "0/2", SLURM_JOB_ID="13", SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="0") as other:
+        assert ".lock-share-1-of-2" in take(tmp_path, Share(1, 2))
+        with pytest.raises(DistlmError, match=rf"\(share 0/2: Slurm job 12_0, pid {other.pid} on "):
+            take(tmp_path)
+    assert take(tmp_path) == [".lock"], "the locks of ended shares go with the next run"
+
+
+def test_a_run_keeps_shares_out(tmp_path: Path) -> None:
+    with holder(tmp_path) as other, pytest.raises(DistlmError, match=rf"another run is writing .*pid {other.pid} on "):
+        take(tmp_path, Share(0, 2))
+
+
+@pytest.mark.parametrize(("share", "words"), [(Share(0, 2), "0/2 is writing here already"), (Share(2, 3), "one count")])
+def test_shares_that_would_meet_are_refused(tmp_path: Path, share: Share, words: str) -> None:
+    with holder(tmp_path, "0/2") as other, pytest.raises(DistlmError, match=words) as refusal:
+        take(tmp_path, share)
+    assert f"pid {other.pid}" in str(refusal.value)
+    take(tmp_path, share)
+
+
+@pytest.mark.parametrize("text", ["2/2", "3/2", "0/0", "-1/2", "1", "a/b", "1/2/3", " 0/2", "0/2 "])
+def test_bad_shares_are_usage_errors(text: str) -> None:
+    with pytest.raises(UsageError, match="expected K/N with 0 <= K < N"):
+        share_of(load_config("demo", [f"launch.share='{text}'"]), ranks=1)
+
+
+def test_a_share_is_one_process() -> None:
+    config = load_config("demo", ["launch.share=1/4"])
+    assert share_of(config, ranks=1) == Share(1, 4)
+    assert share_of(load_config("demo", []), ranks=3) is None
+    with pytest.raises(UsageError, match="this step has 3 ranks"):
+        share_of(config, ranks=3)
