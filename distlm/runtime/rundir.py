@@ -34,10 +34,10 @@ from distlm.runtime.metrics import MetricsFile
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
-    "train": ("data", "model", "train"),
-    "datastore": ("data", "model", "train", "datastore"),
-    "index": ("data", "model", "train", "datastore", "index"),
-    "knn": ("data", "model", "train", "datastore", "index", "knn", "cache"),
+    "train": ("data", "model", "lstm", "train", "awd"),
+    "datastore": ("data", "model", "lstm", "train", "awd", "datastore"),
+    "index": ("data", "model", "lstm", "train", "awd", "datastore", "index"),
+    "knn": ("data", "model", "lstm", "train", "awd", "datastore", "index", "knn", "cache"),
 }
 """Sections whose settings decide a stage's output."""
 

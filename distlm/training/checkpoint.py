@@ -91,11 +91,11 @@ def save_checkpoint(
     tensors = _gather(comm, engine, [None if key == average else key for key in keys])
     _on_rank0(comm, folder, partial(safetensors.torch.save_file, tensors, folder / OPTIMIZER))
     tensors.clear()
-    if hidden:
-        _on_rank0(comm, folder, partial(safetensors.torch.save_file, dict(hidden), folder / HIDDEN))
     scalars = engine.scalars()
 
     def finish() -> None:
+        if hidden:
+            safetensors.torch.save_file(dict(hidden), folder / HIDDEN)
         write_json(folder / STATE, {**state, "optimizer": {"keys": keys, "average": average, **scalars}})
         seal(folder, final, state["update"])
         point_at_best(run, state["best"])

@@ -131,4 +131,4 @@ def test_an_array_that_does_not_count_from_0_is_refused(slurm: Slurm, tmp_path: 
     job = slurm.sbatch("--array=1-2", *FLAGS, script("datastore-array"), *recipe(tmp_path / "run", tmp_path))
     assert slurm.wait(job) == "FAILED"
     assert "submit with --array=0-1" in slurm.output(job)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "datastore").exists()
