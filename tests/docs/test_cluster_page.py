@@ -1,0 +1,52 @@
+"""docs/cluster.md and the README against the launchers: modules, flags, scripts and site files that they show exist."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launchers.site import STAGES, load_site, parse_site
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "\n".join((ROOT / name).read_text("utf-8") for name in ("docs/cluster.md", "README.md"))
+SHOWN = sorted(set(re.findall(r"python -m (launchers\.\w+)([^\n#)`]*)", TEXT)))
+
+
+@cache
+def help_of(module: str) -> str:
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("module", "words"), SHOWN)
+def test_a_shown_launcher_has_the_flags_it_is_shown_with(module: str, words: str) -> None:
+    for flag in re.findall(r"--[a-z][a-z-]*", words):
+        assert flag in help_of(module), f"python -m {module}{words}"
+
+
+def test_the_page_shows_every_launcher_that_users_call() -> None:
+    modules = {module for module, _ in SHOWN}
+    assert modules >= {
+        f"launchers.{name}" for name in ("submit", "site", "status", "logs", "cancel", "requeue", "deepspeed")
+    }
+
+
+def test_shown_scripts_exist_and_are_all_the_stages() -> None:
+    for script in re.findall(r"slurm/([\w.-]+\.(?:sbatch|yaml))", TEXT):
+        assert (ROOT / "slurm" / script).exists(), script
+    scripts = {path.stem for path in (ROOT / "slurm").glob("*.sbatch")}
+    assert scripts >= {*STAGES, "run"}
+
+
+def test_shown_site_files_are_accepted() -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/cluster.md").read_text("utf-8"), re.DOTALL)
+    assert len(shown) == 1
+    site = parse_site(yaml.load(shown[0], yaml.BaseLoader), "docs/cluster.md")
+    assert site.resources("train").nodes == 8 and site.resources("datastore").array == 32
+    example, _ = load_site(str(ROOT / "slurm/site.example.yaml"))
+    assert example.resources("train").nodes == 4
