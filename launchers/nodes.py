@@ -5,13 +5,13 @@ a front may have to name the nodes where no scontrol is.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path
+from distlm.runtime.nodelist import expand_nodes, split_list
 
 _LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\S+)")
 # What a launcher passes through a shell and a comma-separated list unharmed.
@@ -24,46 +24,6 @@ class Host:
 
     name: str
     slots: int
-
-
-def expand_nodes(text: str) -> list[str]:
-    """Names of a Slurm node list, in its order: `n[08-10],login` → n08, n09, n10, login.
-
-    Several brackets in a name multiply, the last one fastest, as `scontrol show hostnames` has it. Raises DistlmError
-    for a list that is cut or has a bad range.
-    """
-    names: list[str] = []
-    for item in _split(text, text):
-        pieces = re.split(r"\[([^\[\]]*)\]", item)
-        if any(char in piece for piece in pieces[::2] for char in "[]"):
-            raise DistlmError(f"node list {text!r}: brackets do not match in {item!r}")
-        # Pieces alternate: plain text, what was in brackets, plain text, ...
-        choices = [[piece] if i % 2 == 0 else list(_ranges(piece, text)) for i, piece in enumerate(pieces)]
-        names += ["".join(parts) for parts in product(*choices)]
-    return names
-
-
-def _split(text: str, whole: str) -> Iterator[str]:
-    """Items between commas that are outside brackets."""
-    depth, start = 0, 0
-    for place, char in enumerate(text + ","):
-        depth += (char == "[") - (char == "]")
-        if char == "," and depth == 0:
-            if item := text[start:place].strip():
-                yield item
-            start = place + 1
-    if depth != 0:
-        raise DistlmError(f"node list {whole!r}: brackets do not match (was it cut?)")
-
-
-def _ranges(text: str, whole: str) -> Iterator[str]:
-    """`1-3,07-08` → 1, 2, 3, 07, 08: the first number's width is kept."""
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise DistlmError(f"node list {whole!r}: bad range {part!r}; expected e.g. 3, 1-4 or 008-011")
-        for number in range(int(first), int(last or first) + 1):
-            yield str(number).zfill(len(first))
 
 
 def expand_counts(text: str) -> list[int]:
@@ -105,7 +65,7 @@ def read_hostfile(path: Path) -> list[Host]:
 def parse_hosts(text: str) -> list[Host]:
     """Hosts of an argument `a:4,b[1-2]:4`. Raises DistlmError as read_hostfile does."""
     entries = []
-    for item in _split(text, text):
+    for item in split_list(text, text):
         names, _, slots = item.rpartition(":")
         if not names:
             raise DistlmError(f"--hosts: {item!r} has no slots; write HOST:RANKS, e.g. {item}:4")

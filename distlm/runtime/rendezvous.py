@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
 from datetime import timedelta
 
 from distlm.errors import DistlmError
+from distlm.runtime.nodelist import expand_nodes
 from distlm.runtime.world import World
 
 JOIN_WITHIN = timedelta(seconds=180)
@@ -79,8 +79,7 @@ def _master_address(world: World) -> str:
         return "127.0.0.1"
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     if nodes:
-        shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-        return shown.stdout.split()[0]
+        return expand_nodes(nodes)[0]
     raise DistlmError(f"{world}: MASTER_ADDR is not set and there is no Slurm to ask; export MASTER_ADDR=<first node>")
 
 
