@@ -16,9 +16,3 @@ def wikitext2() -> Path:
     if not (folder / "train.txt").is_file():
         pytest.skip("no WikiText-2: set DISTLM_TEST_DATA to a folder that holds wikitext-2/{train,valid,test}.txt")
     return folder
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on Slurm first: one worker has them for minutes, while the other does the rest."""
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)

@@ -18,11 +18,10 @@ NEEDED = ("slurmctld", "slurmd", "munged", "srun")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests here are marked `slurm` and share one worker: there is one cluster on a machine."""
+    """All tests here are marked `slurm`; they run in one process, since there is one cluster on a machine."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(scope="session")
