@@ -95,6 +95,7 @@ def test_in_a_job(slurm, words, expected, tmp_path):
     assert (record["job"], record["stage"]) == (job, "train")
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_over_pdsh_and_continued_in_a_job(nodes, words, tmp_path):
     """pdsh carries no signal; the ranks stop all the same, by order of the front and when the front is killed."""
     run = tmp_path / "run"
