@@ -12,7 +12,7 @@ from typing import Any
 
 from distlm import __version__
 from distlm.config.check import position_warnings
-from distlm.config.load import dump_config, format_help, load_config, recipe_names
+from distlm.config.load import dump_config, format_help, load_config, recipe_names, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
@@ -157,16 +157,8 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 
 
 def _config(options: argparse.Namespace) -> RunConfig:
-    overrides = [word for word in options.words if "=" in word and not Path(word).is_file()]
-    recipes = [word for word in options.words if word not in overrides]
-    if len(recipes) != 1:
-        given = ", ".join(map(repr, recipes)) or "none"
-        raise UsageError(
-            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
-            "settings are given as section.key=value"
-        )
-    options.recipe, options.overrides = recipes[0], overrides
-    return load_config(recipes[0], overrides)
+    options.recipe, options.overrides = split_words(options.words)
+    return load_config(options.recipe, options.overrides)
 
 
 def _load(path: str) -> Callable[..., Any]:

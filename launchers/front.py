@@ -19,11 +19,10 @@ from types import FrameType
 from typing import Any
 
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.progress import say
 from launchers.rank import POLL_S, rank_file, read
 
-VISIBLE_AFTER_S = 20.0
-"""A network file system may show another node's new file this late."""
 _LAST_WORDS_S = 5.0
 """A rank writes its exit code down before it ends, so soon after its launcher's end this can be read."""
 _IN_ORDER = (EXIT_DONE, EXIT_STOPPED)

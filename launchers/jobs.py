@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distlm.config.load import load_config, recipe_names
+from distlm.config.load import load_config, split_words
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.rundir import RunDir
 from launchers import slurm
@@ -105,19 +105,6 @@ def front_process(found: Submission) -> int:
     front = (read(Path(found.log) / "spec.json") or {}).get("front", {})
     here = front.get("node") == socket.gethostname() and process_start(front["pid"]) == front["started"]
     return int(front["pid"]) if here else 0
-
-
-def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
-    """RECIPE_OR_FILE and section.key=value arguments in any order → the recipe and the overrides. UsageError else."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
-    recipes = [word for word in words if word not in overrides]
-    if len(recipes) != 1:
-        given = ", ".join(map(repr, recipes)) or "none"
-        raise UsageError(
-            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
-            "settings are given as section.key=value"
-        )
-    return recipes[0], overrides
 
 
 def named_runs(words: Sequence[str]) -> list[RunDir]:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distlm.config.load import dump_config, load_config, recipe_names
+from distlm.config.load import dump_config, load_config, recipe_names, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.runtime.files import atomic_path, bytes_hash, read_json
@@ -112,12 +112,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for extra in extras:
         if "=" not in extra:
             raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
-    options.overrides = [word for word in words if "=" in word and not Path(word).is_file()]
-    recipes = [word for word in words if word not in options.overrides]
-    if len(recipes) != 1:
-        given = ", ".join(map(repr, recipes)) or "none"
-        raise UsageError(f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}")
-    options.recipe = recipes[0]
+    options.recipe, options.overrides = split_words(words)
     return options
 
 

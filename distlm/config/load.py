@@ -201,3 +201,16 @@ def _as_argument(value: Any) -> str:
 
 def _reason(key: str) -> str:
     return f"expected {_type_name(leaf_fields()[key].type)}"
+
+
+def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
+    """RECIPE_OR_FILE and section.key=value arguments in any order → the recipe and the overrides. UsageError else."""
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    recipes = [word for word in words if word not in overrides]
+    if len(recipes) != 1:
+        given = ", ".join(map(repr, recipes)) or "none"
+        raise UsageError(
+            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
+            "settings are given as section.key=value"
+        )
+    return recipes[0], overrides
