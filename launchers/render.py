@@ -10,14 +10,15 @@ from typing import Any
 import submitit
 
 from distlm.config.schema import RunConfig
-from distlm.errors import EXIT_STOPPED
+from distlm.errors import EXIT_ERROR, EXIT_USAGE
 from launchers.graph import Job
 from launchers.site import Site
 
 _NEVER_GIVE_UP = 1_000_000
 """submitit counts time limits and stops at its maximum; whether a job starts again is the guard's decision."""
-_DIED = (EXIT_STOPPED, 134, 135, 137, 139)
-"""Exit codes of a step in which a rank was killed or crashed; the ranks left over end with EXIT_STOPPED."""
+_FINAL = (0, EXIT_ERROR, EXIT_USAGE)
+"""Exit codes of a step that is not run again, as in slurm/common.sh. Any other: a rank was killed or crashed (128 and
+the signal, what MPI ends with when a peer is gone, or EXIT_STOPPED of the ranks left over)."""
 
 
 class Scripts(submitit.SlurmExecutor):
@@ -111,11 +112,11 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
         ],
         "teardown": [
             "code=$?",
-            f"case $code in {'|'.join(map(str, _DIED))})",
+            f"case $code in {'|'.join(map(str, _FINAL))}) ;; *)",
             "  # A rank died, so none was left to hand over to submitit: this script asks for the requeue instead.",
-            '  echo "launchers: a rank died (exit code $code); requeue: this batch script owns it, with the guard"',
             f"  job={'${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID' if job.shares > 1 else '$SLURM_JOB_ID'}",
             '  [ "$(squeue -h -j $job -o %T)" = RUNNING ] &&',
+            '  echo "launchers: a rank died (exit code $code); requeue: this batch script owns it, with the guard" &&',
             f"  {shlex.join(guard)} &&",
             "  scontrol requeue $job ;;",
             "esac",

@@ -93,6 +93,7 @@ finish() {  # CODE STAGE RECIPE [section.key=value ...]: ends this script
     exit 75
   fi
   python -m launchers.guard "$stage" "$@" || exit 1
+  trap '' TERM  # Slurm now ends this shell and all it started, though there is a line left to say
   if scontrol requeue "$JOB"; then
     say "requeued by this script; it continues where it stopped"
   else
