@@ -120,6 +120,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child.add_argument("--top", type=int, default=20, help="words shown on either side; default 20")
     child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
     child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
+    add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
     add("index info", "what the index holds", _index_info, stage="index")
@@ -223,12 +224,24 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
     return _print(f"{table}\n\nall {len(rows)} words: {out}", world)
 
 
+def _data_verify(options: argparse.Namespace, world: World) -> int:
+    from distlm.data.shard_reader import verify_shards
+    from distlm.runtime.rundir import RunDir
+
+    config = _config(options)
+    folder = RunDir(Path(config.run_dir)).shards(config)
+    return _verified(folder, verify_shards(folder), world)
+
+
 def _datastore_verify(options: argparse.Namespace, world: World) -> int:
     from distlm.datastore.verify import verify_datastore
     from distlm.runtime.rundir import RunDir
 
     folder = RunDir(Path(_config(options).run_dir)).datastore
-    problems = verify_datastore(folder)
+    return _verified(folder, verify_datastore(folder), world)
+
+
+def _verified(folder: Path, problems: Sequence[str], world: World) -> int:
     for problem in problems:
         print(f"FAIL {problem}", file=sys.stderr)
     _print(f"{folder}: {'whole' if not problems else f'{len(problems)} problems'}", world)

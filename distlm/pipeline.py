@@ -23,8 +23,7 @@ from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.rundir import RunDir
-from distlm.training.evaluate_lm import RESULT, evaluated_as_trained, lm_table
-from distlm.training.loop import trained
+from distlm.training.finished import RESULT, evaluated_as_trained, lm_table, trained
 from distlm.verbs import STAGE_VERBS
 
 

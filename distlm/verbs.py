@@ -26,6 +26,13 @@ STAGE_VERBS: tuple[Verb, ...] = (
         ranks=False,
     ),
     Verb(
+        "data shard",
+        "text to shards of token rows, for masked language models",
+        "shard",
+        "distlm.data.shard:run_shard",
+        "distlm.data.shard:plan_shard",
+    ),
+    Verb(
         "train",
         "train the language model with DeepSpeed",
         "train",

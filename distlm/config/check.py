@@ -12,13 +12,13 @@ _AT_LEAST_ONE = (
     "datastore.batch_blocks", "datastore.rows_per_shard", "lstm.layers", "lstm.width", "lstm.hidden_width",
     "lstm.max_positions", "awd.batch", "awd.bptt", "awd.epochs", "awd.nonmono", "awd.valid_batch",
     "index.sample", "knn.block", "knn.batch_blocks",
-    "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
+    "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks", "shards.chunk_rows", "shards.shard_text",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
     "train.l2_weight", "train.valid_every", "train.save_every", "train.max_updates_this_run",
     "datastore.context_window", "knn.context_window", "launch.threads", "awd.micro_batch", "awd.ar", "awd.tar",
-    "awd.finetune_epochs",
+    "awd.finetune_epochs", "awd.log_interval", "shards.vocabulary_text",
 )  # fmt: skip
 _FRACTIONS = (
     "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",
@@ -55,6 +55,7 @@ def check_values(config: RunConfig, where: str) -> None:
             f"must be a multiple of train.micro_blocks={config.train.micro_blocks}",
         )  # fmt: skip
     _check_kind(config, refuse)
+    _check_shards(config, refuse)
     _check_lengths(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
@@ -83,6 +84,14 @@ def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -
         )  # fmt: skip
     if config.awd.micro_batch and config.awd.batch % config.awd.micro_batch:
         refuse("awd.batch", config.awd.batch, f"must be a multiple of awd.micro_batch={config.awd.micro_batch}")
+
+
+def _check_shards(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    shards, known = config.shards, ("train", "valid", "test")
+    if not shards.splits or len({*shards.splits}) < len(shards.splits) or not {*shards.splits} <= {*known}:
+        refuse("shards.splits", shards.splits, f"name some of {', '.join(known)}, each once")
+    if shards.row_tokens < 8:
+        refuse("shards.row_tokens", shards.row_tokens, "must be at least 8; [CLS] and [SEP] count")
 
 
 def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:

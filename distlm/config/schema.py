@@ -3,12 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-_VOLATILE = {"volatile": True}
-
-
-def volatile(default: object) -> object:
-    """A field that may differ between two runs of the same run directory: it changes speed, not results."""
-    return field(default=default, metadata=_VOLATILE)
+from distlm.config.fields import VOLATILE, volatile
+from distlm.config.plm import FinetuneConfig, MemoryConfig, PlmConfig, ShardsConfig
 
 
 @dataclass
@@ -40,8 +36,9 @@ class ModelConfig:
     """The Baevski–Auli transformer LM with adaptive input and tied adaptive softmax; the defaults are fairseq's
     transformer_lm_wiki103. With kind=awd_lstm the section `lstm` describes the model instead."""
 
-    kind: Literal["transformer_lm", "awd_lstm"] = "transformer_lm"
-    """The Baevski–Auli transformer, or the AWD-LSTM of Merity et al. (sections `lstm` and `awd`)."""
+    kind: Literal["transformer_lm", "awd_lstm", "plm"] = "transformer_lm"
+    """The Baevski–Auli transformer, the AWD-LSTM of Merity et al. (sections `lstm` and `awd`), or a masked language
+    model with or without product-key memory (sections `shards`, `plm` and `memory`)."""
     layers: int = 16
     """Decoder layers."""
     width: int = 1024
@@ -113,10 +110,13 @@ class AwdConfig:
     finetune_epochs: int = 750
     """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires."""
     trigger: Literal["masked", "window"] = "masked"
-    """masked: the validation loss exceeds the least of all but the last `nonmono` epochs (the authors' code);
-    window: the least of the last `nonmono` epochs (the text of the arXiv paper)."""
+    """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);
+    window: the least of the last `nonmono` (the text of the arXiv paper)."""
+    log_interval: int = 0
+    """L of Algorithm 1: updates of an epoch between two validations, at which the trigger looks; the end of the epoch is
+    one, too (0: that alone, as in the authors' code)."""
     nonmono: int = 5
-    """n of the trigger, in epochs."""
+    """n of the trigger, in validations."""
     on_trigger: Literal["average", "halve", "nothing"] = "average"
     """average: NT-ASGD; halve: SGD that halves its rate each time (Table 4); nothing: plain SGD."""
     reference_eta_lag: bool = False
@@ -151,7 +151,7 @@ class TrainConfig:
     """Weight decay."""
     clip_norm: float = 0.1
     """Clip the global gradient norm to this (0: never)."""
-    schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    schedule: Literal["cosine", "inverse_sqrt", "linear", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     lr: float = 1.0
     """Peak learning rate."""
@@ -230,7 +230,7 @@ class KnnConfig:
     """Search, scoring and evaluation."""
 
     # Volatile: neighbours on disk stay true when these change, and tuning anew on them is what they are kept for.
-    splits: list[str] = field(default_factory=lambda: ["valid", "test"], metadata=_VOLATILE)
+    splits: list[str] = field(default_factory=lambda: ["valid", "test"], metadata=VOLATILE)
     """Splits that are searched: the first is for tuning, the others are evaluated with frozen settings."""
     context_window: int = 2560
     """Previous tokens given to each evaluation block."""
@@ -248,13 +248,13 @@ class KnnConfig:
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = "index"
     """index: the faiss index; brute: every key, exactly (small stores)."""
-    lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=_VOLATILE)
+    lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=VOLATILE)
     """Interpolation weights tried on the first split."""
     temperatures: list[float] = field(
-        default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], metadata=_VOLATILE
+        default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], metadata=VOLATILE
     )
     """Temperatures tried on the first split."""
-    ks: list[int] = field(default_factory=lambda: [1024], metadata=_VOLATILE)
+    ks: list[int] = field(default_factory=lambda: [1024], metadata=VOLATILE)
     """Numbers of neighbours tried on the first split; each at most k."""
 
 
@@ -263,21 +263,21 @@ class CacheConfig:
     """The neural cache: a softmax over the hidden states of the last tokens of the evaluated text itself."""
 
     # Volatile: RUN_DIR/cache names the settings its files were made with and refuses others.
-    use: bool = field(default=False, metadata=_VOLATILE)
+    use: bool = field(default=False, metadata=VOLATILE)
     """`distlm run` computes the cache too; `distlm knn cache` does so in any case."""
-    tap: str = field(default="", metadata=_VOLATILE)
+    tap: str = field(default="", metadata=VOLATILE)
     """Hidden state h; empty: datastore.tap, whose states `knn search` has already kept."""
-    fill: Literal["full", "partial"] = field(default="full", metadata=_VOLATILE)
+    fill: Literal["full", "partial"] = field(default="full", metadata=VOLATILE)
     """full: no cache until more than `window` tokens are seen (Merity et al.'s code); partial: as soon as there are
     any."""
-    windows: list[int] = field(default_factory=lambda: [500, 1000, 2000, 3785], metadata=_VOLATILE)
+    windows: list[int] = field(default_factory=lambda: [500, 1000, 2000, 3785], metadata=VOLATILE)
     """Window sizes tried on the first split, in tokens, rising (Merity et al.: 2000 for PTB, 3785 for WikiText-2)."""
     thetas: list[float] = field(
-        default_factory=lambda: [0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.662, 0.8, 1.0, 1.5], metadata=_VOLATILE
+        default_factory=lambda: [0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.662, 0.8, 1.0, 1.5], metadata=VOLATILE
     )
     """Flattening θ tried on the first split: the smaller, the flatter (Merity et al.: 1.0 and 0.662). It goes with
     1 / |h|²."""
-    lambdas: list[float] = field(default_factory=lambda: [round(0.02 * i, 2) for i in range(0, 26)], metadata=_VOLATILE)
+    lambdas: list[float] = field(default_factory=lambda: [round(0.02 * i, 2) for i in range(0, 26)], metadata=VOLATILE)
     """Weights of the cache tried on the first split."""
 
 
@@ -314,6 +314,14 @@ class RunConfig:
     """The AWD-LSTM."""
     awd: AwdConfig = field(default_factory=AwdConfig)
     """Training of the AWD-LSTM."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """Shards of token rows for pretraining."""
+    plm: PlmConfig = field(default_factory=PlmConfig)
+    """The masked language model."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Its product-key memory."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Fine-tuning."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training."""
     datastore: DatastoreConfig = field(default_factory=DatastoreConfig)

@@ -1,8 +1,9 @@
 """Readers of text: each gives the lines of the train, valid and test split, unaltered, and says where they are from."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -118,33 +119,8 @@ def _demo_corpus() -> Corpus:
 
 
 def _hub_corpus(config: DataConfig) -> Corpus:
-    if not config.hub_name:
-        raise DistlmError("data.hub_name is empty; name a data set, e.g. data.hub_name=Salesforce/wikitext")
-    try:
-        import datasets
-    except ImportError as error:
-        raise DistlmError(f"data.source=hub needs the datasets library: pip install 'distlm[hub]' ({error})") from error
-    what = f"data.hub_name={config.hub_name}" + (f" ({config.hub_config})" if config.hub_config else "")
-    try:
-        loaded = datasets.load_dataset(config.hub_name, config.hub_config or None)
-    except Exception as error:  # the library raises many kinds: its own, of the network, of the file readers
-        raise DistlmError(
-            f"{what}: the datasets library cannot load it: {type(error).__name__}: {error}; check data.hub_name and "
-            "data.hub_config, or download the text and use data.source=folder"
-        ) from error
-    tables: dict[str, Any] = {}
-    for split, names in HUB_SPLITS.items():
-        name = next((name for name in names if name in loaded), None)
-        if name is None:
-            raise DistlmError(f"{what}: no {' or '.join(names)} split; it has {', '.join(loaded)}")
-        table = loaded[name]
-        if config.hub_field not in table.column_names:
-            raise DistlmError(
-                f"{what}: no column data.hub_field={config.hub_field}; it has {', '.join(table.column_names)}"
-            )
-        if len(table) == 0:
-            raise DistlmError(f"{what}: the {name} split is empty")
-        tables[split] = table.select_columns([config.hub_field])
+    tables = hub_tables("data", config.hub_name, config.hub_config, config.hub_field)
+    what = hub_label("data", config.hub_name, config.hub_config)
     return Corpus(
         description={
             "source": "hub",
@@ -153,13 +129,64 @@ def _hub_corpus(config: DataConfig) -> Corpus:
                 "config": config.hub_config,
                 "field": config.hub_field,
                 "rows": {split: len(table) for split, table in tables.items()},
-                "datasets": datasets.__version__,
+                "datasets": metadata.version("datasets"),
             },
         },
         lines={split: len(table) for split, table in tables.items()},
         places={split: f"{what}, {split}" for split in SPLITS},
         read=lambda split: _hub_lines(tables[split], config.hub_field, f"{what}, {split}"),
     )
+
+
+def hub_label(section: str, name: str, config: str) -> str:
+    """A hub data set as errors name it; `section` is that of its settings."""
+    return f"{section}.hub_name={name}" + (f" ({config})" if config else "")
+
+
+def load_hub(section: str, name: str, config: str) -> Any:
+    """Splits of a data set of the `datasets` library: one on the hub, or a local folder that it can load.
+
+    Raises DistlmError, naming the settings of `section`, when the library or the data set is missing.
+    """
+    if not name:
+        raise DistlmError(f"{section}.hub_name is empty; name a data set, e.g. {section}.hub_name=Salesforce/wikitext")
+    try:
+        import datasets
+    except ImportError as error:
+        raise DistlmError(
+            f"{section}.source=hub needs the datasets library: pip install 'distlm[hub]' ({error})"
+        ) from error
+    try:
+        return datasets.load_dataset(name, config or None)
+    except Exception as error:  # the library raises many kinds: its own, of the network, of the file readers
+        what = hub_label(section, name, config)
+        raise DistlmError(
+            f"{what}: the datasets library cannot load it: {type(error).__name__}: {error}; check {section}.hub_name "
+            f"and {section}.hub_config, or download the text and use {section}.source=folder"
+        ) from error
+
+
+def hub_tables(section: str, name: str, config: str, column: str, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
+    """Split → table of the `datasets` library that has the column `column` only.
+
+    Raises DistlmError, naming the settings of `section`, when the library, the data set, a split or the column is
+    missing, or a split is empty.
+    """
+    loaded = load_hub(section, name, config)
+    what = hub_label(section, name, config)
+    tables: dict[str, Any] = {}
+    for split in splits:
+        names = HUB_SPLITS[split]
+        found = next((word for word in names if word in loaded), None)
+        if found is None:
+            raise DistlmError(f"{what}: no {' or '.join(names)} split; it has {', '.join(loaded)}")
+        table = loaded[found]
+        if column not in table.column_names:
+            raise DistlmError(f"{what}: no column {section}.hub_field={column}; it has {', '.join(table.column_names)}")
+        if len(table) == 0:
+            raise DistlmError(f"{what}: the {found} split is empty")
+        tables[split] = table.select_columns([column])
+    return tables
 
 
 def _hub_lines(table: Any, field: str, place: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from distlm.data.tokens import DTYPE, TokenFiles
 from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
-from distlm.models.io import read_model_card
+from distlm.models.card import read_model_card
 from distlm.models.kinds import AnyModelConfig, card_config, kind_of, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir

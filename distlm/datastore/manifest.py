@@ -39,7 +39,7 @@ class Settings:
     width: int
     vocabulary: int
     model: str
-    """Fingerprint of the model (distlm.models.io.model_fingerprint)."""
+    """Fingerprint of the model (distlm.models.card.model_fingerprint)."""
     dictionary: str
     """Hash of the dictionary."""
     tokens: str

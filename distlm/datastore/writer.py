@@ -37,8 +37,9 @@ from distlm.datastore.manifest import file_problem as problem_of
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.shard_writer import ShardWriter
 from distlm.errors import DistlmError
+from distlm.models.card import model_fingerprint, read_model_card
 from distlm.models.device import default_device
-from distlm.models.io import check_dictionary, load_model, model_fingerprint, read_model_card
+from distlm.models.io import check_dictionary, load_model
 from distlm.models.kinds import KINDS
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first, together

@@ -9,7 +9,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import index_info
 from distlm.knnlm.parts import Frozen, FrozenCache, Parts
-from distlm.models.io import model_fingerprint
+from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
 
 

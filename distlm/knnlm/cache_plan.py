@@ -12,7 +12,7 @@ from distlm.errors import DistlmError
 from distlm.knnlm.cache import block_bytes
 from distlm.knnlm.cache_files import BYTES, check_windows
 from distlm.knnlm.states import StatesWork
-from distlm.models.io import model_fingerprint
+from distlm.models.card import model_fingerprint
 from distlm.models.kinds import model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir

@@ -13,7 +13,7 @@ from distlm.knnlm.cache_files import CacheWork, check_windows
 from distlm.knnlm.forward import open_forward
 from distlm.knnlm.search import in_rounds
 from distlm.knnlm.states import StatesWork
-from distlm.models.io import model_fingerprint
+from distlm.models.card import model_fingerprint
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import say

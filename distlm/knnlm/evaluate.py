@@ -59,7 +59,8 @@ from distlm.knnlm.parts import (
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.seconds import stage_seconds
 from distlm.knnlm.tune import split_knn_log_probs
-from distlm.models.io import card_parameters, read_model_card
+from distlm.models.card import read_model_card
+from distlm.models.io import card_parameters
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import read_json, write_json
 from distlm.runtime.metrics import STAGE_SECONDS

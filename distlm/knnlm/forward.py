@@ -12,8 +12,9 @@ from distlm.data.blocks import Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError
+from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
-from distlm.models.io import check_dictionary, load_model, model_fingerprint
+from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.stage import Stage
 

@@ -75,12 +75,12 @@ def _search_split(stage: Stage, work: SplitWork) -> None:
 def _rescore_group(stage: Stage, group: Group) -> None:
     """Exact distances of a group: its pairs shard by shard, then its units. Collective."""
     work = group.work
-    if rank0_first(stage.comm, lambda: all(work.is_written(unit) for unit in group.units)):
+    if rank0_first(stage.comm, lambda: all(work.files.is_written(unit) for unit in group.units)):
         return
     label = f"{work.split} (group {group.number})"
     shards = range(len(work.source.datastore.shards))
     in_rounds(stage, f"knn rescore {label}", "shards", shards, group.is_scored, group.score_shard)
-    in_rounds(stage, f"knn write {label}", "units", group.units, work.is_written, group.finish_unit)
+    in_rounds(stage, f"knn write {label}", "units", group.units, work.files.is_written, group.finish_unit)
 
 
 def in_rounds(

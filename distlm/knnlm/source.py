@@ -11,7 +11,7 @@ from distlm.errors import DistlmError
 from distlm.index.search import MergedIndex, brute_search, open_index
 from distlm.knnlm.forward import Forward, open_forward
 from distlm.knnlm.rescore import SortedPairs, sort_pairs
-from distlm.models.io import model_fingerprint
+from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
 
 SELF_TEST_KEYS = 256

@@ -28,6 +28,8 @@ class UnitFolder:
     units: int
     command: str
     """What fills it, for messages."""
+    measured: tuple[str, ...] = ()
+    """Entries of the plan that are no input: another start may find other values."""
 
     @property
     def is_whole(self) -> bool:
@@ -65,7 +67,7 @@ class UnitFolder:
 
     def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
         for key, value in self.plan.items():
-            if before.get(key) != value:
+            if key not in self.measured and before.get(key) != value:
                 raise DistlmError(
                     f"{path}: {key} was {before.get(key)!r} and is {value!r} now: this folder holds results of another "
                     f"{key}; remove {self.folder} and run `{self.command}` again"

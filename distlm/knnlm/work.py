@@ -14,9 +14,6 @@ from distlm.errors import DistlmError
 from distlm.knnlm.forward import context_rule, token_states, units_of_blocks
 from distlm.knnlm.neighbours import (
     FORMAT,
-    MANIFEST,
-    PLAN,
-    UNIT,
     Neighbours,
     Unit,
     read_unit,
@@ -26,7 +23,8 @@ from distlm.knnlm.neighbours import (
 )
 from distlm.knnlm.rescore import GroupScorer, SortedPairs, nearest_first, sort_pairs, unit_distances
 from distlm.knnlm.source import Source
-from distlm.runtime.files import atomic_path, read_json, require_free_disk, write_json
+from distlm.knnlm.units import UnitFolder
+from distlm.runtime.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -91,47 +89,33 @@ class SplitWork:
             "index": "brute" if source.index is None else source.index.fingerprint, "self_test": self.self_test,
         }  # fmt: skip
 
+    @cached_property
+    def files(self) -> UnitFolder:
+        """The folder that is being filled."""
+        return UnitFolder(self.folder, self.plan, len(self.units), "distlm knn search", measured=("self_test",))
+
     def check_before(self) -> None:
         """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""
         if self.tokens == 0:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
-        for name in (PLAN, MANIFEST):
-            path = self.folder / name
-            if path.exists():
-                self._refuse_other(path, read_json(path, "plan of a search"))
-        if not (self.folder / MANIFEST).exists():
-            width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
-            needed = self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1)
-            done = sum(file.stat().st_size for file in self.folder.rglob("*.npy")) if self.folder.exists() else 0
-            require_free_disk(self.folder, max(0, needed - done), f"`distlm knn search` of {self.split}")
-
-    def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
-        for key, value in self.plan.items():
-            if key != "self_test" and before.get(key) != value:
-                raise DistlmError(
-                    f"{path}: {key} was {before.get(key)!r} and is {value!r} now: these neighbours are of another "
-                    f"{key}; remove {self.folder} and run `distlm knn search` again"
-                )
+        width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
+        self.files.check_before(self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1))
 
     def begin(self) -> bool:
         """Rank 0: claim the folder; False when it is already whole."""
-        if (self.folder / MANIFEST).exists():
+        if self.files.is_whole:
             Neighbours.open(self.folder)
             self._tidy()
             return False
-        for folder in {self.folder, self.found, self.scores}:
+        for folder in (self.found, self.scores):
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
-        write_json(self.folder / PLAN, self.plan)
+        self.files.begin()
         return True
 
     def is_found(self, number: int) -> bool:
         """Phase 1 of a unit is done."""
-        return unit_folder(self.found, number).exists() or self.is_written(number)
-
-    def is_written(self, number: int) -> bool:
-        """A unit is final."""
-        return unit_folder(self.folder, number).exists()
+        return unit_folder(self.found, number).exists() or self.files.is_written(number)
 
     def search_unit(self, number: int) -> None:
         """Phase 1 of one unit: forward, search, gather values, write."""
@@ -147,11 +131,7 @@ class SplitWork:
 
     def finish(self) -> None:
         """Rank 0: the manifest, last, then remove what only the search needed."""
-        units = [
-            read_json(unit_folder(self.folder, number) / UNIT, "unit of neighbours")
-            for number in range(len(self.units))
-        ]
-        write_json(self.folder / MANIFEST, {**self.plan, "units": units})
+        self.files.finish()
         self._tidy()
 
     def _tidy(self) -> None:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.models.kinds import KINDS, AnyModelConfig, card_config, describe, model_on_meta, parameter_count
+from distlm.models.card import CARD, WEIGHTS, read_model_card
+from distlm.models.kinds import AnyModelConfig, card_config, describe, model_on_meta, parameter_count
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.files import atomic_path, file_hash, json_hash, read_json, write_json
-
-WEIGHTS, CARD = "model.safetensors", "model.json"
+from distlm.runtime.files import atomic_path, file_hash, write_json
 
 
 def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, Any]) -> None:
@@ -50,9 +49,18 @@ def save_weights(
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
     """The model in eval mode on `device` (fp32), and the content of model.json.
 
+    Not for masked language models, whose memories have files of their own.
     Raises DistlmError for missing files, another kind of model, weights that changed since they were written
     (checksum), and weights whose names or shapes do not fit the recorded configuration.
     """
+    weights, meta = read_weights(folder, device)
+    model = model_on_meta(card_config(meta), meta["vocabulary"])
+    _assign(model, weights)
+    return model.eval(), meta
+
+
+def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a model folder by parameter name (fp32), and the content of model.json; errors of load_model."""
     meta = read_model_card(folder)
     path = folder / WEIGHTS
     if not path.is_file():
@@ -70,26 +78,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     model = model_on_meta(config, meta["vocabulary"])
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
-    _assign(model, weights)
-    return model.eval(), meta
-
-
-def read_model_card(folder: Path) -> dict[str, Any]:
-    """Content of model.json. Raises DistlmError when it is missing, cut, incomplete or of another kind of model."""
-    path = folder / CARD
-    meta = read_json(path, "description of a model; is this a checkpoint folder?")
-    if not isinstance(meta, dict) or meta.get("kind") not in KINDS:
-        kind = meta.get("kind") if isinstance(meta, dict) else meta
-        raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {', '.join(map(repr, KINDS))}")
-    if missing := [key for key in ("config", "vocabulary", "weights", "dictionary") if key not in meta]:
-        raise DistlmError(f"{path}: {', '.join(missing)} missing; the file is incomplete, use another checkpoint")
-    return meta
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
-    meta = read_model_card(folder)
-    return json_hash({key: meta[key] for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+    return weights, meta
 
 
 def card_parameters(card: Mapping[str, Any]) -> int:

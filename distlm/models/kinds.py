@@ -10,10 +10,10 @@ import torch
 from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
 from distlm.models import awd_lstm, transformer_lm
 from distlm.models.awd_lstm import AwdLstm
-from distlm.models.language_model import LanguageModel
+from distlm.models.plm import Plm, PlmModel, plm_model
 from distlm.models.transformer_lm import TransformerLM
 
-AnyModelConfig = ModelConfig | LstmConfig
+AnyModelConfig = ModelConfig | LstmConfig | PlmModel
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Kind:
 
     name: str
     config: type
-    build: Callable[[Any, int], LanguageModel]
+    build: Callable[[Any, int], Any]
     taps: tuple[str, ...]
+    """Hidden states that a datastore can hold; none: no causal language model."""
 
 
 KINDS: dict[str, Kind] = {
@@ -31,12 +32,15 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("transformer_lm", ModelConfig, TransformerLM, transformer_lm.TAPS),
         Kind("awd_lstm", LstmConfig, AwdLstm, awd_lstm.TAPS),
+        Kind("plm", PlmModel, Plm, ()),
     )
 }
 
 
 def model_config(config: RunConfig) -> AnyModelConfig:
     """The section of the configuration that describes the model."""
+    if config.model.kind == "plm":
+        return plm_model(config.plm, config.memory, config.train.seed)
     return config.lstm if config.model.kind == "awd_lstm" else config.model
 
 
@@ -45,13 +49,16 @@ def kind_of(config: AnyModelConfig) -> Kind:
     return next(kind for kind in KINDS.values() if isinstance(config, kind.config))
 
 
-def build_model(config: AnyModelConfig, vocabulary: int) -> LanguageModel:
+def build_model(config: AnyModelConfig, vocabulary: int) -> Any:
     """A freshly initialised model over a dictionary of `vocabulary` words."""
     return kind_of(config).build(config, vocabulary)
 
 
-def model_on_meta(config: AnyModelConfig, vocabulary: int) -> LanguageModel:
+def model_on_meta(config: AnyModelConfig, vocabulary: int) -> Any:
     """The model without memory for its parameters."""
+    if isinstance(config, PlmModel) and config.memory:
+        # Values are no parameters; zeros take no memory until they are written.
+        config = dataclasses.replace(config, memory={**config.memory, "values": "zero"})
     with torch.device("meta"):
         return build_model(config, vocabulary)
 

@@ -21,6 +21,9 @@ def learning_rate(config: TrainConfig, update: int) -> float:
             return _cosine(config, update - config.warmup_updates)
         case "inverse_sqrt":
             return config.lr * math.sqrt(max(config.warmup_updates, 1) / max(update, 1))
+        case "linear":
+            left = (config.updates - update) / max(config.updates - config.warmup_updates, 1)
+            return config.min_lr + (config.lr - config.min_lr) * max(left, 0.0)
         case "constant":
             return config.lr
 

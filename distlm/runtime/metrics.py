@@ -11,6 +11,7 @@ LEARNING_RATE, GRADIENT_NORM, LOSS_SCALE = "train/lr", "train/grad_norm", "train
 VALID_LOSS, VALID_PPL = "valid/loss", "valid/ppl"
 TOKENS_PER_S = "perf/tokens_per_s"
 STAGE_SECONDS = "stage/seconds"
+DATA_WAIT_S = "perf/data_wait_s"
 DATA_FINGERPRINT = "train/data_fingerprint"
 PROGRESS_DONE, PROGRESS_TOTAL, PROGRESS_UNIT = "progress/done", "progress/total", "progress/unit"
 PROGRESS_RATE, PROGRESS_ETA = "progress/rate", "progress/eta_s"

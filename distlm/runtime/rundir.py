@@ -34,6 +34,7 @@ from distlm.runtime.metrics import MetricsFile
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
+    "shard": ("shards",),
     "train": ("data", "model", "lstm", "train", "awd"),
     "datastore": ("data", "model", "lstm", "train", "awd", "datastore"),
     "index": ("data", "model", "lstm", "train", "awd", "datastore", "index"),
@@ -109,6 +110,10 @@ class RunDir:
         """Folder of token files: data.tokens_dir or RUN_DIR/tokens."""
         return Path(config.data.tokens_dir) if config.data.tokens_dir else self.root / "tokens"
 
+    def shards(self, config: RunConfig) -> Path:
+        """Folder of shards of token rows: shards.folder or RUN_DIR/shards."""
+        return Path(config.shards.folder) if config.shards.folder else self.root / "shards"
+
     def checkpoint(self, step: int) -> Path:
         """Checkpoint folder of an update count."""
         return self.checkpoints / f"step-{step:08d}"
@@ -148,6 +153,7 @@ class RunDir:
         """Forget the recorded configuration of a stage that was refused before it produced anything. On rank 0."""
         produced = {
             "prepare": (self.tokens(config) / "meta.json").exists(),
+            "shard": any((self.shards(config) / name).exists() for name in (".plan.json", "manifest.json")),
             "train": any(self.checkpoints.glob("step-*")),
             "datastore": (self.datastore / "manifest.json").exists(),
             "index": (self.index / "template.json").exists(),

@@ -25,16 +25,18 @@ import safetensors.torch
 from torch import Tensor
 
 from distlm.errors import DistlmError
-from distlm.models.io import WEIGHTS, load_model, save_weights
+from distlm.models.card import WEIGHTS
+from distlm.models.io import load_model, save_weights
 from distlm.models.kinds import AnyModelConfig
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.collective import rank0_first
+from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.comm import Comm
 from distlm.runtime.files import file_hash, read_json, sweep_temporaries, sync_file, sync_folder, write_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
+from distlm.training.finished import STATE
 
-OPTIMIZER, STATE, COMPLETE, BEST = "optimizer.safetensors", "state.json", "complete.json", "best.json"
+OPTIMIZER, COMPLETE, BEST = "optimizer.safetensors", "complete.json", "best.json"
 HIDDEN = "hidden.safetensors"
 _RAW = "weights"
 
@@ -65,11 +67,12 @@ def save_checkpoint(
     keep_last: int,
     average: str | None = None,
     hidden: Mapping[str, Tensor] | None = None,
+    write: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write the checkpoint of `state["update"]` updates, point best.json at `state["best"]`, remove old checkpoints.
 
     `average` names the optimizer state that is the model to be used, if that is not the weights themselves; `hidden`
-    are further tensors of rank 0.
+    are further tensors of rank 0; `write` puts this rank's further files into the folder.
     Collective. Tensors are gathered one parameter at a time; rank 0 holds at most the weights (4 bytes per parameter)
     or the optimizer states (Adam 8, NAG 4 bytes per parameter) in host memory, the others one tensor.
     Raises DistlmError on every rank when the disk is full.
@@ -92,6 +95,8 @@ def save_checkpoint(
     _on_rank0(comm, folder, partial(safetensors.torch.save_file, tensors, folder / OPTIMIZER))
     tensors.clear()
     scalars = engine.scalars()
+    if write is not None:
+        together(comm, lambda: _guarded(folder, partial(write, folder)))
 
     def finish() -> None:
         if hidden:
@@ -193,16 +198,17 @@ def _gather(comm: Comm, engine: Engine, keys: Sequence[str | None], prefix: str 
 
 
 def _on_rank0(comm: Comm, folder: Path, action: Callable[[], object]) -> None:
-    def guarded() -> None:
-        try:
-            action()
-        except (OSError, safetensors.SafetensorError) as error:
-            raise DistlmError(
-                f"{folder}: the checkpoint could not be written: {error}; the ones before it are whole. "
-                "Free space or mend the disk, and run the same command again"
-            ) from error
+    rank0_first(comm, lambda: _guarded(folder, action))
 
-    rank0_first(comm, guarded)
+
+def _guarded(folder: Path, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DistlmError(
+            f"{folder}: the checkpoint could not be written: {error}; the ones before it are whole. "
+            "Free space or mend the disk, and run the same command again"
+        ) from error
 
 
 def _remove_old(run: RunDir, keep_last: int, best: Mapping[str, Any] | None) -> None:

@@ -130,9 +130,13 @@ class Engine:
             ) from error
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
+        return Step(norm, bool(getattr(self._wrapper, "overflow", False)), self.loss_scale)
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16 loss scale of the next backward pass; 1 in other precisions. Local."""
         scaler = self._scaler()
-        scale = float(scaler.cur_scale) if scaler is not None and self.precision == "fp16" else 1.0
-        return Step(norm, bool(getattr(self._wrapper, "overflow", False)), scale)
+        return float(scaler.cur_scale) if scaler is not None and self.precision == "fp16" else 1.0
 
     def state_keys(self) -> list[str]:
         """Names of the optimizer's per-parameter tensors, e.g. exp_avg; none before the first applied update. Local."""

@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm import AwdLstm
+from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
-from distlm.models.io import card_parameters, check_dictionary, load_model, model_fingerprint
+from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.runtime.collective import rank0_first
-from distlm.runtime.files import read_json, write_json
+from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
-from distlm.runtime.rundir import RunDir, code_version
+from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
+from distlm.training.finished import RESULT
 from distlm.training.stream_loss import stream_loss
 
-RESULT = "lm.json"
 RULE = "each split read in one go, the hidden state carried over; every token scored once, </s> and <unk> included"
 _CHUNK = 256
 """Tokens in one pass; the result does not depend on it."""
@@ -66,21 +66,3 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
     write_json(run.root / RESULT, results)
     return {"seconds": seconds, **{split: result["perplexity"] for split, result in splits.items()}}
-
-
-def evaluated_as_trained(config: RunConfig, run: RunDir) -> bool:
-    """Whether lm.json holds every split of knn.splits under the present best checkpoint."""
-    path = run.root / RESULT
-    if not path.exists():
-        return False
-    results = read_json(path, "evaluation results")
-    fingerprint = model_fingerprint(run.model_checkpoint(config))
-    return results["model"]["fingerprint"] == fingerprint and set(config.knn.splits) <= set(results["splits"])
-
-
-def lm_table(results: dict[str, Any]) -> str:
-    """lm.json for people."""
-    lines = [f"{'split':<8}{'tokens':>10}{'loss':>10}{'perplexity':>12}"]
-    for split, found in results["splits"].items():
-        lines.append(f"{split:<8}{found['tokens']:>10}{found['loss_nats']:>10.4f}{found['perplexity']:>12.2f}")
-    return "\n".join([*lines, f"context: {results['context_rule']}"])

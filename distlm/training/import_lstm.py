@@ -18,7 +18,8 @@ from distlm.models.io import load_model, save_weights
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.bptt import columns_of
-from distlm.training.checkpoint import OPTIMIZER, STATE, point_at_best, seal
+from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
+from distlm.training.finished import STATE
 from distlm.training.lstm_job import lstm_identity
 from distlm.training.phases import fresh_phases
 from distlm.training.stream_loss import stream_loss

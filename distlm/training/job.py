@@ -1,16 +1,18 @@
 """What a kind of model brings to the training loop: its data and how it is cut, its updates, its validation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.device import default_device
-from distlm.models.kinds import build_model, kind_of, model_config
-from distlm.models.language_model import LanguageModel
+from distlm.models.kinds import AnyModelConfig, build_model, kind_of, model_config
+from distlm.runtime import metrics
 from distlm.runtime.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
@@ -21,13 +23,29 @@ from distlm.training.update import Outcome
 from distlm.training.validate import Validation
 
 
+class Text(NamedTuple):
+    """What identifies the text that a model is trained on."""
+
+    fingerprint: str
+    dictionary: str
+    """Hash of the dictionary or tokenizer."""
+    vocabulary: int
+
+    @staticmethod
+    def of(tokens: TokenFiles) -> "Text":
+        """Of token files."""
+        return Text(tokens.fingerprint, tokens.dictionary.hash, len(tokens.dictionary))
+
+
 class Kept(NamedTuple):
     """What a checkpoint holds besides weights, optimizer and `state`."""
 
-    average: str | None
+    average: str | None = None
     """Optimizer state that is the model to be used; None: the weights are."""
-    hidden: dict[str, Tensor]
+    hidden: Mapping[str, Tensor] = {}
     """Hidden states; on rank 0."""
+    write: Callable[[Path], object] | None = None
+    """Writes this rank's further files into the folder of the checkpoint. Local."""
 
 
 class Job(ABC):
@@ -40,27 +58,35 @@ class Job(ABC):
     """Updates in all; where training may end sooner, the most there can be."""
     engine: Engine
     parameters: int
+    unit = metrics.TOKENS_PER_S
+    """Name of the rate: what the loss is a mean over, per second."""
+    keeps_best = True
+    """Whether the checkpoint with the lowest validation loss is made and kept."""
 
-    def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
+    def __init__(
+        self, stage: Stage, text: Text, micro: MicroBatchPlan, deepspeed: dict[str, Any],
+        model: AnyModelConfig | None = None,
+    ) -> None:  # fmt: skip
+        """`model`: None: the configuration's."""
         self.stage, self.train, self.comm = stage, stage.config.train, stage.comm
-        self.tokens, self.micro, self.deepspeed = tokens, micro, deepspeed
-        self.model = model_config(stage.config)
+        self.text, self.micro, self.deepspeed = text, micro, deepspeed
+        self.model = model or model_config(stage.config)
         taps = kind_of(self.model).taps
-        if self.train.tap not in taps:
+        if taps and self.train.tap not in taps:
             raise DistlmError(f"train.tap={self.train.tap!r}: no such hidden state; choose one of {', '.join(taps)}")
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run: then its update number says which data comes next."""
-        return {"data": self.tokens.fingerprint, "dictionary": self.tokens.dictionary.hash, "seed": self.train.seed}
+        return {"data": self.text.fingerprint, "dictionary": self.text.dictionary, "seed": self.train.seed}
 
     def begin(self, resume: Resume | None) -> None:
         """A fresh engine, or the checkpoint's. Collective."""
         device = default_device()
         if resume is None:
             torch.manual_seed(self.train.seed)
-            model = build_model(self.model, len(self.tokens.dictionary))
+            model = self.fresh_model()
         else:
-            model = together(self.comm, lambda: model_to_train(resume))
+            model = together(self.comm, lambda: self.saved_model(resume))
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         # DeepSpeed replaces the tensors by half-precision copies; these keep the fp32 values for `restore`.
         weights = {} if resume is None else {name: parameter.data for name, parameter in model.named_parameters()}
@@ -70,8 +96,16 @@ class Job(ABC):
             restore(self.engine, resume, weights)
             together(self.comm, lambda: self.resumed(resume))
 
+    def fresh_model(self) -> nn.Module:
+        """The model at update 0, from torch's global generator, which is seeded. Collective."""
+        return build_model(self.model, self.text.vocabulary)
+
+    def saved_model(self, resume: Resume) -> nn.Module:
+        """The model that training goes on from. Local."""
+        return model_to_train(resume)
+
     @abstractmethod
-    def objective(self, model: LanguageModel) -> Objective:
+    def objective(self, model: Any) -> Objective:
         """The model with its loss."""
 
     @abstractmethod
@@ -106,10 +140,18 @@ class Job(ABC):
         """`state` counts the update just done."""
         return
 
+    def close(self) -> None:
+        """Training is over, or stops here. Local."""
+        return
+
+    def measured(self) -> dict[str, Any]:
+        """Further metrics since the last line of metrics. Collective."""
+        return {}
+
     def judged(self, state: dict[str, Any], result: Validation) -> dict[str, Any]:
         """Act upon a validation loss; further metrics of that update. Collective."""
         return {}
 
     def kept(self, state: dict[str, Any]) -> Kept:
         """What a checkpoint needs besides. Collective."""
-        return Kept(None, {})
+        return Kept()

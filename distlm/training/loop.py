@@ -1,29 +1,32 @@
 """The stage `distlm train`: updates, metrics, validation, checkpoints, stops, for every kind of model."""
 
 import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distlm.config.schema import RunConfig
-from distlm.errors import DistlmError, Stopped
+from distlm.errors import Stopped
 from distlm.runtime import metrics
 from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.files import bytes_hash, read_json, require_free_disk
+from distlm.runtime.files import bytes_hash, require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.rendezvous import join_group
-from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
-from distlm.training.checkpoint import STATE, Resume, find_resume, save_checkpoint
+from distlm.training.checkpoint import Resume, find_resume, save_checkpoint
 from distlm.training.job import Job
-from distlm.training.lstm_job import LstmJob
 from distlm.training.plan import plan_train
-from distlm.training.transformer_job import TransformerJob, make_optimizer
 from distlm.training.update import Outcome, Window
 
-_JOBS: dict[str, type[TransformerJob] | type[LstmJob]] = {"transformer_lm": TransformerJob, "awd_lstm": LstmJob}
+_JOBS = {
+    "transformer_lm": "distlm.training.transformer_job:TransformerJob",
+    "awd_lstm": "distlm.training.lstm_job:LstmJob",
+    "plm": "distlm.training.plm_job:PlmJob",
+}
+"""Kind of model → what trains it; imported when it is wanted."""
 
-__all__ = ["make_optimizer", "plan_train", "run_train", "trained"]
+__all__ = ["plan_train", "run_train"]
 
 
 def run_train(stage: Stage) -> dict[str, Any]:
@@ -36,31 +39,38 @@ def run_train(stage: Stage) -> dict[str, Any]:
     """
     started = time.monotonic()
     comm = stage.comm
-    job = together(comm, lambda: _JOBS[stage.config.model.kind].open(stage))
-    with only_writer(stage.run.checkpoints, comm, "training"):
-        resume = rank0_first(comm, lambda: find_resume(stage.run, job.identity()))
-        if resume is not None and job.finished(resume.state):
-            say(f"train: {resume.folder} is the last of {resume.state['update']} updates; nothing to do", comm.rank)
-            state = resume.state
-        else:
-            rank0_first(comm, lambda: _announce(stage, resume))
-            join_group(stage.world)
-            state = _Run(stage, job, resume).to_the_end()
+    job = together(comm, lambda: _open_job(stage))
+    state = run_job(stage, job, lambda resume: _announce(stage, resume))
     seconds = time.monotonic() - started
     if comm.rank == 0:
         stage.run.metrics.write("train", {metrics.STAGE_SECONDS: seconds}, step=state["update"])
     return {"step": state["update"], **state["last"], "seconds": round(seconds, 3)}
 
 
-def trained(config: RunConfig, run: RunDir) -> bool:
-    """Whether the training of `config` is finished in this run directory."""
-    complete = run.complete_checkpoints()
-    if config.model.kind == "transformer_lm":
-        return run.checkpoint(config.train.updates) in complete
-    try:
-        return bool(complete) and bool(read_json(complete[-1] / STATE, "state of a checkpoint").get("finished"))
-    except DistlmError:
-        return False
+def run_job(stage: Stage, job: Job, announce: Callable[[Resume | None], object]) -> dict[str, Any]:
+    """Do what is left of a job, from the newest checkpoint of `stage.run` on; its final state. Collective.
+
+    `announce` is called on rank 0 before there is work. Raises what run_train does.
+    """
+    comm = stage.comm
+    with only_writer(stage.run.checkpoints, comm, "training"):
+        resume = rank0_first(comm, lambda: find_resume(stage.run, job.identity()))
+        if resume is not None and job.finished(resume.state):
+            done = resume.state["update"]
+            say(f"{stage.name}: {resume.folder} is the last of {done} updates; nothing to do", comm.rank)
+            return resume.state
+        rank0_first(comm, lambda: announce(resume))
+        join_group(stage.world)
+        try:
+            return _Run(stage, job, resume).to_the_end()
+        finally:
+            job.close()
+
+
+def _open_job(stage: Stage) -> Job:
+    module, _, name = _JOBS[stage.config.model.kind].partition(":")
+    job: Job = getattr(import_module(module), name).open(stage)
+    return job
 
 
 class _Run:
@@ -87,13 +97,13 @@ class _Run:
             **{name: before.get(name, value) for name, value in job.fresh_state().items()},
         }
         self.state["last"]["parameters"] = job.parameters
-        self.window = Window()
+        self.window = Window(self.job.unit)
 
     def to_the_end(self) -> dict[str, Any]:
         """All remaining updates; the final state. Raises Stopped after a checkpoint."""
         job, state = self.job, self.state
         job.engine.train()
-        with Progress("train", job.updates, "updates", self.stage.comm.rank, done=self.start) as progress:
+        with Progress(self.stage.name, job.updates, "updates", self.stage.comm.rank, done=self.start) as progress:
             while not job.finished(state):
                 outcome, rate = job.run_update(state)
                 state["update"] += 1
@@ -104,8 +114,8 @@ class _Run:
                 folder = self._at_boundary(outcome, rate)
                 if folder is not None and not job.finished(state):
                     raise Stopped(
-                        f"train: stopped after update {state['update']} of {job.updates}; {folder} is complete, "
-                        "run the same command again to continue"
+                        f"{self.stage.name}: stopped after update {state['update']} of {job.updates}; {folder} is "
+                        "complete, run the same command again to continue"
                     )
         return state
 
@@ -119,7 +129,7 @@ class _Run:
         spent = train.max_updates_this_run > 0 and state["update"] - self.start >= train.max_updates_this_run
         folder = None
         if outcome.stop or spent or better or job.finished(state) or _due(state["update"], train.save_every):
-            kept, vocabulary = job.kept(state), len(job.tokens.dictionary)
+            kept, vocabulary = job.kept(state), job.text.vocabulary
             folder = save_checkpoint(
                 comm, self.stage.run, job.engine, job.model, vocabulary, state, train.keep_last, *kept
             )
@@ -132,24 +142,25 @@ class _Run:
         if done % self.train.log_every and not last:
             return
         self.state["last"] |= {"train_loss": self.window.loss, "tokens_per_s": round(self.window.rate, 1)}
+        measured = self.job.measured()
         if self.stage.comm.rank == 0:
-            line = self.window.line(rate, self.state["skipped"])
+            line = self.window.line(rate, self.state["skipped"]) | measured
             # A chain over all updates so far: two runs were given the same batches in the same order, or it differs.
             line[metrics.DATA_FINGERPRINT] = self.state["fingerprint"]
             self.stage.run.metrics.write("train", line, step=done)
-        self.window = Window()
+        self.window = Window(self.job.unit)
 
     def _validate(self) -> bool:
         """True when this is the best validation loss so far, so that a checkpoint must keep it."""
         run, comm, done = self.stage.run, self.stage.comm, self.state["update"]
         result = self.job.validate(self.state)
-        self.state["last"] |= {"valid_loss": result.loss, "valid_ppl": result.perplexity}
-        better = self.state["best"] is None or result.loss < self.state["best"]["valid_loss"]
+        self.state["last"] |= result.last
+        best = self.state["best"]
+        better = self.job.keeps_best and (best is None or result.loss < best["valid_loss"])
         if better:
             self.state["best"] = {"checkpoint": run.checkpoint(done).name, "valid_loss": result.loss}
-        text = f"valid loss {result.loss:.4f}, ppl {result.perplexity:.2f} ({result.rule})"
-        say(f"train: update {done}: {text}", comm.rank)
-        values = {metrics.VALID_LOSS: result.loss, metrics.VALID_PPL: result.perplexity, "valid/context": result.rule}
+        say(f"{self.stage.name}: update {done}: {result.text}", comm.rank)
+        values = result.values
         values |= self.job.judged(self.state, result)
         if comm.rank == 0:
             run.metrics.write("train", values, step=done)

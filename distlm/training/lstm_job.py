@@ -19,8 +19,7 @@ from distlm.config.schema import AwdConfig, LstmConfig, TrainConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm import AwdLstm, Columns
-from distlm.models.io import WEIGHTS
-from distlm.models.language_model import LanguageModel
+from distlm.models.card import WEIGHTS
 from distlm.models.lstm import State
 from distlm.optim.nt_asgd import AVERAGE, NTASGD
 from distlm.runtime.collective import together
@@ -29,7 +28,7 @@ from distlm.runtime.stage import Stage
 from distlm.training.bptt import ChunkPlan, columns_of
 from distlm.training.checkpoint import HIDDEN, Resume
 from distlm.training.dsconfig import merge_ds_config, zero_stage
-from distlm.training.job import Job, Kept
+from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan, micro_seed
 from distlm.training.objective import Objective, StreamModule
 from distlm.training.phases import (
@@ -53,7 +52,7 @@ class LstmJob(Job):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
     def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
-        super().__init__(stage, tokens, micro, deepspeed)
+        super().__init__(stage, Text.of(tokens), micro, deepspeed)
         self.awd, self.lstm = stage.config.awd, stage.config.lstm
         awd = self.awd
         self.columns = columns_of(tokens.split("train"), awd.batch, "awd.batch", "train")
@@ -82,7 +81,7 @@ class LstmJob(Job):
     def identity(self) -> dict[str, Any]:
         return super().identity() | lstm_identity(self.lstm, self.awd)
 
-    def objective(self, model: LanguageModel) -> StreamModule:
+    def objective(self, model: Any) -> StreamModule:
         assert isinstance(model, AwdLstm)
         return StreamModule(model, self.awd.ar, self.awd.tar)
 
@@ -97,8 +96,9 @@ class LstmJob(Job):
         return bool(state["finished"])
 
     def validation_due(self, state: dict[str, Any]) -> bool:
-        last_of_epoch = self.plan.chunk(state["update"] - 1).last
-        return last_of_epoch and (self.train.valid_every > 0 or self.finished(state))
+        chunk, every = self.plan.chunk(state["update"] - 1), self.awd.log_interval
+        due = chunk.last or (every > 0 and (chunk.number + 1) % every == 0)
+        return self.finished(state) or (due and self.train.valid_every > 0)
 
     def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
         """Chunk of all columns: mean CE + α·AR + β·TAR over them, at the rate lr · drawn length / bptt."""

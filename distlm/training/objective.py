@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from distlm.models.awd_lstm import AwdLstm, Columns
-from distlm.models.language_model import LanguageModel
 from distlm.models.lstm import State
+from distlm.models.plm import Plm
 from distlm.models.transformer_lm import TransformerLM
 
 
 class Objective(nn.Module):
     """A model and what is minimised as one module, because DeepSpeed wraps a single forward."""
 
-    model: LanguageModel
+    model: nn.Module
 
 
 class Sums(NamedTuple):
@@ -62,6 +62,26 @@ class TrainModule(Objective):
     def loss(self, sums: Sums, scale: float) -> Tensor:
         """fp32 scalar to differentiate: (Σ CE + ω Σ penalty) · scale."""
         total = sums.ce + self.weight * sums.penalty if self.weight > 0 else sums.ce
+        return (total * scale).float()
+
+
+class MaskedModule(Objective):
+    """The masked language model's objective: mean CE over the tokens that are predicted."""
+
+    def __init__(self, model: Plm) -> None:
+        super().__init__()
+        self.model: Plm = model
+
+    def forward(self, tokens: Tensor, labels: Tensor, mask: Tensor, counted: Tensor, keys: Tensor | None) -> Tensor:
+        """Σ CE over the labelled positions: fp64 scalar.
+
+        tokens, labels int64 [B, T] (labels NO_LABEL elsewhere), mask and counted bool [B, T], keys int64 [B]: see Rows.
+        """
+        with self.model.rows.set(keys, mask, counted):
+            return self.model.loss_sum(self.model(tokens), labels)
+
+    def loss(self, total: Tensor, scale: float) -> Tensor:
+        """fp32 scalar to differentiate: Σ CE · scale."""
         return (total * scale).float()
 
 

@@ -12,13 +12,12 @@ from distlm.data.blocks import gather, training_blocks
 from distlm.data.order import rows_for_update
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.language_model import LanguageModel
 from distlm.optim.nag import NAG
 from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.stage import Stage
 from distlm.training.dsconfig import merge_ds_config
-from distlm.training.job import Job
+from distlm.training.job import Job, Text
 from distlm.training.microbatch import MicroBatchPlan, micro_seed, plan_micro_batches
 from distlm.training.objective import TrainModule
 from distlm.training.update import Outcome, Part, combine
@@ -29,7 +28,7 @@ class TransformerJob(Job):
     """`train.updates` updates of `train.blocks_per_update` blocks."""
 
     def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
-        super().__init__(stage, tokens, micro, deepspeed)
+        super().__init__(stage, Text.of(tokens), micro, deepspeed)
         self.updates = self.train.updates
         self.ids = tokens.split("train")
         self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
@@ -51,8 +50,8 @@ class TransformerJob(Job):
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
 
-    def objective(self, model: LanguageModel) -> TrainModule:
-        return TrainModule(model, self.train.tap, self.train.l2_weight, self.train.l2_reduction)  # type: ignore[arg-type]
+    def objective(self, model: Any) -> TrainModule:
+        return TrainModule(model, self.train.tap, self.train.l2_weight, self.train.l2_reduction)
 
     def optimizer(self, objective: torch.nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(self.train, objective)

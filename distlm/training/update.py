@@ -78,7 +78,9 @@ def combine(part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step
 class Window:
     """Sums over the updates since the last line of metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = metrics.TOKENS_PER_S) -> None:
+        """`unit`: name of the rate."""
+        self.unit = unit
         self.outcomes: list[Outcome] = []
         self.began = time.monotonic()
 
@@ -111,6 +113,6 @@ class Window:
             metrics.LEARNING_RATE: rate,
             metrics.GRADIENT_NORM: last.step.gradient_norm if math.isfinite(last.step.gradient_norm) else None,
             metrics.LOSS_SCALE: last.step.loss_scale,
-            metrics.TOKENS_PER_S: round(self.rate, 1),
+            self.unit: round(self.rate, 1),
             SKIPPED: skipped,
         }

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import torch
 
 from distlm.data.blocks import Blocks, eval_blocks, gather
 from distlm.errors import DistlmError
+from distlm.runtime import metrics
 from distlm.training.engine import Engine, share
 
 
@@ -26,6 +28,21 @@ class Validation:
     def perplexity(self) -> float:
         """exp(loss), per word; inf where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f} ({self.rule})"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """For metrics.jsonl."""
+        return {metrics.VALID_LOSS: self.loss, metrics.VALID_PPL: self.perplexity, "valid/context": self.rule}
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """For the summary of a run."""
+        return {"valid_loss": self.loss, "valid_ppl": self.perplexity}
 
 
 def not_finite() -> DistlmError:

@@ -169,7 +169,7 @@ def test_neighbours_of_another_search_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
     path = RunDir(Path(config.run_dir)).neighbours("valid") / "manifest.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["datastore"], "0" * 32))
-    with pytest.raises(DistlmError, match="neighbours are of another datastore"):
+    with pytest.raises(DistlmError, match="results of another datastore"):
         in_stage("knn", config, run_search)
 
 

@@ -41,7 +41,7 @@ def test_restarts_at_the_shrunk_peak() -> None:
 
 
 def test_warm_up_is_linear_and_joins_each_schedule() -> None:
-    for schedule in ("cosine", "inverse_sqrt", "constant"):
+    for schedule in ("cosine", "inverse_sqrt", "linear", "constant"):
         config = dataclasses.replace(SMALL, schedule=schedule, warmup_init_lr=0.1)
         assert learning_rate(config, 0) == 0.1
         assert learning_rate(config, 5) == pytest.approx(0.25)
@@ -63,3 +63,9 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 def test_cycles_without_length_are_refused(change: dict) -> None:
     with pytest.raises(DistlmError, match=r"train\.cosine_period=.*at least 1"):
         learning_rate(dataclasses.replace(SMALL, **change), 100)
+
+
+def test_linear_ends_at_the_last_update() -> None:
+    config = dataclasses.replace(SMALL, schedule="linear", updates=SMALL.warmup_updates + 100, min_lr=0.1)
+    rates = [learning_rate(config, SMALL.warmup_updates + done) for done in (0, 50, 100, 1000)]
+    assert rates == pytest.approx([0.4, 0.25, 0.1, 0.1])

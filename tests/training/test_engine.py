@@ -12,7 +12,7 @@ from distlm.runtime.rendezvous import join_group
 from distlm.runtime.world import World
 from distlm.training.dsconfig import merge_ds_config
 from distlm.training.engine import Engine, share
-from distlm.training.loop import make_optimizer
+from distlm.training.transformer_job import make_optimizer
 from distlm.training.objective import TrainModule
 
 WORLD = World(0, 1, 0, 1, "here", "single")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lstm_support import lstm_config
 from safetensors.torch import load_file
-from train_support import curve, newest, tiny_tokens
+from train_support import curve, newest, same_end, tiny_tokens
 
 from distlm.config import load_config
 from distlm.config.schema import AwdConfig, LstmConfig
@@ -21,8 +21,9 @@ from distlm.models.io import load_model
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.bptt import ChunkPlan
-from distlm.training.evaluate_lm import evaluated_as_trained, run_evaluate_lm
-from distlm.training.loop import plan_train, run_train, trained
+from distlm.training.evaluate_lm import run_evaluate_lm
+from distlm.training.finished import evaluated_as_trained, trained
+from distlm.training.loop import plan_train, run_train
 from distlm.training.lstm_job import plan_columns
 from distlm.training.objective import StreamModule
 
@@ -226,6 +227,23 @@ def test_resume_in_the_middle_of_every_phase_is_bit_exact(
         (read_json(newest(folder) / "state.json", "")["log"])
         == read_json(newest(tmp_path / "run") / "state.json", "")["log"]
     )
+
+
+def test_the_trigger_looks_every_log_interval(tokens: Path, tmp_path: Path) -> None:
+    """Validations within an epoch change nothing but the trigger; stopped at one, the run goes on in the same bytes."""
+    extra = ["awd.epochs=3", "awd.finetune_epochs=0", "awd.log_interval=10"]
+    run(tokens, tmp_path / "plain", *extra, "awd.on_trigger=nothing", "awd.log_interval=0")
+    run(tokens, tmp_path / "looked", *extra, "awd.on_trigger=nothing")
+    assert curve(tmp_path / "plain", "train/loss") == curve(tmp_path / "looked", "train/loss")
+    assert len(curve(tmp_path / "plain", "valid/loss")) == 3 < len(curve(tmp_path / "looked", "valid/loss"))
+    run(tokens, tmp_path / "whole", *extra)
+    averaging = [step for step, fired in curve(tmp_path / "whole", "trigger/fired").items() if fired]
+    ends = curve(tmp_path / "plain", "valid/loss")
+    assert averaging and averaging[0] not in ends
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "stopped", *extra, f"train.max_updates_this_run={averaging[0]}")
+    run(tokens, tmp_path / "stopped", *extra)
+    assert same_end(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("how", ["halve", "nothing"])

@@ -1,8 +1,9 @@
-"""The neural cache of an AWD-LSTM, which has no datastore."""
+"""An AWD-LSTM with what the transformer has: neural cache, datastore, neighbours."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from knn_support import in_stage
 from store_support import tiny_config
@@ -10,8 +11,13 @@ from support import write_text
 
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
+from distlm.datastore.reader import Datastore
+from distlm.datastore.writer import run_datastore_write
+from distlm.index import run_index_build
 from distlm.knnlm.cache_run import run_cache
 from distlm.knnlm.evaluate import run_evaluate
+from distlm.knnlm.neighbours import Neighbours
+from distlm.knnlm.search import run_search
 from distlm.knnlm.states import States
 from distlm.knnlm.table import results_table
 from distlm.knnlm.tune import run_tune
@@ -27,7 +33,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def test_an_lstm_is_evaluated_with_a_cache_alone(tmp_path):
+@pytest.fixture
+def config(tmp_path):
+    """An untrained AWD-LSTM and its token files."""
     config = tiny_config(tmp_path / "run", write_text(tmp_path / "text"), SETTINGS)
     in_stage("prepare", config, run_prepare)
     run = RunDir(Path(config.run_dir))
@@ -37,9 +45,32 @@ def test_an_lstm_is_evaluated_with_a_cache_alone(tmp_path):
     save_model(build_model(config.lstm, len(dictionary)), folder, {"dictionary": dictionary.hash, "step": 1})
     write_json(folder / "complete.json", {"step": 1})
     write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
+    return config
+
+
+def test_an_lstm_is_evaluated_with_a_cache_alone(config):
     for function in (run_cache, run_tune, run_evaluate):
         in_stage("knn", config, function)
+    run = RunDir(Path(config.run_dir))
     results = json.loads(run.results.read_text())
     assert States.open(run.states("valid")).tap == TAPS[-1]
     assert set(results["splits"]["valid"]) >= {"lm", "cache"}
     assert "+ cache" in results_table(results)
+
+
+def test_an_lstm_is_evaluated_as_a_knn_lm(config):
+    """Datastore, index, search, cache: LM, +kNN, +cache and both. Keys are the states that the search looks up."""
+    in_stage("datastore", config, run_datastore_write)
+    in_stage("index", config, run_index_build)
+    for function in (run_search, run_cache, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    run = RunDir(Path(config.run_dir))
+    store, found = Datastore.open(run.datastore), Neighbours.open(run.neighbours("valid"))
+    assert store.tap == found.manifest["tap"] == TAPS[-1]
+    # The first tokens have no full context and are not stored (datastore.context_window).
+    assert store.rows == len(TokenFiles.open(run.tokens(config)).split("train")) - config.datastore.context_window
+    results = json.loads(run.results.read_text())["splits"]["valid"]
+    # An untrained model knows nothing, so what is remembered must help.
+    perplexity = {name: results[name]["perplexity"] for name in ("lm", "knn", "cache", "both")}
+    assert perplexity["both"] <= min(perplexity["knn"], perplexity["cache"])
+    assert max(perplexity["knn"], perplexity["cache"]) < perplexity["lm"]

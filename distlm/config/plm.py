@@ -1,0 +1,203 @@
+"""Settings of the masked language model: its shards of text, its backbone and its product-key memory."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distlm.config.fields import VOLATILE, volatile
+
+
+@dataclass
+class ShardsConfig:
+    """Documents to shards of packed token rows (`distlm data shard`)."""
+
+    source: Literal["folder", "demo", "hub"] = "folder"
+    """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
+    text_dir: str = ""
+    """Folder that holds, for each split, SPLIT.txt, SPLIT.txt.xz, SPLIT.txt.gz, wiki.SPLIT.tokens, or a folder SPLIT
+    of .txt, .txt.xz and .txt.gz files (source=folder)."""
+    hub_name: str = ""
+    """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
+    hub_config: str = ""
+    """Configuration of the hub data set, e.g. wikitext-103-raw-v1."""
+    hub_field: str = "text"
+    """Column of the hub data set that holds the text."""
+    splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
+    """Splits that are made; training needs train and valid."""
+    documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
+    """Where a document ends: at a blank line; before a WikiText title (" = Title = " between blank lines); at each
+    line; at the end of a file or of a row of a hub data set. The demo corpus has its own ends."""
+    folder: str = ""
+    """Where the shards live; empty: RUN_DIR/shards. Several runs may share one."""
+    vocabulary: str = ""
+    """WordPiece vocabulary: a vocab.txt with one piece per line, as BERT's, or a folder that holds one; empty: one is
+    trained on the train split."""
+    vocabulary_size: int = 30522
+    """Pieces of a trained vocabulary, special tokens included."""
+    vocabulary_text: int = 1_000_000_000
+    """A vocabulary is trained on about so many bytes of text, taken from all over train (0: on all of it)."""
+    lower_case: bool = True
+    """Lower-case the text and strip accents (BERT's uncased models)."""
+    row_tokens: int = 512
+    """Tokens of a row, [CLS] and [SEP] included."""
+    cross_documents: bool = True
+    """Rows run on from one document into the next, with a [SEP] between them (RoBERTa's FULL-SENTENCES); false: each
+    document begins a row, and its last row is padded (DOC-SENTENCES). Text is cut at tokens, not at sentences."""
+    chunk_rows: int = 256
+    """Rows of a chunk, which is one file of a shard, read as a whole."""
+    shard_text: int = 32_000_000
+    """A shard takes whole documents until it has so many bytes of text; shards are what ranks share out."""
+
+
+@dataclass
+class PlmConfig:
+    """The masked language model: BERT, DistilBERT or RoBERTa of Hugging Face; the defaults are BERT-base."""
+
+    backbone: Literal["bert", "distilbert", "roberta"] = "bert"
+    """Architecture of a fresh model."""
+    checkpoint: str = ""
+    """Hugging Face folder or name of the model to start from, instead of a fresh one."""
+    init_from: str = ""
+    """Run directory or checkpoint of distlm to start from; memory that it lacks starts fresh (Kim & Jung: Init)."""
+    layers: int = 12
+    """Transformer layers."""
+    width: int = 768
+    """Model width D."""
+    heads: int = 12
+    """Attention heads."""
+    ffn_width: int = 3072
+    """Inner width of the feed-forward layers."""
+    max_positions: int = 512
+    """Longest row, in tokens."""
+    dropout: float = 0.1
+    """Dropout on embeddings and on the output of each sublayer."""
+    attention_dropout: float = 0.1
+    """Dropout on attention weights."""
+    mask_share: float = 0.15
+    """Share of the tokens that are predicted; 80 % of them become [MASK], 10 % a random token, 10 % stay."""
+
+
+@dataclass
+class MemoryConfig:
+    """Product-key memory of Lample et al., placed as Kim & Jung do; the defaults are theirs."""
+
+    kind: Literal["none", "pkm", "resm"] = "none"
+    """pkm: in place of a layer's feed-forward network; resm: beside it, added inside its layer norm."""
+    positions: list[int] = field(default_factory=lambda: [4, 8])
+    """Layers that have a memory, counted from 1."""
+    fresh_ffn: bool = False
+    """With init_from: the feed-forward networks of these layers start fresh, too (Kim & Jung: ResM')."""
+    sub_keys: int = 512
+    """n: keys of each half; the memory has K = n² slots."""
+    heads: int = 4
+    """Heads H; their results are summed."""
+    k: int = 32
+    """Slots read by each head for each token."""
+    key_width: int = 256
+    """Width of a head's query; each half key has half of it."""
+    query_norm: bool = True
+    """Batch norm of the queries, over the tokens (no padding) of the micro-batch on all ranks."""
+    norm_momentum: float = 0.1
+    """Weight of the newest batch in the running mean and variance."""
+    input_dropout: float = 0.0
+    """Dropout on the memory's input."""
+    query_dropout: float = 0.0
+    """Dropout on the queries."""
+    value_dropout: float = 0.0
+    """Dropout on the memory's output."""
+    values: Literal["normal", "zero"] = "normal"
+    """Values start as N(0, 1/D), or as zero: then the first loss is that of the model without memory (resm)."""
+    alpha: float = 1.0
+    """Weight α of the feed-forward network's output (resm)."""
+    beta: float = 1.0
+    """Weight β of the memory's output."""
+    columns: int = volatile(0)  # type: ignore[assignment]
+    """Ranks that share the columns of one copy of the values (0: all ranks; 1: every rank has a full copy)."""
+    optimizer: Literal["sparse_adam", "adam"] = "sparse_adam"
+    """Where ε is added: to √v (torch's SparseAdam), or to the bias-corrected √v̂ (Adam)."""
+    row_steps: bool = False
+    """Bias correction by the number of a slot's own updates instead of the number of all updates."""
+    stale: Literal["lazy", "catch_up"] = "lazy"
+    """Slots that an update does not read: left alone, or (when read next) moved as Adam with zero gradients would."""
+    lr: float = 1e-3
+    """Learning rate of the values, constant."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Adam's β₁ and β₂ for the values."""
+    eps: float = 1e-8
+    """Adam's ε for the values."""
+    clip_norm: float = 0.0
+    """Largest 2-norm of the gradient of one memory's values (0: no clipping); apart from train.clip_norm."""
+    frozen: bool = False
+    """The values stay as they are."""
+
+
+@dataclass
+class FinetuneConfig:
+    """Fine-tuning on a task of GLUE or on SQuAD 1.1 (`distlm finetune`); the defaults are Kim & Jung's (table 3), who
+    leave the batch open. Of the other sections it reads memory.columns, and shards for the tokenizer.
+
+    RUN_DIR/finetune/NAME names the settings that its results were made with and refuses others.
+    """
+
+    task: Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"] = field(
+        default="SST-2", metadata=VOLATILE
+    )
+    """The task; MNLI is scored on its matched and its mismatched dev set."""
+    name: str = field(default="", metadata=VOLATILE)
+    """Results go to RUN_DIR/finetune/NAME; empty: the task, with -frozen behind it for memory=frozen."""
+    checkpoint: str = field(default="", metadata=VOLATILE)
+    """What to start from: a run directory or checkpoint of distlm, a Hugging Face folder, or a name on the hub; empty:
+    the newest checkpoint of this run."""
+    tokenizer: str = field(default="", metadata=VOLATILE)
+    """Folder of the tokenizer, or a vocab.txt; empty: the one that lies in the Hugging Face folder, or the shards'."""
+    source: Literal["folder", "hub"] = field(default="folder", metadata=VOLATILE)
+    """Where the data are: files, or something that the `datasets` library loads."""
+    data_dir: str = field(default="", metadata=VOLATILE)
+    """Folder of the GLUE benchmark's files (glue/SST-2/train.tsv, …), or of train-v1.1.json and dev-v1.1.json, which
+    may be gzipped (source=folder)."""
+    hub_name: str = field(default="", metadata=VOLATILE)
+    """Data set on the hub, or a local folder that `datasets` can load (source=hub); empty: nyu-mll/glue or
+    rajpurkar/squad."""
+    memory: Literal["updated", "frozen"] = field(default="updated", metadata=VOLATILE)
+    """Whether the values of the memory are trained, too (table 5); keys and queries always are."""
+    memory_lr: float = field(default=1e-3, metadata=VOLATILE)
+    """Learning rate of the values, constant. Their optimizer is that of the pretraining, and starts anew."""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5], metadata=VOLATILE)
+    """One fine-tuning for each: it decides the head's first weights, the order and the dropout."""
+    lr: float = field(default=0.0, metadata=VOLATILE)
+    """Peak learning rate of Adam (0: 2e-5 for GLUE, 5e-5 for SQuAD)."""
+    epochs: int = field(default=0, metadata=VOLATILE)
+    """Passes over the data (0: 10 for GLUE, 3 for SQuAD)."""
+    rows_per_update: int = field(default=32, metadata=VOLATILE)
+    """Rows in one update, over all ranks."""
+    micro_rows: int = field(default=0, metadata=VOLATILE)
+    """Rows in one forward pass, over all ranks (0: rows_per_update); the ranks must divide it. A memory's query norm
+    pools its statistics over them."""
+    length: int = field(default=0, metadata=VOLATILE)
+    """Longest row in tokens (0: 128 for GLUE, 384 for SQuAD). Pairs are cut at the longer part, as BERT does."""
+    stride: int = field(default=128, metadata=VOLATILE)
+    """Tokens from the start of one window of a SQuAD paragraph to the next."""
+    answer_tokens: int = field(default=30, metadata=VOLATILE)
+    """Longest answer that SQuAD's decoding gives, in tokens."""
+    warmup: float = field(default=0.06, metadata=VOLATILE)
+    """Share of the updates with a rising learning rate; it then falls to 0, both linearly."""
+    weight_decay: float = field(default=-1.0, metadata=VOLATILE)
+    """Decoupled weight decay, not of biases and norms (-1: 0.1 for GLUE, 0.01 for SQuAD)."""
+    adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=VOLATILE)
+    """Adam's β₁ and β₂."""
+    adam_eps: float = field(default=1e-8, metadata=VOLATILE)
+    """Adam's ε."""
+    clip_norm: float = field(default=1.0, metadata=VOLATILE)
+    """Clip the global gradient norm to this (0: never)."""
+    precision: Literal["fp32", "fp16", "bf16"] = field(default="fp32", metadata=VOLATILE)
+    """Compute precision; V100 has no bf16."""
+    deepspeed: str = volatile("zero1")  # type: ignore[assignment]
+    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
+    save_every: int = volatile(0)  # type: ignore[assignment]
+    """Updates between checkpoints (0: only at a stop and at the end)."""
+    keep_models: bool = volatile(False)  # type: ignore[assignment]
+    """Keep the last checkpoint of each seed; false: only the results."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of results."""
+        return self.name or self.task + ("-frozen" if self.memory == "frozen" else "")

@@ -1,0 +1,1 @@
+"""Tasks that a masked language model is fine-tuned on: their files, their rows of tokens, their metrics."""

@@ -1,0 +1,1 @@
+"""Product-key memory: retrieval, values sharded over the ranks, their sparse optimizer, measures of use."""

@@ -1,0 +1,94 @@
+"""Adam for single rows: where ε is added, whose updates are counted, and what becomes of rows that are not read."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distlm.config.plm import MemoryConfig
+from distlm.errors import DistlmError
+
+_TAIL = 2.0**-30
+
+
+@dataclass(frozen=True)
+class Adam:
+    """p ← p − s·m / (√v + e) after m ← m + (1 − β₁)(g − m), v ← β₂v + (1 − β₂)g²; s and e depend on the update number t.
+
+    s = lr·√(1 − β₂ᵗ) / (1 − β₁ᵗ) in both forms. e = ε is torch's SparseAdam; e = ε·√(1 − β₂ᵗ) is Adam, which adds ε to
+    the corrected √v̂ (Kingma & Ba 2015, algorithm 1).
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    corrected_eps: bool
+    """Adam's ε instead of SparseAdam's."""
+
+    @staticmethod
+    def of(config: MemoryConfig) -> "Adam":
+        """Raises DistlmError naming the setting of `memory` that cannot work."""
+        if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+            raise DistlmError(f"memory.betas={config.betas}: give two numbers from 0 up to, not including, 1")
+        if not config.eps > 0:
+            raise DistlmError(f"memory.eps={config.eps}: must be above 0, or slots without gradient become NaN")
+        if config.lr < 0 or config.clip_norm < 0:
+            name, value = ("lr", config.lr) if config.lr < 0 else ("clip_norm", config.clip_norm)
+            raise DistlmError(f"memory.{name}={value}: must not be below 0")
+        beta1, beta2 = config.betas
+        if config.stale == "catch_up":
+            if config.row_steps:
+                raise DistlmError(
+                    "memory.row_steps=true and memory.stale=catch_up contradict each other: catching up counts the "
+                    "updates that a slot missed; set memory.row_steps=false or memory.stale=lazy"
+                )
+            if beta1 >= math.sqrt(beta2):
+                raise DistlmError(
+                    f"memory.betas={config.betas} with memory.stale=catch_up: slots that nobody reads would speed up "
+                    "for ever; set β₁ below √β₂, or memory.stale=lazy"
+                )
+        return Adam(config.lr, beta1, beta2, config.eps, config.optimizer == "adam")
+
+    def step(self, update: int) -> tuple[float, float]:
+        """s and e of update number `update`, from 1."""
+        root = math.sqrt(1 - self.beta2**update)
+        return self.lr * root / (1 - self.beta1**update), self.eps * (root if self.corrected_eps else 1)
+
+    def steps(self, updates: Tensor) -> tuple[Tensor, Tensor]:
+        """s and e, fp64, of update numbers of any shape."""
+        updates = updates.double()
+        root = (1 - self.beta2**updates).sqrt_()
+        return self.lr * root / (1 - self.beta1**updates), self.eps * (root if self.corrected_eps else 1 + 0 * root)
+
+    def decays(self, updates: Tensor) -> tuple[Tensor, Tensor]:
+        """β₁ and β₂ to the power of numbers of updates [n], fp32 [n, 1]."""
+        updates = updates.double()[:, None]
+        return (self.beta1**updates).float(), (self.beta2**updates).float()
+
+    @property
+    def replayed(self) -> int:
+        """Missed updates that `drift` takes into account; 220 for the usual β.
+
+        Term i is at most 7·lr·rⁱ·|m|/√v with r = β₁/√β₂ < 1, and r to this number, over 1 − r, is 2⁻³⁰.
+        """
+        ratio = self.beta1 / math.sqrt(self.beta2)
+        return math.ceil(math.log(_TAIL * (1 - ratio)) / math.log(ratio)) if ratio > 0 else 0
+
+    def drift(self, m: Tensor, v: Tensor, last: Tensor, missed: Tensor) -> Tensor:
+        """How far dense Adam would have moved rows by updates last + 1 … last + missed, their gradients being zero.
+
+        m, v fp32 [n, d] as update `last` left them; last, missed int32 [n], missed falling → fp32 [n, d], to be added.
+        −m·Σᵢ sᵢβ₁ⁱ / (√(β₂ⁱv) + eᵢ), each term from one addition and one division; the terms after the first `replayed`
+        are left out. Time: Σ missed·d.
+        """
+        terms = min(int(missed[0]), self.replayed) if len(missed) else 0
+        number = torch.arange(1, terms + 1, device=m.device)[:, None]
+        sizes, eps = self.steps(last + number)
+        sizes = (sizes * (self.beta1 / math.sqrt(self.beta2)) ** number.double()).float()[..., None]
+        eps = (eps / math.sqrt(self.beta2) ** number.double()).float()[..., None]
+        root, total = v.sqrt(), torch.zeros_like(m)
+        for term, rows in enumerate((missed >= number).sum(1).tolist()):
+            total[:rows].addcdiv_(sizes[term, :rows], root[:rows] + eps[term, :rows])
+        return total.mul_(m).neg_()

@@ -1,0 +1,126 @@
+"""A product-key memory: x → query → the k best slots of each head → softmax → the weighted sum of their values."""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import Tensor, nn
+
+from distlm.config.plm import MemoryConfig
+from distlm.memory.exchange import Exchange
+from distlm.memory.retrieval import ProductKeys
+from distlm.memory.table import ValueTable
+from distlm.memory.usage import Usage, UsageCounts
+
+Dropout = Callable[[Tensor, float], Tensor]
+
+
+class ProductKeyMemory(nn.Module):
+    """PKM(x) of Lample et al. with the heads summed: Σ over heads and slots of softmax(scores)·value.
+
+    Weight β, layer norm and what else stands beside it in a layer are the caller's. In training, and in evaluation on
+    several ranks, every rank calls it equally often with equally many tokens: it holds collectives.
+
+    `layer` and `seed` give the first keys, query weights and values, whatever else is drawn. `dropout(tensor, p)` is
+    called in training for every p > 0 with tensors [B, T, …], so that it can draw by row.
+
+    Parameters are those of `retrieval` (ProductKeys); the values are no parameter (ValueTable).
+    """
+
+    def __init__(
+        self, config: MemoryConfig, width: int, layer: int, seed: int, exchange: Exchange,
+        dropout: Dropout = F.dropout,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self.exchange, self.dropout = config, exchange, dropout
+        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(struct.pack("<2q", seed, layer)) >> 1)
+        self.retrieval = ProductKeys(config, width, exchange, generator)
+        self.table = ValueTable(config, width, layer, seed, exchange)
+        self.usage = Usage(config.sub_keys**2)
+        self._measured: Usage | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+        """x [B, T, D] → [B, T, D] in the dtype of x.
+
+        mask bool [B, T] (true: no padding): the tokens of the query norm's statistics; None: all. counted bool [B, T]:
+        those whose reads are counted (no padding, no special tokens); None: those of the mask.
+        """
+        rows, tokens, width = x.shape
+        mask = torch.ones(rows, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
+        x = self._drop(x, self.config.input_dropout)
+        slots, scores = self.retrieval(
+            x.reshape(-1, width), mask.reshape(-1),
+            lambda q: self._drop(q.view(rows, tokens, -1), self.config.query_dropout).view(rows * tokens, -1),
+        )  # fmt: skip
+        weights = scores.softmax(2)
+        usage = self._measured or (self.usage if self.training else None)
+        if usage is not None:
+            counted = mask if counted is None else counted
+            usage.add(slots, weights.detach(), counted.reshape(-1), update=self.table.updates + 1)
+        values: Tensor = self.table(slots.flatten(1), weights.flatten(1), x.dtype)
+        return self._drop(values.view(rows, tokens, width), self.config.value_dropout)
+
+    @contextmanager
+    def measure(self) -> Iterator[Usage]:
+        """Inside it all reads, in evaluation too, are counted in a fresh Usage instead of in `usage`."""
+        self._measured = Usage(self.usage.slots)
+        try:
+            yield self._measured
+        finally:
+            self._measured = None
+
+    def extra_state_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside parameters and values: the running statistics of the query norm and the
+        counters of all ranks. The same on every rank. Collective."""
+        counts = self.usage.reduced(self.exchange)
+        tensors = {f"usage.{field.name}": getattr(counts, field.name) for field in fields(UsageCounts)}
+        if self.retrieval.norm is not None:
+            tensors |= {
+                "norm.running_mean": self.retrieval.norm.running_mean,
+                "norm.running_var": self.retrieval.norm.running_var,
+            }
+        return tensors
+
+    def load_extra(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from `extra_state_tensors`, on any number of ranks. KeyError for a missing one."""
+        counts = UsageCounts(**{field.name: tensors[f"usage.{field.name}"] for field in fields(UsageCounts)})
+        self.usage.load(counts, first_rank=self.exchange.rank == 0)
+        if self.retrieval.norm is not None:
+            self.retrieval.norm.running_mean.copy_(tensors["norm.running_mean"])
+            self.retrieval.norm.running_var.copy_(tensors["norm.running_var"])
+
+    def _drop(self, x: Tensor, p: float) -> Tensor:
+        return self.dropout(x, p) if self.training and p > 0 else x
+
+
+@dataclass(frozen=True)
+class MemorySize:
+    """Numbers of one memory, without moments and counters."""
+
+    values: int
+    """Numbers in the values (K·D): learned, no parameters."""
+    keys: int
+    """Numbers in the half keys (H·2·n·key_width/2)."""
+    query: int
+    """Numbers in the query Linear, bias included."""
+    norm: int
+    """Numbers in weight and bias of the query norm."""
+
+    @property
+    def total(self) -> int:
+        return self.values + self.keys + self.query + self.norm
+
+
+def memory_size(config: MemoryConfig, width: int) -> MemorySize:
+    """How large one memory of a model of this width is; nothing is built."""
+    channels = config.heads * config.key_width
+    return MemorySize(
+        values=config.sub_keys**2 * width,
+        keys=config.sub_keys * channels,
+        query=(width + 1) * channels,
+        norm=2 * channels if config.query_norm else 0,
+    )

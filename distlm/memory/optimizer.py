@@ -1,0 +1,165 @@
+"""Adam for the values of memories, on the slots that were read: gradient, moments and values in one pass over them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distlm.config.plm import MemoryConfig
+from distlm.errors import DistlmError
+from distlm.memory.gradient import SlotSums
+from distlm.memory.lookup import add_column_squares_, copy_rows_, rows_at_once
+from distlm.memory.table import ValueTable
+
+
+@dataclass(frozen=True)
+class ValueStep:
+    """Outcome of one update of the values, one entry for each memory."""
+
+    rows: list[int]
+    """Slots that were read."""
+    norms: list[float]
+    """2-norm of the gradient, before clipping, over all columns."""
+    bytes: int
+    """Bytes that this rank sent in it."""
+
+
+class SparseValueOptimizer:
+    """SparseAdam, Adam or per-slot Adam (see MemoryConfig) on what the backwards of some tables have collected.
+
+    Slots that no token read in the update stay as they are: lazy as torch's SparseAdam, or caught up with later. The
+    gradient is summed for some hundred slots at a time and used at once; it never exists as a whole. With clip_norm it
+    is summed twice, first for its norm: no more memory, and less time than storing it would take.
+    """
+
+    def __init__(self, config: MemoryConfig, tables: Sequence[ValueTable]) -> None:
+        self.config, self.tables = config, list(tables)
+        # glibc gives freed blocks back to the system, and takes page faults to get them again, until it has seen a
+        # larger one come and go: a third of the time of `step`.
+        torch.empty(24 << 20, dtype=torch.uint8)
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether what was collected is finite in all memories on all ranks; the same on every rank.
+
+        For a loss scaler, before `step` or `drop`: one collective of one number per memory. Collective.
+        """
+        return not any(self._not_finite())
+
+    @torch.no_grad()
+    def step(self, scale: float = 1.0) -> ValueStep:
+        """Apply `scale` times the collected gradient, and forget it. Collective.
+
+        scale undoes what the losses were multiplied with: 1 / (loss scale·ranks) where each rank's loss is the mean
+        over its own tokens. All replicas make the same update, to the bit.
+        Raises DistlmError on every rank, with the tables unchanged and the gradient forgotten, when it is not finite.
+        """
+        if self.config.frozen or not self.tables:
+            return ValueStep([0] * len(self.tables), [0.0] * len(self.tables), 0)
+        exchange = self.tables[0].exchange
+        before = sum(exchange.bytes.values())
+        wrong = [table for table, count in zip(self.tables, self._not_finite(), strict=True) if count]
+        if wrong:
+            self.drop()
+            error = DistlmError(
+                f"the gradient of the memory's values in layer {wrong[0].layer} is infinite or NaN at its update "
+                f"{wrong[0].updates + 1}; lower memory.lr={self.config.lr} or train.lr, set memory.clip_norm, or train "
+                "in fp32, and run the same command again"
+            )
+            error.shared = True
+            raise error
+        outcomes = [self._update(table, scale) for table in self.tables]
+        rows, norms = [rows for rows, _ in outcomes], [norm for _, norm in outcomes]
+        return ValueStep(rows, norms, sum(exchange.bytes.values()) - before)
+
+    def drop(self) -> None:
+        """Forget the collected gradient without an update (skipped for overflow). Local."""
+        for table in self.tables:
+            table.gradient.clear()
+
+    def _not_finite(self) -> list[float]:
+        if not self.tables:
+            return []
+        counts = torch.stack([table.gradient.not_finite().to(table.values.device) for table in self.tables])
+        counts_of_all: list[float] = self.tables[0].exchange.sum(counts, "finite").tolist()
+        return counts_of_all
+
+    def _update(self, table: ValueTable, scale: float) -> tuple[int, float]:
+        """One table's slots read and gradient norm."""
+        sums = table.gradient.take()
+        size = rows_at_once(table.values.shape[1], table.values.device)
+        squares: Tensor | None = None
+        norm = 0.0
+        if sums is not None and self.config.clip_norm:
+            squares = torch.zeros(table.values.shape[1], dtype=torch.float64, device=table.values.device)
+            for _, gradient in sums.by_pieces(size):
+                add_column_squares_(squares, gradient)
+            norm = abs(scale) * _root_over_columns(table, squares)
+            scale *= min(1.0, self.config.clip_norm / (norm + 1e-6))
+        table.updates += 1
+        if sums is None:
+            return 0, 0.0
+        products = _Pass(table, size).run(sums, scale, measure=squares is None)
+        if products is not None:
+            norm = _root_over_columns(table, products)
+        return len(sums.rows), norm
+
+
+class _Pass:
+    """The update of the slots of one table."""
+
+    def __init__(self, table: ValueTable, size: int) -> None:
+        self.table, self.rule, self.size = table, table.rule, size
+        self.exp_avg, self.exp_avg_sq = table.make_moments()
+        self.buffers = torch.empty(3, size, table.values.shape[1], device=table.values.device)
+
+    def run(self, sums: SlotSums, scale: float, measure: bool) -> Tensor | None:
+        """Update all slots of `sums`; with `measure` Σ of the squares of the scaled gradient, fp64 [1]."""
+        squares = []
+        for rows, gradient in sums.by_pieces(self.size):
+            if scale != 1:
+                gradient.mul_(scale)
+            if measure:
+                squares.append(torch.dot(gradient.view(-1), gradient.view(-1)))
+            self._move(rows, gradient)
+        return torch.stack(squares).double().sum().view(1) if measure else None
+
+    def _move(self, rows: Tensor, gradient: Tensor) -> None:
+        """Slots int64 [c] and their gradient fp32 [c, d], which is overwritten."""
+        table, rule = self.table, self.rule
+        missed = None
+        if table.config.stale == "catch_up":
+            # The update number is this one's already: it does not count as missed.
+            missed, order = (table.missed(rows) - 1).sort(descending=True, stable=True)
+            missed = missed[: int((missed > 0).sum())]
+            if len(missed):
+                rows, gradient = rows[order], gradient[order]
+        values, m, v = (buffer[: len(rows)] for buffer in self.buffers)
+        torch.index_select(table.values, 0, rows, out=values)
+        torch.index_select(self.exp_avg, 0, rows, out=m)
+        torch.index_select(self.exp_avg_sq, 0, rows, out=v)
+        if missed is not None and len(missed):
+            stale = slice(len(missed))
+            values[stale] += rule.drift(m[stale], v[stale], table.last_step[rows[stale]], missed)
+            decay1, decay2 = rule.decays(missed)
+            m[stale] *= decay1
+            v[stale] *= decay2
+        m.lerp_(gradient, 1 - rule.beta1)
+        copy_rows_(self.exp_avg, rows, m)
+        v.mul_(rule.beta2).addcmul_(gradient, gradient, value=1 - rule.beta2)
+        copy_rows_(self.exp_avg_sq, rows, v)
+        if table.row_steps is None:
+            size, eps = rule.step(table.updates)
+            values.addcdiv_(m, v.sqrt_().add_(eps), value=-size)
+        else:
+            table.row_steps[rows] += 1
+            sizes, epsilons = rule.steps(table.row_steps[rows][:, None])
+            values.sub_(m.mul_(sizes.float()).div_(v.sqrt_().add_(epsilons.float())))
+        copy_rows_(table.values, rows, values)
+        table.last_step[rows] = table.updates
+
+
+def _root_over_columns(table: ValueTable, squares: Tensor) -> float:
+    """Root of the sum of fp64 [n] over this rank's and all other columns; the same on all ranks. Collective."""
+    return float(table.exchange.gather_tokens(squares, "norms").sum().sqrt())

@@ -1,0 +1,86 @@
+"""Dropout whose masks belong to rows: what is dropped of a row does not depend on the rows computed beside it.
+
+So a micro-batch may be cut over any number of ranks. Masks come from a counter-based generator, a function of
+(row's key, module's salt, position), the same on CPU and GPU, and are not kept for the backward pass by a generator's
+state.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+_STEPS = 1 << 16
+_LOW = 0xFFFFFFFF
+_FIRST, _SECOND, _STRIDE = -0x395B586CA42E166B, -0x6B2FB644ECCEEE15, -0x61C8864680B583EB
+"""Odd 64-bit multipliers: those of splitmix64's finaliser (Steele et al. 2014) and the golden ratio."""
+
+
+class Rows:
+    """What a model's modules must know of the rows they are given; set for one forward pass."""
+
+    keys: Tensor | None = None
+    """int64 [B]: one number per row and update, from which its masks follow. None: no dropout."""
+    mask: Tensor | None = None
+    """bool [B, T]: tokens that are text (no padding)."""
+    counted: Tensor | None = None
+    """bool [B, T]: tokens whose reads count as use of a memory; None: as `mask`."""
+
+    @contextmanager
+    def set(self, keys: Tensor | None, mask: Tensor | None, counted: Tensor | None = None) -> Iterator[None]:
+        """Within the block the model's modules see these rows."""
+        self.keys, self.mask, self.counted = keys, mask, counted
+        try:
+            yield
+        finally:
+            self.keys = self.mask = self.counted = None
+
+
+def row_keys(seed: int, update: int, rows: range) -> Tensor:
+    """Keys of rows (numbered within an update): int64 [len(rows)]."""
+    numbers = torch.arange(rows.start, rows.stop, dtype=torch.int64)
+    return _mix(numbers * _STRIDE + (xxhash.xxh3_64_intdigest(f"{seed} {update}".encode()) >> 1))
+
+
+def row_noise(shape: torch.Size, keys: Tensor, salt: int, p: float, dtype: torch.dtype) -> Tensor:
+    """0 with probability p, else 1 / (1 − p), shape [B, ...], with keys int64 [B]; p is rounded to 1/65536.
+
+    One 64-bit number serves four elements. Memory: about four bytes per element beside the result.
+    """
+    kept = round((1 - p) * _STEPS)
+    each = shape[1:].numel()
+    words = torch.arange(1, (each + 3) // 4 + 1, dtype=torch.int64, device=keys.device).mul_(_STRIDE)
+    numbers = _mix(words + _mix(keys ^ salt)[:, None])
+    draws = numbers.view(torch.int16)[:, :each].reshape(shape)
+    return torch.lt(draws, kept - _STEPS // 2).to(dtype).mul_(_STEPS / max(kept, 1))
+
+
+class RowDropout(nn.Module):
+    """nn.Dropout with masks by row. `name` tells modules apart: their masks are unrelated."""
+
+    def __init__(self, p: float, rows: Rows, name: str) -> None:
+        super().__init__()
+        self.p, self.rows = p, rows
+        self.salt = xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [B, ...] → the same shape."""
+        if not self.training or self.p == 0:
+            return hidden
+        if self.rows.keys is None:
+            raise ValueError("dropout without Rows.set: the rows of this pass have no keys")
+        return hidden * row_noise(hidden.shape, self.rows.keys, self.salt, self.p, hidden.dtype)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def _mix(numbers: Tensor) -> Tensor:
+    """A bijection of 64-bit integers in which every bit of the result depends on every bit given; in place."""
+    for factor in (_FIRST, _SECOND):
+        numbers ^= (numbers >> 32).bitwise_and_(_LOW)
+        numbers *= factor
+    numbers ^= (numbers >> 32).bitwise_and_(_LOW)
+    return numbers

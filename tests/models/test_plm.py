@@ -1,0 +1,126 @@
+"""Masked language models: as Hugging Face computes them, with memories at chosen layers."""
+
+import dataclasses
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from distlm.config.plm import MemoryConfig, PlmConfig
+from distlm.data.masking import NO_LABEL
+from distlm.errors import DistlmError
+from distlm.models.kinds import model_on_meta, parameter_count
+from distlm.models.plm import Plm, plm_model
+from distlm.models.row_dropout import row_keys
+
+VOCABULARY, PAD = 61, 0
+TINY = PlmConfig(layers=3, width=32, heads=4, ffn_width=48, max_positions=24)
+MEMORY = MemoryConfig(positions=[1, 3], sub_keys=8, heads=2, k=4, key_width=8)
+BACKBONES = ("bert", "distilbert", "roberta")
+
+
+def build(backbone: str = "bert", kind: str = "none", **memory: object) -> Plm:
+    torch.manual_seed(3)
+    plm = dataclasses.replace(TINY, backbone=backbone)
+    return Plm(plm_model(plm, dataclasses.replace(MEMORY, kind=kind, **memory), seed=5, pad_id=PAD), VOCABULARY)
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """tokens, labels [4, 20] and mask; rows of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, VOCABULARY, (4, 20), generator=generator)
+    mask = torch.arange(20) < torch.tensor([20, 13, 7, 1])[:, None]
+    labels = torch.where(mask & (torch.rand(4, 20, generator=generator) < 0.4), tokens, NO_LABEL)
+    labels[0, 0] = 7
+    return tokens.masked_fill(~mask, PAD), labels, mask
+
+
+def loss_of(model: Plm, rows: slice = slice(0, 4), keys: bool = False) -> Tensor:
+    tokens, labels, mask = (tensor[rows] for tensor in batch())
+    with model.rows.set(row_keys(1, 1, range(rows.start, rows.stop)) if keys else None, mask):
+        return model.loss_sum(model(tokens), labels)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_without_memory_it_is_hugging_faces_model(backbone: str) -> None:
+    """Their eager attention and their loss over all positions, on the same weights."""
+    model = build(backbone).eval()
+    tokens, labels, mask = batch()
+    theirs = transformers.AutoModelForMaskedLM.from_config(model.hf.config, attn_implementation="eager").eval()
+    theirs.load_state_dict(model.hf.state_dict())
+    expected = theirs(input_ids=tokens, attention_mask=mask.long(), labels=labels).loss
+    found = loss_of(model) / (labels != NO_LABEL).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected.backward()
+    found.backward()
+    gradients = dict(theirs.named_parameters())
+    for name, parameter in model.hf.named_parameters():
+        wanted = gradients[name].grad
+        if wanted is None:
+            assert parameter.grad is None, name
+        else:
+            torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_memory_of_zeros_leaves_the_dense_models_bits(backbone: str) -> None:
+    dense = build(backbone).eval()
+    with_memory = build(backbone, "resm", values="zero").eval()
+    assert torch.equal(loss_of(dense), loss_of(with_memory))
+    # And the values learn from there: their gradient does not vanish with them.
+    with_memory.train()
+    loss_of(with_memory, keys=True).backward()
+    assert all(memory.table.gradient.take() is not None for memory in with_memory.memories.values())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_where_the_memory_stands(backbone: str) -> None:
+    """PKM takes the feed-forward network's place, ResM stands beside it, at layers counted from 1."""
+    names = {kind: {name for name, _ in build(backbone, kind).named_parameters()} for kind in ("none", "pkm", "resm")}
+    assert names["none"] < names["resm"]
+    ffn = {name for name in names["none"] if any(part in name for part in (".lin", "intermediate", ".output.dense"))}
+    ffn = {name for name in ffn if "attention" not in name and (".layer.0." in name or ".layer.2." in name)}
+    assert len(ffn) == 8 and names["none"] - names["pkm"] == ffn
+    new = names["resm"] - names["none"]
+    assert new == names["pkm"] - names["none"] and all(".memory." in name for name in new)
+    assert {name.split(".layer.")[1][0] for name in new} == {"0", "2"}
+
+
+def test_by_hand() -> None:
+    """LN(x + α·FFN(x) + β·PKM(x)) (Kim & Jung, section 3.1)."""
+    model = build("bert", "resm", alpha=0.5, beta=2.0).eval()
+    x, mask = torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.bool)
+    layer = model.hf.bert.encoder.layer[2]
+    with model.rows.set(None, mask), torch.no_grad():
+        found = layer.feed_forward_chunk(x)
+        ffn = layer.output.dense(layer.intermediate(x))
+        expected = layer.output.LayerNorm(x + 0.5 * ffn + 2 * model.memories[3](x, mask))
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropout_belongs_to_rows() -> None:
+    """The loss of a batch is the sum of its rows', in training too; and it is not that of evaluation."""
+    model = build().train()
+    whole = loss_of(model, keys=True)
+    parts = [loss_of(model, slice(first, first + 2), keys=True) for first in (0, 2)]
+    assert whole.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-6)
+    assert whole.item() != pytest.approx(loss_of(model.eval()).item(), rel=1e-4)
+
+
+def test_parameters_of_bert_base_are_the_papers() -> None:
+    """Table 1: 110M, 506M with PKM, 515M with ResM."""
+    values = 2 * 512**2 * 768
+    sizes = {}
+    for kind in ("none", "pkm", "resm"):
+        sizes[kind] = parameter_count(plm_model(PlmConfig(), MemoryConfig(kind=kind), 1), 30522)
+    assert sizes["none"] == 109_514_298
+    assert round((sizes["pkm"] + values) / 1e6) in (505, 506) and round((sizes["resm"] + values) / 1e6) in (514, 515)
+    model = model_on_meta(plm_model(PlmConfig(), MemoryConfig(kind="pkm"), 1), 30522)
+    assert model.memory_numbers == values
+
+
+@pytest.mark.parametrize("positions", [[0], [1, 4]])
+def test_a_position_that_is_no_layer_is_refused(positions: list[int]) -> None:
+    with pytest.raises(DistlmError, match=r"memory.positions=\[.*the model has layers 1 to 3"):
+        build("bert", "pkm", positions=positions)
