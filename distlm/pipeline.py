@@ -17,6 +17,7 @@ import psutil
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
+from distlm.data.shard_settings import finished_shards
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.runtime.files import read_json, require_free_disk
@@ -49,7 +50,11 @@ def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
 
 def _by_neighbours(config: RunConfig) -> bool:
     """A transformer's run ends in kNN-LM; an AWD-LSTM is evaluated as it is, and has these stages as commands."""
-    return config.model.kind != "awd_lstm"
+    return config.model.kind == "transformer_lm"
+
+
+def _masked(config: RunConfig) -> bool:
+    return config.model.kind == "plm"
 
 
 def _mixed(config: RunConfig) -> bool:
@@ -58,7 +63,15 @@ def _mixed(config: RunConfig) -> bool:
 
 
 STEPS: tuple[Step, ...] = (
-    Step("data prepare", False, lambda config, run: finished_tokens(run.tokens(config), config.data) is not None),
+    Step(
+        "data prepare",
+        False,
+        lambda config, run: finished_tokens(run.tokens(config), config.data) is not None,
+        lambda config: not _masked(config),
+    ),
+    Step(
+        "data shard", True, lambda config, run: finished_shards(run.shards(config), config.shards) is not None, _masked
+    ),
     Step("train", True, trained),
     Step("evaluate", False, evaluated_as_trained, lambda config: not _by_neighbours(config)),
     Step("datastore write", True, _datastore_done, _by_neighbours),

@@ -41,11 +41,18 @@ STAGE_VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "evaluate",
-        "perplexity of an AWD-LSTM that reads each split in one go",
+        "perplexity of an AWD-LSTM that reads each split in one go, or of a masked language model's masked tokens",
         "train",
-        "distlm.training.evaluate_lm:run_evaluate_lm",
-        "distlm.training.lstm_plan:plan_evaluate",
+        "distlm.training.evaluate:run_evaluate",
+        "distlm.training.evaluate:plan_evaluate",
         ranks=False,
+    ),
+    Verb(
+        "finetune",
+        "fine-tune a masked language model on a task of GLUE or on SQuAD, once per seed",
+        "finetune",
+        "distlm.training.finetune:run_finetune",
+        "distlm.training.finetune_plan:plan_finetune",
     ),
     Verb(
         "datastore write",

@@ -1,6 +1,6 @@
 """The stages of a recipe as jobs with dependencies: pure data, from the configuration, the site and what is finished.
 
-prepare → train → datastore → index-train → index-add → index-merge → search → evaluate. The datastore and index-add are
+prepare (or shard) → train → datastore → index-train → index-add → index-merge → search → evaluate. The datastore and index-add are
 one MPI job each, or an array of independent shares and the job that completes the stage after them.
 """
 
@@ -17,6 +17,7 @@ from distlm.pipeline import STEPS
 from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.microbatch import plan_micro_batches
+from distlm.training.plm_rows import plan_rows
 from launchers.site import SERIAL, STAGES, Resources, Site, check_stage
 
 Finished = Callable[[RunConfig, RunDir], bool]
@@ -78,6 +79,7 @@ class StageSpec:
 
 SPECS: dict[str, StageSpec] = {
     "prepare": StageSpec(("data prepare",), _step("data prepare")),
+    "shard": StageSpec(("data shard",), _step("data shard")),
     "train": StageSpec(("train",), _step("train")),
     "datastore": StageSpec(("datastore write",), _step("datastore write"), shares=True),
     "index-train": StageSpec(("index train",), _template),
@@ -145,16 +147,20 @@ def pending_stages(config: RunConfig, chosen: Iterable[str] = STAGES) -> tuple[s
 
 
 def build_graph(config: RunConfig, site: Site, stages: Sequence[str], wish: Wish | None = None) -> tuple[Job, ...]:
-    """The jobs of `stages` in order, each after the one before it.
+    """The jobs of those of `stages` that the configuration asks for, in order, each after the one before it.
 
     Raises UsageError when ranks do not divide over nodes, DistlmError when the batch does not divide over the ranks.
     """
     wish = wish or Wish()
     jobs: list[Job] = []
     for stage in stages:
-        jobs += _jobs(stage, SPECS[stage].verbs_of(config), site, wish, tuple(job.name for job in jobs[-1:]))
+        if not (verbs := SPECS[stage].verbs_of(config)):
+            continue
+        jobs += _jobs(stage, verbs, site, wish, tuple(job.name for job in jobs[-1:]))
         if stage == "train" and config.model.kind == "transformer_lm":
             plan_micro_batches(config.train, jobs[-1].ranks)
+        if stage == "train" and config.model.kind == "plm":
+            plan_rows(config.train, jobs[-1].ranks)
     return tuple(jobs)
 
 

@@ -52,6 +52,7 @@ def _evaluate(_config: RunConfig, run: RunDir) -> str:
 
 MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
     "prepare": lambda config, run: "tokens" if (run.tokens(config) / "meta.json").exists() else "nothing",
+    "shard": lambda config, run: f"{_count(run.shards(config), '**/*')} files",
     "train": _train,
     "datastore": _datastore,
     "index-train": lambda _, run: "template" if IndexFolder(run.index).template_json.exists() else "nothing",

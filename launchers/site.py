@@ -23,10 +23,11 @@ import yaml
 
 from distlm.errors import DistlmError, UsageError
 
-STAGES = ("prepare", "train", "datastore", "index-train", "index-add", "index-merge", "search", "evaluate")
+STAGES = ("prepare", "shard", "train", "datastore", "index-train", "index-add", "index-merge", "search", "evaluate")
 """Stages of a recipe, in order; keys of `stages` in the site file."""
 SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
+_NO_GPU = (*SERIAL, "shard")
 _MAY_BE_0 = ("gpus_per_node", "tasks_per_node", "array")
 _FILES = (Path("site.yaml"), Path("~/.config/distlm/site.yaml"))
 
@@ -96,10 +97,12 @@ class Site:
         """What a stage asks for. Raises UsageError for an unknown stage."""
         own = self.stages.get(check_stage(stage), StageSettings())
         serial = stage in SERIAL
-        gpus = _first(own.gpus_per_node, 0 if serial else self.gpus_per_node)
+        gpus = _first(own.gpus_per_node, 0 if stage in _NO_GPU else self.gpus_per_node)
         # A stage that names its GPUs and not its tasks wants one task per GPU, whatever the site's count is.
         site_tasks = 0 if own.gpus_per_node is not None else self.tasks_per_node
-        tasks = 1 if serial else _first(own.tasks_per_node, site_tasks) or max(1, gpus)
+        # Shards want CPUs: as many tasks as there are where GPUs are used.
+        default = self.gpus_per_node if stage == "shard" else gpus
+        tasks = 1 if serial else _first(own.tasks_per_node, site_tasks) or max(1, default)
         return Resources(
             nodes=1 if serial else _first(own.nodes, 1),
             tasks_per_node=tasks,

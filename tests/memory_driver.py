@@ -59,6 +59,7 @@ def run_layer(exchange: Exchange) -> dict[str, Tensor]:
     mask = MASKS["some"](torch.ones(ROWS, TOKENS, dtype=torch.bool))[mine]
     found = {}
     for update in range(1, UPDATES + 1):
+        memory.update = update
         x, upstream = (tensor[mine] for tensor in global_batch(WIDTH, update))
         out = memory(x.requires_grad_(), mask)
         out.backward(upstream * exchange.size)
@@ -73,7 +74,7 @@ def run_layer(exchange: Exchange) -> dict[str, Tensor]:
         found[f"values.{update}"] = memory.table.values.clone()
     with torch.no_grad():
         found["evaluated"] = memory.eval()(x, mask)
-    extra = {name: tensor.clone() for name, tensor in memory.extra_state_tensors().items()}
+    extra = memory.extra_state_tensors()
     memory.load_extra(extra)
     again = memory.extra_state_tensors()
     return found | {f"extra.{name}": extra[name] for name in extra} | {f"again.{name}": again[name] for name in again}

@@ -13,7 +13,7 @@ from distlm.data.wordpiece import SPECIALS, WordPiece
 from distlm.runtime.stage import Stage, open_stage
 from distlm.runtime.world import World
 
-SMALL = {"row_tokens": 16, "chunk_rows": 4, "shard_text": 3000, "vocabulary_size": 150}
+SMALL = {"row_tokens": 16, "chunk_rows": 4, "shard_text": 3000, "vocabulary_size": 80}
 """Several shards of several chunks from a text of some hundred lines."""
 
 

@@ -12,17 +12,20 @@ _AT_LEAST_ONE = (
     "datastore.batch_blocks", "datastore.rows_per_shard", "lstm.layers", "lstm.width", "lstm.hidden_width",
     "lstm.max_positions", "awd.batch", "awd.bptt", "awd.epochs", "awd.nonmono", "awd.valid_batch",
     "index.sample", "knn.block", "knn.batch_blocks",
-    "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks", "shards.chunk_rows", "shards.shard_text",
+    "plm.layers", "plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions", "memory.sub_keys", "memory.heads",
+    "memory.k", "memory.key_width", "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks", "shards.chunk_rows", "shards.shard_text",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
     "train.l2_weight", "train.valid_every", "train.save_every", "train.max_updates_this_run",
     "datastore.context_window", "knn.context_window", "launch.threads", "awd.micro_batch", "awd.ar", "awd.tar",
-    "awd.finetune_epochs", "awd.log_interval", "shards.vocabulary_text",
+    "awd.finetune_epochs", "awd.log_interval", "shards.vocabulary_text", "memory.columns", "memory.lr",
+    "memory.clip_norm",
 )  # fmt: skip
 _FRACTIONS = (
     "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",
     "lstm.embedding_dropout", "lstm.input_dropout", "lstm.hidden_dropout", "lstm.output_dropout", "lstm.weight_dropout",
+    "plm.dropout", "plm.attention_dropout", "memory.input_dropout", "memory.query_dropout", "memory.value_dropout",
 )  # fmt: skip
 
 
@@ -63,9 +66,11 @@ def check_values(config: RunConfig, where: str) -> None:
 
 def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
     train = config.train
-    if config.model.kind == "transformer_lm":
+    if config.model.kind != "awd_lstm":
         if train.optimizer == "nt_asgd":
             refuse("train.optimizer", train.optimizer, "needs model.kind=awd_lstm; use nag or adam")
+        if config.model.kind == "plm":
+            _check_plm(config, refuse)
         return
     if train.optimizer != "nt_asgd":
         refuse("train.optimizer", train.optimizer, "model.kind=awd_lstm is trained with train.optimizer=nt_asgd")
@@ -94,7 +99,29 @@ def _check_shards(config: RunConfig, refuse: Callable[[str, object, str], None])
         refuse("shards.row_tokens", shards.row_tokens, "must be at least 8; [CLS] and [SEP] count")
 
 
+def _check_plm(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    plm, memory = config.plm, config.memory
+    if plm.width % plm.heads:
+        refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
+    if not 0 < plm.mask_share < 1:
+        refuse("plm.mask_share", plm.mask_share, "must be above 0 and below 1")
+    if config.train.l2_weight:
+        refuse("train.l2_weight", config.train.l2_weight, "is a penalty on the keys of a datastore, and there is none")
+    if memory.kind == "none":
+        return
+    if memory.positions != sorted(set(memory.positions)) or not memory.positions:
+        refuse("memory.positions", memory.positions, "name layers, counted from 1, rising")
+    if memory.fresh_ffn and (memory.kind != "resm" or not plm.init_from):
+        refuse("memory.fresh_ffn", True, "belongs to memory.kind=resm with plm.init_from=")
+    if memory.key_width % 2:
+        refuse("memory.key_width", memory.key_width, "must be even: each half key has half of it")
+    if memory.k > memory.sub_keys:
+        refuse("memory.k", memory.k, f"must not exceed memory.sub_keys={memory.sub_keys}")
+
+
 def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    if config.model.kind == "plm":
+        return
     longest = {
         "train.tokens_per_sample": config.train.tokens_per_sample,
         "datastore.context_window + datastore.block": config.datastore.context_window + config.datastore.block,
@@ -134,7 +161,7 @@ def position_warnings(config: RunConfig) -> list[str]:
 
     Sinusoidal positions do not extrapolate: the perplexity rises without any error.
     """
-    if config.datastore.checkpoint or config.model.kind == "awd_lstm":
+    if config.datastore.checkpoint or config.model.kind != "transformer_lm":
         return []  # trained elsewhere, with a sample length that is not known here; or without positions
     trained = config.train.tokens_per_sample
     lengths = {

@@ -1,5 +1,6 @@
 """Settings of the masked language model: its shards of text, its backbone and its product-key memory."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,6 +73,8 @@ class PlmConfig:
     """Dropout on embeddings and on the output of each sublayer."""
     attention_dropout: float = 0.1
     """Dropout on attention weights."""
+    texts: list[str] = field(default_factory=list, metadata=VOLATILE)
+    """Further texts that `distlm evaluate` measures: NAME=FOLDER of shards with a test split and this vocabulary."""
     mask_share: float = 0.15
     """Share of the tokens that are predicted; 80 % of them become [MASK], 10 % a random token, 10 % stay."""
 
@@ -196,8 +199,23 @@ class FinetuneConfig:
     """Updates between checkpoints (0: only at a stop and at the end)."""
     keep_models: bool = volatile(False)  # type: ignore[assignment]
     """Keep the last checkpoint of each seed; false: only the results."""
+    max_updates_this_run: int = volatile(0)  # type: ignore[assignment]
+    """Stop after a checkpoint (exit 75) when a seed has had this many updates in this start (0: no limit)."""
 
     @property
     def folder(self) -> str:
         """Name of the folder of results."""
         return self.name or self.task + ("-frozen" if self.memory == "frozen" else "")
+
+    def with_defaults(self) -> "FinetuneConfig":
+        """A copy in which what is left to table 3 is its value."""
+        squad = self.task == "SQuAD"
+        return dataclasses.replace(
+            self,
+            lr=self.lr or (5e-5 if squad else 2e-5),
+            epochs=self.epochs or (3 if squad else 10),
+            length=self.length or (384 if squad else 128),
+            weight_decay=self.weight_decay if self.weight_decay >= 0 else (0.01 if squad else 0.1),
+            micro_rows=self.micro_rows or self.rows_per_update,
+            name=self.folder,
+        )

@@ -113,8 +113,8 @@ class AwdConfig:
     """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);
     window: the least of the last `nonmono` (the text of the arXiv paper)."""
     log_interval: int = 0
-    """L of Algorithm 1: updates of an epoch between two validations, at which the trigger looks; the end of the epoch is
-    one, too (0: that alone, as in the authors' code)."""
+    """L of Algorithm 1: updates of an epoch between two validations, at which the trigger looks; the end of the epoch
+    is one, too (0: that alone, as in the authors' code)."""
     nonmono: int = 5
     """n of the trigger, in validations."""
     on_trigger: Literal["average", "halve", "nothing"] = "average"

@@ -78,8 +78,8 @@ def cuts(blocks: Iterable[bytes], rule: str, at_least: int) -> Iterator[int]:
         while match := pattern.search(held, max(last + at_least - first - shortest, 0)):
             last = first + match.end()
             yield last
-        # What can still be the start of a cut: a title needs two line ends before it and two behind it.
+        # What can still be the start of a cut: of a title, all but its last line end.
         keep = len(held)
-        for _ in range(4):
+        for _ in range(3):
             keep = max(held.rfind(b"\n", 0, keep), 0)
         held, first = held[keep:], first + keep

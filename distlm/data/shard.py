@@ -41,7 +41,7 @@ from distlm.data.wordpiece import VOCABULARY, Encoder, WordPiece, train_wordpiec
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, read_json, require_free_disk, sweep_temporaries, write_json
-from distlm.runtime.lock import is_lock, only_writer
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
@@ -69,6 +69,10 @@ def run_shard(stage: Stage) -> dict[str, Any]:
         return _summary(folder, manifest, already=True)
     rank0_first(comm, lambda: _refuse_foreign(folder))
     with only_writer(folder, comm, "making these shards"):
+        # Another run may have finished it in the meantime.
+        manifest = rank0_first(comm, lambda: finished_shards(folder, config))
+        if manifest is not None:
+            return _summary(folder, manifest, already=True)
         settings = together(comm, lambda: shard_settings(config))
         plan = rank0_first(comm, lambda: _begun_plan(folder, config, settings))
         if config.source == "hub":
@@ -110,7 +114,7 @@ def _refuse_foreign(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise DistlmError(f"{folder}: shards need a folder, and this is a file; choose another shards.folder")
-    names = sorted(item.name for item in folder.iterdir() if not (item.name.startswith(".") or is_lock(item)))
+    names = sorted(item.name for item in folder.iterdir() if not item.name.startswith("."))
     ours = (MANIFEST, TOKENIZER_FOLDER)
     foreign = [name for name in names if name not in ours and not SHARD_NAME.fullmatch(name)]
     if foreign:
@@ -142,7 +146,7 @@ def _begun_plan(folder: Path, config: ShardsConfig, settings: dict[str, Any]) ->
         return None
     try:
         plan = ShardsPlan.from_tree(read_json(folder / PLAN, "plan of shards"))
-    except (DistlmError, KeyError, TypeError, ValueError):
+    except (DistlmError, KeyError, TypeError, ValueError, AttributeError):
         return None
     refuse_other_settings(folder, plan, settings)
     refuse_other_text(folder, plan, config)

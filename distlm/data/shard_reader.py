@@ -245,6 +245,7 @@ class RowStream(Generic[T]):
         self._update, self._places, self._prepare = update, places, prepare
         self._queue: queue.Queue[T | BaseException] = queue.Queue(QUEUE)
         self._closed = threading.Event()
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="row-stream", daemon=True)
         self.waited_s = 0.0
         """Seconds that the last `next` waited."""
@@ -264,12 +265,14 @@ class RowStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        if self._failure is not None:
+            raise self._failure
         start = time.perf_counter()
         item = self._queue.get()
         self.waited_s = time.perf_counter() - start
         self.total_waited_s += self.waited_s
         if isinstance(item, BaseException):
-            self._closed.set()
+            self._failure = item
             raise item
         return item
 

@@ -11,7 +11,7 @@ from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
 from distlm.models.card import read_model_card
-from distlm.models.kinds import AnyModelConfig, card_config, kind_of, model_config, parameter_count
+from distlm.models.kinds import CausalConfig, card_config, causal, kind_of, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -26,9 +26,10 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     """
     store, run, notes = config.datastore, RunDir(Path(config.run_dir)), []
     try:
-        model = card_config(read_model_card(run.model_checkpoint(config)))
+        described = card_config(read_model_card(run.model_checkpoint(config)))
     except DistlmError:
-        model = model_config(config)
+        described = model_config(config)
+    model = causal(described)
     try:
         files = TokenFiles.open(run.tokens(config))
         tokens, vocabulary = len(files.split(store.split)), len(files.dictionary)
@@ -67,7 +68,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     )
 
 
-def forward_flops(model: AnyModelConfig, tap: str, length: int) -> float:
+def forward_flops(model: CausalConfig, tap: str, length: int) -> float:
     """FLOP per token of a forward pass to the tap over sequences of `length` tokens (causal attention: half of it)."""
     if tap not in kind_of(model).taps:
         choices = ", ".join(kind_of(model).taps)

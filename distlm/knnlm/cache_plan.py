@@ -13,7 +13,7 @@ from distlm.knnlm.cache import block_bytes
 from distlm.knnlm.cache_files import BYTES, check_windows
 from distlm.knnlm.states import StatesWork
 from distlm.models.card import model_fingerprint
-from distlm.models.kinds import model_config, parameter_count
+from distlm.models.kinds import causal, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -30,7 +30,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     Raises DistlmError when a window is longer than a split.
     """
     knn, cache, run = config.knn, config.cache, RunDir(Path(config.run_dir))
-    model, widest, cells = model_config(config), max(cache.windows), len(cache.windows) * len(cache.thetas)
+    model, widest, cells = causal(model_config(config)), max(cache.windows), len(cache.windows) * len(cache.thetas)
     tap = cache.tap or config.datastore.tap
     work = f"{len(cache.windows)} windows up to {widest} x {len(cache.thetas)} θ of tap {tap}"
     try:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from distlm.memory.exchange import Exchange
-from distlm.memory.lookup import bag_sums, pieces
+from distlm.memory.lookup import bag_sums
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,29 @@ class SlotSums:
     offsets: Tensor
 
     def by_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(slots int64 [c], gradient fp32 [c, d]) for `size` slots at a time."""
-        parts = list(pieces(len(self.rows), size))
-        first = self.offsets[::size].tolist() if parts else []
-        ends = [*first[1 : len(parts)], len(self.index)]
-        for part, begin, end in zip(parts, first, ends, strict=False):
-            offsets = self.offsets[part.start : part.stop + 1] - begin
-            yield (
-                self.rows[part],
-                bag_sums(self.source, self.index[begin:end], offsets, self.weights[begin:end]),
-            )
+        """(slots int64 [c], gradient fp32 [size, d]) for c = size slots at a time; at the end fewer, and zero rows."""
+        count = len(self.rows) // size + 1
+        padding = count * size - len(self.rows)
+        offsets = torch.nn.functional.pad(self.offsets, (0, padding), value=len(self.index)).unfold(0, size + 1, size)
+        starts = offsets[:, :1]
+        ends = [*starts.flatten().tolist(), len(self.index)]
+        lengths = [end - begin for begin, end in pairwise(ends)]
+        parts = (
+            self.rows.split(size),
+            self.index.split(lengths),
+            self.weights.split(lengths),
+            (offsets - starts).unbind(),
+        )
+        for rows, index, weights, bags in zip(*parts, strict=False):
+            yield rows, bag_sums(self.source, index, bags, weights)
 
 
 class ValueGradient:
     """Σ over tokens of weight·(gradient of the memory's output), per slot, for this rank's columns.
 
-    Each micro-batch adds (slots, weights, output gradient): T·P·(8·A + d·b) bytes for T tokens a rank, A reads a token,
-    d = D/P columns of b bytes. Every slot's sum is taken in the order of micro-batches, tokens (of all ranks) and reads,
-    in fp32, from 0: the same bits for any number of ranks, columns and replicas.
+    Each micro-batch adds (slots, weights, output gradient): T·P·(8·A + d·b) bytes for T tokens a rank, A reads a token
+    and d = D/P columns of b bytes. Every slot's sum is taken in the order of micro-batches, tokens (of all ranks) and
+    reads, in fp32, from 0: the same bits for any number of ranks, columns and replicas.
 
     When what is kept would outgrow a gradient of all K slots (4·K·d bytes), it is summed: then U·d·4 bytes remain for
     the U slots read so far. The sums go on from there, so that nobody can tell from the result when that happened.
@@ -72,10 +78,14 @@ class ValueGradient:
             self._sums = merged.rows, bag_sums(merged.source, merged.index, merged.offsets, merged.weights)
 
     def not_finite(self) -> Tensor:
-        """fp64 []: how many numbers held here are infinite or NaN. Local."""
+        """fp64 []: above 0 if anything held here is infinite or NaN. Local."""
         held = [x for part in self._parts for x in part[1:]] + ([self._sums[1]] if self._sums else [])
-        counts = [x.isfinite().logical_not_().sum(dtype=torch.float64) for x in held]
-        return torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.float64)
+        ends = [torch.stack(x.aminmax()) for x in held if x.numel()]
+        return (
+            torch.stack([x.isfinite().logical_not_().any() for x in ends]).sum(dtype=torch.float64)
+            if ends
+            else (torch.zeros((), dtype=torch.float64))
+        )
 
     def take(self) -> SlotSums | None:
         """What was added, as sums; None when there was nothing. Nothing is held afterwards. Collective."""

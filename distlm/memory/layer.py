@@ -16,7 +16,7 @@ from distlm.memory.retrieval import ProductKeys
 from distlm.memory.table import ValueTable
 from distlm.memory.usage import Usage, UsageCounts
 
-Dropout = Callable[[Tensor, float], Tensor]
+Dropout = Callable[[Tensor, float, str], Tensor]
 
 
 class ProductKeyMemory(nn.Module):
@@ -25,15 +25,16 @@ class ProductKeyMemory(nn.Module):
     Weight β, layer norm and what else stands beside it in a layer are the caller's. In training, and in evaluation on
     several ranks, every rank calls it equally often with equally many tokens: it holds collectives.
 
-    `layer` and `seed` give the first keys, query weights and values, whatever else is drawn. `dropout(tensor, p)` is
-    called in training for every p > 0 with tensors [B, T, …], so that it can draw by row.
+    `layer` and `seed` give the first keys, query weights and values, whatever else is drawn. `dropout(tensor, p,
+    place)` is called in training for every p > 0 with tensors [B, T, …], so that it can draw by row. `update` is the
+    number of the update under way, from 1, by which the reads are dated: the trainer sets it.
 
     Parameters are those of `retrieval` (ProductKeys); the values are no parameter (ValueTable).
     """
 
     def __init__(
         self, config: MemoryConfig, width: int, layer: int, seed: int, exchange: Exchange,
-        dropout: Dropout = F.dropout,
+        dropout: Dropout = lambda tensor, p, place: F.dropout(tensor, p),
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.exchange, self.dropout = config, exchange, dropout
@@ -41,6 +42,7 @@ class ProductKeyMemory(nn.Module):
         self.retrieval = ProductKeys(config, width, exchange, generator)
         self.table = ValueTable(config, width, layer, seed, exchange)
         self.usage = Usage(config.sub_keys**2)
+        self.update = 1
         self._measured: Usage | None = None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
@@ -51,18 +53,18 @@ class ProductKeyMemory(nn.Module):
         """
         rows, tokens, width = x.shape
         mask = torch.ones(rows, tokens, dtype=torch.bool, device=x.device) if mask is None else mask
-        x = self._drop(x, self.config.input_dropout)
+        x = self._drop(x, self.config.input_dropout, "input")
         slots, scores = self.retrieval(
             x.reshape(-1, width), mask.reshape(-1),
-            lambda q: self._drop(q.view(rows, tokens, -1), self.config.query_dropout).view(rows * tokens, -1),
+            lambda q: self._drop(q.view(rows, tokens, -1), self.config.query_dropout, "query").view(rows * tokens, -1),
         )  # fmt: skip
         weights = scores.softmax(2)
         usage = self._measured or (self.usage if self.training else None)
         if usage is not None:
             counted = mask if counted is None else counted
-            usage.add(slots, weights.detach(), counted.reshape(-1), update=self.table.updates + 1)
+            usage.add(slots, weights.detach(), counted.reshape(-1), self.update)
         values: Tensor = self.table(slots.flatten(1), weights.flatten(1), x.dtype)
-        return self._drop(values.view(rows, tokens, width), self.config.value_dropout)
+        return self._drop(values.view(rows, tokens, width), self.config.value_dropout, "value")
 
     @contextmanager
     def measure(self) -> Iterator[Usage]:
@@ -75,13 +77,13 @@ class ProductKeyMemory(nn.Module):
 
     def extra_state_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside parameters and values: the running statistics of the query norm and the
-        counters of all ranks. The same on every rank. Collective."""
+        counters of all ranks. Copies, the same on every rank. Collective."""
         counts = self.usage.reduced(self.exchange)
         tensors = {f"usage.{field.name}": getattr(counts, field.name) for field in fields(UsageCounts)}
         if self.retrieval.norm is not None:
             tensors |= {
-                "norm.running_mean": self.retrieval.norm.running_mean,
-                "norm.running_var": self.retrieval.norm.running_var,
+                "norm.running_mean": self.retrieval.norm.running_mean.clone(),
+                "norm.running_var": self.retrieval.norm.running_var.clone(),
             }
         return tensors
 
@@ -93,8 +95,8 @@ class ProductKeyMemory(nn.Module):
             self.retrieval.norm.running_mean.copy_(tensors["norm.running_mean"])
             self.retrieval.norm.running_var.copy_(tensors["norm.running_var"])
 
-    def _drop(self, x: Tensor, p: float) -> Tensor:
-        return self.dropout(x, p) if self.training and p > 0 else x
+    def _drop(self, x: Tensor, p: float, place: str) -> Tensor:
+        return self.dropout(x, p, place) if self.training and p > 0 else x
 
 
 @dataclass(frozen=True)

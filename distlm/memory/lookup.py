@@ -10,13 +10,13 @@ _BUFFER_CUDA = 64 << 20
 _BLOCK = 64
 
 
-def rows_at_once(width: int, device: torch.device) -> int:
-    """Rows of `width` fp32 numbers that are worked on together: a multiple of 64.
+def rows_at_once(width: int, device: torch.device, rows: int = 1 << 62) -> int:
+    """Of `rows` rows of `width` fp32 numbers those that are worked on together: a multiple of 64.
 
     On a processor a few such buffers fit into the cache that its threads share; on a GPU they hide the launches.
     """
     budget = _BUFFER_CUDA if device.type == "cuda" else _BUFFER * torch.get_num_threads()
-    return max(_BLOCK, budget // (4 * width) // _BLOCK * _BLOCK)
+    return min(max(_BLOCK, budget // (4 * width) // _BLOCK * _BLOCK), -(-rows // _BLOCK) * _BLOCK)
 
 
 def bag_sums(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -79,13 +79,12 @@ def add_column_squares_(total: Tensor, x: Tensor) -> None:
         total += squares[0]
 
 
-def copy_rows_(table: Tensor, rows: Tensor, source: Tensor) -> None:
-    """table[rows] = source: fp32 [K, d], int64 [n] without duplicates, fp32 [n, d]."""
-    # torch copies number by number: the wider the number, the fewer.
-    wide = next((t for t, size in ((torch.complex128, 4), (torch.complex64, 2)) if table.shape[1] % size == 0), None)
-    if wide is not None:
-        table, source = table.view(wide), source.view(wide)
-    table.index_copy_(0, rows, source)
+def wide(table: Tensor) -> Tensor:
+    """The same memory, fp32 [K, d], as the widest numbers that d divides into: torch's index_copy_ copies number by
+    number, and is three times faster with complex128."""
+    columns = table.shape[1]
+    dtype = torch.complex128 if columns % 4 == 0 else torch.complex64 if columns % 2 == 0 else torch.float32
+    return table.view(dtype)
 
 
 def pieces(length: int, size: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
 from distlm.memory.gradient import SlotSums
-from distlm.memory.lookup import add_column_squares_, copy_rows_, rows_at_once
+from distlm.memory.lookup import add_column_squares_, rows_at_once, wide
 from distlm.memory.table import ValueTable
 
 
@@ -88,22 +88,22 @@ class SparseValueOptimizer:
     def _update(self, table: ValueTable, scale: float) -> tuple[int, float]:
         """One table's slots read and gradient norm."""
         sums = table.gradient.take()
-        size = rows_at_once(table.values.shape[1], table.values.device)
         squares: Tensor | None = None
         norm = 0.0
+        size = 0 if sums is None else rows_at_once(table.values.shape[1], table.values.device, len(sums.rows))
         if sums is not None and self.config.clip_norm:
             squares = torch.zeros(table.values.shape[1], dtype=torch.float64, device=table.values.device)
             for _, gradient in sums.by_pieces(size):
                 add_column_squares_(squares, gradient)
             norm = abs(scale) * _root_over_columns(table, squares)
             scale *= min(1.0, self.config.clip_norm / (norm + 1e-6))
+        if sums is not None:
+            products = _Pass(table, size).run(sums, scale, measure=squares is None)
+            if products is not None:
+                norm = _root_over_columns(table, products)
+            table.last_step[sums.rows] = table.updates + 1
         table.updates += 1
-        if sums is None:
-            return 0, 0.0
-        products = _Pass(table, size).run(sums, scale, measure=squares is None)
-        if products is not None:
-            norm = _root_over_columns(table, products)
-        return len(sums.rows), norm
+        return 0 if sums is None else len(sums.rows), norm
 
 
 class _Pass:
@@ -111,12 +111,18 @@ class _Pass:
 
     def __init__(self, table: ValueTable, size: int) -> None:
         self.table, self.rule, self.size = table, table.rule, size
-        self.exp_avg, self.exp_avg_sq = table.make_moments()
-        self.buffers = torch.empty(3, size, table.values.shape[1], device=table.values.device)
+        self.update = table.updates + 1
+        self.planes = table.values, *table.make_moments()
+        self.wide_planes = [wide(plane) for plane in self.planes]
+        self.buffers = list(torch.zeros(3, size, table.values.shape[1], device=table.values.device))
+        self.wide_buffers = [wide(buffer) for buffer in self.buffers]
+        self.steps = torch.tensor(0.0, device=table.values.device)
 
     def run(self, sums: SlotSums, scale: float, measure: bool) -> Tensor | None:
         """Update all slots of `sums`; with `measure` Σ of the squares of the scaled gradient, fp64 [1]."""
         squares = []
+        if self.table.row_steps is not None:
+            self.table.row_steps[sums.rows] += 1
         for rows, gradient in sums.by_pieces(self.size):
             if scale != 1:
                 gradient.mul_(scale)
@@ -126,38 +132,31 @@ class _Pass:
         return torch.stack(squares).double().sum().view(1) if measure else None
 
     def _move(self, rows: Tensor, gradient: Tensor) -> None:
-        """Slots int64 [c] and their gradient fp32 [c, d], which is overwritten."""
-        table, rule = self.table, self.rule
+        """Slots int64 [c] and their gradient fp32 [size, d], size ≥ c, which is overwritten."""
+        table, count = self.table, len(rows)
         missed = None
         if table.config.stale == "catch_up":
-            # The update number is this one's already: it does not count as missed.
-            missed, order = (table.missed(rows) - 1).sort(descending=True, stable=True)
+            missed, order = table.missed(rows).sort(descending=True, stable=True)
             missed = missed[: int((missed > 0).sum())]
             if len(missed):
-                rows, gradient = rows[order], gradient[order]
-        values, m, v = (buffer[: len(rows)] for buffer in self.buffers)
-        torch.index_select(table.values, 0, rows, out=values)
-        torch.index_select(self.exp_avg, 0, rows, out=m)
-        torch.index_select(self.exp_avg_sq, 0, rows, out=v)
+                rows, gradient[:count] = rows[order], gradient[order]
+        whole = count == self.size
+        for plane, buffer in zip(self.planes, self.buffers, strict=True):
+            torch.index_select(plane, 0, rows, out=buffer if whole else buffer[:count])
+        values, m, v = self.buffers
         if missed is not None and len(missed):
             stale = slice(len(missed))
-            values[stale] += rule.drift(m[stale], v[stale], table.last_step[rows[stale]], missed)
-            decay1, decay2 = rule.decays(missed)
+            values[stale] += self.rule.drift(m[stale], v[stale], table.last_step[rows[stale]], missed)
+            decay1, decay2 = self.rule.decays(missed)
             m[stale] *= decay1
             v[stale] *= decay2
-        m.lerp_(gradient, 1 - rule.beta1)
-        copy_rows_(self.exp_avg, rows, m)
-        v.mul_(rule.beta2).addcmul_(gradient, gradient, value=1 - rule.beta2)
-        copy_rows_(self.exp_avg_sq, rows, v)
         if table.row_steps is None:
-            size, eps = rule.step(table.updates)
-            values.addcdiv_(m, v.sqrt_().add_(eps), value=-size)
+            # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
+            self.rule.apply_(values, gradient, m, v, self.update, self.steps)
         else:
-            table.row_steps[rows] += 1
-            sizes, epsilons = rule.steps(table.row_steps[rows][:, None])
-            values.sub_(m.mul_(sizes.float()).div_(v.sqrt_().add_(epsilons.float())))
-        copy_rows_(table.values, rows, values)
-        table.last_step[rows] = table.updates
+            self.rule.apply_by_row_(values, gradient, m, v, table.row_steps[rows])
+        for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
+            plane.index_copy_(0, rows, buffer if whole else buffer[:count])
 
 
 def _root_over_columns(table: ValueTable, squares: Tensor) -> float:

@@ -13,12 +13,12 @@ from distlm.errors import DistlmError
 from distlm.memory.adam import Adam
 from distlm.memory.exchange import Exchange
 from distlm.memory.gradient import ValueGradient
-from distlm.memory.lookup import copy_rows_, pieces, rows_at_once, score_gradients, token_sums
+from distlm.memory.lookup import pieces, rows_at_once, score_gradients, token_sums
 from distlm.memory.random import normal_
 
 
 class ValueTable(nn.Module):
-    """K = n² slots of D values, of which this rank has columns [first, last): y[t] = Σ over reads of weight·value[slot].
+    """K = n² slots of D values, this rank's columns of them: y[t] = Σ over the reads of weight·value[slot].
 
     The values are buffers outside the state dict, no parameters: a trainer that shards, averages, casts or saves
     parameters does not see them. They stay fp32 when the module is cast, and follow it to another device.
@@ -27,13 +27,13 @@ class ValueTable(nn.Module):
     First values: N(0, 1/D), a function of (seed, layer, slot, column) alone (or zero, by config.values).
 
     N ranks compute what one rank computes, to the bit, for any number of column ranks and replicas: outputs, values,
-    moments and counters. The gradient of the weights is the one exception: it is a sum over columns, whose order is that
-    of the cut (fp32 rounding). The tokens of a micro-batch lie on the ranks in contiguous pieces in rank order, equally
-    many on each.
+    moments and counters. The gradient of the weights is the one exception: it is a sum over columns, whose order is
+    that of the cut (fp32 rounding). The tokens of a micro-batch lie on the ranks in contiguous pieces in rank order,
+    equally many on each.
 
-    With config.stale = catch_up a slot that no update reads is moved as Adam with zero gradients would move it. The move
-    is made up for when an update reads the slot again; until then every forward adds it to what it reads, in training
-    and evaluation. So the memory computes what dense Adam's would, while the table changes in updates only.
+    With config.stale = catch_up a slot that no update reads is moved as Adam with zero gradients would move it. The
+    move is made up for when an update reads the slot again; until then every forward adds it to what it reads, in
+    training and evaluation. So the memory computes what dense Adam's would, while the table changes in updates only.
     """
 
     values: Tensor
@@ -79,14 +79,14 @@ class ValueTable(nn.Module):
     def forward(self, slots: Tensor, weights: Tensor, out_dtype: torch.dtype) -> Tensor:
         """slots int32 [T, A], weights fp32 [T, A] → out_dtype [T, D]. Collective over the column group.
 
-        Summed in fp32, whatever out_dtype. Differentiable in the weights. In training, and unless the values are frozen,
-        the backward keeps what the values' gradient is made of (ValueGradient); there is never a gradient tensor of K
-        slots, nor a tensor of one row for every read.
+        Summed in fp32, whatever out_dtype. Differentiable in the weights. In training, unless the values are frozen,
+        the backward keeps what the values' gradient is made of (ValueGradient). There is no gradient tensor of K slots
+        then, and no tensor of one row for every read.
         """
         learning = self.training and not self.config.frozen and torch.is_grad_enabled()
         # Requires a gradient itself, so that the backward comes to pass when nothing upstream is trained.
         trigger = torch.empty(0, requires_grad=learning)
-        return _Lookup.apply(weights, trigger, self, slots, out_dtype)  # type: ignore[no-any-return]
+        return _Lookup.apply(weights, trigger, self, slots, out_dtype)
 
     def make_moments(self) -> tuple[Tensor, Tensor]:
         """exp_avg and exp_avg_sq, made as zeros when there are none."""
@@ -114,6 +114,14 @@ class ValueTable(nn.Module):
             out[tokens] += score_gradients(moves, places, gradient[tokens]) * stale
         return out
 
+    def forget(self) -> None:
+        """No moments and no updates, as a fresh table; the values stay. Local."""
+        self.exp_avg, self.exp_avg_sq, self.updates = None, None, 0
+        self.gradient.clear()
+        for counter in (self.last_step, self.row_steps):
+            if counter is not None:
+                counter.zero_()
+
     @torch.no_grad()
     def settle(self) -> None:
         """catch_up: make up for all missed updates in the table itself, as before its values are used elsewhere. Local.
@@ -130,16 +138,16 @@ class ValueTable(nn.Module):
             m, v = self.exp_avg[rows], self.exp_avg_sq[rows]
             values = self.values[rows] + self.rule.drift(m, v, self.last_step[rows], missed)
             decay1, decay2 = self.rule.decays(missed)
-            copy_rows_(self.values, rows, values)
-            copy_rows_(self.exp_avg, rows, m.mul_(decay1))
-            copy_rows_(self.exp_avg_sq, rows, v.mul_(decay2))
+            self.values[rows] = values
+            self.exp_avg[rows] = m.mul_(decay1)
+            self.exp_avg_sq[rows] = v.mul_(decay2)
             self.last_step[rows] = self.updates
 
     def _drifts(self, slots: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """What stale slots have moved since they were last updated, for some tokens at a time.
 
-        slots int32 [T, A] → (tokens, moves fp32 [n, d], the place of each read's slot in them int32 [tokens, A], whether
-        it has one bool [tokens, A]).
+        slots int32 [T, A] → (tokens, moves fp32 [n, d], int32 [tokens, A]: the place of each read's slot in them, bool
+        [tokens, A]: whether it has one).
         """
         if self.config.stale == "lazy" or self.exp_avg is None or self.exp_avg_sq is None:
             return
@@ -151,9 +159,7 @@ class ValueTable(nn.Module):
             if count == 0:
                 continue
             stale = rows[order[:count]].long()
-            moves = self.rule.drift(
-                self.exp_avg[stale], self.exp_avg_sq[stale], self.last_step[stale], missed[:count]
-            )
+            moves = self.rule.drift(self.exp_avg[stale], self.exp_avg_sq[stale], self.last_step[stale], missed[:count])
             at = torch.full_like(order, -1)
             at[order[:count]] = torch.arange(count, device=order.device)
             places = at[places]

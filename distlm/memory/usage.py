@@ -1,5 +1,6 @@
 """Which slots of a memory are read, how often and when last: counters that training updates as it reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -27,6 +28,17 @@ class UsageCounts:
     """int32: last update that read the slot."""
     last_top1: Tensor
     """int32: last update that read it as top-1."""
+
+    @staticmethod
+    def total(parts: "Sequence[UsageCounts]") -> "UsageCounts":
+        """The counters of several readers together."""
+        sums = {
+            name: torch.stack([getattr(part, name) for part in parts]).sum(0) for name in ("reads", "top1", "weights")
+        }
+        last = {
+            name: torch.stack([getattr(part, name) for part in parts]).amax(0) for name in ("last_read", "last_top1")
+        }
+        return UsageCounts(**sums, **last)
 
     def measures(self) -> dict[str, float]:
         """mu, top1_mu (shares of the slots), kl_u, kl_w (nats), gini (of the weights): Kim & Jung §3.2, XLM."""

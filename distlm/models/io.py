@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.card import CARD, WEIGHTS, read_model_card
-from distlm.models.kinds import AnyModelConfig, card_config, describe, model_on_meta, parameter_count
+from distlm.models.kinds import AnyModelConfig, card_config, causal, describe, model_on_meta, parameter_count
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import atomic_path, file_hash, write_json
 
@@ -54,6 +54,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     (checksum), and weights whose names or shapes do not fit the recorded configuration.
     """
     weights, meta = read_weights(folder, device)
+    causal(card_config(meta))
     model = model_on_meta(card_config(meta), meta["vocabulary"])
     _assign(model, weights)
     return model.eval(), meta

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 
 from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
+from distlm.errors import DistlmError
 from distlm.models import awd_lstm, transformer_lm
 from distlm.models.awd_lstm import AwdLstm
 from distlm.models.plm import Plm, PlmModel, plm_model
+from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.transformer_lm import TransformerLM
 
-AnyModelConfig = ModelConfig | LstmConfig | PlmModel
+CausalConfig = ModelConfig | LstmConfig
+AnyModelConfig = ModelConfig | LstmConfig | PlmModel | TaskModelConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ KINDS: dict[str, Kind] = {
         Kind("transformer_lm", ModelConfig, TransformerLM, transformer_lm.TAPS),
         Kind("awd_lstm", LstmConfig, AwdLstm, awd_lstm.TAPS),
         Kind("plm", PlmModel, Plm, ()),
+        Kind("plm_task", TaskModelConfig, TaskModel, ()),
     )
 }
 
@@ -42,6 +46,16 @@ def model_config(config: RunConfig) -> AnyModelConfig:
     if config.model.kind == "plm":
         return plm_model(config.plm, config.memory, config.train.seed)
     return config.lstm if config.model.kind == "awd_lstm" else config.model
+
+
+def causal(config: AnyModelConfig) -> CausalConfig:
+    """The same, of a model that predicts the next word. Raises DistlmError for a masked language model."""
+    if isinstance(config, ModelConfig | LstmConfig):
+        return config
+    raise DistlmError(
+        "a masked language model reads both sides of a word: it has no datastore, neighbours or cache; those are for "
+        "model.kind=transformer_lm and awd_lstm"
+    )
 
 
 def kind_of(config: AnyModelConfig) -> Kind:

@@ -7,6 +7,7 @@ with PKM in the FFN's place, and (1, 1) for ResM. Weights keep the names that Hu
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from distlm.errors import DistlmError
 from distlm.memory.exchange import Exchange
 from distlm.memory.layer import ProductKeyMemory
 from distlm.models.linear_cross_entropy import cross_entropy_sum
-from distlm.models.row_dropout import RowDropout, Rows
+from distlm.models.plm_attention import NAME, register
+from distlm.models.row_dropout import RowDropout, Rows, drop_by_row, name_salt
 
 
 @dataclass
@@ -121,8 +123,9 @@ def equip(
                 f"memory.positions={config.positions}: the model has layers 1 to {len(layers)}; choose among those"
             )
         memories[position] = ProductKeyMemory(
-            config, hf.config.hidden_size, position, seed, exchange or Exchange.alone()
-        )
+            config, hf.config.hidden_size, position, seed, exchange or Exchange.alone(),
+            partial(_drop, rows, f"memory.{position}"),
+        )  # fmt: skip
         _add_memory(layers[position - 1], memories[position], config, rows)
     return memories
 
@@ -201,7 +204,7 @@ def _fresh_backbone(plm: PlmConfig, pad_id: int) -> dict[str, Any]:
 
 def _read_backbone(checkpoint: str) -> dict[str, Any]:
     try:
-        config = _transformers().AutoConfig.from_pretrained(checkpoint)
+        config = transformers_library().AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: no model folder or name on the hub that transformers can read ({error})"
@@ -216,18 +219,24 @@ def _read_backbone(checkpoint: str) -> dict[str, Any]:
 
 
 def _masked_lm(backbone: dict[str, Any], vocabulary: int) -> Any:
-    transformers = _transformers()
-    from distlm.models.plm_attention import NAME, register
+    config = backbone_config(backbone, vocabulary)
+    return transformers_library().AutoModelForMaskedLM.from_config(config, attn_implementation=NAME)
 
+
+def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
+    """Hugging Face's configuration object, for models with the attention NAME."""
+    library = transformers_library()
     register()
     rest = {key: value for key, value in backbone.items() if key not in ("model_type", "vocab_size")}
-    config = transformers.AutoConfig.for_model(backbone["model_type"], vocab_size=vocabulary, **rest)
-    return transformers.AutoModelForMaskedLM.from_config(config, attn_implementation=NAME)
+    if "num_labels" in rest:
+        # A fine-tuned checkpoint's names of labels would decide about their number.
+        rest = {key: value for key, value in rest.items() if key not in ("id2label", "label2id")}
+    return library.AutoConfig.for_model(backbone["model_type"], vocab_size=vocabulary, **rest)
 
 
 def masked_lm_from(checkpoint: str) -> Any:
     """Hugging Face's model with its weights; a head that the checkpoint lacks is fresh. Raises DistlmError."""
-    transformers = _transformers()
+    transformers = transformers_library()
     try:
         return transformers.AutoModelForMaskedLM.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
@@ -236,7 +245,8 @@ def masked_lm_from(checkpoint: str) -> Any:
         ) from error
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
+    """The library. Raises DistlmError when it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -258,6 +268,10 @@ def _add_memory(layer: Any, memory: ProductKeyMemory, config: MemoryConfig, rows
     layer.output = MemoryOutput(layer.output, memory, config.alpha, config.beta, rows, resm)
     if not resm:
         layer.intermediate = nn.Identity()
+
+
+def _drop(rows: Rows, name: str, hidden: Tensor, p: float, place: str) -> Tensor:
+    return drop_by_row(hidden, p, rows, name_salt(f"{name}.{place}"))
 
 
 def _put(root: nn.Module, name: str, module: nn.Module) -> None:

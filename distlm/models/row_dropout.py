@@ -57,21 +57,29 @@ def row_noise(shape: torch.Size, keys: Tensor, salt: int, p: float, dtype: torch
     return torch.lt(draws, kept - _STEPS // 2).to(dtype).mul_(_STEPS / max(kept, 1))
 
 
+def name_salt(name: str) -> int:
+    """What tells the masks of one place in a model from those of the others."""
+    return xxhash.xxh3_64_intdigest(name.encode()) >> 1
+
+
+def drop_by_row(hidden: Tensor, p: float, rows: Rows, salt: int) -> Tensor:
+    """Dropout in training: hidden [B, ...] → the same shape. ValueError outside Rows.set."""
+    if rows.keys is None:
+        raise ValueError("dropout without Rows.set: the rows of this pass have no keys")
+    return hidden * row_noise(hidden.shape, rows.keys, salt, p, hidden.dtype)
+
+
 class RowDropout(nn.Module):
     """nn.Dropout with masks by row. `name` tells modules apart: their masks are unrelated."""
 
     def __init__(self, p: float, rows: Rows, name: str) -> None:
         super().__init__()
         self.p, self.rows = p, rows
-        self.salt = xxhash.xxh3_64_intdigest(name.encode()) >> 1
+        self.salt = name_salt(name)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [B, ...] → the same shape."""
-        if not self.training or self.p == 0:
-            return hidden
-        if self.rows.keys is None:
-            raise ValueError("dropout without Rows.set: the rows of this pass have no keys")
-        return hidden * row_noise(hidden.shape, self.rows.keys, self.salt, self.p, hidden.dtype)
+        return drop_by_row(hidden, self.p, self.rows, self.salt) if self.training and self.p > 0 else hidden
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -7,6 +7,7 @@ RUN_DIR/
   metrics.jsonl          the record
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
+  finetune/NAME/         results.json of a fine-tuning, and a folder for each seed
   datastore/  index/  neighbours/SPLIT/
   states/SPLIT/          hidden states of the evaluated tokens, where no search has kept them
   cache/SPLIT/           the neural cache's probability of every evaluated token
@@ -36,6 +37,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
     "shard": ("shards",),
     "train": ("data", "model", "lstm", "train", "awd"),
+    "finetune": ("finetune",),
     "datastore": ("data", "model", "lstm", "train", "awd", "datastore"),
     "index": ("data", "model", "lstm", "train", "awd", "datastore", "index"),
     "knn": ("data", "model", "lstm", "train", "awd", "datastore", "index", "knn", "cache"),
@@ -114,6 +116,10 @@ class RunDir:
         """Folder of shards of token rows: shards.folder or RUN_DIR/shards."""
         return Path(config.shards.folder) if config.shards.folder else self.root / "shards"
 
+    def finetune(self, name: str) -> Path:
+        """Folder of a fine-tuning's results, by finetune.name."""
+        return self.root / "finetune" / name
+
     def checkpoint(self, step: int) -> Path:
         """Checkpoint folder of an update count."""
         return self.checkpoints / f"step-{step:08d}"
@@ -157,6 +163,7 @@ class RunDir:
             "train": any(self.checkpoints.glob("step-*")),
             "datastore": (self.datastore / "manifest.json").exists(),
             "index": (self.index / "template.json").exists(),
+            "finetune": any((self.root / "finetune").glob("*/settings.json")),
             "knn": any((self.root / name).exists() for name in ("neighbours", "cache")),
         }
         if not produced[stage]:

@@ -140,6 +140,7 @@ class Engine:
 
     def state_keys(self) -> list[str]:
         """Names of the optimizer's per-parameter tensors, e.g. exp_avg; none before the first applied update. Local."""
+        self._link_states()
         holder = self._holders()[0]
         state = self._base.state.get(holder, {})
         return sorted(key for key, value in state.items() if torch.is_tensor(value) and value.shape == holder.shape)
@@ -204,10 +205,7 @@ class Engine:
         """NTASGD.start_averaging, known to DeepSpeed. Local."""
         assert isinstance(self._base, NTASGD)
         self._base.start_averaging()
-        if hasattr(self._wrapper, "_lazy_init_hp_params_optimizer_state"):
-            # It looked at the optimizer's states after the first step, when there were none.
-            self._wrapper._hp_optimizer_states_linked = False
-            self._wrapper._lazy_init_hp_params_optimizer_state()
+        self._link_states()
 
     def scalars(self) -> dict[str, Any]:
         """The optimizer's and loss scaler's plain numbers (step count, lr_old, loss scale …), as JSON. Local."""
@@ -240,6 +238,13 @@ class Engine:
     def _plain(self) -> bool:
         """ZeRO 0 in fp32: DeepSpeed steps the client's optimizer itself."""
         return self._wrapper is self._base
+
+    def _link_states(self) -> None:
+        """DeepSpeed looks for the optimizer's states once, after the first group's first step: those of other groups,
+        and those that come later, it does not find."""
+        if getattr(self._wrapper, "_hp_optimizer_states_linked", False):
+            self._wrapper._hp_optimizer_states_linked = False
+            self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def _plain_norm(self) -> float:
         gradients = [parameter.grad for parameter in self.names.values() if parameter.grad is not None]

@@ -23,13 +23,16 @@ def trained(config: RunConfig, run: RunDir) -> bool:
 
 
 def evaluated_as_trained(config: RunConfig, run: RunDir) -> bool:
-    """Whether lm.json holds every split of knn.splits under the present best checkpoint."""
-    path = run.root / RESULT
+    """Whether lm.json holds every split that is asked for, under the present checkpoint: the best one, or of a masked
+    language model the newest."""
+    path, masked = run.root / RESULT, config.model.kind == "plm"
     if not path.exists():
         return False
     results = read_json(path, "evaluation results")
-    fingerprint = model_fingerprint(run.model_checkpoint(config))
-    return results["model"]["fingerprint"] == fingerprint and set(config.knn.splits) <= set(results["splits"])
+    checkpoint = run.complete_checkpoints()[-1] if masked else run.model_checkpoint(config)
+    wanted = {*config.shards.splits} - {"train"} if masked else set(config.knn.splits)
+    wanted |= {word.partition("=")[0] for word in config.plm.texts} if masked else set()
+    return results["model"]["fingerprint"] == model_fingerprint(checkpoint) and wanted <= set(results["splits"])
 
 
 def lm_table(results: dict[str, Any]) -> str:
@@ -37,4 +40,7 @@ def lm_table(results: dict[str, Any]) -> str:
     lines = [f"{'split':<8}{'tokens':>10}{'loss':>10}{'perplexity':>12}"]
     for split, found in results["splits"].items():
         lines.append(f"{split:<8}{found['tokens']:>10}{found['loss_nats']:>10.4f}{found['perplexity']:>12.2f}")
+        for layer, use in found.get("memory", {}).items():
+            shares = f"MU {100 * use['mu']:.1f} %, top-1 MU {100 * use['top1_mu']:.1f} %"
+            lines.append(f"  memory of layer {layer}: {shares}, KL_u {use['kl_u']:.2f}, KL_w {use['kl_w']:.2f}")
     return "\n".join([*lines, f"context: {results['context_rule']}"])

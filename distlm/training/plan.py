@@ -10,7 +10,9 @@ from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.lstm_plan import plan_lstm
+from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
+from distlm.training.plm_plan import plan_plm
 
 
 def plan_train(config: RunConfig, ranks: int) -> StagePlan:
@@ -22,6 +24,8 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     """
     if config.model.kind == "awd_lstm":
         return plan_lstm(config, ranks)
+    if config.model.kind == "plm":
+        return plan_plm(config, ranks)
     train, model = config.train, config.model
     micro = plan_micro_batches(train, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
@@ -46,7 +50,7 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         6 * (layer * model.layers + model.width * head) + 6 * model.layers * train.tokens_per_sample * model.width
     )
     seconds = seen * per_token / (machine_flops() * ranks)
-    memory = _memory(parameters, states, train.precision != "fp32", stage, ranks)
+    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
     activations = (
         train.micro_blocks
         * train.tokens_per_sample
@@ -63,17 +67,4 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         memory + max(4 * activations, 4 * parameters * states),  # a save holds one kind of tensor on rank 0
         seconds,
         notes,
-    )
-
-
-def _memory(parameters: int, states: int, half: bool, stage: int, ranks: int) -> int:
-    """Weights, gradients, masters and optimizer states of one rank, in bytes (Rajbhandari et al. 2020, section 5)."""
-    width = 2 if half else 4
-    weights, gradients = width * parameters, width * parameters
-    # ZeRO keeps fp32 masters beside the weights in every precision; ZeRO 0 only in half precision.
-    masters = 4 * parameters * (states + (1 if half or stage > 0 else 0))
-    return (
-        weights // (ranks if stage == 3 else 1)
-        + gradients // (ranks if stage >= 2 else 1)
-        + masters // (ranks if stage >= 1 else 1)
     )

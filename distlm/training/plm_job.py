@@ -14,7 +14,6 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from distlm.config.schema import TrainConfig
 from distlm.data.masking import NO_LABEL, mask_rows
 from distlm.data.shard_order import rank_places
 from distlm.data.shard_reader import RowBatch, RowStream, ShardRows
@@ -36,6 +35,7 @@ from distlm.training.engine import share
 from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import MaskedModule
+from distlm.training.plm_rows import plan_rows
 from distlm.training.plm_validate import PlmValidator
 from distlm.training.transformer_job import make_optimizer
 from distlm.training.update import Outcome, Part, combine
@@ -201,24 +201,3 @@ class _Piece:
     """Tokens with a label."""
     fingerprint: int
     """Σ over rows of 32 bits of the hash of their tokens."""
-
-
-def plan_rows(train: TrainConfig, ranks: int) -> MicroBatchPlan:
-    """Micro-batches of `train.micro_blocks` rows over all ranks, each cut into one piece per rank.
-
-    Number n of the plan is piece n mod R of micro-batch n // R.
-    Raises DistlmError, with the nearest valid values, when rows do not divide.
-    """
-    rows, micro = train.blocks_per_update, train.micro_blocks
-    if rows % micro:
-        raise DistlmError(
-            f"train.micro_blocks={micro} does not divide train.blocks_per_update={rows}; set "
-            f"train.blocks_per_update={max(1, round(rows / micro)) * micro}"
-        )
-    if micro % ranks:
-        fitting = max(size for size in range(1, ranks) if micro % size == 0)
-        raise DistlmError(
-            f"train.micro_blocks={micro}: a masked language model's micro-batch is of all ranks, and {ranks} ranks do "
-            f"not divide it; set train.micro_blocks={max(1, round(micro / ranks)) * ranks} or start {fitting} ranks"
-        )
-    return MicroBatchPlan(micro // ranks, rows // micro * ranks, ranks)

@@ -56,6 +56,7 @@ def test_a_cut_is_the_end_of_a_document(rule: str) -> None:
         blocks = [text[i : i + edge] for i in range(0, len(text), edge)]
         least = chance.randrange(1, 60)
         places = [place for place in cuts(blocks, rule, least) if place < len(text)]
+        assert places == [place for place in cuts([text], rule, least) if place < len(text)]
         parts = [text[i:j] for i, j in zip([0, *places], [*places, len(text)], strict=True)]
         assert all(len(part) >= least for part in parts[:-1])
         pieces = [document for part in parts for document in split(part.decode().removesuffix("\n"), rule)]
@@ -64,11 +65,11 @@ def test_a_cut_is_the_end_of_a_document(rule: str) -> None:
             assert places == []
 
 
-def test_cuts_do_not_depend_on_the_blocks() -> None:
-    text = b"one line\n\n" * 500
-    whole = list(cuts([text], "blank_line", 100))
-    assert whole == list(cuts([text[i : i + 7] for i in range(0, 5000, 7)], "blank_line", 100))
-    assert whole == list(range(100, 5001, 100))
+def test_each_cut_is_the_first_that_is_far_enough() -> None:
+    assert list(cuts([b"one line\n\n" * 500], "blank_line", 100)) == list(range(100, 5001, 100))
+    assert list(cuts([b"one line\n" * 500], "line", 18)) == list(range(18, 4501, 18))
+    article = b" = A = \n\ntext\n\n"
+    assert list(cuts([article * 50], "title", 1)) == list(range(len(article), 50 * len(article), len(article)))
 
 
 @pytest.mark.data

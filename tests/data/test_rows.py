@@ -1,4 +1,5 @@
 import random
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_every_token_is_there_once_in_order_and_documents_are_apart(cross: bool)
         assert (padded[:, 1:] >= padded[:, :-1]).all(), "padding comes last"
         ends = length - padded.sum(1)
         assert (rows[np.arange(len(rows)), ends - 1] == SEP).all()
-        assert [id for row in rows.tolist() for id in row if id > MASK] == sum(documents, [])
+        assert [id for row in rows.tolist() for id in row if id > MASK] == [*chain(*documents)]
         # A row ends with a document, or the next one goes on with it.
         starts = [row[1] for row in rows.tolist()]
         if cross:

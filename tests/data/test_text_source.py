@@ -1,6 +1,7 @@
 import gzip
 import lzma
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def test_segments_and_lines_are_those_of_the_text_whatever_the_packing(tmp_path:
     source = FileSource(write(tmp_path / f"train.txt{suffix}", TEXT.encode()), f"train.txt{suffix}")
     segments = scan(source)
     assert len(segments) > 5 and segments[0].source == 3
-    assert [(segment.start, segment.end) for segment in segments] == [
-        (segment.start, segment.end) for segment in scan(FileSource(write(tmp_path / "plain.txt", TEXT.encode()), "plain.txt"))
-    ]
+    assert segments == scan(FileSource(write(tmp_path / "plain.txt", TEXT.encode()), "plain.txt"))
     told: list[int] = []
     lines = [line for segment in segments for line in source.lines(segment, told.append)]
     assert lines == TEXT.removesuffix("\n").split("\n")
@@ -52,7 +51,8 @@ def test_blank_lines_at_the_ends_of_blocks_are_kept(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("distlm.data.text_source._BLOCK", 5)
     for text in ("abcd\n\nefgh\n\n\nij", "a\n\n\n\n\n\n\nb\n", "aaaaaaaaaaaaaaaaa\nö\n\n", "\n\n"):
         source = FileSource(write(tmp_path / "a.txt", text.encode()), "a.txt")
-        assert list(source.lines(Segment(0, 0, len(text.encode()), len(text.encode())), quiet)) == text.removesuffix("\n").split("\n")
+        size = len(text.encode())
+        assert list(source.lines(Segment(0, 0, size, size), quiet)) == text.removesuffix("\n").split("\n")
         source.close()
 
 
@@ -123,7 +123,7 @@ def test_rows_of_a_table_are_lines(rule: str) -> None:
     source = table(rows)
     segments = scan(source, 20, rule)
     assert len(segments) > 2 and segments[0].start == 0 and segments[-1].end == len(rows)
-    assert all(before.end == after.start for before, after in zip(segments, segments[1:], strict=False))
+    assert all(before.end == after.start for before, after in pairwise(segments))
     for segment in segments[1:]:
         before, first = rows[segment.start - 1], rows[segment.start]
         assert {"blank_line": before == "\n", "title": first.startswith(" = ") and before == "\n", "line": True}[rule]

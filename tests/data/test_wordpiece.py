@@ -23,13 +23,9 @@ def test_training_gives_the_same_vocabulary_in_every_process() -> None:
     here = train_wordpiece(lambda: iter([TEXT, TEXT]), 120, True)
     assert len(here.pieces) == 120 and here.pieces[:5] == SPECIALS
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    others = {
-        subprocess.run(
-            [sys.executable, "-c", TRAIN], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for _ in range(3)
-    }  # fmt: skip
-    assert others == {here.hash}
+    command, environment = [sys.executable, "-c", TRAIN], {**os.environ, "PYTHONPATH": path}
+    for _ in range(3):
+        assert subprocess.check_output(command, env=environment, text=True).strip() == here.hash
 
 
 def test_a_trained_vocabulary_has_the_characters_and_then_pieces() -> None:

@@ -36,12 +36,22 @@ def test_every_stage_has_its_verbs_and_its_progress_mark():
 
 
 def test_what_the_configuration_does_not_ask_for_is_left_out():
-    assert [stage for stage in STAGES if SPECS[stage].verbs_of(config()) != SPECS[stage].verbs] == []
+    assert [stage for stage in STAGES if SPECS[stage].verbs_of(config()) != SPECS[stage].verbs] == ["shard"]
     (search,) = build_graph(config("nowhere", "cache.use=true"), CPU, ["search"])
     assert search.verbs == ("knn search", "knn cache")
     lstm = config("nowhere", "model.kind=awd_lstm", "train.optimizer=nt_asgd")
     assert pending_stages(lstm) == ("prepare", "train", "evaluate")
     assert SPECS["evaluate"].verbs_of(lstm) == ("evaluate", "report")
+    assert pending_stages(config("nowhere", "model.kind=plm")) == ("shard", "train", "evaluate")
+
+
+def test_shards_are_written_by_cpus():
+    plm = config("nowhere", "model.kind=plm", "train.blocks_per_update=16", "train.micro_blocks=8")
+    shard, train, evaluate = build_graph(plm, Site(), STAGES, Wish(nodes=2))
+    assert shape(shard) == ("shard", 2, 4, 0, ()) and shard.verbs == ("data shard",)
+    assert shape(train) == ("train", 2, 4, 4, ("shard",)) and evaluate.after == ("train",)
+    with pytest.raises(DistlmError, match="a masked language model's micro-batch is of all ranks"):
+        build_graph(plm, Site(), STAGES, Wish(nodes=4))
 
 
 def test_each_job_waits_for_the_one_before_it():
@@ -59,7 +69,7 @@ def test_each_job_waits_for_the_one_before_it():
 
 def test_an_array_is_shares_and_the_job_that_completes_the_stage():
     site = Site(stages={"datastore": StageSettings(array=3)})
-    jobs = {job.name: job for job in build_graph(config(), site, STAGES[1:6])}
+    jobs = {job.name: job for job in build_graph(config(), site, STAGES[2:7])}
     assert list(jobs) == ["train", "datastore-shares", "datastore", "index-train", "index-add", "index-merge"]
     assert shape(jobs["datastore-shares"]) == ("datastore-shares", 1, 1, 1, ("train",))
     assert jobs["datastore-shares"].shares == 3 and jobs["datastore"].shares == 0
@@ -108,7 +118,7 @@ def test_stages_are_chosen_by_name_and_range():
     assert choose_stages("") == STAGES
     assert choose_stages("datastore,train") == ("train", "datastore")
     assert choose_stages("index-train..index-merge,prepare") == ("prepare", "index-train", "index-add", "index-merge")
-    assert choose_stages("..train") == ("prepare", "train") and choose_stages("search..") == ("search", "evaluate")
+    assert choose_stages("..train") == ("prepare", "shard", "train") and choose_stages("search..") == ("search", "evaluate")
     with pytest.raises(UsageError, match=r"--stages: unknown stage 'serach'; did you mean 'search'\?"):
         choose_stages("train,serach")
 

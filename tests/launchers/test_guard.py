@@ -56,6 +56,7 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
     ("stage", "file"),
     [
         ("prepare", "tokens/meta.json"),
+        ("shard", "shards/train-00000.tar"),
         ("train", "checkpoints/step-00000001/complete.json"),
         ("datastore", "datastore/.shard-00000.json"),
         ("datastore", "datastore/manifest.json"),

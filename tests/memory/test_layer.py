@@ -81,12 +81,14 @@ def test_reads_are_dated_as_the_values_are() -> None:
     memory = make(sub_keys=32)
     optimizer = SparseValueOptimizer(memory.config, [memory.table])
     for update in (1, 2, 3):
+        memory.update = update
         memory(batch(update)[0]).sum().backward()
         optimizer.step()
     assert torch.equal(memory.usage.counts().last_read, memory.table.last_step)
     assert memory.table.last_step.unique().tolist() == [0, 1, 2, 3]
+    memory.update = 7
     memory(batch()[0])
-    assert memory.usage.counts().last_top1.max() == 4
+    assert memory.usage.counts().last_top1.max() == 7
 
 
 def test_use_is_counted_in_training_and_where_it_is_measured() -> None:
@@ -103,16 +105,16 @@ def test_use_is_counted_in_training_and_where_it_is_measured() -> None:
 
 
 def test_dropouts_are_the_callers_and_keep_rows_apart() -> None:
-    calls: list[tuple[tuple[int, ...], float]] = []
+    calls: list[tuple[tuple[int, ...], float, str]] = []
 
-    def dropout(tensor: Tensor, p: float) -> Tensor:
-        calls.append((tuple(tensor.shape), p))
+    def dropout(tensor: Tensor, p: float, place: str) -> Tensor:
+        calls.append((tuple(tensor.shape), p, place))
         return tensor * 2 if p == 0.3 else tensor
 
     rates = {"input_dropout": 0.1, "query_dropout": 0.2, "value_dropout": 0.3}
     memory, (x, mask) = make(dropout=dropout, **rates), batch()
     out = memory(x, mask)
-    assert calls == [((3, 5, 8), 0.1), ((3, 5, 12), 0.2), ((3, 5, 8), 0.3)]
+    assert calls == [((3, 5, 8), 0.1, "input"), ((3, 5, 12), 0.2, "query"), ((3, 5, 8), 0.3, "value")]
     torch.testing.assert_close(out, 2 * make()(x, mask))
     calls.clear()
     memory.eval()(x, mask)
@@ -155,7 +157,7 @@ def test_what_a_checkpoint_holds_beside_parameters_and_values(query_norm: bool) 
     memory, (x, mask) = make(query_norm=query_norm), batch()
     for _ in range(2):
         memory(x, mask)
-    tensors = {name: tensor.clone() for name, tensor in memory.extra_state_tensors().items()}
+    tensors = memory.extra_state_tensors()
     assert len(tensors) == (7 if query_norm else 5)
     fresh = make(query_norm=query_norm)
     fresh.load_state_dict(memory.state_dict())
@@ -164,6 +166,9 @@ def test_what_a_checkpoint_holds_beside_parameters_and_values(query_norm: bool) 
     assert fresh.usage.counts().measures() == memory.usage.counts().measures()
     for name, tensor in fresh.extra_state_tensors().items():
         assert torch.equal(tensor, tensors[name]), name
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    memory.train()(x, mask)
+    assert all(torch.equal(tensors[name], before[name]) for name in before), "not copies"
     with pytest.raises(KeyError, match=r"usage\.reads"):
         fresh.load_extra({})
     assert not {name for name in memory.state_dict() if "usage" in name or "running" in name}

@@ -99,9 +99,11 @@ def test_by_hand() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_dropout_belongs_to_rows() -> None:
+@pytest.mark.parametrize("kind", ["none", "resm"])
+def test_dropout_belongs_to_rows(kind: str) -> None:
     """The loss of a batch is the sum of its rows', in training too; and it is not that of evaluation."""
-    model = build().train()
+    dropouts = {"input_dropout": 0.1, "query_dropout": 0.2, "value_dropout": 0.3, "query_norm": False}
+    model = build("bert", kind, **dropouts).train()
     whole = loss_of(model, keys=True)
     parts = [loss_of(model, slice(first, first + 2), keys=True) for first in (0, 2)]
     assert whole.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-6)

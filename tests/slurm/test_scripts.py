@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from plm_support import PLM
 from slurm_cluster import Slurm
 from slurm_support import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
-from support import ENVIRONMENT, mpirun_command
+from support import ENVIRONMENT, TINY, mpirun_command
 
 ON_FOUR = ("--nodes=4", *FLAGS)
 CHAIN = {
@@ -52,11 +53,25 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     store = slurm.folder / "whole" / "datastore"
     slurm.until_in(jobs["whole"]["run"], lambda: list(store.glob("*.npy")), "a shard")
     slurm.signal(jobs["whole"]["run"], "USR1", "--batch")
+    masked = {name: masked_recipe(slurm.folder / name, text) for name in ("masked", "plain-masked")}
+    jobs["masked"] = {}
+    words |= masked
+    submit_chain(
+        slurm, jobs["masked"], {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"]}, masked["masked"]
+    )
     plain(["run", *words["plain"], "launch.ranks=1"])
+    plain(["run", *masked["plain-masked"], "launch.ranks=1"])
+    jobs["plain-masked"] = {}
     for each in jobs.values():
         for job in each.values():
             slurm.done(job)
     return {name: (slurm.folder / name, jobs[name]) for name in words}
+
+
+def masked_recipe(run: Path, text: Path) -> list[str]:
+    """A masked language model with a memory, its values' columns on all ranks."""
+    memory = ["memory.kind=resm", "memory.columns=0", "train.updates=6", "train.valid_every=3"]
+    return ["demo", *TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory]
 
 
 def plain(arguments: list[str], ranks: int = 1) -> None:
@@ -102,6 +117,17 @@ def test_the_results_of_a_plain_run(runs: dict[str, tuple[Path, dict[str, str]]]
     assert {key for key in plain if plain[key] != other[key]} <= {"model", "seconds"}
     assert plain["model"]["fingerprint"] == other["model"]["fingerprint"]
     assert (runs[name][0] / "report.html").exists()
+
+
+def test_a_masked_language_model_from_shards_to_perplexity(runs: dict[str, tuple[Path, dict[str, str]]]) -> None:
+    """The shards of one rank, to the byte, written by two; its perplexities, to rounding, from two."""
+    plain, other = runs["plain-masked"][0], runs["masked"][0]
+    shards = sorted(path.relative_to(plain) for path in (plain / "shards").rglob("*.tar"))
+    assert len(shards) > 2 and all((plain / path).read_bytes() == (other / path).read_bytes() for path in shards)
+    expected, found = (json.loads((run / "lm.json").read_text("utf-8"))["splits"] for run in (plain, other))
+    for split in ("valid", "test"):
+        assert expected[split]["tokens"] == found[split]["tokens"] > 50
+        assert abs(expected[split]["loss_nats"] - found[split]["loss_nats"]) < 1e-4
 
 
 def test_the_stopped_run_went_on_where_it_was(

@@ -46,22 +46,23 @@ class Frame:
     @staticmethod
     def of(tokenizer: Any, pad: int) -> "Frame":
         """Of a tokenizer of the `tokenizers` library. Raises DistlmError when it has no special tokens of its own."""
-        text = tokenizer.encode("a", add_special_tokens=False)
-        length = len(text.ids)
-        alone, both = tokenizer.post_process(text), tokenizer.post_process(text, text)
-        ids, places = np.array(both.ids, np.int32), [i for i, part in enumerate(both.sequence_ids) if part is not None]
-        if len(alone.ids) == length or len(ids) == 2 * length:
+        length = len(tokenizer.encode("a", add_special_tokens=False).ids)
+        alone, both = tokenizer.encode("a"), tokenizer.encode("a", "a")
+        # sequence_ids would tell the parts apart, and are not always right.
+        one, two = (
+            [i for i, special in enumerate(encoding.special_tokens_mask) if not special] for encoding in (alone, both)
+        )
+        if len(alone.ids) == length or len(both.ids) == 2 * length or len(two) != 2 * length:
             raise DistlmError(
                 "finetune.tokenizer: the tokenizer puts no special tokens round a text; the head reads the first token "
                 "of a row, so give the folder of the tokenizer that the model was pretrained with"
             )
-        first = next(i for i, part in enumerate(alone.sequence_ids) if part is not None)
-        single = np.array(alone.ids, np.int32)
-        start, end = places[0], places[-1] + 1
+        single, ids = np.array(alone.ids, np.int32), np.array(both.ids, np.int32)
+        first, second = two[0], two[length]
         return Frame(
-            (single[:first], single[first + length :]),
-            (ids[:start], ids[start + length : end - length], ids[end:]),
-            int(both.type_ids[end - 1]),
+            (single[: one[0]], single[one[0] + length :]),
+            (ids[:first], ids[first + length : second], ids[second + length :]),
+            int(both.type_ids[second]),
             pad,
         )
 

@@ -1,0 +1,259 @@
+"""A product-key memory layer, forward, backward and update, side by side with the ways it is otherwise built.
+
+    python benchmarks/memory.py [--tokens 1024] [--sub-keys 512] [--width 768] [--steps 5] [--threads 0] [--out FILE]
+
+Variants, each in a process of its own, so that peak memory is its own:
+  distlm   distlm.memory: ProductKeyMemory, SparseValueOptimizer, torch's Adam for the other parameters
+  sparse   Lample et al.'s layer in plain torch (all k² pair sums), nn.EmbeddingBag(sparse=True), torch's SparseAdam
+  dense    the same with dense gradients and torch's Adam
+  package  the layer of the package product-key-memory (layer norm of the queries: its batch norm fails with these
+           widths) and torch's Adam; left out with a line when it is not installed
+All get the same tokens, N(0, 1), another batch each step, and the same output gradient, and have heads, k, widths and
+slots alike. The plain layer is given all heads in one batch, which published code is not.
+
+Then the optimizer step alone on 262,144 and on 1,048,576 slots, the same number of slots being read (--step-tokens).
+Times are medians; seconds of processor are those of all threads. The first steps (moments are made) are not counted.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distlm.config.plm import MemoryConfig
+from distlm.memory.exchange import Exchange
+from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.optimizer import SparseValueOptimizer
+from distlm.memory.table import ValueTable
+
+VARIANTS = ("distlm", "sparse", "dense", "package")
+PHASES = ("forward", "backward", "update")
+LR, VALUES_LR = 1e-4, 1e-3
+WARM_UP = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--sub-keys", type=int, default=512, help="n; the memory has n² slots")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--key-width", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--step-tokens", type=int, default=512, help="tokens of the optimizer step; 0: leave it out")
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--variants", nargs="*", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.threads = options.threads or os.cpu_count() or 1
+    if options.only:
+        torch.set_num_threads(options.threads)
+        torch.manual_seed(0)
+        measured = step_alone(options) if options.only == "step" else layer(options, options.only)
+        print(json.dumps(measured))
+        return
+    figures = compare(options)
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def compare(options: argparse.Namespace) -> dict[str, object]:
+    """All variants one after the other, and what each takes relative to distlm."""
+    layers: dict[str, dict[str, float]] = {}
+    for variant in options.variants:
+        if variant == "package" and importlib.util.find_spec("product_key_memory") is None:
+            note("package: product-key-memory is not installed, left out")
+            continue
+        layers[variant] = alone(options, variant)
+        note(f"{variant}: {layers[variant]}")
+    ours = layers.get("distlm")
+    times = {
+        name: {key: round(figures[key] / ours[key], 2) for key in ("seconds", "cpu_seconds", "peak_gb")}
+        for name, figures in layers.items()
+        if ours and name != "distlm"
+    }
+    steps: dict[str, object] = {}
+    if options.step_tokens:
+        for sub_keys in (512, 1024):
+            options.sub_keys = sub_keys
+            steps[str(sub_keys**2)] = alone(options, "step")
+            note(f"step on {sub_keys**2} slots: {steps[str(sub_keys**2)]}")
+    return {
+        "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
+        "load": [round(x, 1) for x in os.getloadavg()], "layers": layers, "times_as_much_as_distlm": times,
+        "step": steps,
+    }  # fmt: skip
+
+
+def alone(options: argparse.Namespace, what: str) -> dict[str, float]:
+    """One variant in its own process."""
+    names = ("tokens", "sub_keys", "width", "heads", "k", "key_width", "steps", "step_tokens", "threads")
+    values = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    # The parent's setting would bind the threads of the child before it can choose.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(
+        [sys.executable, __file__, *values, "--only", what], env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{what}: {done.stderr}")
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def layer(options: argparse.Namespace, variant: str) -> dict[str, float]:
+    """Forward, backward and update of one layer."""
+    run, update = build(options, variant)
+    upstream = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(1))
+    clocks: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+    for step in range(WARM_UP + options.steps):
+        x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2 + step))
+        x.requires_grad_()
+        before = clock()
+        for phase in PHASES:
+            if phase == "forward":
+                out = run(x)
+            elif phase == "backward":
+                out.backward(upstream)
+            else:
+                update()
+            now = clock()
+            if step >= WARM_UP:
+                clocks[phase].append((now[0] - before[0], now[1] - before[1]))
+            before = now
+    figures = {}
+    for i, name in enumerate(("seconds", "cpu_seconds")):
+        totals = [sum(clocks[phase][step][i] for phase in PHASES) for step in range(options.steps)]
+        figures[name] = round(statistics.median(totals), 4)
+        for phase in PHASES:
+            figures[f"{phase}_{name}"] = round(statistics.median(c[i] for c in clocks[phase]), 4)
+    return figures | {"peak_gb": peak()}
+
+
+def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor], Tensor], Callable[[], object]]:
+    """(forward [T, D] → [T, D], update)."""
+    model: nn.Module
+    if variant == "distlm":
+        config = memory_config(options)
+        model = ProductKeyMemory(config, options.width, 1, 0, Exchange.alone())
+        rest = torch.optim.Adam(model.parameters(), lr=LR)
+        values = SparseValueOptimizer(config, [model.table])
+
+        def update() -> None:
+            rest.step()
+            rest.zero_grad()
+            values.step()
+
+        return lambda x: model(x[None])[0], update
+    if variant == "package":
+        from product_key_memory import PKM  # type: ignore[import-not-found]
+
+        model = PKM(
+            options.width, heads=options.heads, num_keys=options.sub_keys, topk=options.k,
+            dim_head=options.key_width // 2,
+        )  # fmt: skip
+    else:
+        model = PaperMemory(options, sparse=variant == "sparse")
+    table = [model.values.weight]
+    others = [parameter for parameter in model.parameters() if parameter is not table[0]]
+    optimizers: list[torch.optim.Optimizer]
+    if variant == "sparse":
+        optimizers = [torch.optim.Adam(others, lr=LR), torch.optim.SparseAdam(table, lr=VALUES_LR)]
+    else:
+        optimizers = [torch.optim.Adam([{"params": others}, {"params": table, "lr": VALUES_LR}], lr=LR)]
+
+    def update_all() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return (lambda x: model(x[None])[0]), update_all
+
+
+class PaperMemory(nn.Module):
+    """Lample et al. 2019, §3: query network with batch norm, two half-key products, top k of each, k² sums, top k."""
+
+    def __init__(self, options: argparse.Namespace, sparse: bool) -> None:
+        super().__init__()
+        self.heads, self.n, self.k, half = options.heads, options.sub_keys, options.k, options.key_width // 2
+        self.query = nn.Linear(options.width, self.heads * options.key_width)
+        self.norm = nn.BatchNorm1d(self.heads * options.key_width)
+        self.keys = nn.Parameter(torch.empty(self.heads, 2, self.n, half).uniform_(-(half**-0.5), half**-0.5))
+        self.values = nn.EmbeddingBag(self.n**2, options.width, mode="sum", sparse=sparse)
+        nn.init.normal_(self.values.weight, std=options.width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] → [B, T, D]."""
+        queries = self.norm(self.query(x.flatten(0, 1))).view(-1, self.heads, 2, self.keys.shape[3])
+        halves = torch.einsum("thsd,hsnd->thsn", queries, self.keys)
+        scores, ids = halves.topk(self.k, dim=3)
+        sums = (scores[:, :, 0, :, None] + scores[:, :, 1, None]).flatten(2)
+        slots = (ids[:, :, 0, :, None] * self.n + ids[:, :, 1, None]).flatten(2)
+        best, places = sums.topk(self.k, dim=2)
+        out: Tensor = self.values(slots.gather(2, places).flatten(1), per_sample_weights=best.softmax(2).flatten(1))
+        return out.view_as(x)
+
+
+def step_alone(options: argparse.Namespace) -> dict[str, float]:
+    """The update of a table of which the same number of slots is read, whatever its size, twice each."""
+    reads = options.heads * options.k
+    rows = options.step_tokens * reads // 2
+    table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone())
+    optimizer = SparseValueOptimizer(table.config, [table])
+    found = []
+    for step in range(WARM_UP + options.steps):
+        random = torch.Generator().manual_seed(step)
+        slots = torch.randperm(options.sub_keys**2, generator=random)[:rows].repeat(2).int()
+        slots = slots[torch.randperm(2 * rows, generator=random)].view(-1, reads)
+        weights = torch.rand(slots.shape, generator=random)
+        gradient = torch.randn(len(slots), options.width, generator=random)
+        # Touch all moments first: a page is made on its first write, which is no part of an update.
+        if step == 0:
+            for moment in table.make_moments():
+                moment.zero_()
+        table.gradient.add(slots, weights, gradient)
+        before = clock()
+        assert optimizer.step().rows == [rows]
+        now = clock()
+        found.append([now[0] - before[0], now[1] - before[1]])
+    wall, cpu = zip(*found[WARM_UP:], strict=True)
+    return {
+        "rows": rows, "seconds": round(statistics.median(wall), 4), "cpu_seconds": round(statistics.median(cpu), 4),
+        "peak_gb": peak(),
+    }  # fmt: skip
+
+
+def memory_config(options: argparse.Namespace) -> MemoryConfig:
+    return MemoryConfig(
+        kind="resm", sub_keys=options.sub_keys, heads=options.heads, k=options.k, key_width=options.key_width,
+        lr=VALUES_LR,
+    )  # fmt: skip
+
+
+def clock() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def peak() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What a memory costs on each rank, by the number of ranks that share its columns: bytes sent, bytes held."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from distlm.config.plm import MemoryConfig
+from distlm.runtime.files import format_bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """One update of the values of all memories, on one rank."""
+
+    ranks: int
+    """R."""
+    tokens: int
+    """Tokens T of a rank in one micro-batch."""
+    micro_batches: int = 1
+    """Micro-batches of an update."""
+    memories: int = 1
+    """Layers with a memory."""
+    activation_bytes: int = 4
+    """Bytes of a number of the model's activations: 4, or 2 in half precision."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One strategy: `columns` ranks share the columns of one copy, of which there are `replicas`."""
+
+    columns: int
+    replicas: int
+    sent: dict[str, int]
+    """What → bytes that a rank sends in an update, named as Exchange.bytes names them."""
+    resident: int
+    """Bytes of values, moments and counters on a rank, all memories."""
+    kept: int
+    """Bytes that the micro-batches of an update keep for the values' gradient on a rank, at most, all memories."""
+
+    @property
+    def bytes(self) -> int:
+        """All bytes that a rank sends in an update."""
+        return sum(self.sent.values())
+
+    @property
+    def name(self) -> str:
+        if self.replicas == 1:
+            return "column" if self.columns > 1 else "one rank"
+        return "replicated" if self.columns == 1 else "column × replica"
+
+    def seconds(self, bytes_per_second: float) -> float:
+        """Time of sending at a measured link speed, with no latency."""
+        return self.bytes / bytes_per_second
+
+
+def plan_memory(config: MemoryConfig, width: int, work: Work) -> list[MemoryPlan]:
+    """All strategies that are possible: each divisor of the ranks that divides the width D, rising."""
+    return [
+        _plan(config, width, work, columns)
+        for columns in range(1, work.ranks + 1)
+        if work.ranks % columns == 0 and width % columns == 0
+    ]
+
+
+def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryPlan:
+    slots, reads, replicas = config.sub_keys**2, config.heads * config.k, work.ranks // columns
+    part, others = width // columns, columns - 1
+    forwards = work.memories * work.micro_batches
+    per_read, per_value = work.tokens * reads * 4, work.tokens * part * work.activation_bytes
+    one_micro_batch = columns * (2 * per_read + per_value)
+    sent = {
+        "slots": forwards * others * per_read,
+        "weights": forwards * others * per_read,
+        "outputs": forwards * others * per_value,
+        "output gradients": forwards * others * per_value,
+        "weight gradients": forwards * others * per_read,
+    }
+    kept = 0
+    if not config.frozen:
+        sent |= {
+            "stash": forwards * (replicas - 1) * one_micro_batch,
+            "finite": 8 * work.memories * (work.ranks - 1),
+            "norms": 8 * work.memories * others * (part if config.clip_norm else 1),
+        }
+        # Summed when all replicas' micro-batches reach the size of a gradient of all slots; see ValueGradient.
+        gradient = 4 * slots * part
+        until_summed = -(-gradient // (replicas * one_micro_batch))
+        kept = one_micro_batch * min(work.micro_batches, until_summed)
+        kept += gradient if work.micro_batches > until_summed else 0
+    resident = 4 * slots * (part * (1 if config.frozen else 3) + 1 + config.row_steps)
+    return MemoryPlan(
+        columns, replicas, {k: v for k, v in sent.items() if v}, work.memories * resident, work.memories * kept
+    )
+
+
+def other_ways(config: MemoryConfig, width: int, work: Work) -> dict[str, int]:
+    """Bytes that a rank would send in an update with the values as an ordinary parameter of a data-parallel trainer.
+
+    Way → bytes: a ring all-reduce of the dense fp32 gradient; an all-gather of nn.EmbeddingBag's sparse one, which has
+    a row (and an int64 slot) for every read.
+    """
+    others = work.ranks - 1
+    dense = 2 * others * config.sub_keys**2 * width * 4 // work.ranks
+    sparse = others * work.tokens * work.micro_batches * config.heads * config.k * (4 * width + 8)
+    return {"dense all-reduce": work.memories * dense, "sparse all-gather": work.memories * sparse}
+
+
+def describe(plans: Iterable[MemoryPlan], chosen: int = 0, other: dict[str, int] | None = None) -> str:
+    """The strategies as a table of text, that with `chosen` columns marked, and what `other_ways` would send."""
+    lines = [f"  {'strategy':18}{'columns':>8}{'copies':>8}{'sent/update':>13}{'held':>10}{'kept':>10}"]
+    for plan in plans:
+        mark = "*" if plan.columns == chosen else " "
+        lines.append(
+            f"{mark} {plan.name:18}{plan.columns:>8}{plan.replicas:>8}{format_bytes(plan.bytes):>13}"
+            f"{format_bytes(plan.resident):>10}{format_bytes(plan.kept):>10}"
+        )
+    lines += [f"  {name:34}{format_bytes(count):>13}" for name, count in (other or {}).items()]
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""Masked language models from checkpoints: dense weights, and each memory's values from its own files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distlm.errors import DistlmError
+from distlm.memory.exchange import Exchange
+from distlm.memory.files import load_table
+from distlm.models.io import read_weights
+from distlm.models.kinds import card_config
+from distlm.models.plm import Plm, PlmModel
+
+
+def load_plm(
+    folder: Path, device: torch.device | str = "cpu", exchange: Exchange | None = None
+) -> tuple[Plm, dict[str, Any]]:
+    """The model of a checkpoint in eval mode, with its memories, and the content of model.json.
+
+    `exchange` joins the ranks that share the values' columns; None: this process has them all. Memory: fp32 weights
+    and values, no moments. Raises DistlmError for another kind of model, damaged or missing files, and files of a
+    memory that do not fit.
+    """
+    weights, card = read_weights(folder)
+    config = card_config(card)
+    if not isinstance(config, PlmModel):
+        raise DistlmError(f"{folder}: a {card['kind']}, not a masked language model (model.kind=plm)")
+    # The values come from the files: no need to draw them first.
+    config.memory = {**config.memory, "values": "zero"} if config.memory else {}
+    model = Plm(config, card["vocabulary"], exchange)
+    config.memory = dict(card["config"]["memory"])
+    for name, parameter in model.named_parameters():
+        parameter.data = weights[name]
+    for layer, memory in model.memories.items():
+        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
+    return model.to(device).eval(), card

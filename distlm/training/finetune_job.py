@@ -1,0 +1,247 @@
+"""Fine-tuning a masked language model, with or without memory, on one task with one seed.
+
+As in pretraining the unit of work is a micro-batch over all ranks, each of which takes an equal, contiguous piece; its
+rows are padded to its longest, whoever has that. Order of rows and dropout are functions of (seed, update, row).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from distlm.config.plm import FinetuneConfig, MemoryConfig
+from distlm.config.schema import TrainConfig
+from distlm.data.order import rows_for_update
+from distlm.data.wordpiece import TOKENIZER
+from distlm.memory.exchange import Exchange
+from distlm.memory.files import load_table, save_table
+from distlm.memory.optimizer import SparseValueOptimizer
+from distlm.memory.table import ValueTable
+from distlm.models.io import read_weights
+from distlm.models.plm_task import TaskModel, TaskModelConfig
+from distlm.models.row_dropout import row_keys
+from distlm.models.task_source import Source, start_from_source
+from distlm.optim.schedule import learning_rate
+from distlm.runtime.collective import together
+from distlm.runtime.stage import Stage
+from distlm.training.checkpoint import Resume
+from distlm.training.dsconfig import merge_ds_config
+from distlm.training.job import Job, Kept, Text
+from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.task_data import TaskData
+from distlm.training.task_objective import TaskModule
+from distlm.training.task_score import TaskScorer, TaskValidation, targets_of
+from distlm.training.update import Outcome, Part, combine
+from distlm.training.validate import Validation
+
+ROWS_PER_S = "perf/rows_per_s"
+EXTRA = "memory-extra.safetensors"
+"""What a checkpoint keeps of a memory whose values are frozen: all but the values."""
+
+
+class FinetuneJob(Job):
+    """`stage.config.train` is what `train_config` makes of the section finetune; `stage.run` the seed's own folder."""
+
+    unit = ROWS_PER_S
+    keeps_best = False
+    model: TaskModelConfig
+    net: TaskModel
+
+    def __init__(
+        self, stage: Stage, config: FinetuneConfig, task: TaskData, source: Source, exchange: Exchange
+    ) -> None:
+        """`config` has no defaults left. The `exchange` joins the ranks that share the memory."""
+        train, ranks = stage.config.train, stage.comm.size
+        micro = MicroBatchPlan(
+            train.micro_blocks // ranks, train.blocks_per_update // train.micro_blocks * ranks, ranks
+        )
+        self.values_frozen = config.memory == "frozen"
+        model = TaskModelConfig(
+            source.backbone,
+            _memory(source.memory, config) if source.memory else {},
+            source.seed,
+            task.head,
+            task.outputs,
+            task.name,
+        )
+        text = Text(task.fingerprint, source.tokenizer_hash, source.vocabulary)
+        super().__init__(stage, text, micro, merge_ds_config(train.deepspeed, train, micro.accumulation), model)
+        self.config, self.task, self.source, self.exchange = config, task, source, exchange
+        self.updates = train.updates
+        self.scorer = TaskScorer(task, train.micro_blocks)
+        self.before: dict[str, Any] | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {
+            "blocks_per_update": self.train.blocks_per_update,
+            "source": self.source.fingerprint,
+        }
+
+    def begin(self, resume: Resume | None) -> None:
+        super().begin(resume)
+        if resume is None and self.net.memories:
+            self.before = self._score().memory
+
+    def fresh_model(self) -> TaskModel:
+        self.net = self._build()
+        together(self.comm, lambda: start_from_source(self.net, self.source))
+        together(self.comm, self._load_memory)
+        return self.net
+
+    def saved_model(self, resume: Resume) -> TaskModel:
+        self.net = self._build()
+        weights, _ = read_weights(resume.folder)
+        for name, parameter in self.net.named_parameters():
+            parameter.data = weights[name]
+        return self.net
+
+    def resumed(self, resume: Resume) -> None:
+        if (resume.folder / EXTRA).exists():
+            self._load_memory()
+            extra = safetensors.torch.load_file(resume.folder / EXTRA)
+            for layer, memory in self.net.memories.items():
+                memory.load_extra(_of_layer(extra, layer))
+            return
+        for layer, memory in self.net.memories.items():
+            memory.load_extra(load_table(memory.table, resume.folder, layer))
+
+    def objective(self, model: TaskModel) -> TaskModule:
+        memories = model.memories.values()
+        settings = MemoryConfig(**self.model.memory) if self.model.memory else MemoryConfig()
+        self.values = SparseValueOptimizer(settings, [memory.table for memory in memories])
+        return TaskModule(model)
+
+    def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
+        """Adam with decoupled weight decay on everything that is not a bias or of a norm."""
+        parameters = list(objective.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.train.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        first, second = self.train.adam_betas
+        return torch.optim.AdamW(groups, lr=self.train.lr, betas=(first, second), eps=self.train.adam_eps)
+
+    def fresh_state(self) -> dict[str, Any]:
+        return {"epochs": [], "memory_before": self.before}
+
+    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+        """The loss is the mean over the update's rows."""
+        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        rate, rows = learning_rate(train, update), self.task.train
+        numbers = rows_for_update(train.seed, update, train.blocks_per_update, len(rows))
+        # DeepSpeed averages over the pieces of all ranks, hence their number as a factor.
+        scale = micro.micro_batches / len(numbers)
+        mine = micro.of_rank(self.comm.rank)
+        sums, given = [], 0
+        for piece in mine:
+            whole = piece // micro.ranks * train.micro_blocks
+            length = rows.padded_length(numbers[whole : whole + train.micro_blocks])
+            where = micro.blocks_of(piece)
+            chosen = numbers[where]
+            batch = rows.batch(chosen, length)
+            tensors = (
+                *(torch.from_numpy(array) for array in batch),
+                row_keys(train.seed, update, range(where.start, where.stop)),
+                targets_of(rows, chosen),
+            )
+            output = engine.forward(*(tensor.to(engine.device) for tensor in tensors))
+            loss = engine.module.loss(output.losses, scale)  # type: ignore[operator]
+            engine.backward(loss, last=piece == mine[-1])
+            sums.append(output.losses.detach().sum(dtype=torch.float64)[None])
+            given += sum(
+                xxhash.xxh32_intdigest(row[kept].tobytes()) for row, kept in zip(batch.tokens, batch.text, strict=True)
+            )
+        # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
+        undo = 1 / (micro.ranks * engine.loss_scale)
+        step = engine.update(rate)
+        if step.skipped:
+            self.values.drop()
+        else:
+            self.values.step(undo)
+        part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
+        return combine(part, (), micro, step, train.precision), rate
+
+    def finished(self, state: dict[str, Any]) -> bool:
+        return bool(state["update"] >= self.updates)
+
+    def validation_due(self, state: dict[str, Any]) -> bool:
+        """At the end of each epoch."""
+        rows, size = len(self.task.train), self.train.blocks_per_update
+        done = state["update"] * size
+        return self.finished(state) or done // rows > (done - size) // rows
+
+    def validate(self, state: dict[str, Any]) -> Validation:
+        return self._score()
+
+    def judged(self, state: dict[str, Any], result: Validation) -> dict[str, Any]:
+        assert isinstance(result, TaskValidation)
+        found = {"update": state["update"], "loss": result.loss, **result.scores}
+        state["epochs"].append(found)
+        if self.finished(state):
+            state["memory_after"] = result.memory
+        return {}
+
+    def kept(self, state: dict[str, Any]) -> Kept:
+        extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
+        return Kept(write=lambda folder: self._write(folder, extra))
+
+    def _write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
+        if not self.values_frozen or self.config.keep_models:
+            for layer, memory in self.net.memories.items():
+                save_table(memory.table, folder, layer, extra[layer])
+        elif extra and self.comm.rank == 0:
+            tensors = {f"{layer}/{name}": value for layer, found in extra.items() for name, value in found.items()}
+            safetensors.torch.save_file(tensors, folder / EXTRA)
+        if self.config.keep_models and self.comm.rank == 0:
+            (folder / TOKENIZER).write_text(self.source.tokenizer.to_str(), "utf-8")
+
+    def _score(self) -> TaskValidation:
+        return self.scorer.run(self.engine, self.net, self.comm.rank, self.comm.size)
+
+    def _build(self) -> TaskModel:
+        return TaskModel(self.model, self.text.vocabulary, self.exchange)
+
+    def _load_memory(self) -> None:
+        """The source's values and query statistics; moments and counters start anew."""
+        for layer, memory in self.net.memories.items():
+            assert self.source.folder is not None
+            extra = load_table(memory.table, self.source.folder, layer, moments=False)
+            memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
+            _start_anew(memory.table)
+
+
+def train_config(config: FinetuneConfig, seed: int, rows: int) -> TrainConfig:
+    """The section train of one seed's fine-tuning on `rows` rows; `config` has no defaults left."""
+    updates = max(1, -(-rows * config.epochs // config.rows_per_update))
+    return TrainConfig(
+        seed=seed, blocks_per_update=config.rows_per_update, micro_blocks=config.micro_rows, updates=updates,
+        optimizer="adam", adam_betas=config.adam_betas, adam_eps=config.adam_eps, weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm, schedule="linear", lr=config.lr, min_lr=0.0,
+        warmup_updates=round(config.warmup * updates), warmup_init_lr=0.0, precision=config.precision,
+        deepspeed=config.deepspeed, valid_every=0, save_every=config.save_every, keep_last=1,
+        max_updates_this_run=config.max_updates_this_run,
+    )  # fmt: skip
+
+
+def _memory(found: Mapping[str, Any], config: FinetuneConfig) -> dict[str, Any]:
+    """MemoryConfig of the source, with what fine-tuning decides."""
+    return asdict(replace(MemoryConfig(**found), lr=config.memory_lr, frozen=config.memory == "frozen"))
+
+
+def _start_anew(table: ValueTable) -> None:
+    """Forget moments and update numbers; what stale slots have yet to move (catch_up) they move now."""
+    table.settle()
+    table.exp_avg = table.exp_avg_sq = None
+    table.updates = 0
+    table.last_step.zero_()
+    if table.row_steps is not None:
+        table.row_steps.zero_()
+
+
+def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    return {name.partition("/")[2]: value for name, value in tensors.items() if name.partition("/")[0] == str(layer)}

@@ -1,0 +1,126 @@
+"""`distlm evaluate` of a masked language model: perplexity of masked tokens on held-out rows, and use of its memories.
+
+The masks are fixed by the seed, so two models are asked about the same tokens (Kim & Jung, table 2). Rows are dealt to
+the ranks in batches; every rank has the whole model.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distlm.data.masking import NO_LABEL, mask_rows
+from distlm.data.shard_reader import ShardRows
+from distlm.errors import DistlmError
+from distlm.memory.usage import UsageCounts
+from distlm.models.card import model_fingerprint
+from distlm.models.device import default_device
+from distlm.models.plm import Plm
+from distlm.models.plm_io import load_plm
+from distlm.runtime.collective import together
+from distlm.runtime.files import write_json
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.rundir import code_version
+from distlm.runtime.stage import Stage
+from distlm.training.finished import RESULT
+from distlm.training.plm_validate import EVALUATION_EPOCH
+
+_TOKENS = 8192
+"""Tokens of a batch, about; a result does not depend on it beyond rounding."""
+
+
+def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
+    """Perplexity of the masked tokens of the run's valid and test rows, and of the shards of plm.texts; RUN/lm.json.
+
+    Of the newest checkpoint: a masked language model is trained to its end. Returns NAME → perplexity, seconds.
+    Raises DistlmError for a model of another kind or tokenizer and for damaged files.
+    """
+    began, run, config = time.monotonic(), stage.run, stage.config
+    complete = run.complete_checkpoints()
+    if not complete:
+        raise DistlmError(f"{run.checkpoints}: no trained model yet; run `distlm train` first")
+    checkpoint = complete[-1]
+    model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
+    texts = together(stage.comm, lambda: open_texts(stage, card, checkpoint))
+    results: dict[str, Any] = {
+        "format": 1, "name": config.name, "splits": {}, "context_rule": "masked tokens of whole rows",
+        "model": {
+            "kind": card["kind"], "parameters": sum(p.numel() for p in model.parameters()),
+            "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint), "step": card["step"],
+            "checkpoint": str(checkpoint),
+        },
+        "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
+    }  # fmt: skip
+    for name, rows in texts.items():
+        found = evaluate_rows(stage, model, rows, name)
+        results["splits"][name] = found
+        say(
+            f"evaluate: {name}: loss {found['loss_nats']:.4f}, ppl {found['perplexity']:.3f} of {found['tokens']} "
+            f"masked tokens{_use(found)}", stage.comm.rank,
+        )  # fmt: skip
+    seconds = time.monotonic() - began
+    if stage.comm.rank == 0:
+        run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
+        write_json(run.root / RESULT, results)
+    return {**{name: found["perplexity"] for name, found in results["splits"].items()}, "seconds": round(seconds, 3)}
+
+
+def open_texts(stage: Stage, card: dict[str, Any], checkpoint: Path) -> dict[str, ShardRows]:
+    """Name → rows. Raises DistlmError for shards of another tokenizer."""
+    folder = stage.run.shards(stage.config)
+    texts: dict[str, ShardRows] = {}
+    for split in ("valid", "test"):
+        if split in stage.config.shards.splits:
+            texts[split] = ShardRows.open(folder, split)
+    for word in stage.config.plm.texts:
+        name, equals, path = word.partition("=")
+        if not equals or name in texts:
+            raise DistlmError(f"plm.texts: {word!r}: give each as NAME=FOLDER of shards, every name once")
+        texts[name] = ShardRows.open(Path(path), "test")
+    for rows in texts.values():
+        rows.require_tokenizer(card["dictionary"], card["vocabulary"], str(checkpoint))
+    return texts
+
+
+def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[str, Any]:
+    """Tokens, loss_nats, perplexity, and per layer the measures of its memory's use. Collective."""
+    size = max(1, _TOKENS // rows.row_tokens)
+    batches, comm = math.ceil(len(rows) / size), stage.comm
+    total, tokens = 0.0, 0
+    with ExitStack() as stack:
+        measured = {layer: stack.enter_context(memory.measure()) for layer, memory in model.memories.items()}
+        progress = stack.enter_context(Progress(f"evaluate {name}", batches, "batches", comm.rank))
+        for number in range(comm.rank, batches, comm.size):
+            numbers = np.arange(number * size, min((number + 1) * size, len(rows)))
+            found, count = _score(stage, model, rows, numbers)
+            total, tokens = total + found, tokens + count
+            progress.advance(min(comm.size, batches - number))
+    everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in measured.items()}))
+    total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
+    use = {str(layer): UsageCounts.total([each[2][layer] for each in everyone]).measures() for layer in measured}
+    return {
+        "tokens": tokens, "rows": len(rows), "loss_nats": total / max(tokens, 1),
+        "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
+    }  # fmt: skip
+
+
+def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
+    config, device = stage.config, next(model.parameters()).device
+    tokens = rows.rows(numbers)
+    inputs, labels = mask_rows(
+        tokens, numbers, EVALUATION_EPOCH, config.train.seed, rows.tokenizer, config.plm.mask_share
+    )
+    arrays = inputs, labels, rows.is_text(tokens), rows.is_counted(tokens)
+    given, wanted, mask, counted = (torch.from_numpy(array).to(device) for array in arrays)
+    with torch.no_grad(), model.rows.set(None, mask, counted):
+        return float(model.loss_sum(model(given), wanted)), int((labels != NO_LABEL).sum())
+
+
+def _use(found: dict[str, Any]) -> str:
+    parts = [f"layer {layer}: top-1 MU {100 * use['top1_mu']:.1f} %" for layer, use in found["memory"].items()]
+    return f" ({', '.join(parts)})" if parts else ""

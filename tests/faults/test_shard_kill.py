@@ -1,0 +1,59 @@
+"""A run that makes shards is killed at several places; the same command, run again, leaves the usual bytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shard_support import hashes, make_shards
+from support import ENVIRONMENT, write_text
+
+from distlm.data.shard_reader import ShardRows
+from distlm.errors import DistlmError
+
+# Kills itself with SIGKILL at the call of the given function that has the given number.
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from shard_support import make_shards
+from distlm.data import shard, shard_files, shard_writer
+names = {"chunk": (shard_writer._ShardFile, "_add"), "marker": (shard, "write_marker"),
+         "vocabulary": (shard, "train_wordpiece"), "manifest": (shard_files.ShardsManifest, "write")}
+owner, name = names[sys.argv[4]]
+real, left = getattr(owner, name), int(sys.argv[5])
+def dying(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(owner, name, dying)
+make_shards(sys.argv[2], sys.argv[3])
+"""
+
+
+def run(folder: Path, text: Path, place: str, number: int) -> int:
+    arguments = [str(Path(__file__).parents[1]), str(folder), str(text), place, str(number)]
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=100
+    ).returncode
+
+
+def test_killed_at_several_places_then_run_again(tmp_path: Path) -> None:
+    text, folder = write_text(tmp_path / "text", train_lines=400), tmp_path / "run/shards"
+    whole: list[int] = []
+    # In the second shard, between a shard and its marker, and when all shards are there.
+    for place, number in (("vocabulary", 1), ("chunk", 25), ("marker", 2), ("manifest", 1)):
+        assert run(tmp_path / "run", text, place, number) == -9
+        whole.append(len(list(folder.glob(".*-*.json"))))
+        with pytest.raises(DistlmError, match="no finished shards here"):
+            ShardRows.open(folder, "train")
+        if place == "chunk":
+            assert list(folder.glob(".*.tmp")), "killed while a shard was being written"
+    assert whole[0] == 0 and 0 < whole[1] < whole[2] < whole[3]
+    written = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")}
+    make_shards(tmp_path / "run", text)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == written
+    make_shards(tmp_path / "unharmed", text)
+    assert hashes(folder) == hashes(tmp_path / "unharmed/shards")
+    assert not [path.name for path in folder.glob(".*") if path.name != ".lock"]

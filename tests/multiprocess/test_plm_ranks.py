@@ -1,0 +1,98 @@
+"""1, 2 and 4 ranks pretrain one masked language model with memories: copies or columns, on every ZeRO stage, with
+gradient accumulation; and a run goes on on another number of ranks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from plm_support import memory_of, plm_settings, tiny_shards
+from train_support import curve, newest, relative, train_all, weight_difference
+
+pytestmark = pytest.mark.multiprocess
+
+UPDATES = 100
+# Over 100 updates of two micro-batches. Measured: losses 2e-6, weights 4e-4 of the largest, values 3e-5.
+LOSSES, WEIGHTS, VALUES = 1e-4, 1e-2, 1e-3
+
+MEMORY = ["memory.kind=resm", f"train.updates={UPDATES}"]
+LAYOUTS = {"copies": "memory.columns=1", "columns": "memory.columns=0", "both": "memory.columns=2"}
+"""A full copy on every rank, columns over all ranks, columns over pairs of ranks."""
+QUICK = {
+    1: ["1-zero0-copies", "1-zero1-copies"],
+    2: ["2-zero0-copies", "2-zero1-columns", "2-zero2-columns", "2-zero3-copies"],
+    4: ["4-zero1-both", "4-zero3-columns"],
+}
+ALL = {
+    ranks: [f"{ranks}-zero{stage}-{layout}" for stage in range(4) for layout in layouts]
+    for ranks, layouts in {1: ["copies"], 2: ["copies", "columns"], 4: ["copies", "columns", "both"]}.items()
+}
+ONE = QUICK[1][0]
+
+
+def train(folder: Path, names: dict[int, list[str]]) -> Path:
+    """Every name RANKS-ZERO-LAYOUT trained in its own folder, with shards beside them."""
+    shards = tiny_shards(folder)
+    for ranks, runs in names.items():
+        jobs = []
+        for name in runs:
+            _, stage, layout = name.split("-")
+            jobs.append(plm_settings(shards, folder / name, *MEMORY, f"train.deepspeed={stage}", LAYOUTS[layout]))
+        for first in range(0, len(jobs), 2):
+            train_all(ranks, folder, jobs[first : first + 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("plm-ranks"), QUICK)
+
+
+@pytest.mark.parametrize("name", [name for names in QUICK.values() for name in names if name != ONE])
+def test_every_number_of_ranks_trains_the_same(runs: Path, name: str) -> None:
+    compare(runs / ONE, runs / name)
+
+
+@pytest.mark.slow
+def test_every_layout_on_every_zero_stage_trains_the_same(tmp_path: Path) -> None:
+    train(tmp_path, ALL)
+    for name in (name for names in ALL.values() for name in names):
+        compare(tmp_path / ONE, tmp_path / name)
+
+
+def compare(one: Path, other: Path) -> None:
+    """Losses, weights, values, moments and counters agree after the last update."""
+    assert len(curve(one)) == UPDATES
+    assert curve(one, "train/data_fingerprint") == curve(other, "train/data_fingerprint")
+    assert relative(curve(one), curve(other)) < LOSSES
+    assert relative(curve(one, "valid/loss"), curve(other, "valid/loss")) < LOSSES
+    assert weight_difference(one, other) < WEIGHTS
+    for layer in (1, 3):
+        expected, found = memory_of(one, layer), memory_of(other, layer)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            difference = (value.double() - found[key].double()).abs().max()
+            assert difference <= VALUES * value.double().abs().max(), (other.name, layer, key, float(difference))
+
+
+def test_training_moves_the_memory_and_counts_its_use(runs: Path) -> None:
+    state, fresh = memory_of(runs / ONE, 1), torch.zeros(64, dtype=torch.int32)
+    assert int(state["last_step"].max()) == UPDATES and (state["last_step"] != fresh).sum() > 32
+    assert state["exp_avg_sq"].max() > 0
+    use = curve(runs / ONE, "memory/1/top1_mu")
+    assert len(use) == UPDATES and 0 < use[UPDATES] <= 1
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(runs: Path) -> None:
+    """Two ranks with columns, then one, then four with copies: the curve of one rank."""
+    shards, folder = runs / "shards", runs / "2-1-4"
+    for ranks, layout, updates in ((2, "columns", 40), (1, "copies", 30), (4, "copies", 0)):
+        extra = [LAYOUTS[layout], f"train.max_updates_this_run={updates}", "train.deepspeed=zero0"]
+        found = train_all(ranks, runs, [plm_settings(shards, folder, *MEMORY, *extra)])
+        assert ("stopped" in found[0]) == (updates > 0)
+    assert newest(folder).name == f"step-{UPDATES:08d}"
+    one = runs / ONE
+    assert curve(one, "train/data_fingerprint") == curve(folder, "train/data_fingerprint")
+    assert relative(curve(one), curve(folder)) < LOSSES
+    for layer in (1, 3):
+        expected, found_there = memory_of(one, layer)["values"], memory_of(folder, layer)["values"]
+        assert (expected - found_there).abs().max() < VALUES
