@@ -5,7 +5,7 @@
 Variants, each in a process of its own, so that peak memory is its own:
   distlm   distlm.memory: ProductKeyMemory, SparseValueOptimizer, torch's Adam for the other parameters
   sparse   Lample et al.'s layer in plain torch (all k² pair sums), nn.EmbeddingBag(sparse=True), torch's SparseAdam
-  dense    the same with dense gradients and torch's Adam
+  dense    the same with dense gradients and torch's Adam; dense_fused: its form fused=True
   package  the layer of the package product-key-memory (layer norm of the queries: its batch norm fails with these
            widths) and torch's Adam; left out with a line when it is not installed
 All get the same tokens, N(0, 1), another batch each step, and the same output gradient, and have heads, k, widths and
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.optimizer import SparseValueOptimizer
 from distlm.memory.table import ValueTable
 
-VARIANTS = ("distlm", "sparse", "dense", "package")
+VARIANTS = ("distlm", "sparse", "dense", "dense_fused", "package")
 PHASES = ("forward", "backward", "update")
 LR, VALUES_LR = 1e-4, 1e-3
 WARM_UP = 2
@@ -167,13 +168,14 @@ def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor],
         )  # fmt: skip
     else:
         model = PaperMemory(options, sparse=variant == "sparse")
-    table = [model.values.weight]
+    table = [model.get_parameter("values.weight")]
     others = [parameter for parameter in model.parameters() if parameter is not table[0]]
     optimizers: list[torch.optim.Optimizer]
     if variant == "sparse":
         optimizers = [torch.optim.Adam(others, lr=LR), torch.optim.SparseAdam(table, lr=VALUES_LR)]
     else:
-        optimizers = [torch.optim.Adam([{"params": others}, {"params": table, "lr": VALUES_LR}], lr=LR)]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": table, "lr": VALUES_LR}]
+        optimizers = [torch.optim.Adam(groups, lr=LR, fused=variant == "dense_fused" or None)]
 
     def update_all() -> None:
         for optimizer in optimizers:

@@ -131,13 +131,14 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 def _show_results(config: RunConfig, run: RunDir) -> None:
     if not _by_neighbours(config):
         print(lm_table(read_json(run.root / RESULT, "evaluation results")))
-        print(f"results: {run.root / RESULT}", flush=True)
-    if not _mixed(config):
-        return
     from distlm.analysis.report import write_report
-    from distlm.knnlm.table import results_table
 
     report = write_report(run)
+    if not _mixed(config):
+        print(f"\nreport: {report}\nresults: {run.root / RESULT}", flush=True)
+        return
+    from distlm.knnlm.table import results_table
+
     print(results_table(read_json(run.results, "evaluation results")))
     print(f"\nreport: {report}\nresults: {run.results}", flush=True)
 

@@ -31,8 +31,11 @@ def make_table(width: int = WIDTH, columns: int = 1, column: int = 0, seed: int 
 
 
 def make(**changes: object) -> tuple[ValueTable, SparseValueOptimizer]:
+    """A table and its optimizer; with catch_up slots stay stale until they are read, however many are."""
     table = make_table(**changes)
-    return table, SparseValueOptimizer(table.config, [table])
+    optimizer = SparseValueOptimizer(table.config, [table])
+    optimizer.sweep = 2.0
+    return table, optimizer
 
 
 @dataclasses.dataclass

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "clipped": {"optimizer": "adam", "clip_norm": 2.0},
     "row_steps": {"row_steps": True},
     "catch_up": {"stale": "catch_up"},
+    "swept": {"stale": "catch_up", "optimizer": "adam"},
     "summed early": {},
     "bf16": {},
     "fp16": {"clip_norm": 2.0},
@@ -34,6 +35,7 @@ def run(exchange: Exchange, name: str) -> tuple[dict[str, Tensor], ValueTable]:
     config = settings(sub_keys=SUB_KEYS, **VARIANTS[name])
     table = ValueTable(config, WIDTH, 4, 1, exchange)
     optimizer = SparseValueOptimizer(config, [table])
+    optimizer.sweep = 0.7 if name == "swept" else 2.0
     dtype = DTYPES.get(name, torch.float32)
     if name == "summed early":
         table.gradient.limit = 1

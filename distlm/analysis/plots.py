@@ -43,6 +43,19 @@ def learning_rate(points: Points) -> bytes:
         return _png(figure)
 
 
+def shares(curves: Mapping[str, Points], label: str) -> bytes:
+    """Shares between 0 and 1 over updates, one line per name."""
+    with rc_context(STYLE):
+        figure, axes = _axes("update", label)
+        for (name, points), colour in zip(
+            curves.items(), colormaps["viridis"](np.linspace(0.3, 0.85, len(curves))), strict=True
+        ):
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
+        axes.set_ylim(0, 1.02)
+        axes.legend()
+        return _png(figure)
+
+
 def perplexity_over_weight(tuned: Mapping[str, Any]) -> bytes:
     """Perplexity over λ on the tuning split for every temperature, at the best k; `tuned` is knn.json."""
     grid = tuned["grid"]

@@ -16,22 +16,42 @@ from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path, format_bytes, read_json
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
+from distlm.training.finished import RESULT
 
 
 def write_report(run: RunDir) -> Path:
-    """Write report.html and give its path. Raises DistlmError when the run was not evaluated."""
-    if not run.results.exists():
-        raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` first")
-    results = read_json(run.results, "evaluation results")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
-    template = environment.from_string((files("distlm.analysis") / "report.html").read_text("utf-8"))
-    page = template.render(
-        results=results, figures=_figures(run, results), config=_config(run), **_headline(results)
+    """Write report.html and give its path: of results.json, else of lm.json. Raises DistlmError when the run was not
+    evaluated."""
+    alone = run.root / RESULT
+    if run.results.exists():
+        name, results = "report.html", read_json(run.results, "evaluation results")
+        told = {"hashes": results["hashes"], **_headline(results)}
+    elif alone.exists():
+        name, results = "lm.html", read_json(alone, "evaluation results")
+        told = {"hashes": {"model": results["model"]["fingerprint"]}, **_alone(results)}
+    else:
+        raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
+    source = files("distlm.analysis")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
     )  # fmt: skip
+    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
+    page = environment.get_template(name).render(
+        results=results, figures=_figures(run, results.get("seconds", {})), config=_config(run), **told
+    )
     with atomic_path(run.report) as temporary:
         temporary.write_text(page, "utf-8")
     return run.report
+
+
+def _alone(results: dict[str, Any]) -> dict[str, Any]:
+    """What the page calls a model that was evaluated without neighbours and cache."""
+    if results["model"]["kind"] == "plm":
+        memory = results["model"]["memory_values"]
+        lead = "Masked language model with product-key memory" if memory else "Masked language model"
+        return {"title": "masked LM report", "lead": lead, "of": "masked tokens"}
+    return {"title": "LM report", "lead": "Language model", "of": "tokens"}
 
 
 def _headline(results: dict[str, Any]) -> dict[str, Any]:
@@ -50,8 +70,8 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
             "cache": cache}  # fmt: skip
 
 
-def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
-    """Title, caption and picture (data URL) of every plot there is data for."""
+def _figures(run: RunDir, seconds: dict[str, float]) -> list[dict[str, str]]:
+    """Title, caption and picture (data URL) of every plot there is data for; `seconds` of each stage."""
     lines = list(run.metrics.read("train"))
     train, valid = _points(lines, metrics.TRAIN_LOSS), _points(lines, metrics.VALID_LOSS)
     rates = _points(lines, metrics.LEARNING_RATE)
@@ -61,6 +81,11 @@ def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
                       plots.loss_curve(train, valid)))  # fmt: skip
     if rates:
         drawn.append(("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
+    layers = sorted({name.split("/")[1] for line in lines for name in line if name.startswith("memory/")}, key=int)
+    if layers:
+        use = {f"layer {layer}": _points(lines, f"memory/{layer}/top1_mu") for layer in layers}
+        drawn.append(("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), in the "
+                      "updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
     if run.tuned.exists():
         tuned = read_json(run.tuned, "frozen kNN settings")
         if "temperature" in tuned:
@@ -74,8 +99,8 @@ def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
             where = f"on {tuned['split']}, at the best λ of each"
             drawn.append(("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
                           plots.perplexity_over_theta(tuned)))  # fmt: skip
-    if results["seconds"]:
-        drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results["seconds"])))
+    if seconds:
+        drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(seconds)))
     return [
         {"title": title, "caption": caption, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
         for title, caption, png in drawn

@@ -59,6 +59,7 @@ def check_values(config: RunConfig, where: str) -> None:
         )  # fmt: skip
     _check_kind(config, refuse)
     _check_shards(config, refuse)
+    _check_finetune(config, refuse)
     _check_lengths(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
@@ -89,6 +90,22 @@ def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -
         )  # fmt: skip
     if config.awd.micro_batch and config.awd.batch % config.awd.micro_batch:
         refuse("awd.batch", config.awd.batch, f"must be a multiple of awd.micro_batch={config.awd.micro_batch}")
+
+
+def _check_finetune(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    tune = config.finetune
+    for key, least in (
+        ("rows_per_update", 1), ("stride", 1), ("answer_tokens", 1), ("epochs", 0), ("length", 0), ("micro_rows", 0),
+        ("lr", 0), ("memory_lr", 0), ("clip_norm", 0), ("save_every", 0), ("max_updates_this_run", 0),
+    ):  # fmt: skip
+        if getattr(tune, key) < least:
+            refuse(f"finetune.{key}", getattr(tune, key), f"must be at least {least}")
+    if not tune.seeds or len(set(tune.seeds)) < len(tune.seeds):
+        refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
+    if not 0 <= tune.warmup < 1:
+        refuse("finetune.warmup", tune.warmup, "must be in [0, 1)")
+    if "/" in tune.name or tune.name.startswith("."):
+        refuse("finetune.name", tune.name, "is the name of a folder: neither / in it nor . at its start")
 
 
 def _check_shards(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:

@@ -135,10 +135,11 @@ class MemoryConfig:
 
 @dataclass
 class FinetuneConfig:
-    """Fine-tuning on a task of GLUE or on SQuAD 1.1 (`distlm finetune`); the defaults are Kim & Jung's (table 3), who
-    leave the batch open. Of the other sections it reads memory.columns, and shards for the tokenizer.
+    """Fine-tuning on a task of GLUE or on SQuAD 1.1 (`distlm finetune`).
 
-    RUN_DIR/finetune/NAME names the settings that its results were made with and refuses others.
+    The defaults are Kim & Jung's (table 3), who leave the batch open. Of the other sections it reads memory.columns,
+    and shards for the tokenizer. RUN_DIR/finetune/NAME names the settings that its results were made with and refuses
+    others.
     """
 
     task: Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"] = field(

@@ -25,6 +25,13 @@ class SlotSums:
     weights: Tensor
     offsets: Tensor
 
+    def of_all(self, slots: int) -> "SlotSums":
+        """The same with a row for each of K slots, empty where nobody read it."""
+        offsets = torch.zeros(slots + 1, dtype=torch.int32, device=self.rows.device)
+        offsets[self.rows + 1] = self.offsets.diff()
+        every = torch.arange(slots, device=self.rows.device)
+        return SlotSums(every, self.source, self.index, self.weights, offsets.cumsum_(0))
+
     def by_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(slots int64 [c], gradient fp32 [size, d]) for c = size slots at a time; at the end fewer, and zero rows."""
         count = len(self.rows) // size + 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class SparseValueOptimizer:
     gradient is summed for some hundred slots at a time and used at once; it never exists as a whole. With clip_norm it
     is summed twice, first for its norm: no more memory, and less time than storing it would take.
     """
+
+    sweep = 1 / 16
+    """catch_up: an update that reads this share of the slots moves all of them, so that none is stale afterwards. To go
+    through a table in order takes less time than to find, and to add in every forward, what its slots have missed."""
 
     def __init__(self, config: MemoryConfig, tables: Sequence[ValueTable]) -> None:
         self.config, self.tables = config, list(tables)
@@ -91,6 +96,7 @@ class SparseValueOptimizer:
         squares: Tensor | None = None
         norm = 0.0
         size = 0 if sums is None else rows_at_once(table.values.shape[1], table.values.device, len(sums.rows))
+        sweep = table.config.stale == "catch_up" and sums is not None and len(sums.rows) >= self.sweep * table.slots
         if sums is not None and self.config.clip_norm:
             squares = torch.zeros(table.values.shape[1], dtype=torch.float64, device=table.values.device)
             for _, gradient in sums.by_pieces(size):
@@ -98,11 +104,15 @@ class SparseValueOptimizer:
             norm = abs(scale) * _root_over_columns(table, squares)
             scale *= min(1.0, self.config.clip_norm / (norm + 1e-6))
         if sums is not None:
-            products = _Pass(table, size).run(sums, scale, measure=squares is None)
+            moved = sums.of_all(table.slots) if sweep else sums
+            products = _Pass(table, size).run(moved, scale, measure=squares is None)
             if products is not None:
                 norm = _root_over_columns(table, products)
+            if sweep:
+                table.last_step.masked_fill_(table.last_step > 0, table.updates + 1)
             table.last_step[sums.rows] = table.updates + 1
         table.updates += 1
+        table.settled = table.updates if sweep else table.settled
         return 0 if sums is None else len(sums.rows), norm
 
 
@@ -123,40 +133,57 @@ class _Pass:
         squares = []
         if self.table.row_steps is not None:
             self.table.row_steps[sums.rows] += 1
-        for rows, gradient in sums.by_pieces(self.size):
+        for first, (rows, gradient) in zip(self._runs(sums.rows), sums.by_pieces(self.size), strict=True):
             if scale != 1:
                 gradient.mul_(scale)
             if measure:
                 squares.append(torch.dot(gradient.view(-1), gradient.view(-1)))
-            self._move(rows, gradient)
+            missed, order = self._missed(rows)
+            if missed is None and first is not None:
+                self._apply([plane[first : first + self.size] for plane in self.planes], gradient, rows)
+                continue
+            if missed is not None:
+                rows, gradient[: len(rows)] = rows[order], gradient[order]
+            self._move(rows, gradient, missed)
         return torch.stack(squares).double().sum().view(1) if measure else None
 
-    def _move(self, rows: Tensor, gradient: Tensor) -> None:
-        """Slots int64 [c] and their gradient fp32 [size, d], size ≥ c, which is overwritten."""
-        table, count = self.table, len(rows)
-        missed = None
-        if table.config.stale == "catch_up":
-            missed, order = table.missed(rows).sort(descending=True, stable=True)
-            missed = missed[: int((missed > 0).sum())]
-            if len(missed):
-                rows, gradient[:count] = rows[order], gradient[order]
-        whole = count == self.size
+    def _runs(self, rows: Tensor) -> list[int | None]:
+        """For each piece of the slots its first one, if they are neighbours and need no copying; None if not."""
+        firsts, lasts = rows[:: self.size].tolist(), rows[self.size - 1 :: self.size].tolist()
+        return [
+            first if last - first == self.size - 1 else None for first, last in zip_longest(firsts, lasts, fillvalue=-1)
+        ]
+
+    def _missed(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
+        """catch_up: updates missed by those slots that missed any, falling; and the order of all by that."""
+        if not self.table.has_stale:
+            return None, rows
+        missed, order = self.table.missed(rows).sort(descending=True, stable=True)
+        missed = missed[: int((missed > 0).sum())]
+        return (missed if len(missed) else None), order
+
+    def _move(self, rows: Tensor, gradient: Tensor, missed: Tensor | None) -> None:
+        """Slots int64 [c], the first of which missed some updates; their gradient fp32 [size, d], size ≥ c."""
+        count = len(rows)
         for plane, buffer in zip(self.planes, self.buffers, strict=True):
-            torch.index_select(plane, 0, rows, out=buffer if whole else buffer[:count])
-        values, m, v = self.buffers
-        if missed is not None and len(missed):
-            stale = slice(len(missed))
-            values[stale] += self.rule.drift(m[stale], v[stale], table.last_step[rows[stale]], missed)
+            torch.index_select(plane, 0, rows, out=buffer[:count])
+        if missed is not None:
+            values, m, v = (buffer[: len(missed)] for buffer in self.buffers)
+            values += self.rule.drift(m, v, self.table.last_step[rows[: len(missed)]], missed)
             decay1, decay2 = self.rule.decays(missed)
-            m[stale] *= decay1
-            v[stale] *= decay2
-        if table.row_steps is None:
-            # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
+            m *= decay1
+            v *= decay2
+        # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
+        self._apply(self.buffers, gradient, rows)
+        for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
+            plane.index_copy_(0, rows, buffer[:count])
+
+    def _apply(self, planes: Sequence[Tensor], gradient: Tensor, rows: Tensor) -> None:
+        values, m, v = planes
+        if self.table.row_steps is None:
             self.rule.apply_(values, gradient, m, v, self.update, self.steps)
         else:
-            self.rule.apply_by_row_(values, gradient, m, v, table.row_steps[rows])
-        for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
-            plane.index_copy_(0, rows, buffer if whole else buffer[:count])
+            self.rule.apply_by_row_(values, gradient, m, v, self.table.row_steps[rows])
 
 
 def _root_over_columns(table: ValueTable, squares: Tensor) -> float:

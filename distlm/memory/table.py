@@ -61,6 +61,8 @@ class ValueTable(nn.Module):
         """One past its last column."""
         self.updates = 0
         """Updates applied so far."""
+        self.settled = 0
+        """catch_up: the update after which no slot was stale; equal to `updates`: none is now."""
         values = zeros(self.slots, columns, torch.device("cpu"))
         if config.values == "normal":
             normal_(values, width**-0.5, seed, layer, self.first)
@@ -69,7 +71,7 @@ class ValueTable(nn.Module):
             "values": values,  # fp32 [K, d]
             "exp_avg": None,  # fp32 [K, d], from the first update
             "exp_avg_sq": None,
-            "last_step": steps,  # int32 [K]: the update that last read the slot, from 1; 0: none
+            "last_step": steps,  # int32 [K]: the update that last read (or swept) the slot, from 1; 0: none read it yet
             "row_steps": steps.clone() if config.row_steps else None,  # int32 [K]: updates that read the slot
         }.items():
             self.register_buffer(name, tensor, persistent=False)
@@ -93,7 +95,13 @@ class ValueTable(nn.Module):
         if self.exp_avg is None or self.exp_avg_sq is None:
             columns, device = self.values.shape[1], self.values.device
             self.exp_avg, self.exp_avg_sq = (zeros(self.slots, columns, device) for _ in range(2))
+            self.settled = 0
         return self.exp_avg, self.exp_avg_sq
+
+    @property
+    def has_stale(self) -> bool:
+        """catch_up, and some slot may have missed an update."""
+        return self.config.stale == "catch_up" and self.settled < self.updates
 
     def missed(self, rows: Tensor) -> Tensor:
         """Updates since the last one that read these slots (int64 [n]): int32 [n], 0 where none ever did."""
@@ -128,7 +136,7 @@ class ValueTable(nn.Module):
 
         Training may go on from there, with other rounding than without.
         """
-        if self.config.stale == "lazy" or self.exp_avg is None or self.exp_avg_sq is None:
+        if not self.has_stale or self.exp_avg is None or self.exp_avg_sq is None:
             return
         for part in pieces(self.slots, rows_at_once(self.values.shape[1], self.values.device)):
             rows = torch.arange(part.start, part.stop, device=self.values.device)
@@ -142,6 +150,7 @@ class ValueTable(nn.Module):
             self.exp_avg[rows] = m.mul_(decay1)
             self.exp_avg_sq[rows] = v.mul_(decay2)
             self.last_step[rows] = self.updates
+        self.settled = self.updates
 
     def _drifts(self, slots: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """What stale slots have moved since they were last updated, for some tokens at a time.
@@ -149,7 +158,7 @@ class ValueTable(nn.Module):
         slots int32 [T, A] → (tokens, moves fp32 [n, d], int32 [tokens, A]: the place of each read's slot in them, bool
         [tokens, A]: whether it has one).
         """
-        if self.config.stale == "lazy" or self.exp_avg is None or self.exp_avg_sq is None:
+        if not self.has_stale or self.exp_avg is None or self.exp_avg_sq is None:
             return
         at_once = max(1, 16 * rows_at_once(self.values.shape[1], slots.device) // slots.shape[1])
         for tokens in pieces(len(slots), at_once):

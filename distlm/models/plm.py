@@ -227,7 +227,9 @@ def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
     """Hugging Face's configuration object, for models with the attention NAME."""
     library = transformers_library()
     register()
-    rest = {key: value for key, value in backbone.items() if key not in ("model_type", "vocab_size")}
+    # Weights are fp32 here, whatever precision a checkpoint was saved in.
+    dropped = ("model_type", "vocab_size", "dtype", "torch_dtype")
+    rest = {key: value for key, value in backbone.items() if key not in dropped}
     if "num_labels" in rest:
         # A fine-tuned checkpoint's names of labels would decide about their number.
         rest = {key: value for key, value in rest.items() if key not in ("id2label", "label2id")}

@@ -64,13 +64,18 @@ def checkpoint_of(path: Path) -> Path:
     return found[-1]
 
 
+def _is_ffn(name: str) -> bool:
+    # BERT's attention has an output.dense, too.
+    return ".attention." not in name and any(part in name for part in _FFN)
+
+
 def _copy(model: Plm, weights: Mapping[str, Tensor], memory: MemoryConfig, source: str) -> None:
     own = dict(model.named_parameters())
     with_memory = tuple(f".layer.{position - 1}." for position in model.memories)
     with torch.no_grad():
         for name, parameter in own.items():
             of_memory = ".memory." in name
-            fresh_ffn = memory.fresh_ffn and any(part in name for part in with_memory) and any(f in name for f in _FFN)
+            fresh_ffn = memory.fresh_ffn and any(part in name for part in with_memory) and _is_ffn(name)
             if of_memory or fresh_ffn:
                 continue
             if name not in weights or weights[name].shape != parameter.shape:

@@ -97,7 +97,7 @@ def _one_seed(
 ) -> None:
     comm, folder = stage.comm, stage.run.finetune(config.name) / f"seed-{seed}"
     with only_writer(folder, comm, "fine-tuning"):
-        if rank0_first(comm, lambda: (folder / RESULT).exists()):
+        if rank0_first(comm, lambda: _done(folder)):
             return
         began = time.monotonic()
         train = train_config(config, seed, len(task.train))
@@ -116,6 +116,16 @@ def _one_seed(
             torch.cuda.empty_cache()
 
 
+def _done(folder: Path) -> bool:
+    """Whether a seed is done; removes what a kill just before its end has left. Rank 0."""
+    path = folder / RESULT
+    if not path.exists():
+        return False
+    if not read_json(path, "result of a seed")["model_kept"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return True
+
+
 def _finish(
     stage: Stage, config: FinetuneConfig, task: TaskData, state: dict[str, Any], folder: Path, seconds: float
 ) -> None:
@@ -130,6 +140,7 @@ def _finish(
         "memory": _memory(state["memory_before"], state["memory_after"]),
         "data_fingerprint": state["fingerprint"],
         "ranks": state["ranks"],
+        "model_kept": config.keep_models,
         "seconds": seconds,
     }
     write_json(folder / RESULT, found)
@@ -158,10 +169,12 @@ def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, s
     path = folder / SETTINGS
     if path.exists():
         before = read_json(path, "settings of a fine-tuning")
+        # A setting that is newer than the results had its default value then.
+        before = asdict(FinetuneConfig().with_defaults()) | before
         different = [
-            f"finetune.{name}: {before.get(name)!r} there, {value!r} now"
+            f"finetune.{name}: {before[name]!r} there, {value!r} now"
             for name, value in now.items()
-            if before.get(name) != value
+            if before[name] != value
         ]
         if different:
             raise DistlmError(

@@ -48,6 +48,9 @@ def test_the_dumped_configuration_has_the_defaults(recipe):
         ("model.dropout=1.5", ["model.dropout", "1.5"]),
         ("model.heads=7", ["model.width", "7"]),
         ("knn.k=4", ["knn.ks", "4"]),
+        ("finetune.task=SST2", ["finetune.task", "SST2", "SST-2"]),
+        ("finetune.seeds=[1,1]", ["finetune.seeds", "[1, 1]", "once"]),
+        ("finetune.name=../x", ["finetune.name", "../x"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],
 )

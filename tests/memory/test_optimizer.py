@@ -126,29 +126,35 @@ def test_the_dense_reference_is_torchs_adam() -> None:
     close(values, mine.values)
 
 
+@pytest.mark.parametrize("sweep", [2.0, 0.15, 0.0])
 @pytest.mark.parametrize("form", ["adam", "sparse_adam"])
 @pytest.mark.parametrize("betas", [[0.9, 0.999], [0.5, 0.9], [0.0, 0.99]], ids=str)
-def test_catch_up_is_dense_adam(form: str, betas: list[float]) -> None:
-    """Whatever is read, at any time, in training and evaluation, is what dense Adam's table holds."""
+def test_catch_up_is_dense_adam(form: str, betas: list[float], sweep: float) -> None:
+    """Whatever is read, at any time, in training and evaluation, is what dense Adam's table holds; whether updates
+    move the slots that they read, or all, or now these and now those."""
     table, optimizer = make(optimizer=form, betas=betas, stale="catch_up", lr=0.003)
+    optimizer.sweep = sweep
     dense = DenseAdam(table.values, table.config)
-    longest = 0
+    longest, swept = 0, 0
     for update in range(60):
         # A slot is read by nobody for dozens of updates, and most for some.
-        given = reads(update, tokens=4, share=0.2 if update % 30 else 1.0)
+        given = reads(update, tokens=4, share=(0.1, 0.2, 0.2)[update % 3] if update % 30 else 1.0)
         given.upstream *= 10.0 ** -(update % 5)
         longest = max(longest, int(table.missed(given.slots.flatten().long()).max()))
         out, of_weights = backward(table, given)
         close(out, dense_sums(dense.values, given), 3e-5)
         chosen = dense.values[given.slots.long()]
         close(of_weights, (chosen * given.upstream.double()[:, None]).sum(2), 3e-5)
-        optimizer.step()
+        rows = optimizer.step().rows[0]
+        assert rows == len(given.slots.unique())
+        swept += int((table.last_step == update + 1).sum()) > rows
         dense.step(dense_gradient(given))
         asked = reads(1000 + update)
         with torch.no_grad():
             close(table.eval()(asked.slots, asked.weights, torch.float32), dense_sums(dense.values, asked), 3e-5)
         table.train()
-    assert longest > 20
+    assert (longest > 20) == (sweep == 2.0)
+    assert swept > 50 if sweep == 0 else 20 < swept < 50 if sweep < 1 else swept == 0
     if betas == [0.5, 0.9]:
         assert table.rule.replayed < 40
     lazy = table.values.clone()
@@ -156,7 +162,7 @@ def test_catch_up_is_dense_adam(form: str, betas: list[float]) -> None:
     close(table.values, dense.values, 3e-5)
     torch.testing.assert_close(table.exp_avg.double(), dense.m, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(table.exp_avg_sq.double(), dense.v, rtol=1e-4, atol=1e-12)
-    assert torch.equal(lazy, table.values) == (betas[0] == 0)
+    assert torch.equal(lazy, table.values) == (betas[0] == 0 or sweep < 1)
     assert not table.missed(torch.arange(SLOTS)).any()
 
 
@@ -256,14 +262,17 @@ def test_gradients_that_are_not_finite(number: float) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"clip_norm": 1.0}, {"row_steps": True}, {"stale": "catch_up", "optimizer": "adam"}], ids=str
 )
+@pytest.mark.parametrize("sweep", [0.0, 2.0])
 def test_pieces_and_columns_do_not_show(
-    changes: dict[str, object], width: int, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, object], width: int, sweep: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some hundred slots in pieces of 64, and in one; a cut of the columns and the whole: the same bits."""
     results = []
     for buffer, columns in ((1, WIDTH // width), (1 << 20, 1)):
         monkeypatch.setattr(lookup, "_BUFFER", buffer)
         parts = [make(sub_keys=20, columns=columns, column=column, **changes) for column in range(columns)]
+        for _, optimizer in parts:
+            optimizer.sweep = sweep
         # What a column's rank needs of the others for the norm is taken from the whole, which is no cut.
         squares: list[Tensor] = []
         for update in range(4):
@@ -319,3 +328,24 @@ def test_frozen_values_stay() -> None:
 def test_settings_that_cannot_work(changes: dict[str, object], message: str) -> None:
     with pytest.raises(DistlmError, match=message):
         make_table(**changes)
+
+
+def test_a_new_start_knows_what_is_stale() -> None:
+    """After moments were forgotten in a table that had just been swept, its slots become stale as any."""
+    table, optimizer = make(stale="catch_up")
+    optimizer.sweep = 0.0
+    for update in range(4):
+        backward(table, reads(update))
+        optimizer.step()
+    assert not table.has_stale
+    table.forget()
+    fresh, other = make(stale="catch_up")
+    fresh.values.copy_(table.values)
+    optimizer.sweep = 2.0
+    for update in range(4):
+        given = reads(update, share=0.2)
+        assert torch.equal(backward(table, given)[0], backward(fresh, given)[0])
+        optimizer.step()
+        other.step()
+    assert table.has_stale
+    assert torch.equal(table.values, fresh.values)

@@ -98,6 +98,16 @@ def test_a_checkpoint_without_pooler_gets_a_fresh_one(tmp_path: Path) -> None:
     assert torch.equal(one.hf.bert.pooler.dense.weight, before)
 
 
+def test_a_checkpoint_in_half_precision_becomes_fp32(tmp_path: Path) -> None:
+    import transformers
+
+    folder = hugging_face(tmp_path / "hf")
+    transformers.AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    source = source_of(folder)
+    assert "float16" in str(source.backbone["dtype"])
+    assert {value.dtype for value in build(source).parameters()} == {torch.float32}
+
+
 def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -20,3 +20,4 @@ def test_an_awd_lstm_is_trained_and_evaluated(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "datastore").exists()
     again = distlm("run", "demo", *words)
     assert "complete; nothing to do" in again.stderr and "perplexity" in again.stdout
+    assert "LM report" in (tmp_path / "run" / "report.html").read_text("utf-8")

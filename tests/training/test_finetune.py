@@ -11,8 +11,11 @@ import torch
 from finetune_support import BAD, FILLER, GOOD, finetune_config, hugging_face, lines, pretrained, run, write_sst2
 from safetensors.torch import load_file
 
+from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError, Stopped
+from distlm.optim.schedule import learning_rate
 from distlm.runtime.stage import open_stage
+from distlm.training.finetune_job import train_config
 from distlm.training.finetune_plan import plan_finetune
 
 LEARN = ("finetune.epochs=4", "finetune.lr=0.01")
@@ -59,9 +62,12 @@ def test_it_learns_from_a_hugging_face_encoder(tmp_path: Path, data: Path) -> No
     assert not list(folder.glob("seed-*/checkpoints/step-*"))
     # Nothing is left to do; a further seed is done alone.
     before = (folder / "seed-1" / "metrics.jsonl").read_bytes()
+    # As a kill between the result and the removal leaves it.
+    (folder / "seed-1" / "checkpoints" / "step-00000024").mkdir(parents=True)
     run(finetune_config(tmp_path / "run", data, *given, "finetune.seeds=[1,4]"))
     assert (folder / "seed-1" / "metrics.jsonl").read_bytes() == before
     assert list(results_of(folder)["seeds"]) == ["1", "2", "3", "4"]
+    assert not list(folder.glob("seed-*/checkpoints/step-*"))
 
 
 @pytest.mark.parametrize("kind", ["pkm", "resm"])
@@ -93,6 +99,18 @@ def test_it_learns_with_a_memory(kind: str, values: str, tmp_path: Path, data: P
             assert measures["labels"].keys() == {"1|0"} and 0 <= measures["labels"]["1|0"]["iou"] <= 1
     # What it tells apart, it looks up apart.
     assert found["memory"]["2"]["after"]["labels"]["1|0"]["kl"] > found["memory"]["2"]["before"]["labels"]["1|0"]["kl"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_it_learns_in_half_precision_with_fp32_values(precision: str, tmp_path: Path, data: Path) -> None:
+    source = pretrained(tmp_path / "pretrained")
+    half = (f"finetune.precision={precision}", "finetune.keep_models=true")
+    summary = run(finetune_config(tmp_path / "run", data, f"finetune.checkpoint={source}", *half, *LEARN))
+    assert summary["accuracy"] > 0.75
+    after = tables(tmp_path / "run" / "finetune" / "SST-2" / "seed-1")
+    moved = [(value, tables(source)[name]) for name, value in after.items() if name.endswith("/values")]
+    # Steps of 1e-3 and less, which half precision would round away.
+    assert all(value.dtype == torch.float32 and 1e-4 < (value - old).abs().max() < 0.05 for value, old in moved)
 
 
 def test_measures_of_use_are_those_of_the_reads(tmp_path: Path, data: Path) -> None:
@@ -262,6 +280,21 @@ def test_bad_input_is_refused_with_one_clear_error(tmp_path: Path, data: Path) -
     refused(r"memory-02-\S+: cut or another file: 100 bytes", from_source, found)
 
 
+def test_what_is_not_set_is_table_3() -> None:
+    glue = train_config(FinetuneConfig(task="CoLA").with_defaults(), seed=2, rows=8551)
+    # 10 epochs of 8551 rows by 32: the last update begins an eleventh.
+    assert (glue.lr, glue.weight_decay, glue.updates, glue.warmup_updates, glue.seed) == (2e-5, 0.1, 2673, 160, 2)
+    config = FinetuneConfig(task="SQuAD", memory="frozen").with_defaults()
+    squad = train_config(config, seed=1, rows=88524)
+    assert (squad.lr, squad.weight_decay, squad.updates, squad.warmup_updates) == (5e-5, 0.01, 8300, 498)
+    assert (config.length, config.stride, config.name) == (384, 128, "SQuAD-frozen")
+    # The rate rises from 0 to its peak and falls to 0.
+    rates = [learning_rate(glue, update) for update in (0, 80, 160, 2673)]
+    assert rates == pytest.approx([0, 1e-5, 2e-5, 0])
+    own = FinetuneConfig(task="SQuAD", lr=1e-4, epochs=1, weight_decay=0.0, name="mine").with_defaults()
+    assert (own.lr, own.epochs, own.weight_decay, own.name) == (1e-4, 1, 0.0, "mine")
+
+
 def test_the_plan_counts_updates_and_memory(tmp_path: Path, data: Path) -> None:
     source = pretrained(tmp_path / "pretrained")
     plan = plan_finetune(finetune_config(tmp_path / "run", data, f"finetune.checkpoint={source}"), 2)
@@ -275,7 +308,7 @@ def test_the_plan_counts_updates_and_memory(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_refused_start_leaves_the_directory_free(tmp_path: Path, data: Path) -> None:
-    config = finetune_config(tmp_path / "run", data, "finetune.checkpoint=nowhere")
+    config = finetune_config(tmp_path / "run", data, f"finetune.checkpoint={tmp_path / 'nowhere'}")
     with pytest.raises(DistlmError), open_stage("finetune", config) as stage:
         from distlm.training.finetune import run_finetune
 
