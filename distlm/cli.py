@@ -135,6 +135,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--vocabulary",
         help="words in the order of the embedding's rows, one per line; default: as they first come in the text",
     )
+    child = add(
+        "export hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_hf
+    )
+    child.add_argument("--out", required=True, help="folder to write")
     add("config", "print the resolved configuration", _print_config)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")
@@ -276,6 +280,19 @@ def _import_lstm(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
     words = Path(options.vocabulary) if options.vocabulary else None
     return _print(f"import awd-lstm: {_one_line(import_awd_lstm(config, Path(options.weights), words))}", world)
+
+
+def _export_hf(options: argparse.Namespace, world: World) -> int:
+    from distlm.models.plm_export import save_pretrained
+    from distlm.models.plm_io import load_plm
+    from distlm.runtime.rundir import RunDir
+
+    config = _config(options)
+    run, out = RunDir(Path(config.run_dir)), Path(options.out)
+    checkpoint = run.newest_checkpoint()
+    tokenizer = run.shards(config) / "tokenizer"
+    save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
+    return _print(f"export hf: {checkpoint} as {out}", world)
 
 
 def _print_config(options: argparse.Namespace, world: World) -> int:

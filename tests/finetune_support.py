@@ -48,7 +48,7 @@ def hugging_face(folder: Path, model_type: str = "bert", **changes: Any) -> Path
 def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
     """A run directory with a checkpoint of a tiny BERT of distlm, as pretraining leaves it, and its shards' tokenizer.
 
-    The query norm's statistics and the values' moments are not those of a fresh model.
+    The query norm's statistics, the values' moments and when they were updated are not those of a fresh model.
     """
     from distlm.config.plm import MemoryConfig, PlmConfig
     from distlm.memory.exchange import Exchange
@@ -73,6 +73,7 @@ def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
         for moment in found.table.make_moments():
             moment.uniform_(generator=generator)
         found.table.updates = 7
+        found.table.last_step.random_(0, 8, generator=generator)
         if found.retrieval.norm is not None:
             found.retrieval.norm.running_mean.uniform_(-1, 1, generator=generator)
         save_table(found.table, folder, layer, found.extra_state_tensors())

@@ -58,7 +58,8 @@ class ValueGradient:
     reads, in fp32, from 0: the same bits for any number of ranks, columns and replicas.
 
     When what is kept would outgrow a gradient of all K slots (4·K·d bytes), it is summed: then U·d·4 bytes remain for
-    the U slots read so far. The sums go on from there, so that nobody can tell from the result when that happened.
+    the U slots read so far (while they are summed, three times that). The sums go on from there, so that nobody can
+    tell from the result when that happened.
     """
 
     def __init__(self, slots: int, width: int, exchange: Exchange) -> None:
@@ -87,12 +88,9 @@ class ValueGradient:
     def not_finite(self) -> Tensor:
         """fp64 []: above 0 if anything held here is infinite or NaN. Local."""
         held = [x for part in self._parts for x in part[1:]] + ([self._sums[1]] if self._sums else [])
-        ends = [torch.stack(x.aminmax()) for x in held if x.numel()]
-        return (
-            torch.stack([x.isfinite().logical_not_().any() for x in ends]).sum(dtype=torch.float64)
-            if ends
-            else (torch.zeros((), dtype=torch.float64))
-        )
+        # NaN is the least and the largest of any tensor that has it.
+        ends = [torch.stack(x.aminmax()).float() for x in held if x.numel()]
+        return torch.cat(ends).isfinite().logical_not_().sum(dtype=torch.float64) if ends else torch.zeros(()).double()
 
     def take(self) -> SlotSums | None:
         """What was added, as sums; None when there was nothing. Nothing is held afterwards. Collective."""

@@ -40,9 +40,6 @@ class SparseValueOptimizer:
 
     def __init__(self, config: MemoryConfig, tables: Sequence[ValueTable]) -> None:
         self.config, self.tables = config, list(tables)
-        # glibc gives freed blocks back to the system, and takes page faults to get them again, until it has seen a
-        # larger one come and go: a third of the time of `step`.
-        torch.empty(24 << 20, dtype=torch.uint8)
 
     @torch.no_grad()
     def finite(self) -> bool:

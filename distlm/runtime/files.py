@@ -15,6 +15,10 @@ from distlm.errors import DistlmError
 
 _CHUNK = 8 << 20
 
+# It can only be read by setting it.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -39,9 +43,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's data to the disk."""
+    """Flush a file's data to the disk, and give it the modes that the user's umask allows."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        # safetensors makes files that the owner alone can read, wherever the folder is shared.
+        os.fchmod(descriptor, 0o666 & ~_UMASK)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

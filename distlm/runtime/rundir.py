@@ -128,6 +128,13 @@ class RunDir:
         """Checkpoints whose marker is written, oldest first."""
         return sorted(marker.parent for marker in self.checkpoints.glob("step-*/complete.json"))
 
+    def newest_checkpoint(self) -> Path:
+        """The last complete checkpoint. Raises DistlmError when there is none."""
+        complete = self.complete_checkpoints()
+        if not complete:
+            raise DistlmError(f"{self.checkpoints}: no trained model yet; run `distlm train` first")
+        return complete[-1]
+
     def model_checkpoint(self, config: RunConfig) -> Path:
         """The checkpoint later stages read: datastore.checkpoint, else the best one of this run.
 

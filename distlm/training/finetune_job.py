@@ -18,10 +18,10 @@ from distlm.config.plm import FinetuneConfig, MemoryConfig
 from distlm.config.schema import TrainConfig
 from distlm.data.order import rows_for_update
 from distlm.data.wordpiece import TOKENIZER
+from distlm.memory.adam import Adam
 from distlm.memory.exchange import Exchange
 from distlm.memory.files import load_table, save_table
 from distlm.memory.optimizer import SparseValueOptimizer
-from distlm.memory.table import ValueTable
 from distlm.models.io import read_weights
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.row_dropout import row_keys
@@ -210,9 +210,11 @@ class FinetuneJob(Job):
         """The source's values and query statistics; moments and counters start anew."""
         for layer, memory in self.net.memories.items():
             assert self.source.folder is not None
+            # What memory.stale=catch_up still owes is due at the pretraining's rate.
+            rule, memory.table.rule = memory.table.rule, Adam.of(MemoryConfig(**self.source.memory))
             extra = load_table(memory.table, self.source.folder, layer, moments=False)
+            memory.table.rule = rule
             memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
-            _start_anew(memory.table)
 
 
 def train_config(config: FinetuneConfig, seed: int, rows: int) -> TrainConfig:
@@ -231,16 +233,6 @@ def train_config(config: FinetuneConfig, seed: int, rows: int) -> TrainConfig:
 def _memory(found: Mapping[str, Any], config: FinetuneConfig) -> dict[str, Any]:
     """MemoryConfig of the source, with what fine-tuning decides."""
     return asdict(replace(MemoryConfig(**found), lr=config.memory_lr, frozen=config.memory == "frozen"))
-
-
-def _start_anew(table: ValueTable) -> None:
-    """Forget moments and update numbers; what stale slots have yet to move (catch_up) they move now."""
-    table.settle()
-    table.exp_avg = table.exp_avg_sq = None
-    table.updates = 0
-    table.last_step.zero_()
-    if table.row_steps is not None:
-        table.row_steps.zero_()
 
 
 def _of_layer(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

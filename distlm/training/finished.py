@@ -29,7 +29,7 @@ def evaluated_as_trained(config: RunConfig, run: RunDir) -> bool:
     if not path.exists():
         return False
     results = read_json(path, "evaluation results")
-    checkpoint = run.complete_checkpoints()[-1] if masked else run.model_checkpoint(config)
+    checkpoint = run.newest_checkpoint() if masked else run.model_checkpoint(config)
     wanted = {*config.shards.splits} - {"train"} if masked else set(config.knn.splits)
     wanted |= {word.partition("=")[0] for word in config.plm.texts} if masked else set()
     return results["model"]["fingerprint"] == model_fingerprint(checkpoint) and wanted <= set(results["splits"])

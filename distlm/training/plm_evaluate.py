@@ -41,10 +41,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
     Raises DistlmError for a model of another kind or tokenizer and for damaged files.
     """
     began, run, config = time.monotonic(), stage.run, stage.config
-    complete = run.complete_checkpoints()
-    if not complete:
-        raise DistlmError(f"{run.checkpoints}: no trained model yet; run `distlm train` first")
-    checkpoint = complete[-1]
+    checkpoint = run.newest_checkpoint()
     model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
     texts = together(stage.comm, lambda: open_texts(stage, card, checkpoint))
     results: dict[str, Any] = {

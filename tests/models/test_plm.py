@@ -1,6 +1,7 @@
 """Masked language models: as Hugging Face computes them, with memories at chosen layers."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distlm.data.masking import NO_LABEL
 from distlm.errors import DistlmError
 from distlm.models.kinds import model_on_meta, parameter_count
 from distlm.models.plm import Plm, plm_model
+from distlm.models.plm_export import from_pretrained, save_pretrained
 from distlm.models.row_dropout import row_keys
 
 VOCABULARY, PAD = 61, 0
@@ -126,3 +128,30 @@ def test_parameters_of_bert_base_are_the_papers() -> None:
 def test_a_position_that_is_no_layer_is_refused(positions: list[int]) -> None:
     with pytest.raises(DistlmError, match=r"memory.positions=\[.*the model has layers 1 to 3"):
         build("bert", "pkm", positions=positions)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("kind", ["none", "pkm", "resm"])
+def test_hugging_face_folder_and_back(tmp_path: Path, backbone: str, kind: str) -> None:
+    model = build(backbone, kind).eval()
+    for memory in model.memories.values():
+        memory.retrieval.norm.running_mean.normal_()
+    save_pretrained(model, tmp_path / "model")
+    again = from_pretrained(tmp_path / "model")
+    assert torch.equal(loss_of(model), loss_of(again))
+    if kind != "pkm":
+        # Without its memory any program reads it.
+        theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
+        assert torch.equal(theirs.base_model.embeddings.word_embeddings.weight, model.head.weight)
+    with pytest.raises(DistlmError, match="not empty"):
+        save_pretrained(model, tmp_path / "model")
+
+
+def test_a_folder_without_its_memory_is_refused(tmp_path: Path) -> None:
+    save_pretrained(build("bert", "resm"), tmp_path / "model")
+    (tmp_path / "model" / "memory.safetensors").unlink()
+    with pytest.raises(DistlmError, match=r"memory.safetensors: missing"):
+        from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(DistlmError, match="not a Hugging Face model folder"):
+        from_pretrained(tmp_path / "model")

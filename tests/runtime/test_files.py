@@ -90,3 +90,12 @@ def test_plain_progress_lines_are_tagged_and_have_rate_and_time_left(capsys):
 def test_units():
     assert [format_bytes(n) for n in (12, 1536, 7.43e9, 2.1e12)] == ["12 B", "1.5 kB", "7.4 GB", "2.10 TB"]
     assert [format_seconds(s) for s in (5, 65, 3725, float("inf"))] == ["5s", "1m05s", "1h02m", "?"]
+
+
+def test_what_is_written_has_the_users_modes(tmp_path):
+    """safetensors makes its files readable by the owner alone."""
+    with atomic_path(tmp_path / "weights") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o600)
+    (tmp_path / "plain").write_bytes(b"x")
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode

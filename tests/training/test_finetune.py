@@ -11,8 +11,11 @@ import torch
 from finetune_support import BAD, FILLER, GOOD, finetune_config, hugging_face, lines, pretrained, run, write_sst2
 from safetensors.torch import load_file
 
-from distlm.config.plm import FinetuneConfig
+from distlm.config.plm import FinetuneConfig, MemoryConfig
 from distlm.errors import DistlmError, Stopped
+from distlm.memory.exchange import Exchange
+from distlm.memory.files import load_table
+from distlm.memory.table import ValueTable
 from distlm.optim.schedule import learning_rate
 from distlm.runtime.stage import open_stage
 from distlm.training.finetune_job import train_config
@@ -99,6 +102,19 @@ def test_it_learns_with_a_memory(kind: str, values: str, tmp_path: Path, data: P
             assert measures["labels"].keys() == {"1|0"} and 0 <= measures["labels"]["1|0"]["iou"] <= 1
     # What it tells apart, it looks up apart.
     assert found["memory"]["2"]["after"]["labels"]["1|0"]["kl"] > found["memory"]["2"]["before"]["labels"]["1|0"]["kl"]
+
+
+def test_what_stale_slots_had_yet_to_move_they_move_as_the_pretraining_would(tmp_path: Path, data: Path) -> None:
+    source = pretrained(tmp_path / "pretrained", stale="catch_up", lr=0.01)
+    given = ("finetune.memory=frozen", "finetune.keep_models=true", "finetune.memory_lr=0.5", "finetune.epochs=1")
+    run(finetune_config(tmp_path / "run", data, f"finetune.checkpoint={source}", *given))
+    table = ValueTable(MemoryConfig(stale="catch_up", lr=0.01, sub_keys=8, values="zero"), 32, 2, 1, Exchange.alone())
+    load_table(table, source / "checkpoints" / "step-00000007", 2)
+    owed = table.values.clone()
+    table.settle()
+    after = tables(tmp_path / "run" / "finetune" / "SST-2-frozen" / "seed-1")
+    (values,) = (value for name, value in after.items() if "memory-02" in name and name.endswith("/values"))
+    assert torch.equal(values, table.values) and not torch.equal(values, owed)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
