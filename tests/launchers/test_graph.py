@@ -118,7 +118,8 @@ def test_stages_are_chosen_by_name_and_range():
     assert choose_stages("") == STAGES
     assert choose_stages("datastore,train") == ("train", "datastore")
     assert choose_stages("index-train..index-merge,prepare") == ("prepare", "index-train", "index-add", "index-merge")
-    assert choose_stages("..train") == ("prepare", "shard", "train") and choose_stages("search..") == ("search", "evaluate")
+    assert choose_stages("..train") == ("prepare", "shard", "train")
+    assert choose_stages("search..") == ("search", "evaluate")
     with pytest.raises(UsageError, match=r"--stages: unknown stage 'serach'; did you mean 'search'\?"):
         choose_stages("train,serach")
 

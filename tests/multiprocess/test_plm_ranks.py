@@ -10,11 +10,10 @@ from train_support import curve, newest, relative, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess
 
-UPDATES = 100
+FEW, MANY = 30, 100
 # Over 100 updates of two micro-batches. Measured: losses 2e-6, weights 4e-4 of the largest, values 3e-5.
 LOSSES, WEIGHTS, VALUES = 1e-4, 1e-2, 1e-3
 
-MEMORY = ["memory.kind=resm", f"train.updates={UPDATES}"]
 LAYOUTS = {"copies": "memory.columns=1", "columns": "memory.columns=0", "both": "memory.columns=2"}
 """A full copy on every rank, columns over all ranks, columns over pairs of ranks."""
 QUICK = {
@@ -29,14 +28,19 @@ ALL = {
 ONE = QUICK[1][0]
 
 
-def train(folder: Path, names: dict[int, list[str]]) -> Path:
+def memory_settings(shards: Path, run: Path, updates: int, layout: str, *extra: str) -> list[str]:
+    """Overrides of a run with memories."""
+    return plm_settings(shards, run, "memory.kind=resm", f"train.updates={updates}", LAYOUTS[layout], *extra)
+
+
+def train(folder: Path, names: dict[int, list[str]], updates: int) -> Path:
     """Every name RANKS-ZERO-LAYOUT trained in its own folder, with shards beside them."""
     shards = tiny_shards(folder)
     for ranks, runs in names.items():
         jobs = []
         for name in runs:
             _, stage, layout = name.split("-")
-            jobs.append(plm_settings(shards, folder / name, *MEMORY, f"train.deepspeed={stage}", LAYOUTS[layout]))
+            jobs.append(memory_settings(shards, folder / name, updates, layout, f"train.deepspeed={stage}"))
         for first in range(0, len(jobs), 2):
             train_all(ranks, folder, jobs[first : first + 2])
     return folder
@@ -44,24 +48,24 @@ def train(folder: Path, names: dict[int, list[str]]) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("plm-ranks"), QUICK)
+    return train(tmp_path_factory.mktemp("plm-ranks"), QUICK, FEW)
 
 
 @pytest.mark.parametrize("name", [name for names in QUICK.values() for name in names if name != ONE])
 def test_every_number_of_ranks_trains_the_same(runs: Path, name: str) -> None:
-    compare(runs / ONE, runs / name)
+    compare(runs / ONE, runs / name, FEW)
 
 
 @pytest.mark.slow
 def test_every_layout_on_every_zero_stage_trains_the_same(tmp_path: Path) -> None:
-    train(tmp_path, ALL)
+    train(tmp_path, ALL, MANY)
     for name in (name for names in ALL.values() for name in names):
-        compare(tmp_path / ONE, tmp_path / name)
+        compare(tmp_path / ONE, tmp_path / name, MANY)
 
 
-def compare(one: Path, other: Path) -> None:
+def compare(one: Path, other: Path, updates: int) -> None:
     """Losses, weights, values, moments and counters agree after the last update."""
-    assert len(curve(one)) == UPDATES
+    assert len(curve(one)) == updates
     assert curve(one, "train/data_fingerprint") == curve(other, "train/data_fingerprint")
     assert relative(curve(one), curve(other)) < LOSSES
     assert relative(curve(one, "valid/loss"), curve(other, "valid/loss")) < LOSSES
@@ -76,20 +80,20 @@ def compare(one: Path, other: Path) -> None:
 
 def test_training_moves_the_memory_and_counts_its_use(runs: Path) -> None:
     state, fresh = memory_of(runs / ONE, 1), torch.zeros(64, dtype=torch.int32)
-    assert int(state["last_step"].max()) == UPDATES and (state["last_step"] != fresh).sum() > 32
+    assert int(state["last_step"].max()) == FEW and (state["last_step"] != fresh).sum() > 32
     assert state["exp_avg_sq"].max() > 0
     use = curve(runs / ONE, "memory/1/top1_mu")
-    assert len(use) == UPDATES and 0 < use[UPDATES] <= 1
+    assert len(use) == FEW and 0 < use[FEW] <= 1
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(runs: Path) -> None:
     """Two ranks with columns, then one, then four with copies: the curve of one rank."""
     shards, folder = runs / "shards", runs / "2-1-4"
-    for ranks, layout, updates in ((2, "columns", 40), (1, "copies", 30), (4, "copies", 0)):
-        extra = [LAYOUTS[layout], f"train.max_updates_this_run={updates}", "train.deepspeed=zero0"]
-        found = train_all(ranks, runs, [plm_settings(shards, folder, *MEMORY, *extra)])
+    for ranks, layout, updates in ((2, "columns", 12), (1, "copies", 9), (4, "copies", 0)):
+        extra = [f"train.max_updates_this_run={updates}", "train.deepspeed=zero0"]
+        found = train_all(ranks, runs, [memory_settings(shards, folder, FEW, layout, *extra)])
         assert ("stopped" in found[0]) == (updates > 0)
-    assert newest(folder).name == f"step-{UPDATES:08d}"
+    assert newest(folder).name == f"step-{FEW:08d}"
     one = runs / ONE
     assert curve(one, "train/data_fingerprint") == curve(folder, "train/data_fingerprint")
     assert relative(curve(one), curve(folder)) < LOSSES

@@ -12,8 +12,8 @@ from distlm.runtime.rendezvous import join_group
 from distlm.runtime.world import World
 from distlm.training.dsconfig import merge_ds_config
 from distlm.training.engine import Engine, share
-from distlm.training.transformer_job import make_optimizer
 from distlm.training.objective import TrainModule
+from distlm.training.transformer_job import make_optimizer
 
 WORLD = World(0, 1, 0, 1, "here", "single")
 CPU = torch.device("cpu")

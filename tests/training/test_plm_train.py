@@ -126,7 +126,7 @@ def test_another_vocabulary_is_refused(shards: Path, dense: Path, resm: Path, tm
         run(others, tmp_path / "a", *RESM, f"plm.init_from={dense}")
     words = [*RESM, "train.updates=12", "train.lr=0.01", "memory.row_steps=true"]
     shutil.copytree(resm, tmp_path / "b")
-    with pytest.raises(DistlmError, match="vocabulary mismatch|shards of another tokenizer"):
+    with pytest.raises(DistlmError, match=r"vocabulary mismatch|shards of another tokenizer"):
         evaluate(shards, tmp_path / "b", *words, f"plm.texts=[other={others}]")
 
 
@@ -175,7 +175,7 @@ def test_rows_over_ranks(shards: Path, tmp_path: Path) -> None:
     plan = plan_rows(train, 4)
     assert (plan.micro_blocks, plan.micro_batches, plan.accumulation) == (2, 8, 2)
     rows = [list(range(16))[plan.blocks_of(number)] for rank in range(4) for number in plan.of_rank(rank)]
-    assert rows[:2] == [[0, 1], [8, 9]] and sorted(sum(rows, [])) == list(range(16))
+    assert rows[:2] == [[0, 1], [8, 9]] and sorted(row for piece in rows for row in piece) == list(range(16))
     with pytest.raises(DistlmError, match=r"train.micro_blocks=8.* 3 ranks do not divide it; set train.micro_blocks=9"):
         plan_rows(train, 3)
     with pytest.raises(DistlmError, match=r"does not divide train.blocks_per_update=12; set .*=16"):
