@@ -1,7 +1,7 @@
 """The stages of a recipe as jobs with dependencies: pure data, from the configuration, the site and what is finished.
 
-prepare (or shard) → train → datastore → index-train → index-add → index-merge → search → evaluate. The datastore and index-add are
-one MPI job each, or an array of independent shares and the job that completes the stage after them.
+prepare (or shard) → train → datastore → index-train → index-add → index-merge → search → evaluate. The datastore and
+index-add are one MPI job each, or an array of independent shares and the job that completes the stage after them.
 """
 
 from collections.abc import Callable, Iterable, Sequence

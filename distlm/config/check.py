@@ -13,7 +13,8 @@ _AT_LEAST_ONE = (
     "lstm.max_positions", "awd.batch", "awd.bptt", "awd.epochs", "awd.nonmono", "awd.valid_batch",
     "index.sample", "knn.block", "knn.batch_blocks",
     "plm.layers", "plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions", "memory.sub_keys", "memory.heads",
-    "memory.k", "memory.key_width", "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks", "shards.chunk_rows", "shards.shard_text",
+    "memory.k", "memory.key_width", "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
+    "shards.chunk_rows", "shards.shard_text",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
