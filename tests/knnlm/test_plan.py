@@ -21,6 +21,8 @@ def test_disk_is_announced_within_a_fifth(searched):
 
 
 def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
+    # Measured twice on a busy machine, it differs.
+    monkeypatch.setattr(plan, "machine_flops", lambda: 5e10)
     counts = plan._Counts(217_646 + 245_569, 103_225_485, 267_744, ())
     monkeypatch.setattr(plan, "_count", lambda config: counts)
     config = load_config("wikitext103", ["data.text_dir=unused"])

@@ -10,16 +10,16 @@ from train_support import curve, newest, relative, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess
 
-FEW, MANY = 30, 100
+FEW, MANY = 20, 100
 # Over 100 updates of two micro-batches. Measured: losses 2e-6, weights 4e-4 of the largest, values 3e-5.
 LOSSES, WEIGHTS, VALUES = 1e-4, 1e-2, 1e-3
 
 LAYOUTS = {"copies": "memory.columns=1", "columns": "memory.columns=0", "both": "memory.columns=2"}
 """A full copy on every rank, columns over all ranks, columns over pairs of ranks."""
 QUICK = {
-    1: ["1-zero0-copies", "1-zero1-copies"],
-    2: ["2-zero0-copies", "2-zero1-columns", "2-zero2-columns", "2-zero3-copies"],
-    4: ["4-zero1-both", "4-zero3-columns"],
+    1: ["1-zero0-copies"],
+    2: ["2-zero1-columns", "2-zero3-copies"],
+    4: ["4-zero2-both"],
 }
 ALL = {
     ranks: [f"{ranks}-zero{stage}-{layout}" for stage in range(4) for layout in layouts]
@@ -51,9 +51,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("plm-ranks"), QUICK, FEW)
 
 
-@pytest.mark.parametrize("name", [name for names in QUICK.values() for name in names if name != ONE])
-def test_every_number_of_ranks_trains_the_same(runs: Path, name: str) -> None:
-    compare(runs / ONE, runs / name, FEW)
+def test_every_number_of_ranks_trains_the_same(runs: Path) -> None:
+    for name in (name for names in QUICK.values() for name in names if name != ONE):
+        compare(runs / ONE, runs / name, FEW)
 
 
 @pytest.mark.slow
@@ -87,9 +87,9 @@ def test_training_moves_the_memory_and_counts_its_use(runs: Path) -> None:
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(runs: Path) -> None:
-    """Two ranks with columns, then one, then four with copies: the curve of one rank."""
-    shards, folder = runs / "shards", runs / "2-1-4"
-    for ranks, layout, updates in ((2, "columns", 12), (1, "copies", 9), (4, "copies", 0)):
+    """Two ranks with columns, then one, then two with copies: the curve of one rank."""
+    shards, folder = runs / "shards", runs / "2-1-2"
+    for ranks, layout, updates in ((2, "columns", 8), (1, "copies", 6), (2, "copies", 0)):
         extra = [f"train.max_updates_this_run={updates}", "train.deepspeed=zero0"]
         found = train_all(ranks, runs, [memory_settings(shards, folder, FEW, layout, *extra)])
         assert ("stopped" in found[0]) == (updates > 0)
