@@ -53,15 +53,19 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     Raises DistlmError for missing files, another kind of model, weights that changed since they were written
     (checksum), and weights whose names or shapes do not fit the recorded configuration.
     """
-    weights, meta = read_weights(folder, device)
+    model, weights, meta = _read(folder, device)
     causal(card_config(meta))
-    model = model_on_meta(card_config(meta), meta["vocabulary"])
     _assign(model, weights)
     return model.eval(), meta
 
 
 def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of a model folder by parameter name (fp32), and the content of model.json; errors of load_model."""
+    return _read(folder, device)[1:]
+
+
+def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """The model without memory for its parameters, its weights, and model.json."""
     meta = read_model_card(folder)
     path = folder / WEIGHTS
     if not path.is_file():
@@ -79,7 +83,7 @@ def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict
     model = model_on_meta(config, meta["vocabulary"])
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
-    return weights, meta
+    return model, weights, meta
 
 
 def card_parameters(card: Mapping[str, Any]) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distlm.config.plm import MemoryConfig, PlmConfig
@@ -279,8 +278,3 @@ def _drop(rows: Rows, name: str, hidden: Tensor, p: float, place: str) -> Tensor
 def _put(root: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(root.get_submodule(parent), child, module)
-
-
-def token_mask(tokens: Tensor, pad_id: int) -> Tensor:
-    """bool: which tokens are text."""
-    return torch.ne(tokens, pad_id)

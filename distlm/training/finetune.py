@@ -29,7 +29,7 @@ from distlm.runtime.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finetune_job import FinetuneJob, train_config
-from distlm.training.finetune_plan import check_ranks, plan_finetune
+from distlm.training.finetune_plan import plan_finetune, plan_finetune_rows
 from distlm.training.loop import run_job
 from distlm.training.task_data import TaskData, open_task
 
@@ -52,7 +52,7 @@ def run_finetune(stage: Stage) -> dict[str, Any]:
     began, comm = time.monotonic(), stage.comm
     config = stage.config.finetune.with_defaults()
     run, folder = stage.run, stage.run.finetune(config.name)
-    together(comm, lambda: check_ranks(config, comm.size))
+    together(comm, lambda: plan_finetune_rows(config, comm.size))
     source = together(comm, lambda: open_source(config, run.root, run.shards(stage.config)))
     task = together(comm, lambda: open_task(config, source))
     rank0_first(comm, lambda: _claim(stage, config, folder, task, source))

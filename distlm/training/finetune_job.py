@@ -20,9 +20,8 @@ from distlm.data.order import rows_for_update
 from distlm.data.wordpiece import TOKENIZER
 from distlm.memory.adam import Adam
 from distlm.memory.exchange import Exchange
-from distlm.memory.files import load_table, save_table
+from distlm.memory.files import load_table
 from distlm.memory.optimizer import SparseValueOptimizer
-from distlm.models.io import read_weights
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.row_dropout import row_keys
 from distlm.models.task_source import Source, start_from_source
@@ -31,8 +30,9 @@ from distlm.runtime.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume
 from distlm.training.dsconfig import merge_ds_config
-from distlm.training.job import Job, Kept, Text
-from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.finetune_plan import plan_finetune_rows
+from distlm.training.job import Text
+from distlm.training.memory_job import MemoryJob
 from distlm.training.task_data import TaskData
 from distlm.training.task_objective import TaskModule
 from distlm.training.task_score import TaskScorer, TaskValidation, targets_of
@@ -44,7 +44,7 @@ EXTRA = "memory-extra.safetensors"
 """What a checkpoint keeps of a memory whose values are frozen: all but the values."""
 
 
-class FinetuneJob(Job):
+class FinetuneJob(MemoryJob):
     """`stage.config.train` is what `train_config` makes of the section finetune; `stage.run` the seed's own folder."""
 
     unit = ROWS_PER_S
@@ -57,9 +57,7 @@ class FinetuneJob(Job):
     ) -> None:
         """`config` has no defaults left. The `exchange` joins the ranks that share the memory."""
         train, ranks = stage.config.train, stage.comm.size
-        micro = MicroBatchPlan(
-            train.micro_blocks // ranks, train.blocks_per_update // train.micro_blocks * ranks, ranks
-        )
+        micro = plan_finetune_rows(config, ranks)
         self.values_frozen = config.memory == "frozen"
         model = TaskModelConfig(
             source.backbone,
@@ -88,16 +86,9 @@ class FinetuneJob(Job):
             self.before = self._score().memory
 
     def fresh_model(self) -> TaskModel:
-        self.net = self._build()
+        self.net = self.build()
         together(self.comm, lambda: start_from_source(self.net, self.source))
         together(self.comm, self._load_memory)
-        return self.net
-
-    def saved_model(self, resume: Resume) -> TaskModel:
-        self.net = self._build()
-        weights, _ = read_weights(resume.folder)
-        for name, parameter in self.net.named_parameters():
-            parameter.data = weights[name]
         return self.net
 
     def resumed(self, resume: Resume) -> None:
@@ -107,8 +98,7 @@ class FinetuneJob(Job):
             for layer, memory in self.net.memories.items():
                 memory.load_extra(_of_layer(extra, layer))
             return
-        for layer, memory in self.net.memories.items():
-            memory.load_extra(load_table(memory.table, resume.folder, layer))
+        super().resumed(resume)
 
     def objective(self, model: TaskModel) -> TaskModule:
         memories = model.memories.values()
@@ -156,18 +146,9 @@ class FinetuneJob(Job):
             given += sum(
                 xxhash.xxh32_intdigest(row[kept].tobytes()) for row, kept in zip(batch.tokens, batch.text, strict=True)
             )
-        # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
-        undo = 1 / (micro.ranks * engine.loss_scale)
-        step = engine.update(rate)
-        if step.skipped:
-            self.values.drop()
-        else:
-            self.values.step(undo)
+        step = self.step(rate)
         part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
         return combine(part, (), micro, step, train.precision), rate
-
-    def finished(self, state: dict[str, Any]) -> bool:
-        return bool(state["update"] >= self.updates)
 
     def validation_due(self, state: dict[str, Any]) -> bool:
         """At the end of each epoch."""
@@ -186,14 +167,9 @@ class FinetuneJob(Job):
             state["memory_after"] = result.memory
         return {}
 
-    def kept(self, state: dict[str, Any]) -> Kept:
-        extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
-        return Kept(write=lambda folder: self._write(folder, extra))
-
-    def _write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
+    def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
         if not self.values_frozen or self.config.keep_models:
-            for layer, memory in self.net.memories.items():
-                save_table(memory.table, folder, layer, extra[layer])
+            super().write(folder, extra)
         elif extra and self.comm.rank == 0:
             tensors = {f"{layer}/{name}": value for layer, found in extra.items() for name, value in found.items()}
             safetensors.torch.save_file(tensors, folder / EXTRA)
@@ -203,7 +179,7 @@ class FinetuneJob(Job):
     def _score(self) -> TaskValidation:
         return self.scorer.run(self.engine, self.net, self.comm.rank, self.comm.size)
 
-    def _build(self) -> TaskModel:
+    def build(self) -> TaskModel:
         return TaskModel(self.model, self.text.vocabulary, self.exchange)
 
     def _load_memory(self) -> None:

@@ -6,30 +6,21 @@ from distlm.config.plm import FinetuneConfig
 from distlm.config.schema import RunConfig
 from distlm.data.tasks.glue import TASKS, read_glue
 from distlm.data.tasks.squad import read_squad
-from distlm.errors import DistlmError
 from distlm.models.card import CARD, read_model_card
 from distlm.models.io import card_parameters
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.plm_rows import cut_rows
 
 _BASE = 110_000_000
 """Parameters that are assumed where there is no model yet: BERT-base."""
 
 
-def check_ranks(config: FinetuneConfig, ranks: int) -> None:
-    """Raises DistlmError, with what would do, when rows do not divide; `config` has no defaults left."""
-    rows, micro = config.rows_per_update, config.micro_rows
-    if rows % micro:
-        raise DistlmError(
-            f"finetune.micro_rows={micro} does not divide finetune.rows_per_update={rows}; set "
-            f"finetune.rows_per_update={max(1, round(rows / micro)) * micro}"
-        )
-    if micro % ranks:
-        fitting = max(size for size in range(1, ranks) if micro % size == 0)
-        raise DistlmError(
-            f"finetune.micro_rows={micro} (0: finetune.rows_per_update): a micro-batch is of all ranks, and {ranks} "
-            f"ranks do not divide it; set it to {max(1, round(micro / ranks)) * ranks} or start {fitting} ranks"
-        )
+def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
+    """The cut of `finetune.*`; see cut_rows. `config` has no defaults left."""
+    rows, micro = ("finetune.rows_per_update", config.rows_per_update), ("finetune.micro_rows", config.micro_rows)
+    return cut_rows(rows, micro, ranks, " (0: finetune.rows_per_update): a", "it to ")
 
 
 def plan_finetune(config: RunConfig, ranks: int) -> StagePlan:
@@ -39,7 +30,7 @@ def plan_finetune(config: RunConfig, ranks: int) -> StagePlan:
     in scoring, on this machine's CPU. Raises DistlmError for a batch that does not divide and for missing data.
     """
     settings = config.finetune.with_defaults()
-    check_ranks(settings, ranks)
+    plan_finetune_rows(settings, ranks)
     stage = zero_stage(load_ds_config(settings.deepspeed))
     splits = read_squad(settings) if settings.task == "SQuAD" else read_glue(TASKS[settings.task], settings)
     train, dev = len(splits["train"]), sum(len(found) for name, found in splits.items() if name != "train")

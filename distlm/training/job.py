@@ -116,13 +116,14 @@ class Job(ABC):
     def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
         """Update number state["update"] over all ranks, and its learning rate. Collective."""
 
-    @abstractmethod
     def finished(self, state: dict[str, Any]) -> bool:
         """Whether there is no update left."""
+        return bool(state["update"] >= self.updates)
 
-    @abstractmethod
     def validation_due(self, state: dict[str, Any]) -> bool:
         """Whether to validate after the update just done."""
+        every = self.train.valid_every
+        return self.finished(state) or (every > 0 and state["update"] % every == 0)
 
     @abstractmethod
     def validate(self, state: dict[str, Any]) -> Validation:

@@ -7,7 +7,6 @@ over the micro-batch and may have its values' columns on several ranks. Order an
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,7 @@ from distlm.data.shard_order import rank_places
 from distlm.data.shard_reader import RowBatch, RowStream, ShardRows
 from distlm.errors import DistlmError
 from distlm.memory.exchange import Exchange
-from distlm.memory.files import load_table, save_table
 from distlm.memory.optimizer import SparseValueOptimizer
-from distlm.models.io import read_weights
 from distlm.models.plm import Plm, PlmModel
 from distlm.models.plm_init import start_from
 from distlm.models.row_dropout import row_keys
@@ -29,10 +26,10 @@ from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.collective import together
 from distlm.runtime.stage import Stage
-from distlm.training.checkpoint import Resume
 from distlm.training.dsconfig import merge_ds_config
 from distlm.training.engine import share
-from distlm.training.job import Job, Kept, Text
+from distlm.training.job import Text
+from distlm.training.memory_job import MemoryJob
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import MaskedModule
 from distlm.training.plm_rows import plan_rows
@@ -42,7 +39,7 @@ from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
 
-class PlmJob(Job):
+class PlmJob(MemoryJob):
     """`train.updates` updates of `train.blocks_per_update` rows."""
 
     model: PlmModel
@@ -80,20 +77,9 @@ class PlmJob(Job):
         return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
 
     def fresh_model(self) -> Plm:
-        self.net = net = self._build()
+        self.net = net = self.build()
         together(self.comm, lambda: start_from(net, self.plm, self.stage.config.memory, self.text.dictionary))
         return net
-
-    def saved_model(self, resume: Resume) -> Plm:
-        self.net = self._build()
-        weights, _ = read_weights(resume.folder)
-        for name, parameter in self.net.named_parameters():
-            parameter.data = weights[name]
-        return self.net
-
-    def resumed(self, resume: Resume) -> None:
-        for layer, memory in self.net.memories.items():
-            memory.load_extra(load_table(memory.table, resume.folder, layer))
 
     def objective(self, model: Plm) -> MaskedModule:
         self.values = SparseValueOptimizer(
@@ -120,22 +106,9 @@ class PlmJob(Job):
             engine.backward(engine.module.loss(total, scale), last=piece is mine[-1])  # type: ignore[operator]
             sums.append(total.detach()[None])
             given += piece.fingerprint
-        # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
-        undo = 1 / (micro.ranks * engine.loss_scale)
-        step = engine.update(rate)
-        if step.skipped:
-            self.values.drop()
-        else:
-            self.values.step(undo)
+        step = self.step(rate)
         part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
         return combine(part, (), micro, step, train.precision), rate
-
-    def finished(self, state: dict[str, Any]) -> bool:
-        return state["update"] >= self.updates
-
-    def validation_due(self, state: dict[str, Any]) -> bool:
-        every = self.train.valid_every
-        return self.finished(state) or (every > 0 and state["update"] % every == 0)
 
     def validate(self, state: dict[str, Any]) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
@@ -150,15 +123,7 @@ class PlmJob(Job):
             memory.usage.reset()
         return found
 
-    def kept(self, state: dict[str, Any]) -> Kept:
-        extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
-        return Kept(write=lambda folder: self._write(folder, extra))
-
-    def _write(self, folder: Path, extra: dict[int, dict[str, Tensor]]) -> None:
-        for layer, memory in self.net.memories.items():
-            save_table(memory.table, folder, layer, extra[layer])
-
-    def _build(self) -> Plm:
+    def build(self) -> Plm:
         return Plm(self.model, self.text.vocabulary, Exchange(self.stage.config.memory.columns))
 
     def close(self) -> None:

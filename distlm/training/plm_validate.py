@@ -20,10 +20,9 @@ class PlmValidator:
     Rows past the end repeat the last one and count for nothing, so every rank makes equally many passes.
     """
 
-    def __init__(self, rows: ShardRows, batch: int, seed: int, share_masked: float, limit: int = 0) -> None:
-        """`limit`: only so many rows, from the start (0: all)."""
+    def __init__(self, rows: ShardRows, batch: int, seed: int, share_masked: float) -> None:
         self.rows, self.batch, self.seed, self.share_masked = rows, batch, seed, share_masked
-        self.count = min(len(rows), limit) if limit else len(rows)
+        self.count = len(rows)
         self.rule = f"masked tokens of {self.count} rows of {rows.row_tokens}, masks of seed {seed}"
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:

@@ -81,13 +81,6 @@ class TransformerJob(Job):
         part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
         return combine(part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision), rate
 
-    def finished(self, state: dict[str, Any]) -> bool:
-        return state["update"] >= self.updates
-
-    def validation_due(self, state: dict[str, Any]) -> bool:
-        every = self.train.valid_every
-        return self.finished(state) or (every > 0 and state["update"] % every == 0)
-
     def validate(self, state: dict[str, Any]) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
 
