@@ -32,11 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         world = resolve_world()
         code = (_print_config if options.print_config else options.handler)(options, world)
-        _leave_group()
     except DistlmError as error:
         if arguments is None:
             ignore_late_signals()
-        _leave_with(error, world)
+        _leave_with(error, world, ends=arguments is None)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:
@@ -44,22 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave_ranks(world, EXIT_ERROR)
     if arguments is None:
         ignore_late_signals()
+        _leave_group()
     sys.exit(code)
 
 
-def _leave_with(error: DistlmError, world: World | None) -> None:
+def _leave_with(error: DistlmError, world: World | None, ends: bool) -> None:
     several = world is not None and world.size > 1
     if not (several and error.shared and world.rank != 0):  # type: ignore[union-attr]
         who = f"[rank {world.rank} on {world.node}] " if several else ""  # type: ignore[union-attr]
         print(f"{who}distlm: {error}", file=sys.stderr, flush=True)
     if error.shared:
-        _leave_group()
+        if ends:
+            _leave_group()
         sys.exit(error.exit_code)
     _leave_ranks(world, error.exit_code)
 
 
 def _leave_group() -> None:
-    """Close torch's process group where a stage made one: its threads abort an interpreter that ends before them."""
+    """Close torch's process group where a stage made one: its threads abort an interpreter that ends before them.
+
+    Only at the end of a process: DeepSpeed keeps the first group it saw for good and fails in a second one.
+    """
     if "torch.distributed" in sys.modules:
         group = sys.modules["torch.distributed"]
         if group.is_available() and group.is_initialized():
@@ -109,6 +113,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    _add_reproduce(verbs)
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
     child.prog = "distlm report words"
@@ -155,6 +160,49 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
     known.words = [*known.words, *extras]
     return known
+
+
+def _add_reproduce(verbs: Any) -> None:
+    from distlm.reproduce.experiment import experiment_help
+
+    summary = "all runs of a paper's table, each resumable, then the table"
+    child = verbs.add_parser(
+        "reproduce", help=summary, description=summary, epilog=experiment_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    child.set_defaults(handler=_reproduce, print_config=False)
+    child.add_argument("words", nargs="+", metavar="EXPERIMENT INPUT=FOLDER section.key=value",
+                       help="settings are those of every run")  # fmt: skip
+    child.add_argument("--scale", default="small", help="small (default; CPU cores) or paper")
+    child.add_argument("--into", default="", help="folder of the runs; default: runs/EXPERIMENT")
+    child.add_argument("--only", default="", help="these runs and what they need, separated by commas")
+    child.add_argument("--at-once", type=int, default=1, help="runs that go on at the same time; default 1")
+    child.add_argument("--dry-run", action="store_true", help="print every command, and stop")
+    child.add_argument("--tables", action="store_true", help="only write the tables of what is finished")
+
+
+def _reproduce(options: argparse.Namespace, world: World) -> int:
+    from distlm.reproduce.experiment import load_experiment
+    from distlm.reproduce.run import plan_experiment, run_experiment, write_tables
+
+    if world.size > 1:
+        raise UsageError(f"`distlm reproduce` starts the ranks itself; start it once, not on {world.size} ranks")
+    names = [word for word in options.words if "=" not in word]
+    if len(names) != 1:
+        raise UsageError(f"expected one experiment, found {', '.join(names) or 'none'}; see distlm reproduce --help")
+    given = [word.partition("=") for word in options.words if "=" in word]
+    inputs = {key: value for key, _, value in given if "." not in key}
+    overrides = [f"{key}={value}" for key, _, value in given if "." in key]
+    root = Path(options.into or f"runs/{names[0]}").absolute()
+    only = options.only.split(",") if options.only else []
+    experiment = load_experiment(names[0], root, inputs, overrides, only, options.scale)
+    if options.dry_run:
+        return _print(plan_experiment(experiment), world)
+    if options.tables:
+        return _print(write_tables(experiment), world)
+    if options.at_once < 1:
+        raise UsageError(f"--at-once {options.at_once}: must be at least 1")
+    return run_experiment(experiment, options.at_once)
 
 
 def _wants_help(arguments: Sequence[str]) -> bool:
