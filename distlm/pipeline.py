@@ -154,14 +154,18 @@ def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> s
 
 def stage_command(step: Step, config: RunConfig, recipe: str, overrides: Sequence[str]) -> list[str]:
     """The command line of one stage; a user can run it alone."""
-    arguments = [*step.words.split(), recipe, *overrides]
+    return verb_command(step.words, config, recipe, overrides, config.launch.ranks if step.parallel else 1)
+
+
+def verb_command(words: str, config: RunConfig, recipe: str, overrides: Sequence[str], ranks: int) -> list[str]:
+    """The command line of a verb on so many ranks of this machine."""
+    arguments = [*words.split(), recipe, *overrides]
     program = [sys.executable, "-m", "distlm", *arguments]
-    ranks = config.launch.ranks if step.parallel else 1
     if ranks == 1:
         return program
-    if step.words == "train" and config.launch.launcher == "torchrun":
+    if words == "train" and config.launch.launcher == "torchrun":
         return [*_tool("torchrun"), "--standalone", f"--nproc-per-node={ranks}", "--no-python", *program]
-    if step.words == "train" and config.launch.launcher == "deepspeed":
+    if words == "train" and config.launch.launcher == "deepspeed":
         # Its default port is the same for every run on a machine.
         port = ["--master_port", str(20000 + os.getpid() % 10000)]
         return [
@@ -210,7 +214,8 @@ def _short(command: Sequence[str]) -> list[str]:
     return text
 
 
-def _environment(config: RunConfig) -> dict[str, str]:
+def stage_environment(config: RunConfig) -> dict[str, str]:
+    """The environment of a stage: threads for each rank, and what Open MPI asks of root."""
     environment = dict(os.environ)
     if os.geteuid() == 0:
         # Open MPI refuses root unless both are set; containers and CI have no other user.
@@ -229,7 +234,7 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
         record.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=_environment(config),
+            env=stage_environment(config),
         )  # fmt: skip
 
         def forward(_number: int, _frame: FrameType | None) -> None:

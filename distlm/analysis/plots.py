@@ -56,6 +56,52 @@ def shares(curves: Mapping[str, Points], label: str) -> bytes:
         return _png(figure)
 
 
+def perplexity_curves(curves: Mapping[str, Points], top: float) -> bytes:
+    """Perplexity on valid over updates, one line per model; what lies above `top` is cut off (Kim & Jung, figure 3)."""
+    with rc_context(STYLE):
+        figure, axes = _axes("update", "perplexity (valid)")
+        for (name, points), colour in zip(
+            curves.items(), colormaps["viridis"](np.linspace(0.1, 0.9, len(curves))), strict=True
+        ):
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=2.5, linewidth=1.2, label=name)
+        lowest = min(y for points in curves.values() for _, y in points)
+        axes.set_ylim(lowest - 0.05 * (top - lowest), top)
+        axes.legend(fontsize=7)
+        return _png(figure)
+
+
+def stacked_shares(parts: Mapping[str, Sequence[float]], names: Sequence[str], label: str) -> bytes:
+    """One bar per name of `parts`, its shares of 1 stacked from the left; `names` are those of the shares."""
+    with rc_context(STYLE):
+        figure, axes = _axes(label, "", height=1.0 + 0.28 * len(parts))
+        colours = [GREY, *colormaps["viridis"](np.linspace(0.1, 0.9, len(names) - 1))]
+        rows, left = list(parts), np.zeros(len(parts))
+        for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
+            width = np.array([parts[row][place] for row in rows])
+            axes.barh(rows, width, left=left, color=colour, height=0.7, label=name)
+            left += width
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.grid(visible=False)
+        figure.legend(*axes.get_legend_handles_labels(), fontsize=7, ncols=3, loc="outside lower center")
+        return _png(figure)
+
+
+def grouped_bars(groups: Mapping[str, Mapping[str, float]], label: str) -> bytes:
+    """Bars of each group side by side; every group has the same names."""
+    names = list(next(iter(groups.values())))
+    with rc_context(STYLE):
+        figure, axes = _axes("", label)
+        places, width = np.arange(len(groups)), 0.8 / len(names)
+        for number, (name, colour) in enumerate(zip(names, (GREY, BLUE, ORANGE), strict=False)):
+            heights = [group[name] for group in groups.values()]
+            axes.bar(places + (number - (len(names) - 1) / 2) * width, heights, width, color=colour, label=name)
+        axes.set_xticks(places, list(groups))
+        axes.grid(axis="x", visible=False)
+        axes.legend(fontsize=7)
+        return _png(figure)
+
+
 def perplexity_over_weight(tuned: Mapping[str, Any]) -> bytes:
     """Perplexity over λ on the tuning split for every temperature, at the best k; `tuned` is knn.json."""
     grid = tuned["grid"]

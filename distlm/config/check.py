@@ -98,11 +98,14 @@ def _check_finetune(config: RunConfig, refuse: Callable[[str, object, str], None
     for key, least in (
         ("rows_per_update", 1), ("stride", 1), ("answer_tokens", 1), ("epochs", 0), ("length", 0), ("micro_rows", 0),
         ("lr", 0), ("memory_lr", 0), ("clip_norm", 0), ("save_every", 0), ("max_updates_this_run", 0),
+        ("train_rows", 0),
     ):  # fmt: skip
         if getattr(tune, key) < least:
             refuse(f"finetune.{key}", getattr(tune, key), f"must be at least {least}")
     if not tune.seeds or len(set(tune.seeds)) < len(tune.seeds):
         refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
+    if tune.train_rows and tune.task == "SQuAD":
+        refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
     if not 0 <= tune.warmup < 1:
         refuse("finetune.warmup", tune.warmup, "must be in [0, 1)")
     if "/" in tune.name or tune.name.startswith("."):

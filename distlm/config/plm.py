@@ -161,6 +161,8 @@ class FinetuneConfig:
     hub_name: str = field(default="", metadata=VOLATILE)
     """Data set on the hub, or a local folder that `datasets` can load (source=hub); empty: nyu-mll/glue or
     rajpurkar/squad."""
+    train_rows: int = field(default=0, metadata=VOLATILE)
+    """Train on so many examples only, drawn from all of train, the same for every seed (0: all; not for SQuAD)."""
     memory: Literal["updated", "frozen"] = field(default="updated", metadata=VOLATILE)
     """Whether the values of the memory are trained, too (table 5); keys and queries always are."""
     memory_lr: float = field(default=1e-3, metadata=VOLATILE)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
 from distlm.errors import DistlmError
 from distlm.models import awd_lstm, transformer_lm
 from distlm.models.awd_lstm import AwdLstm
+from distlm.models.empty import empty_model
 from distlm.models.plm import Plm, PlmModel, plm_model
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.transformer_lm import TransformerLM
@@ -73,7 +72,7 @@ def model_on_meta(config: AnyModelConfig, vocabulary: int) -> Any:
     if isinstance(config, PlmModel) and config.memory:
         # Values are no parameters; zeros take no memory until they are written.
         config = dataclasses.replace(config, memory={**config.memory, "values": "zero"})
-    with torch.device("meta"):
+    with empty_model():
         return build_model(config, vocabulary)
 
 

@@ -18,6 +18,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
 from distlm.models.dropout import causal_attention, dropout
+from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
 
 TAPS: tuple[str, ...] = (
@@ -165,7 +166,7 @@ class TransformerLM(LanguageModel):
 
 def count_parameters(config: ModelConfig, vocabulary: int) -> int:
     """Parameters of the model, shared ones counted once; allocates nothing."""
-    with torch.device("meta"):
+    with empty_model():
         model = TransformerLM(config, vocabulary)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -16,6 +16,7 @@ import torch
 from distlm.data.masking import NO_LABEL, mask_rows
 from distlm.data.shard_reader import ShardRows
 from distlm.errors import DistlmError
+from distlm.memory import measures
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
@@ -51,6 +52,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
             "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint), "step": card["step"],
             "checkpoint": str(checkpoint),
         },
+        "staleness": _staleness(model, card["step"]),
         "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
     }  # fmt: skip
     for name, rows in texts.items():
@@ -116,6 +118,18 @@ def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[flo
     given, wanted, mask, counted = (torch.from_numpy(array).to(device) for array in arrays)
     with torch.no_grad(), model.rows.set(None, mask, counted):
         return float(model.loss_sum(model(given), wanted)), int((labels != NO_LABEL).sum())
+
+
+def _staleness(model: Plm, updates: int) -> dict[str, Any]:
+    """Layer → at which of five equal stretches of the training a slot was last read first (Kim & Jung, figure 2).
+
+    edges: the last update of each stretch, behind 0 for slots that never were; slots: how many.
+    """
+    edges = sorted({round(updates * part / 5) for part in range(6)})
+    last = {layer: memory.usage.counts().last_top1 for layer, memory in model.memories.items()}
+    return {
+        str(layer): {"edges": edges, "slots": measures.staleness(seen, edges).tolist()} for layer, seen in last.items()
+    }
 
 
 def _use(found: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from distlm.config.plm import FinetuneConfig
 from distlm.data.corpus import load_hub, read_lines
+from distlm.data.order import epoch_order
 from distlm.data.tasks.hub import hub_rows, hub_split
 from distlm.errors import DistlmError
 
@@ -103,7 +104,16 @@ def read_glue(task: GlueTask, config: FinetuneConfig) -> dict[str, Examples]:
         splits[split] = _examples(task, found, what)
         if not len(splits[split]):
             raise DistlmError(f"{what}: no examples; finetune.task={task.name} needs some")
+    if 0 < config.train_rows < len(splits["train"]):
+        splits["train"] = _drawn(splits["train"], config.train_rows)
     return splits
+
+
+def _drawn(examples: Examples, count: int) -> Examples:
+    """So many of them, in their order."""
+    rows = np.sort(epoch_order(0, 0, len(examples))[:count])
+    second = examples.second and [examples.second[row] for row in rows]
+    return Examples([examples.first[row] for row in rows], second, examples.labels[rows])
 
 
 _Row = tuple[str, tuple[str, ...], Any]

@@ -1,0 +1,139 @@
+"""Running an experiment: its commands in order, several at once where asked; each resumes or says it is complete."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+
+from distlm.config.load import load_config
+from distlm.config.schema import RunConfig
+from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.pipeline import signal_ranks, stage_environment, verb_command
+from distlm.reproduce.experiment import Experiment, Item
+from distlm.runtime.progress import format_seconds, say
+from distlm.verbs import STAGE_VERBS
+
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass
+class _Running:
+    item: Item
+    process: subprocess.Popen[bytes]
+    began: float
+
+
+def plan_experiment(experiment: Experiment) -> str:
+    """Every command, as a user can type it, in order."""
+    return "\n".join([f"{experiment.title}; {len(experiment.items)} commands:", *map(command_line, experiment.items)])
+
+
+def command_line(item: Item) -> str:
+    """The command of an item as text."""
+    return f"distlm {shlex.join(item.words)}"
+
+
+def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
+    """Run every command that is not finished, up to `at_once` at a time, then write and print the tables.
+
+    The output of commands goes to the terminal when they run one by one, else to logs/NAME.log. Returns an exit
+    code: 75 when a command was stopped after a checkpoint (the same command continues it). Raises DistlmError when one
+    fails, after those under way are done.
+    """
+    # A mistake in the settings of the last command is found before the first one runs for hours.
+    configs = {item.name: load_config(item.recipe, item.settings) for item in experiment.items}
+    waiting, running, done = list(experiment.items), list[_Running](), set[str]()
+    failed: list[Item] = []
+    stopped, began = False, time.monotonic()
+    with _handing_on(running) as told:
+        while running or (waiting and not failed and not stopped):
+            ready = [item for item in waiting if done.issuperset(item.after)]
+            while ready and len(running) < at_once and not (failed or stopped or told):
+                item = ready.pop(0)
+                waiting.remove(item)
+                running.append(
+                    _start(experiment, item, len(experiment.items) - len(waiting), configs[item.name], at_once)
+                )
+            stopped |= bool(told)
+            for entry in [entry for entry in running if entry.process.poll() is not None]:
+                running.remove(entry)
+                code, took = entry.process.returncode, format_seconds(time.monotonic() - entry.began)
+                if code == EXIT_DONE:
+                    done.add(entry.item.name)
+                    say(f"{entry.item.name}: done in {took}")
+                elif code == EXIT_STOPPED:
+                    stopped = True
+                    say(f"{entry.item.name}: stopped after {took}")
+                else:
+                    failed.append(entry.item)
+                    say(f"{entry.item.name}: failed with exit code {code}")
+            time.sleep(_LOOK_EVERY_S)
+    if failed:
+        where = f"in {_log(experiment, failed[0])}" if at_once > 1 else "above"
+        raise DistlmError(f"{failed[0].name} failed; its output is {where}. Alone: {command_line(failed[0])}")
+    if stopped:
+        say("stopped; run the same command again to continue")
+        return EXIT_STOPPED
+    say(f"all {len(experiment.items)} commands done in {format_seconds(time.monotonic() - began)}")
+    print(write_tables(experiment), flush=True)
+    return EXIT_DONE
+
+
+def write_tables(experiment: Experiment) -> str:
+    """Write the tables and figures of what is finished, into the experiment's folder; the tables as text."""
+    module, _, name = experiment.tables.partition(":")
+    text: str = getattr(import_module(module), name)(experiment.root)
+    return text
+
+
+def _start(experiment: Experiment, item: Item, number: int, config: RunConfig, at_once: int) -> _Running:
+    log = _log(experiment, item)
+    say(f"[{number}/{len(experiment.items)}] {command_line(item)}" + (f" > {log}" if at_once > 1 else ""))
+    ranks = config.launch.ranks if any(verb.ranks for verb in STAGE_VERBS if verb.words == item.verb) else 1
+    command = verb_command(item.verb, config, item.recipe, item.settings, ranks)
+    environment = stage_environment(config)
+    if at_once == 1:
+        return _Running(item, subprocess.Popen(command, env=environment), time.monotonic())
+    if "OMP_NUM_THREADS" not in os.environ and not config.launch.threads:
+        # Commands under way share the cores.
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (config.launch.ranks * at_once)))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    return _Running(item, process, time.monotonic())
+
+
+def _log(experiment: Experiment, item: Item) -> Path:
+    return experiment.root / "logs" / f"{item.name}.log"
+
+
+@contextmanager
+def _handing_on(running: list[_Running]) -> Iterator[list[int]]:
+    """Stop signals go to the ranks of every command under way; gives the list of those that came."""
+    came: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        for entry in running:
+            if entry.process.poll() is None:
+                signal_ranks(entry.process.pid)
+
+    numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield came
+    except KeyboardInterrupt:
+        # The terminal told the commands, too; they leave checkpoints behind that the next start takes up.
+        for entry in running:
+            entry.process.wait()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

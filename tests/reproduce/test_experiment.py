@@ -1,0 +1,92 @@
+"""What an experiment consists of."""
+
+from pathlib import Path
+
+import pytest
+
+from distlm.config.load import load_config
+from distlm.errors import UsageError
+from distlm.reproduce.experiment import Experiment, experiment_help, experiment_names, load_experiment
+
+
+def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("books",), **more: object) -> Experiment:
+    for key in inputs:
+        (tmp_path / key).mkdir(exist_ok=True)
+    folders = {key: str(tmp_path / key) for key in inputs}
+    return load_experiment(name, tmp_path / "runs", folders, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("name", ["awd-lstm", "pkm-plm"])
+def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
+    inputs = ("text",) if name == "awd-lstm" else ("books", "wikitext", "glue")
+    experiment = opened(tmp_path, name, inputs, scale=scale)
+    seen: set[str] = set()
+    for item in experiment.items:
+        assert "{" not in " ".join(item.words) and "$" not in " ".join(item.words)
+        config = load_config(item.recipe, item.settings)
+        assert Path(config.run_dir) == item.folder
+        assert seen.issuperset(item.after), item.name
+        assert item.name not in seen
+        seen.add(item.name)
+    assert name in experiment_names() and name in experiment_help()
+
+
+def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
+    experiment = opened(tmp_path, "awd-lstm", ("text",))
+    page = (Path(__file__).parents[2] / "docs" / "awd-lstm.md").read_text("utf-8")
+    base = next(item for item in experiment.items if item.name == "awd-lstm")
+    for item in experiment.items:
+        own = set(item.settings) - set(base.settings) - {f"name={item.name}", f"run_dir={item.folder}"}
+        if item.name not in ("awd-lstm", "tokens"):
+            assert any(all(f" {word}" in line for word in (f"name={item.name}", *own)) for line in page.splitlines()), (
+                own
+            )
+
+
+def test_a_memory_model_comes_after_the_dense_one_that_it_starts_from(tmp_path: Path) -> None:
+    items = {item.name: item for item in opened(tmp_path).items}
+    assert items["init-pkm"].after == ("rows", "dense")
+    assert f"plm.init_from={tmp_path / 'runs' / 'dense'}" in items["init-pkm"].settings
+    assert not any("init_from" in setting for setting in items["pkm"].settings)
+
+
+def test_what_needs_an_input_that_is_not_given_is_left_out(tmp_path: Path) -> None:
+    items = opened(tmp_path).items
+    assert [item.verb for item in items] == ["data shard", *["run"] * 7]
+    assert not any("wikitext" in word for item in items for word in item.settings)
+    whole = opened(tmp_path, inputs=("books", "wikitext", "glue")).items
+    assert next(item.name for item in whole if item.verb == "finetune") == "dense-SST-2"
+    assert any(
+        word == f"plm.texts=[wikitext={tmp_path / 'runs' / 'wikitext-rows'}/shards]" for word in whole[2].settings
+    )
+
+
+def test_only_takes_what_it_needs_with_it(tmp_path: Path) -> None:
+    chosen = opened(tmp_path, only=["init-resm"])
+    assert [item.name for item in chosen.items] == ["rows", "dense", "init-resm"]
+
+
+def test_settings_of_the_user_come_last(tmp_path: Path) -> None:
+    item = opened(tmp_path, overrides=["train.updates=7"]).items[1]
+    assert item.settings[-1] == "train.updates=7" and load_config(item.recipe, item.settings).train.updates == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, pkm-plm"),
+        ({"inputs": ()}, "pkm-plm needs books=FOLDER: text to pretrain on"),
+        ({"inputs": ("books", "text")}, "has no input 'text'; it takes books=FOLDER"),
+        ({"only": ["pkn"]}, "has no run 'pkn'; there are rows, dense"),
+        ({"scale": "large"}, "no scale 'large'; there are small, paper"),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said.replace("(", r"\(")):
+        opened(tmp_path, **change)  # type: ignore[arg-type]
+
+
+def test_an_input_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"books=/nowhere: there is no such folder"):
+        load_experiment("pkm-plm", tmp_path, {"books": "/nowhere"})
