@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def _check_key(key: str, where: str) -> None:
     raise UsageError(f"{where}: unknown key {key!r}{hint} (distlm config --help lists all keys)")
 
 
+@cache
 def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(

@@ -13,6 +13,7 @@ Facts about DeepSpeed 0.19 that this file takes care of, each covered by a test:
 """
 
 import contextlib
+import importlib
 import io
 import os
 import warnings
@@ -311,8 +312,23 @@ def _import_deepspeed(world: World, device: torch.device) -> Any:
         raise DistlmError(f"training needs deepspeed: pip install 'deepspeed>=0.19.8' ({error})") from error
     # No compatible op, no compiling and no probing for compilers. Delete when DeepSpeed builds it on first use.
     deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})
+    _import_muon_uncompiled()
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False, dist_init_required=True)
     return deepspeed
+
+
+def _import_muon_uncompiled() -> None:
+    """Every start of DeepSpeed imports its Muon optimizer, which we do not use; compiling it loads torch's compiler, a
+    third of the time that a rank takes to begin."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _allow_fp16_on_cpu(deepspeed: Any, world: World) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support import distlm
 
+from distlm.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "distlm").rglob("*.yaml"))]
 
@@ -24,15 +26,22 @@ def shown_commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "command"), shown_commands(), ids=lambda value: value.replace(" ", "_")[:60])
-def test_a_shown_command_is_accepted(page, command, tmp_path):
+def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
     arguments = shlex.split(command)[1:]
-    if arguments[0] in ("doctor", "config") or "--help" in arguments:
+    if arguments[0] == "doctor":
         done = distlm(*arguments, check=False)
         assert done.returncode in (0, 1), f"{page}: {command}\n{done.stderr}"
         return
-    arguments = [word for word in arguments if word != "--dry-run"]
-    done = distlm(*arguments, "--print-config", f"run_dir={tmp_path}", check=False)
-    assert done.returncode == 0, f"{page}: {command}\n{done.stderr}"
+    accepted = arguments[0] == "config" or "--help" in arguments
+    if arguments[0] == "reproduce" and not accepted:
+        # It looks for the folders before it plans.
+        given = [re.sub(r"^(\w+)=.*", rf"\1={tmp_path}", word) for word in arguments]
+        arguments = [*given, "--into", str(tmp_path), "--dry-run"]
+    elif not accepted:
+        arguments = [*(word for word in arguments if word != "--dry-run"), "--print-config", f"run_dir={tmp_path}"]
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code in (0, None), f"{page}: {command}\n{capfd.readouterr().err}"
 
 
 def test_make_targets_that_the_readme_shows_exist():

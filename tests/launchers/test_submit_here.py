@@ -1,6 +1,6 @@
-"""submitit's local and debug executors run the whole graph on this machine: the results of a plain `distlm run`.
+"""submitit's local and debug executors run the whole graph on this machine: one rank and two end in the same results.
 
-The local run's training is stopped by a signal to one of its ranks, and goes on by itself where it was.
+Both trainings are stopped on the way: the local one by a signal to one of its ranks, after which it goes on by itself.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, TINY, distlm, write_text
+from support import ENVIRONMENT, TINY, write_text
 
 pytestmark = pytest.mark.multiprocess
 
@@ -54,12 +54,20 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(folder):
-    distlm("run", "demo", *settings(folder / "text", folder / "plain", "launch.ranks=2"))
-    return results(folder / "plain")
+def debug(folder):
+    """The results of the debug executor: one rank, in the process that submits."""
+    run = folder / "debug"
+    words = [*settings(folder / "text", run), "--cluster=debug"]
+    stopped = start(folder, *words, "train.max_updates_this_run=20")
+    said = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 75 and "stopped after update 20" in said
+    said = finish(start(folder, *words))
+    (world,) = WORLD.findall(said)
+    assert re.fullmatch(r"rank 0 of 1 on \S+ \(from single\)", world)
+    return results(run)
 
 
-def test_local_on_two_ranks_stopped_once_and_an_array(folder, plain):
+def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
     run = folder / "local"
     running = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=2", "--array=2")
     deadline = time.monotonic() + 120
@@ -76,22 +84,9 @@ def test_local_on_two_ranks_stopped_once_and_an_array(folder, plain):
     (train,) = logs["train"]
     assert train.count("train: continuing from") == 1 and "requeue: submitit owns it" in train
     assert [world.partition(" on ")[0] for world in WORLD.findall(train)] == ["rank 0 of 2"] * 2
-    assert results(run) == plain and f"report: {run / 'report.html'}" in said
-    end = "checkpoints/step-00000060/model.safetensors"
-    assert (run / end).read_bytes() == (folder / "plain" / end).read_bytes()
-
-
-def test_debug_is_one_rank_in_this_process(folder, plain):
-    run = folder / "debug"
-    words = [*settings(folder / "text", run), "--cluster=debug"]
-    stopped = start(folder, *words, "train.max_updates_this_run=20")
-    said = stopped.communicate(timeout=120)[0]
-    assert stopped.returncode == 75 and "stopped after update 20" in said
-    said = finish(start(folder, *words))
-    (world,) = WORLD.findall(said)
-    assert re.fullmatch(r"rank 0 of 1 on \S+ \(from single\)", world)
+    assert f"report: {run / 'report.html'}" in said
     found = results(run)
-    for split, expected in plain["splits"].items():
+    for split, expected in debug["splits"].items():
         # One rank sums the gradients in another order than two, and tuning may then choose its neighbour in the grid.
         for model, tolerance in (("lm", 1e-3), ("knn", 1e-2)):
             wanted = pytest.approx(expected[model]["perplexity"], rel=tolerance)
