@@ -144,6 +144,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "export hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_hf
     )
     child.add_argument("--out", required=True, help="folder to write")
+    child = add("memory bench", "what memories cost in inference and training (Kim & Jung, table 1)", _memory_bench)
+    child.add_argument("--tokens", type=int, default=128, help="tokens of a row; default 128")
+    child.add_argument("--turns", type=int, default=20, help="each model is timed so often; default 20")
+    child.add_argument(
+        "--train-rows", type=int, default=8, help="rows of a training step; 0: inference only; default 8"
+    )
     add("config", "print the resolved configuration", _print_config)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")
@@ -341,6 +347,23 @@ def _export_hf(options: argparse.Namespace, world: World) -> int:
     tokenizer = run.shards(config) / "tokenizer"
     save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
     return _print(f"export hf: {checkpoint} as {out}", world)
+
+
+def _memory_bench(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.tables import markdown
+    from distlm.models.device import default_device
+    from distlm.training.memory_bench import bench_table, run_bench
+
+    for name in ("tokens", "turns"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)}: must be at least 1")
+    config = _config(options)
+    if options.tokens > config.plm.max_positions:
+        raise UsageError(
+            f"--tokens {options.tokens}: the model takes at most plm.max_positions={config.plm.max_positions}"
+        )
+    found = run_bench(config, options.tokens, options.turns, options.train_rows, default_device())
+    return _print(markdown(*bench_table(found)), world)
 
 
 def _print_config(options: argparse.Namespace, world: World) -> int:
