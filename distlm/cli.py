@@ -111,6 +111,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for verb in STAGE_VERBS:
         child = add(verb.words, verb.summary, _run_stage, verb=verb, stage=verb.stage)
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
+        if verb.words == "index merge":
+            _add_join(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
     _add_reproduce(verbs)
@@ -166,6 +168,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
     known.words = [*known.words, *extras]
     return known
+
+
+def _add_join(child: argparse.ArgumentParser) -> None:
+    child.set_defaults(handler=_index_merge)
+    group = child.add_argument_group("files that faiss wrote, instead of a recipe's parts")
+    group.add_argument("--parts", nargs="+", default=[], metavar="FILE", help="index files of one trained index")
+    group.add_argument("--out", default="", metavar="FILE", help="index file to write")
+    group.add_argument("--ids", choices=("keep", "shift"), default="keep",
+                       help="keep: they number the whole store (default); shift: each file numbers its own from 0, and "
+                            "the files follow one another in this order")  # fmt: skip
+    group.add_argument("--gaps", action="store_true", help="ids may leave numbers out")
 
 
 def _add_reproduce(verbs: Any) -> None:
@@ -318,6 +331,28 @@ def _index_info(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.rundir import RunDir
 
     return _print(json.dumps(index_info(RunDir(Path(_config(options).run_dir)).index), indent=1), world)
+
+
+def _index_merge(options: argparse.Namespace, world: World) -> int:
+    if not options.parts and not options.out:
+        return _run_stage(options, world)
+    from distlm.index.join import join_indexes, plan_join
+    from distlm.runtime.comm import open_comm
+    from distlm.runtime.stage import set_threads
+    from distlm.runtime.stop import StopFlag
+
+    if options.words or not options.parts or not options.out:
+        raise UsageError("index merge takes a recipe, or --parts FILE … and --out FILE")
+    parts, out = [Path(part) for part in options.parts], Path(options.out)
+    if options.dry_run:
+        return _print(plan_join(parts, out, options.ids), world)
+    refuse_script_body(world)
+    set_threads(0, world)
+    comm = open_comm(world)
+    with StopFlag() as stop:
+        found = join_indexes(comm, stop, parts, out, options.ids, options.gaps)
+    comm.close()
+    return _print(f"index merge: {out}: {_one_line(found)}", world)
 
 
 def _index_search(options: argparse.Namespace, world: World) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -29,6 +30,8 @@ class MergeLayout:
     paths: tuple[Path, ...]
     sizes: Array
     code_size: int
+    shifts: tuple[int, ...] = ()
+    """What is added to the ids of each part; empty: nothing."""
 
     @cached_property
     def start(self) -> bytes:
@@ -78,7 +81,8 @@ def copy_unit(layout: MergeLayout, low: int, high: int, output: int, unit_bytes:
             for part, path in enumerate(layout.paths):
                 count = int(layout.sizes[part, number])
                 source = int(layout.part_offsets[part, number]) + count * skip
-                for data in _read_pieces(path, source, count * width):
+                for piece in _read_pieces(path, source, count * width):
+                    data = _shifted(layout, part, piece) if skip else piece
                     write_at(output, data, place)
                     digest.update(data)
                     place += len(data)
@@ -103,11 +107,20 @@ def _assemble(layout: MergeLayout, low: int, high: int, total: int) -> Array:
         for number in np.flatnonzero(sizes).tolist():
             codes, ids = int(sizes[number]) * width, int(sizes[number]) * 8
             buffer[code_at[number] : code_at[number] + codes] = raw[place : place + codes]
-            buffer[id_at[number] : id_at[number] + ids] = raw[place + codes : place + codes + ids]
+            numbers = _shifted(layout, part, raw[place + codes : place + codes + ids])
+            buffer[id_at[number] : id_at[number] + ids] = numbers
             code_at[number] += codes
             id_at[number] += ids
             place += codes + ids
     return buffer
+
+
+def _shifted(layout: MergeLayout, part: int, ids: Any) -> Any:
+    """Ids of a part, as bytes, under their numbers in the merged index."""
+    shift = layout.shifts[part] if layout.shifts else 0
+    if not shift:
+        return ids
+    return (np.frombuffer(ids, "<i8") + shift).astype("<i8").view(np.uint8)
 
 
 def read_at(path: Path, offset: int, count: int) -> bytes:
@@ -119,7 +132,9 @@ def read_at(path: Path, offset: int, count: int) -> bytes:
         while left:
             piece = stream.read(left)
             if not piece:
-                raise DistlmError(f"{path}: ends {left} bytes early while it is merged; run `distlm index add` again")
+                raise DistlmError(
+                    f"{path}: ends {left} bytes early while it is merged: it was cut or changed meanwhile"
+                )
             pieces.append(piece)
             left -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,26 +1,24 @@
-"""Merges the parts into one stock faiss file, byte for byte what one process would have written.
+"""Merges the parts of a datastore's index into one stock faiss file, byte for byte what one process would have written.
 
-All ranks write into one file at exact offsets. The unit of work is a range of lists of about UNIT_BYTES. A merge that
-was cut short starts over from the parts: it is bound by the disk, and a half-written file is never taken for a whole.
+A merge that was cut short starts over from the parts: it is bound by the disk, and a half-written file is never taken
+for a whole.
 """
 
-import os
 import time
-from math import ceil
 from typing import Any
 
 import numpy as np
 
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
-from distlm.index.copy import MergeLayout, copy_unit, disk_error, hash_in_order, preallocate, write_at
+from distlm.index.copy import MergeLayout
 from distlm.index.layout import Array, Header, IndexFolder, lists_header
 from distlm.index.parts import check_coverage, check_part, remove_parts
 from distlm.index.selfcheck import check_index
 from distlm.index.state import merged_before
 from distlm.index.template import Template, load_template
+from distlm.index.write import write_merged
 from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.files import bytes_hash, format_bytes, json_hash, require_free_disk, sync_folder, write_json
+from distlm.runtime.files import format_bytes, json_hash, sync_folder, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
@@ -46,7 +44,8 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
         rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
         return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
     layout = _layout(stage, folder, datastore, template)
-    digest = _write(stage, folder, layout)
+    rank0_first(comm, lambda: _prepare(folder, layout))
+    digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES)
     record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
     seconds = time.monotonic() - start
     if comm.rank == 0:
@@ -99,70 +98,9 @@ def make_layout(folder: IndexFolder, header: Header, records: list[dict[str, Any
     )
 
 
-def _write(stage: Stage, folder: IndexFolder, layout: MergeLayout) -> str:
-    """Fill the temporary file from all ranks and read it back on rank 0; its xxh3-128. Collective."""
-    comm, unit_bytes = stage.comm, UNIT_BYTES
-    units = layout.units(unit_bytes)
-    rank0_first(comm, lambda: _create(folder, layout))
-    written: dict[int, str] = {}
-    output = os.open(folder.merging, os.O_WRONLY)
-    try:
-        with Progress("index merge", layout.bytes, "bytes", comm.rank, done=len(layout.start)) as progress:
-            for turn in range(ceil(len(units) / comm.size)):
-                stage.stop.check(comm, "index merge (it starts over from the parts)")
-                first = turn * comm.size
-                mine = units[first + comm.rank : first + comm.rank + 1]
-
-                def copy(mine: list[tuple[int, int]] = mine) -> list[str]:
-                    return [copy_unit(layout, low, high, output, unit_bytes) for low, high in mine]
-
-                for digest in together(comm, copy):
-                    written[first + comm.rank] = digest
-                done = units[first : first + comm.size]
-                progress.advance(int(layout.offsets[done[-1][1]] - layout.offsets[done[0][0]]))
-        together(comm, lambda: _flush(output))
-    finally:
-        os.close(output)
-    digests = {unit: digest for share in comm.allgather(written) for unit, digest in share.items()}
-    pieces = [(len(layout.start), bytes_hash(layout.start))]
-    pieces += [
-        (int(layout.offsets[high] - layout.offsets[low]), digests[unit]) for unit, (low, high) in enumerate(units)
-    ]
-    return rank0_first(comm, lambda: _read_back(folder, layout, pieces))
-
-
-def _create(folder: IndexFolder, layout: MergeLayout) -> None:
-    folder.merging.unlink(missing_ok=True)
+def _prepare(folder: IndexFolder, layout: MergeLayout) -> None:
     folder.merged.unlink(missing_ok=True)
-    require_free_disk(folder.root, layout.bytes, "the merged index")
     say(f"index merge: {len(layout.paths)} parts, {format_bytes(layout.bytes)}")
-    preallocate(folder.merging, layout.bytes)
-    output = os.open(folder.merging, os.O_WRONLY)
-    try:
-        write_at(output, layout.start, 0)
-        _flush(output)
-    finally:
-        os.close(output)
-
-
-def _flush(output: int) -> None:
-    try:
-        os.fsync(output)
-    except OSError as error:
-        raise disk_error(error) from error
-
-
-def _read_back(folder: IndexFolder, layout: MergeLayout, pieces: list[tuple[int, str]]) -> str:
-    """The file's xxh3-128, after comparing it with what each rank says it wrote."""
-    digest, wrong = hash_in_order(folder.merging, pieces)
-    size = folder.merging.stat().st_size
-    if wrong or size != layout.bytes:
-        raise DistlmError(
-            f"{folder.merging}: {len(wrong)} of {len(pieces)} pieces do not read back as they were written ({size} "
-            f"bytes, {layout.bytes} expected); the file system lost writes of some rank: run `distlm index merge` "
-            "again with one rank, or on a node's own disk"
-        )
-    return digest
 
 
 def _finish(

@@ -37,6 +37,10 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
         # It looks for the folders before it plans.
         given = [re.sub(r"^(\w+)=.*", rf"\1={tmp_path}", word) for word in arguments]
         arguments = [*given, "--into", str(tmp_path), "--dry-run"]
+    elif "--parts" in arguments:
+        # Its files are checked in tests/index/test_join.py.
+        assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]
+        return
     elif not accepted:
         arguments = [*(word for word in arguments if word != "--dry-run"), "--print-config", f"run_dir={tmp_path}"]
     with pytest.raises(SystemExit) as end:
