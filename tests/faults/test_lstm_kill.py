@@ -18,7 +18,7 @@ pytestmark = pytest.mark.multiprocess
 OFTEN = ["train.save_every=7"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_after_the_switch_ends_in_the_same_bytes(tmp_path: Path, ranks: int) -> None:
     tokens = tiny_tokens(tmp_path)
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -15,9 +15,10 @@ from support import distlm
 
 from distlm.cli import main
 from distlm.errors import DistlmError, UsageError
-from distlm.index import join
+from distlm.index import part_file
 from distlm.index.ids import IdBits
-from distlm.index.join import Ids, join_indexes, natural_order, open_part, part_ids
+from distlm.index.join import Ids, join_indexes, natural_order
+from distlm.index.part_file import open_part, part_ids
 from distlm.runtime.comm import SingleComm
 from distlm.runtime.stop import StopFlag
 
@@ -264,7 +265,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_ids_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = open_part(parts_of(trained("IVF32,PQ8x4"), tmp_path)[1])
-    monkeypatch.setattr(join, "READ_BYTES", 640)
+    monkeypatch.setattr(part_file, "READ_BYTES", 640)
     pieces = list(part_ids(part))
     assert len(pieces) > 10 and sorted(np.concatenate(pieces)) == list(range(700, 1900))
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on two ranks gives what one rank gives, and goes on from one rank's checkpoint: ZeRO 1, 2 and 3."""
+"""Fine-tuning on two ranks gives what one rank gives, and goes on from one rank's checkpoint: ZeRO 1 and 3."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_two_ranks_are_one_rank(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(finetune_config(tmp_path / "change", data, *common, "finetune.max_updates_this_run=5"))
     jobs = {
-        "2": (), "change": ("finetune.deepspeed=zero2", "memory.columns=1"), "zero3": ("finetune.deepspeed=zero3",)
+        "2": (), "change": ("finetune.deepspeed=zero3", "memory.columns=1")
     }  # fmt: skip
     listing, results = tmp_path / "jobs.json", tmp_path / "results.json"
     listing.write_text(json.dumps([settings(tmp_path / n, data, *common, *more) for n, more in jobs.items()]), "utf-8")
@@ -62,4 +62,4 @@ def test_two_ranks_are_one_rank(tmp_path: Path) -> None:
         torch.testing.assert_close(values(tmp_path / name / seed), values(tmp_path / "1" / seed), rtol=0, atol=1e-5)
         # Before there is any training the same slots are read.
         assert numbers(found["memory"]) == pytest.approx(numbers(expected["memory"]))
-    assert [summary["accuracy"] for summary in summaries] == [expected["last"]["accuracy"]] * 3
+    assert [summary["accuracy"] for summary in summaries] == [expected["last"]["accuracy"]] * 2

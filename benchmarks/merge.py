@@ -1,0 +1,137 @@
+"""Merging parts as large as the index of WikiText-103 (103 M keys, IVF4096,PQ64: 7.5 GB) against copying them.
+
+Parts of one trained index with random codes are written by faiss; then, in turns,
+  copy      the same bytes from all parts into one file, then fsync: what the disk can do
+  merge     `distlm index merge --parts` on --ranks ranks, with the memory of every rank
+and at the end faiss opens the result memory-mapped and counts its keys.
+
+    python benchmarks/merge.py [--rows 103225485] [--parts 8] [--ranks 1 2] [--repeat 2] [--folder DIR] [--out FILE]
+
+Peak memory is the largest resident set seen in a rank, looked at every 20 ms; pages of files that faiss maps count.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import psutil
+
+NLIST, CODE_BYTES = 4096, 64
+COPY_BYTES = 16 << 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=103_225_485)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--parts", type=int, default=8)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where parts and merged files lie; default: a temporary")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        figures = measure(options, Path(folder))
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds of each way in every turn, and what they say."""
+    parts = write_parts(options, folder)
+    total = sum(part.stat().st_size for part in parts)
+    seconds: dict[str, list[float]] = {}
+    peak: dict[str, int] = {}
+    for _ in range(options.repeat):
+        seconds.setdefault("copy", []).append(copy(parts, folder / "copy"))
+        for ranks in options.ranks:
+            name = f"merge, {ranks} ranks"
+            took, largest = merge(parts, folder / "merged.index", ranks)
+            seconds.setdefault(name, []).append(took)
+            peak[name] = max(peak.get(name, 0), largest)
+            opened = faiss.read_index(str(folder / "merged.index"), faiss.IO_FLAG_MMAP)
+            assert opened.ntotal == options.rows
+            del opened
+            for path in folder.glob("merged.index*"):
+                path.unlink()
+    best = {name: min(times) for name, times in seconds.items()}
+    return {
+        "rows": options.rows, "bytes": total, "parts": len(parts),
+        "seconds": {name: [round(value, 1) for value in times] for name, times in seconds.items()},
+        "MB_per_s": {name: round(total / value / 1e6) for name, value in best.items()},
+        "rate_over_copy": {name: round(best["copy"] / value, 2) for name, value in best.items() if name != "copy"},
+        "peak_MB_per_rank": {name: round(value / 1e6) for name, value in peak.items()},
+    }  # fmt: skip
+
+
+def write_parts(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """Parts with random codes and consecutive ids; no k-means is needed to merge them."""
+    random = np.random.default_rng(0)
+    quantizer = faiss.IndexFlatL2(options.width)
+    quantizer.add(random.standard_normal((NLIST, options.width), dtype=np.float32))
+    empty = faiss.IndexIVFPQ(quantizer, options.width, NLIST, CODE_BYTES, 8)
+    faiss.copy_array_to_vector(random.standard_normal(256 * options.width, dtype=np.float32), empty.pq.centroids)
+    empty.is_trained = True
+    edges = np.linspace(0, options.rows, options.parts + 1).astype(np.int64)
+    paths = []
+    for number in range(options.parts):
+        index = faiss.clone_index(empty)
+        first, rows = int(edges[number]), int(edges[number + 1] - edges[number])
+        sizes = random.multinomial(rows, np.full(NLIST, 1 / NLIST))
+        place = first
+        for one, size in enumerate(sizes.tolist()):
+            codes = random.integers(0, 256, (size, CODE_BYTES), dtype=np.uint8)
+            ids = np.arange(place, place + size, dtype=np.int64)
+            index.invlists.add_entries(one, size, faiss.swig_ptr(ids), faiss.swig_ptr(codes))
+            place += size
+        index.ntotal = rows
+        paths.append(folder / f"part_{number}.index")
+        faiss.write_index(index, str(paths[-1]))
+        print(f"part {number + 1} of {options.parts} written", file=sys.stderr)
+    return paths
+
+
+def copy(parts: list[Path], out: Path) -> float:
+    """Seconds of writing all parts one after another into one file, until they are on the disk."""
+    began = time.perf_counter()
+    with out.open("wb") as target:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+        os.fsync(target.fileno())
+    took = time.perf_counter() - began
+    out.unlink()
+    return took
+
+
+def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:
+    """Seconds of the command from its start to its end, and the largest resident set of a rank in bytes."""
+    program = [sys.executable, "-m", "distlm", "index", "merge", "--parts", *map(str, parts), "--out", str(out)]
+    launcher = [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    began = time.perf_counter()
+    process = subprocess.Popen(program if ranks == 1 else [*launcher, *program])
+    largest = 0
+    while process.poll() is None:
+        for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            try:
+                if "-m" in child.cmdline()[1:3]:
+                    largest = max(largest, child.memory_info().rss)
+            except (psutil.Error, IndexError):
+                continue
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return time.perf_counter() - began, largest
+
+
+if __name__ == "__main__":
+    main()
