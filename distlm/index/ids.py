@@ -1,5 +1,7 @@
 """Checks that the ids of several files number a store's keys: none twice, none missing. One bit for each number."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from distlm.errors import DistlmError
@@ -20,38 +22,39 @@ class IdBits:
         """Ids are below this."""
         self._bits = np.zeros(-(-self.limit // 8), np.uint8)
 
-    def add(self, ids: Array) -> int | None:
-        """Mark `ids` int64 [n], each from 0 to below `limit`; one that was marked before, or comes twice, if any."""
-        ids = np.sort(ids)
-        twice = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(twice):
-            return int(ids[twice[0]])
-        words, bits = ids >> 3, np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8))
-        starts = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]]))
-        return self._mark(words[starts], np.bitwise_or.reduceat(bits, starts)) if len(ids) else None
+    def add(self, ids: Array) -> None:
+        """Mark `ids` int64 [n], each from 0 to below `limit`."""
+        np.bitwise_or.at(self._bits, ids >> 3, np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8)))
 
-    def join(self, others: list["IdBits"]) -> int | None:
-        """Mark what others saw; an id that two of them saw, if any."""
+    def join(self, others: "list[IdBits]") -> None:
+        """Mark what others saw."""
         for other in others:
-            places = np.flatnonzero(other._bits)
-            again = self._mark(places, other._bits[places])
-            if again is not None:
-                return again
+            self._bits |= other._bits
+
+    def count(self) -> int:
+        """Different ids that were seen: fewer than were added when some came twice."""
+        return int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+
+    def first_again(self, pieces: Iterable[Array]) -> int | None:
+        """The first id of `pieces`, each int64 [n], that comes twice, starting from none seen."""
+        self._bits[:] = 0
+        for ids in pieces:
+            known = np.flatnonzero(self._bits[ids >> 3] & np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8)))
+            if len(known):
+                return int(ids[known[0]])
+            rising = np.sort(ids)
+            twice = np.flatnonzero(rising[1:] == rising[:-1])
+            if len(twice):
+                return int(rising[twice[0]])
+            self.add(ids)
         return None
 
     def missing(self) -> int | None:
         """The first number below `rows` that was not seen, if any."""
         words = np.flatnonzero(self._bits[: -(-self.rows // 8)] != 0xFF)
-        number = _lowest(8 * int(words[0]), ~int(self._bits[words[0]])) if len(words) else self.rows
+        free = ~int(self._bits[words[0]]) & 0xFF if len(words) else 0
+        number = 8 * int(words[0]) + (free & -free).bit_length() - 1 if free else self.rows
         return number if number < self.rows else None
-
-    def _mark(self, places: Array, masks: Array) -> int | None:
-        both = self._bits[places] & masks
-        again = np.flatnonzero(both)
-        if len(again):
-            return _lowest(8 * int(places[again[0]]), int(both[again[0]]))
-        self._bits[places] |= masks
-        return None
 
 
 def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits) -> None:
@@ -74,8 +77,3 @@ def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits)
             f"{name}: has the id {most} among {bits.rows} keys in all; a file is missing, or its ids begin elsewhere "
             "(--gaps: numbers may be left out)"
         )
-
-
-def _lowest(start: int, mask: int) -> int:
-    """`start` and the place of the lowest bit of `mask`."""
-    return start + (mask & -mask).bit_length() - 1

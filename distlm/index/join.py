@@ -31,7 +31,8 @@ from distlm.runtime.stop import StopFlag
 
 UNIT_BYTES = 64 << 20
 """Output of one unit; a rank holds about twice this."""
-SAMPLE = 64
+SAMPLE = 32
+"""Lists looked at in the end: each maps some megabytes of the file."""
 Ids = Literal["keep", "shift"]
 
 
@@ -154,33 +155,32 @@ def _check_ids(
             stop.check(comm, "index merge (it starts over from the parts)")
             mine = range(first + comm.rank, min(first + comm.rank + 1, len(parts)))
 
-            def mark(mine: range = mine) -> int | None:
+            def mark(mine: range = mine) -> None:
                 for number in mine:
                     part = parts[number]
                     for piece in filter(len, part_ids(part)):
                         require_range(piece, part.rows, str(part.path), ids == "shift", seen)
                         least[number] = min(least.get(number, piece.min()), int(piece.min()))
-                        twice = seen.add(piece + shifts[number])
-                        if twice is not None:
-                            return twice
-                return None
+                        seen.add(piece + shifts[number])
 
-            _refuse_twice(
-                comm, next((n for n in comm.allgather(together(comm, mark)) if n is not None), None), parts, shifts
-            )
+            together(comm, mark)
             progress.advance(min(comm.size, len(parts) - first))
     every = comm.gather(seen)
-    _refuse_twice(comm, rank0_first(comm, lambda: seen.join(every[1:] if every else [])), parts, shifts)
-    rank0_first(comm, lambda: _refuse_missing(seen, parts, gaps))
+    rank0_first(comm, lambda: _refuse_others(seen, every or [], parts, shifts, gaps))
     every_least = comm.allgather(least)
     return [every_least[number % comm.size].get(number, 0) + shifts[number] for number in range(len(parts))]
 
 
-def _refuse_twice(comm: Comm, number: int | None, parts: Sequence[Part], shifts: Sequence[int]) -> None:
-    if number is None:
-        return
-
-    def refuse() -> None:
+def _refuse_others(
+    seen: IdBits, every: Sequence[IdBits], parts: Sequence[Part], shifts: Sequence[int], gaps: bool
+) -> None:
+    """DistlmError for an id that comes twice, naming its files, or is missing."""
+    seen.join(list(every[1:]))
+    if seen.count() < seen.rows:
+        # One comes twice, or that many could not be there. Which: read once more.
+        pieces = (piece + shift for part, shift in zip(parts, shifts, strict=True) for piece in part_ids(part))
+        number = seen.first_again(pieces)
+        assert number is not None
         holders = [
             (part.path, sum(int(np.count_nonzero(piece == number - shift)) for piece in part_ids(part)))
             for part, shift in zip(parts, shifts, strict=True)
@@ -190,8 +190,7 @@ def _refuse_twice(comm: Comm, number: int | None, parts: Sequence[Part], shifts:
             f"the id {number} is in {' and in '.join(where)}; the files are copies, overlap, or each numbers its keys "
             "from 0 (then use --ids shift)"
         )
-
-    rank0_first(comm, refuse)
+    _refuse_missing(seen, parts, gaps)
 
 
 def _refuse_missing(seen: IdBits, parts: Sequence[Part], gaps: bool) -> None:

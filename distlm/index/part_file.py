@@ -17,6 +17,8 @@ from distlm.index.selfcheck import open_mapped
 
 READ_BYTES = 16 << 20
 """Codes and ids read at once while ids are checked."""
+LONG_LIST = 64 << 10
+"""Lists of more bytes than this on average are not read whole for their ids."""
 
 
 @dataclass(frozen=True)
@@ -150,21 +152,34 @@ def _centroids(inner: Any) -> Array:
 
 
 def part_ids(part: Part) -> Iterator[Array]:
-    """The ids of a part, list by list, int64; about READ_BYTES of the file at a time."""
+    """The ids of a part, list by list, int64; about READ_BYTES of the file at a time, of long lists the ids alone."""
     width = part.code_size
     ends = np.cumsum(part.sizes * (width + 8))
     first, held = 0, 0
     while first < len(part.sizes):
         last = max(first + 1, int(np.searchsorted(ends, held + READ_BYTES, side="right")))
         sizes, count = part.sizes[first:last], int(ends[last - 1]) - held
-        if last == first + 1:
-            # One list, maybe a large one: its ids alone.
-            start, size = part.header + held + int(sizes[0]) * width, int(sizes[0]) * 8
-            for skip in range(0, size, READ_BYTES):
-                yield np.frombuffer(read_at(part.path, start + skip, min(READ_BYTES, size - skip)), "<i8")
+        starts = np.concatenate([[0], np.cumsum(sizes * (width + 8))[:-1]]) + sizes * width
+        pairs = list(zip(starts.tolist(), (8 * sizes).tolist(), strict=True))
+        place = part.header + held
+        if count > LONG_LIST * len(pairs):
+            yield from _long_lists(part.path, place, pairs)
         else:
-            raw = np.frombuffer(read_at(part.path, part.header + held, count), np.uint8)
-            starts = np.concatenate([[0], np.cumsum(sizes * (width + 8))[:-1]]) + sizes * width
-            pairs = zip(starts.tolist(), sizes.tolist(), strict=True)
-            yield np.concatenate([raw[start : start + 8 * size].view("<i8") for start, size in pairs])
+            raw = np.frombuffer(read_at(part.path, place, count), np.uint8)
+            yield np.concatenate([raw[start : start + size].view("<i8") for start, size in pairs])
         first, held = last, held + count
+
+
+def _long_lists(path: Path, place: int, pairs: list[tuple[int, int]]) -> Iterator[Array]:
+    """The ids at `place` + start of `pairs` (start, bytes), some lists at a time."""
+    waiting: list[bytes] = []
+    held = 0
+    for start, size in pairs:
+        for skip in range(0, size, READ_BYTES):
+            waiting.append(read_at(path, place + start + skip, min(READ_BYTES, size - skip)))
+            held += len(waiting[-1])
+            if held >= READ_BYTES:
+                yield np.frombuffer(b"".join(waiting), "<i8")
+                waiting, held = [], 0
+    if waiting:
+        yield np.frombuffer(b"".join(waiting), "<i8")

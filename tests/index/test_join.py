@@ -207,8 +207,12 @@ def test_a_missing_number_in_the_middle_is_named(tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match="has the id 19 among 19 keys"):
         merge(parts, tmp_path / "merged.index")
     bits = IdBits(20, gaps=True)
-    assert bits.add(np.array([3, 1, 0, 2, *range(5, 20)])) is None
-    assert bits.missing() == 4 and bits.add(np.array([7])) == 7 and bits.add(np.array([30, 30])) == 30
+    bits.add(np.array([3, 1, 0, 2, *range(5, 20)]))
+    assert bits.missing() == 4 and bits.count() == 19
+    bits.add(np.array([7, 30, 30]))
+    assert bits.count() == 20
+    assert bits.first_again([np.array([4, 2]), np.array([9, 2, 4])]) == 2
+    assert bits.first_again([np.array([4, 2]), np.array([9, 8, 9])]) == 9
 
 
 @pytest.mark.parametrize(
@@ -266,8 +270,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_ids_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = open_part(parts_of(trained("IVF32,PQ8x4"), tmp_path)[1])
     monkeypatch.setattr(part_file, "READ_BYTES", 640)
-    pieces = list(part_ids(part))
-    assert len(pieces) > 10 and sorted(np.concatenate(pieces)) == list(range(700, 1900))
+    whole_lists = list(part_ids(part))
+    monkeypatch.setattr(part_file, "LONG_LIST", 0)
+    ids_alone = list(part_ids(part))
+    assert len(whole_lists) > 10 and len(ids_alone) > 10
+    for pieces in (whole_lists, ids_alone):
+        assert sorted(np.concatenate(pieces)) == list(range(700, 1900))
 
 
 def test_a_dry_run_writes_nothing_and_says_how_much(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
