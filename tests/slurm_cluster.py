@@ -1,5 +1,6 @@
 """The cluster of the tests in tests/slurm, and commands on it."""
 
+import os
 import re
 import subprocess
 import time
@@ -146,7 +147,9 @@ class Slurm:
 
     def output(self, job: str) -> str:
         """Everything the job's script and ranks wrote: its standard output and the files whose names hold its id."""
-        files = {Path(self.show(job).get("StdOut", "/none")), *self.folder.rglob(f"*{job}*")}
+        # os.walk passes over a folder that goes away under it, as those of running jobs do; rglob fails.
+        named = {Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names if job in name}
+        files = {Path(self.show(job).get("StdOut", "/none")), *named}
         texts = [f"--- {path}\n{path.read_text('utf-8', 'replace')}" for path in sorted(files) if path.is_file()]
         return "\n".join(texts)
 
