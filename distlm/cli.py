@@ -115,7 +115,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             _add_join(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
-    _add_reproduce(verbs)
+    _add_reproduce(verbs, _wants_help(arguments))
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
     child.prog = "distlm report words"
@@ -181,12 +181,12 @@ def _add_join(child: argparse.ArgumentParser) -> None:
     group.add_argument("--gaps", action="store_true", help="ids may leave numbers out")
 
 
-def _add_reproduce(verbs: Any) -> None:
+def _add_reproduce(verbs: Any, help_wanted: bool) -> None:
     from distlm.reproduce.experiment import experiment_help
 
     summary = "all runs of a paper's table, each resumable, then the table"
     child = verbs.add_parser(
-        "reproduce", help=summary, description=summary, epilog=experiment_help(),
+        "reproduce", help=summary, description=summary, epilog=experiment_help() if help_wanted else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     child.set_defaults(handler=_reproduce, print_config=False)

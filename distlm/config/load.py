@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from distlm.errors import UsageError
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
-    folder = files("distlm.config") / "recipes"
+    return yaml_names(files("distlm.config") / "recipes")
+
+
+def yaml_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files in a folder of the package, without the suffix, sorted."""
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 

@@ -24,7 +24,7 @@ class IdBits:
 
     def add(self, ids: Array) -> None:
         """Mark `ids` int64 [n], each from 0 to below `limit`."""
-        np.bitwise_or.at(self._bits, ids >> 3, np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8)))
+        np.bitwise_or.at(self._bits, ids >> 3, _masks(ids))
 
     def join(self, others: "list[IdBits]") -> None:
         """Mark what others saw."""
@@ -39,7 +39,7 @@ class IdBits:
         """The first id of `pieces`, each int64 [n], that comes twice, starting from none seen."""
         self._bits[:] = 0
         for ids in pieces:
-            known = np.flatnonzero(self._bits[ids >> 3] & np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8)))
+            known = np.flatnonzero(self._bits[ids >> 3] & _masks(ids))
             if len(known):
                 return int(ids[known[0]])
             rising = np.sort(ids)
@@ -57,13 +57,16 @@ class IdBits:
         return number if number < self.rows else None
 
 
-def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits) -> None:
-    """DistlmError for ids int64 [n] of the file `name`, as they lie there, that cannot be numbers of keys.
+def _masks(ids: Array) -> Array:
+    """The bit of each id in its byte, uint8 [n]."""
+    return np.left_shift(np.uint8(1), (ids & 7).astype(np.uint8))
+
+
+def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits) -> int:
+    """The least of ids int64 [n], n > 0, as they lie in the file `name`; DistlmError when they cannot number keys.
 
     rows: keys of the file. shifted: they are to be the file's own, from 0 on.
     """
-    if not len(ids):
-        return
     least, most = int(ids.min()), int(ids.max())
     if least < 0:
         raise DistlmError(f"{name}: has the id {least}; ids number keys from 0")
@@ -77,3 +80,4 @@ def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits)
             f"{name}: has the id {most} among {bits.rows} keys in all; a file is missing, or its ids begin elsewhere "
             "(--gaps: numbers may be left out)"
         )
+    return least

@@ -22,15 +22,13 @@ from distlm.index.ids import IdBits, require_range
 from distlm.index.layout import Header
 from distlm.index.part_file import Part, open_like, open_part, part_ids
 from distlm.index.selfcheck import open_mapped
-from distlm.index.write import write_merged
+from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.comm import Comm
 from distlm.runtime.files import bytes_hash, format_bytes, sync_folder, write_json
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stop import StopFlag
 
-UNIT_BYTES = 64 << 20
-"""Output of one unit; a rank holds about twice this."""
 SAMPLE = 32
 """Lists looked at in the end: each maps some megabytes of the file."""
 Ids = Literal["keep", "shift"]
@@ -80,9 +78,10 @@ def plan_join(paths: Sequence[Path], out: Path, ids: Ids) -> str:
     _check_request(paths, out, ids)
     first = open_part(paths[0])
     parts = [open_like(first, path) for path in paths]
-    layout = layout_of(first.state, parts, _shifts(parts, ids))
+    shifts = _shifts(parts, ids)
+    layout = layout_of(first.state, parts, shifts)
     lines = [f"{part.path}: {part.rows} keys, ids {'from ' + str(shift) if ids == 'shift' else 'kept'}"
-             for part, shift in zip(parts, _shifts(parts, ids), strict=True)]  # fmt: skip
+             for part, shift in zip(parts, shifts, strict=True)]  # fmt: skip
     total = sum(part.rows for part in parts)
     return "\n".join(
         [*lines, f"{out}: {total} keys, {len(parts[0].sizes)} lists, {format_bytes(layout.bytes)} of disk"]
@@ -159,8 +158,8 @@ def _check_ids(
                 for number in mine:
                     part = parts[number]
                     for piece in filter(len, part_ids(part)):
-                        require_range(piece, part.rows, str(part.path), ids == "shift", seen)
-                        least[number] = min(least.get(number, piece.min()), int(piece.min()))
+                        first_id = require_range(piece, part.rows, str(part.path), ids == "shift", seen)
+                        least[number] = min(least.get(number, first_id), first_id)
                         seen.add(piece + shifts[number])
 
             together(comm, mark)

@@ -16,15 +16,12 @@ from distlm.index.parts import check_coverage, check_part, remove_parts
 from distlm.index.selfcheck import check_index
 from distlm.index.state import merged_before
 from distlm.index.template import Template, load_template
-from distlm.index.write import write_merged
+from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, json_hash, sync_folder, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
-
-UNIT_BYTES = 64 << 20
-"""Output of one unit; a rank holds about twice this."""
 
 
 def run_index_merge(stage: Stage) -> dict[str, Any]:

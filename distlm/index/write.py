@@ -12,6 +12,9 @@ from distlm.runtime.files import bytes_hash, require_free_disk
 from distlm.runtime.progress import Progress
 from distlm.runtime.stop import StopFlag
 
+UNIT_BYTES = 64 << 20
+"""Output of one unit; a rank holds about twice this."""
+
 
 def write_merged(comm: Comm, stop: StopFlag, layout: MergeLayout, path: Path, unit_bytes: int) -> str:
     """Fill the file `path` from all ranks and read it back on rank 0; its xxh3-128. Collective.

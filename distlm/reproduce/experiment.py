@@ -27,8 +27,10 @@ from typing import Any
 
 import yaml
 
+from distlm.config.load import yaml_names
 from distlm.errors import UsageError
 
+_FOLDER = files("distlm.reproduce") / "experiments"
 _REFERENCE = re.compile(r"\{([\w.-]+)\}")
 
 
@@ -61,14 +63,11 @@ class Experiment:
     root: Path
     tables: str
     items: tuple[Item, ...]
-    left_out: tuple[str, ...]
-    """Inputs that were not given; what needs them is left out."""
 
 
 def experiment_names() -> list[str]:
     """Names of the experiments that come with the package, sorted."""
-    folder = files("distlm.reproduce") / "experiments"
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return yaml_names(_FOLDER)
 
 
 def load_experiment(
@@ -86,16 +85,16 @@ def load_experiment(
     """
     if name not in experiment_names():
         raise UsageError(f"no experiment {name!r}; there are {', '.join(experiment_names())}")
-    tree = yaml.safe_load((files("distlm.reproduce") / "experiments" / f"{name}.yaml").read_text("utf-8"))
+    tree = _tree(name)
     known = {key.rstrip("?"): text for key, text in tree["inputs"].items()}
     for given, folder in inputs.items():
         if given not in known:
             raise UsageError(f"{name} has no input {given!r}; it takes {_told(tree['inputs'])}")
         if not Path(folder).exists():
             raise UsageError(f"{given}={folder}: there is no such folder")
-    missing = [key for key in tree["inputs"] if key.rstrip("?") not in inputs]
-    if required := [key for key in missing if not key.endswith("?")]:
-        raise UsageError(f"{name} needs {required[0]}=FOLDER: {known[required[0]]}")
+    # An optional one has its ? still and is not asked for.
+    if missing := [key for key in tree["inputs"] if not key.endswith("?") and key not in inputs]:
+        raise UsageError(f"{name} needs {missing[0]}=FOLDER: {known[missing[0]]}")
     if scale not in tree["scales"]:
         raise UsageError(f"{name} has no scale {scale!r}; there are {', '.join(tree['scales'])}")
     variables = dict(tree["scales"][scale])
@@ -110,20 +109,23 @@ def load_experiment(
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
     chosen = _with_needs(items, only or list(items))
-    return Experiment(
-        name, tree["title"], root, tree["tables"], tuple(chosen), tuple(key.rstrip("?") for key in missing)
-    )
+    return Experiment(name, tree["title"], root, tree["tables"], tuple(chosen))
 
 
 def experiment_help() -> str:
     """Every experiment with its inputs, as text."""
     lines = []
     for name in experiment_names():
-        tree = yaml.safe_load((files("distlm.reproduce") / "experiments" / f"{name}.yaml").read_text("utf-8"))
+        tree = _tree(name)
         lines.append(f"{name}: {tree['title']}")
         for key, text in tree["inputs"].items():
             lines.append(f"  {key.rstrip('?')}=FOLDER{' (optional)' if key.endswith('?') else ''}  {text}")
     return "\n".join(lines)
+
+
+def _tree(name: str) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text("utf-8"))
+    return tree
 
 
 def _told(inputs: Mapping[str, str]) -> str:
