@@ -24,6 +24,7 @@ from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.stop import on_stop_signals
 from distlm.training.finished import RESULT, evaluated_as_trained, lm_table, trained
 from distlm.verbs import STAGE_VERBS
 
@@ -240,24 +241,19 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
         def forward(_number: int, _frame: FrameType | None) -> None:
             signal_ranks(process.pid)
 
-        previous = {
-            number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        }
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                sys.stdout.write(line)
-                sys.stdout.flush()
-                record.write(line)
-                record.flush()
-            return process.wait()
-        except KeyboardInterrupt:
-            process.terminate()
-            process.wait()
-            raise
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with on_stop_signals(forward):
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    sys.stdout.write(line)
+                    sys.stdout.flush()
+                    record.write(line)
+                    record.flush()
+                return process.wait()
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
 
 
 def signal_ranks(launcher: int) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
 from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
 
 _LOOK_EVERY_S = 0.2
@@ -125,15 +125,11 @@ def _handing_on(running: list[_Running]) -> Iterator[list[int]]:
             if entry.process.poll() is None:
                 signal_ranks(entry.process.pid)
 
-    numbers = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield came
-    except KeyboardInterrupt:
-        # The terminal told the commands, too; they leave checkpoints behind that the next start takes up.
-        for entry in running:
-            entry.process.wait()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_stop_signals(handle):
+        try:
+            yield came
+        except KeyboardInterrupt:
+            # The terminal told the commands, too; they leave checkpoints behind that the next start takes up.
+            for entry in running:
+                entry.process.wait()
+            raise

@@ -1,6 +1,8 @@
 """Stop signals. Handlers only record; the ranks agree at a step or unit boundary."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -42,6 +44,17 @@ class StopFlag:
         """Raise Stopped on every rank once any rank was signalled. Collective; call at a unit boundary."""
         if self.agreed(comm):
             raise Stopped(f"stopped at a boundary of {what}; run the same command again to continue")
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop signals go to `handler` inside it, as for a process that hands them on to its ranks."""
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def ignore_late_signals() -> None:
