@@ -37,7 +37,7 @@ import torch
 from distlm.config import load_config
 from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
 from distlm.datastore.reader import Datastore
-from distlm.index import MergedIndex, brute_search, open_index, run_index_build
+from distlm.index import SearchIndex, brute_search, open_index, run_index_build
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, sort_pairs, unit_distances
 from distlm.knnlm.scoring import knn_log_probs
@@ -259,7 +259,7 @@ def from_run(options: argparse.Namespace) -> Case:
     return Case(store, queries, targets, searches, k, about)
 
 
-def search_ids(index: MergedIndex, k: int, nprobe: int, queries: np.ndarray) -> np.ndarray:
+def search_ids(index: SearchIndex, k: int, nprobe: int, queries: np.ndarray) -> np.ndarray:
     return index.search(queries.astype(np.float32), k, nprobe)[0]
 
 
@@ -301,7 +301,7 @@ def synthetic(options: argparse.Namespace, folder: Path) -> Case:
     return Case(store, queries, targets, searches, k, about)
 
 
-def describe(store: Datastore, index: MergedIndex, nprobe: int) -> dict[str, object]:
+def describe(store: Datastore, index: SearchIndex, nprobe: int) -> dict[str, object]:
     return {
         "rows": store.rows, "width": store.width, "key_dtype": store.key_dtype.name, "shards": len(store.shards),
         "factory": index.record["factory"], "nprobe": nprobe, "fast_scan": index.fast_scan,

@@ -131,7 +131,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
     add("index info", "what the index holds", _index_info, stage="index")
-    child = add("index search", "neighbours of query vectors in a .npy file", _index_search, stage="knn")
+    child = add(
+        "index search",
+        "neighbours of query vectors in a .npy file; on several ranks each searches its parts",
+        _index_search,
+        stage="knn",
+    )
     child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
     child.add_argument("--out", required=True, help=".npz file to write: ids, distances, values [Q, k]")
     child = add(
@@ -357,10 +362,16 @@ def _index_merge(options: argparse.Namespace, world: World) -> int:
 
 def _index_search(options: argparse.Namespace, world: World) -> int:
     from distlm.index.search_file import search_file
+    from distlm.runtime.comm import open_comm
+    from distlm.runtime.stage import set_threads
 
     config = _config(options)
-    summary = search_file(config, Path(options.queries), Path(options.out))
-    return _print(f"index search: {_one_line(summary)}", world)
+    refuse_script_body(world)
+    set_threads(config.launch.threads, world)
+    comm = open_comm(world)
+    summary = search_file(config, comm, Path(options.queries), Path(options.out))
+    comm.close()
+    return _print(f"index search: {_one_line(summary or {})}", world)
 
 
 def _import_lstm(options: argparse.Namespace, world: World) -> int:

@@ -221,6 +221,8 @@ class IndexConfig:
     """Keys the template is trained on (fewer when the store is smaller)."""
     seed: int = 1
     """Seed of the sample and of k-means."""
+    merge: bool = volatile(True)  # type: ignore[assignment]
+    """Merge the parts into one file; false: they are searched where they lie, with the same results."""
     keep_parts: bool = volatile(True)  # type: ignore[assignment]
     """Keep the parts after they were merged; false frees their disk."""
 

@@ -4,11 +4,11 @@ from distlm.index.add import run_index_add
 from distlm.index.build import index_info, run_index_build
 from distlm.index.merge import run_index_merge
 from distlm.index.plan import plan_index
-from distlm.index.search import MergedIndex, brute_search, exact_distances, open_index
+from distlm.index.search import SearchIndex, brute_search, exact_distances, open_index
 from distlm.index.template import run_index_train
 
 __all__ = [
-    "MergedIndex",
+    "SearchIndex",
     "brute_search",
     "exact_distances",
     "index_info",

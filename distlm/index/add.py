@@ -31,9 +31,6 @@ from distlm.runtime.progress import Progress, say
 from distlm.runtime.share import Share, share_of
 from distlm.runtime.stage import Stage
 
-BATCH = 16384
-"""Keys added at once: 16,384 × D fp32 in memory, twice while the next batch is read ahead."""
-
 
 def run_index_add(stage: Stage) -> dict[str, Any]:
     """Write RUN/index/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
@@ -80,13 +77,13 @@ def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
     with Encoder(index) as encoder:
-        for start, keys in read_batches(datastore, shard):
+        for start, keys in read_batches(datastore, shard, encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
     return index
 
 
-def read_batches(datastore: Datastore, shard: int, batch: int = BATCH) -> Iterator[tuple[int, Array]]:
+def read_batches(datastore: Datastore, shard: int, batch: int) -> Iterator[tuple[int, Array]]:
     """(first row in the shard, keys fp32 [≤ batch, D]) in order; the next batch is read while one is used."""
     keys = datastore.keys(shard)
 

@@ -23,9 +23,10 @@ def packed_bytes(rows: int, nlist: int, code_size: int) -> int:
     return rows * (code_size + 8) + nlist * BLOCK_CODES * code_size
 
 
-def pack(inner: Any) -> Any | None:
+def pack(inner: Any, stacked: bool = False) -> Any | None:
     """A FastScan copy of a loaded IndexIVFPQ; None where it has other than 4 bits, is too large, or faiss refuses it.
 
+    stacked: its lists lie in several parts; they are then in memory twice while they are packed.
     The copy shares the centroids and the product quantiser's tables with `inner`, which it keeps alive.
     """
     faiss = require_faiss()
@@ -33,10 +34,32 @@ def pack(inner: Any) -> Any | None:
         return None
     if packed_bytes(inner.ntotal, inner.nlist, inner.code_size) > MOST_BYTES:
         return None
+    lists = inner.invlists
+    if stacked:
+        # faiss-cpu 1.15 crashes when it packs lists that are put together on demand.
+        inner.replace_invlists(_in_memory(inner), True)
     try:
         packed = faiss.IndexIVFPQFastScan(inner)
     except RuntimeError:
         return None
+    finally:
+        if stacked:
+            inner.replace_invlists(lists, False)
     packed.implem = ONE_QUERY_RESERVOIR
     packed.referenced_objects = [*getattr(packed, "referenced_objects", []), inner]
     return packed
+
+
+def _in_memory(inner: Any) -> Any:
+    """A copy of an index's lists, which whoever takes it owns."""
+    faiss = require_faiss()
+    lists = inner.invlists
+    copy = faiss.ArrayInvertedLists(inner.nlist, inner.code_size)
+    for number in range(inner.nlist):
+        if size := lists.list_size(number):
+            ids, codes = lists.get_ids(number), lists.get_codes(number)
+            copy.add_entries(number, size, ids, codes)
+            lists.release_ids(number, ids)
+            lists.release_codes(number, codes)
+    copy.this.disown()
+    return copy

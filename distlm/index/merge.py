@@ -11,9 +11,10 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.index.copy import MergeLayout
+from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, lists_header
-from distlm.index.parts import check_coverage, check_part, remove_parts
-from distlm.index.selfcheck import check_index
+from distlm.index.parts import check_coverage, check_part, open_parts, remove_parts
+from distlm.index.selfcheck import check_index, open_mapped
 from distlm.index.state import merged_before
 from distlm.index.template import Template, load_template
 from distlm.index.write import UNIT_BYTES, write_merged
@@ -27,6 +28,7 @@ from distlm.runtime.stage import Stage
 def run_index_merge(stage: Stage) -> dict[str, Any]:
     """Write RUN/index/merged.index and index.json from the parts. Returns seconds, rows, bytes and self_found.
 
+    With index.merge=false the parts are checked alike and stay where they lie: only index.json is written.
     Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, and a result that does not find the
     store's own keys.
     """
@@ -36,17 +38,22 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
     folder = IndexFolder(stage.run.index)
     template = together(comm, lambda: load_template(folder, datastore))
     before = rank0_first(comm, lambda: merged_before(folder, datastore, template))
-    if before:
-        say(f"index merge: {folder.merged} is complete, nothing to do", comm.rank)
-        rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
+    merge = stage.config.index.merge
+    if before and (before["merged"] or not merge):
+        say(f"index merge: {folder.merged if before['merged'] else folder.parts} is complete, nothing to do", comm.rank)
+        if before["merged"]:
+            rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
         return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
-    layout = _layout(stage, folder, datastore, template)
-    rank0_first(comm, lambda: _prepare(folder, layout))
-    digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES)
+    layout, digests = _layout(stage, folder, datastore, template)
+    if merge:
+        rank0_first(comm, lambda: _prepare(folder, layout))
+        digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES)
+    else:
+        digest = json_hash(digests)
     record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
     seconds = time.monotonic() - start
     if comm.rank == 0:
-        if not stage.config.index.keep_parts:
+        if merge and not stage.config.index.keep_parts:
             remove_parts(folder)
         stage.run.metrics.write(
             "index merge",
@@ -60,8 +67,10 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _layout(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> MergeLayout:
-    """Check every part (each rank its share) and lay out the merged file. Collective."""
+def _layout(
+    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template
+) -> tuple[MergeLayout, list[str]]:
+    """Check every part (each rank its share) and lay out the merged file; the parts' checksums. Collective."""
     comm = stage.comm
     records = rank0_first(comm, lambda: check_coverage(folder, datastore, template))
     header = template.header
@@ -78,7 +87,8 @@ def _layout(stage: Stage, folder: IndexFolder, datastore: Datastore, template: T
                 mine[unit] = row
             progress.advance(min(comm.size, len(records) - first))
     every = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
-    return make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
+    layout = make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
+    return layout, [record["xxh3"] for record in records]
 
 
 def make_layout(folder: IndexFolder, header: Header, records: list[dict[str, Any]], sizes: list[Array]) -> MergeLayout:
@@ -103,15 +113,23 @@ def _prepare(folder: IndexFolder, layout: MergeLayout) -> None:
 def _finish(
     stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template, layout: MergeLayout, digest: str
 ) -> dict[str, Any]:
-    """Check the merged file against the store, give it its name, and write index.json last."""
-    found = check_index(folder.merging, datastore, stage.config.index.seed)
+    """Check the merged file, or the parts, against the store, and write index.json last."""
+    merge = stage.config.index.merge
+    faiss = require_faiss()
+    if merge:
+        index = open_mapped(folder.merging, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
+    else:
+        index = open_parts(template, layout.paths)
+    path = folder.merging if merge else folder.parts
+    found = check_index(index, path, datastore, stage.config.index.seed)
     if found < 0.5:
         say(
             f"index merge: only {100 * found:.0f} % of sampled keys find themselves among 64 neighbours of their list: "
             f"{template.meta['factory']} is coarse for this store; more bytes per key (PQ…, SQ8) keep more"
         )
-    folder.merging.replace(folder.merged)
-    sync_folder(folder.root)
+    if merge:
+        folder.merging.replace(folder.merged)
+        sync_folder(folder.root)
     record = {
         "format": 1,
         "fingerprint": json_hash([datastore.fingerprint, template.id, digest]),
@@ -124,7 +142,8 @@ def _finish(
         "code_size": layout.code_size,
         "rows": datastore.rows,
         "parts": len(layout.paths),
-        "bytes": layout.bytes,
+        "merged": merge,
+        "bytes": layout.bytes if merge else sum(part.stat().st_size for part in layout.paths),
         "xxh3": digest,
         "self_found": found,
     }

@@ -1,12 +1,20 @@
-"""Checks parts before they are merged: coverage, template, checksums, and the whole trained state byte for byte."""
+"""Parts: what must hold before they are merged or searched (coverage, template, checksums, the whole trained state
+byte for byte), and opening them side by side as one index."""
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.add import part_record
-from distlm.index.layout import Array, Header, IndexFolder, read_list_sizes
+from distlm.index.factory import inverted_file
+from distlm.index.faiss_module import require_faiss
+from distlm.index.layout import Array, Header, IndexFolder, read_list_sizes, set_count
+from distlm.index.selfcheck import open_mapped
 from distlm.index.template import Template
 from distlm.runtime.files import file_hash, read_json
 
@@ -81,6 +89,28 @@ def check_part(folder: IndexFolder, record: dict[str, Any], header: Header) -> A
             f"{path}: its lists hold {sizes.sum()} keys, {record['rows']} expected; remove it and {_MEND}"
         )
     return sizes
+
+
+def open_parts(template: Template, paths: Sequence[Path]) -> Any:
+    """One faiss index over the lists of all parts, which stay where they lie, memory-mapped.
+
+    A search finds what it finds in the merged index: the same ids at the same distances. Each list is copied together
+    when it is scanned, one at a time on each thread.
+    """
+    faiss = require_faiss()
+    # With the precomputed table, as a merged file is opened for searching.
+    index = faiss.deserialize_index(np.frombuffer(template.data, np.uint8).copy())
+    inner = inverted_file(index)
+    parts = [open_mapped(path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE) for path in paths]
+    pointers = faiss.InvertedListsPtrVector()
+    for part in parts:
+        pointers.push_back(inverted_file(part).invlists)
+    lists = faiss.HStackInvertedLists(pointers.size(), pointers.data())
+    inner.replace_invlists(lists, False)
+    # faiss keeps plain pointers to all of these.
+    index.referenced_objects = [*getattr(index, "referenced_objects", []), lists, parts]
+    set_count(index, sum(part.ntotal for part in parts))
+    return index
 
 
 def remove_parts(folder: IndexFolder) -> None:

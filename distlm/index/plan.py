@@ -9,7 +9,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.add import BATCH
+from distlm.index.encode import LEAST_BATCH
 from distlm.index.factory import Factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss, usable_cores
 from distlm.index.merge import UNIT_BYTES
@@ -88,7 +88,7 @@ def _memory(plan: Factory, store: Store, template: int, merged: int) -> int:
     # The sample, a second one while k-means subsamples or transforms it, and the node's gathered pieces.
     train = 2 * plan.sample * store.width * 4 + 2 * template
     # Faiss grows lists by doubling; the batch in use and the one read ahead.
-    batch = min(BATCH, store.rows) * store.width * 4
+    batch = min(LEAST_BATCH, store.rows) * store.width * 4
     add = 2 * ceil(store.rows / store.shards) * plan.key_bytes + 2 * batch + 2 * template
     merge = 2 * min(2 * UNIT_BYTES, merged) + 2 * template + 4 * 8 * store.shards * plan.nlist
     return PROCESS_BYTES + max(train, add, merge)

@@ -1,4 +1,4 @@
-"""Searches a merged index, and the store itself where that is small enough."""
+"""Searches an index, and the store itself where that is small enough."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.fastscan import pack
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array, IndexFolder
+from distlm.index.parts import open_parts
 from distlm.index.selfcheck import open_mapped
 from distlm.index.state import read_index_record
+from distlm.index.template import load_template
 
 QUERY_BLOCK = 1024
 """Queries of one matrix product with the centroids, on one thread: results are the same for any number of threads.
@@ -27,19 +29,18 @@ BRUTE_SPARE = 16
 """Neighbours beyond k that brute_search keeps until distances are exact."""
 
 
-class MergedIndex:
-    """A merged index, memory-mapped. Distances are squared L2 to the keys as the index encodes them.
+class SearchIndex:
+    """A finished index, memory-mapped. Distances are squared L2 to the keys as the index encodes them.
 
     A 4-bit product quantiser is repacked into this process's memory (distlm/index/fastscan.py); its distances carry the
     rounding of 8-bit look-up tables.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
-        """Open the file of an index.json `record`. Raises DistlmError when it is not what the record says."""
-        # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
-        self._index = open_mapped(path)
+    def __init__(self, index: Any, record: dict[str, Any], path: Path) -> None:
+        """index: of faiss, opened from `path`; record: its index.json. Raises DistlmError when they do not agree."""
+        self._index = index
         self._inner = inverted_file(self._index)
-        self._scanned = pack(self._inner) or self._inner
+        self._scanned = pack(self._inner, stacked=not record["merged"]) or self._inner
         self._transforms = transforms_of(self._index)
         self._pool = one_thread_workers(rank_threads())
         self.record = record
@@ -61,7 +62,7 @@ class MergedIndex:
 
     @property
     def bytes(self) -> int:
-        """Size of the file."""
+        """Size on disk."""
         return int(self.record["bytes"])
 
     @property
@@ -129,13 +130,19 @@ class MergedIndex:
         return ids, distances
 
 
-def open_index(folder: Path, datastore: Datastore) -> MergedIndex:
-    """The finished index of a store.
+def open_index(folder: Path, datastore: Datastore) -> SearchIndex:
+    """The finished index of a store: the merged file, or the parts side by side where they were not merged.
 
-    Raises DistlmError when it is unfinished, of another store, or its file is truncated.
+    Raises DistlmError when it is unfinished, of another store, or a file is truncated.
     """
     files = IndexFolder(folder)
-    return MergedIndex(files.merged, read_index_record(files, datastore))
+    record = read_index_record(files, datastore)
+    if not record["merged"]:
+        template = load_template(files, datastore)
+        parts = [files.part(shard.index) for shard in datastore.shards]
+        return SearchIndex(open_parts(template, parts), record, files.parts)
+    # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
+    return SearchIndex(open_mapped(files.merged), record, files.merged)
 
 
 def check_queries(queries: Array, width: int, k: int) -> Array:
@@ -169,13 +176,13 @@ def brute_search(datastore: Datastore, queries: Array, k: int) -> tuple[Array, A
         for start in range(0, shard.rows, chunk):
             part = np.ascontiguousarray(keys[start : start + chunk], dtype=np.float32)
             near, rows = faiss.knn(queries, part, min(kept, len(part)))
-            ids, distances = _best(
+            ids, distances = best_of_rows(
                 np.concatenate([ids, rows + (shard.first_row + start)], axis=1),
                 np.concatenate([distances, near], axis=1),
                 kept,
             )
     distances = exact_distances(datastore, queries, ids)
-    ids, distances = _best(ids, distances, min(k, kept))
+    ids, distances = best_of_rows(ids, distances, min(k, kept))
     if kept < k:
         blank = ((0, 0), (0, k - ids.shape[1]))
         ids = np.pad(ids, blank, constant_values=-1)
@@ -199,7 +206,7 @@ def exact_distances(datastore: Datastore, queries: Array, ids: Array) -> Array:
     return distances
 
 
-def _best(ids: Array, distances: Array, count: int) -> tuple[Array, Array]:
+def best_of_rows(ids: Array, distances: Array, count: int) -> tuple[Array, Array]:
     """The `count` nearest of each row by (distance, id)."""
     order = np.lexsort((ids, distances), axis=-1)[:, :count]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)

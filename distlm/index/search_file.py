@@ -8,31 +8,42 @@ import numpy as np
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index.layout import Array
-from distlm.index.search import brute_search, exact_distances, open_index
+from distlm.index.search import best_of_rows, brute_search, exact_distances, open_index
+from distlm.index.split_search import split_search
+from distlm.runtime.collective import together
+from distlm.runtime.comm import Comm
 from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 
 
-def search_file(config: RunConfig, queries: Path, out: Path) -> dict[str, Any]:
+def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, Any] | None:
     """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
 
-    k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Raises DistlmError for a file
+    k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks
+    each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError for a file
     that is no .npy of that shape and for an unfinished or foreign index.
     """
     start = time.monotonic()
-    vectors = _read_queries(queries)
+    vectors = together(comm, lambda: _read_queries(queries))
     run, knn = RunDir(Path(config.run_dir)), config.knn
-    datastore = Datastore.open(run.datastore)
+    datastore = together(comm, lambda: Datastore.open(run.datastore))
+    if knn.search == "brute" and comm.size > 1:
+        raise UsageError("knn.search=brute compares with every key in one process; start it on one rank")
+    found: tuple[Array, Array] | None
     if knn.search == "brute":
-        ids, distances = brute_search(datastore, vectors, knn.k)
+        found = brute_search(datastore, vectors, knn.k)
+    elif comm.size > 1:
+        found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe)
     else:
-        ids, distances = open_index(run.index, datastore).search(vectors, knn.k, knn.nprobe)
-        if knn.distances == "exact":
-            distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
-            order = np.lexsort((ids, distances), axis=-1)
-            ids, distances = np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
+        found = open_index(run.index, datastore).search(vectors, knn.k, knn.nprobe)
+    if found is None:
+        return None
+    ids, distances = found
+    if knn.search == "index" and knn.distances == "exact":
+        distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
+        ids, distances = best_of_rows(ids, distances, knn.k)
     with atomic_path(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, ids=ids, distances=distances, values=_values(datastore, ids))
     return {

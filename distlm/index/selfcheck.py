@@ -30,14 +30,12 @@ def open_mapped(path: Path, flags: int = 0) -> Any:
         raise DistlmError(f"{path}: not a readable faiss index ({reason}); run `distlm index build` again") from error
 
 
-def check_index(path: Path, datastore: Datastore, seed: int) -> float:
+def check_index(index: Any, path: Path, datastore: Datastore, seed: int) -> float:
     """The share of sampled keys that find their own row among 64 neighbours in its own list.
 
-    Raises DistlmError when the index does not hold as many keys as the store, or the sampled rows are not in it under
-    their own numbers with the codes of their own keys.
+    index: of faiss, opened from `path`. Raises DistlmError when it does not hold as many keys as the store, or the
+    sampled rows are not in it under their own numbers with the codes of their own keys.
     """
-    faiss = require_faiss()
-    index = open_mapped(path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
     inner = inverted_file(index)
     held = int(inner.invlists.compute_ntotal())
     if not index.ntotal == inner.ntotal == held == datastore.rows:
@@ -64,15 +62,20 @@ def _is_stored(index: Any, inner: Any, row: int, code: Array) -> bool:
     faiss = require_faiss()
     coarse = inner.coarse_code_size()
     number = int.from_bytes(code[:coarse].tobytes(), "little")
-    size = inner.invlists.list_size(number)
+    lists = inner.invlists
+    size = lists.list_size(number)
     if not size:
         return False
-    ids = faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)
-    found = np.flatnonzero(ids == row)
+    # Lists of several parts are copied together for a caller, who gives them back.
+    ids = lists.get_ids(number)
+    found = np.flatnonzero(faiss.rev_swig_ptr(ids, size) == row)
+    lists.release_ids(number, ids)
     if len(found) != 1:
         return False
-    codes = faiss.rev_swig_ptr(inner.invlists.get_codes(number), size * inner.code_size).reshape(size, -1)
-    there = np.concatenate([code[:coarse], codes[found[0]]])
+    codes = lists.get_codes(number)
+    own = faiss.rev_swig_ptr(codes, size * inner.code_size).reshape(size, -1)[found[0]].copy()
+    lists.release_codes(number, codes)
+    there = np.concatenate([code[:coarse], own])
     if (there == code).all():
         return True
     # Behind a transform the last bits follow a key's place in its block: compare what the codes stand for.

@@ -10,7 +10,7 @@ from distlm.runtime.files import read_json
 
 
 def read_index_record(folder: IndexFolder, datastore: Datastore) -> dict[str, Any]:
-    """index.json, checked against the store and the size of merged.index.
+    """index.json, checked against the store and the sizes of its files. `merged`: whether it is one file.
 
     Raises DistlmError when the index is unfinished, of another store, or truncated.
     """
@@ -22,6 +22,10 @@ def read_index_record(folder: IndexFolder, datastore: Datastore) -> dict[str, An
             f"{folder.index_json}: index of another store (it was built from {record['datastore']}, this store is "
             f"{datastore.fingerprint}); build the index of this store in another run_dir="
         )
+    record.setdefault("merged", True)
+    if not record["merged"]:
+        _check_parts(folder, datastore, record)
+        return record
     size = folder.merged.stat().st_size if folder.merged.exists() else 0
     if size != record["bytes"]:
         raise DistlmError(
@@ -29,6 +33,16 @@ def read_index_record(folder: IndexFolder, datastore: Datastore) -> dict[str, An
             f"{folder.index_json} and run `distlm index build` again"
         )
     return record
+
+
+def _check_parts(folder: IndexFolder, datastore: Datastore, record: dict[str, Any]) -> None:
+    paths = [folder.part(shard.index) for shard in datastore.shards]
+    size = sum(path.stat().st_size for path in paths if path.exists())
+    if size != record["bytes"]:
+        raise DistlmError(
+            f"{folder.parts}: the parts have {size} bytes, index.json says {record['bytes']}; one is missing or "
+            f"damaged: remove {folder.index_json} and run `distlm index build` again"
+        )
 
 
 def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> dict[str, Any] | None:

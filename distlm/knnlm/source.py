@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.search import MergedIndex, brute_search, open_index
+from distlm.index.search import SearchIndex, brute_search, open_index
 from distlm.knnlm.forward import Forward, open_forward
 from distlm.knnlm.rescore import SortedPairs, sort_pairs
 from distlm.models.card import model_fingerprint
@@ -24,7 +24,7 @@ class Source(Forward):
     """Opened and checked inputs of a search."""
 
     datastore: Datastore
-    index: MergedIndex | None
+    index: SearchIndex | None
     """None: brute force."""
 
     @property

@@ -9,9 +9,10 @@ from index_support import WIDTH, config, one_process_build, one_rank, vectors, w
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index import MergedIndex, brute_search, exact_distances, open_index, run_index_build
+from distlm.index import SearchIndex, brute_search, exact_distances, open_index, run_index_build
 from distlm.index.keys import gather_keys
 from distlm.index.search_file import search_file
+from distlm.runtime.comm import SingleComm
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +27,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 
 
 @pytest.fixture
-def index(built: tuple[Path, np.ndarray]) -> MergedIndex:
+def index(built: tuple[Path, np.ndarray]) -> SearchIndex:
     return open_index(built[0] / "index", Datastore.open(built[0] / "datastore"))
 
 
-def test_nprobe_reaches_the_lists_behind_a_transform(index: MergedIndex, built: tuple[Path, np.ndarray]) -> None:
+def test_nprobe_reaches_the_lists_behind_a_transform(index: SearchIndex, built: tuple[Path, np.ndarray]) -> None:
     import faiss
 
     queries = vectors(200, seed=9).astype(np.float32)
@@ -47,14 +48,14 @@ def test_nprobe_reaches_the_lists_behind_a_transform(index: MergedIndex, built: 
     assert (index.search(queries, 20, 1)[0] != index.search(queries, 20, 32)[0]).any()
 
 
-def test_stored_keys_find_themselves(index: MergedIndex, built: tuple[Path, np.ndarray]) -> None:
+def test_stored_keys_find_themselves(index: SearchIndex, built: tuple[Path, np.ndarray]) -> None:
     rows = np.arange(0, 6000, 29)
     ids, distances = index.search(built[1][rows], 1, 4)
     assert (ids[:, 0] == rows).mean() > 0.95
     assert ids.dtype == np.int64 and distances.dtype == np.float32
 
 
-def test_unreachable_neighbours_are_minus_one_at_infinity(index: MergedIndex) -> None:
+def test_unreachable_neighbours_are_minus_one_at_infinity(index: SearchIndex) -> None:
     ids, distances = index.search(vectors(10, seed=3), 2000, 1)
     assert ((ids == -1) == np.isinf(distances)).all()
     assert (ids == -1).any(axis=1).all() and (ids[:, 0] >= 0).all()
@@ -156,7 +157,7 @@ def test_other_codes_are_searched_as_they_lie(tmp_path: Path, factory: str) -> N
     assert (index.search(vectors(3000)[:50], 5, 32)[0] >= 0).all()
 
 
-def test_bad_queries_are_refused(index: MergedIndex) -> None:
+def test_bad_queries_are_refused(index: SearchIndex) -> None:
     good = vectors(2)
     for queries, k, nprobe, words in (
         (good, 0, 1, "knn.k=0"),
@@ -224,14 +225,14 @@ def test_search_file(built: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     np.save(tmp_path / "queries.npy", keys[:50])
     settings = config(folder)
     settings.knn.k, settings.knn.nprobe = 5, 32
-    summary = search_file(settings, tmp_path / "queries.npy", tmp_path / "out.npz")
-    assert summary["queries"] == 50
+    summary = search_file(settings, SingleComm(), tmp_path / "queries.npy", tmp_path / "out.npz")
+    assert summary is not None and summary["queries"] == 50
     with np.load(tmp_path / "out.npz") as found:
         assert (found["ids"][:, 0] == np.arange(50)).all() and (found["distances"][:, 0] == 0).all()
         assert (found["values"] == found["ids"] % 97).all()
     np.save(tmp_path / "ints.npy", np.zeros((2, WIDTH), np.int64))
     with pytest.raises(DistlmError, match=r"ints.npy: holds int64 \(2, 32\)"):
-        search_file(settings, tmp_path / "ints.npy", tmp_path / "out.npz")
+        search_file(settings, SingleComm(), tmp_path / "ints.npy", tmp_path / "out.npz")
 
 
 def test_refusals_of_open(built: tuple[Path, np.ndarray], tmp_path: Path) -> None:

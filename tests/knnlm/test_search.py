@@ -204,10 +204,10 @@ def test_an_index_that_finds_none_of_its_own_keys_is_refused(indexed, tmp_path, 
         ids, distances = real(self, queries, k, nprobe)
         return (ids + 1000) % self.rows, distances
 
-    from distlm.index.search import MergedIndex
+    from distlm.index.search import SearchIndex
 
-    real = MergedIndex.search
-    monkeypatch.setattr(MergedIndex, "search", misaligned)
+    real = SearchIndex.search
+    monkeypatch.setattr(SearchIndex, "search", misaligned)
     with pytest.raises(DistlmError, match="self-test failed"):
         in_stage("knn", config, run_search)
 

@@ -57,6 +57,7 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
         results.append(index.search(queries, 64, 8))
     (ids, distances), (again, distances_again) = results
     assert (ids == again).all() and (distances == distances_again).all()
+    _ranks_that_search_their_own_parts_find(ids, distances, tmp_path / "3", queries)
     if index.fast_scan:
         # Its tables are rounded to 8 bits.
         same = [len(np.intersect1d(a, b)) / 64 for a, b in zip(ids, expected_ids, strict=True)]
@@ -65,6 +66,23 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
     # faiss's own batches round differently in the last bit: only neighbours equally far may change places.
     np.testing.assert_allclose(distances, np.where(expected_ids < 0, np.inf, expected), rtol=1e-5, atol=1e-4)
     assert (ids == expected_ids).mean() > 0.99
+
+
+def _ranks_that_search_their_own_parts_find(
+    ids: np.ndarray, distances: np.ndarray, run_dir: Path, queries: np.ndarray
+) -> None:
+    np.save(run_dir / "queries.npy", queries)
+    command = ["-m", "distlm", "index", "search", "demo", f"run_dir={run_dir}", "launch.threads=1"]
+    command += ["knn.k=64", "knn.ks=[64]", "knn.nprobe=8", "knn.distances=quantised"]
+    command += ["--queries", str(run_dir / "queries.npy")]
+    mpirun(2, [*command, "--out", str(run_dir / "found.npz")])
+    with np.load(run_dir / "found.npz") as found:
+        assert np.array_equal(found["distances"], distances)
+        # Of those as far as the last any may have been kept.
+        nearer = distances < distances[:, -1:]
+        mine, expected = (np.sort(np.where(nearer, numbers, -2)) for numbers in (found["ids"], ids))
+        assert np.array_equal(mine, expected)
+        assert np.array_equal(found["values"], np.where(found["ids"] < 0, -1, found["ids"] % 97))
 
 
 def test_an_error_on_one_rank_ends_all_with_its_words(tmp_path: Path) -> None:

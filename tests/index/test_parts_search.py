@@ -1,0 +1,42 @@
+"""Parts that are searched where they lie give what the merged index gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_support import config, one_rank, vectors, write_store
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index import open_index, run_index_build, run_index_merge
+
+
+@pytest.mark.parametrize("factory", ["IVF32,PQ8", "PCA16,IVF32,SQ8", "IVF32,PQ16x4"])
+def test_10000_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory: str, tmp_path: Path) -> None:
+    keys = vectors(9000)
+    write_store(tmp_path / "datastore", keys, rows_per_shard=2000)
+    datastore = Datastore.open(tmp_path / "datastore")
+    queries = vectors(10000, seed=5)
+    with one_rank(config(tmp_path, factory=factory, merge="false")) as stage:
+        built = run_index_build(stage)
+    index = open_index(tmp_path / "index", datastore)
+    assert not (tmp_path / "index" / "merged.index").exists() and built["rows"] == index.rows == 9000
+    ids, distances = index.search(queries, 1024, 8)
+    with one_rank(config(tmp_path, factory=factory)) as stage:
+        run_index_merge(stage)
+    merged = open_index(tmp_path / "index", datastore)
+    assert (tmp_path / "index" / "merged.index").exists() and merged.fingerprint != index.fingerprint
+    expected, expected_distances = merged.search(queries, 1024, 8)
+    assert np.array_equal(distances, expected_distances) and np.array_equal(ids, expected)
+
+
+def test_a_missing_or_cut_part_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "datastore", vectors(3000))
+    with one_rank(config(tmp_path, factory="IVF8,SQ8", merge="false")) as stage:
+        run_index_build(stage)
+        assert run_index_build(stage)["rows"] == 3000
+    part = tmp_path / "index" / "parts" / "part-00001.index"
+    with part.open("r+b") as stream:
+        stream.truncate(part.stat().st_size - 1)
+    with pytest.raises(DistlmError, match="one is missing or damaged"):
+        open_index(tmp_path / "index", Datastore.open(tmp_path / "datastore"))
