@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm import __version__
+from distlm.cli_index import add_drop, add_extend, run_drop, run_extend
 from distlm.config.check import position_warnings
 from distlm.config.load import dump_config, format_help, load_config, recipe_names, split_words
 from distlm.config.schema import RunConfig
@@ -139,6 +140,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
     child.add_argument("--out", required=True, help=".npz file to write: ids, distances, values [Q, k]")
+    add_extend(add("index extend", "new keys for a finished index, as a part that merges with it", run_extend))
+    add_drop(add("index drop", "an index without some keys; the others keep their ids", run_drop))
     child = add(
         "import awd-lstm", "a state dict of salesforce/awd-lstm-lm or fastai becomes a checkpoint", _import_lstm
     )

@@ -7,6 +7,7 @@ inputs are only read. The output is, byte for byte, what one process writes that
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,7 @@ def join_indexes(
     first_ids = _check_ids(comm, stop, parts, shifts, ids, gaps)
     # In the order of their ids the files come together as one process adds them, whatever their order here.
     order = sorted(range(len(parts)), key=lambda number: first_ids[number])
-    parts, shifts = [parts[number] for number in order], [shifts[number] for number in order]
+    parts, shifts, first_ids = ([of[number] for number in order] for of in (parts, shifts, first_ids))
     layout = layout_of(first.state, parts, shifts)
     say(
         f"index merge: {len(parts)} parts, {sum(part.rows for part in parts)} keys, {format_bytes(layout.bytes)}",
@@ -70,7 +71,11 @@ def join_indexes(
     )
     temporary = out.with_name(f".{out.name}.tmp")
     digest = write_merged(comm, stop, layout, temporary, unit_bytes)
-    return rank0_first(comm, lambda: _finish(first.state, parts, layout, temporary, out, digest, ids))
+    record = [{"path": str(part.path.absolute()), "rows": part.rows} for part in parts]
+    if _unbroken(parts, first_ids) and not gaps:
+        # Then they can be dropped by name.
+        record = [{**entry, "first_id": first_id} for entry, first_id in zip(record, first_ids, strict=True)]
+    return rank0_first(comm, lambda: _finish(first.state, record, layout, temporary, out, digest, ids))
 
 
 def plan_join(paths: Sequence[Path], out: Path, ids: Ids) -> str:
@@ -201,23 +206,30 @@ def _refuse_missing(seen: IdBits, parts: Sequence[Part], gaps: bool) -> None:
         )
 
 
+def _unbroken(parts: Sequence[Part], first_ids: Sequence[int]) -> bool:
+    """Each part's ids are one range, of ids that tile the whole: `first_ids` rising, the least of each part."""
+    filled = [(first, first + part.rows) for part, first in zip(parts, first_ids, strict=True) if part.rows]
+    return all(before[1] == after[0] for before, after in pairwise(filled))
+
+
 def _finish(
-    state: bytes, parts: Sequence[Part], layout: MergeLayout, temporary: Path, out: Path, digest: str, ids: Ids
-) -> dict[str, Any]:
+    state: bytes, parts: Sequence[dict[str, Any]], layout: MergeLayout, temporary: Path, out: Path, digest: str,
+    ids: Ids,
+) -> dict[str, Any]:  # fmt: skip
     """Check the file with faiss, give it its name, and write OUT.json beside it."""
-    found = _check_merged(temporary, sum(part.rows for part in parts))
+    rows = sum(part["rows"] for part in parts)
+    found = check_merged(temporary, rows)
     temporary.replace(out)
     sync_folder(out.parent)
     record = {
-        "format": 1, "rows": sum(part.rows for part in parts), "bytes": layout.bytes, "xxh3": digest,
-        "trained": bytes_hash(state), "ids": ids, "self_found": found,
-        "parts": [{"path": str(part.path.absolute()), "rows": part.rows} for part in parts],
+        "format": 1, "rows": rows, "bytes": layout.bytes, "xxh3": digest, "trained": bytes_hash(state), "ids": ids,
+        "self_found": found, "parts": list(parts),
     }  # fmt: skip
     write_json(out.with_name(out.name + ".json"), record)
     return {**record, "parts": len(parts)}
 
 
-def _check_merged(path: Path, rows: int) -> float:
+def check_merged(path: Path, rows: int) -> float:
     """The share of sampled keys, decoded from their codes, that find themselves in their own list."""
     faiss = require_faiss()
     index = open_mapped(path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)

@@ -8,10 +8,11 @@ import numpy as np
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import UsageError
 from distlm.index.layout import Array
 from distlm.index.search import best_of_rows, brute_search, exact_distances, open_index
 from distlm.index.split_search import split_search
+from distlm.index.vectors import open_vectors
 from distlm.runtime.collective import together
 from distlm.runtime.comm import Comm
 from distlm.runtime.files import atomic_path
@@ -26,7 +27,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     that is no .npy of that shape and for an unfinished or foreign index.
     """
     start = time.monotonic()
-    vectors = together(comm, lambda: _read_queries(queries))
+    vectors = together(comm, lambda: open_vectors(queries))
     run, knn = RunDir(Path(config.run_dir)), config.knn
     datastore = together(comm, lambda: Datastore.open(run.datastore))
     if knn.search == "brute" and comm.size > 1:
@@ -53,17 +54,6 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
         "seconds": time.monotonic() - start,
         "out": str(out),
     }
-
-
-def _read_queries(path: Path) -> Array:
-    try:
-        vectors: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DistlmError(f"{path}: not a readable .npy file ({error})") from error
-    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
-        what = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        raise DistlmError(f"{path}: holds {what}, expected float16 or float32 [Q, D]")
-    return vectors
 
 
 def _values(datastore: Datastore, ids: Array) -> Array:
