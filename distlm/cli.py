@@ -116,6 +116,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             _add_join(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")
+    child.add_argument("--ranks", type=int, nargs="+", default=[], help="rank counts; default: launch.ranks")
+    child.add_argument("--rows", type=int, default=0, help="keys of the datastore; default: the run's")
+    child.add_argument(
+        "--rates", default="", metavar="FILE", help="measured rates (JSON): made, or used if it is there"
+    )
     _add_reproduce(verbs, _wants_help(arguments))
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
@@ -278,6 +284,18 @@ def _run_pipeline(options: argparse.Namespace, world: World) -> int:
     if options.dry_run:
         return _print(plan_pipeline(config, options.recipe, options.overrides), world)
     return run_pipeline(config, options.recipe, options.overrides)
+
+
+def _plan(options: argparse.Namespace, world: World) -> int:
+    from distlm.plan_sheet import plan_sheet
+    from distlm.runtime.stage import set_threads
+
+    if world.size > 1:
+        raise UsageError(f"`distlm plan` measures one process; start it once, not on {world.size} ranks")
+    config = _config(options)
+    set_threads(config.launch.threads, world)
+    rates = Path(options.rates) if options.rates else None
+    return _print(plan_sheet(config, options.ranks or [config.launch.ranks], options.rows, rates), world)
 
 
 def _report(options: argparse.Namespace, world: World) -> int:

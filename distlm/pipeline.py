@@ -148,7 +148,7 @@ def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> s
     """Every stage's needs and command, as text."""
     lines = []
     for step in steps_of(config):
-        lines.append(_plan(step, config).line())
+        lines.append(plan_step(step, config).line())
         lines.append(f"{'':<16} $ {shlex.join(_short(stage_command(step, config, recipe, overrides)))}")
     return "\n".join(lines)
 
@@ -182,7 +182,8 @@ def verb_command(words: str, config: RunConfig, recipe: str, overrides: Sequence
     return [*_tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
 
 
-def _plan(step: Step, config: RunConfig) -> StagePlan:
+def plan_step(step: Step, config: RunConfig) -> StagePlan:
+    """What a stage needs on launch.ranks ranks."""
     module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
     plan: StagePlan = getattr(import_module(module), name)(config, config.launch.ranks if step.parallel else 1)
     return plan
@@ -192,7 +193,7 @@ def _check_disk(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None
     """Refuse before the first stage when the disk cannot hold the last one's output."""
     # tune and evaluate share the plan of search: count it once.
     parallel = [step for step in pending if step.parallel]
-    needed = sum(_plan(step, config).disk_bytes for step in parallel)
+    needed = sum(plan_step(step, config).disk_bytes for step in parallel)
     require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in parallel)})")
 
 

@@ -45,7 +45,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
 
     Raises DistlmError for a refused factory.
     """
-    store = _store(config)
+    store = store_of(config)
     if store is None:
         work = f"{config.index.factory}; the number of keys is known after `distlm data prepare`"
         return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None)
@@ -62,7 +62,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
         disk_bytes=parts + merged + template,
-        memory_bytes=_memory(plan, store, template, merged),
+        memory_bytes=max(need(plan, store) for need in (train_memory, add_memory, merge_memory)),
         seconds=_seconds(plan, store, parts + merged, _rank_flops(config, ranks), ranks),
         notes=notes,
     )
@@ -84,14 +84,24 @@ def template_bytes(plan: Factory) -> int:
     return count
 
 
-def _memory(plan: Factory, store: Store, template: int, merged: int) -> int:
+def train_memory(plan: Factory, store: Store) -> int:
+    """Peak of rank 0 while it trains."""
     # The sample, a second one while k-means subsamples or transforms it, and the node's gathered pieces.
-    train = 2 * plan.sample * store.width * 4 + 2 * template
-    # Faiss grows lists by doubling; the batch in use and the one read ahead.
-    batch = min(LEAST_BATCH, store.rows) * store.width * 4
-    add = 2 * ceil(store.rows / store.shards) * plan.key_bytes + 2 * batch + 2 * template
-    merge = 2 * min(2 * UNIT_BYTES, merged) + 2 * template + 4 * 8 * store.shards * plan.nlist
-    return PROCESS_BYTES + max(train, add, merge)
+    return PROCESS_BYTES + 2 * plan.sample * store.width * 4 + 2 * template_bytes(plan)
+
+
+def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
+    """Peak of a rank that adds shards, `batch` keys at a time."""
+    # Faiss grows lists by doubling; the batch in use and the one read ahead, and the residuals of the one in use.
+    keys = min(batch, store.rows) * store.width * 4
+    return PROCESS_BYTES + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
+
+
+def merge_memory(plan: Factory, store: Store) -> int:
+    """Peak of a rank that merges."""
+    merged = store.rows * plan.key_bytes + template_bytes(plan)
+    buffers = 2 * min(2 * UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
+    return PROCESS_BYTES + buffers + 2 * template_bytes(plan)
 
 
 def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, ranks: int) -> float:
@@ -114,7 +124,8 @@ def _rank_flops(config: RunConfig, ranks: int) -> float:
     return machine_flops() * min(1.0, (config.launch.threads or cores / ranks) / cores)
 
 
-def _store(config: RunConfig) -> Store | None:
+def store_of(config: RunConfig) -> Store | None:
+    """The datastore of a run, or what it will be by the token files; None without either."""
     run = RunDir(Path(config.run_dir))
     try:
         datastore = Datastore.open(run.datastore)

@@ -1,0 +1,103 @@
+"""`distlm plan`: what every stage of a recipe needs on several rank counts, before any job is queued."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+
+from distlm.config.schema import RunConfig
+from distlm.errors import DistlmError, UsageError
+from distlm.index.calibrate import Rates, calibrate
+from distlm.index.cost import Cost, index_costs
+from distlm.index.factory import fit_factory
+from distlm.index.plan import Store, store_of
+from distlm.models.kinds import causal, model_config
+from distlm.pipeline import Step, plan_step, steps_of
+from distlm.runtime.files import format_bytes, read_json, write_json
+from distlm.runtime.progress import format_seconds, say
+
+_HEAD = ("stage", "ranks", "disk", "memory/rank", "read", "written", "network", "time", "must read")
+
+
+def plan_sheet(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path | None) -> str:
+    """A table of the index stages from measured rates, and a line for every other stage.
+
+    rows: keys of the datastore; 0: those of the run. rates: a file of an earlier measurement; it is made when it is not
+    there. Raises DistlmError for a file of another factory or width.
+    """
+    if min(ranks, default=0) < 1:
+        raise UsageError(f"--ranks {' '.join(map(str, ranks))}: must be at least 1")
+    lines = []
+    for step in steps_of(config):
+        if step.words == "index build":
+            lines += _index_lines(config, ranks, rows, rates)
+        else:
+            every = [_line(step, _with_ranks(config, count)) for count in (ranks if step.parallel else [1])]
+            lines += dict.fromkeys(every)
+    return "\n".join(lines)
+
+
+def _line(step: Step, config: RunConfig) -> str:
+    try:
+        plan = plan_step(step, config)
+    except DistlmError as error:
+        # A recipe is planned before its text is there.
+        return f"{step.words:<16} not known yet: {error}"
+    count = config.launch.ranks
+    return dataclasses.replace(plan, work=f"{count} ranks: {plan.work}" if step.parallel else plan.work).line()
+
+
+def _with_ranks(config: RunConfig, ranks: int) -> RunConfig:
+    return dataclasses.replace(config, launch=dataclasses.replace(config.launch, ranks=ranks))
+
+
+def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path | None) -> list[str]:
+    store = _store(config, rows)
+    if store is None:
+        return ["index build      the number of keys is not known yet: give --rows, or run `distlm data prepare`"]
+    factory = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
+    facts = {"factory": factory.used, "width": store.width, "sample": factory.sample}
+    if rates is not None and rates.exists():
+        found = read_json(rates, "measured rates")
+        if {name: found.get(name) for name in facts} != facts:
+            raise DistlmError(f"{rates}: measured for {found.get('factory')}, width {found.get('width')}, sample "
+                              f"{found.get('sample')}, wanted {facts}; remove it to measure again")  # fmt: skip
+        measured = Rates(**found["rates"])
+    else:
+        say(f"plan: measuring this machine for {factory.used} of {store.width} values, about a minute")
+        folder = Path(config.run_dir)
+        while not folder.is_dir():
+            folder = folder.parent
+        measured = calibrate(factory, folder, lambda what: say(f"plan: measuring {what}"))
+        if rates is not None:
+            write_json(rates, {**facts, "rates": dataclasses.asdict(measured)})
+    table = [_HEAD]
+    for count in ranks:
+        table += [_row(cost, count) for cost in index_costs(factory, store, measured, count)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return [
+        *factory.messages,
+        f"index: {store.rows} keys × {store.width}, {factory.used}, {factory.key_bytes} bytes/key, {store.shards} "
+        f"shards; measured: {_rates_line(measured)}",
+        *text,
+    ]
+
+
+def _store(config: RunConfig, rows: int) -> Store | None:
+    if not rows:
+        return store_of(config)
+    return Store(rows, causal(model_config(config)).width, ceil(rows / config.datastore.rows_per_shard), written=False)
+
+
+def _row(cost: Cost, ranks: int) -> tuple[str, ...]:
+    must = f"{format_bytes(cost.read_rate)}/s" if cost.read_rate else "-"
+    sizes = (cost.disk_bytes, cost.memory_bytes, cost.read_bytes, cost.written_bytes, cost.network_bytes)
+    return (cost.stage, str(ranks), *map(format_bytes, sizes), format_seconds(cost.seconds), must)
+
+
+def _rates_line(rates: Rates) -> str:
+    shown = json.dumps({name: float(f"{value:.3g}") for name, value in dataclasses.asdict(rates).items()
+                        if value not in (0, float("inf"))})  # fmt: skip
+    return shown.strip("{}").replace('"', "")
