@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm import __version__
-from distlm.cli_index import add_drop, add_extend, run_drop, run_extend
+from distlm.cli_index import add_drop, add_extend, add_tune, run_drop, run_extend
 from distlm.config.check import position_warnings
 from distlm.config.load import dump_config, format_help, load_config, recipe_names, split_words
 from distlm.config.schema import RunConfig
@@ -146,6 +146,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
     child.add_argument("--out", required=True, help=".npz file to write: ids, distances, values [Q, k]")
+    add_tune(add("index tune", "measure factories on a sample of the store and pick one", _index_tune, stage="knn"))
     add_extend(add("index extend", "new keys for a finished index, as a part that merges with it", run_extend))
     add_drop(add("index drop", "an index without some keys; the others keep their ids", run_drop))
     child = add(
@@ -393,6 +394,21 @@ def _index_search(options: argparse.Namespace, world: World) -> int:
     summary = search_file(config, comm, Path(options.queries), Path(options.out))
     comm.close()
     return _print(f"index search: {_one_line(summary or {})}", world)
+
+
+def _index_tune(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.index_choice import tune_index
+    from distlm.index.choose import Budget
+    from distlm.runtime.stage import set_threads
+
+    if world.size > 1:
+        raise UsageError(f"`distlm index tune` measures one process; start it once, not on {world.size} ranks")
+    if options.queries < 1 or options.keys < 1 or not 0 <= options.least_recall <= 1:
+        raise UsageError("index tune: --keys and --queries must be at least 1, --least-recall between 0 and 1")
+    config = _config(options)
+    set_threads(config.launch.threads, world)
+    budget = Budget(options.most_bytes, options.most_ms, options.least_recall)
+    return _print(tune_index(config, options.factories, options.keys, options.queries, budget), world)
 
 
 def _import_lstm(options: argparse.Namespace, world: World) -> int:

@@ -1,4 +1,4 @@
-"""Verbs for index files of any origin, which need no recipe: extend and drop."""
+"""The rarer verbs of an index: extend and drop, for files of any origin, and the arguments of tune."""
 
 import argparse
 from collections.abc import Callable
@@ -22,6 +22,16 @@ def add_drop(child: argparse.ArgumentParser) -> None:
     child.add_argument("--ids", nargs="+", default=[], metavar="LOW:HIGH", help="ids from LOW to HIGH − 1")
     child.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="parts it was merged from")
     child.add_argument("--out", required=True, metavar="FILE", help="index to write")
+
+
+def add_tune(child: argparse.ArgumentParser) -> None:
+    """Arguments of `distlm index tune`."""
+    child.add_argument("--factories", nargs="+", default=[], metavar="FACTORY", help="default: the usual ones")
+    child.add_argument("--keys", type=int, default=200_000, help="sampled keys; default 200000")
+    child.add_argument("--queries", type=int, default=1000, help="keys that are looked for; default 1000")
+    child.add_argument("--most-bytes", type=float, default=0, help="budget: bytes per key, id included")
+    child.add_argument("--most-ms", type=float, default=0, help="budget: milliseconds per query")
+    child.add_argument("--least-recall", type=float, default=0, help="budget: recall, from 0 to 1")
 
 
 def run_extend(options: argparse.Namespace, world: World) -> int:

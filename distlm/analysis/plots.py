@@ -161,6 +161,25 @@ def perplexity_over_theta(tuned: Mapping[str, Any]) -> bytes:
         return _png(figure)
 
 
+def recall_over_time(measured: Sequence[Any], front: Sequence[Any], label: str) -> bytes:
+    """Recall over milliseconds per query, a line per factory (distlm.index.choose.Measured); the front is ringed."""
+    with rc_context(STYLE):
+        figure, axes = _axes("ms per query", label, height=3.6)
+        names = list(dict.fromkeys(one.factory for one in measured))
+        for name, colour in zip(names, colormaps["viridis"](np.linspace(0.05, 0.9, len(names))), strict=True):
+            own = [one for one in measured if one.factory == name]
+            axes.plot(
+                [one.query_ms for one in own], [one.recall for one in own], color=colour, marker="o", markersize=3.5,
+                linewidth=1.2, label=f"{name}, {own[0].key_bytes} bytes/key",
+            )  # fmt: skip
+        axes.scatter(
+            [one.query_ms for one in front], [one.recall for one in front], s=60, facecolors="none", edgecolors=ORANGE
+        )
+        axes.set_xscale("log")
+        axes.legend(fontsize=7)
+        return _png(figure)
+
+
 def stage_bars(seconds: Mapping[str, float]) -> bytes:
     """Time of each stage as horizontal bars, in minutes where any stage took more than five."""
     minutes = max(seconds.values(), default=0) > 300

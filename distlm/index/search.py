@@ -206,6 +206,16 @@ def exact_distances(datastore: Datastore, queries: Array, ids: Array) -> Array:
     return distances
 
 
+def exact_places_distances(keys: Array, queries: Array, places: Array) -> tuple[Array, Array]:
+    """Places int64 [Q, k] in `keys` fp32 [n, D] ordered anew by their true squared L2 to `queries` fp32 [Q, D]."""
+    distances = np.full(places.shape, np.inf, np.float32)
+    for row, (query, own) in enumerate(zip(queries, places, strict=True)):
+        valid = own >= 0
+        difference = keys[own[valid]] - query
+        distances[row, valid] = np.einsum("nd,nd->n", difference, difference)
+    return best_of_rows(places, distances, places.shape[1])
+
+
 def best_of_rows(ids: Array, distances: Array, count: int) -> tuple[Array, Array]:
     """The `count` nearest of each row by (distance, id)."""
     order = np.lexsort((ids, distances), axis=-1)[:, :count]
