@@ -72,7 +72,7 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
         measured = calibrate(factory, folder, lambda what: say(f"plan: measuring {what}"))
         if rates is not None:
             write_json(rates, {**facts, "rates": dataclasses.asdict(measured)})
-    table = [_HEAD]
+    table: list[tuple[str, ...]] = [_HEAD]
     for count in ranks:
         table += [_row(cost, count) for cost in index_costs(factory, store, measured, count)]
     widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]

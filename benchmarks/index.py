@@ -1,0 +1,230 @@
+"""Building and searching an index: the recipe of the kNN-LM paper as plain faiss runs it, against ours.
+
+Keys are hidden states of a datastore; where it is narrower than --width, a key is the states of consecutive tokens side
+by side (row t holds tokens t − 3 … t), so that they are as wide as the paper's and still those of a language model.
+  plain        IndexIVFPQ(4096 lists, PQ64), trained by faiss, added in chunks of 100,000, searched in one batch
+  ours, same   the same factory: training, and adding to the very same trained index; codes are compared
+  ours, pick   --pick: training, adding, searching
+in turns, on all cores, and recall of both against exact neighbours that faiss finds by brute force.
+With --ranks instead: adding the same keys on 1 and on 2 ranks of one thread each, and, for what two busy processes of
+this machine can do at best, multiplies matrices in 1 and in 2 processes.
+
+    python benchmarks/index.py --store RUN/datastore [--rows 400000] [--pick PCA256,IVF4096,PQ128x4] [--out FILE]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from distlm.datastore.reader import Datastore
+from distlm.index.choose import recall, with_table
+from distlm.index.encode import Encoder
+from distlm.index.factory import fit_factory, inverted_file
+from distlm.index.faiss_module import usable_cores
+from distlm.index.layout import deserialise, serialise
+from distlm.index.search import SearchIndex
+from distlm.index.template import train_template
+
+CHUNK = 100_000
+Array = np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--sample", type=int, default=400_000, help="keys that train")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--nlist", type=int, default=4096)
+    parser.add_argument("--pick", default="PCA256,IVF4096,PQ128x4")
+    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--k", type=int, default=1024)
+    parser.add_argument("--nprobe", type=int, default=32)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--ranks", action="store_true", help="only the part with 1 and 2 ranks")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    if options.ranks:
+        figures = two_ranks(options)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+        figures = measure(options)
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def wide_keys(store: Path, rows: int, width: int) -> Array:
+    """fp16 [rows, width]: states of width / D consecutive tokens side by side."""
+    datastore = Datastore.open(store)
+    side = width // datastore.width
+    if side * datastore.width != width or datastore.rows < rows + side:
+        sys.exit(f"{store}: {datastore.rows} keys of {datastore.width}: cannot make {rows} keys of {width}")
+    states = []
+    for shard in datastore.shards:
+        states.append(np.asarray(datastore.keys(shard.index)[: rows + side], np.float16))
+        if sum(map(len, states)) >= rows + side:
+            break
+    flat = np.concatenate(states)[: rows + side - 1]
+    return np.lib.stride_tricks.sliding_window_view(flat, side, axis=0).transpose(0, 2, 1).reshape(rows, width)
+
+
+def seconds(act: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = act()
+    return time.perf_counter() - start, found
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of each way in every turn, recalls, and ratios of the best turns."""
+    cores = usable_cores()
+    faiss.omp_set_num_threads(cores)
+    keys = wide_keys(options.store, options.rows + options.queries, options.width)
+    asked = np.zeros(len(keys), bool)
+    asked[np.random.default_rng(0).choice(len(keys), options.queries, replace=False)] = True
+    queries, keys = keys[asked].astype(np.float32), keys[~asked]
+    sample = keys[np.sort(np.random.default_rng(1).choice(len(keys), options.sample, replace=False))].astype(np.float32)
+    exact = brute(keys, queries, options.k)
+    same = f"IVF{options.nlist},PQ64"
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, act: Callable[[], Any]) -> Any:
+        took, found = seconds(act)
+        times.setdefault(name, []).append(round(took, 2))
+        print(f"{name}: {took:.1f} s", file=sys.stderr, flush=True)
+        return found
+
+    plain = timed("train: plain", lambda: plain_train(sample, options))
+    trained = serialise(plain)
+    ours = fit_factory(same, options.width, len(keys), options.sample)
+    timed("train: ours, same", lambda: train_template(ours, sample, 1, cores))
+    pick = fit_factory(options.pick, options.width, len(keys), options.sample)
+    template = timed("train: ours, pick", lambda: train_template(pick, sample, 1, cores))
+    faiss.omp_set_num_threads(cores)
+    for _ in range(options.repeat):
+        plain = timed("add: plain", lambda: plain_add(trained, keys))
+        mine = timed("add: ours, same", lambda: our_add(trained, keys, cores))
+        differ = different(plain, mine)
+        picked = timed("add: ours, pick", lambda: our_add(template, keys, cores))
+        faiss.omp_set_num_threads(cores)
+    searched_plain, searched_mine, searched = (with_table(index) for index in (plain, mine, picked))
+    inverted_file(searched_plain).nprobe = options.nprobe
+    record = {"rows": len(keys), "width": options.width, "merged": True}
+    mine_index = SearchIndex(searched_mine, {**record, "nlist": ours.nlist}, Path("same"))
+    pick_index = SearchIndex(searched, {**record, "nlist": pick.nlist}, Path("pick"))
+    for _ in range(options.repeat):
+        faiss.omp_set_num_threads(cores)
+        found_plain = timed("search: plain", lambda: searched_plain.search(queries, options.k)[1])
+        found_mine = timed("search: ours, same", lambda: mine_index.search(queries, options.k, options.nprobe)[0])
+        found_pick = timed("search: ours, pick", lambda: pick_index.search(queries, options.k, options.nprobe)[0])
+    best = {name: min(turns) for name, turns in times.items()}
+    return {
+        "keys": len(keys), "width": options.width, "queries": len(queries), "k": options.k, "nprobe": options.nprobe,
+        "same": ours.used, "pick": pick.used, "key_bytes": {"same": ours.key_bytes, "pick": pick.key_bytes},
+        "seconds": times, "codes_that_differ": differ,
+        "recall": {"plain": round(recall(found_plain, exact), 4), "ours, same": round(recall(found_mine, exact), 4),
+                   "ours, pick": round(recall(found_pick, exact), 4)},
+        "times_as_fast": {name: round(best[f"{name.split(':')[0]}: plain"] / value, 2)
+                          for name, value in best.items() if "plain" not in name},
+    }  # fmt: skip
+
+
+def brute(keys: Array, queries: Array, k: int) -> Array:
+    """Exact nearest keys, in chunks."""
+    heaps = faiss.ResultHeap(len(queries), k)
+    for start in range(0, len(keys), CHUNK):
+        chunk = keys[start : start + CHUNK].astype(np.float32)
+        distances, ids = faiss.knn(queries, chunk, k)
+        heaps.add_result(distances, ids + start)
+    heaps.finalize()
+    return heaps.I
+
+
+def plain_train(sample: Array, options: argparse.Namespace) -> Any:
+    """The paper's index, as its recipe trains it."""
+    quantizer = faiss.IndexFlatL2(options.width)
+    index = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, 64, 8)
+    index.referenced_objects = [quantizer]
+    index.train(sample)
+    return index
+
+
+def plain_add(trained: bytes, keys: Array) -> Any:
+    """In chunks with ids, as the recipe adds."""
+    index = deserialise(trained)
+    for start in range(0, len(keys), CHUNK):
+        chunk = keys[start : start + CHUNK].astype(np.float32)
+        index.add_with_ids(chunk, np.arange(start, start + len(chunk)))
+    return index
+
+
+def our_add(trained: bytes, keys: Array, threads: int) -> Any:
+    """As `distlm index add` adds a shard."""
+    index = deserialise(trained)
+    with Encoder(index, threads) as encoder:
+        for start in range(0, len(keys), encoder.batch):
+            chunk = keys[start : start + encoder.batch].astype(np.float32)
+            encoder.add(chunk, np.arange(start, start + len(chunk)))
+    return index
+
+
+def different(one: Any, other: Any) -> str:
+    """How many keys lie in another list or have another code."""
+    codes = []
+    for index in (one, other):
+        inner = inverted_file(index)
+        rows = np.empty((inner.ntotal, inner.code_size + 1), np.int64)
+        for number in range(inner.nlist):
+            size = inner.invlists.list_size(number)
+            if size:
+                ids = faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)
+                own = faiss.rev_swig_ptr(inner.invlists.get_codes(number), size * inner.code_size)
+                rows[ids, 0], rows[ids, 1:] = number, own.reshape(size, -1)
+        codes.append(rows)
+    moved = codes[0][:, 0] != codes[1][:, 0]
+    changed = (codes[0][~moved, 1:] != codes[1][~moved, 1:]).sum()
+    return f"{int(moved.sum())} of {len(moved)} keys in another list, {int(changed)} bytes of the others' codes"
+
+
+def two_ranks(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of adding on 1 and 2 ranks of one thread each, and of multiplying matrices in 1 and 2 processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        keys = wide_keys(options.store, options.rows, options.width)
+        np.save(f"{folder}/keys.npy", keys)
+        sample = keys[:: max(1, len(keys) // 20_000)].astype(np.float32)
+        faiss.omp_set_num_threads(usable_cores())
+        index = faiss.index_factory(options.width, f"IVF{options.nlist},PQ64")
+        index.cp.niter, index.pq.cp.niter, index.cp.min_points_per_centroid = 1, 1, 1
+        index.train(sample)
+        Path(f"{folder}/trained").write_bytes(serialise(index))
+        for _ in range(options.repeat):
+            for work in ("add", "multiply"):
+                for count in (1, 2):
+                    command = [sys.executable, __file__.replace("index.py", "index_worker.py"), work, folder]
+                    workers = [
+                        subprocess.Popen([*command, str(rank), str(count)], env=environment, stdout=subprocess.PIPE)
+                        for rank in range(count)
+                    ]
+                    done = [float(worker.communicate()[0]) for worker in workers]
+                    rates.setdefault(f"{work}, {count}", []).append(round(sum(done), 1))
+    best = {name: max(turns) for name, turns in rates.items()}
+    return {
+        "units_per_s": rates,
+        "two_over_one": {work: round(best[f"{work}, 2"] / best[f"{work}, 1"], 2) for work in ("add", "multiply")},
+    }
+
+
+if __name__ == "__main__":
+    main()
