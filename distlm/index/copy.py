@@ -17,6 +17,8 @@ from distlm.index.layout import Array, lists_header
 
 PIECE = 16 << 20
 """Bytes copied at once where one list alone is larger than a unit."""
+IOVECS = 1024
+"""Pieces of one scattered read (POSIX allows so many)."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class MergeLayout:
         return list(pairwise(sorted(edges)))
 
 
-def copy_unit(layout: MergeLayout, low: int, high: int, output: int, unit_bytes: int) -> str:
-    """Write lists [low, high) of all parts to the file descriptor `output`; the xxh3-128 of what was written.
+def fits(layout: MergeLayout, low: int, high: int, unit_bytes: int) -> bool:
+    """Whether lists [low, high) may be held in memory at once; a single one may be larger than a unit."""
+    return int(layout.offsets[high] - layout.offsets[low]) <= 2 * unit_bytes
 
-    Memory: twice the unit's bytes, or PIECE for a single list that is larger than twice `unit_bytes`.
-    """
-    total = int(layout.offsets[high] - layout.offsets[low])
-    if total <= 2 * unit_bytes:
-        buffer = _assemble(layout, low, high, total).data
-        write_at(output, buffer, int(layout.offsets[low]))
-        return str(xxhash.xxh3_128(buffer).hexdigest())
+
+def write_unit(layout: MergeLayout, low: int, buffer: Array, output: int) -> str:
+    """Write `buffer`, the lists from `low` on, to the file descriptor `output`; its xxh3-128."""
+    write_at(output, buffer.data, int(layout.offsets[low]))
+    return str(xxhash.xxh3_128(buffer.data).hexdigest())
+
+
+def copy_pieces(layout: MergeLayout, low: int, high: int, output: int) -> str:
+    """Copy lists [low, high) of all parts to `output`, PIECE bytes at a time; the xxh3-128 of what was written."""
     digest = xxhash.xxh3_128()
     place = int(layout.offsets[low])
     for number in range(low, high):
@@ -89,33 +94,50 @@ def copy_unit(layout: MergeLayout, low: int, high: int, output: int, unit_bytes:
     return str(digest.hexdigest())
 
 
-def _assemble(layout: MergeLayout, low: int, high: int, total: int) -> Array:
-    """Lists [low, high) as they lie in the merged file: for each list the codes of all parts, then the ids."""
-    buffer = np.empty(total, np.uint8)
+def assemble(layout: MergeLayout, low: int, high: int, buffer: Array) -> Array:
+    """Lists [low, high) as they lie in the merged file: for each list the codes of all parts, then the ids.
+
+    Returns the part of `buffer` uint8 that they fill. Each byte is read to its place at once.
+    """
+    whole = buffer[: int(layout.offsets[high] - layout.offsets[low])]
     width = layout.code_size
     counts = layout.sizes[:, low:high].sum(axis=0)
     code_at = layout.offsets[low:high] - layout.offsets[low]
-    id_at = (code_at + counts * width).tolist()
-    code_at = code_at.tolist()
+    id_at = code_at + counts * width
     for part, path in enumerate(layout.paths):
-        start, stop = int(layout.part_offsets[part, low]), int(layout.part_offsets[part, high])
-        if start == stop:
-            continue
-        raw = np.frombuffer(read_at(path, start, stop - start), np.uint8)
-        place = 0
         sizes = layout.sizes[part, low:high]
-        for number in np.flatnonzero(sizes).tolist():
-            codes, ids = int(sizes[number]) * width, int(sizes[number]) * 8
-            buffer[code_at[number] : code_at[number] + codes] = raw[place : place + codes]
-            numbers = _shifted(layout, part, raw[place + codes : place + codes + ids])
-            buffer[id_at[number] : id_at[number] + ids] = numbers
-            code_at[number] += codes
-            id_at[number] += ids
-            place += codes + ids
-    return buffer
+        filled = np.flatnonzero(sizes)
+        starts = np.stack([code_at, id_at], axis=1)[filled].ravel()
+        stops = starts + (sizes[filled, None] * np.array([width, 8])).ravel()
+        pieces = [whole[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+        _read_scattered(path, int(layout.part_offsets[part, low]), pieces)
+        if shift := layout.shifts[part] if layout.shifts else 0:
+            for ids in pieces[1::2]:
+                ids.view("<i8")[:] += shift
+        code_at, id_at = code_at + sizes * width, id_at + sizes * 8
+    return whole
 
 
-def _shifted(layout: MergeLayout, part: int, ids: Any) -> Any:
+def _read_scattered(path: Path, offset: int, pieces: list[Array]) -> None:
+    """Fill `pieces` uint8, one after the other, with a file's bytes from `offset`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for first in range(0, len(pieces), IOVECS):
+            waiting = [memoryview(piece) for piece in pieces[first : first + IOVECS]]
+            while waiting:
+                count = os.preadv(descriptor, waiting, offset)
+                if not count:
+                    raise _cut(path, sum(map(len, waiting)))
+                offset += count
+                while waiting and count >= len(waiting[0]):
+                    count -= len(waiting.pop(0))
+                if count:
+                    waiting[0] = waiting[0][count:]
+    finally:
+        os.close(descriptor)
+
+
+def _shifted(layout: MergeLayout, part: int, ids: bytes) -> Any:
     """Ids of a part, as bytes, under their numbers in the merged index."""
     shift = layout.shifts[part] if layout.shifts else 0
     if not shift:
@@ -132,12 +154,14 @@ def read_at(path: Path, offset: int, count: int) -> bytes:
         while left:
             piece = stream.read(left)
             if not piece:
-                raise DistlmError(
-                    f"{path}: ends {left} bytes early while it is merged: it was cut or changed meanwhile"
-                )
+                raise _cut(path, left)
             pieces.append(piece)
             left -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _cut(path: Path, missing: int) -> DistlmError:
+    return DistlmError(f"{path}: ends {missing} bytes early while it is merged: it was cut or changed meanwhile")
 
 
 def write_at(output: int, data: bytes | memoryview, offset: int) -> None:

@@ -10,6 +10,8 @@ from distlm.index.layout import Array
 SPARE = 64
 """Ids may reach this many times the number of keys (with gaps); a bit for each number would be too much beyond."""
 LEAST = 1 << 20
+WINDOW, SPARSE = 64 << 20, 64
+"""Largest range of ids that is marked in bytes: so many, and so many times the ids."""
 
 
 class IdBits:
@@ -24,7 +26,17 @@ class IdBits:
 
     def add(self, ids: Array) -> None:
         """Mark `ids` int64 [n], each from 0 to below `limit`."""
-        np.bitwise_or.at(self._bits, ids >> 3, _masks(ids))
+        if not len(ids):
+            return
+        low, high = int(ids.min()) >> 3 << 3, int(ids.max()) + 1
+        if high - low > min(WINDOW, SPARSE * len(ids)):
+            np.bitwise_or.at(self._bits, ids >> 3, _masks(ids))
+            return
+        # Ids of one part lie close together: whole bytes first, eight times as fast as single bits.
+        seen = np.zeros(high - low, bool)
+        seen[ids - low] = True
+        packed = np.packbits(seen, bitorder="little")
+        self._bits[low >> 3 : (low >> 3) + len(packed)] |= packed
 
     def join(self, others: "list[IdBits]") -> None:
         """Mark what others saw."""

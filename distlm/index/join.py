@@ -156,7 +156,7 @@ def _check_ids(
     seen = IdBits(sum(part.rows for part in parts), gaps)
     with Progress("index merge: check ids", len(parts), "parts", comm.rank) as progress:
         for first in range(0, len(parts), comm.size):
-            stop.check(comm, "index merge (it starts over from the parts)")
+            stop.check(comm, "index merge")
             mine = range(first + comm.rank, min(first + comm.rank + 1, len(parts)))
 
             def mark(mine: range = mine) -> None:

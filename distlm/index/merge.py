@@ -1,7 +1,7 @@
 """Merges the parts of a datastore's index into one stock faiss file, byte for byte what one process would have written.
 
-A merge that was cut short starts over from the parts: it is bound by the disk, and a half-written file is never taken
-for a whole.
+A merge that was cut short goes on with the units that are missing, on any number of ranks; a half-written file is never
+taken for a whole.
 """
 
 import time
@@ -77,7 +77,7 @@ def _layout(
     mine: dict[int, Array] = {}
     with Progress("index merge: check parts", len(records), "parts", comm.rank) as progress:
         for first in range(0, len(records), comm.size):
-            stage.stop.check(comm, "index merge (it starts over from the parts)")
+            stage.stop.check(comm, "index merge")
             unit = first + comm.rank
 
             def check(due: list[dict[str, Any]] = records[unit : unit + 1]) -> list[Array]:
