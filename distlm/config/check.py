@@ -14,7 +14,7 @@ _AT_LEAST_ONE = (
     "index.sample", "knn.block", "knn.batch_blocks",
     "plm.layers", "plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions", "memory.sub_keys", "memory.heads",
     "memory.k", "memory.key_width", "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
-    "shards.chunk_rows", "shards.shard_text",
+    "shards.chunk_rows", "shards.shard_text", "train.queue_length",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
@@ -27,6 +27,7 @@ _FRACTIONS = (
     "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",
     "lstm.embedding_dropout", "lstm.input_dropout", "lstm.hidden_dropout", "lstm.output_dropout", "lstm.weight_dropout",
     "plm.dropout", "plm.attention_dropout", "memory.input_dropout", "memory.query_dropout", "memory.value_dropout",
+    "train.encoder_momentum",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def check_values(config: RunConfig, where: str) -> None:
             f"must be a multiple of train.micro_blocks={config.train.micro_blocks}",
         )  # fmt: skip
     _check_kind(config, refuse)
+    _check_regulariser(config, refuse)
     _check_shards(config, refuse)
     _check_finetune(config, refuse)
     _check_lengths(config, refuse)
@@ -91,6 +93,14 @@ def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -
         )  # fmt: skip
     if config.awd.micro_batch and config.awd.batch % config.awd.micro_batch:
         refuse("awd.batch", config.awd.batch, f"must be a multiple of awd.micro_batch={config.awd.micro_batch}")
+
+
+def _check_regulariser(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
+    train = config.train
+    if not 1 <= train.queue_fill <= train.queue_length:
+        refuse("train.queue_fill", train.queue_fill, f"must be between 1 and train.queue_length={train.queue_length}")
+    if train.regulariser != "l2" and config.model.kind != "transformer_lm":
+        refuse("train.regulariser", train.regulariser, "needs model.kind=transformer_lm; leave it at l2")
 
 
 def _check_finetune(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:

@@ -172,9 +172,18 @@ class TrainConfig:
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
     l2_weight: float = 0.0
-    """ω of Ton et al. eq. 2: adds ω‖r‖² on the tap point to the loss; 0 is plain training."""
+    """ω of Ton et al.: weight of the penalty on the tapped state r of every token; 0 is plain training."""
     l2_reduction: Literal["mean", "sum"] = "mean"
-    """‖r‖² of one token: mean or sum over the width. The paper does not say; a sum swamps the loss at ω = 1."""
+    """‖·‖² of one token: mean or sum over the width. The paper does not say; a sum swamps the loss at ω = 1."""
+    regulariser: Literal["l2", "queue", "mean"] = "l2"
+    """Penalty of a token: l2: ‖r‖² (eq. 2); queue: Σ_i ‖Q_i − r‖² over the queue of its target word, the word's last
+    states as a momentum encoder saw them (eq. 1); mean: the same with running means in place of queues."""
+    queue_length: int = 16
+    """L of eq. 1: states in a word's queue. The sum over them is literal, so that the pull grows with L."""
+    queue_fill: int = 1
+    """A word's queue counts once it holds so many states."""
+    encoder_momentum: float = 0.999
+    """m of the momentum encoder: θ' ← m θ' + (1 − m) θ after every update."""
     tap: str = "last_ffn_input"
     """Which hidden state r is: the one that becomes the key."""
     valid_every: int = 1400

@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy of the target words, plus the L2 penalty on the key layer of Ton et al., or the
+"""What is minimised: cross-entropy of the target words, plus a penalty of Ton et al. on the key layer, or the
 activation regularisation (AR, TAR) of Merity et al."""
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from distlm.models.awd_lstm import AwdLstm, Columns
 from distlm.models.lstm import State
 from distlm.models.plm import Plm
 from distlm.models.transformer_lm import TransformerLM
+from distlm.training.regularisers.penalty import Pull, pull_penalty
 
 
 class Objective(nn.Module):
@@ -25,7 +26,7 @@ class Sums(NamedTuple):
     ce: Tensor
     """Σ −ln p(target), in nats."""
     penalty: Tensor
-    """Σ ‖r‖², summed or averaged over the width D; without ω."""
+    """Σ ‖r‖², or Σ_i ‖Q_i − r‖² of the tokens' queues, summed or averaged over the width D; without ω."""
     norm: Tensor
     """Σ ‖r‖₂."""
 
@@ -33,7 +34,8 @@ class Sums(NamedTuple):
 class TrainModule(Objective):
     """The transformer's objective.
 
-    Loss of Ton et al. eq. 2: Σ_j CE_j + ω Σ_j ‖r_j‖², where r_j is the tapped hidden state of token j.
+    Loss of Ton et al. eq. 2: Σ_j CE_j + ω Σ_j ‖r_j‖², where r_j is the tapped hidden state of token j; with the queues
+    of the target words eq. 1: Σ_j CE_j + ω Σ_j Σ_i ‖sg(Q_i) − r_j‖².
     """
 
     def __init__(self, model: TransformerLM, tap: str, weight: float, reduction: str) -> None:
@@ -42,10 +44,11 @@ class TrainModule(Objective):
         self.model: TransformerLM = model
         self.tap, self.weight, self.reduction = tap, weight, reduction
 
-    def forward(self, inputs: Tensor, targets: Tensor, scored: Tensor | None = None) -> Sums:
+    def forward(self, inputs: Tensor, targets: Tensor, scored: Tensor | None = None, pull: Pull | None = None) -> Sums:
         """Sums over the tokens whose `scored` is true.
 
-        inputs, targets: int64 [B, T]; scored: bool [B, T], or None when all are (no gather is made then).
+        inputs, targets: int64 [B, T]; scored: bool [B, T], or None when all are (no gather is made then). pull: the
+        queues of the scored tokens' targets, in their order; None: eq. 2.
         """
         output = self.model(inputs, tap=self.tap)
         assert output.hidden is not None and output.tapped is not None
@@ -55,7 +58,10 @@ class TrainModule(Objective):
         # With ω = 0 the penalty is only looked at: the graph is that of plain training.
         with torch.set_grad_enabled(self.weight > 0 and torch.is_grad_enabled()):
             squares = tapped.float().square()
-            penalty = squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
+            if pull is not None:
+                penalty = pull_penalty(tapped, pull, self.reduction)
+            else:
+                penalty = squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
         norm = squares.detach().sum(-1).sqrt()
         return Sums(ce, penalty.sum(dtype=torch.float64), norm.sum(dtype=torch.float64))
 

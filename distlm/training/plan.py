@@ -6,6 +6,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.transformer_lm import count_parameters
+from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
@@ -13,6 +14,7 @@ from distlm.training.lstm_plan import plan_lstm
 from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
 from distlm.training.plm_plan import plan_plm
+from distlm.training.regularisers.tables import table_bytes, uses_queues
 
 
 def plan_train(config: RunConfig, ranks: int) -> StagePlan:
@@ -41,7 +43,17 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     if corpus:
         notes.append(f"{seen / corpus:.1f} passes over {corpus} tokens")
     states = 2 if train.optimizer == "adam" else 1
-    checkpoint = 4 * parameters * (1 + states)
+    tables = encoder = 0
+    if uses_queues(train):
+        tables = table_bytes(train.regulariser, vocabulary, model.width, train.queue_length, ranks)
+        encoder = 4 * parameters
+        form = f"{train.queue_length} x " if train.regulariser == "queue" else ""
+        notes.append(
+            f"train.regulariser={train.regulariser}: {vocabulary} words x {form}{model.width} x 4 bytes / {ranks} "
+            f"ranks = {format_bytes(tables)} a rank, and a momentum encoder of {format_bytes(encoder)} on every rank; "
+            "one more forward pass"
+        )
+    checkpoint = 4 * parameters * (1 + states) + tables * ranks + encoder
     # One more while the newest is written, one for the best.
     disk = checkpoint * (train.keep_last + 2)
     layer = 4 * model.width**2 + 2 * model.width * model.ffn_width
@@ -49,8 +61,9 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     per_token = (
         6 * (layer * model.layers + model.width * head) + 6 * model.layers * train.tokens_per_sample * model.width
     )
-    seconds = seen * per_token / (machine_flops() * ranks)
-    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
+    # The encoder's forward pass is a third of forward and backward.
+    seconds = seen * per_token * (4 / 3 if encoder else 1) / (machine_flops() * ranks)
+    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + tables + encoder
     activations = (
         train.micro_blocks
         * train.tokens_per_sample

@@ -1,11 +1,27 @@
-"""N ranks train what one rank trains: the same loss curve at equal global batch, dropout on, for every ZeRO stage."""
+"""N ranks train what one rank trains: the same loss curve at equal global batch, dropout on, for every ZeRO stage and
+regulariser."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support import BIN, ENVIRONMENT
-from train_support import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
+from train_support import (
+    curve,
+    newest,
+    relative,
+    same_end,
+    settings,
+    tiny_config,
+    tiny_tokens,
+    train_all,
+    weight_difference,
+)
+
+from distlm.runtime.stage import open_stage
+from distlm.training.loop import run_train
 
 pytestmark = pytest.mark.multiprocess
 
@@ -23,6 +39,8 @@ VARIANTS = {
     "zero3": ["train.deepspeed=zero3"],
     "nag": ["train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01", "train.clip_norm=0.1", *LARGE],
     "l2": ["train.l2_weight=1.0", "train.deepspeed=zero3"],
+    "queue": ["train.l2_weight=0.1", "train.regulariser=queue", "train.queue_length=4", "train.encoder_momentum=0.9"],
+    "mean": ["train.l2_weight=0.1", "train.regulariser=mean", "train.queue_length=4", "train.deepspeed=zero2"],
     "bf16": ["train.precision=bf16"],
 }
 VARIANTS["fp16"] = [*VARIANTS["nag"], "train.precision=fp16"]
@@ -38,6 +56,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         # 70 updates of 4 blocks are two epochs and the short last block twice.
         jobs = [settings(tokens, folder / f"{name}-{ranks}", *extra) for name, extra in VARIANTS.items()]
         jobs[1] += ["train.updates=70", "train.valid_every=35", "train.save_every=0"]
+        # To be continued on one rank.
+        jobs.append(settings(tokens, folder / f"cut-{ranks}", *VARIANTS["queue"], "train.max_updates_this_run=5"))
         train_all(ranks, folder, jobs, TORCH_EXTENSIONS_DIR=str(folder / "extensions"))
     return folder
 
@@ -60,6 +80,26 @@ def test_every_rank_count_and_cut_is_given_the_same_data(runs: Path) -> None:
         assert curve(runs / f"{name}-2", "train/data_fingerprint").items() <= long.items()
     other_batches = curve(runs / "nag-1", "train/data_fingerprint")
     assert not set(other_batches.values()) & set(long.values())
+
+
+@pytest.mark.parametrize("name", ["queue", "mean"])
+def test_queues_over_two_ranks_are_those_of_one(runs: Path, name: str) -> None:
+    one, two = ({step: value for step, value in curve(runs / f"{name}-{ranks}", "train/l2_penalty").items() if step > 1}
+                for ranks in (1, 2))  # fmt: skip
+    assert relative(one, two) < LOSS_TOLERANCE
+    whole = load_file(newest(runs / f"{name}-1") / "words-00000-of-00001.safetensors")
+    for rank in range(2):
+        part = load_file(newest(runs / f"{name}-2") / f"words-0000{rank}-of-00002.safetensors")
+        for key, value in part.items():
+            assert torch.allclose(value, whole[key][rank::2], rtol=1e-4, atol=1e-5), key
+
+
+def test_queues_of_two_ranks_go_on_on_one(runs: Path) -> None:
+    again = tiny_config(runs / "tokens", runs / "cut-2", *VARIANTS["queue"])
+    with open_stage("train", again) as stage:
+        run_train(stage)
+    assert relative(curve(runs / "queue-1"), curve(runs / "cut-2")) < LOSS_TOLERANCE
+    assert weight_difference(runs / "queue-1", runs / "cut-2") < WEIGHT_TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "full", "tolerance"), [("bf16", "zero3", 5e-3), ("fp16", "nag", 5e-4)])
