@@ -134,6 +134,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child.add_argument("--top", type=int, default=20, help="words shown on either side; default 20")
     child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
     child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
+    _add_figures(verbs)
     add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
@@ -174,8 +175,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child.add_argument("--folder", default=".", help="with --cluster: where runs will live; default: this folder")
 
     # `report` takes a recipe, so that argparse cannot give it a verb below it.
-    if list(arguments[:2]) == ["report", "words"]:
-        arguments = ["report-words", *arguments[2:]]
+    if arguments[:1] == ["report"] and arguments[1:2] and arguments[1] in ("words", "frequency", "clusters"):
+        arguments = [f"report-{arguments[1]}", *arguments[2:]]
     # The deepspeed launcher appends --local_rank=K; the World reads the rank from the environment.
     known, extras = parser.parse_known_args([a for a in arguments if not a.startswith("--local_rank=")])
     for extra in extras:
@@ -196,6 +197,27 @@ def _add_join(child: argparse.ArgumentParser) -> None:
     group.add_argument("--gaps", action="store_true", help="ids may leave numbers out")
 
 
+def _add_figures(verbs: Any) -> None:
+    """Figures of Ton et al. over any runs: they take run directories and no recipe."""
+    for name, summary, handler in (
+        ("frequency", "loss by word frequency, of the LM and the kNN-LM of any runs", _report_frequency),
+        ("clusters", "likelihood of frequent words' states under a Gaussian mixture, by loss", _report_clusters),
+    ):
+        child = verbs.add_parser(f"report-{name}", prog=f"distlm report {name}", help=summary, description=summary)
+        child.set_defaults(handler=handler, print_config=False)
+        child.add_argument("words", nargs="+", metavar="RUN_DIR[:NAME]", help="NAME: lm, cache, knn or both")
+        child.add_argument("--split", default="valid", help="an evaluated split; default valid")
+        child.add_argument("--out", default="", help=f".png file; default: RUN_DIR/{name}-SPLIT.png of the first run")
+    child.add_argument("--words", type=int, default=20, dest="count", help="so many frequent words; default 20")
+    child.add_argument("--rows", type=int, default=20000, help="keys that the mixture is fitted to; default 20000")
+    child.add_argument("--components", type=int, default=10, help="Gaussians m; default 10, the paper's")
+    child.add_argument("--covariance", choices=("diag", "full"), default="diag", help="of each; default diag")
+    child.add_argument(
+        "--threshold", type=float, help="nats that part high from low losses; default: the first run's median"
+    )
+    child.add_argument("--seed", type=int, default=1, help="of the sample and the fit; default 1")
+
+
 def _add_reproduce(verbs: Any, help_wanted: bool) -> None:
     from distlm.reproduce.experiment import experiment_help
 
@@ -207,7 +229,7 @@ def _add_reproduce(verbs: Any, help_wanted: bool) -> None:
     child.set_defaults(handler=_reproduce, print_config=False)
     child.add_argument("words", nargs="+", metavar="EXPERIMENT INPUT=FOLDER section.key=value",
                        help="settings are those of every run")  # fmt: skip
-    child.add_argument("--scale", default="small", help="small (default; CPU cores) or paper")
+    child.add_argument("--scale", default="small", help="small (default; CPU cores), paper, or another that it has")
     child.add_argument("--into", default="", help="folder of the runs; default: runs/EXPERIMENT")
     child.add_argument("--only", default="", help="these runs and what they need, separated by commas")
     child.add_argument("--at-once", type=int, default=1, help="runs that go on at the same time; default 1")
@@ -320,6 +342,27 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
     write_csv(rows, out)
     table = words_table(rows, options.top, f"{split}, {options.before} → {options.after}")
     return _print(f"{table}\n\nall {len(rows)} words: {out}", world)
+
+
+def _report_frequency(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.frequency import report_frequency
+
+    return _print(report_frequency(options.words, options.split, _picture(options.out)), world)
+
+
+def _report_clusters(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.clusters import Settings, report_clusters
+
+    settings = Settings(
+        options.count, options.rows, options.components, options.covariance, options.threshold, options.seed
+    )
+    return _print(report_clusters(options.words, options.split, settings, _picture(options.out)), world)
+
+
+def _picture(out: str) -> Path | None:
+    if out and not out.endswith(".png"):
+        raise UsageError(f"--out {out}: must end in .png; the data goes beside it")
+    return Path(out) if out else None
 
 
 def _data_verify(options: argparse.Namespace, world: World) -> int:

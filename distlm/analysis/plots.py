@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1772e", "#808890"
@@ -99,6 +101,64 @@ def grouped_bars(groups: Mapping[str, Mapping[str, float]], label: str) -> bytes
         axes.set_xticks(places, list(groups))
         axes.grid(axis="x", visible=False)
         axes.legend(fontsize=7)
+        return _png(figure)
+
+
+def perplexity_with_errors(curves: Mapping[str, Sequence[tuple[float, float, float]]], label: str) -> bytes:
+    """Perplexity on valid over a setting, one line per name; points are (setting, mean, half an error bar). The
+    settings stand side by side at equal distances."""
+    places = {x: place for place, x in enumerate(sorted({x for points in curves.values() for x, _, _ in points}))}
+    with rc_context(STYLE):
+        figure, axes = _axes(label, "perplexity (valid)")
+        colours = colormaps["viridis"](np.linspace(0.1, 0.9, len(curves)))
+        for number, ((name, points), colour) in enumerate(zip(curves.items(), colours, strict=True)):
+            x, y, error = (np.array(column) for column in zip(*points, strict=True))
+            # Moved apart, so that error bars of two lines do not hide each other.
+            at = np.array([places[value] for value in x]) + 0.04 * (number - (len(curves) - 1) / 2)
+            axes.errorbar(at, y, yerr=error, color=colour, marker="o", markersize=3.5, linewidth=1.2, capsize=3,
+                          label=name)  # fmt: skip
+        axes.set_xticks(list(places.values()), [f"{x:g}" for x in places])
+        axes.legend(fontsize=7)
+        return _png(figure)
+
+
+def loss_histograms(
+    labels: Sequence[str], heights: Sequence[int], losses: Mapping[str, Sequence[float]], x: str
+) -> bytes:
+    """One panel per name below each other: bars of `heights` tokens, coloured by their mean loss in nats, lighter where
+    it is lower (Ton et al., figure 2). All panels have one scale of colours."""
+    every = [value for values in losses.values() for value in values]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 0.8 + 1.9 * len(losses)), layout="constrained")
+        panels = figure.subplots(len(losses), 1, sharex=True, squeeze=False)[:, 0]
+        colours = ScalarMappable(Normalize(min(every), max(every)), "viridis_r")
+        for axes, (name, values) in zip(panels, losses.items(), strict=True):
+            axes.bar(range(len(labels)), heights, color=colours.to_rgba(np.asarray(values)), width=0.9)
+            axes.set_title(name, loc="left")
+            axes.set_ylabel("tokens")
+            axes.grid(axis="x", visible=False)
+        panels[-1].set_xticks(range(len(labels)), labels, rotation=60, ha="right", fontsize=7)
+        panels[-1].set_xlabel(x)
+        figure.colorbar(colours, ax=list(panels), label="mean loss, nats")
+        return _png(figure)
+
+
+def paired_histograms(
+    histograms: Mapping[str, Mapping[str, Sequence[tuple[float, float, int, float]]]], x: str
+) -> bytes:
+    """One panel per name below each other, in each the densities of its groups laid over one another; a bin is (from,
+    to, count, density)."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 0.6 + 1.9 * len(histograms)), layout="constrained")
+        panels = figure.subplots(len(histograms), 1, squeeze=False)[:, 0]
+        for axes, (name, groups) in zip(panels, histograms.items(), strict=True):
+            for (group, bins), colour in zip(groups.items(), (ORANGE, BLUE), strict=True):
+                edges = [bins[0][0], *(bin[1] for bin in bins)]
+                axes.stairs([bin[3] for bin in bins], edges, fill=True, color=colour, alpha=0.5, label=f"{group} loss")
+            axes.set_title(name, loc="left")
+            axes.set_ylabel("density")
+            axes.legend(fontsize=7)
+        panels[-1].set_xlabel(x)
         return _png(figure)
 
 

@@ -4,11 +4,12 @@ experiments/NAME.yaml:
   title      a line
   tables     MODULE:FUNCTION that writes the tables of the folder and gives them as text
   inputs     NAME → help; the user gives NAME=FOLDER. `?` at the end of a name: the experiment does without
+  lists      variable → help; a scale gives it a list of values, and the user may give another: NAME=[VALUE, …]
   scales     `small` and `paper`: variable → value, among them the recipes; `settings` more settings of every command
   settings   settings of every command but those that are `alone`
   runs       list of
     name       also the folder, below the experiment's; $VARIABLE of `for` or the scale stands for its value
-    for        variable → values: one command for each combination
+    for        variable → values, or $VARIABLE of `lists`: one command for each combination
     verb       default `run`
     recipe
     into       name of the run whose folder it works in, instead of its own
@@ -80,16 +81,19 @@ def load_experiment(
 ) -> Experiment:
     """The commands of an experiment in `root`, in an order in which each comes after what it needs.
 
-    `inputs`: name → folder. `overrides`: settings of every command. `only`: names of items; those and what they need.
+    `inputs`: name → folder, or a list as text.
+    `overrides`: settings of every command. `only`: names of items; those and what they need.
     Raises UsageError for an unknown experiment, input, item or scale, and for an input that is missing.
     """
     if name not in experiment_names():
         raise UsageError(f"no experiment {name!r}; there are {', '.join(experiment_names())}")
     tree = _tree(name)
     known = {key.rstrip("?"): text for key, text in tree["inputs"].items()}
+    lists = {key: _list(key, text) for key, text in inputs.items() if key in tree.get("lists", {})}
+    inputs = {key: folder for key, folder in inputs.items() if key not in lists}
     for given, folder in inputs.items():
         if given not in known:
-            raise UsageError(f"{name} has no input {given!r}; it takes {_told(tree['inputs'])}")
+            raise UsageError(f"{name} has no input {given!r}; it takes {_told(tree)}")
         if not Path(folder).exists():
             raise UsageError(f"{given}={folder}: there is no such folder")
     # An optional one has its ? still and is not asked for.
@@ -97,7 +101,7 @@ def load_experiment(
         raise UsageError(f"{name} needs {missing[0]}=FOLDER: {known[missing[0]]}")
     if scale not in tree["scales"]:
         raise UsageError(f"{name} has no scale {scale!r}; there are {', '.join(tree['scales'])}")
-    variables = dict(tree["scales"][scale])
+    variables = {**tree["scales"][scale], **lists}
     common = [*tree.get("settings", []), *variables.pop("settings", [])]
     places = {key: str(Path(folder).absolute()) for key, folder in inputs.items()}
     items: dict[str, Item] = {}
@@ -120,6 +124,8 @@ def experiment_help() -> str:
         lines.append(f"{name}: {tree['title']}")
         for key, text in tree["inputs"].items():
             lines.append(f"  {key.rstrip('?')}=FOLDER{' (optional)' if key.endswith('?') else ''}  {text}")
+        for key, text in tree.get("lists", {}).items():
+            lines.append(f"  {key}={_list_text(tree['scales']['small'][key])} (optional)  {text}")
     return "\n".join(lines)
 
 
@@ -128,13 +134,29 @@ def _tree(name: str) -> dict[str, Any]:
     return tree
 
 
-def _told(inputs: Mapping[str, str]) -> str:
-    return ", ".join(f"{key.rstrip('?')}=FOLDER ({text})" for key, text in inputs.items())
+def _told(tree: Mapping[str, Any]) -> str:
+    folders = [f"{key.rstrip('?')}=FOLDER ({text})" for key, text in tree["inputs"].items()]
+    return ", ".join([*folders, *(f"{key}=[VALUE, …] ({text})" for key, text in tree.get("lists", {}).items())])
+
+
+def _list(name: str, text: str) -> list[Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        raise UsageError(f"{name}={text}: expected a list of numbers, e.g. '{name}=[0, 0.5]'")
+    return values
+
+
+def _list_text(values: Sequence[Any]) -> str:
+    return f"[{','.join(map(str, values))}]"
 
 
 def _each(run: Mapping[str, Any], scale: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each combination of the values of `for`, filled in."""
-    variables = run.get("for", {})
+    variables = {key: scale[values[1:]] if isinstance(values, str) else values
+                 for key, values in run.get("for", {}).items()}  # fmt: skip
     entries = []
     for values in itertools.product(*variables.values()):
         chosen = {**scale, **dict(zip(variables, values, strict=True))}

@@ -6,6 +6,7 @@ CHECKPOINTS/step-NNNNNNNN/
                          Where the model to be used is an average, that is in model.safetensors and the weights that
                          training goes on from are here, as "weights/PARAMETER"
   hidden.safetensors     hidden states of every column, in the middle of an AWD-LSTM's epoch
+  words-*, encoder       .safetensors: queues and momentum encoder (distlm.training.regularisers.files)
   state.json             update number, data fingerprint, seed, optimizer scalars, loss scale, best validation
   complete.json          bytes and checksum of each file; written last
 CHECKPOINTS/best.json    name of the checkpoint with the lowest validation loss

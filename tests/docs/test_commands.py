@@ -35,8 +35,14 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
     accepted = arguments[0] == "config" or "--help" in arguments
     if arguments[0] == "reproduce" and not accepted:
         # It looks for the folders before it plans.
-        given = [re.sub(r"^(\w+)=.*", rf"\1={tmp_path}", word) for word in arguments]
+        given = [re.sub(r"^(\w+)=/.*", rf"\1={tmp_path}", word) for word in arguments]
         arguments = [*given, "--into", str(tmp_path), "--dry-run"]
+    elif arguments[:2] in (["report", "frequency"], ["report", "clusters"]):
+        # The runs are not there; what is wrong with the command itself is a usage error (2).
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 1 and "there is no such run" in capfd.readouterr().err, f"{page}: {command}"
+        return
     elif "--parts" in arguments:
         # Its files are checked in tests/index/test_join.py.
         assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]

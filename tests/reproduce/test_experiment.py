@@ -17,9 +17,9 @@ def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("bo
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", ["awd-lstm", "pkm-plm"])
+@pytest.mark.parametrize("name", ["awd-lstm", "pkm-plm", "regularized-knnlm"])
 def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
-    inputs = ("text",) if name == "awd-lstm" else ("books", "wikitext", "glue")
+    inputs = ("books", "wikitext", "glue") if name == "pkm-plm" else ("text",)
     experiment = opened(tmp_path, name, inputs, scale=scale)
     seen: set[str] = set()
     for item in experiment.items:
@@ -72,10 +72,34 @@ def test_settings_of_the_user_come_last(tmp_path: Path) -> None:
     assert item.settings[-1] == "train.updates=7" and load_config(item.recipe, item.settings).train.updates == 7
 
 
+def test_lists_of_the_user_make_the_runs(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    given = {"text": str(tmp_path / "text"), "weights": "[0, 2]", "seeds": "[7]", "queue_weights": "[]"}
+    items = load_experiment("regularized-knnlm", tmp_path / "runs", given).items
+    assert [item.name for item in items] == ["tokens", "w0-s7", "w2-s7"]
+    train = load_config(items[2].recipe, items[2].settings).train
+    assert (train.l2_weight, train.seed, train.regulariser) == (2, 7, "l2")
+    assert "weights=[0,0.1,1,10] (optional)" in experiment_help()
+    for wrong in ("2", "[a]", "[1"):
+        with pytest.raises(UsageError, match="expected a list of numbers"):
+            load_experiment("regularized-knnlm", tmp_path / "runs", given | {"weights": wrong})
+
+
+def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: Path) -> None:
+    small = opened(tmp_path, "regularized-knnlm", ("text",)).items
+    assert len(small) == 1 + 4 * 3 + 3
+    queue = next(item for item in small if item.name == "queue-w0.1-s1")
+    train = load_config(queue.recipe, queue.settings).train
+    assert (train.l2_weight, train.regulariser, train.seed) == (0.1, "queue", 1)
+    grid = load_config(queue.recipe, queue.settings).knn
+    assert 0.3 in grid.lambdas and 1.0 in grid.temperatures
+    assert len(opened(tmp_path, "regularized-knnlm", ("text",), scale="paper").items) == 1 + 4 * 5 + 3
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, pkm-plm"),
+        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, pkm-plm, regularized-knnlm"),
         ({"inputs": ()}, "pkm-plm needs books=FOLDER: text to pretrain on"),
         ({"inputs": ("books", "text")}, "has no input 'text'; it takes books=FOLDER"),
         ({"only": ["pkn"]}, "has no run 'pkn'; there are rows, dense"),

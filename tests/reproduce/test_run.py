@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support import TINY as TINY_KNN
+from support import write_text
 
+from distlm.cli import main
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError, UsageError
 from distlm.reproduce.experiment import Experiment, Item, load_experiment
 from distlm.reproduce.run import plan_experiment, run_experiment
@@ -71,3 +74,22 @@ def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path: Path, books: 
     with pytest.raises(UsageError, match=r"unknown key 'train\.updatez'"):
         run_experiment(experiment)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_regularised_model_ends_in_its_tables(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Every stage of two small runs on tiny text, and the reports over them."""
+    text = write_text(tmp_path / "text")
+    given = {"text": str(text), "weights": "[0]", "seeds": "[1]", "queue_weights": "[1]"}
+    tiny = [*(setting for setting in TINY_KNN if not setting.startswith("name=")), "knn.search=brute", "launch.ranks=1"]
+    assert run_experiment(load_experiment("regularized-knnlm", tmp_path / "runs", given, tiny)) == EXIT_DONE
+    shown, table = capfd.readouterr().out, (tmp_path / "runs" / "table.md").read_text("utf-8")
+    assert "| L2, ω = 0" in table and "| queues, ω = 1" in table and table.splitlines()[0] in shown
+    assert (tmp_path / "runs" / "figure1.png").exists()
+    for name in ("frequency", "clusters"):
+        with pytest.raises(SystemExit) as end:
+            main(["report", name, *(str(tmp_path / "runs" / run) for run in ("w0-s1", "queue-w1-s1"))])
+        assert end.value.code == 0
+        assert (tmp_path / "runs" / "w0-s1" / f"{name}-valid.png").exists()

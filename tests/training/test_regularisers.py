@@ -262,6 +262,17 @@ def test_fp16_trains_as_fp32_with_queues_in_fp32(trained: Callable[..., Path]) -
     assert held["queues"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("stage", ["zero0", "zero2"])
+def test_the_encoder_follows_the_weights_that_deepspeed_steps(tokens: Path, tmp_path: Path, stage: str) -> None:
+    short = ["train.updates=2", "train.valid_every=0", f"train.deepspeed={stage}"]
+    for momentum in ("0", "0.5"):
+        train(tokens, tmp_path / momentum, *QUEUE, *short, f"train.encoder_momentum={momentum}")
+    held = [load_file(newest(tmp_path / "0") / f"{name}.safetensors") for name in ("encoder", "model")]
+    assert all(torch.equal(held[0][name], held[1][name]) for name in held[1])
+    held = [load_file(newest(tmp_path / "0.5") / f"{name}.safetensors") for name in ("encoder", "model")]
+    assert not torch.equal(held[0]["layers.0.fc1.weight"], held[1]["layers.0.fc1.weight"])
+
+
 def test_missing_queues_are_refused(trained: Callable[..., Path], tmp_path: Path) -> None:
     whole = newest(trained("whole"))
     held = WordQueues(64, 32, 4, 1, CPU)

@@ -1,0 +1,52 @@
+"""Evaluations of several runs by the names that a command line gives them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distlm.errors import DistlmError
+from distlm.knnlm.losses import Losses
+from distlm.knnlm.parts import NAMES
+from distlm.knnlm.table import PART_WORDS
+from distlm.runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The losses of one run under one model or mixture."""
+
+    label: str
+    """Name of the run's folder, and of the mixture in words."""
+    run: RunDir
+    losses: Losses
+
+
+def open_evaluations(texts: Sequence[str], split: str, names: Sequence[str]) -> list[Evaluation]:
+    """RUN_DIR:NAME is that evaluation, NAME being lm, cache, knn or both; RUN_DIR alone those of `names` that it has.
+
+    Raises DistlmError when there is no such evaluation, or when two are not of the same tokens.
+    """
+    found = []
+    for text in texts:
+        folder, _, name = text.rpartition(":")
+        if name not in NAMES:
+            folder, name = text, ""
+        run = RunDir(Path(folder))
+        if not run.root.is_dir():
+            raise DistlmError(f"{folder}: there is no such run; give RUN_DIR or RUN_DIR:NAME, {' or '.join(NAMES)}")
+        there = [part for part in names if (run.losses / split / f"{part}.npy").exists()] or list(names[:1])
+        for part in [name] if name else there:
+            losses = Losses.open(run.losses, split, part)
+            found.append(Evaluation(f"{run.root.resolve().name}: {PART_WORDS[part]}", run, losses))
+    first = found[0].losses
+    for evaluation in found[1:]:
+        other = evaluation.losses
+        same = first.facts["dictionary"] == other.facts["dictionary"]
+        if not same or not np.array_equal(first.targets, other.targets):
+            raise DistlmError(
+                f"{first.folder / split} and {other.folder / split} are not of the same tokens: evaluate both on the "
+                "same split of the same token files"
+            )
+    return found

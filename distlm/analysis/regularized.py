@@ -1,0 +1,211 @@
+"""The tables and the figure of `distlm reproduce regularized-knnlm` (Ton et al. 2021), from what is finished.
+
+table.md            tables 1 and 2: perplexities for every ω, mean ± standard deviation over the seeds, and in words
+                    whether the paper's effect appears
+table.csv           the runs one by one
+figure1.png, .csv   figure 1: perplexity on valid over ω
+
+With neighbours there are two perplexities: at λ = 0.3 and T = 1, as in the paper, and at the λ, T and k that are best
+on valid for that run. The penalty shrinks the keys and with them all distances, which by itself acts like another
+temperature: only the second perplexity tells whether it does more than that.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distlm.analysis import plots
+from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.runtime import metrics
+from distlm.runtime.files import read_json
+from distlm.runtime.rundir import RunDir
+
+LAMBDA, TEMPERATURE = 0.3, 1.0
+"""Of the paper, for every ω; the temperature is not mentioned there and 1 in the code it builds upon."""
+PUBLISHED: Mapping[str, Mapping[float, tuple[float, float, float]]] = {
+    "WikiText-2": {
+        0: (19.99, 75.96, 74.11), 0.1: (20.05, 75.68, 73.13), 1: (20.11, 76.37, 70.63), 10: (21.37, 81.29, 80.52),
+    },
+    "WikiText-103": {0: (11.31, 18.00, 16.09), 1: (11.24, 17.95, 15.89), 10: (11.07, 17.71, 17.46)},
+}  # fmt: skip
+"""Text → ω → train perplexity, valid perplexity, valid perplexity with neighbours, of the L2 form (tables 1 and 2)."""
+FORMS = {"": "L2", "queue-": "queues", "mean-": "running means"}
+"""Beginning of a run's name → its penalty."""
+_NAME = re.compile(r"(queue-|mean-|)w([\d.]+(?:e-?\d+)?)-s(\d+)")
+_MEASURES = {
+    "train": "train", "lm": "valid LM", "fixed": "+ kNN, λ 0.3, T 1", "tuned": "+ kNN, tuned", "lm_test": "test LM",
+    "tuned_test": "+ kNN, tuned",
+}  # fmt: skip
+"""Measure → head of its column."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    form: str
+    weight: float
+    seed: int
+    perplexities: dict[str, float | None]
+    """Of _MEASURES; the training split's with dropout, over the last tenth of the updates."""
+    settings: dict[str, Any]
+    """λ, T and k as tuned."""
+    norm: float | None
+    """Mean ‖r‖ in the same updates."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs of one form and ω."""
+
+    mean: float
+    deviation: float | None
+    """Standard deviation over the seeds (n − 1); None of one seed."""
+
+    @staticmethod
+    def of(values: Sequence[float | None]) -> "Cell | None":
+        """None when there is no value."""
+        found = [value for value in values if value is not None]
+        if not found:
+            return None
+        return Cell(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+Cells = dict[tuple[str, float], dict[str, Cell | None]]
+
+
+def write_tables(root: Path) -> str:
+    """Write what there is the data for; the table and the statement as text."""
+    runs = sorted(filter(None, map(_read, sorted(root.iterdir()))), key=lambda run: (run.form, run.weight, run.seed))
+    if not runs:
+        return f"{root}: no run is finished yet"
+    groups: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.form, run.weight), []).append(run)
+    cells: Cells = {
+        key: {name: Cell.of([run.perplexities[name] for run in group]) for name in _MEASURES}
+        for key, group in groups.items()
+    }
+    settings = ("lambda", "temperature", "k")
+    write_csv(
+        root / "table.csv",
+        ["penalty", "weight", "seed", *_MEASURES, *settings, "norm"],
+        [[FORMS[run.form], run.weight, run.seed, *_blank(run.perplexities.values()),
+          *(run.settings[name] for name in settings), *_blank([run.norm])] for run in runs],
+    )  # fmt: skip
+    text = "\n\n".join([_table(groups, cells, _edition(root)), *_statements(cells)])
+    write_text(root / "table.md", text)
+    _figure(root, cells)
+    return f"{text}\n\ntables and figure: {root}"
+
+
+def _read(folder: Path) -> Run | None:
+    match, run = _NAME.fullmatch(folder.name), RunDir(folder)
+    if not match or not (run.results.exists() and run.tuned.exists()):
+        return None
+    results, tuned = read_json(run.results, "evaluation results"), read_json(run.tuned, "frozen kNN settings")
+    if "knn" not in results["splits"]["valid"]:
+        return None
+    perplexities: dict[str, float | None] = {"fixed": fixed_perplexity(tuned)}
+    for split, suffix in (("valid", ""), ("test", "_test")):
+        found = results["splits"].get(split, {})
+        for part, name in (("lm", "lm"), ("knn", "tuned")):
+            perplexities[name + suffix] = found[part]["perplexity"] if part in found else None
+    lines = [line for line in run.metrics.read("train") if metrics.TRAIN_LOSS in line]
+    last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
+    perplexities["train"] = math.exp(statistics.fmean(line[metrics.TRAIN_LOSS] for line in last)) if last else None
+    norm = statistics.fmean(line[metrics.TRAIN_NORM] for line in last) if last else None
+    ordered = {name: perplexities[name] for name in _MEASURES}
+    return Run(match[1], float(match[2]), int(match[3]), ordered, results["settings"], norm)
+
+
+def fixed_perplexity(tuned: Mapping[str, Any]) -> float | None:
+    """Perplexity on the tuning split at the paper's λ and T and the largest k; None when the grid of knn.json has no
+    such point."""
+    grid = tuned["grid"]
+    if LAMBDA not in grid["lambdas"] or TEMPERATURE not in grid["temperatures"]:
+        return None
+    at = grid["ks"].index(max(grid["ks"])), grid["temperatures"].index(TEMPERATURE), grid["lambdas"].index(LAMBDA)
+    return math.exp(grid["loss_nats"][at[0]][at[1]][at[2]])
+
+
+def _table(groups: Mapping[tuple[str, float], Sequence[Run]], cells: Cells, edition: str | None) -> str:
+    paper = PUBLISHED.get(edition or "", {})
+    rows = []
+    for (form, weight), group in groups.items():
+        published = paper.get(weight) if form == "" else None
+        rows.append([
+            f"{FORMS[form]}, ω = {weight:g}", str(len(group)), *("" if cell is None else str(cell) for cell in
+                                                               cells[form, weight].values()),
+            _each(group, "lambda"), _each(group, "temperature"), str(Cell.of([run.norm for run in group]) or ""),
+            *(f"{value:.2f}" for value in published or ()), *([""] * (0 if published else 3)),
+        ])  # fmt: skip
+    head = ["penalty", "seeds", *_MEASURES.values(), "λ", "T", "‖r‖", "paper train", "paper LM", "paper + kNN"]
+    note = (
+        "Perplexity per word, mean ± standard deviation over the seeds. Train: with dropout, last tenth of the "
+        "updates. λ, T and k are tuned on valid for each run; test is evaluated with them."
+    )
+    return f"{markdown(head, rows)}\n\n{note}"
+
+
+def _each(group: Sequence[Run], name: str) -> str:
+    """The tuned values of the seeds, equal ones once."""
+    return " / ".join(f"{value:g}" for value in dict.fromkeys(run.settings[name] for run in group))
+
+
+def _statements(cells: Cells) -> list[str]:
+    """For each form: does some ω > 0 give the best kNN-LM, by more than the standard deviation over the seeds?"""
+    found = []
+    for form in dict.fromkeys(form for form, _ in cells):
+        for name, words in (("fixed", f"λ = {LAMBDA:g}, T = {TEMPERATURE:g}"), ("tuned", "λ, T and k tuned on valid")):
+            of_form = {weight: row[name] for (kind, weight), row in cells.items() if kind == form}
+            there = {weight: cell for weight, cell in of_form.items() if weight > 0 and cell is not None}
+            plain = cells.get(("", 0.0), {}).get(name)
+            if plain is None or not there:
+                continue
+            best = min(there, key=lambda weight: there[weight].mean)
+            found.append(f"{FORMS[form]}, {words}: {_verdict(plain, best, there[best])}")
+    return found
+
+
+def _verdict(plain: Cell, weight: float, best: Cell) -> str:
+    gain = plain.mean - best.mean
+    figures = f"ω = {weight:g} gives {best} where ω = 0 gives {plain}"
+    deviations = [cell.deviation for cell in (plain, best) if cell.deviation is not None]
+    if not deviations:
+        return f"{figures}; one seed alone does not tell whether the paper's effect appears."
+    if gain <= max(deviations):
+        why = "no ω > 0 is better" if gain <= 0 else "less than the standard deviation apart"
+        return f"the paper's effect does not appear: {figures} ({why})."
+    return f"the paper's effect appears: {figures}."
+
+
+def _figure(root: Path, cells: Cells) -> None:
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    rows = []
+    for form in dict.fromkeys(form for form, _ in cells):
+        for name, words in (("lm", "LM"), ("fixed", "+ kNN, λ 0.3, T 1"), ("tuned", "+ kNN, tuned")):
+            points = [(weight, row[name]) for (kind, weight), row in cells.items() if kind == form]
+            curve = [(weight, cell.mean, cell.deviation or 0.0) for weight, cell in points if cell is not None]
+            if curve:
+                curves[f"{FORMS[form]}: {words}"] = curve
+            rows += [[FORMS[form], name, weight, cell.mean, "" if cell.deviation is None else cell.deviation]
+                     for weight, cell in points if cell is not None]  # fmt: skip
+    write_csv(root / "figure1.csv", ["penalty", "perplexity", "weight", "mean", "standard_deviation"], rows)
+    write_picture(root / "figure1.png", plots.perplexity_with_errors(curves, "ω"))
+
+
+def _edition(root: Path) -> str | None:
+    path = root / "tokens" / "tokens" / "meta.json"
+    return read_json(path, "description of token files").get("edition") if path.exists() else None
+
+
+def _blank(values: Any) -> list[Any]:
+    return ["" if value is None else value for value in values]

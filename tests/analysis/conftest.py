@@ -1,0 +1,28 @@
+"""A tiny kNN run, trained and evaluated, that the reports of this folder read."""
+
+import pytest
+from knn_support import in_stage
+from store_support import tiny_config
+from support import write_text
+
+from distlm.config.schema import RunConfig
+from distlm.data.prepare import run_prepare
+from distlm.datastore.writer import run_datastore_write
+from distlm.knnlm.evaluate import run_evaluate
+from distlm.knnlm.search import run_search
+from distlm.knnlm.tune import run_tune
+from distlm.training.loop import run_train
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Brute-force neighbours, so that there is no index; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    text = write_text(folder / "text")
+    config = tiny_config(folder / "w0-s1", text, ["knn.search=brute", "train.l2_weight=0"])
+    in_stage("prepare", config, run_prepare)
+    in_stage("train", config, run_train)
+    in_stage("datastore", config, run_datastore_write)
+    for function in (run_search, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    return config
