@@ -18,28 +18,34 @@ class Evaluation:
     """The losses of one run under one model or mixture."""
 
     label: str
-    """Name of the run's folder, and of the mixture in words."""
+    """The run's folder (its last part, where that tells the runs apart), and the mixture in words; each once."""
     run: RunDir
     losses: Losses
 
 
 def open_evaluations(texts: Sequence[str], split: str, names: Sequence[str]) -> list[Evaluation]:
     """RUN_DIR:NAME is that evaluation, NAME being lm, cache, knn or both; RUN_DIR alone those of `names` that it has.
+    What is named twice is there once.
 
     Raises DistlmError when there is no such evaluation, or when two are not of the same tokens.
     """
-    found = []
+    chosen: dict[tuple[Path, str], None] = {}
     for text in texts:
         folder, _, name = text.rpartition(":")
         if name not in NAMES:
             folder, name = text, ""
-        run = RunDir(Path(folder))
-        if not run.root.is_dir():
+        root = Path(folder).resolve()
+        if not root.is_dir():
             raise DistlmError(f"{folder}: there is no such run; give RUN_DIR or RUN_DIR:NAME, {' or '.join(NAMES)}")
-        there = [part for part in names if (run.losses / split / f"{part}.npy").exists()] or list(names[:1])
-        for part in [name] if name else there:
-            losses = Losses.open(run.losses, split, part)
-            found.append(Evaluation(f"{run.root.resolve().name}: {PART_WORDS[part]}", run, losses))
+        losses = RunDir(root).losses / split
+        there = [part for part in names if (losses / f"{part}.npy").exists()] or list(names[:1])
+        chosen |= {(root, part): None for part in ([name] if name else there)}
+    roots = {root for root, _ in chosen}
+    short = len({root.name for root in roots}) == len(roots)
+    found = []
+    for root, part in chosen:
+        label = f"{root.name if short else root}: {PART_WORDS[part]}"
+        found.append(Evaluation(label, RunDir(root), Losses.open(RunDir(root).losses, split, part)))
     first = found[0].losses
     for evaluation in found[1:]:
         other = evaluation.losses

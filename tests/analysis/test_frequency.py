@@ -45,6 +45,11 @@ def test_runs_are_named_and_other_tokens_refused(tmp_path: Path) -> None:
     evaluation(tmp_path / "b", lm=LM)
     found = open_evaluations([str(tmp_path / "a"), f"{tmp_path / 'b'}:lm"], "valid", ("lm", "knn"))
     assert [item.label for item in found] == ["a: LM", "a: + kNN", "b: LM"]
+    again = open_evaluations([str(tmp_path / "a"), f"{tmp_path / 'a'}:lm"], "valid", ("lm", "knn"))
+    assert [item.label for item in again] == ["a: LM", "a: + kNN"]
+    evaluation(tmp_path / "x" / "a")
+    both = open_evaluations([str(tmp_path / "a"), str(tmp_path / "x" / "a")], "valid", ("lm",))
+    assert [item.label for item in both] == [f"{tmp_path}/a: LM", f"{tmp_path}/x/a: LM"]
     evaluation(tmp_path / "c", TARGETS[::-1])
     with pytest.raises(DistlmError, match="not of the same tokens"):
         open_evaluations([str(tmp_path / "a"), str(tmp_path / "c")], "valid", ("lm",))

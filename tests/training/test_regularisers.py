@@ -222,6 +222,12 @@ def test_a_stopped_training_ends_as_a_straight_one(trained: Callable[..., Path],
     assert curve(whole, "train/tap_norm")[1] == pytest.approx(32**0.5, rel=1e-3)
 
 
+def test_states_of_a_word_come_closer(trained: Callable[..., Path]) -> None:
+    weak, strong = trained("weak", "train.l2_weight=1e-6"), trained("strong", "train.l2_weight=1")
+    ends = [curve(run, "train/l2_penalty")[12] for run in (strong, weak)]
+    assert ends[0] < 0.8 * ends[1]
+
+
 def test_micro_batches_do_not_decide(trained: Callable[..., Path]) -> None:
     """Without dropout, whose masks belong to micro-batches. Measured: 3e-7."""
     plain = ["model.dropout=0", "model.attention_dropout=0", "model.softmax_dropout=0"]

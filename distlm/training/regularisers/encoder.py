@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.language_model import LanguageModel
 
 
 class MomentumEncoder:
@@ -15,7 +15,7 @@ class MomentumEncoder:
     It computes in fp32 whatever train.precision says: what overflowed once would stay in its word's queue.
     """
 
-    def __init__(self, model: TransformerLM, tap: str, momentum: float, device: torch.device) -> None:
+    def __init__(self, model: LanguageModel, tap: str, momentum: float, device: torch.device) -> None:
         """model: before DeepSpeed has it, fp32. The copy leaves it and torch's random generator as they are."""
         self.tap, self.momentum = tap, momentum
         self.model = copy.deepcopy(model).to(device).eval().requires_grad_(False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distlm.config.schema import TrainConfig
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.language_model import LanguageModel
 from distlm.training.regularisers.encoder import MomentumEncoder
 from distlm.training.regularisers.exchange import UpdateWords, WordExchange
 from distlm.training.regularisers.files import load_encoder, load_table, save_encoder, save_table
@@ -23,7 +23,7 @@ from distlm.training.regularisers.tables import TABLES
 class WordPull:
     """One rank's end of the queues of all words: those of the words that are its own, and the momentum encoder."""
 
-    def __init__(self, train: TrainConfig, model: TransformerLM, rank: int, ranks: int, device: torch.device) -> None:
+    def __init__(self, train: TrainConfig, model: LanguageModel, rank: int, ranks: int, device: torch.device) -> None:
         """model: fresh from building or loading, fp32. Local."""
         self.rank, self.ranks = rank, ranks
         words = len(range(rank, model.vocabulary, ranks))
