@@ -123,7 +123,7 @@ def _read_scattered(path: Path, offset: int, pieces: list[Array]) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for first in range(0, len(pieces), IOVECS):
-            waiting = [memoryview(piece) for piece in pieces[first : first + IOVECS]]
+            waiting = [piece.data for piece in pieces[first : first + IOVECS]]
             while waiting:
                 count = os.preadv(descriptor, waiting, offset)
                 if not count:

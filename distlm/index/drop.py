@@ -27,10 +27,10 @@ def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> d
     """
     if out.exists():
         raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
-    ranges = [*ranges, *_part_ranges(index, names)]
-    if not ranges:
+    if not ranges and not names:
         raise UsageError("index drop: say what, with --ids LOW:HIGH … or --parts NAME …")
     part = open_part(index)
+    ranges = [*ranges, *_part_ranges(index, names)]
     sizes = _kept_sizes(part, ranges, index)
     rows = int(sizes.sum())
     if not rows:

@@ -46,6 +46,8 @@ def open_part(path: Path) -> Part:
     Raises DistlmError for a file that faiss cannot read, that is cut, or whose type cannot be merged on disk.
     """
     faiss = require_faiss()
+    if not path.is_file():
+        raise DistlmError(f"{path}: no such file; name an index file that faiss wrote")
     index = open_mapped(path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
     _check_type(index, path)
     inner = inverted_file(index)

@@ -53,7 +53,12 @@ def write_merged(comm: Comm, stop: StopFlag, layout: MergeLayout, path: Path, un
                 stop.check(comm, "index merge")
                 turn = pending[first : first + comm.size]
                 mine = turn[comm.rank : comm.rank + 1]
-                together(comm, lambda mine=mine: [writer.copy(unit, *units[unit]) for unit in mine])  # type: ignore[misc]
+
+                def copy(mine: list[int] = mine) -> None:
+                    for unit in mine:
+                        writer.copy(unit, *units[unit])
+
+                together(comm, copy)
                 digests |= _everywhere(comm, writer.take())
                 if comm.rank == 0:
                     journal.save(digests)

@@ -43,6 +43,12 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
             main(arguments)
         assert end.value.code == 1 and "there is no such run" in capfd.readouterr().err, f"{page}: {command}"
         return
+    elif arguments[:2] in (["index", "extend"], ["index", "drop"]):
+        # They need no recipe, and the index is not there.
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 1 and "no such file" in capfd.readouterr().err, f"{page}: {command}"
+        return
     elif "--parts" in arguments:
         # Its files are checked in tests/index/test_join.py.
         assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]
