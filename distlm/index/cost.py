@@ -10,6 +10,8 @@ from distlm.index.plan import Store, add_memory, merge_memory, template_bytes, t
 
 KEY_BYTES = 2
 """float16 keys."""
+MERGE_FIXED_S = 0.3
+"""Opening the merged file and looking sampled keys up in it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     shard_s = max(shard_rows / rates.add_keys_s, shard_rows * store.width * KEY_BYTES / rates.read_bytes_s)
     part_s = (parts / store.shards) * (1 / rates.write_bytes_s)
     add_s = turns * (shard_s + part_s)
-    merge_s = merged / rates.merge_bytes_s
+    merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s
     return [
         Cost("index train", template, train_memory(factory, store), sample, template,
              sample * (ranks - 1) // ranks, train_s, 0.0),

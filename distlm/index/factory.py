@@ -91,33 +91,43 @@ def build_factory(text: str, width: int) -> Any:
 
 def check_mergeable(index: Any, text: str) -> None:
     """DistlmError when an index has no inverted lists, or lists that cannot be merged on disk."""
-    faiss = require_faiss()
-    index = faiss.downcast_index(index)
-    kind = type(index).__name__
-    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    if not isinstance(inner, faiss.IndexIVF) or not re.search(r"IVF\d", text):
-        wrapped = f"{kind} over {type(inner).__name__}" if inner is not index else kind
-        raise DistlmError(
-            f"index.factory={text!r}: {wrapped} is no plain inverted file, so its parts cannot be merged; "
-            "use IVF…,PQ…, IVF…,SQ8 or IVF…,Flat, or knn.search=brute for exact search without an index"
-        )
-    if "FastScan" in type(inner).__name__:
+    name = f"index.factory={text!r}"
+    if reason := why_unmergeable(index):
         plain = re.sub(r"fsr?(?=$|,|_)", "", re.sub(r"fsr?_\d+", "fs", text))
+        raise DistlmError(f"{name}: {reason}" + (f": use {plain} (the same codes)" if plain != text else ""))
+    kind = type(inverted_file(index)).__name__
+    if not re.search(r"IVF\d", text):
+        raise DistlmError(f"{name}: {kind} without a plain number of lists; write IVF4096,… for 4,096 of them")
+    known = ("Flat", "PQ", "ScalarQuantizer", "RaBitQ", "ResidualQuantizer")
+    if kind.removeprefix("IndexIVF") not in known:
         raise DistlmError(
-            f"index.factory={text!r}: FastScan packs codes in blocks of 32 that cannot be merged on disk; "
-            f"use {plain} (the same codes, unpacked)"
+            f"{name}: {kind} is not one of the codes whose bytes are the same on any number of ranks; use IVF…,PQ…, "
+            "SQ…, RaBitQ, RQ… or Flat"
+        )
+
+
+def why_unmergeable(index: Any) -> str | None:
+    """Why the lists of an index cannot be merged on disk, and what to take instead; None when they can."""
+    faiss = require_faiss()
+    outer = faiss.downcast_index(index)
+    inner = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
+    kind, name = type(outer).__name__, type(inner).__name__
+    if isinstance(outer, faiss.IndexIDMap):
+        return f"{kind} keeps its ids outside the lists; add with ids to the inverted file itself"
+    if not isinstance(inner, faiss.IndexIVF):
+        over = "" if inner is outer else f"{kind} over "
+        return (
+            f"{over}{name} has no inverted lists to merge; use IVF…,PQ…, IVF…,SQ8 or IVF…,Flat (knn.search=brute "
+            "searches without an index)"
+        )
+    if "FastScan" in name:
+        return (
+            f"{name} packs codes in blocks of 32, whose lists cannot be joined or renumbered on disk; keep the plain "
+            "form (IVF…,PQ…x4 without fs) on disk, which is repacked when it is searched"
         )
     if isinstance(inner, faiss.IndexIVFPQR):
-        raise DistlmError(
-            f"index.factory={text!r}: its second codes lie outside the lists and cannot be merged on disk; "
-            "use IVF…,PQ… and knn.distances=exact, which refines with the true keys"
-        )
-    known = ("Flat", "PQ", "ScalarQuantizer", "RaBitQ", "ResidualQuantizer")
-    if type(inner).__name__.removeprefix("IndexIVF") not in known:
-        raise DistlmError(
-            f"index.factory={text!r}: {type(inner).__name__} is not one of the codes whose bytes are the same on any "
-            "number of ranks; use IVF…,PQ…, SQ…, RaBitQ, RQ… or Flat"
-        )
+        return f"{name} keeps second codes outside the lists; use IVF…,PQ… and knn.distances=exact, which has the keys"
+    return None
 
 
 def inverted_file(index: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from distlm.errors import DistlmError
 from distlm.index.copy import read_at
-from distlm.index.factory import inverted_file
+from distlm.index.factory import inverted_file, why_unmergeable
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, lists_header, read_list_sizes, serialise, set_count
 from distlm.index.selfcheck import open_mapped
@@ -49,7 +49,8 @@ def open_part(path: Path) -> Part:
     if not path.is_file():
         raise DistlmError(f"{path}: no such file; name an index file that faiss wrote")
     index = open_mapped(path, faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE)
-    _check_type(index, path)
+    if reason := why_unmergeable(index):
+        raise DistlmError(f"{path}: {reason}")
     inner = inverted_file(index)
     lists, code_size = inner.invlists, int(inner.code_size)
     if int(lists.code_size) != code_size:
@@ -78,27 +79,6 @@ def open_like(first: Part, path: Path) -> Part:
         )
     # Trained indexes are large, and parts many.
     return dataclasses.replace(part, state=b"")
-
-
-def _check_type(index: Any, path: Path) -> None:
-    """DistlmError for a type whose lists cannot be copied, by name."""
-    faiss = require_faiss()
-    outer = faiss.downcast_index(index)
-    kind = type(outer).__name__
-    inner = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
-    name = type(inner).__name__
-    if isinstance(outer, faiss.IndexIDMap):
-        raise DistlmError(f"{path}: {kind} keeps its ids outside the lists; add with ids to the inverted file itself")
-    if not isinstance(inner, faiss.IndexIVF):
-        over = "" if inner is outer else f"{kind} over "
-        raise DistlmError(f"{path}: {over}{name} has no inverted lists to merge; build IVF…,PQ…, IVF…,SQ8 or IVF…,Flat")
-    if "FastScan" in name:
-        raise DistlmError(
-            f"{path}: {name} packs codes in blocks of 32, whose lists cannot be joined or renumbered on disk; keep the "
-            "plain form (IVF…,PQ…x4 without fs) on disk and repack it when it is loaded"
-        )
-    if isinstance(inner, faiss.IndexIVFPQR):
-        raise DistlmError(f"{path}: {name} keeps second codes outside the lists; build IVF…,PQ… and refine by the keys")
 
 
 def _header_bytes(path: Path, sizes: Array, code_size: int) -> int:

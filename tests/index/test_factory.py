@@ -39,7 +39,7 @@ def test_sample_is_256_per_list_and_enough_for_pq() -> None:
         ("PQ8", "IndexPQ "),
         ("IDMap,Flat", "IndexIDMap"),
         ("IVF16,PQ8,RFlat", "IndexRefineFlat"),
-        ("IMI2x3,PQ8", "no plain inverted file"),
+        ("IMI2x3,PQ8", "without a plain number of lists"),
         ("IVF16,PQ8+8", "knn.distances=exact"),
         ("IVF16,PQ8x4fs", "FastScan.*use IVF16,PQ8x4 "),
         ("IVF16,PQ8x4fsr", "FastScan.*use IVF16,PQ8x4 "),
