@@ -143,6 +143,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="words in the order of the embedding's rows, one per line; default: as they first come in the text",
     )
     child = add(
+        "import fairseq", "a checkpoint of fairseq's transformer_lm_wiki103 becomes a checkpoint", _import_fairseq
+    )
+    child.add_argument("--weights", required=True, help="checkpoint of fairseq, e.g. checkpoint_best.pt")
+    child.add_argument("--dictionary", required=True, help="dict.txt of the data that the model was trained on")
+    child = add(
         "export hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_hf
     )
     child.add_argument("--out", required=True, help="folder to write")
@@ -369,6 +374,13 @@ def _import_lstm(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
     words = Path(options.vocabulary) if options.vocabulary else None
     return _print(f"import awd-lstm: {_one_line(import_awd_lstm(config, Path(options.weights), words))}", world)
+
+
+def _import_fairseq(options: argparse.Namespace, world: World) -> int:
+    from distlm.training.import_fairseq import import_fairseq
+
+    found = import_fairseq(_config(options), Path(options.weights), Path(options.dictionary))
+    return _print(f"import fairseq: {_one_line(found)}", world)
 
 
 def _export_hf(options: argparse.Namespace, world: World) -> int:

@@ -29,6 +29,8 @@ class DataConfig:
     """Keep only the most frequent words (0: all); the rest become <unk>."""
     pad_to_multiple: int = 8
     """The dictionary is padded with unused words to a multiple of this (fairseq pads to 8)."""
+    dictionary: str = ""
+    """A dict.txt to use as it is (fairseq's format) instead of counting words: that of a model trained elsewhere."""
 
 
 @dataclass

@@ -187,7 +187,9 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
         counts = count_words(corpus.read("train"), lambda lines: advance(lines, "count"))
         if any(word in counts for word in Dictionary.RESERVED):
             raise _reserved_word(corpus, "train")
-        dictionary = Dictionary.from_counts(counts, data.min_count, data.max_words, data.pad_to_multiple)
+        dictionary = _given_dictionary(data) or Dictionary.from_counts(
+            counts, data.min_count, data.max_words, data.pad_to_multiple
+        )
         if not any(dictionary.counts):
             raise DistlmError(
                 f"{corpus.places['train']}: no word is left for the dictionary ({len(counts)} distinct words, "
@@ -263,11 +265,22 @@ def _settings(data: DataConfig) -> dict[str, Any]:
         settings["text_dir"] = str(Path(data.text_dir).resolve())
     elif data.source == "hub":
         settings |= {"hub_name": data.hub_name, "hub_config": data.hub_config, "hub_field": data.hub_field}
+    if given := _given_dictionary(data):
+        return settings | {"dictionary": given.hash}
     return settings | {
         "min_count": data.min_count,
         "max_words": data.max_words,
         "pad_to_multiple": data.pad_to_multiple,
     }
+
+
+def _given_dictionary(data: DataConfig) -> Dictionary | None:
+    """The dictionary of data.dictionary, if that is set."""
+    if not data.dictionary:
+        return None
+    if not Path(data.dictionary).is_file():
+        raise DistlmError(f"data.dictionary={data.dictionary}: no such file")
+    return Dictionary.load(Path(data.dictionary))
 
 
 def _summary(tokens: TokenFiles, already: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Validation loss in training-length windows, the same number on any rank count."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from distlm.data.blocks import Blocks, eval_blocks, gather
 from distlm.errors import DistlmError
 from distlm.runtime import metrics
 from distlm.training.engine import Engine, share
+from distlm.training.objective import Sums
 
 
 @dataclass(frozen=True)
@@ -69,26 +71,36 @@ class Validator:
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
         """Collective. Raises DistlmError when the loss is not finite."""
-        batches = math.ceil(len(self.blocks) / self.batch_blocks)
+        batches = self._batches
         engine.eval()
         sums = []
         for first in range(0, batches, ranks):
             # ZeRO 3 gathers weights in every forward, so a rank without a batch repeats one and drops its sum.
             number = first + rank
-            total = self._score(engine, number if number < batches else first)
+            total = self._score(engine.forward, engine.device, number if number < batches else first)
             sums.append(total if number < batches else 0.0)
         engine.train()
         everyone = share(sums)
         # In the plan's order, so that the rounding does not depend on the rank count.
-        total = math.fsum(everyone[number % ranks][number // ranks] for number in range(batches))
-        tokens = int(self.blocks.scored.sum())
+        return self._mean(math.fsum(everyone[number % ranks][number // ranks] for number in range(batches)))
+
+    def run_alone(self, objective: Callable[..., Sums], device: torch.device) -> Validation:
+        """The same number from an objective in eval mode on this process, without an engine."""
+        return self._mean(math.fsum(self._score(objective, device, number) for number in range(self._batches)))
+
+    @property
+    def _batches(self) -> int:
+        return math.ceil(len(self.blocks) / self.batch_blocks)
+
+    def _mean(self, total: float) -> Validation:
         if not math.isfinite(total):
             raise not_finite()
+        tokens = int(self.blocks.scored.sum())
         return Validation(total / tokens, tokens, self.rule)
 
-    def _score(self, engine: Engine, number: int) -> float:
+    def _score(self, forward: Callable[..., Sums], device: torch.device, number: int) -> float:
         indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
         batch = gather(self.ids, self.blocks, indices)
-        arrays = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets, batch.scored))
+        arrays = (torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.scored))
         with torch.no_grad():
-            return float(engine.forward(*arrays).ce)
+            return float(forward(*arrays).ce)
