@@ -130,6 +130,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
+    child = add("datastore import-memmap", "the original's PREFIX_keys.npy and PREFIX_vals.npy become the datastore",
+                _datastore_memmap, stage="datastore", into="import")  # fmt: skip
+    child.add_argument("--prefix", required=True, help="what comes before _keys.npy and _vals.npy")
+    child = add("datastore export-memmap", "the datastore as the original's PREFIX_keys.npy and PREFIX_vals.npy",
+                _datastore_memmap, stage="datastore", into="export")  # fmt: skip
+    child.add_argument("--prefix", required=True, help="what comes before _keys.npy and _vals.npy")
+    child.add_argument("--keys", choices=("float16", "float32"), default="", help="default: as they are stored")
+    child.add_argument("--values", choices=("int64", "int32", "int16"), default="int64", help="default int64")
     add("index info", "what the index holds", _index_info, stage="index")
     child = add("index search", "neighbours of query vectors in a .npy file", _index_search, stage="knn")
     child.add_argument("--queries", required=True, help=".npy file, [Q, D] float16 or float32")
@@ -329,6 +337,18 @@ def _datastore_info(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.rundir import RunDir
 
     return _print(json.dumps(datastore_info(RunDir(Path(_config(options).run_dir)).datastore), indent=1), world)
+
+
+def _datastore_memmap(options: argparse.Namespace, world: World) -> int:
+    from distlm.datastore.memmap import export_memmap, import_memmap
+
+    refuse_script_body(world)
+    with open_stage("datastore", _config(options), world) as stage:
+        if options.into == "import":
+            found = import_memmap(stage, options.prefix)
+        else:
+            found = export_memmap(stage, options.prefix, options.keys, options.values)
+    return _print(f"datastore {options.into}-memmap: {_one_line(found)}", world)
 
 
 def _index_info(options: argparse.Namespace, world: World) -> int:
