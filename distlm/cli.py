@@ -155,6 +155,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     child.add_argument("--weights", required=True, help="checkpoint of fairseq, e.g. checkpoint_best.pt")
     child.add_argument("--dictionary", required=True, help="dict.txt of the data that the model was trained on")
+    add("import hf", "a causal language model of Hugging Face (hf.name) becomes a checkpoint as it is", _import_hf)
     child = add(
         "export hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_hf
     )
@@ -401,6 +402,12 @@ def _import_fairseq(options: argparse.Namespace, world: World) -> int:
 
     found = import_fairseq(_config(options), Path(options.weights), Path(options.dictionary))
     return _print(f"import fairseq: {_one_line(found)}", world)
+
+
+def _import_hf(options: argparse.Namespace, world: World) -> int:
+    from distlm.training.hf_job import import_hf
+
+    return _print(f"import hf: {_one_line(import_hf(_config(options)))}", world)
 
 
 def _export_hf(options: argparse.Namespace, world: World) -> int:

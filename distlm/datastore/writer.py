@@ -40,7 +40,7 @@ from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint, read_model_card
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
-from distlm.models.kinds import KINDS
+from distlm.models.kinds import card_config, causal, require_tap
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
@@ -155,9 +155,7 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     store = config.datastore
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
-    taps = KINDS[card["kind"]].taps
-    if store.tap not in taps:
-        raise DistlmError(f"datastore.tap={store.tap!r}: no such hidden state; choose one of {', '.join(taps)}")
+    require_tap(causal(card_config(card)), store.tap, "datastore.tap")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)

@@ -7,14 +7,9 @@ from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.device import default_device
 from distlm.models.import_fairseq import check_order, check_sizes, our_names, read_checkpoint, vocabulary_size
-from distlm.models.io import load_model
-from distlm.models.language_model import LanguageModel
 from distlm.runtime.rundir import RunDir
-from distlm.training.imported import refuse_trained, write_first_checkpoint
-from distlm.training.objective import TrainModule
-from distlm.training.validate import Validator
+from distlm.training.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
 def import_fairseq(config: RunConfig, path: Path, words: Path) -> dict[str, Any]:
@@ -34,15 +29,4 @@ def import_fairseq(config: RunConfig, path: Path, words: Path) -> dict[str, Any]
     weights = our_names(tensors, path)
     check_sizes(weights, args, config.model, path)
     check_order(Dictionary.load(words).words, tokens.dictionary, vocabulary_size(weights), str(words), path)
-    identity = {"blocks_per_update": config.train.blocks_per_update}
-    return write_first_checkpoint(
-        config, tokens, config.model, weights, str(path), identity, lambda folder: valid_loss(config, tokens, folder)
-    )
-
-
-def valid_loss(config: RunConfig, tokens: TokenFiles, folder: Path) -> float:
-    """Nats per token of a model folder on the valid split, in the blocks that training validates in."""
-    train, device = config.train, default_device()
-    model: LanguageModel = load_model(folder, device)[0]
-    validator = Validator(tokens.split("valid"), train.tokens_per_sample, train.micro_blocks)
-    return validator.run_alone(TrainModule(model, train.tap, 0.0, "mean").eval(), device).loss
+    return write_first_checkpoint(config, tokens, config.model, weights, str(path), *of_blocks(config, tokens))

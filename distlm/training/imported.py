@@ -12,12 +12,16 @@ from torch import Tensor
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.io import save_weights
+from distlm.models.device import default_device
+from distlm.models.io import load_model, save_weights
 from distlm.models.kinds import AnyModelConfig
+from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
 from distlm.training.finished import STATE
+from distlm.training.objective import TrainModule
+from distlm.training.validate import Validator
 
 
 def refuse_trained(run: RunDir) -> None:
@@ -39,7 +43,7 @@ def write_first_checkpoint(
 
     `source` is what errors and model.json call the origin; `identity` are entries of state.json that the kind of model
     has besides data, dictionary and seed; `valid_loss` gives the nats per token of the written model folder.
-    Returns checkpoint, valid_loss and valid_ppl. Raises DistlmError when the weights are not those of the model.
+    Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
     """
     run, train, size = RunDir(Path(config.run_dir)), config.train, len(tokens.dictionary)
     final = run.checkpoint(0)
@@ -64,4 +68,18 @@ def write_first_checkpoint(
     write_json(folder / STATE, state)
     seal(folder, final, 0)
     point_at_best(run, best)
-    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(loss, 700.0))}
+    per_word = loss * tokens.tokens_per_word("valid")
+    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(per_word, 700.0))}
+
+
+def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Callable[[Path], float]]:
+    """`identity` and `valid_loss` of a model that is trained and validated in blocks of tokens."""
+    train = config.train
+
+    def valid_loss(folder: Path) -> float:
+        device = default_device()
+        model: LanguageModel = load_model(folder, device)[0]
+        validator = Validator(tokens, train.tokens_per_sample, train.micro_blocks)
+        return validator.run_alone(TrainModule(model, train.tap, 0.0, "mean").eval(), device).loss
+
+    return {"blocks_per_update": train.blocks_per_update}, valid_loss

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from distlm.data.blocks import Blocks, eval_blocks, gather
+from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.runtime import metrics
 from distlm.training.engine import Engine, share
@@ -25,16 +25,19 @@ class Validation:
     tokens: int
     rule: str
     """Which context each token had."""
+    words: int = field(default=0, kw_only=True)
+    """Words of the text, where tokens are sub-words; 0: its tokens."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per word; inf where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """exp(Σ loss / words), per word; inf where that overflows."""
+        return _exp(self.loss * self.tokens / (self.words or self.tokens))
 
     @property
     def text(self) -> str:
         """For people."""
-        return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f} ({self.rule})"
+        per_token = f", {_exp(self.loss):.2f} per token" if self.words else ""
+        return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -47,6 +50,10 @@ class Validation:
         return {"valid_loss": self.loss, "valid_ppl": self.perplexity}
 
 
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def not_finite() -> DistlmError:
     """What every rank raises when the summed validation loss is not finite."""
     error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
@@ -55,16 +62,18 @@ def not_finite() -> DistlmError:
 
 
 class Validator:
-    """Scores a split in batches dealt to the ranks round robin.
+    """Scores the valid split in batches dealt to the ranks round robin.
 
     Blocks: whole lines packed up to half the training length, with the other half as context, so that no position is
     beyond those trained. The full-context perplexity of a finished model is the business of `distlm knn evaluate`.
     """
 
-    def __init__(self, ids: npt.NDArray[np.integer], tokens_per_sample: int, batch_blocks: int) -> None:
-        """ids: int [tokens]; `batch_blocks` blocks go through the model at once (it does not change the result of a
+    def __init__(self, tokens: TokenFiles, tokens_per_sample: int, batch_blocks: int) -> None:
+        """`batch_blocks` blocks of the valid split go through the model at once (it does not change the result of a
         block, but the batches, not the ranks, decide the order of summation)."""
+        ids = tokens.split("valid")
         self.ids, self.batch_blocks = ids, batch_blocks
+        self.words = tokens.words("valid") if tokens.tokenizer else 0
         context = tokens_per_sample // 2
         self.blocks: Blocks = eval_blocks(ids, context, tokens_per_sample - context)
         self.rule = f"blocks of {tokens_per_sample - context} with up to {context} tokens of context"
@@ -96,7 +105,7 @@ class Validator:
         if not math.isfinite(total):
             raise not_finite()
         tokens = int(self.blocks.scored.sum())
-        return Validation(total / tokens, tokens, self.rule)
+        return Validation(total / tokens, tokens, self.rule, words=self.words)
 
     def _score(self, forward: Callable[..., Sums], device: torch.device, number: int) -> float:
         indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
