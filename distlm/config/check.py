@@ -163,6 +163,8 @@ def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) 
     knn = config.knn
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
+    if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
+        refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
     if not knn.ks or not all(1 <= k <= knn.k for k in knn.ks):
         refuse("knn.ks", knn.ks, f"each must be between 1 and knn.k={knn.k}")
     if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):

@@ -265,6 +265,8 @@ class KnnConfig:
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = "index"
     """index: the faiss index; brute: every key, exactly (small stores)."""
+    similarity: Literal["l2", "dot"] = "l2"
+    """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
     lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=VOLATILE)
     """Interpolation weights tried on the first split."""
     temperatures: list[float] = field(

@@ -10,7 +10,7 @@ token_perplexity stands beside perplexity. Schema of results.json (losses in nat
   dictionary      {hash, words}
   tokens          fingerprint of the token files
   context_rule    in words; which context each evaluated token sees
-  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute,
+  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute, similarity: l2|dot,
                   cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda}}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
   splits          NAME → {tokens, words (of sub-words), blocks, lm: {loss_nats, perplexity}, knn: {loss_nats,
@@ -116,6 +116,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     if frozen is not None:
         settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
         settings |= {name: first[name] for name in ("nprobe", "distances", "search")}
+        settings["similarity"] = first.get("similarity", "l2")
     if frozen_cache is not None:
         settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
     if "both" in tuned:
@@ -230,6 +231,9 @@ def shuffle_values(values: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.i
 
 def exactness(manifest: dict[str, Any]) -> str:
     """What the distances are, in words."""
+    if manifest.get("similarity") == "dot":
+        found = "every stored key was compared" if manifest["search"] == "brute" else "found by the index (approximate)"
+        return f"neighbours by squared L2, {found}; weighed by the dot product with the true keys (exact)"
     if manifest["search"] == "brute":
         return "exact: every stored key was compared, squared L2 over the true keys"
     if manifest["distances"] == "exact":

@@ -45,7 +45,7 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
     width = model.width
     counts = _count(config)
     notes = list(counts.notes)
-    rescores = knn.search == "index" and knn.distances == "exact"
+    rescores = knn.similarity == "dot" or (knn.search == "index" and knn.distances == "exact")
     item = 2 if config.datastore.key_dtype == "float16" else 4
     per_query = width * item + 12 + 16 * k
     # While a search is being rescored its units lie there twice, and the new distances once more.
@@ -82,13 +82,14 @@ def _seconds(config: RunConfig, model: CausalConfig, counts: _Counts, rescores: 
     length = knn.context_window + knn.block
     forward = counts.queries * (length / knn.block) * forward_flops(model, "output", length) / flops
     if knn.search == "brute":
-        return forward + 2 * counts.queries * counts.rows * width / flops
-    lists = _lists(config)
-    scanned = counts.rows * min(1.0, knn.nprobe / lists)
-    rate = _CODES_PER_S
-    if _bits(config) == 4:
-        rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
-    search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
+        search = 2.0 * counts.queries * counts.rows * width / flops
+    else:
+        lists = _lists(config)
+        scanned = counts.rows * min(1.0, knn.nprobe / lists)
+        rate = _CODES_PER_S
+        if _bits(config) == 4:
+            rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
+        search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
     if not rescores:
         return forward + search
     dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S
