@@ -79,7 +79,7 @@ def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Ca
     def valid_loss(folder: Path) -> float:
         device = default_device()
         model: LanguageModel = load_model(folder, device)[0]
-        validator = Validator(tokens, train.tokens_per_sample, train.micro_blocks)
-        return validator.run_alone(TrainModule(model, train.tap, 0.0, "mean").eval(), device).loss
+        objective = TrainModule(model, train.tap, 0.0, "mean").eval()
+        return Validator.in_training(tokens, train).run_alone(objective, device).loss
 
     return {"blocks_per_update": train.blocks_per_update}, valid_loss

@@ -36,7 +36,7 @@ class TransformerJob(Job):
         self.updates = self.train.updates
         self.ids = tokens.split("train")
         self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
-        self.validator = Validator(tokens, self.train.tokens_per_sample, self.train.micro_blocks)
+        self.validator = Validator.in_training(tokens, self.train)
 
     @staticmethod
     def open(stage: Stage) -> "TransformerJob":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distlm.config.schema import TrainConfig
 from distlm.data.blocks import Blocks, eval_blocks, gather
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
@@ -62,21 +63,23 @@ def not_finite() -> DistlmError:
 
 
 class Validator:
-    """Scores the valid split in batches dealt to the ranks round robin.
+    """Scores a split in batches of blocks: whole lines packed, each block with the tokens before it as context."""
 
-    Blocks: whole lines packed up to half the training length, with the other half as context, so that no position is
-    beyond those trained. The full-context perplexity of a finished model is the business of `distlm knn evaluate`.
-    """
+    def __init__(self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int) -> None:
+        """Blocks of at most `block` tokens after up to `context` tokens; `batch_blocks` of them go through the model at
+        once (it does not change the result of a block, but the batches, not the ranks, decide the order of summation).
+        """
+        self.ids, self.batch_blocks = tokens.split(split), batch_blocks
+        self.words = tokens.words(split) if tokens.tokenizer else 0
+        self.blocks: Blocks = eval_blocks(self.ids, context, block)
+        self.rule = f"blocks of {block} with up to {context} tokens of context"
 
-    def __init__(self, tokens: TokenFiles, tokens_per_sample: int, batch_blocks: int) -> None:
-        """`batch_blocks` blocks of the valid split go through the model at once (it does not change the result of a
-        block, but the batches, not the ranks, decide the order of summation)."""
-        ids = tokens.split("valid")
-        self.ids, self.batch_blocks = ids, batch_blocks
-        self.words = tokens.words("valid") if tokens.tokenizer else 0
-        context = tokens_per_sample // 2
-        self.blocks: Blocks = eval_blocks(ids, context, tokens_per_sample - context)
-        self.rule = f"blocks of {tokens_per_sample - context} with up to {context} tokens of context"
+    @classmethod
+    def in_training(cls, tokens: TokenFiles, train: TrainConfig) -> "Validator":
+        """Of the valid split, dealt to the ranks round robin: half the training length, with the other half as context,
+        so that no position is beyond those trained."""
+        context = train.tokens_per_sample // 2
+        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks)
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
         """Collective. Raises DistlmError when the loss is not finite."""

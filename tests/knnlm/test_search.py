@@ -117,7 +117,7 @@ def test_dot_products_weigh_the_neighbours_that_l2_found(indexed, tmp_path, how)
 
 
 def test_dot_products_of_encoded_keys_are_refused(indexed, tmp_path):
-    with pytest.raises(UsageError, match="knn.similarity='dot': is computed from the true keys"):
+    with pytest.raises(UsageError, match=r"knn.similarity='dot': is computed from the true keys"):
         copy_run(indexed, tmp_path / "run", "knn.similarity=dot", "knn.distances=quantised")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq_support import EDGES, HEADS, WIDTH, fairseq_model, write_checkpoint
 from store_support import arguments, ready_run, tiny_config
 from torch import Tensor
 
@@ -23,8 +24,6 @@ from distlm.models.io import load_model
 from distlm.runtime.stage import open_stage
 from distlm.training.import_fairseq import import_fairseq
 from distlm.training.loop import run_train
-
-WIDTH, INNER, HEADS, EDGES = 32, 64, 2, [0, 20, 40]
 
 
 @pytest.fixture(scope="module")
@@ -39,40 +38,6 @@ def config_of(prepared: RunConfig, run: Path, *extra: str) -> RunConfig:
 
 def tokens_of(prepared: RunConfig) -> str:
     return f"data.tokens_dir={Path(prepared.run_dir) / 'tokens'}"
-
-
-def fairseq_model(words: int, joined: bool = False) -> dict[str, Tensor]:
-    """A state dict as fairseq's TransformerLanguageModel has it, shared tensors under each of their names."""
-    torch.manual_seed(3)
-    state = {"decoder.version": torch.Tensor([3.0]), "decoder.embed_tokens._float_tensor": torch.zeros(1)}
-    bounds = [*EDGES, words]
-    for band in range(3):
-        inner = WIDTH // 4**band
-        state[f"decoder.embed_tokens.embeddings.{band}.0.weight"] = (
-            torch.randn(bounds[band + 1] - bounds[band], inner) * 0.2
-        )
-        state[f"decoder.embed_tokens.embeddings.{band}.1.weight"] = torch.randn(WIDTH, inner) * 0.3
-    state["decoder.embed_positions._float_tensor"] = torch.zeros(1)
-    for layer in range(2):
-        name = f"decoder.layers.{layer}."
-        parts = {"self_attn.in_proj_": (3 * WIDTH, WIDTH)} if joined else {
-            f"self_attn.{part}_proj.": (WIDTH, WIDTH) for part in "kvq"
-        }  # fmt: skip
-        parts |= {"self_attn.out_proj.": (WIDTH, WIDTH), "fc1.": (INNER, WIDTH), "fc2.": (WIDTH, INNER)}
-        for part, shape in parts.items():
-            state[f"{name}{part}weight"] = torch.randn(shape) * 0.2
-            state[f"{name}{part}bias"] = torch.randn(shape[0]) * 0.2
-        for part in ("self_attn_layer_norm.", "final_layer_norm."):
-            state[f"{name}{part}weight"] = 1 + 0.2 * torch.randn(WIDTH)
-            state[f"{name}{part}bias"] = 0.2 * torch.randn(WIDTH)
-    head = "decoder.adaptive_softmax."
-    state[f"{head}buffer"], state[f"{head}head._float_tensor"] = torch.zeros(1, dtype=torch.long), torch.zeros(1)
-    state[f"{head}head.word_proj.weight"] = state["decoder.embed_tokens.embeddings.0.0.weight"]
-    state[f"{head}head.class_proj.weight"] = torch.randn(2, WIDTH) * 0.3
-    for tail in range(2):
-        state[f"{head}tail.{tail}.0.weight"] = state[f"decoder.embed_tokens.embeddings.{tail + 1}.1.weight"]
-        state[f"{head}tail.{tail}.2.weight"] = state[f"decoder.embed_tokens.embeddings.{tail + 1}.0.weight"]
-    return state
 
 
 def log_probs_by_hand(state: dict[str, Tensor], words: Tensor) -> Tensor:
@@ -113,14 +78,6 @@ def log_probs_by_hand(state: dict[str, Tensor], words: Tensor) -> Tensor:
         within = ((x @ projections[tail]) @ embeddings[tail].T).log_softmax(1)
         parts.append(head[:, EDGES[1] + tail - 1, None] + within)
     return torch.cat(parts, dim=1)
-
-
-def write_checkpoint(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
-    """As fairseq's trainer writes it."""
-    args = argparse.Namespace(arch="transformer_lm_wiki103", decoder_attention_heads=HEADS, tokens_per_sample=64)
-    content = {"args": args, "model": state, "optimizer_history": [{"num_updates": 7}], "extra_state": {"epoch": 1}}
-    torch.save({**content, **more}, path)
-    return path
 
 
 def test_log_probabilities_are_those_of_the_checkpoint(prepared: RunConfig, tmp_path: Path) -> None:
