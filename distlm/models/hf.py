@@ -80,10 +80,14 @@ class HfLM(LanguageModel):
         hidden = self.hf.base_model(input_ids=self._rows(inputs), use_cache=False)[0]
         tapped = hidden if tap == OUTPUT else self._thread.state
         self._thread.state = None
-        if tapped is not None and tapped.shape[-1] != self.width:
+        if tap is not None and (tapped is None or tapped.numel() != hidden.numel()):
+            found = "is not run, or has no such side" if tapped is None else f"gives a state of {list(tapped.shape)}"
             raise DistlmError(
-                f"tap={tap!r}: a state of width {tapped.shape[-1]}, the model's is {self.width}; choose another module"
+                f"tap={tap!r}: the module {found}, not one of width {self.width} for every token; choose another"
             )
+        if tapped is not None:
+            # Some models compute on all rows in one.
+            tapped = tapped.reshape(hidden.shape)
         return LMOutput(None if stop_at_tap else hidden, tapped)
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -118,7 +122,8 @@ class HfLM(LanguageModel):
 
             def keep(found: Any) -> None:
                 if getattr(self._thread, "tap", None) == tap:
-                    self._thread.state = next(item for item in found if torch.is_tensor(item) and item.dim() == 3)
+                    states = (item for item in found if torch.is_tensor(item) and item.is_floating_point())
+                    self._thread.state = next(states, None)
 
             module = self.hf.get_submodule(path)
             if side == "input":

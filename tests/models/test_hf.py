@@ -128,8 +128,11 @@ def test_unknown_taps_and_long_rows_are_refused(gpt2: Path, model: HfLM) -> None
     ):
         with pytest.raises(DistlmError, match=shown):
             require_tap(config, tap, "datastore.tap")
-    with pytest.raises(DistlmError, match=r"a state of width 128, the model's is 32"):
+    with pytest.raises(DistlmError, match=r"gives a state of \[3, 20, 128\], not one of width 32 for every token"):
         model(rows(), tap="transformer.h.1.mlp.c_fc:output")
+    for tap in ("lm_head:input", "transformer.wte:input"):
+        with pytest.raises(DistlmError, match=r"the module is not run, or has no such side"):
+            model(rows(), tap=tap)
     with pytest.raises(DistlmError, match=r"a sequence of 97 tokens is longer than the model's max_positions=96"):
         model(torch.full((1, 97), 9))
 

@@ -149,6 +149,7 @@ def refusals() -> list[tuple[dict[str, Tensor], dict[str, Any], str]]:
         ({"decoder.version": torch.zeros(1)}, {}, "no embedding_0 in it"),
         (good, {"model": None}, "not a checkpoint of fairseq"),
         (good, {"args": argparse.Namespace(decoder_attention_heads=4)}, "than model.heads=2; import .* model.heads=4"),
+        (good, {"args": None, "cfg": {"model": {"decoder_attention_heads": 8}}}, "import it with model.heads=8"),
         ({k: v for k, v in good.items() if "fc2.bias" not in k}, {}, "layers.0.fc2.bias .* is missing"),
     ]
 
