@@ -66,7 +66,7 @@ def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
     if data.source == "demo":
         text, tokens = "the demo corpus", _DEMO_TOKENS
     else:
-        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir))
+        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir), data)
     return StagePlan(
         "data prepare",
         f"{text} to {folder}, about {tokens:,} tokens",
@@ -137,10 +137,14 @@ def encode_lines(lines: Iterable[str], dictionary: Dictionary) -> Iterator[tuple
         yield np.frombuffer(ids, np.intc).astype(DTYPE), count
 
 
-def _estimate_tokens(files: Mapping[str, Path]) -> int:
+def _estimate_tokens(files: Mapping[str, Path], data: DataConfig) -> int:
     with files["train"].open("rb") as stream:
         sample = stream.read(_SAMPLE)
-    per_byte = (len(sample.split()) + sample.count(b"\n")) / len(sample)
+    count = len(sample.split()) + sample.count(b"\n")
+    if data.tokenizer:
+        lines = sample.decode("utf-8", "replace").split("\n")
+        count = round(Subwords.load(data.tokenizer, data.line_end).tokens_per_line(lines) * len(lines))
+    per_byte = count / len(sample)
     return int(per_byte * sum(path.stat().st_size for path in files.values()))
 
 

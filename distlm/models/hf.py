@@ -8,6 +8,7 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 
 import difflib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,16 @@ class HfLM(LanguageModel):
         full[:, FIRST_PIECE + self.config.line_end] = -torch.inf
         full[:, Dictionary.EOS] = scores[:, self.config.line_end]
         return full
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
+        """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
+        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.get_submodule(path)
+            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+        return self
 
     def _rows(self, ids: Tensor) -> Tensor:
         # Padding stands only after the last token that is scored; any row does for it.

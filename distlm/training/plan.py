@@ -37,7 +37,8 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
     except DistlmError:
         vocabulary, corpus = config.data.max_words or 4 * max(config.model.cutoffs, default=12500), 0
-        notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
+        if not isinstance(model, HfModel):
+            notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
     parameters = parameter_count(model, vocabulary)
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
     if corpus:

@@ -117,6 +117,18 @@ def test_saved_and_loaded_it_computes_the_same(gpt2: Path, tmp_path: Path, name:
     )
 
 
+def test_rotary_angles_stay_fp32_in_half_precision(gpt2: Path, tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "llama", gpt2.parent / "text")
+    model = pretrained(str(folder), hf_model(str(folder)), FIRST_PIECE + 20)
+    before = dict(model.named_buffers())["hf.model.rotary_emb.inv_freq"].clone()
+    torch.nn.Sequential(model).bfloat16()
+    after = dict(model.named_buffers())["hf.model.rotary_emb.inv_freq"]
+    assert torch.equal(after, before) and after.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        assert model(rows().clamp(max=FIRST_PIECE + 19)).hidden.dtype == torch.bfloat16
+
+
 def test_unknown_taps_and_long_rows_are_refused(gpt2: Path, model: HfLM) -> None:
     config = hf_model(str(gpt2))
     require_tap(config, "output", "datastore.tap")
