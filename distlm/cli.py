@@ -343,8 +343,11 @@ def _datastore_info(options: argparse.Namespace, world: World) -> int:
 def _datastore_memmap(options: argparse.Namespace, world: World) -> int:
     from distlm.datastore.memmap import export_memmap, import_memmap
 
+    config = _config(options)
     refuse_script_body(world)
-    with open_stage("datastore", _config(options), world) as stage:
+    if config.launch.share and options.into == "export":
+        raise UsageError(f"launch.share={config.launch.share}: `distlm datastore export-memmap` has no shares")
+    with open_stage("datastore", config, world) as stage:
         if options.into == "import":
             found = import_memmap(stage, options.prefix)
         else:
