@@ -138,6 +138,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
+    child = add("datastore import-memmap", "the original's PREFIX_keys.npy and PREFIX_vals.npy become the datastore",
+                _datastore_memmap, stage="datastore", into="import")  # fmt: skip
+    child.add_argument("--prefix", required=True, help="what comes before _keys.npy and _vals.npy")
+    child = add("datastore export-memmap", "the datastore as the original's PREFIX_keys.npy and PREFIX_vals.npy",
+                _datastore_memmap, stage="datastore", into="export")  # fmt: skip
+    child.add_argument("--prefix", required=True, help="what comes before _keys.npy and _vals.npy")
+    child.add_argument("--keys", choices=("float16", "float32"), default="", help="default: as they are stored")
+    child.add_argument("--values", choices=("int64", "int32", "int16"), default="int64", help="default int64")
     add("index info", "what the index holds", _index_info, stage="index")
     child = add(
         "index search",
@@ -158,6 +166,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--vocabulary",
         help="words in the order of the embedding's rows, one per line; default: as they first come in the text",
     )
+    child = add(
+        "import fairseq", "a checkpoint of fairseq's transformer_lm_wiki103 becomes a checkpoint", _import_fairseq
+    )
+    child.add_argument("--weights", required=True, help="checkpoint of fairseq, e.g. checkpoint_best.pt")
+    child.add_argument("--dictionary", required=True, help="dict.txt of the data that the model was trained on")
+    add("import hf", "a causal language model of Hugging Face (hf.name) becomes a checkpoint as it is", _import_hf)
     child = add(
         "export hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_hf
     )
@@ -396,6 +410,21 @@ def _datastore_info(options: argparse.Namespace, world: World) -> int:
     return _print(json.dumps(datastore_info(RunDir(Path(_config(options).run_dir)).datastore), indent=1), world)
 
 
+def _datastore_memmap(options: argparse.Namespace, world: World) -> int:
+    from distlm.datastore.memmap import export_memmap, import_memmap
+
+    config = _config(options)
+    refuse_script_body(world)
+    if config.launch.share and options.into == "export":
+        raise UsageError(f"launch.share={config.launch.share}: `distlm datastore export-memmap` has no shares")
+    with open_stage("datastore", config, world) as stage:
+        if options.into == "import":
+            found = import_memmap(stage, options.prefix)
+        else:
+            found = export_memmap(stage, options.prefix, options.keys, options.values)
+    return _print(f"datastore {options.into}-memmap: {_one_line(found)}", world)
+
+
 def _index_info(options: argparse.Namespace, world: World) -> int:
     from distlm.index import index_info
     from distlm.runtime.rundir import RunDir
@@ -460,6 +489,19 @@ def _import_lstm(options: argparse.Namespace, world: World) -> int:
     config = _config(options)
     words = Path(options.vocabulary) if options.vocabulary else None
     return _print(f"import awd-lstm: {_one_line(import_awd_lstm(config, Path(options.weights), words))}", world)
+
+
+def _import_fairseq(options: argparse.Namespace, world: World) -> int:
+    from distlm.training.import_fairseq import import_fairseq
+
+    found = import_fairseq(_config(options), Path(options.weights), Path(options.dictionary))
+    return _print(f"import fairseq: {_one_line(found)}", world)
+
+
+def _import_hf(options: argparse.Namespace, world: World) -> int:
+    from distlm.training.hf_job import import_hf
+
+    return _print(f"import hf: {_one_line(import_hf(_config(options)))}", world)
 
 
 def _export_hf(options: argparse.Namespace, world: World) -> int:

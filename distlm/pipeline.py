@@ -51,7 +51,7 @@ def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
 
 def _by_neighbours(config: RunConfig) -> bool:
     """A transformer's run ends in kNN-LM; an AWD-LSTM is evaluated as it is, and has these stages as commands."""
-    return config.model.kind == "transformer_lm"
+    return config.model.kind in ("transformer_lm", "hf")
 
 
 def _masked(config: RunConfig) -> bool:

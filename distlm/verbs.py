@@ -41,7 +41,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "evaluate",
-        "perplexity of an AWD-LSTM that reads each split in one go, or of a masked language model's masked tokens",
+        "perplexity of the language model alone, or of a masked language model's masked tokens",
         "train",
         "distlm.training.evaluate:run_evaluate",
         "distlm.training.evaluate:plan_evaluate",

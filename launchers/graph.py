@@ -157,7 +157,7 @@ def build_graph(config: RunConfig, site: Site, stages: Sequence[str], wish: Wish
         if not (verbs := SPECS[stage].verbs_of(config)):
             continue
         jobs += _jobs(stage, verbs, site, wish, tuple(job.name for job in jobs[-1:]))
-        if stage == "train" and config.model.kind == "transformer_lm":
+        if stage == "train" and config.model.kind in ("transformer_lm", "hf"):
             plan_micro_batches(config.train, jobs[-1].ranks)
         if stage == "train" and config.model.kind == "plm":
             plan_rows(config.train, jobs[-1].ranks)

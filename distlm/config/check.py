@@ -59,6 +59,8 @@ def check_values(config: RunConfig, where: str) -> None:
             "train.blocks_per_update", config.train.blocks_per_update,
             f"must be a multiple of train.micro_blocks={config.train.micro_blocks}",
         )  # fmt: skip
+    if config.data.tokenizer and config.data.dictionary:
+        refuse("data.dictionary", config.data.dictionary, "the tokens of data.tokenizer are its own; leave one out")
     _check_kind(config, refuse)
     _check_regulariser(config, refuse)
     _check_shards(config, refuse)
@@ -85,6 +87,8 @@ def _check_kind(config: RunConfig, refuse: Callable[[str, object, str], None]) -
         refuse(
             "train.l2_weight", train.l2_weight, "is the transformer's penalty; awd.ar is that of model.kind=awd_lstm"
         )
+    if config.data.tokenizer:
+        refuse("data.tokenizer", config.data.tokenizer, "model.kind=awd_lstm reads words; leave it out")
     if config.awd.on_trigger != "nothing" and not train.valid_every:
         refuse(
             "train.valid_every", 0,
@@ -151,8 +155,8 @@ def _check_plm(config: RunConfig, refuse: Callable[[str, object, str], None]) ->
 
 
 def _check_lengths(config: RunConfig, refuse: Callable[[str, object, str], None]) -> None:
-    if config.model.kind == "plm":
-        return
+    if config.model.kind in ("plm", "hf"):
+        return  # what Hugging Face's model takes is known when its configuration is read
     longest = {
         "train.tokens_per_sample": config.train.tokens_per_sample,
         "datastore.context_window + datastore.block": config.datastore.context_window + config.datastore.block,
@@ -169,6 +173,8 @@ def _check_grids(config: RunConfig, refuse: Callable[[str, object, str], None]) 
     knn = config.knn
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
+    if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
+        refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
     if not knn.ks or not all(1 <= k <= knn.k for k in knn.ks):
         refuse("knn.ks", knn.ks, f"each must be between 1 and knn.k={knn.k}")
     if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):

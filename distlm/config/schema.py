@@ -29,6 +29,13 @@ class DataConfig:
     """Keep only the most frequent words (0: all); the rest become <unk>."""
     pad_to_multiple: int = 8
     """The dictionary is padded with unused words to a multiple of this (fairseq pads to 8)."""
+    dictionary: str = ""
+    """A dict.txt to use as it is (fairseq's format) instead of counting words: that of a model trained elsewhere."""
+    tokenizer: str = ""
+    """Folder (with a tokenizer.json) or name on the hub of a Hugging Face tokenizer: tokens are its sub-words; empty:
+    words. Perplexity stays per word."""
+    line_end: str = ""
+    """Piece of the tokenizer that ends a line; empty: its newline, or its end of a text where it has none."""
 
 
 @dataclass
@@ -36,9 +43,10 @@ class ModelConfig:
     """The Baevski–Auli transformer LM with adaptive input and tied adaptive softmax; the defaults are fairseq's
     transformer_lm_wiki103. With kind=awd_lstm the section `lstm` describes the model instead."""
 
-    kind: Literal["transformer_lm", "awd_lstm", "plm"] = "transformer_lm"
-    """The Baevski–Auli transformer, the AWD-LSTM of Merity et al. (sections `lstm` and `awd`), or a masked language
-    model with or without product-key memory (sections `shards`, `plm` and `memory`)."""
+    kind: Literal["transformer_lm", "awd_lstm", "hf", "plm"] = "transformer_lm"
+    """The Baevski–Auli transformer, the AWD-LSTM of Merity et al. (sections `lstm` and `awd`), a causal language model
+    of Hugging Face (section `hf`), or a masked language model with or without product-key memory (sections `shards`,
+    `plm` and `memory`)."""
     layers: int = 16
     """Decoder layers."""
     width: int = 1024
@@ -85,6 +93,15 @@ class LstmConfig:
     """Dropout on the hidden-to-hidden weights of every layer, one mask per update (wdrop)."""
     max_positions: int = 65536
     """Longest sequence that datastore and evaluation may give in one pass, in tokens; it bounds memory only."""
+
+
+@dataclass
+class HfConfig:
+    """Any causal language model of Hugging Face, with model.kind=hf; its tokenizer is data.tokenizer. Of the section
+    `model` it reads kind alone. Hidden states are named by the module's path: transformer.h.11.mlp:input."""
+
+    name: str = ""
+    """Folder or name on the hub of the model whose weights training, or `distlm import hf`, starts from."""
 
 
 @dataclass
@@ -259,6 +276,8 @@ class KnnConfig:
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = "index"
     """index: the faiss index; brute: every key, exactly (small stores)."""
+    similarity: Literal["l2", "dot"] = "l2"
+    """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
     lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=VOLATILE)
     """Interpolation weights tried on the first split."""
     temperatures: list[float] = field(
@@ -325,6 +344,8 @@ class RunConfig:
     """The AWD-LSTM."""
     awd: AwdConfig = field(default_factory=AwdConfig)
     """Training of the AWD-LSTM."""
+    hf: HfConfig = field(default_factory=HfConfig)
+    """A causal language model of Hugging Face."""
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     """Shards of token rows for pretraining."""
     plm: PlmConfig = field(default_factory=PlmConfig)

@@ -23,6 +23,7 @@ from distlm.config.schema import DataConfig, RunConfig
 from distlm.data.corpus import Corpus, folder_files, open_corpus
 from distlm.data.dictionary import Dictionary
 from distlm.data.editions import recognise
+from distlm.data.subwords import TOKENIZER, Encoded, Subwords
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.collective import rank0_first
@@ -65,7 +66,7 @@ def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
     if data.source == "demo":
         text, tokens = "the demo corpus", _DEMO_TOKENS
     else:
-        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir))
+        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir), data)
     return StagePlan(
         "data prepare",
         f"{text} to {folder}, about {tokens:,} tokens",
@@ -136,10 +137,14 @@ def encode_lines(lines: Iterable[str], dictionary: Dictionary) -> Iterator[tuple
         yield np.frombuffer(ids, np.intc).astype(DTYPE), count
 
 
-def _estimate_tokens(files: Mapping[str, Path]) -> int:
+def _estimate_tokens(files: Mapping[str, Path], data: DataConfig) -> int:
     with files["train"].open("rb") as stream:
         sample = stream.read(_SAMPLE)
-    per_byte = (len(sample.split()) + sample.count(b"\n")) / len(sample)
+    count = len(sample.split()) + sample.count(b"\n")
+    if data.tokenizer:
+        lines = sample.decode("utf-8", "replace").split("\n")
+        count = round(Subwords.load(data.tokenizer, data.line_end).tokens_per_line(lines) * len(lines))
+    per_byte = count / len(sample)
     return int(per_byte * sum(path.stat().st_size for path in files.values()))
 
 
@@ -176,7 +181,8 @@ def _nothing_to_do(tokens: TokenFiles) -> dict[str, Any]:
 
 def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
     data = stage.config.data
-    total = 2 * corpus.lines["train"] + corpus.lines["valid"] + corpus.lines["test"]
+    subwords = Subwords.load(data.tokenizer, data.line_end) if data.tokenizer else None
+    total = sum(corpus.lines.values()) + (corpus.lines["train"] if subwords is None else 0)
     with Progress("data prepare", total, "lines") as progress:
 
         def advance(lines: int, doing: str) -> None:
@@ -184,30 +190,36 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
             if stage.stop.reason is not None:
                 raise Stopped(f"{folder}: stopped while preparing tokens; the same command starts the stage over")
 
-        counts = count_words(corpus.read("train"), lambda lines: advance(lines, "count"))
-        if any(word in counts for word in Dictionary.RESERVED):
-            raise _reserved_word(corpus, "train")
-        dictionary = Dictionary.from_counts(counts, data.min_count, data.max_words, data.pad_to_multiple)
-        if not any(dictionary.counts):
-            raise DistlmError(
-                f"{corpus.places['train']}: no word is left for the dictionary ({len(counts)} distinct words, "
-                f"data.min_count={data.min_count}); give more text or a smaller data.min_count"
-            )
-        train_tokens = counts.total() + corpus.lines["train"]
-        tokens = train_tokens * sum(corpus.lines.values()) // corpus.lines["train"]
+        if subwords is None:
+            counts = count_words(corpus.read("train"), lambda lines: advance(lines, "count"))
+            dictionary, tokens = _word_dictionary(corpus, data, counts), counts.total() + corpus.lines["train"]
+            types = len(counts.keys() | {"<unk>", "</s>"})
+            encode = _word_encoder(dictionary)
+            del counts
+        else:
+            tokens = round(subwords.tokens_per_line(corpus.read("train")) * corpus.lines["train"])
+            encode = subwords.encode
+        tokens = tokens * sum(corpus.lines.values()) // corpus.lines["train"]
         require_free_disk(folder, tokens * DTYPE.itemsize, "token files")
-        types = len(counts.keys() | {"<unk>", "</s>"})
-        del counts
         splits = {
-            split: _write_split(folder, corpus, split, dictionary, lambda lines, s=split: advance(lines, s))  # type: ignore[misc]
+            split: _write_split(folder, corpus, split, encode, lambda lines, s=split: advance(lines, s))  # type: ignore[misc]
             for split in SPLITS
         }
+    if subwords is not None:
+        found = _count_ids(split_path(folder, "train"), subwords.size)
+        dictionary, types = subwords.dictionary(found), int(np.count_nonzero(found))
+        with atomic_path(folder / TOKENIZER) as temporary:
+            temporary.write_text(subwords.tokenizer.to_str(), "utf-8")
     dictionary.save(folder / DICTIONARY)
     files = corpus.description.get("files")
-    match = recognise(
-        {split: facts["tokens"] for split, facts in splits.items()},
-        types,
-        None if files is None else {split: files[split]["sha256"] for split in SPLITS},
+    match = (
+        None
+        if subwords is not None
+        else recognise(
+            {split: facts["tokens"] for split, facts in splits.items()},
+            types,
+            None if files is None else {split: files[split]["sha256"] for split in SPLITS},
+        )
     )
     if match is not None:
         say(f"data prepare: {match.line()}")
@@ -221,17 +233,50 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
         "settings": _settings(data),
         "source": corpus.description,
         "edition": None if match is None else {**asdict(match), "exact": match.exact},
+        **({} if subwords is None else {"tokenizer": subwords.facts}),
     }
     write_json(folder / META, meta)
 
 
+def _word_dictionary(corpus: Corpus, data: DataConfig, counts: Counter[str]) -> Dictionary:
+    if any(word in counts for word in Dictionary.RESERVED):
+        raise _reserved_word(corpus, "train")
+    dictionary = _given_dictionary(data) or Dictionary.from_counts(
+        counts, data.min_count, data.max_words, data.pad_to_multiple
+    )
+    if not any(dictionary.counts):
+        raise DistlmError(
+            f"{corpus.places['train']}: no word is left for the dictionary ({len(counts)} distinct words, "
+            f"data.min_count={data.min_count}); give more text or a smaller data.min_count"
+        )
+    return dictionary
+
+
+def _word_encoder(dictionary: Dictionary) -> Callable[[Iterable[str]], Iterator[Encoded]]:
+    return lambda lines: (Encoded(ids, count, len(ids)) for ids, count in encode_lines(lines, dictionary))
+
+
+def _count_ids(path: Path, size: int) -> npt.NDArray[np.int64]:
+    """Occurrences of each id below `size` in a file of ids, in bounded memory."""
+    ids, counts = np.memmap(path, DTYPE, "r"), np.zeros(size, np.int64)
+    for first in range(0, len(ids), CHUNK):
+        counts += np.bincount(ids[first : first + CHUNK], minlength=size)
+    return counts
+
+
 def _write_split(
-    folder: Path, corpus: Corpus, split: str, dictionary: Dictionary, advance: Callable[[int], None]
+    folder: Path,
+    corpus: Corpus,
+    split: str,
+    encode: Callable[[Iterable[str]], Iterator[Encoded]],
+    advance: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Encode one split to its file; its tokens, lines, <unk> tokens, and xxh3-128 of the file."""
-    digest, tokens, lines, unknown = xxhash.xxh3_128(), 0, 0, 0
+    """Encode one split to its file; its tokens, lines, <unk> tokens, words where a word has several tokens, and
+    xxh3-128 of the file."""
+    digest, tokens, lines, unknown, words = xxhash.xxh3_128(), 0, 0, 0, 0
     with atomic_path(split_path(folder, split)) as temporary, temporary.open("wb") as stream:
-        for ids, count in encode_lines(corpus.read(split), dictionary):
+        for ids, count, of_lines in encode(corpus.read(split)):
+            words += of_lines
             # The text held a reserved word exactly when a special id stands where no line ends.
             ends = int((ids < Dictionary.UNK).sum())
             if ends != count:
@@ -242,7 +287,8 @@ def _write_split(
             advance(count)
     if tokens == 0:
         raise DistlmError(f"{corpus.places[split]}: no lines; the {split} split needs text")
-    return {"tokens": tokens, "lines": lines, "unk": unknown, "hash": digest.hexdigest()}
+    facts = {"tokens": tokens, "lines": lines, "unk": unknown, "hash": digest.hexdigest()}
+    return facts if words == tokens else {**facts, "words": words}
 
 
 def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
@@ -263,11 +309,24 @@ def _settings(data: DataConfig) -> dict[str, Any]:
         settings["text_dir"] = str(Path(data.text_dir).resolve())
     elif data.source == "hub":
         settings |= {"hub_name": data.hub_name, "hub_config": data.hub_config, "hub_field": data.hub_field}
+    if data.tokenizer:
+        return settings | {"tokenizer": Subwords.load(data.tokenizer, data.line_end).hash}
+    if given := _given_dictionary(data):
+        return settings | {"dictionary": given.hash}
     return settings | {
         "min_count": data.min_count,
         "max_words": data.max_words,
         "pad_to_multiple": data.pad_to_multiple,
     }
+
+
+def _given_dictionary(data: DataConfig) -> Dictionary | None:
+    """The dictionary of data.dictionary, if that is set."""
+    if not data.dictionary:
+        return None
+    if not Path(data.dictionary).is_file():
+        raise DistlmError(f"data.dictionary={data.dictionary}: no such file")
+    return Dictionary.load(Path(data.dictionary))
 
 
 def _summary(tokens: TokenFiles, already: bool) -> dict[str, Any]:
@@ -283,7 +342,7 @@ def _summary(tokens: TokenFiles, already: bool) -> dict[str, Any]:
 
 def _refuse_foreign(folder: Path) -> None:
     """An unfinished folder may hold what a killed run left, and hidden files; anything else is not ours to touch."""
-    ours = {DICTIONARY, *(split_path(folder, split).name for split in SPLITS)}
+    ours = {DICTIONARY, TOKENIZER, *(split_path(folder, split).name for split in SPLITS)}
     foreign = sorted(item.name for item in folder.iterdir() if item.name not in ours and not item.name.startswith("."))
     if foreign:
         raise DistlmError(

@@ -72,6 +72,21 @@ class TokenFiles:
             raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta['splits'])}")
         return np.memmap(split_path(self.folder, name), DTYPE, "r")
 
+    def words(self, name: str) -> int:
+        """Words of a split, line ends counted: its tokens, unless these are sub-words. Perplexity is per word."""
+        facts = self.meta["splits"][name]
+        return int(facts.get("words", facts["tokens"]))
+
+    def tokens_per_word(self, name: str) -> float:
+        """1 unless the tokens are sub-words."""
+        return float(self.meta["splits"][name]["tokens"] / self.words(name))
+
+    @property
+    def tokenizer(self) -> dict[str, Any] | None:
+        """Facts of the tokenizer (subwords.Subwords.facts) when the tokens are sub-words."""
+        found: dict[str, Any] | None = self.meta.get("tokenizer")
+        return found
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the dictionary and of every split's count and content: equal for equal token files."""

@@ -11,7 +11,16 @@ from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
 from distlm.models.card import read_model_card
-from distlm.models.kinds import CausalConfig, card_config, causal, kind_of, model_config, parameter_count
+from distlm.models.hf import OUTPUT, HfModel
+from distlm.models.kinds import (
+    CausalConfig,
+    card_config,
+    causal,
+    inner_width,
+    model_config,
+    parameter_count,
+    require_tap,
+)
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -30,6 +39,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     except DistlmError:
         described = model_config(config)
     model = causal(described)
+    require_tap(model, store.tap, "datastore.tap")
     try:
         files = TokenFiles.open(run.tokens(config))
         tokens, vocabulary = len(files.split(store.split)), len(files.dictionary)
@@ -48,7 +58,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     batch = store.batch_blocks * length
     # Residual, normed, q, k, v and attention output, and one inner layer of the feed-forward, in fp32; or the gates of
     # an LSTM layer with its input and output.
-    inner = model.hidden_width if isinstance(model, LstmConfig) else model.ffn_width
+    inner = inner_width(model)
     threads = config.launch.threads or max(1, (os.cpu_count() or 1) // ranks)
     activations = threads * 4 * batch * (8 * model.width + inner * (6 if isinstance(model, LstmConfig) else 1))
     queue = (QUEUE_BATCHES + 1) * store.batch_blocks * store.block * model.width * item
@@ -70,12 +80,13 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
 
 def forward_flops(model: CausalConfig, tap: str, length: int) -> float:
     """FLOP per token of a forward pass to the tap over sequences of `length` tokens (causal attention: half of it)."""
-    if tap not in kind_of(model).taps:
-        choices = ", ".join(kind_of(model).taps)
-        raise DistlmError(f"datastore.tap={tap!r}: no such hidden state; choose one of {choices}")
     if isinstance(model, LstmConfig):
         widths = [model.width, *[model.hidden_width] * (model.layers - 1), model.width]
         return float(sum(2 * 4 * after * (before + after) for before, after in pairwise(widths)))
+    if isinstance(model, HfModel):
+        # Every weight once, but for the embedding, which is looked up and, where it is tied, no layer's own.
+        layers = parameter_count(model, 0) - model.rows * model.width
+        return 2.0 * max(layers, 0) + (2.0 * model.rows * model.width if tap == OUTPUT else 0.0)
     attention = 2 * 4 * model.width**2 + 2 * length * model.width
     ffn = 2 * 2 * model.width * model.ffn_width
     last = {"last_attention_residual": 0, "last_attention_input": 0, "output": attention + ffn}

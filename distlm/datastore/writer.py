@@ -40,7 +40,7 @@ from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint, read_model_card
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
-from distlm.models.kinds import KINDS
+from distlm.models.kinds import card_config, causal, require_tap
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
@@ -56,8 +56,12 @@ __all__ = ["plan_datastore", "run_datastore_write", "write_shard"]
 _LABEL = "datastore write"
 
 
+Fill = Callable[[ShardPlan, Callable[[int], None]], Shard]
+"""Writes one shard, telling a function the rows of each batch, and returns it with checksums."""
+
+
 @dataclass(frozen=True)
-class _Job:
+class StoreJob:
     """What every rank knows before the work starts."""
 
     folder: Path
@@ -78,19 +82,31 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
     a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
     datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
     """
+    job = together(stage.comm, lambda: open_job(stage.config, stage.run))
+
+    def fill() -> Fill:
+        model, _ = load_model(job.checkpoint, default_device())
+        return lambda shard, advance: write_shard(model, job.ids, job.plan, shard, job.settings, job.folder, advance)
+
+    return fill_store(stage, job, fill)
+
+
+def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> dict[str, Any]:
+    """Write the shards of a store that are not there; what `fill` gives writes one. Otherwise as run_datastore_write.
+
+    `fill` is called once, on every rank, and only when there is something to write.
+    """
     start, comm = time.monotonic(), stage.comm
     share = together(comm, lambda: share_of(stage.config, comm.size))
-    job = together(comm, lambda: _open_job(stage.config, stage.run))
     shards = _shards(job, share)
     with only_writer(job.folder, comm, "writing this datastore", share):
         whole = rank0_first(comm, lambda: _begin(job, share))
         left = [shard for shard in shards if shard.index not in whole]
         told: list[list[Shard]] | None = None
         if left:
-            # Reading the weights is skipped when there is nothing to write.
-            model, _ = together(comm, lambda: load_model(job.checkpoint, default_device()))
+            write = together(comm, fill)
             # Told, not read back from the sidecars: a network file system may show other nodes' files late.
-            told = comm.gather(_write_shards(stage, job, model, left, sum(shard.rows for shard in shards)))
+            told = comm.gather(_write_shards(stage, write, left, sum(shard.rows for shard in shards)))
         if share is None:
             # Also with nothing left: shares, or a run that was killed here, may have written the last shard.
             rank0_first(comm, lambda: _finish(job, whole, told or []))
@@ -134,14 +150,12 @@ def write_shard(
     return writer.finished
 
 
-def _open_job(config: RunConfig, run: RunDir) -> _Job:
+def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     """Check everything that can be checked before the first forward pass; writes nothing."""
     store = config.datastore
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
-    taps = KINDS[card["kind"]].taps
-    if store.tap not in taps:
-        raise DistlmError(f"datastore.tap={store.tap!r}: no such hidden state; choose one of {', '.join(taps)}")
+    require_tap(causal(card_config(card)), store.tap, "datastore.tap")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)
@@ -155,15 +169,15 @@ def _open_job(config: RunConfig, run: RunDir) -> _Job:
         width=card["config"]["width"], vocabulary=card["vocabulary"], model=model_fingerprint(checkpoint),
         dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
     )  # fmt: skip
-    return _Job(run.datastore, checkpoint, ids, plan, settings)
+    return StoreJob(run.datastore, checkpoint, ids, plan, settings)
 
 
-def _shards(job: _Job, share: Share | None) -> list[ShardPlan]:
+def _shards(job: StoreJob, share: Share | None) -> list[ShardPlan]:
     """All shards, or those of a share."""
     return [shard for shard in job.plan.shards if share is None or share.has(shard.index)]
 
 
-def _begin(job: _Job, share: Share | None) -> dict[int, Shard]:
+def _begin(job: StoreJob, share: Share | None) -> dict[int, Shard]:
     """Claim the folder, keep what is whole. Returns the whole shards (of the share) by number. On rank 0 only."""
     manifest = _own_manifest(job)
     if share is not None:
@@ -184,7 +198,7 @@ def _begin(job: _Job, share: Share | None) -> dict[int, Shard]:
     return _keep_whole(job, shards)
 
 
-def _begin_share(job: _Job, share: Share, manifest: Manifest | None) -> dict[int, Shard]:
+def _begin_share(job: StoreJob, share: Share, manifest: Manifest | None) -> dict[int, Shard]:
     """As _begin, touching only what no other share writes: files of its own shards, and a manifest equal to theirs."""
     shards = _shards(job, share)
     if manifest is not None and manifest.complete:
@@ -204,7 +218,7 @@ def _begin_share(job: _Job, share: Share, manifest: Manifest | None) -> dict[int
     return _keep_whole(job, shards)
 
 
-def _keep_whole(job: _Job, shards: Sequence[ShardPlan]) -> dict[int, Shard]:
+def _keep_whole(job: StoreJob, shards: Sequence[ShardPlan]) -> dict[int, Shard]:
     """Those of `shards` that are on disk as their sidecars say; the disk must hold the others."""
     folder, settings = job.folder, job.settings
     sidecars = [read_sidecar(folder, settings, planned_shard(shard)) for shard in shards]
@@ -225,7 +239,7 @@ def _keep_whole(job: _Job, shards: Sequence[ShardPlan]) -> dict[int, Shard]:
     return whole
 
 
-def _own_manifest(job: _Job) -> Manifest | None:
+def _own_manifest(job: StoreJob) -> Manifest | None:
     """The folder's manifest, None in a new folder. Raises DistlmError when the folder is not this store's."""
     if not (job.folder / MANIFEST).exists():
         ours = {path(job.folder, shard.index).name for shard in job.plan.shards for path in (keys_path, values_path)}
@@ -247,13 +261,13 @@ def _own_manifest(job: _Job) -> Manifest | None:
     return manifest
 
 
-def _in_place(job: _Job, shard: Shard) -> bool:
+def _in_place(job: StoreJob, shard: Shard) -> bool:
     return not any(
         problem_of(path, header, size) for path, header, size, _ in shard_files(job.folder, job.settings, shard)
     )
 
 
-def _write_shards(stage: Stage, job: _Job, model: LanguageModel, shards: list[ShardPlan], rows: int) -> list[Shard]:
+def _write_shards(stage: Stage, write: Fill, shards: list[ShardPlan], rows: int) -> list[Shard]:
     """Write the shards in turns of one per rank. Returns those of this rank. Collective.
 
     `rows` counts the finished shards too.
@@ -272,8 +286,7 @@ def _write_shards(stage: Stage, job: _Job, model: LanguageModel, shards: list[Sh
 
             def unit(now: list[ShardPlan] = now) -> None:
                 if comm.rank < len(now):
-                    shard = now[comm.rank]
-                    mine.append(write_shard(model, job.ids, job.plan, shard, job.settings, job.folder, advance))
+                    mine.append(write(now[comm.rank], advance))
 
             together(comm, unit)
             if progress.done < done:
@@ -281,7 +294,7 @@ def _write_shards(stage: Stage, job: _Job, model: LanguageModel, shards: list[Sh
     return mine
 
 
-def _finish(job: _Job, whole: dict[int, Shard], told: list[list[Shard]]) -> None:
+def _finish(job: StoreJob, whole: dict[int, Shard], told: list[list[Shard]]) -> None:
     """All shards are whole: the complete manifest, then the sidecars go. On rank 0 only."""
     if read_manifest(job.folder).complete:
         return

@@ -138,4 +138,14 @@ def store_of(config: RunConfig) -> Store | None:
         return None
     written = config.datastore
     plan = plan_store(tokens, written.context_window, written.block, written.batch_blocks, written.rows_per_shard)
-    return Store(plan.rows, config.model.width, len(plan.shards), written=False)
+    return Store(plan.rows, _width(config), len(plan.shards), written=False)
+
+
+def _width(config: RunConfig) -> int:
+    """D of the keys that the configured model will give."""
+    if config.model.kind == "transformer_lm":
+        return config.model.width
+    # Models load torch, which this room does without.
+    from distlm.models.kinds import causal, model_config
+
+    return causal(model_config(config)).width

@@ -51,8 +51,8 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     notes = [f"of the memory {threads * block_bytes(widest) / 1e6:.0f} MB are blocks of products, one per thread"]
     if forward:
         length = knn.context_window + knn.block
-        if config.model.kind == "transformer_lm":
-            seconds += forward * (length / knn.block) * forward_flops(config.model, "output", length) / flops
+        if config.model.kind != "awd_lstm":
+            seconds += forward * (length / knn.block) * forward_flops(model, "output", length) / flops
         else:
             seconds += forward * (length / knn.block) * 2 * parameter_count(model, len(tokens.dictionary)) / flops
         memory += 4 * parameter_count(model, len(tokens.dictionary)) + threads * 48 * knn.batch_blocks * length * width

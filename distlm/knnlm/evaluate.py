@@ -1,7 +1,8 @@
 """Perplexities of every split with the frozen settings, and everything needed to read them: results.json.
 
-Perplexity is per word: exp of −Σ log p / tokens over every token of the split, </s> and <unk> included, fp64 sums in
-token order. Schema of results.json (losses in nats per token, sizes in bytes):
+Perplexity is per word: exp of −Σ log p / words over every token of the split, </s> and <unk> included, fp64 sums in
+token order. A word is a token, unless the tokens are sub-words; then words are those of the text and line ends, and
+token_perplexity stands beside perplexity. Schema of results.json (losses in nats per token, sizes in bytes):
 
   format          1
   name            of the run
@@ -9,11 +10,11 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   dictionary      {hash, words}
   tokens          fingerprint of the token files
   context_rule    in words; which context each evaluated token sees
-  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute,
+  settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute, similarity: l2|dot,
                   cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda}}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
-  splits          NAME → {tokens, blocks, lm: {loss_nats, perplexity}, knn: {loss_nats, perplexity}, neighbours,
-                  retrieved: share of tokens whose target is among the neighbours,
+  splits          NAME → {tokens, words (of sub-words), blocks, lm: {loss_nats, perplexity}, knn: {loss_nats,
+                  perplexity}, neighbours, retrieved: share of tokens whose target is among the neighbours,
                   shuffled: {lambda, loss_nats, ceiling_nats, alarm},
                   cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
                   both: {loss_nats, perplexity}}
@@ -107,13 +108,15 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     first = opened[knn.splits[0]].source
     splits = {}
     for split, parts in opened.items():
-        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache)
+        words = tokens.words(split) if tokens.tokenizer else 0
+        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, words)
         facts = {key: first[key] for key in ("context_rule", "model", "token_files")}
         write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, facts)
     settings: dict[str, Any] = {}
     if frozen is not None:
         settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
         settings |= {name: first[name] for name in ("nprobe", "distances", "search")}
+        settings["similarity"] = first.get("similarity", "l2")
     if frozen_cache is not None:
         settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
     if "both" in tuned:
@@ -165,16 +168,21 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
 
 
 def evaluate_parts(
-    parts: Parts, frozen: Frozen | None, frozen_cache: FrozenCache | None
+    parts: Parts, frozen: Frozen | None, frozen_cache: FrozenCache | None, words: int = 0
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
-    """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json."""
+    """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json.
+
+    `words` of the text, where tokens are sub-words; 0: its tokens.
+    """
     log_lm, log_knn, weight = parts.log_lm(), None, 0.0
     result: dict[str, Any] = {"tokens": parts.tokens, "blocks": parts.source["blocks"]}
+    if words:
+        result["words"] = words
     if parts.neighbours is not None and frozen is not None:
         weight = frozen.weight
         log_knn = split_knn_log_probs(parts.neighbours, frozen.temperature, [frozen.k])[0]
     log_probs = mixtures(log_lm, log_knn, weight, parts.cache, frozen_cache)
-    result |= {name: _figures(mean_loss(scores)) for name, scores in log_probs.items()}
+    result |= {name: _figures(mean_loss(scores), parts.tokens, words) for name, scores in log_probs.items()}
     if parts.neighbours is not None and frozen is not None and log_knn is not None:
         result |= {
             "retrieved": float(np.mean(np.isfinite(log_knn))),
@@ -223,6 +231,9 @@ def shuffle_values(values: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.i
 
 def exactness(manifest: dict[str, Any]) -> str:
     """What the distances are, in words."""
+    if manifest.get("similarity") == "dot":
+        found = "every stored key was compared" if manifest["search"] == "brute" else "found by the index (approximate)"
+        return f"neighbours by squared L2, {found}; weighed by the dot product with the true keys (exact)"
     if manifest["search"] == "brute":
         return "exact: every stored key was compared, squared L2 over the true keys"
     if manifest["distances"] == "exact":
@@ -230,5 +241,9 @@ def exactness(manifest: dict[str, Any]) -> str:
     return "neighbours and distances as the index gives them (approximate): squared L2 to the encoded keys"
 
 
-def _figures(loss: float) -> dict[str, float]:
-    return {"loss_nats": loss, "perplexity": math.exp(loss)}
+def _figures(loss: float, tokens: int, words: int) -> dict[str, float]:
+    if not words:
+        return {"loss_nats": loss, "perplexity": math.exp(loss)}
+    # A model that cannot predict a text at all may need hundreds of nats for a word.
+    per_word = math.exp(min(loss * tokens / words, 700.0))
+    return {"loss_nats": loss, "perplexity": per_word, "token_perplexity": math.exp(loss)}

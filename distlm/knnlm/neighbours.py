@@ -3,7 +3,8 @@
 RUN/neighbours/SPLIT/
   plan.json       what is being searched for; a start with other inputs is refused
   unit-00000/     queries [q, D] (the keys' dtype), targets int32 [q], log_probs fp64 [q] (of the LM), ids int64 [q, k],
-                  distances fp32 [q, k] (squared L2), values int32 [q, k]: .npy files; unit.json (rows and checksums)
+                  distances fp32 [q, k] (squared L2; with knn.similarity=dot how much less the dot product is than the
+                  row's greatest), values int32 [q, k]: .npy files; unit.json (rows and checksums)
   manifest.json   plan and units; written last: its presence says that the folder is whole
 
 Rows of the units in order are the split's tokens in order. In each row the neighbours stand nearest first, ties by

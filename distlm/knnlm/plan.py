@@ -11,7 +11,7 @@ from distlm.datastore.estimate import forward_flops
 from distlm.errors import DistlmError
 from distlm.index.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.rescore import CHUNK_BYTES, GROUP_BYTES
-from distlm.models.transformer_lm import count_parameters
+from distlm.models.kinds import CausalConfig, causal, inner_width, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -41,10 +41,11 @@ class _Counts:
 
 def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of the search of all splits; tuning and evaluation read its files and take seconds."""
-    knn, width, k = config.knn, config.model.width, config.knn.k
+    knn, model, k = config.knn, causal(model_config(config)), config.knn.k
+    width = model.width
     counts = _count(config)
     notes = list(counts.notes)
-    rescores = knn.search == "index" and knn.distances == "exact"
+    rescores = knn.similarity == "dot" or (knn.search == "index" and knn.distances == "exact")
     item = 2 if config.datastore.key_dtype == "float16" else 4
     per_query = width * item + 12 + 16 * k
     # While a search is being rescored its units lie there twice, and the new distances once more.
@@ -54,12 +55,12 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
                      "keys are read once in order")  # fmt: skip
     pairs = counts.queries * (4 * width + 8 * k)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
-    activations = 4 * batch * (8 * width + config.model.ffn_width)
+    activations = 4 * batch * (8 * width + inner_width(model))
     unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (per_query + 4 * width)
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
     packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
     memory = (
-        _BASE_MEMORY + 4 * count_parameters(config.model, counts.vocabulary) + activations + index + packed
+        _BASE_MEMORY + 4 * parameter_count(model, counts.vocabulary) + activations + index + packed
         + max(unit, min(pairs, GROUP_BYTES) + 4 * CHUNK_BYTES if rescores else 0)
     )  # fmt: skip
     notes.append("memory counts the memory-mapped index, which ranks of a node share")
@@ -70,24 +71,25 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, counts, rescores, item) / max(ranks, 1) if counts.queries else None,
+        seconds=_seconds(config, model, counts, rescores, item) / max(ranks, 1) if counts.queries else None,
         notes=notes,
     )
 
 
-def _seconds(config: RunConfig, counts: _Counts, rescores: bool, item: int) -> float:
+def _seconds(config: RunConfig, model: CausalConfig, counts: _Counts, rescores: bool, item: int) -> float:
     """Seconds of one rank alone, on the CPU."""
-    knn, width, flops = config.knn, config.model.width, machine_flops()
+    knn, width, flops = config.knn, model.width, machine_flops()
     length = knn.context_window + knn.block
-    forward = counts.queries * (length / knn.block) * forward_flops(config.model, "output", length) / flops
+    forward = counts.queries * (length / knn.block) * forward_flops(model, "output", length) / flops
     if knn.search == "brute":
-        return forward + 2 * counts.queries * counts.rows * width / flops
-    lists = _lists(config)
-    scanned = counts.rows * min(1.0, knn.nprobe / lists)
-    rate = _CODES_PER_S
-    if _bits(config) == 4:
-        rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
-    search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
+        search = 2.0 * counts.queries * counts.rows * width / flops
+    else:
+        lists = _lists(config)
+        scanned = counts.rows * min(1.0, knn.nprobe / lists)
+        rate = _CODES_PER_S
+        if _bits(config) == 4:
+            rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
+        search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
     if not rescores:
         return forward + search
     dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S

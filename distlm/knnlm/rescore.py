@@ -80,10 +80,14 @@ def plan_groups(queries: Sequence[int], k: int, width: int, budget: int = GROUP_
 class GroupScorer:
     """Scores the pairs of one group of units against key shards.
 
-    `queries` of all units of the group [Q, D] in any float dtype, `pairs` per unit, `counts` queries per unit.
+    `queries` of all units of the group [Q, D] in any float dtype, `pairs` per unit, `counts` queries per unit. With
+    `dot` a distance is the negated dot product instead.
     """
 
-    def __init__(self, queries: npt.NDArray[np.floating], pairs: Sequence[SortedPairs], counts: Sequence[int]) -> None:
+    def __init__(
+        self, queries: npt.NDArray[np.floating], pairs: Sequence[SortedPairs], counts: Sequence[int], dot: bool = False
+    ) -> None:
+        self._dot = dot
         self._queries = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
         self._norms = _squared_norms(self._queries)
         self._pairs = pairs
@@ -143,6 +147,9 @@ class GroupScorer:
             )  # fmt: skip
         # The transposed view keeps each query contiguous: no copy of the queries is made.
         dots = torch.sparse.sampled_addmm(wanted, keys, self._queries.t(), beta=0.0).values()
+        if self._dot:
+            result[places] = dots.neg_().numpy()
+            return
         distances = dots.double().mul_(-2).add_(_squared_norms(keys)[row]).add_(self._norms[column])
         result[places] = distances.clamp_(min=0).float().numpy()
 
@@ -154,6 +161,12 @@ def unit_distances(
     distances = np.full(queries * pairs.k, np.inf, np.float32)
     distances[pairs.places] = np.concatenate([np.empty(0, np.float32), *pieces])
     return distances.reshape(queries, pairs.k)
+
+
+def from_nearest(distances: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Distances of any sign [q, k] less the least of each row: a softmax over a row does not change. inf stays."""
+    least = distances.min(axis=1, initial=np.inf, keepdims=True)
+    return distances - np.where(np.isfinite(least), least, np.float32(0))
 
 
 def nearest_first(

@@ -35,7 +35,12 @@ class Source(Forward):
     @property
     def rescores(self) -> bool:
         """Distances are to be recomputed from the true keys after the search."""
-        return self.index is not None and self.knn.distances == "exact"
+        return self.dot or (self.index is not None and self.knn.distances == "exact")
+
+    @property
+    def dot(self) -> bool:
+        """They are to be dot products."""
+        return self.knn.similarity == "dot"
 
     def search(
         self, queries: npt.NDArray[np.floating], k: int

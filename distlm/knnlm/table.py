@@ -18,6 +18,12 @@ def results_table(results: dict[str, Any]) -> str:
     for name in there:
         rows.append([PART_WORDS[name], *(f"{split[name]['perplexity']:.2f}" for split in splits.values())])
     rows.append(["tokens", *(f"{split['tokens']:,}" for split in splits.values())])
+    if all("words" in split for split in splits.values()):
+        rows.append(["words", *(f"{split['words']:,}" for split in splits.values())])
+        rows += [
+            [f"{PART_WORDS[name]}, per token", *(f"{split[name]['token_perplexity']:.2f}" for split in splits.values())]
+            for name in there
+        ]
     settings = results["settings"]
     facts = []
     if "knn" in there:

@@ -2,7 +2,8 @@
 
 knn.json: {lambda, temperature, k, loss_nats, perplexity, lm_loss_nats, lm_perplexity, split, tokens, grid: {lambdas,
 temperatures, ks, loss_nats [ks][temperatures][lambdas]}, edges (settings that stand at the end of their grid),
-neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, perplexities are per word.
+neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, and
+perplexities per token too: per word, unless tokens are sub-words.
 With a neural cache there are also cache and both (see tune_cache.py); without neighbours only split, tokens,
 lm_loss_nats, lm_perplexity, model and cache.
 """

@@ -21,7 +21,7 @@ from distlm.knnlm.neighbours import (
     unit_folder,
     write_unit,
 )
-from distlm.knnlm.rescore import GroupScorer, SortedPairs, nearest_first, sort_pairs, unit_distances
+from distlm.knnlm.rescore import GroupScorer, SortedPairs, from_nearest, nearest_first, sort_pairs, unit_distances
 from distlm.knnlm.source import Source
 from distlm.knnlm.units import UnitFolder
 from distlm.runtime.files import atomic_path
@@ -87,6 +87,7 @@ class SplitWork:
             "model": source.model_fingerprint, "dictionary": source.tokens.dictionary.hash,
             "token_files": source.tokens.fingerprint, "datastore": store.fingerprint,
             "index": "brute" if source.index is None else source.index.fingerprint, "self_test": self.self_test,
+            **({"similarity": "dot"} if source.dot else {}),
         }  # fmt: skip
 
     @cached_property
@@ -153,7 +154,8 @@ class Group:
     @cached_property
     def _scorer(self) -> GroupScorer:
         queries = np.concatenate([read_unit(unit_folder(self.work.found, unit)).queries for unit in self.units])
-        return GroupScorer(queries, self.pairs, [self.work.unit_tokens[unit] for unit in self.units])
+        counts = [self.work.unit_tokens[unit] for unit in self.units]
+        return GroupScorer(queries, self.pairs, counts, self.work.source.dot)
 
     def is_scored(self, shard: int) -> bool:
         """The distances of this group's pairs in a shard are on disk."""
@@ -182,6 +184,8 @@ class Group:
         ]
         old = read_unit(unit_folder(self.work.found, unit))
         distances = unit_distances(self.pairs[place], len(old), pieces)
+        if self.work.source.dot:
+            distances = from_nearest(distances)
         ids, distances, values = nearest_first(old.ids, distances, old.values)
         new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
         write_unit(unit_folder(self.work.folder, unit), new)

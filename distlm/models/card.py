@@ -7,7 +7,7 @@ from distlm.errors import DistlmError
 from distlm.runtime.files import json_hash, read_json
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
-KIND_NAMES = ("transformer_lm", "awd_lstm", "plm", "plm_task")
+KIND_NAMES = ("transformer_lm", "awd_lstm", "hf", "plm", "plm_task")
 
 
 def read_model_card(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,13 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 @contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Modules made inside it have parameters of arbitrary values."""
+    with _NothingDrawn():
+        yield
+
+
+@contextmanager
 def empty_model() -> Iterator[None]:
     """Modules made inside it are on the meta device."""
     with _NothingDrawn(), torch.device("meta"):

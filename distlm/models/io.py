@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.card import CARD, WEIGHTS, read_model_card
-from distlm.models.kinds import AnyModelConfig, card_config, causal, describe, model_on_meta, parameter_count
+from distlm.models.kinds import (
+    AnyModelConfig,
+    card_config,
+    causal,
+    describe,
+    model_for_weights,
+    model_on_meta,
+    parameter_count,
+)
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import atomic_path, file_hash, write_json
 
@@ -56,7 +64,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     model, weights, meta = _read(folder, device)
     causal(card_config(meta))
     _assign(model, weights)
-    return model.eval(), meta
+    # Buffers are where the model was built.
+    return model.to(device).eval(), meta
 
 
 def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,7 +74,7 @@ def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict
 
 
 def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The model without memory for its parameters, its weights, and model.json."""
+    """The model whose parameters are yet to be assigned, its weights, and model.json."""
     meta = read_model_card(folder)
     path = folder / WEIGHTS
     if not path.is_file():
@@ -80,7 +89,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
         weights = safetensors.torch.load_file(path, device=str(device))
     except (TypeError, safetensors.SafetensorError) as error:
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
-    model = model_on_meta(config, meta["vocabulary"])
+    model = model_for_weights(config, meta["vocabulary"])
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
     return model, weights, meta

@@ -7,15 +7,16 @@ from typing import Any
 
 from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
 from distlm.errors import DistlmError
-from distlm.models import awd_lstm, transformer_lm
+from distlm.models import awd_lstm, hf, transformer_lm
 from distlm.models.awd_lstm import AwdLstm
-from distlm.models.empty import empty_model
+from distlm.models.empty import empty_model, nothing_drawn
+from distlm.models.hf import HfLM, HfModel
 from distlm.models.plm import Plm, PlmModel, plm_model
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.transformer_lm import TransformerLM
 
-CausalConfig = ModelConfig | LstmConfig
-AnyModelConfig = ModelConfig | LstmConfig | PlmModel | TaskModelConfig
+CausalConfig = ModelConfig | LstmConfig | HfModel
+AnyModelConfig = CausalConfig | PlmModel | TaskModelConfig
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Kind:
     name: str
     config: type
     build: Callable[[Any, int], Any]
-    taps: tuple[str, ...]
-    """Hidden states that a datastore can hold; none: no causal language model."""
+    taps: tuple[str, ...] = ()
+    """Hidden states that a datastore can hold, where all models of the kind have the same ones."""
 
 
 KINDS: dict[str, Kind] = {
@@ -34,27 +35,45 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("transformer_lm", ModelConfig, TransformerLM, transformer_lm.TAPS),
         Kind("awd_lstm", LstmConfig, AwdLstm, awd_lstm.TAPS),
-        Kind("plm", PlmModel, Plm, ()),
-        Kind("plm_task", TaskModelConfig, TaskModel, ()),
+        Kind("hf", HfModel, HfLM),
+        Kind("plm", PlmModel, Plm),
+        Kind("plm_task", TaskModelConfig, TaskModel),
     )
 }
 
 
 def model_config(config: RunConfig) -> AnyModelConfig:
-    """The section of the configuration that describes the model."""
+    """The section of the configuration that describes the model; of one of Hugging Face, what its folder says."""
     if config.model.kind == "plm":
         return plm_model(config.plm, config.memory, config.train.seed)
+    if config.model.kind == "hf":
+        return hf.hf_model(config.hf.name)
     return config.lstm if config.model.kind == "awd_lstm" else config.model
 
 
 def causal(config: AnyModelConfig) -> CausalConfig:
     """The same, of a model that predicts the next word. Raises DistlmError for a masked language model."""
-    if isinstance(config, ModelConfig | LstmConfig):
+    if isinstance(config, ModelConfig | LstmConfig | HfModel):
         return config
     raise DistlmError(
         "a masked language model reads both sides of a word: it has no datastore, neighbours or cache; those are for "
-        "model.kind=transformer_lm and awd_lstm"
+        "model.kind=transformer_lm, awd_lstm and hf"
     )
+
+
+def require_tap(config: CausalConfig, tap: str, key: str) -> None:
+    """Raises DistlmError, naming the setting `key` and the choices, when the model has no hidden state `tap`."""
+    if isinstance(config, HfModel):
+        hf.require_tap(config, tap, key)
+    elif tap not in (taps := kind_of(config).taps):
+        raise DistlmError(f"{key}={tap!r}: no such hidden state; choose one of {', '.join(taps)}")
+
+
+def inner_width(config: CausalConfig) -> int:
+    """Width of the widest layer."""
+    if isinstance(config, HfModel):
+        return 4 * config.width
+    return config.hidden_width if isinstance(config, LstmConfig) else config.ffn_width
 
 
 def kind_of(config: AnyModelConfig) -> Kind:
@@ -74,6 +93,15 @@ def model_on_meta(config: AnyModelConfig, vocabulary: int) -> Any:
         config = dataclasses.replace(config, memory={**config.memory, "values": "zero"})
     with empty_model():
         return build_model(config, vocabulary)
+
+
+def model_for_weights(config: AnyModelConfig, vocabulary: int) -> Any:
+    """The model, without memory for its parameters where that can be; every parameter is yet to be assigned."""
+    if isinstance(config, HfModel):
+        # Rotary angles and the like are buffers, computed when the model is built.
+        with nothing_drawn():
+            return build_model(config, vocabulary)
+    return model_on_meta(config, vocabulary)
 
 
 def parameter_count(config: AnyModelConfig, vocabulary: int) -> int:

@@ -36,11 +36,11 @@ from distlm.runtime.metrics import MetricsFile
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
     "shard": ("shards",),
-    "train": ("data", "model", "lstm", "train", "awd"),
+    "train": ("data", "model", "lstm", "hf", "train", "awd"),
     "finetune": ("finetune",),
-    "datastore": ("data", "model", "lstm", "train", "awd", "datastore"),
-    "index": ("data", "model", "lstm", "train", "awd", "datastore", "index"),
-    "knn": ("data", "model", "lstm", "train", "awd", "datastore", "index", "knn", "cache"),
+    "datastore": ("data", "model", "lstm", "hf", "train", "awd", "datastore"),
+    "index": ("data", "model", "lstm", "hf", "train", "awd", "datastore", "index"),
+    "knn": ("data", "model", "lstm", "hf", "train", "awd", "datastore", "index", "knn", "cache"),
 }
 """Sections whose settings decide a stage's output."""
 

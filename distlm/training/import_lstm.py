@@ -1,12 +1,9 @@
 """`distlm import awd-lstm`: a model that others trained becomes the first checkpoint of a run."""
 
-import math
-import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from distlm.config.schema import RunConfig
@@ -14,12 +11,10 @@ from distlm.data.corpus import open_corpus
 from distlm.data.tokens import SPLITS, TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.import_awd_lstm import check_sizes, first_seen, in_our_order, our_names, read_state_dict
-from distlm.models.io import load_model, save_weights
-from distlm.runtime.files import write_json
+from distlm.models.io import load_model
 from distlm.runtime.rundir import RunDir
 from distlm.training.bptt import columns_of
-from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
-from distlm.training.finished import STATE
+from distlm.training.imported import refuse_trained, write_first_checkpoint
 from distlm.training.lstm_job import lstm_identity
 from distlm.training.phases import fresh_phases
 from distlm.training.stream_loss import stream_loss
@@ -35,8 +30,7 @@ def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[s
     run = RunDir(Path(config.run_dir))
     if config.model.kind != "awd_lstm":
         raise DistlmError(f"model.kind={config.model.kind}: an AWD-LSTM is imported with model.kind=awd_lstm")
-    if run.complete_checkpoints():
-        raise DistlmError(f"{run.checkpoints}: there are checkpoints already; choose another run_dir=")
+    refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
     weights = our_names(read_state_dict(path), path)
     check_sizes(weights, config.lstm, path)
@@ -47,34 +41,10 @@ def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[s
     else:
         vocabulary, source = _read_words(words), str(words)
     weights = in_our_order(weights, vocabulary, tokens.dictionary, path, source)
-    final = run.checkpoint(0)
-    folder = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    size = len(tokens.dictionary)
-    extra = {"dictionary": tokens.dictionary.hash, "step": 0, "tap": config.train.tap, "imported_from": path.name}
-    try:
-        save_weights(weights, config.lstm, size, folder, extra)
-    except ValueError as error:
-        raise DistlmError(f"{path}: {error}") from error
-    safetensors.torch.save_file({}, folder / OPTIMIZER)
-    loss = _valid_loss(config, tokens, folder)
-    best = {"checkpoint": final.name, "valid_loss": loss}
-    write_json(folder / STATE, _state(config, tokens, best))
-    seal(folder, final, 0)
-    point_at_best(run, best)
-    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(loss, 700.0))}
-
-
-def _state(config: RunConfig, tokens: TokenFiles, best: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "data": tokens.fingerprint, "dictionary": tokens.dictionary.hash, "seed": config.train.seed,
-        **lstm_identity(config.lstm, config.awd), "update": 0, "skipped": 0, "fingerprint": "", "best": best,
-        "last": {"train_loss": None, "valid_loss": best["valid_loss"], "valid_ppl": None, "tokens_per_s": 0.0},
-        "ranks": 1, "deepspeed": config.train.deepspeed, "precision": config.train.precision, "tap": config.train.tap,
-        **fresh_phases(), "finished": False,
-        "optimizer": {"keys": [], "average": None, "state": {}, "group": {}, "scaler": {}},
-    }  # fmt: skip
+    identity = {**lstm_identity(config.lstm, config.awd), **fresh_phases(), "finished": False}
+    return write_first_checkpoint(
+        config, tokens, config.lstm, weights, str(path), identity, lambda folder: _valid_loss(config, tokens, folder)
+    )
 
 
 def _valid_loss(config: RunConfig, tokens: TokenFiles, folder: Path) -> float:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
 from distlm.models.device import default_device
-from distlm.models.kinds import AnyModelConfig, build_model, kind_of, model_config
+from distlm.models.kinds import AnyModelConfig, CausalConfig, build_model, model_config, require_tap
 from distlm.runtime import metrics
 from distlm.runtime.collective import together
 from distlm.runtime.stage import Stage
@@ -71,9 +70,8 @@ class Job(ABC):
         self.stage, self.train, self.comm = stage, stage.config.train, stage.comm
         self.text, self.micro, self.deepspeed = text, micro, deepspeed
         self.model = model or model_config(stage.config)
-        taps = kind_of(self.model).taps
-        if taps and self.train.tap not in taps:
-            raise DistlmError(f"train.tap={self.train.tap!r}: no such hidden state; choose one of {', '.join(taps)}")
+        if isinstance(self.model, CausalConfig):
+            require_tap(self.model, self.train.tap, "train.tap")
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run: then its update number says which data comes next."""

@@ -22,6 +22,7 @@ from distlm.training.update import Outcome, Window
 _JOBS = {
     "transformer_lm": "distlm.training.transformer_job:TransformerJob",
     "awd_lstm": "distlm.training.lstm_job:LstmJob",
+    "hf": "distlm.training.hf_job:HfJob",
     "plm": "distlm.training.plm_job:PlmJob",
 }
 """Kind of model → what trains it; imported when it is wanted."""

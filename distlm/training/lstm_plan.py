@@ -8,7 +8,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm import FIRST_ID
-from distlm.models.kinds import parameter_count
+from distlm.models.kinds import model_config, parameter_count
 from distlm.models.linear_cross_entropy import chunk_rows
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
@@ -73,7 +73,9 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
         count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
     except DistlmError:
         vocabulary, count = config.data.max_words or _ASSUMED_WORDS, 0
-    parameters = parameter_count(config.lstm, vocabulary)
+    parameters = parameter_count(model_config(config), vocabulary)
+    if config.model.kind != "awd_lstm":
+        count = round(count * (1 + config.knn.context_window / config.knn.block))
     seconds = count * 2.0 * parameters / machine_flops() if count else None
-    work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, one after the other"
+    work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
     return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait"])

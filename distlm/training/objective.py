@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distlm.models.awd_lstm import AwdLstm, Columns
+from distlm.models.language_model import LanguageModel
 from distlm.models.lstm import State
 from distlm.models.plm import Plm
-from distlm.models.transformer_lm import TransformerLM
 from distlm.training.regularisers.penalty import Pull, pull_penalty
 
 
@@ -32,16 +32,16 @@ class Sums(NamedTuple):
 
 
 class TrainModule(Objective):
-    """The transformer's objective.
+    """The objective of a transformer.
 
     Loss of Ton et al. eq. 2: Σ_j CE_j + ω Σ_j ‖r_j‖², where r_j is the tapped hidden state of token j; with the queues
     of the target words eq. 1: Σ_j CE_j + ω Σ_j Σ_i ‖sg(Q_i) − r_j‖².
     """
 
-    def __init__(self, model: TransformerLM, tap: str, weight: float, reduction: str) -> None:
-        """`weight` is ω; `reduction` ("mean" or "sum") over D; `tap` one of TransformerLM's TAPS."""
+    def __init__(self, model: LanguageModel, tap: str, weight: float, reduction: str) -> None:
+        """`weight` is ω; `reduction` ("mean" or "sum") over D; `tap` one of the model's."""
         super().__init__()
-        self.model: TransformerLM = model
+        self.model: LanguageModel = model
         self.tap, self.weight, self.reduction = tap, weight, reduction
 
     def forward(self, inputs: Tensor, targets: Tensor, scored: Tensor | None = None, pull: Pull | None = None) -> Sums:

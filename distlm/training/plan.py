@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import ModelConfig, RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.transformer_lm import count_parameters
+from distlm.models.hf import HfModel
+from distlm.models.kinds import model_config, parameter_count
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
@@ -28,7 +29,8 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         return plan_lstm(config, ranks)
     if config.model.kind == "plm":
         return plan_plm(config, ranks)
-    train, model = config.train, config.model
+    train, model = config.train, model_config(config)
+    assert isinstance(model, ModelConfig | HfModel)
     micro = plan_micro_batches(train, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
     notes = []
@@ -36,9 +38,10 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
         vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
     except DistlmError:
-        vocabulary, corpus = config.data.max_words or model.cutoffs[-1] * 4 if model.cutoffs else 50000, 0
-        notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
-    parameters = count_parameters(model, vocabulary)
+        vocabulary, corpus = config.data.max_words or 4 * max(config.model.cutoffs, default=12500), 0
+        if not isinstance(model, HfModel):
+            notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
+    parameters = parameter_count(model, vocabulary)
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
     if corpus:
         notes.append(f"{seen / corpus:.1f} passes over {corpus} tokens")
@@ -56,19 +59,19 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     checkpoint = 4 * parameters * (1 + states) + tables * ranks + encoder
     # One more while the newest is written, one for the best.
     disk = checkpoint * (train.keep_last + 2)
-    layer = 4 * model.width**2 + 2 * model.width * model.ffn_width
-    head = min([edge for edge in model.cutoffs if edge < vocabulary] or [vocabulary])
-    per_token = (
-        6 * (layer * model.layers + model.width * head) + 6 * model.layers * train.tokens_per_sample * model.width
-    )
+    if isinstance(model, HfModel):
+        # The layers are counted by what they hold; a tied softmax is counted once.
+        layers = max(1, round((parameters - model.rows * model.width) / (12 * model.width**2)))
+        inner, head, per_token = 4 * model.width, model.rows, 6 * parameters
+    else:
+        layers, inner = model.layers, model.ffn_width
+        head = min([edge for edge in model.cutoffs if edge < vocabulary] or [vocabulary])
+        per_token = 6 * ((4 * model.width**2 + 2 * model.width * inner) * layers + model.width * head)
+    per_token += 6 * layers * train.tokens_per_sample * model.width
     # The encoder's forward pass is a third of forward and backward.
     seconds = seen * per_token * (4 / 3 if encoder else 1) / (machine_flops() * ranks)
     memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + tables + encoder
-    activations = (
-        train.micro_blocks
-        * train.tokens_per_sample
-        * (model.layers * (10 * model.width + 2 * model.ffn_width) + 3 * head)
-    )
+    activations = train.micro_blocks * train.tokens_per_sample * (layers * (10 * model.width + 2 * inner) + 3 * head)
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
     return StagePlan(

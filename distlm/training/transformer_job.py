@@ -1,4 +1,4 @@
-"""Training the transformer: updates over shuffled blocks of the corpus."""
+"""Training a transformer: updates over shuffled blocks of the corpus."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from distlm.data.order import rows_for_update
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.device import default_device
+from distlm.models.kinds import AnyModelConfig
 from distlm.optim.nag import NAG
 from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
@@ -32,12 +33,15 @@ from distlm.training.validate import Validation, Validator
 class TransformerJob(Job):
     """`train.updates` updates of `train.blocks_per_update` blocks."""
 
-    def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
-        super().__init__(stage, Text.of(tokens), micro, deepspeed)
+    def __init__(
+        self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any],
+        model: AnyModelConfig | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(stage, Text.of(tokens), micro, deepspeed, model)
         self.updates = self.train.updates
         self.ids = tokens.split("train")
         self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
-        self.validator = Validator(tokens.split("valid"), self.train.tokens_per_sample, self.train.micro_blocks)
+        self.validator = Validator.in_training(tokens, self.train)
         self.queues: WordPull | None = None
         """Eq. 1 of Ton et al., where it is asked for."""
 

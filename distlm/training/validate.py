@@ -1,17 +1,20 @@
 """Validation loss in training-length windows, the same number on any rank count."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from distlm.config.schema import TrainConfig
 from distlm.data.blocks import Blocks, eval_blocks, gather
+from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.runtime import metrics
 from distlm.training.engine import Engine, share
+from distlm.training.objective import Sums
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,19 @@ class Validation:
     tokens: int
     rule: str
     """Which context each token had."""
+    words: int = field(default=0, kw_only=True)
+    """Words of the text, where tokens are sub-words; 0: its tokens."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per word; inf where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """exp(Σ loss / words), per word; inf where that overflows."""
+        return _exp(self.loss * self.tokens / (self.words or self.tokens))
 
     @property
     def text(self) -> str:
         """For people."""
-        return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f} ({self.rule})"
+        per_token = f", {_exp(self.loss):.2f} per token" if self.words else ""
+        return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property
     def values(self) -> dict[str, Any]:
@@ -45,6 +51,10 @@ class Validation:
         return {"valid_loss": self.loss, "valid_ppl": self.perplexity}
 
 
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def not_finite() -> DistlmError:
     """What every rank raises when the summed validation loss is not finite."""
     error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
@@ -53,42 +63,56 @@ def not_finite() -> DistlmError:
 
 
 class Validator:
-    """Scores a split in batches dealt to the ranks round robin.
+    """Scores a split in batches of blocks: whole lines packed, each block with the tokens before it as context."""
 
-    Blocks: whole lines packed up to half the training length, with the other half as context, so that no position is
-    beyond those trained. The full-context perplexity of a finished model is the business of `distlm knn evaluate`.
-    """
+    def __init__(self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int) -> None:
+        """Blocks of at most `block` tokens after up to `context` tokens; `batch_blocks` of them go through the model at
+        once (it does not change the result of a block, but the batches, not the ranks, decide the order of summation).
+        """
+        self.ids, self.batch_blocks = tokens.split(split), batch_blocks
+        self.words = tokens.words(split) if tokens.tokenizer else 0
+        self.blocks: Blocks = eval_blocks(self.ids, context, block)
+        self.rule = f"blocks of {block} with up to {context} tokens of context"
 
-    def __init__(self, ids: npt.NDArray[np.integer], tokens_per_sample: int, batch_blocks: int) -> None:
-        """ids: int [tokens]; `batch_blocks` blocks go through the model at once (it does not change the result of a
-        block, but the batches, not the ranks, decide the order of summation)."""
-        self.ids, self.batch_blocks = ids, batch_blocks
-        context = tokens_per_sample // 2
-        self.blocks: Blocks = eval_blocks(ids, context, tokens_per_sample - context)
-        self.rule = f"blocks of {tokens_per_sample - context} with up to {context} tokens of context"
+    @classmethod
+    def in_training(cls, tokens: TokenFiles, train: TrainConfig) -> "Validator":
+        """Of the valid split, dealt to the ranks round robin: half the training length, with the other half as context,
+        so that no position is beyond those trained."""
+        context = train.tokens_per_sample // 2
+        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks)
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
         """Collective. Raises DistlmError when the loss is not finite."""
-        batches = math.ceil(len(self.blocks) / self.batch_blocks)
+        batches = self._batches
         engine.eval()
         sums = []
         for first in range(0, batches, ranks):
             # ZeRO 3 gathers weights in every forward, so a rank without a batch repeats one and drops its sum.
             number = first + rank
-            total = self._score(engine, number if number < batches else first)
+            total = self._score(engine.forward, engine.device, number if number < batches else first)
             sums.append(total if number < batches else 0.0)
         engine.train()
         everyone = share(sums)
         # In the plan's order, so that the rounding does not depend on the rank count.
-        total = math.fsum(everyone[number % ranks][number // ranks] for number in range(batches))
-        tokens = int(self.blocks.scored.sum())
+        return self._mean(math.fsum(everyone[number % ranks][number // ranks] for number in range(batches)))
+
+    def run_alone(self, objective: Callable[..., Sums], device: torch.device) -> Validation:
+        """The same number from an objective in eval mode on this process, without an engine."""
+        return self._mean(math.fsum(self._score(objective, device, number) for number in range(self._batches)))
+
+    @property
+    def _batches(self) -> int:
+        return math.ceil(len(self.blocks) / self.batch_blocks)
+
+    def _mean(self, total: float) -> Validation:
         if not math.isfinite(total):
             raise not_finite()
-        return Validation(total / tokens, tokens, self.rule)
+        tokens = int(self.blocks.scored.sum())
+        return Validation(total / tokens, tokens, self.rule, words=self.words)
 
-    def _score(self, engine: Engine, number: int) -> float:
+    def _score(self, forward: Callable[..., Sums], device: torch.device, number: int) -> float:
         indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
         batch = gather(self.ids, self.blocks, indices)
-        arrays = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets, batch.scored))
+        arrays = (torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.scored))
         with torch.no_grad():
-            return float(engine.forward(*arrays).ce)
+            return float(forward(*arrays).ce)

@@ -13,11 +13,13 @@ from distlm.data.blocks import eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import hidden_states
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index import brute_search
 from distlm.knnlm import search, work
+from distlm.knnlm.evaluate import run_evaluate
 from distlm.knnlm.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search import run_search
+from distlm.knnlm.tune import run_tune
 from distlm.models.io import load_model
 from distlm.runtime.rundir import RunDir
 
@@ -92,6 +94,31 @@ def test_quantised_distances_are_the_indexs_own_and_say_so(indexed, searched, tm
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.sort(joined(exact, "ids"), axis=1))
     assert not np.allclose(joined(quantised, "distances"), joined(exact, "distances"), rtol=1e-3)
     assert (np.diff(joined(quantised, "distances"), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("how", ["brute", "index"])
+def test_dot_products_weigh_the_neighbours_that_l2_found(indexed, tmp_path, how):
+    l2 = copy_run(indexed, tmp_path / "l2", f"knn.search={how}", "knn.splits=[valid]")
+    in_stage("knn", l2, run_search)
+    config = copy_run(indexed, tmp_path / "dot", f"knn.search={how}", "knn.splits=[valid]", "knn.similarity=dot")
+    for function in (run_search, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    run, store, _ = parts(config)
+    found, other = (Neighbours.open(RunDir(Path(c.run_dir)).neighbours("valid")) for c in (config, l2))
+    ids, distances = joined(found, "ids"), joined(found, "distances")
+    np.testing.assert_array_equal(np.sort(ids), np.sort(joined(other, "ids")))
+    dots = np.einsum("qd,qkd->qk", joined(found, "queries").astype(np.float64), all_keys(store)[ids])
+    dots[ids < 0] = -np.inf
+    np.testing.assert_allclose(distances, dots.max(axis=1, keepdims=True) - dots, atol=1e-3)
+    assert (np.diff(np.where(ids < 0, 1e9, distances)) >= 0).all() and (ids >= 0).all(axis=1).any()
+    results = json.loads(run.results.read_text("utf-8"))
+    assert results["settings"]["similarity"] == "dot" and "weighed by the dot product" in results["exactness"]
+    assert results["splits"]["valid"]["knn"]["loss_nats"] <= results["splits"]["valid"]["lm"]["loss_nats"]
+
+
+def test_dot_products_of_encoded_keys_are_refused(indexed, tmp_path):
+    with pytest.raises(UsageError, match=r"knn.similarity='dot': is computed from the true keys"):
+        copy_run(indexed, tmp_path / "run", "knn.similarity=dot", "knn.distances=quantised")
 
 
 def test_fewer_rows_than_k_are_marked_absent(indexed, tmp_path):

@@ -1,0 +1,267 @@
+"""Any causal language model of Hugging Face behind the interface of the others: no table of model types.
+
+A hidden state is named by the path of a module and its side, e.g. transformer.h.11.mlp:input (the input of GPT-2's
+last feed-forward layer, after its layer norm: the key of Khandelwal et al., section 5) or model.layers.15:output; the
+name "output" is what the softmax layer is given. Ids are those of sub-word token files (distlm.data.subwords): row i
+of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece that ends a line.
+"""
+
+import difflib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distlm.data.dictionary import Dictionary
+from distlm.data.subwords import FIRST_PIECE
+from distlm.data.tokens import TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.empty import empty_model
+from distlm.models.language_model import LanguageModel, LMOutput
+
+OUTPUT, SIDES = "output", ("input", "output")
+_NO_LIMIT = 65536
+"""max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
+_DROPPED = ("model_type", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version")
+
+
+@dataclass
+class HfModel:
+    """What model.json records of a model."""
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's configuration."""
+    width: int = 0
+    """D of the hidden states."""
+    max_positions: int = 0
+    """Longest sequence, in tokens."""
+    line_end: int = 0
+    """Row of the embedding that </s> is."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding; a model may have more than its tokenizer has pieces."""
+        text = self.backbone.get("text_config") or self.backbone
+        return int(text["vocab_size"])
+
+
+class HfLM(LanguageModel):
+    """A model of Hugging Face over the dictionary of a tokenizer; parameters keep their names, below `hf.`."""
+
+    def __init__(self, config: HfModel, vocabulary: int, hf: Any = None) -> None:
+        """`hf`: the model with its weights; None: a fresh one, from torch's global generator."""
+        super().__init__()
+        self.config, self.vocabulary, self.width = config, vocabulary, config.width
+        self.hf: Any = _fresh(config) if hf is None else hf
+        # Forward passes of several threads share the modules and their hooks.
+        self._thread = threading.local()
+        self._hooking, self._hooked = threading.Lock(), set[str]()
+
+    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
+        """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
+
+        With `stop_at_tap` `hidden` is None; the pass goes on to the last layer all the same. Raises DistlmError for an
+        unknown tap, one of another width than D, and for T > max_positions.
+        """
+        if stop_at_tap and tap is None:
+            raise ValueError("stop_at_tap needs a tap")
+        if inputs.shape[1] > self.config.max_positions:
+            raise DistlmError(
+                f"a sequence of {inputs.shape[1]} tokens is longer than the model's max_positions="
+                f"{self.config.max_positions}; shorten the context window or the block"
+            )
+        if tap is not None and tap != OUTPUT:
+            self._hook(tap)
+        self._thread.tap, self._thread.state = tap, None
+        hidden = self.hf.base_model(input_ids=self._rows(inputs), use_cache=False)[0]
+        tapped = hidden if tap == OUTPUT else self._thread.state
+        self._thread.state = None
+        if tap is not None and (tapped is None or tapped.numel() != hidden.numel()):
+            found = "is not run, or has no such side" if tapped is None else f"gives a state of {list(tapped.shape)}"
+            raise DistlmError(
+                f"tap={tap!r}: the module {found}, not one of width {self.width} for every token; choose another"
+            )
+        if tapped is not None:
+            # Some models compute on all rows in one.
+            tapped = tapped.reshape(hidden.shape)
+        return LMOutput(None if stop_at_tap else hidden, tapped)
+
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden [n, D], targets int64 [n] → log p(target), fp32 [n]; memory: logits [n, rows of the embedding] twice.
+
+        Rows without a piece, with which many models are padded, have their share of the probability.
+        """
+        logits = self.hf.get_output_embeddings()(hidden)
+        return -F.cross_entropy(logits.float(), self._rows(targets), reduction="none")
+
+    def full_log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] → log-probabilities of every id, fp32 [n, V]: −∞ for <s>, <pad>, <unk> and, because </s> has
+        its probability, for the piece that ends a line."""
+        scores = self.hf.get_output_embeddings()(hidden).log_softmax(1, dtype=torch.float32)
+        full = scores.new_full((len(hidden), self.vocabulary), -torch.inf)
+        full[:, FIRST_PIECE:] = scores[:, : self.vocabulary - FIRST_PIECE]
+        full[:, FIRST_PIECE + self.config.line_end] = -torch.inf
+        full[:, Dictionary.EOS] = scores[:, self.config.line_end]
+        return full
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
+        """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
+        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.get_submodule(path)
+            setattr(module, leaf, buffer.to(getattr(module, leaf).device))
+        return self
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        # Padding stands only after the last token that is scored; any row does for it.
+        rows = (ids - FIRST_PIECE).clamp_(min=0)
+        return rows.masked_fill_(ids == Dictionary.EOS, self.config.line_end)
+
+    def _hook(self, tap: str) -> None:
+        """From now on passes of a thread that has this tap keep the state."""
+        with self._hooking:
+            if tap in self._hooked:
+                return
+            path, side = _find(self.hf, tap, "tap")
+
+            def keep(found: Any) -> None:
+                if getattr(self._thread, "tap", None) == tap:
+                    states = (item for item in found if torch.is_tensor(item) and item.is_floating_point())
+                    self._thread.state = next(states, None)
+
+            module = self.hf.get_submodule(path)
+            if side == "input":
+                module.register_forward_pre_hook(
+                    lambda _module, positional, named: keep([*positional, *named.values()]), with_kwargs=True
+                )
+            else:
+                module.register_forward_hook(lambda _module, _inputs, output: keep(
+                    [output] if torch.is_tensor(output) else [*output]
+                ))  # fmt: skip
+            self._hooked.add(tap)
+
+
+def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
+    """The model of a folder or of a name on the hub, for sub-word token files. Only its configuration is read.
+
+    Raises DistlmError when there is none, when it is no causal language model, when the tokens are words, or when the
+    tokenizer has more pieces than the model has rows.
+    """
+    if not name:
+        raise DistlmError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
+    library = _library()
+    try:
+        found = library.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(name, error) from error
+    if found.is_encoder_decoder:
+        raise DistlmError(f"hf.name={name}: a {found.model_type}, an encoder with a decoder; name a causal model")
+    text = found.get_text_config()
+    model = HfModel(found.to_dict(), text.hidden_size, getattr(text, "max_position_embeddings", None) or _NO_LIMIT)
+    if tokens is None:
+        return model
+    if tokens.tokenizer is None:
+        raise DistlmError(
+            f"{tokens.folder}: token files of words, hf.name={name} has sub-words; prepare the text with its tokenizer "
+            f"in a new folder: data.tokenizer={name}"
+        )
+    if tokens.tokenizer["pieces"] > model.rows:
+        raise DistlmError(
+            f"{tokens.folder}: vocabulary mismatch: made with a tokenizer of {tokens.tokenizer['pieces']} pieces, "
+            f"hf.name={name} has {model.rows} rows; set data.tokenizer to the model's own"
+        )
+    model.line_end = tokens.tokenizer["line_end"]
+    return model
+
+
+def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
+    """The model with its weights, fp32.
+
+    Raises DistlmError when weights are missing, and when the model's logits are not its softmax layer's output alone
+    (some models scale or cap them).
+    """
+    library = _library()
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        hf, facts = library.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _unreadable(name, error) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(facts["missing_keys"]):
+        raise DistlmError(f"hf.name={name}: no weights of {', '.join(missing[:3])}; get the whole model")
+    model = HfLM(config, vocabulary, hf.eval())
+    _check_head(model, name)
+    return model
+
+
+def require_tap(config: HfModel, tap: str, key: str) -> None:
+    """Raises DistlmError, naming the setting `key` and states that there are, for an unknown tap."""
+    if tap != OUTPUT:
+        with empty_model():
+            hf = _fresh(config)
+        _find(hf, tap, key)
+
+
+def _find(hf: nn.Module, tap: str, key: str) -> tuple[str, str]:
+    """Path of a module, and its side."""
+    path, _, side = tap.rpartition(":")
+    names = [name for name, _ in hf.named_modules() if name]
+    if side in SIDES and path in names:
+        return path, side
+    lists = [name for name, module in hf.named_modules() if isinstance(module, nn.ModuleList)]
+    last = f"{lists[0]}.{len(hf.get_submodule(lists[0])) - 1}" if lists else ""  # type: ignore[arg-type]
+    near = difflib.get_close_matches(path, names, 3, 0.6) or [name for name in names if name.startswith(last)][:20]
+    raise DistlmError(
+        f"{key}={tap!r}: no such hidden state; choose {OUTPUT}, or MODULE:input or MODULE:output with a module of the "
+        f"model, e.g. {', '.join(near)}"
+    )
+
+
+def _fresh(config: HfModel) -> Any:
+    library = _library()
+    rest = {key: value for key, value in config.backbone.items() if key not in _DROPPED}
+    described = library.AutoConfig.for_model(config.backbone["model_type"], **rest)
+    return library.AutoModelForCausalLM.from_config(described)
+
+
+def _check_head(model: HfLM, name: str) -> None:
+    """Log-probabilities of a few tokens as the model itself gives them."""
+    rows = torch.arange(4)[None] % model.config.rows
+    with torch.inference_mode():
+        expected = model.hf(input_ids=rows, use_cache=False).logits[0]
+        hidden = model.hf.base_model(input_ids=rows, use_cache=False)[0][0]
+        head = model.hf.get_output_embeddings()
+        fits = head is not None and hidden.shape[-1] == model.width
+        found = head(hidden) if fits else None
+    if found is None or found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise DistlmError(
+            f"hf.name={name}: a {model.hf.config.model_type}, whose logits are not those of a softmax layer over its "
+            "last hidden state (it scales, caps or projects them); such models are not supported"
+        )
+
+
+def _unreadable(name: str, error: Exception) -> DistlmError:
+    return DistlmError(
+        f"hf.name={name}: no folder or name on the hub that transformers can read as a causal model ({error})"
+    )
+
+
+def _library() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise DistlmError(f"model.kind=hf needs transformers: pip install 'distlm[plm]' ({error})") from error
+    return transformers

@@ -1,0 +1,85 @@
+"""Weights that others trained become the first checkpoint of a run: step-00000000, and the best one."""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from distlm.config.schema import RunConfig
+from distlm.data.tokens import TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.device import default_device
+from distlm.models.io import load_model, save_weights
+from distlm.models.kinds import AnyModelConfig
+from distlm.models.language_model import LanguageModel
+from distlm.runtime.files import write_json
+from distlm.runtime.rundir import RunDir
+from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
+from distlm.training.finished import STATE
+from distlm.training.objective import TrainModule
+from distlm.training.validate import Validator
+
+
+def refuse_trained(run: RunDir) -> None:
+    """DistlmError when the run directory has checkpoints."""
+    if run.complete_checkpoints():
+        raise DistlmError(f"{run.checkpoints}: there are checkpoints already; choose another run_dir=")
+
+
+def write_first_checkpoint(
+    config: RunConfig,
+    tokens: TokenFiles,
+    model: AnyModelConfig,
+    weights: Mapping[str, Tensor],
+    source: str,
+    identity: Mapping[str, Any],
+    valid_loss: Callable[[Path], float],
+) -> dict[str, Any]:
+    """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on.
+
+    `source` is what errors and model.json call the origin; `identity` are entries of state.json that the kind of model
+    has besides data, dictionary and seed; `valid_loss` gives the nats per token of the written model folder.
+    Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
+    """
+    run, train, size = RunDir(Path(config.run_dir)), config.train, len(tokens.dictionary)
+    final = run.checkpoint(0)
+    folder = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    extra = {"dictionary": tokens.dictionary.hash, "step": 0, "tap": train.tap, "imported_from": Path(source).name}
+    try:
+        save_weights(weights, model, size, folder, extra)
+    except ValueError as error:
+        raise DistlmError(f"{source}: {error}") from error
+    safetensors.torch.save_file({}, folder / OPTIMIZER)
+    loss = valid_loss(folder)
+    best = {"checkpoint": final.name, "valid_loss": loss}
+    state = {
+        "data": tokens.fingerprint, "dictionary": tokens.dictionary.hash, "seed": train.seed, **identity,
+        "update": 0, "skipped": 0, "fingerprint": "", "best": best,
+        "last": {"train_loss": None, "valid_loss": loss, "valid_ppl": None, "tokens_per_s": 0.0},
+        "ranks": 1, "deepspeed": train.deepspeed, "precision": train.precision, "tap": train.tap,
+        "optimizer": {"keys": [], "average": None, "state": {}, "group": {}, "scaler": {}},
+    }  # fmt: skip
+    write_json(folder / STATE, state)
+    seal(folder, final, 0)
+    point_at_best(run, best)
+    per_word = loss * tokens.tokens_per_word("valid")
+    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(per_word, 700.0))}
+
+
+def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Callable[[Path], float]]:
+    """`identity` and `valid_loss` of a model that is trained and validated in blocks of tokens."""
+    train = config.train
+
+    def valid_loss(folder: Path) -> float:
+        device = default_device()
+        model: LanguageModel = load_model(folder, device)[0]
+        objective = TrainModule(model, train.tap, 0.0, "mean").eval()
+        return Validator.in_training(tokens, train).run_alone(objective, device).loss
+
+    return {"blocks_per_update": train.blocks_per_update}, valid_loss
