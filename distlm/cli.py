@@ -113,8 +113,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
         if verb.words == "index merge":
             _add_join(child)
+        if verb.words in ("knn search", "knn evaluate"):
+            _add_no_self_test(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    _add_no_self_test(child)
     _add_reproduce(verbs, _wants_help(arguments))
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
@@ -168,6 +171,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
     known.words = [*known.words, *extras]
     return known
+
+
+def _add_no_self_test(child: argparse.ArgumentParser) -> None:
+    child.add_argument("--no-self-test", action="store_true", help="knn.self_test=false; the results will say so")
 
 
 def _add_join(child: argparse.ArgumentParser) -> None:
@@ -230,6 +237,8 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 
 def _config(options: argparse.Namespace) -> RunConfig:
     options.recipe, options.overrides = split_words(options.words)
+    if getattr(options, "no_self_test", False):
+        options.overrides.append("knn.self_test=false")
     return load_config(options.recipe, options.overrides)
 
 

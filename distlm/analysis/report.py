@@ -11,7 +11,7 @@ import yaml
 
 from distlm.analysis import plots
 from distlm.errors import DistlmError
-from distlm.knnlm.table import PART_WORDS, cache_words
+from distlm.knnlm.table import PART_WORDS, cache_words, self_test_words
 from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path, format_bytes, read_json
 from distlm.runtime.progress import format_seconds
@@ -36,7 +36,9 @@ def write_report(run: RunDir) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
     )  # fmt: skip
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
+    environment.filters |= {
+        "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
+    }  # fmt: skip
     page = environment.get_template(name).render(
         results=results, figures=_figures(run, results.get("seconds", {})), config=_config(run), **told
     )

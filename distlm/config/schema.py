@@ -248,6 +248,9 @@ class KnnConfig:
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = "index"
     """index: the faiss index; brute: every key, exactly (small stores)."""
+    self_test: bool = field(default=True, metadata=VOLATILE)
+    """Stop when stored keys do not find themselves, or kept neighbours are not the store's; false: the results say so
+    (`--no-self-test`)."""
     lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=VOLATILE)
     """Interpolation weights tried on the first split."""
     temperatures: list[float] = field(

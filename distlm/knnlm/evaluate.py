@@ -20,7 +20,8 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
-  self_test       {keys, k, first, found}: stored keys that find their own row
+  self_test       {run, keys, k, nprobe, expected, found, first, checked}: stored keys that find their own row, and the
+                  evaluated tokens whose kept neighbours were checked (selftest.py); run is false without the test
   seconds         stage → seconds over all its starts, from metrics.jsonl, and this evaluation
   hashes          fingerprints of all of the above by name
   code            versions
@@ -58,6 +59,7 @@ from distlm.knnlm.parts import (
 )
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.seconds import stage_seconds
+from distlm.knnlm.selftest import check_kept
 from distlm.knnlm.tune import split_knn_log_probs
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
@@ -79,8 +81,8 @@ def run_evaluate(stage: Stage) -> dict[str, Any]:
     """Evaluate every split of knn.splits with the settings frozen in knn.json and write results.json.
 
     Returns the perplexities SPLIT/lm, and SPLIT/cache, SPLIT/knn and SPLIT/both as far as there are. Rank 0 works
-    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, or when a split's
-    neighbours or cache are of another store, index or model.
+    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, when a split's neighbours
+    or cache are of another store, index or model, or when the self-test of the neighbours fails.
     """
     return rank0_first(stage.comm, lambda: _evaluate(stage))
 
@@ -102,6 +104,8 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_tuned(run.tuned, opened, frozen, frozen_cache)
     store, index = open_rest(stage, tokens, opened)
+    kept = [parts.neighbours for parts in opened.values() if parts.neighbours]
+    checked = sum(check_kept(neighbours, store) for neighbours in kept) if store and knn.self_test else 0
     checkpoint = run.model_checkpoint(stage.config)
     card = read_model_card(checkpoint)
     first = opened[knn.splits[0]].source
@@ -137,7 +141,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         },
         "index": index,
         "exactness": None if store is None else exactness(first),
-        "self_test": None if store is None else first["self_test"],
+        "self_test": None if store is None else first["self_test"] | {"checked": checked},
         "seconds": {},
         "hashes": {
             "model": first["model"], "dictionary": tokens.dictionary.hash, "tokens": tokens.fingerprint,

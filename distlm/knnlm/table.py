@@ -48,6 +48,21 @@ def cache_words(settings: dict[str, Any]) -> str:
     return f"λ={settings['lambda']:g}, θ={settings['theta']:g}, window={settings['window']} ({rule})"
 
 
+def self_test_words(test: dict[str, Any]) -> str:
+    """The self-test of results.json in words."""
+    if not test.get("run", True):
+        return "not run (knn.self_test=false when the neighbours were searched)"
+    expected = f", {test['expected']:.1%} expected" if "expected" in test else ""
+    words = (
+        f"{test['found']:.1%} of {test['keys']} stored keys find their own row among {test['k']}{expected}; "
+        f"{test['first']:.1%} find it first"
+    )
+    if "checked" in test:
+        checked = test["checked"]
+        words += f"; kept neighbours of {checked:,} tokens checked" if checked else "; kept neighbours not checked"
+    return words
+
+
 def _store_facts(results: dict[str, Any]) -> list[list[str]]:
     store, index = results["datastore"], results["index"]
     where = f"{index['factory']}, {format_bytes(index['bytes'])}" if index else "none (brute force)"
@@ -55,9 +70,8 @@ def _store_facts(results: dict[str, Any]) -> list[list[str]]:
         ["distances", results["exactness"]],
         ["datastore", f"{store['rows']:,} rows × {store['width']} {store['dtype']}, {format_bytes(store['bytes'])}"],
         ["index", where],
-        ["self-test", f"{results['self_test']['found']:.1%} of {results['self_test']['keys']} stored keys find "
-                      "themselves"],
-    ]  # fmt: skip
+        ["self-test", self_test_words(results["self_test"])],
+    ]
 
 
 def _grid(rows: Sequence[Sequence[str]]) -> str:
