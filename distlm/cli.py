@@ -123,7 +123,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
     child.prog = "distlm report words"
     child.add_argument(
-        "--before", default="lm", help="lm, cache, knn or both; RUN_DIR:NAME for another run; default lm"
+        "--before", default="lm", help="a mixture of results.json, or RUN_DIR:NAME of another run; default lm"
     )
     child.add_argument("--after", default="cache", help="the same, of the second evaluation; default cache")
     child.add_argument("--split", default="", help="default: the first of knn.splits")

@@ -259,6 +259,10 @@ class KnnConfig:
     """Temperatures tried on the first split."""
     ks: list[int] = field(default_factory=lambda: [1024], metadata=VOLATILE)
     """Numbers of neighbours tried on the first split; each at most k."""
+    buckets: int = field(default=64, metadata=VOLATILE)
+    """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
+    gate: bool = field(default=True, metadata=VOLATILE)
+    """Fit a gate on the first split: λ from what is known before the search, and what skipping searches costs."""
 
 
 @dataclass

@@ -10,13 +10,16 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   tokens          fingerprint of the token files
   context_rule    in words; which context each evaluated token sees
   settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute,
-                  cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda}}
+                  cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda},
+                  adaptive: {buckets, gate, halves_of: documents|blocks}}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
   splits          NAME → {tokens, blocks, lm: {loss_nats, perplexity}, knn: {loss_nats, perplexity}, neighbours,
                   retrieved: share of tokens whose target is among the neighbours,
                   shuffled: {lambda, loss_nats, ceiling_nats, alarm},
                   cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
-                  both: {loss_nats, perplexity}}
+                  both: {loss_nats, perplexity}, knn_buckets and gate: {loss_nats, perplexity}; on the tuned split
+                  cross-fitted (adaptive.py), gate_curve: {wanted, skipped, loss_nats, perplexity} over shares of
+                  skipped searches, bootstrap: intervals and differences (bootstrap.py)}
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
@@ -27,12 +30,8 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   code            versions
 
 What belongs to the cache is there when `distlm knn cache` was run. Without neighbours (LM and cache only) there are no
-knn, neighbours, retrieved and shuffled, and datastore, index, exactness and self_test are null.
+knn, knn_buckets, gate, neighbours, retrieved and shuffled, and datastore, index, exactness and self_test are null.
 The loss of every token is in RUN/losses (losses.py).
-
-`shuffled` is the check for misaligned rows: with the values of a unit's neighbours permuted, retrieval carries no
-information and the loss must rise to almost the LM's − ln(1 − λ) (`ceiling_nats`, an upper bound: a little is won back
-by frequent words). `alarm` is true when the true values are hardly better than the permuted ones.
 """
 
 import math
@@ -40,14 +39,17 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
+from distlm.knnlm.adaptive import Fitted, SplitFacts, bucket_weights, gate_mixture
 from distlm.knnlm.belonging import check_tuned, open_rest
+from distlm.knnlm.bootstrap import bootstrap
+from distlm.knnlm.documents import group_tokens
 from distlm.knnlm.losses import write_losses
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import (
+    NAMES,
     Frozen,
     FrozenCache,
     Parts,
@@ -57,24 +59,21 @@ from distlm.knnlm.parts import (
     read_frozen_cache,
     share_cached,
 )
-from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.scoring import Floats, mean_loss, mix
 from distlm.knnlm.seconds import stage_seconds
 from distlm.knnlm.selftest import check_kept
+from distlm.knnlm.shuffled import shuffled_check
 from distlm.knnlm.tune import split_knn_log_probs
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
 from distlm.runtime.collective import rank0_first
-from distlm.runtime.files import read_json, write_json
+from distlm.runtime.files import json_hash, read_json, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 
 FORMAT = 1
-ALARM_LAMBDA = 0.25
-"""λ of the shuffled check where the frozen λ is 0."""
-ALARM_NATS, ALARM_ERRORS = 0.005, 4.0
-"""True values must beat permuted ones by this many nats per token, and by this many standard errors of the mean."""
 
 
 def run_evaluate(stage: Stage) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
             "run `distlm knn tune` again"
         )
     frozen = read_frozen(tuned)
-    frozen_cache = read_frozen_cache(tuned)
+    frozen_cache, fitted = read_frozen_cache(tuned), Fitted.from_json(tuned)
     opened = {split: open_parts(run, split) for split in knn.splits}
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_tuned(run.tuned, opened, frozen, frozen_cache)
@@ -111,9 +110,12 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     first = opened[knn.splits[0]].source
     splits = {}
     for split, parts in opened.items():
-        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache)
-        facts = {key: first[key] for key in ("context_rule", "model", "token_files")}
-        write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, facts)
+        facts = SplitFacts.read(parts.neighbours, tokens.dictionary) if parts.neighbours else None
+        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, fitted, facts)
+        groups = group_tokens(tokens.split(split), tokens.dictionary, parts.source)
+        splits[split]["bootstrap"] = bootstrap(log_probs, groups)
+        about = {key: first[key] for key in ("context_rule", "model", "token_files")}
+        write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, about)
     settings: dict[str, Any] = {}
     if frozen is not None:
         settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
@@ -122,6 +124,9 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
     if "both" in tuned:
         settings["both"] = {name: tuned["both"][name] for name in ("knn_lambda", "cache_lambda")}
+    if "halves_of" in tuned:
+        parts_of = {"buckets": tuned["grid"]["buckets"], "gate": "gate" in tuned, "halves_of": tuned["halves_of"]}
+        settings["adaptive"] = parts_of
     results = {
         "format": FORMAT,
         "name": stage.config.name,
@@ -146,6 +151,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         "hashes": {
             "model": first["model"], "dictionary": tokens.dictionary.hash, "tokens": tokens.fingerprint,
             **({} if store is None else {"datastore": store.fingerprint, "index": first["index"]}),
+            "settings": json_hash(tuned),
             **{f"neighbours/{split}": parts.neighbours.fingerprint for split, parts in opened.items()
                if parts.neighbours},
             **{f"cache/{split}": parts.cache.fingerprint for split, parts in opened.items() if parts.cache},
@@ -164,12 +170,16 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     write_json(run.results, results)
     summary: dict[str, Any] = {"seconds": seconds}
     for split, result in splits.items():
-        summary |= {f"{split}/{name}": result[name]["perplexity"] for name in opened[split].names}
+        summary |= {f"{split}/{name}": result[name]["perplexity"] for name in NAMES if name in result}
     return summary
 
 
 def evaluate_parts(
-    parts: Parts, frozen: Frozen | None, frozen_cache: FrozenCache | None
+    parts: Parts,
+    frozen: Frozen | None,
+    frozen_cache: FrozenCache | None,
+    fitted: Fitted | None = None,
+    facts: SplitFacts | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json."""
     log_lm, log_knn, weight = parts.log_lm(), None, 0.0
@@ -178,6 +188,12 @@ def evaluate_parts(
         weight = frozen.weight
         log_knn = split_knn_log_probs(parts.neighbours, frozen.temperature, [frozen.k])[0]
     log_probs = mixtures(log_lm, log_knn, weight, parts.cache, frozen_cache)
+    if fitted is not None and facts is not None and log_knn is not None:
+        if fitted.buckets is not None:
+            log_probs["knn_buckets"] = mix(log_lm, log_knn, bucket_weights(facts, fitted))
+        if fitted.gate is not None:
+            log_probs["gate"], result["gate_curve"] = gate_mixture(facts, fitted, log_lm, log_knn)
+    log_probs = {name: log_probs[name] for name in NAMES if name in log_probs}
     result |= {name: _figures(mean_loss(scores)) for name, scores in log_probs.items()}
     if parts.neighbours is not None and frozen is not None and log_knn is not None:
         result |= {
@@ -193,36 +209,6 @@ def evaluate_parts(
 def evaluate_split(neighbours: Neighbours, frozen: Frozen) -> dict[str, Any]:
     """One split's entry of results.json, from its neighbours alone."""
     return evaluate_parts(Parts(str(neighbours.manifest["split"]), neighbours, None, None), frozen, None)[1]
-
-
-def shuffled_check(
-    neighbours: Neighbours, frozen: Frozen, log_lm: npt.NDArray[np.float64], log_knn: npt.NDArray[np.float64]
-) -> dict[str, Any]:
-    """The loss with every unit's values permuted, beside the bound it must come near. See the module's docstring."""
-    weight = frozen.weight or ALARM_LAMBDA
-    shuffled = []
-    for number, unit in enumerate(neighbours.units()):
-        values = shuffle_values(unit.values, number)
-        scores = knn_log_probs(unit.distances, values, unit.targets, frozen.temperature, [frozen.k])
-        shuffled.append(scores[0])
-    mixed = interpolate(log_lm, np.concatenate(shuffled), weight)
-    gain = interpolate(log_lm, log_knn, weight) - mixed
-    noise = float(np.std(gain)) / math.sqrt(len(gain))
-    return {
-        "lambda": weight,
-        "loss_nats": mean_loss(mixed),
-        "ceiling_nats": mean_loss(log_lm) - math.log1p(-weight),
-        "alarm": bool(np.mean(gain) < max(ALARM_NATS, ALARM_ERRORS * noise)),
-    }
-
-
-def shuffle_values(values: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.int32]:
-    """The values [q, k] permuted among all neighbours of the unit; −1 stay where they are."""
-    random = np.random.Generator(np.random.Philox(key=[1, seed]))
-    permuted = np.array(values)
-    present = permuted >= 0
-    permuted[present] = random.permutation(permuted[present])
-    return permuted
 
 
 def exactness(manifest: dict[str, Any]) -> str:

@@ -6,7 +6,10 @@ from typing import Any
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds
 
-PART_WORDS = {"lm": "LM", "cache": "+ cache", "knn": "+ kNN", "both": "+ kNN + cache"}
+PART_WORDS = {
+    "lm": "LM", "cache": "+ cache", "knn": "+ kNN", "knn_buckets": "+ kNN, λ by distance", "gate": "+ kNN, gated",
+    "both": "+ kNN + cache",
+}  # fmt: skip
 """The parts of a split's entry in results.json, in words."""
 
 
@@ -16,7 +19,7 @@ def results_table(results: dict[str, Any]) -> str:
     there = [name for name in PART_WORDS if all(name in split for split in splits.values())]
     rows = [["perplexity per word", *splits]]
     for name in there:
-        rows.append([PART_WORDS[name], *(f"{split[name]['perplexity']:.2f}" for split in splits.values())])
+        rows.append([PART_WORDS[name], *(_figure(split, name) for split in splits.values())])
     rows.append(["tokens", *(f"{split['tokens']:,}" for split in splits.values())])
     settings = results["settings"]
     facts = []
@@ -33,6 +36,13 @@ def results_table(results: dict[str, Any]) -> str:
         ["context", results["context_rule"]],
         ["model", f"{results['model']['parameters']:,} parameters, step {results['model']['step']}"],
     ]
+    if boot := next(iter(splits.values())).get("bootstrap", {}):
+        facts.append(
+            ["intervals", f"{boot['level']:.0%}, bootstrap over {boot['over']}" if "level" in boot else "none"]
+        )
+    if adaptive := settings.get("adaptive"):
+        facts.append(["cross-fitted", f"λ by distance and gate on {results['tuned_on']}, over halves of its "
+                                      f"{adaptive['halves_of']}"])  # fmt: skip
     if "knn" in there:
         facts += _store_facts(results)
     facts.append(["time", ", ".join(f"{stage} {format_seconds(s)}" for stage, s in results["seconds"].items())])
@@ -40,6 +50,13 @@ def results_table(results: dict[str, Any]) -> str:
     if alarms:
         facts.append(["ALARM", f"on {', '.join(alarms)} the neighbours' values are no better than permuted ones"])
     return f"{_grid(rows)}\n\n{_pairs(facts)}"
+
+
+def _figure(split: dict[str, Any], name: str) -> str:
+    """Perplexity with its interval where there is one."""
+    interval = split.get("bootstrap", {}).get("intervals", {}).get(name)
+    between = f"  [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+    return f"{split[name]['perplexity']:.2f}{between}"
 
 
 def cache_words(settings: dict[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """λ, temperature and k: chosen on the first split of knn.splits from its files, then frozen in knn.json.
 
 knn.json: {lambda, temperature, k, loss_nats, perplexity, lm_loss_nats, lm_perplexity, split, tokens, grid: {lambdas,
-temperatures, ks, loss_nats [ks][temperatures][lambdas]}, edges (settings that stand at the end of their grid),
+temperatures, ks, loss_nats [ks][temperatures][lambdas], buckets}, edges (settings that stand at the end of their grid),
 neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, perplexities are per word.
-With a neural cache there are also cache and both (see tune_cache.py); without neighbours only split, tokens,
-lm_loss_nats, lm_perplexity, model and cache.
+Also buckets, gate and halves_of (adaptive.py). With a neural cache there are also cache and both (see tune_cache.py);
+without neighbours only split, tokens, lm_loss_nats, lm_perplexity, model and cache.
 """
 
 import math
@@ -17,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
+from distlm.data.dictionary import Dictionary
+from distlm.data.tokens import DICTIONARY
 from distlm.errors import DistlmError
+from distlm.knnlm.adaptive import SplitFacts, tune_adaptive
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import open_parts
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
@@ -62,13 +65,16 @@ def _tune(stage: Stage) -> dict[str, Any]:
             f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
             "cache out with cache.use=false"
         )
-    log_lm = parts.log_lm()
+    log_lm, log_knn = parts.log_lm(), None
     lm_loss = mean_loss(log_lm)
     tuned: dict[str, Any] = {}
     steps = (len(knn.temperatures) if neighbours else 0) + (len(cache.windows) if cache else 0)
     with Progress("knn tune", steps, "temperatures and windows" if cache else "temperatures") as progress:
         if neighbours is not None:
             tuned |= _tune_knn(neighbours, knn, progress)
+            log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+            facts = SplitFacts.read(neighbours, _dictionary(stage, neighbours))
+            tuned |= tune_adaptive(facts, knn, log_lm, log_knn, tuned["lambda"])
         tuned |= {
             "lm_loss_nats": lm_loss, "lm_perplexity": math.exp(lm_loss), "split": parts.split, "tokens": parts.tokens,
             "model": parts.source["model"],
@@ -76,7 +82,7 @@ def _tune(stage: Stage) -> dict[str, Any]:
         if cache is not None:
             tuned["cache"] = tune_cache(log_lm, cache, config.cache, progress.advance)
     if neighbours is not None and cache is not None:
-        log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+        assert log_knn is not None
         log_cache = cache.log_probs(tuned["cache"]["window"], tuned["cache"]["theta"])
         tuned["both"] = tune_both(log_lm, log_knn, log_cache, knn.lambdas, config.cache.lambdas)
     for part in (tuned, tuned.get("cache", {}), tuned.get("both", {})):
@@ -86,6 +92,14 @@ def _tune(stage: Stage) -> dict[str, Any]:
     seconds = time.monotonic() - start
     stage.run.metrics.write("knn tune", {STAGE_SECONDS: round(seconds, 3)})
     return {"seconds": seconds, **_summary(tuned)}
+
+
+def _dictionary(stage: Stage, neighbours: Neighbours) -> Dictionary:
+    """The dictionary alone: no token file of another split is opened."""
+    path = stage.run.tokens(stage.config) / DICTIONARY
+    dictionary = Dictionary.load(path)
+    neighbours.require({"dictionary": dictionary.hash}, str(path))
+    return dictionary
 
 
 def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dict[str, Any]:
@@ -98,6 +112,7 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
         "loss_nats": best.loss, "perplexity": math.exp(best.loss),
         "grid": {
             "lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks, "loss_nats": losses.tolist(),
+            "buckets": knn.buckets,
         },
         "edges": edge_warnings(best, knn, neighbours.k), "neighbours": neighbours.fingerprint,
         **{name: neighbours.manifest[name] for name in ("datastore", "index")},
@@ -107,6 +122,7 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
 def _summary(tuned: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tuned}
     own["lm_perplexity"] = tuned["lm_perplexity"]
+    own |= {f"{name}_perplexity": tuned[name]["perplexity"] for name in ("buckets", "gate") if name in tuned}
     if "cache" in tuned:
         own |= {f"cache_{name}": tuned["cache"][name] for name in ("lambda", "theta", "window", "perplexity")}
     if "both" in tuned:

@@ -135,7 +135,7 @@ def test_cache_and_both_are_shown(run):
     assert len(tags.links) == 6
     words = re.sub(r"\s+", " ", tags.text)
     for shown in ("15.79 from 18.65 without neighbours and cache", "17.50", "16.12", "λ=0.1, θ=0.6, window=2000",
-                  "λ of kNN 0.2, λ of the cache 0.05", "+ kNN + cache, perplexity"):  # fmt: skip
+                  "λ of kNN 0.2, λ of the cache 0.05", "+ kNN + cache"):  # fmt: skip
         assert shown in words, shown
 
 
