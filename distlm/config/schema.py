@@ -259,6 +259,9 @@ class KnnConfig:
     """Temperatures tried on the first split."""
     ks: list[int] = field(default_factory=lambda: [1024], metadata=VOLATILE)
     """Numbers of neighbours tried on the first split; each at most k."""
+    ladder_sample: int = field(default=256, metadata=VOLATILE)
+    """Tokens of the last split on which brute force, rescored and quantised distances are compared (0: none); the
+    brute force reads the whole store once."""
     buckets: int = field(default=64, metadata=VOLATILE)
     """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
     gate: bool = field(default=True, metadata=VOLATILE)

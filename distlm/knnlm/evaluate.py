@@ -23,6 +23,7 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
+  ladder          exact, rescored and quantised distances on a sample (ladder.py); null for a brute-force search
   self_test       {run, keys, k, nprobe, expected, found, first, checked}: stored keys that find their own row, and the
                   evaluated tokens whose kept neighbours were checked (selftest.py); run is false without the test
   seconds         stage → seconds over all its starts, from metrics.jsonl, and this evaluation
@@ -30,7 +31,8 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   code            versions
 
 What belongs to the cache is there when `distlm knn cache` was run. Without neighbours (LM and cache only) there are no
-knn, knn_buckets, gate, neighbours, retrieved and shuffled, and datastore, index, exactness and self_test are null.
+knn, knn_buckets, gate, neighbours, retrieved and shuffled, and datastore, index, exactness, ladder and self_test are
+null.
 The loss of every token is in RUN/losses (losses.py).
 """
 
@@ -41,11 +43,14 @@ from typing import Any
 import numpy as np
 
 from distlm.data.tokens import TokenFiles
+from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index import open_index
 from distlm.knnlm.adaptive import Fitted, SplitFacts, bucket_weights, gate_mixture
 from distlm.knnlm.belonging import check_tuned, open_rest
 from distlm.knnlm.bootstrap import bootstrap
 from distlm.knnlm.documents import group_tokens
+from distlm.knnlm.ladder import exactness_ladder, ladder_key
 from distlm.knnlm.losses import write_losses
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import (
@@ -116,6 +121,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         splits[split]["bootstrap"] = bootstrap(log_probs, groups)
         about = {key: first[key] for key in ("context_rule", "model", "token_files")}
         write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, about)
+    ladder = _ladder(stage, store, opened[knn.splits[-1]].neighbours, frozen)
     settings: dict[str, Any] = {}
     if frozen is not None:
         settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
@@ -146,6 +152,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         },
         "index": index,
         "exactness": None if store is None else exactness(first),
+        "ladder": ladder,
         "self_test": None if store is None else first["self_test"] | {"checked": checked},
         "seconds": {},
         "hashes": {
@@ -172,6 +179,20 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     for split, result in splits.items():
         summary |= {f"{split}/{name}": result[name]["perplexity"] for name in NAMES if name in result}
     return summary
+
+
+def _ladder(
+    stage: Stage, store: Datastore | None, neighbours: Neighbours | None, frozen: Frozen | None
+) -> dict[str, Any] | None:
+    """The exactness ladder, from the last evaluation where nothing has changed; None without an index or a sample."""
+    run, sample = stage.run, stage.config.knn.ladder_sample
+    if store is None or neighbours is None or frozen is None or stage.config.knn.search != "index" or sample == 0:
+        return None
+    if run.results.exists():
+        before: dict[str, Any] | None = read_json(run.results, "evaluation results").get("ladder")
+        if before is not None and before["key"] == ladder_key(neighbours, frozen, sample):
+            return before
+    return exactness_ladder(store, open_index(run.index, store), neighbours, frozen, sample)
 
 
 def evaluate_parts(

@@ -65,6 +65,16 @@ def cache_words(settings: dict[str, Any]) -> str:
     return f"λ={settings['lambda']:g}, θ={settings['theta']:g}, window={settings['window']} ({rule})"
 
 
+def ladder_words(ladder: dict[str, Any]) -> str:
+    """The exactness ladder of results.json in words."""
+    rungs = ", ".join(
+        f"{name} {ladder[name]['perplexity']:.2f} (recall {ladder[name]['recall']:.1%})"
+        for name in ("exact", "rescored", "quantised")
+    )
+    sample = f"on {ladder['queries']} tokens of {ladder['split']}, k={ladder['k']}"
+    return f"{sample}: {rungs}; LM {ladder['lm']['perplexity']:.2f}"
+
+
 def self_test_words(test: dict[str, Any]) -> str:
     """The self-test of results.json in words."""
     if not test.get("run", True):
@@ -88,6 +98,7 @@ def _store_facts(results: dict[str, Any]) -> list[list[str]]:
         ["datastore", f"{store['rows']:,} rows × {store['width']} {store['dtype']}, {format_bytes(store['bytes'])}"],
         ["index", where],
         ["self-test", self_test_words(results["self_test"])],
+        *([["exactness", ladder_words(ladder)]] if (ladder := results.get("ladder")) else []),
     ]
 
 
