@@ -130,6 +130,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child.add_argument("--top", type=int, default=20, help="words shown on either side; default 20")
     child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
     child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
+    _add_generate(add)
     add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
@@ -175,6 +176,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _add_no_self_test(child: argparse.ArgumentParser) -> None:
     child.add_argument("--no-self-test", action="store_true", help="knn.self_test=false; the results will say so")
+
+
+def _add_generate(add: Callable[..., argparse.ArgumentParser]) -> None:
+    child = add("generate", "continue a prompt without and with neighbours, and show them", _generate, stage="knn")
+    child.add_argument("--prompt", default="", help="words between spaces, as in the text; default: none")
+    child.add_argument("--tokens", type=int, default=40, help="words to generate; default 40")
+    child.add_argument("--greedy", action="store_true", help="take the most probable word instead of drawing one")
+    child.add_argument("--seed", type=int, default=1, help="of the draws; default 1")
+    child.add_argument("--top-p", type=float, default=1.0, help="draw among the most probable words with this share")
+    child.add_argument("--neighbours", type=int, default=5, help="shown behind each word; default 5")
+    child.add_argument("--context", type=int, default=10, help="words shown of a neighbour's context; default 10")
+    child.add_argument("--lm-only", action="store_true", help="no neighbours: needs neither datastore nor index")
+    child.add_argument("--html", default="", metavar="FILE", help="also write a page with the neighbours of each word")
 
 
 def _add_join(child: argparse.ArgumentParser) -> None:
@@ -302,6 +316,25 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
     write_csv(rows, out)
     table = words_table(rows, options.top, f"{split}, {options.before} → {options.after}")
     return _print(f"{table}\n\nall {len(rows)} words: {out}", world)
+
+
+def _generate(options: argparse.Namespace, world: World) -> int:
+    from distlm.knnlm.generate import Sampling
+    from distlm.knnlm.generate_run import generation_text, run_generate
+
+    if world.size > 1:
+        raise UsageError(f"`distlm generate` is for one process, not {world.size} ranks")
+    sampling = Sampling(
+        options.tokens, options.greedy, options.seed, options.top_p, options.neighbours, options.context
+    )  # fmt: skip
+    with open_stage("knn", _config(options), world) as stage:
+        made = run_generate(stage, options.prompt, sampling, options.lm_only)
+    if options.html:
+        from distlm.analysis.generation import write_page
+
+        write_page(made, Path(options.html))
+        say(f"wrote {options.html}")
+    return _print(generation_text(made), world)
 
 
 def _data_verify(options: argparse.Namespace, world: World) -> int:

@@ -2,20 +2,18 @@
 
 import base64
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from distlm.analysis import plots
 from distlm.analysis.mixtures import bootstrap_words, difference_rows, result_rows
+from distlm.analysis.pages import environment
 from distlm.errors import DistlmError
-from distlm.knnlm.table import PART_WORDS, cache_words, self_test_words
+from distlm.knnlm.table import PART_WORDS, cache_words
 from distlm.runtime import metrics
-from distlm.runtime.files import atomic_path, format_bytes, read_json
-from distlm.runtime.progress import format_seconds
+from distlm.runtime.files import atomic_path, read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
 
@@ -32,16 +30,10 @@ def write_report(run: RunDir) -> Path:
         told = {"hashes": {"model": results["model"]["fingerprint"]}, **_alone(results)}
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
-    source = files("distlm.analysis")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
-    )  # fmt: skip
-    environment.filters |= {
-        "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
-    }  # fmt: skip
-    page = environment.get_template(name).render(
-        results=results, figures=_figures(run, results), config=_config(run), **told
+    page = (
+        environment()
+        .get_template(name)
+        .render(results=results, figures=_figures(run, results), config=_config(run), **told)
     )
     with atomic_path(run.report) as temporary:
         temporary.write_text(page, "utf-8")
