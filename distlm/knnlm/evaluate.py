@@ -17,9 +17,9 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
                   retrieved: share of tokens whose target is among the neighbours,
                   shuffled: {lambda, loss_nats, ceiling_nats, alarm},
                   cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
-                  both: {loss_nats, perplexity}, knn_buckets and gate: {loss_nats, perplexity}; on the tuned split
-                  cross-fitted (adaptive.py), gate_curve: {wanted, skipped, loss_nats, perplexity} over shares of
-                  skipped searches, bootstrap: intervals and differences (bootstrap.py)}
+                  both: {loss_nats, perplexity}, knn_buckets, gate and both_buckets: {loss_nats, perplexity}; on
+                  the tuned split cross-fitted (adaptive.py), gate_curve: {wanted, skipped, loss_nats, perplexity}
+                  over shares of skipped searches, bootstrap: intervals and differences (bootstrap.py)}
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
@@ -36,7 +36,6 @@ null.
 The loss of every token is in RUN/losses (losses.py).
 """
 
-import math
 import time
 from typing import Any
 
@@ -46,7 +45,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import open_index
-from distlm.knnlm.adaptive import Fitted, SplitFacts, bucket_weights, gate_mixture
+from distlm.knnlm.adaptive import Fitted, SplitFacts, adaptive_mixtures, figures
 from distlm.knnlm.belonging import check_tuned, open_rest
 from distlm.knnlm.bootstrap import bootstrap
 from distlm.knnlm.documents import group_tokens
@@ -64,7 +63,7 @@ from distlm.knnlm.parts import (
     read_frozen_cache,
     share_cached,
 )
-from distlm.knnlm.scoring import Floats, mean_loss, mix
+from distlm.knnlm.scoring import Floats
 from distlm.knnlm.seconds import stage_seconds
 from distlm.knnlm.selftest import check_kept
 from distlm.knnlm.shuffled import shuffled_check
@@ -210,12 +209,14 @@ def evaluate_parts(
         log_knn = split_knn_log_probs(parts.neighbours, frozen.temperature, [frozen.k])[0]
     log_probs = mixtures(log_lm, log_knn, weight, parts.cache, frozen_cache)
     if fitted is not None and facts is not None and log_knn is not None:
-        if fitted.buckets is not None:
-            log_probs["knn_buckets"] = mix(log_lm, log_knn, bucket_weights(facts, fitted))
-        if fitted.gate is not None:
-            log_probs["gate"], result["gate_curve"] = gate_mixture(facts, fitted, log_lm, log_knn)
+        log_cache = None
+        if parts.cache is not None and frozen_cache is not None:
+            log_cache = parts.cache.log_probs(frozen_cache.window, frozen_cache.theta)
+        adaptive, more = adaptive_mixtures(facts, fitted, log_lm, log_knn, log_cache)
+        log_probs |= adaptive
+        result |= more
     log_probs = {name: log_probs[name] for name in NAMES if name in log_probs}
-    result |= {name: _figures(mean_loss(scores)) for name, scores in log_probs.items()}
+    result |= {name: figures(scores) for name, scores in log_probs.items()}
     if parts.neighbours is not None and frozen is not None and log_knn is not None:
         result |= {
             "retrieved": float(np.mean(np.isfinite(log_knn))),
@@ -239,7 +240,3 @@ def exactness(manifest: dict[str, Any]) -> str:
     if manifest["distances"] == "exact":
         return "neighbours found by the index (approximate), their squared L2 recomputed over the true keys (exact)"
     return "neighbours and distances as the index gives them (approximate): squared L2 to the encoded keys"
-
-
-def _figures(loss: float) -> dict[str, float]:
-    return {"loss_nats": loss, "perplexity": math.exp(loss)}

@@ -10,7 +10,6 @@ recall: share of the true k nearest among the k that were used}, key}. The sampl
 perplexities are not those of the whole split. Memory: that of brute_search and exact_distances, which is bounded.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ import numpy.typing as npt
 
 from distlm.datastore.reader import Datastore
 from distlm.index import MergedIndex, brute_search, exact_distances
+from distlm.knnlm.adaptive import figures
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import Frozen
 from distlm.knnlm.rescore import nearest_first
-from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.scoring import interpolate, knn_log_probs
 from distlm.knnlm.source import stored_values
 from distlm.runtime.files import json_hash
 from distlm.runtime.progress import say
@@ -50,7 +50,7 @@ def exactness_ladder(
     }
     result: dict[str, Any] = {
         "split": neighbours.manifest["split"], "queries": len(queries), "k": frozen.k, "searched": asked,
-        "nprobe": nprobe, "lm": _figures(mean_loss(log_lm)),
+        "nprobe": nprobe, "lm": figures(log_lm),
     }  # fmt: skip
     nearest: dict[str, Ids] = {}
     for name in RUNGS:
@@ -60,8 +60,7 @@ def exactness_ladder(
         )
         nearest[name] = ids
         log_knn = knn_log_probs(distances, values, targets, frozen.temperature)[0]
-        loss = mean_loss(interpolate(log_lm, log_knn, frozen.weight))
-        result[name] = _figures(loss) | {"recall": recall(nearest["exact"], ids)}
+        result[name] = figures(interpolate(log_lm, log_knn, frozen.weight)) | {"recall": recall(nearest["exact"], ids)}
     return result | {"key": ladder_key(neighbours, frozen, sample)}
 
 
@@ -84,7 +83,3 @@ def _sample(
         log_probs.append(np.asarray(unit.log_probs[own]))
         first += len(unit)
     return np.concatenate(queries), np.concatenate(targets), np.concatenate(log_probs)
-
-
-def _figures(loss: float) -> dict[str, float]:
-    return {"loss_nats": loss, "perplexity": math.exp(loss)}

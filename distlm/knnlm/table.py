@@ -8,7 +8,7 @@ from distlm.runtime.progress import format_seconds
 
 PART_WORDS = {
     "lm": "LM", "cache": "+ cache", "knn": "+ kNN", "knn_buckets": "+ kNN, λ by distance", "gate": "+ kNN, gated",
-    "both": "+ kNN + cache",
+    "both": "+ kNN + cache", "both_buckets": "+ kNN + cache, λ by distance",
 }  # fmt: skip
 """The parts of a split's entry in results.json, in words."""
 

@@ -9,7 +9,7 @@ without neighbours only split, tokens, lm_loss_nats, lm_perplexity, model and ca
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import DICTIONARY
 from distlm.errors import DistlmError
-from distlm.knnlm.adaptive import SplitFacts, tune_adaptive
+from distlm.knnlm.adaptive import SplitFacts, tune_adaptive, tune_both_buckets
+from distlm.knnlm.grid import grid_losses
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import open_parts
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
@@ -65,14 +66,17 @@ def _tune(stage: Stage) -> dict[str, Any]:
             f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
             "cache out with cache.use=false"
         )
-    log_lm, log_knn = parts.log_lm(), None
+    log_lm, log_knn, facts = parts.log_lm(), None, None
     lm_loss = mean_loss(log_lm)
     tuned: dict[str, Any] = {}
-    steps = (len(knn.temperatures) if neighbours else 0) + (len(cache.windows) if cache else 0)
-    with Progress("knn tune", steps, "temperatures and windows" if cache else "temperatures") as progress:
+    steps = (len(neighbours.manifest["units"]) if neighbours else 0) + (len(cache.windows) if cache else 0)
+    with Progress("knn tune", steps, "units and windows" if cache else "units") as progress:
         if neighbours is not None:
             tuned |= _tune_knn(neighbours, knn, progress)
             log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+            # The grid is in fp32: what is frozen has the loss that an evaluation will find.
+            loss = mean_loss(interpolate(log_lm, log_knn, tuned["lambda"]))
+            tuned |= {"loss_nats": loss, "perplexity": math.exp(loss)}
             facts = SplitFacts.read(neighbours, _dictionary(stage, neighbours))
             tuned |= tune_adaptive(facts, knn, log_lm, log_knn, tuned["lambda"])
         tuned |= {
@@ -85,6 +89,11 @@ def _tune(stage: Stage) -> dict[str, Any]:
         assert log_knn is not None
         log_cache = cache.log_probs(tuned["cache"]["window"], tuned["cache"]["theta"])
         tuned["both"] = tune_both(log_lm, log_knn, log_cache, knn.lambdas, config.cache.lambdas)
+        if knn.buckets:
+            assert facts is not None
+            tuned["both_buckets"] = tune_both_buckets(
+                facts, knn.buckets, log_lm, log_knn, log_cache, tuned["both"], config.cache.lambdas
+            )
     for part in (tuned, tuned.get("cache", {}), tuned.get("both", {})):
         for warning in part.get("edges", []):
             say(f"knn tune: warning: {warning}")
@@ -109,7 +118,6 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
     best = best_of(losses, knn.lambdas, knn.temperatures, knn.ks)
     return {
         "lambda": best.weight, "temperature": best.temperature, "k": best.k,
-        "loss_nats": best.loss, "perplexity": math.exp(best.loss),
         "grid": {
             "lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks, "loss_nats": losses.tolist(),
             "buckets": knn.buckets,
@@ -122,24 +130,14 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
 def _summary(tuned: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tuned}
     own["lm_perplexity"] = tuned["lm_perplexity"]
-    own |= {f"{name}_perplexity": tuned[name]["perplexity"] for name in ("buckets", "gate") if name in tuned}
+    own |= {
+        f"{name}_perplexity": tuned[name]["perplexity"] for name in ("buckets", "gate", "both_buckets") if name in tuned
+    }
     if "cache" in tuned:
         own |= {f"cache_{name}": tuned["cache"][name] for name in ("lambda", "theta", "window", "perplexity")}
     if "both" in tuned:
         own |= {f"both_{name}": tuned["both"][name] for name in ("knn_lambda", "cache_lambda", "perplexity")}
     return own
-
-
-def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
-    """Nats per token at every point of the grid: fp64 [ks, temperatures, lambdas]. `tick` is called per temperature."""
-    log_lm = neighbours.log_probs()
-    losses = np.empty((len(knn.ks), len(knn.temperatures), len(knn.lambdas)))
-    for place, temperature in enumerate(knn.temperatures):
-        log_knn = split_knn_log_probs(neighbours, temperature, knn.ks)
-        for row, scores in enumerate(log_knn):
-            losses[row, place] = [mean_loss(interpolate(log_lm, scores, weight)) for weight in knn.lambdas]
-        tick()
-    return losses
 
 
 def split_knn_log_probs(neighbours: Neighbours, temperature: float, ks: Sequence[int]) -> Floats:
