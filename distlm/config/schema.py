@@ -262,6 +262,9 @@ class KnnConfig:
     ladder_sample: int = field(default=256, metadata=VOLATILE)
     """Tokens of the last split on which brute force, rescored and quantised distances are compared (0: none); the
     brute force reads the whole store once."""
+    extra_runs: list[str] = field(default_factory=list, metadata=VOLATILE)
+    """Run directories with other datastores, in which the same tokens were searched with the same model: mixed in, each
+    with a λ of its own."""
     buckets: int = field(default=64, metadata=VOLATILE)
     """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
     gate: bool = field(default=True, metadata=VOLATILE)

@@ -19,7 +19,7 @@ _CELLS = 1 << 22
 """Counts drawn at once."""
 
 ADDED_TO = {
-    "cache": ("lm",), "knn": ("lm",), "knn_buckets": ("lm", "knn"), "gate": ("lm", "knn"),
+    "cache": ("lm",), "knn": ("lm",), "knn_buckets": ("lm", "knn"), "gate": ("lm", "knn"), "stores": ("lm", "knn"),
     "both": ("lm", "knn", "cache"), "both_buckets": ("lm", "both", "knn_buckets"),
 }  # fmt: skip
 """What each mixture is compared with."""

@@ -11,13 +11,13 @@ token order. Schema of results.json (losses in nats per token, sizes in bytes):
   context_rule    in words; which context each evaluated token sees
   settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute,
                   cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda},
-                  adaptive: {buckets, gate, halves_of: documents|blocks}}
+                  adaptive: {buckets, gate, halves_of: documents|blocks}, stores (as in knn.json)}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
   splits          NAME → {tokens, blocks, lm: {loss_nats, perplexity}, knn: {loss_nats, perplexity}, neighbours,
                   retrieved: share of tokens whose target is among the neighbours,
                   shuffled: {lambda, loss_nats, ceiling_nats, alarm},
                   cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
-                  both: {loss_nats, perplexity}, knn_buckets, gate and both_buckets: {loss_nats, perplexity}; on
+                  both: {loss_nats, perplexity}, knn_buckets, gate, both_buckets, stores: the same; on
                   the tuned split cross-fitted (adaptive.py), gate_curve: {wanted, skipped, loss_nats, perplexity}
                   over shares of skipped searches, bootstrap: intervals and differences (bootstrap.py)}
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
@@ -49,6 +49,7 @@ from distlm.knnlm.adaptive import Fitted, SplitFacts, adaptive_mixtures, figures
 from distlm.knnlm.belonging import check_tuned, open_rest
 from distlm.knnlm.bootstrap import bootstrap
 from distlm.knnlm.documents import group_tokens
+from distlm.knnlm.grid import split_knn_log_probs
 from distlm.knnlm.ladder import exactness_ladder, ladder_key
 from distlm.knnlm.losses import write_losses
 from distlm.knnlm.neighbours import Neighbours
@@ -67,7 +68,7 @@ from distlm.knnlm.scoring import Floats
 from distlm.knnlm.seconds import stage_seconds
 from distlm.knnlm.selftest import check_kept
 from distlm.knnlm.shuffled import shuffled_check
-from distlm.knnlm.tune import split_knn_log_probs
+from distlm.knnlm.stores import stores_mixture
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
 from distlm.runtime.collective import rank0_first
@@ -115,7 +116,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     splits = {}
     for split, parts in opened.items():
         facts = SplitFacts.read(parts.neighbours, tokens.dictionary) if parts.neighbours else None
-        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, fitted, facts)
+        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, fitted, facts, tuned.get("stores"))
         groups = group_tokens(tokens.split(split), tokens.dictionary, parts.source)
         splits[split]["bootstrap"] = bootstrap(log_probs, groups)
         about = {key: first[key] for key in ("context_rule", "model", "token_files")}
@@ -129,6 +130,8 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
     if "both" in tuned:
         settings["both"] = {name: tuned["both"][name] for name in ("knn_lambda", "cache_lambda")}
+    if "stores" in tuned:
+        settings["stores"] = {name: tuned["stores"][name] for name in ("lambdas", "stores")}
     if "halves_of" in tuned:
         parts_of = {"buckets": tuned["grid"]["buckets"], "gate": "gate" in tuned, "halves_of": tuned["halves_of"]}
         settings["adaptive"] = parts_of
@@ -200,6 +203,7 @@ def evaluate_parts(
     frozen_cache: FrozenCache | None,
     fitted: Fitted | None = None,
     facts: SplitFacts | None = None,
+    stores: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json."""
     log_lm, log_knn, weight = parts.log_lm(), None, 0.0
@@ -214,6 +218,9 @@ def evaluate_parts(
             log_cache = parts.cache.log_probs(frozen_cache.window, frozen_cache.theta)
         adaptive, more = adaptive_mixtures(facts, fitted, log_lm, log_knn, log_cache)
         log_probs |= adaptive
+        if stores is not None:
+            own = facts.neighbours
+            log_probs["stores"] = stores_mixture(own, stores, log_lm, log_knn, own.manifest["split"] == fitted.split)
         result |= more
     log_probs = {name: log_probs[name] for name in NAMES if name in log_probs}
     result |= {name: figures(scores) for name, scores in log_probs.items()}

@@ -7,6 +7,7 @@ scoring.py, whose values these are to about 1e-6 nats: enough to choose by, and 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -16,10 +17,20 @@ from torch import Tensor
 
 from distlm.config.schema import KnnConfig
 from distlm.knnlm.neighbours import Neighbours, Unit
-from distlm.knnlm.scoring import Floats, mean_loss
+from distlm.knnlm.scoring import Floats, knn_log_probs, mean_loss
 
 CELLS = 1 << 19
 """Distances handled at once: stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best point of a grid."""
+
+    weight: float
+    temperature: float
+    k: int
+    loss: float
 
 
 def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
@@ -67,6 +78,24 @@ def grid_log_probs(unit: Unit, temperatures: Sequence[float], ks: Sequence[int])
             scores = np.log(hits) - np.log(totals) + (nearest[:, 0] - nearest_hit) / temperature
         result[:, place] = np.where(hits > 0, scores, -np.inf)[places]
     return result
+
+
+def best_of(losses: Floats, lambdas: Sequence[float], temperatures: Sequence[float], ks: Sequence[int]) -> Best:
+    """The lowest loss of [ks, temperatures, lambdas]; of equal losses the smallest λ, then k, then temperature."""
+    candidates = [
+        (float(losses[a, b, c]), lambdas[c], ks[a], temperatures[b])
+        for a in range(len(ks))
+        for b in range(len(temperatures))
+        for c in range(len(lambdas))
+    ]
+    loss, weight, k, temperature = min(candidates)
+    return Best(weight, temperature, k, loss)
+
+
+def split_knn_log_probs(neighbours: Neighbours, temperature: float, ks: Sequence[int]) -> Floats:
+    """log p_kNN(target) of every token of a split, in order: fp64 [len(ks), Q]; −inf where never retrieved."""
+    units = [knn_log_probs(unit.distances, unit.values, unit.targets, temperature, ks) for unit in neighbours.units()]
+    return np.concatenate(units, axis=1)
 
 
 def _stretch_sums(below: Tensor, temperature: float, edges: Sequence[int], weights: Tensor) -> npt.NDArray[np.float64]:

@@ -4,6 +4,7 @@ Mixtures, in log space and fp64; each λ is tuned for its mixture:
   knn    (1 − λ) p_LM + λ p_kNN                                      (Khandelwal et al., eq. 3)
   cache  (1 − λ) p_LM + λ p_cache, p_LM where there is no cache yet  (Grave et al., eq. 5)
   both   (1 − λ_c) [(1 − λ_k) p_LM + λ_k p_kNN] + λ_c p_cache, the first part where there is no cache yet
+  stores  (1 − Σ λ_i) p_LM + Σ λ_i p_i over several datastores (stores.py)
   knn_buckets, gate, both_buckets    knn or both with a λ_k of its own for each token (adaptive.py)
 With a λ of 0 its part drops out bit for bit.
 """
@@ -21,7 +22,7 @@ from distlm.knnlm.scoring import Floats, interpolate
 from distlm.knnlm.states import States
 from distlm.runtime.rundir import RunDir
 
-NAMES = ("lm", "cache", "knn", "knn_buckets", "gate", "both", "both_buckets")
+NAMES = ("lm", "cache", "knn", "knn_buckets", "gate", "stores", "both", "both_buckets")
 """The language model alone and its mixtures, as in results.json."""
 
 

@@ -35,6 +35,9 @@ def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
     knn = config.knn
     grid: dict[str, Any] = {"lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks}
     if neighbours is not None:
+        stores = tuned.get("stores", {"stores": [{}]})["stores"]
+        if [store["run"] for store in stores[1:]] != knn.extra_runs:
+            return False
         fitted = {"buckets": tuned["grid"].get("buckets", 0), "gate": "gate" in tuned}
         if fitted != {"buckets": knn.buckets, "gate": knn.gate}:
             return False

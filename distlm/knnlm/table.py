@@ -8,7 +8,7 @@ from distlm.runtime.progress import format_seconds
 
 PART_WORDS = {
     "lm": "LM", "cache": "+ cache", "knn": "+ kNN", "knn_buckets": "+ kNN, λ by distance", "gate": "+ kNN, gated",
-    "both": "+ kNN + cache", "both_buckets": "+ kNN + cache, λ by distance",
+    "stores": "+ kNN, several stores", "both": "+ kNN + cache", "both_buckets": "+ kNN + cache, λ by distance",
 }  # fmt: skip
 """The parts of a split's entry in results.json, in words."""
 
@@ -29,6 +29,10 @@ def results_table(results: dict[str, Any]) -> str:
                                   f"{probes}, tuned on {results['tuned_on']}"])  # fmt: skip
     if "cache" in there:
         facts.append(["cache", cache_words(settings["cache"]) + f", tuned on {results['tuned_on']}"])
+    if "stores" in there:
+        own = settings["stores"]
+        shares = (f"{s['run'] or 'own'} λ={w:.3f}" for s, w in zip(own["stores"], own["lambdas"], strict=True))
+        facts.append(["stores", ", ".join(shares)])
     if "both" in there:
         facts.append(["kNN + cache", f"λ of kNN {settings['both']['knn_lambda']:g}, "
                                      f"λ of the cache {settings['both']['cache_lambda']:g}"])  # fmt: skip

@@ -3,46 +3,30 @@
 knn.json: {lambda, temperature, k, loss_nats, perplexity, lm_loss_nats, lm_perplexity, split, tokens, grid: {lambdas,
 temperatures, ks, loss_nats [ks][temperatures][lambdas], buckets}, edges (settings that stand at the end of their grid),
 neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, perplexities are per word.
-Also buckets, gate and halves_of (adaptive.py). With a neural cache there are also cache and both (see tune_cache.py);
-without neighbours only split, tokens, lm_loss_nats, lm_perplexity, model and cache.
+Also buckets, gate and halves_of (adaptive.py) and stores (stores.py). With a neural cache there are also cache, both
+(tune_cache.py) and both_buckets; without neighbours only split, tokens, lm_loss_nats, lm_perplexity, model and cache.
 """
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import DICTIONARY
 from distlm.errors import DistlmError
 from distlm.knnlm.adaptive import SplitFacts, tune_adaptive, tune_both_buckets
-from distlm.knnlm.grid import grid_losses
+from distlm.knnlm.grid import Best, best_of, grid_losses, split_knn_log_probs
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import open_parts
-from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.scoring import interpolate, mean_loss
+from distlm.knnlm.stores import tune_stores
 from distlm.knnlm.tune_cache import tune_both, tune_cache
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best point of a grid."""
-
-    weight: float
-    temperature: float
-    k: int
-    loss: float
 
 
 def run_tune(stage: Stage) -> dict[str, Any]:
@@ -79,6 +63,8 @@ def _tune(stage: Stage) -> dict[str, Any]:
             tuned |= {"loss_nats": loss, "perplexity": math.exp(loss)}
             facts = SplitFacts.read(neighbours, _dictionary(stage, neighbours))
             tuned |= tune_adaptive(facts, knn, log_lm, log_knn, tuned["lambda"])
+            if knn.extra_runs:
+                tuned["stores"] = tune_stores(neighbours, tuned, knn, log_lm, log_knn)
         tuned |= {
             "lm_loss_nats": lm_loss, "lm_perplexity": math.exp(lm_loss), "split": parts.split, "tokens": parts.tokens,
             "model": parts.source["model"],
@@ -131,31 +117,15 @@ def _summary(tuned: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tuned}
     own["lm_perplexity"] = tuned["lm_perplexity"]
     own |= {
-        f"{name}_perplexity": tuned[name]["perplexity"] for name in ("buckets", "gate", "both_buckets") if name in tuned
+        f"{name}_perplexity": tuned[name]["perplexity"]
+        for name in ("buckets", "gate", "both_buckets", "stores")
+        if name in tuned
     }
     if "cache" in tuned:
         own |= {f"cache_{name}": tuned["cache"][name] for name in ("lambda", "theta", "window", "perplexity")}
     if "both" in tuned:
         own |= {f"both_{name}": tuned["both"][name] for name in ("knn_lambda", "cache_lambda", "perplexity")}
     return own
-
-
-def split_knn_log_probs(neighbours: Neighbours, temperature: float, ks: Sequence[int]) -> Floats:
-    """log p_kNN(target) of every token of a split, in order: fp64 [len(ks), Q]; −inf where never retrieved."""
-    units = [knn_log_probs(unit.distances, unit.values, unit.targets, temperature, ks) for unit in neighbours.units()]
-    return np.concatenate(units, axis=1)
-
-
-def best_of(losses: Floats, lambdas: Sequence[float], temperatures: Sequence[float], ks: Sequence[int]) -> Best:
-    """The lowest loss of [ks, temperatures, lambdas]; of equal losses the smallest λ, then k, then temperature."""
-    candidates = [
-        (float(losses[a, b, c]), lambdas[c], ks[a], temperatures[b])
-        for a in range(len(ks))
-        for b in range(len(temperatures))
-        for c in range(len(lambdas))
-    ]
-    loss, weight, k, temperature = min(candidates)
-    return Best(weight, temperature, k, loss)
 
 
 def edge_warnings(best: Best, knn: KnnConfig, searched: int) -> list[str]:
