@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from distlm.data.dictionary import Dictionary
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.scoring import Floats
+
+Rows = npt.NDArray[np.float32]
 
 BEFORE = 3
 """Tokens before the target whose log-probability and frequency are features."""
@@ -28,7 +29,7 @@ MOST = 0.99
 """Largest λ: the target may be among no neighbours."""
 ROWS = 4096
 """Tokens of one step."""
-EPOCHS, LEAST_STEPS, RATE = 6, 200, 0.005
+EPOCHS, LEAST_STEPS, RATE, BETAS = 6, 200, 0.005, (0.9, 0.999)
 RIDGE = 10.0
 """Weight of |w|²/2 beside the summed loss of all tokens, in nats: holds small corpora back."""
 
@@ -45,13 +46,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.others)
 
-    def rows(self, chosen: npt.NDArray[np.int64] | slice) -> torch.Tensor:
+    def rows(self, chosen: npt.NDArray[np.int64] | slice) -> Rows:
         """x of some tokens: fp32 [n, D + 2 · BEFORE]."""
-        return torch.from_numpy(
-            np.concatenate([self.queries[chosen].astype(np.float32), self.others[chosen]], axis=1)
-        )  # fmt: skip
+        return np.concatenate([self.queries[chosen].astype(np.float32), self.others[chosen]], axis=1)
 
-    def chunks(self) -> Iterator[torch.Tensor]:
+    def chunks(self) -> Iterator[Rows]:
         """x of all tokens, in order."""
         for first in range(0, len(self), ROWS):
             yield self.rows(slice(first, first + ROWS))
@@ -82,9 +81,7 @@ class Gate:
 
     def lambdas(self, features: Features) -> Floats:
         """λ of each token: fp64 [Q], in [0, MOST]."""
-        weights = torch.from_numpy(self.weights)
-        logits = [chunk @ weights for chunk in features.chunks()]
-        return MOST * torch.sigmoid(torch.cat(logits).double() + self.bias).numpy()
+        return _weights(np.concatenate([chunk @ self.weights for chunk in features.chunks()]) + self.bias)
 
     def as_json(self) -> dict[str, Any]:
         """For knn.json."""
@@ -104,23 +101,24 @@ def fit_gate(
     The same inputs give the same gate on one machine; it is kept in knn.json, not fitted again.
     """
     mean, deviation = _moments(features, chosen)
-    ratio = torch.from_numpy(np.expm1(np.minimum(log_knn - log_lm, 700))[chosen])
-    weights = torch.zeros(len(mean), requires_grad=True)
+    ratio = np.expm1(np.minimum(log_knn - log_lm, 700))[chosen]
     share = min(max(default, 0.01), 0.9) / MOST
-    bias = torch.tensor(math.log(share / (1 - share)), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([weights, bias], lr=RATE)
+    theta = np.append(np.zeros(len(mean)), math.log(share / (1 - share)))
+    momentum, squares = np.zeros((2, len(theta)))
     steps = max(LEAST_STEPS, EPOCHS * -(-len(chosen) // ROWS)) if len(chosen) else 0
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(steps, 1))
-    for places in _batches(len(chosen), steps):
+    for step, places in enumerate(_batches(len(chosen), steps)):
         x = (features.rows(chosen[places]) - mean) / deviation
-        weight = MOST * torch.sigmoid((x @ weights).double() + bias)
-        loss = -torch.log1p(weight * ratio[places]).mean() + RIDGE / 2 / len(chosen) * weights.square().sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-    plain = weights.detach() / deviation
-    gate = Gate(plain.numpy(), float(bias.detach() - plain.double() @ mean.double()), np.zeros(len(SKIPS)))
+        weight = _weights(x @ theta[:-1].astype(np.float32) + theta[-1])
+        # d/dz of −log((1 − λ) + λ r), divided by p_LM, at λ = MOST σ(z).
+        slope = -ratio[places] / (1 + weight * ratio[places]) * weight * (1 - weight / MOST) / len(places)
+        gradient = np.append(x.T @ slope.astype(np.float32) + RIDGE / len(chosen) * theta[:-1], slope.sum())
+        # Adam (Kingma and Ba 2015), its rate falling to 0.
+        momentum = BETAS[0] * momentum + (1 - BETAS[0]) * gradient
+        squares = BETAS[1] * squares + (1 - BETAS[1]) * gradient**2
+        unbiased = momentum / (1 - BETAS[0] ** (step + 1)), squares / (1 - BETAS[1] ** (step + 1))
+        theta -= RATE * (1 - step / steps) * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
+    plain = theta[:-1] / deviation
+    gate = Gate(plain.astype(np.float32), float(theta[-1] - plain @ mean), np.zeros(len(SKIPS)))
     own = np.sort(gate.lambdas(Features(features.queries[chosen], features.others[chosen]))) if len(chosen) else []
     return Gate(gate.weights, gate.bias, np.array([_threshold(own, share) for share in SKIPS]))
 
@@ -139,18 +137,22 @@ def skip_curve(
     }
 
 
-def _moments(features: Features, chosen: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(logits: Floats) -> Floats:
+    """MOST σ(z): fp64 [n]."""
+    return MOST * 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
+
+
+def _moments(features: Features, chosen: npt.NDArray[np.int64]) -> tuple[Rows, Rows]:
     """Mean and standard deviation of each feature over `chosen`: fp32 [D + 2 · BEFORE]; constants have deviation 1."""
     width = features.queries.shape[1] + features.others.shape[1]
-    total, squares = torch.zeros(2, width, dtype=torch.float64)
+    total, squares = np.zeros((2, width))
     for first in range(0, len(chosen), ROWS):
-        x = features.rows(chosen[first : first + ROWS]).double()
-        total += x.sum(dim=0)
-        squares += x.square().sum(dim=0)
+        x = features.rows(chosen[first : first + ROWS]).astype(np.float64)
+        total += x.sum(axis=0)
+        squares += np.square(x).sum(axis=0)
     mean = total / max(len(chosen), 1)
-    deviation = (squares / max(len(chosen), 1) - mean.square()).clamp(min=0).sqrt()
-    deviation[deviation < 1e-6] = 1
-    return mean.float(), deviation.float()
+    deviation = np.sqrt(np.maximum(squares / max(len(chosen), 1) - mean**2, 0))
+    return mean.astype(np.float32), np.where(deviation < 1e-6, 1, deviation).astype(np.float32)
 
 
 def _batches(count: int, steps: int) -> Iterator[npt.NDArray[np.int64]]:
