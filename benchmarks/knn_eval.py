@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rescoring import Case, from_run, in_units, keep_best, note, read_all, sorted_units
+from rescoring import UNIT, Case, from_run, keep_best, note, read_all, sorted_units
 
 from distlm.config.schema import KnnConfig
 from distlm.knnlm.grid import grid_losses
@@ -84,8 +84,11 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             keep(name, both, len(sample), seconds, core)
         note(f"turn {turn}: distlm on {count} tokens")
         start = clocks()
-        ids = in_units(search, case.queries)
-        near = np.where(ids < 0, -1, values[ids])
+        ids, near = np.empty((count, case.k), np.int64), np.empty((count, case.k), np.int32)
+        for first in range(0, count, UNIT):
+            unit = slice(first, first + UNIT)
+            ids[unit] = search(case.queries[unit])
+            near[unit] = np.where(ids[unit] < 0, -1, values[ids[unit]])
         keep("distlm search", clocks() - start, count, seconds, core)
         kept = [Kept(unit, *found) for unit, *found in sorted_units(case, ids, near)]
         ours = score(case, kept)

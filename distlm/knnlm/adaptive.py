@@ -122,8 +122,8 @@ def tune_both_buckets(
         if fit is not None:
             mixed = mix(log_lm, log_knn, fit.whole.weights(facts.nearest))
             of_cache = min((mean_loss(add_cache(mixed, log_cache, weight)), weight) for weight in cache_lambdas)[1]
-        ends = (add_cache(part, log_cache, of_cache) for part in (log_lm, log_knn))
-        fit = fit_bucket_halves(facts, *ends, count, both["knn_lambda"])
+        without, with_knn = add_cache(log_lm, log_cache, of_cache), add_cache(log_knn, log_cache, of_cache)
+        fit = fit_bucket_halves(facts, without, with_knn, count, both["knn_lambda"])
     assert fit is not None
     scores = _both(fit, of_cache, facts, facts.groups.halves, log_lm, log_knn, log_cache)
     return {"cache_lambda": of_cache, **fit.as_json(), **figures(scores)}

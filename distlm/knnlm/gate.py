@@ -8,7 +8,7 @@ layer of 32, which only fitted valid better.) It minimises the loss of the mixtu
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,8 @@ class Gate:
 
     def lambdas(self, features: Features) -> Floats:
         """λ of each token: fp64 [Q], in [0, MOST]."""
-        return _weights(np.concatenate([chunk @ self.weights for chunk in features.chunks()]) + self.bias)
+        logits = [chunk @ self.weights for chunk in features.chunks()]
+        return _weights(np.concatenate([np.empty(0, np.float32), *logits]) + self.bias)
 
     def as_json(self) -> dict[str, Any]:
         """For knn.json."""
@@ -119,7 +120,7 @@ def fit_gate(
         theta -= RATE * (1 - step / steps) * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8)
     plain = theta[:-1] / deviation
     gate = Gate(plain.astype(np.float32), float(theta[-1] - plain @ mean), np.zeros(len(SKIPS)))
-    own = np.sort(gate.lambdas(Features(features.queries[chosen], features.others[chosen]))) if len(chosen) else []
+    own = np.sort(gate.lambdas(Features(features.queries[chosen], features.others[chosen])))
     return Gate(gate.weights, gate.bias, np.array([_threshold(own, share) for share in SKIPS]))
 
 
@@ -168,7 +169,7 @@ def _batches(count: int, steps: int) -> Iterator[npt.NDArray[np.int64]]:
             made += 1
 
 
-def _threshold(ordered: Sequence[float] | Floats, share: float) -> float:
+def _threshold(ordered: Floats, share: float) -> float:
     """The λ below which lie `share` of the rising `ordered`: 0 for none of them, above all λ for a share of 1."""
     if share == 0:
         return 0.0

@@ -134,7 +134,7 @@ class Generator:
         found = self._neighbours(query)
         if not len(found.rows):
             return Next(lm, lm, None, found)
-        knn = np.bincount(found.values, found.weights, minlength=len(lm))
+        knn = np.bincount(found.values, found.weights, minlength=len(lm)).astype(np.float64)
         return Next((1 - self._frozen.weight) * lm + self._frozen.weight * knn, lm, knn, found)
 
     def _step(self, ids: Sequence[int], step: int, sampling: Sampling) -> tuple[Word, int]:
@@ -172,9 +172,9 @@ class Generator:
             distances = exact_distances(source.datastore, query.astype(np.float32), ids)
         ids, distances, values = nearest_first(ids, distances, source.values(ids))
         there = ids[0, : frozen.k] >= 0
-        rows, kept, near = (part[0, : frozen.k][there] for part in (ids, values, distances))
+        near = distances[0, : frozen.k][there]
         weights = np.exp((near[:1].astype(np.float64) - near) / frozen.temperature)
-        return Found(rows, kept, weights / weights.sum(), near)
+        return Found(ids[0, : frozen.k][there], values[0, : frozen.k][there], weights / weights.sum(), near)
 
     def _describe(self, found: Found, chosen: int, sampling: Sampling) -> list[Retrieved]:
         """The heaviest neighbours; up to half of them those whose value is the word `chosen`."""

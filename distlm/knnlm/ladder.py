@@ -26,7 +26,7 @@ from distlm.knnlm.source import stored_values
 from distlm.runtime.files import json_hash
 from distlm.runtime.progress import say
 
-Ids, Distances = npt.NDArray[np.int64], npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 RUNGS = ("exact", "rescored", "quantised")
 
 
@@ -44,7 +44,7 @@ def exactness_ladder(
     say(f"knn evaluate: exactness ladder: {len(queries)} queries against all {store.rows:,} keys (knn.ladder_sample)")
     found, encoded = index.search(queries, asked, nprobe)
     rungs = {
-        "exact": brute_search(store, queries, min(frozen.k, store.rows)),
+        "exact": brute_search(store, queries, frozen.k),
         "rescored": (found, exact_distances(store, queries, found)),
         "quantised": (found, encoded),
     }
@@ -55,12 +55,12 @@ def exactness_ladder(
     nearest: dict[str, Ids] = {}
     for name in RUNGS:
         ids, distances = rungs[name]
-        ids, distances, values = (
-            part[:, : frozen.k] for part in nearest_first(ids, distances, stored_values(store, ids))
-        )
-        nearest[name] = ids
-        log_knn = knn_log_probs(distances, values, targets, frozen.temperature)[0]
-        result[name] = figures(interpolate(log_lm, log_knn, frozen.weight)) | {"recall": recall(nearest["exact"], ids)}
+        ids, distances, values = nearest_first(ids, distances, stored_values(store, ids))
+        nearest[name] = ids[:, : frozen.k]
+        log_knn = knn_log_probs(distances, values, targets, frozen.temperature, [frozen.k])[0]
+        result[name] = figures(interpolate(log_lm, log_knn, frozen.weight)) | {
+            "recall": recall(nearest["exact"], nearest[name])
+        }
     return result | {"key": ladder_key(neighbours, frozen, sample)}
 
 

@@ -9,6 +9,7 @@ import pytest
 from knn_support import copy_run, in_stage
 from store_support import tiny_config
 
+from distlm.analysis.report import write_report
 from distlm.config.schema import RunConfig
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import DistlmError
@@ -96,6 +97,7 @@ def test_two_stores_are_tuned_and_frozen(searched, other, tmp_path):
         mixed += weight * np.exp(np.concatenate(parts))
     assert results["splits"]["test"]["stores"]["loss_nats"] == pytest.approx(-np.log(mixed).mean(), rel=1e-9)
     assert "several stores" in results_table(results)
+    assert f"{other.run_dir}: λ {stores['lambdas'][1]:.3f}" in write_report(run).read_text("utf-8")
     assert "knn" in results["splits"]["test"]["bootstrap"]["differences"]["stores"]
 
 
