@@ -26,7 +26,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -187,10 +187,17 @@ def recall_of(case: Case, ids: np.ndarray, count: int) -> float:
 
 def sorted_pass(case: Case, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     """log p_kNN fp64 [Q] by the code of `distlm knn search` and `tune`, without its files."""
+    result = np.empty(len(ids))
+    for unit, distances, ordered in sorted_units(case, ids, values):
+        result[unit] = knn_log_probs(distances, ordered, case.targets[unit], 1.0)[0]
+    return result
+
+
+def sorted_units(case: Case, ids: np.ndarray, values: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Each unit of tokens with its exact distances [q, k], nearest first, and the values in that order."""
     store, shards = case.store, case.store.shards
     units = [slice(first, min(first + UNIT, len(ids))) for first in range(0, len(ids), UNIT)]
     counts = [unit.stop - unit.start for unit in units]
-    result = np.empty(len(ids))
     edges = [*(shard.first_row for shard in shards), store.rows]
     for group in plan_groups(counts, case.k, store.width):
         pairs = [sort_pairs(ids[units[number]]) for number in group]
@@ -205,8 +212,7 @@ def sorted_pass(case: Case, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
             distances = unit_distances(pairs[place], counts[number], cut)
             unit = units[number]
             _, distances, ordered = nearest_first(ids[unit], distances, values[unit])
-            result[unit] = knn_log_probs(distances, ordered, case.targets[unit], 1.0)[0]
-    return result
+            yield unit, distances, ordered
 
 
 def random_reads(

@@ -114,8 +114,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
         if verb.words == "index merge":
             _add_join(child)
+        if verb.words in ("knn search", "knn evaluate"):
+            _add_no_self_test(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    _add_no_self_test(child)
     child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")
     child.add_argument("--ranks", type=int, nargs="+", default=[], help="rank counts; default: launch.ranks")
     child.add_argument("--rows", type=int, default=0, help="keys of the datastore; default: the run's")
@@ -127,7 +130,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
     child.prog = "distlm report words"
     child.add_argument(
-        "--before", default="lm", help="lm, cache, knn or both; RUN_DIR:NAME for another run; default lm"
+        "--before", default="lm", help="a mixture of results.json, or RUN_DIR:NAME of another run; default lm"
     )
     child.add_argument("--after", default="cache", help="the same, of the second evaluation; default cache")
     child.add_argument("--split", default="", help="default: the first of knn.splits")
@@ -135,6 +138,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
     child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
     _add_figures(verbs)
+    _add_generate(add)
     add("data verify", "read every shard of token rows and compare its checksum", _data_verify, stage="shard")
     add("datastore verify", "read every shard and compare its checksum", _datastore_verify, stage="datastore")
     add("datastore info", "what the datastore holds", _datastore_info, stage="datastore")
@@ -198,6 +202,23 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
     known.words = [*known.words, *extras]
     return known
+
+
+def _add_no_self_test(child: argparse.ArgumentParser) -> None:
+    child.add_argument("--no-self-test", action="store_true", help="knn.self_test=false; the results will say so")
+
+
+def _add_generate(add: Callable[..., argparse.ArgumentParser]) -> None:
+    child = add("generate", "continue a prompt without and with neighbours, and show them", _generate, stage="knn")
+    child.add_argument("--prompt", default="", help="words between spaces, as in the text; default: none")
+    child.add_argument("--tokens", type=int, default=40, help="words to generate; default 40")
+    child.add_argument("--greedy", action="store_true", help="take the most probable word instead of drawing one")
+    child.add_argument("--seed", type=int, default=1, help="of the draws; default 1")
+    child.add_argument("--top-p", type=float, default=1.0, help="draw among the most probable words with this share")
+    child.add_argument("--neighbours", type=int, default=5, help="shown behind each word; default 5")
+    child.add_argument("--context", type=int, default=10, help="words shown of a neighbour's context; default 10")
+    child.add_argument("--lm-only", action="store_true", help="no neighbours: needs neither datastore nor index")
+    child.add_argument("--html", default="", metavar="FILE", help="also write a page with the neighbours of each word")
 
 
 def _add_join(child: argparse.ArgumentParser) -> None:
@@ -281,6 +302,8 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 
 def _config(options: argparse.Namespace) -> RunConfig:
     options.recipe, options.overrides = split_words(options.words)
+    if getattr(options, "no_self_test", False):
+        options.overrides.append("knn.self_test=false")
     return load_config(options.recipe, options.overrides)
 
 
@@ -377,6 +400,25 @@ def _picture(out: str) -> Path | None:
     if out and not out.endswith(".png"):
         raise UsageError(f"--out {out}: must end in .png; the data goes beside it")
     return Path(out) if out else None
+
+
+def _generate(options: argparse.Namespace, world: World) -> int:
+    from distlm.knnlm.generate import Sampling
+    from distlm.knnlm.generate_run import generation_text, run_generate
+
+    if world.size > 1:
+        raise UsageError(f"`distlm generate` is for one process, not {world.size} ranks")
+    sampling = Sampling(
+        options.tokens, options.greedy, options.seed, options.top_p, options.neighbours, options.context
+    )  # fmt: skip
+    with open_stage("knn", _config(options), world) as stage:
+        made = run_generate(stage, options.prompt, sampling, options.lm_only)
+    if options.html:
+        from distlm.analysis.generation import write_page
+
+        write_page(made, Path(options.html))
+        say(f"wrote {options.html}")
+    return _print(generation_text(made), world)
 
 
 def _data_verify(options: argparse.Namespace, world: World) -> int:

@@ -1,9 +1,10 @@
-"""Stages of a kNN run in this process, and copies of run directories."""
+"""Stages of a kNN run in this process, copies of run directories, and neighbours made up."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from store_support import tiny_config
 
 from distlm.config.schema import RunConfig
@@ -20,3 +21,16 @@ def copy_run(source: RunConfig, to: Path, *extra: str) -> RunConfig:
     """A copy of a run directory, with other settings on top."""
     shutil.copytree(source.run_dir, to)
     return tiny_config(to, Path(source.data.text_dir), extra)
+
+
+def random_case(
+    seed: int = 0, queries: int = 40, k: int = 12, words: int = 5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances [Q, k], values [Q, k] (some absent) and targets [Q] of some neighbours."""
+    random = np.random.default_rng(seed)
+    distances = np.sort(random.gamma(4.0, 6.0, (queries, k)).astype(np.float32), axis=1)
+    values = random.integers(0, words, (queries, k)).astype(np.int32)
+    for row in range(0, queries, 3):
+        values[row, k - row % k :] = -1
+    targets = random.integers(0, words, queries).astype(np.int32)
+    return distances, values, targets

@@ -201,6 +201,22 @@ def perplexity_over_k(tuned: Mapping[str, Any]) -> bytes:
         return _png(figure)
 
 
+def perplexity_over_skips(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Perplexity over the share of skipped searches, a line per split; `curves` are the gate_curve of results.json."""
+    with rc_context(STYLE):
+        figure, axes = _axes("share of searches skipped", "perplexity")
+        for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREY), strict=False):
+            axes.plot(
+                curve["skipped"], curve["perplexity"], color=colour, marker="o", markersize=3, linewidth=1.2, label=name
+            )
+            # Skipping at random mixes the two losses in proportion.
+            ends = np.array([curve["loss_nats"][0], curve["loss_nats"][-1]])
+            shares = np.linspace(0, 1, 21)
+            axes.plot(shares, np.exp(ends[0] + shares * (ends[1] - ends[0])), color=colour, linewidth=1, linestyle="--")
+        axes.legend()
+        return _png(figure)
+
+
 def perplexity_over_theta(tuned: Mapping[str, Any]) -> bytes:
     """Perplexity with the neural cache over θ for every window, at the best λ of each; `tuned` is knn.json."""
     cache = tuned["cache"]

@@ -2,19 +2,18 @@
 
 import base64
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from distlm.analysis import plots
+from distlm.analysis.mixtures import bootstrap_words, difference_rows, result_rows
+from distlm.analysis.pages import environment
 from distlm.errors import DistlmError
 from distlm.knnlm.table import PART_WORDS, cache_words
 from distlm.runtime import metrics
-from distlm.runtime.files import atomic_path, format_bytes, read_json
-from distlm.runtime.progress import format_seconds
+from distlm.runtime.files import atomic_path, read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
 
@@ -31,14 +30,10 @@ def write_report(run: RunDir) -> Path:
         told = {"hashes": {"model": results["model"]["fingerprint"]}, **_alone(results)}
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
-    source = files("distlm.analysis")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
-    )  # fmt: skip
-    environment.filters |= {"bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}"}
-    page = environment.get_template(name).render(
-        results=results, figures=_figures(run, results.get("seconds", {})), config=_config(run), **told
+    page = (
+        environment()
+        .get_template(name)
+        .render(results=results, figures=_figures(run, results), config=_config(run), **told)
     )
     with atomic_path(run.report) as temporary:
         temporary.write_text(page, "utf-8")
@@ -58,7 +53,8 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
     """What the page calls the run, and which of its mixtures it leads with: the one with the most parts."""
     splits = results["splits"].values()
     parts = [name for name in PART_WORDS if all(name in split for split in splits)]
-    last = parts[-1]
+    # λ by distance and the gate are variants of kNN: the page leads with what is comparable from run to run.
+    last = next(name for name in ("both", "knn", "cache", "lm") if name in parts)
     kinds = {
         "lm": ("LM report", "Language model", ""), "cache": ("LM with neural cache", "Language model with a neural "
         "cache", "without the cache"), "knn": ("kNN-LM report", "kNN language model", "without neighbours"),
@@ -66,12 +62,15 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     title, lead, without = kinds[last]
     cache = cache_words(results["settings"]["cache"]) if "cache" in parts else ""
-    return {"parts": parts, "words": PART_WORDS, "headline": last, "title": title, "lead": lead, "without": without,
-            "cache": cache}  # fmt: skip
+    return {
+        "parts": parts, "headline": last, "title": title, "lead": lead, "without": without, "cache": cache,
+        "rows": result_rows(results["splits"], parts), "differences": difference_rows(results["splits"]),
+        "intervals": bootstrap_words(results["splits"]),
+    }  # fmt: skip
 
 
-def _figures(run: RunDir, seconds: dict[str, float]) -> list[dict[str, str]]:
-    """Title, caption and picture (data URL) of every plot there is data for; `seconds` of each stage."""
+def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
+    """Title, caption and picture (data URL) of every plot there is data for."""
     lines = list(run.metrics.read("train"))
     train, valid = _points(lines, metrics.TRAIN_LOSS), _points(lines, metrics.VALID_LOSS)
     rates = _points(lines, metrics.LEARNING_RATE)
@@ -99,7 +98,11 @@ def _figures(run: RunDir, seconds: dict[str, float]) -> list[dict[str, str]]:
             where = f"on {tuned['split']}, at the best λ of each"
             drawn.append(("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
                           plots.perplexity_over_theta(tuned)))  # fmt: skip
-    if seconds:
+    curves = {name: split["gate_curve"] for name, split in results["splits"].items() if "gate_curve" in split}
+    if curves:
+        drawn.append(("Skipped searches", "Perplexity when the gate leaves out the searches with the lowest λ; dashed: "
+                      "as many left out at random.", plots.perplexity_over_skips(curves)))  # fmt: skip
+    if seconds := results.get("seconds", {}):
         drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(seconds)))
     return [
         {"title": title, "caption": caption, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}

@@ -19,9 +19,9 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "data.max_words", "train.warmup_updates", "train.weight_decay", "train.clip_norm", "train.lr", "train.min_lr",
     "train.l2_weight", "train.valid_every", "train.save_every", "train.max_updates_this_run",
-    "datastore.context_window", "knn.context_window", "launch.threads", "awd.micro_batch", "awd.ar", "awd.tar",
-    "awd.finetune_epochs", "awd.log_interval", "shards.vocabulary_text", "memory.columns", "memory.lr",
-    "memory.clip_norm",
+    "datastore.context_window", "knn.buckets", "knn.ladder_sample", "knn.context_window", "launch.threads",
+    "awd.micro_batch", "awd.ar", "awd.tar", "awd.finetune_epochs", "awd.log_interval", "shards.vocabulary_text",
+    "memory.columns", "memory.lr", "memory.clip_norm",
 )  # fmt: skip
 _FRACTIONS = (
     "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",

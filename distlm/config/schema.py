@@ -278,6 +278,9 @@ class KnnConfig:
     """index: the faiss index; brute: every key, exactly (small stores)."""
     similarity: Literal["l2", "dot"] = "l2"
     """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
+    self_test: bool = field(default=True, metadata=VOLATILE)
+    """Stop when stored keys do not find themselves, or kept neighbours are not the store's; false: the results say so
+    (`--no-self-test`)."""
     lambdas: list[float] = field(default_factory=lambda: [round(0.05 * i, 2) for i in range(0, 20)], metadata=VOLATILE)
     """Interpolation weights tried on the first split."""
     temperatures: list[float] = field(
@@ -286,6 +289,16 @@ class KnnConfig:
     """Temperatures tried on the first split."""
     ks: list[int] = field(default_factory=lambda: [1024], metadata=VOLATILE)
     """Numbers of neighbours tried on the first split; each at most k."""
+    ladder_sample: int = field(default=256, metadata=VOLATILE)
+    """Tokens of the last split on which brute force, rescored and quantised distances are compared (0: none); the
+    brute force reads the whole store once."""
+    extra_runs: list[str] = field(default_factory=list, metadata=VOLATILE)
+    """Run directories with other datastores, in which the same tokens were searched with the same model: mixed in, each
+    with a λ of its own."""
+    buckets: int = field(default=64, metadata=VOLATILE)
+    """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
+    gate: bool = field(default=True, metadata=VOLATILE)
+    """Fit a gate on the first split: λ from what is known before the search, and what skipping searches costs."""
 
 
 @dataclass

@@ -7,7 +7,8 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.encode import one_thread_workers, padded, transforms_of
+from distlm.index.encode import BLOCK as ENCODED_BLOCK
+from distlm.index.encode import Encoder, one_thread_workers, padded, transforms_of
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.fastscan import pack
@@ -128,6 +129,19 @@ class SearchIndex:
         list(self._pool.map(scan, work))
         distances[ids < 0] = np.inf
         return ids, distances
+
+    def encoded_distances(self, keys: Array) -> Array:
+        """Squared L2 fp32 [n] between each of `keys` [n, D] and its own encoding, behind the index's transforms."""
+        keys = check_queries(keys, self.record["width"], 1)
+        distances = np.empty(len(keys), np.float32)
+        with Encoder(self._index) as encoder:
+            for start in range(0, len(keys), ENCODED_BLOCK):
+                vectors = keys[start : start + ENCODED_BLOCK]
+                decoded = self._inner.sa_decode(encoder.encode(vectors))
+                for transform in self._transforms:
+                    vectors = transform.apply(vectors)
+                distances[start : start + len(vectors)] = np.square(vectors - decoded).sum(axis=1)
+        return distances
 
 
 def open_index(folder: Path, datastore: Datastore) -> SearchIndex:

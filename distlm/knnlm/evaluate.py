@@ -11,28 +11,30 @@ token_perplexity stands beside perplexity. Schema of results.json (losses in nat
   tokens          fingerprint of the token files
   context_rule    in words; which context each evaluated token sees
   settings        {lambda, temperature, k, nprobe, distances: exact|quantised, search: index|brute, similarity: l2|dot,
-                  cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda}}
+                  cache: {lambda, theta, window, fill, tap}, both: {knn_lambda, cache_lambda},
+                  adaptive: {buckets, gate, halves_of: documents|blocks}, stores (as in knn.json)}
   tuned_on        the split the settings were chosen on; every other split is evaluated with them as they are
   splits          NAME → {tokens, words (of sub-words), blocks, lm: {loss_nats, perplexity}, knn: {loss_nats,
                   perplexity}, neighbours, retrieved: share of tokens whose target is among the neighbours,
                   shuffled: {lambda, loss_nats, ceiling_nats, alarm},
                   cache: {loss_nats, perplexity}, cached: share of tokens that have a cache, cache_files,
-                  both: {loss_nats, perplexity}}
+                  both: {loss_nats, perplexity}, knn_buckets, gate, both_buckets, stores: the same; on
+                  the tuned split cross-fitted (adaptive.py), gate_curve: {wanted, skipped, loss_nats, perplexity}
+                  over shares of skipped searches, bootstrap: intervals and differences (bootstrap.py)}
   datastore       {rows, width, bytes, dtype, tap, fingerprint}
   index           {factory, nlist, bytes, fingerprint}, or null for a brute-force search
   exactness       in words; what the distances are
-  self_test       {keys, k, first, found}: stored keys that find their own row
+  ladder          exact, rescored and quantised distances on a sample (ladder.py); null for a brute-force search
+  self_test       {run, keys, k, nprobe, expected, found, first, checked}: stored keys that find their own row, and the
+                  evaluated tokens whose kept neighbours were checked (selftest.py); run is false without the test
   seconds         stage → seconds over all its starts, from metrics.jsonl, and this evaluation
   hashes          fingerprints of all of the above by name
   code            versions
 
 What belongs to the cache is there when `distlm knn cache` was run. Without neighbours (LM and cache only) there are no
-knn, neighbours, retrieved and shuffled, and datastore, index, exactness and self_test are null.
+knn, knn_buckets, gate, neighbours, retrieved and shuffled, and datastore, index, exactness, ladder and self_test are
+null.
 The loss of every token is in RUN/losses (losses.py).
-
-`shuffled` is the check for misaligned rows: with the values of a unit's neighbours permuted, retrieval carries no
-information and the loss must rise to almost the LM's − ln(1 − λ) (`ceiling_nats`, an upper bound: a little is won back
-by frequent words). `alarm` is true when the true values are hardly better than the permuted ones.
 """
 
 import math
@@ -40,14 +42,21 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from distlm.data.tokens import TokenFiles
+from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index import open_index
+from distlm.knnlm.adaptive import Fitted, SplitFacts, adaptive_mixtures
 from distlm.knnlm.belonging import check_tuned, open_rest
+from distlm.knnlm.bootstrap import bootstrap
+from distlm.knnlm.documents import group_tokens
+from distlm.knnlm.grid import split_knn_log_probs
+from distlm.knnlm.ladder import exactness_ladder, ladder_key
 from distlm.knnlm.losses import write_losses
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import (
+    NAMES,
     Frozen,
     FrozenCache,
     Parts,
@@ -57,31 +66,29 @@ from distlm.knnlm.parts import (
     read_frozen_cache,
     share_cached,
 )
-from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.scoring import Floats, mean_loss
 from distlm.knnlm.seconds import stage_seconds
-from distlm.knnlm.tune import split_knn_log_probs
+from distlm.knnlm.selftest import check_kept
+from distlm.knnlm.shuffled import shuffled_check
+from distlm.knnlm.stores import stores_mixture
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
 from distlm.runtime.collective import rank0_first
-from distlm.runtime.files import read_json, write_json
+from distlm.runtime.files import json_hash, read_json, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 
 FORMAT = 1
-ALARM_LAMBDA = 0.25
-"""λ of the shuffled check where the frozen λ is 0."""
-ALARM_NATS, ALARM_ERRORS = 0.005, 4.0
-"""True values must beat permuted ones by this many nats per token, and by this many standard errors of the mean."""
 
 
 def run_evaluate(stage: Stage) -> dict[str, Any]:
     """Evaluate every split of knn.splits with the settings frozen in knn.json and write results.json.
 
     Returns the perplexities SPLIT/lm, and SPLIT/cache, SPLIT/knn and SPLIT/both as far as there are. Rank 0 works
-    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, or when a split's
-    neighbours or cache are of another store, index or model.
+    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, when a split's neighbours
+    or cache are of another store, index or model, or when the self-test of the neighbours fails.
     """
     return rank0_first(stage.comm, lambda: _evaluate(stage))
 
@@ -98,20 +105,27 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
             "run `distlm knn tune` again"
         )
     frozen = read_frozen(tuned)
-    frozen_cache = read_frozen_cache(tuned)
+    frozen_cache, fitted = read_frozen_cache(tuned), Fitted.from_json(tuned)
     opened = {split: open_parts(run, split) for split in knn.splits}
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_tuned(run.tuned, opened, frozen, frozen_cache)
     store, index = open_rest(stage, tokens, opened)
+    kept = [parts.neighbours for parts in opened.values() if parts.neighbours]
+    checked = sum(check_kept(neighbours, store) for neighbours in kept) if store and knn.self_test else 0
     checkpoint = run.model_checkpoint(stage.config)
     card = read_model_card(checkpoint)
     first = opened[knn.splits[0]].source
     splits = {}
     for split, parts in opened.items():
         words = tokens.words(split) if tokens.tokenizer else 0
-        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, words)
-        facts = {key: first[key] for key in ("context_rule", "model", "token_files")}
-        write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, facts)
+        facts = SplitFacts.read(parts.neighbours, tokens.dictionary) if parts.neighbours else None
+        stores = tuned.get("stores")
+        log_probs, splits[split] = evaluate_parts(parts, frozen, frozen_cache, fitted, facts, stores, words)
+        groups = group_tokens(tokens.split(split), tokens.dictionary, parts.source)
+        splits[split]["bootstrap"] = bootstrap(log_probs, groups, parts.tokens / words if words else 1.0)
+        about = {key: first[key] for key in ("context_rule", "model", "token_files")}
+        write_losses(run.losses, split, tokens.split(split), log_probs, tokens.dictionary, about)
+    ladder = _ladder(stage, store, opened[knn.splits[-1]].neighbours, frozen)
     settings: dict[str, Any] = {}
     if frozen is not None:
         settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
@@ -121,6 +135,11 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         settings["cache"] = {name: tuned["cache"][name] for name in ("lambda", "theta", "window", "fill", "tap")}
     if "both" in tuned:
         settings["both"] = {name: tuned["both"][name] for name in ("knn_lambda", "cache_lambda")}
+    if "stores" in tuned:
+        settings["stores"] = {name: tuned["stores"][name] for name in ("lambdas", "stores")}
+    if "halves_of" in tuned:
+        parts_of = {"buckets": tuned["grid"]["buckets"], "gate": "gate" in tuned, "halves_of": tuned["halves_of"]}
+        settings["adaptive"] = parts_of
     results = {
         "format": FORMAT,
         "name": stage.config.name,
@@ -140,11 +159,13 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         },
         "index": index,
         "exactness": None if store is None else exactness(first),
-        "self_test": None if store is None else first["self_test"],
+        "ladder": ladder,
+        "self_test": None if store is None else first["self_test"] | {"checked": checked},
         "seconds": {},
         "hashes": {
             "model": first["model"], "dictionary": tokens.dictionary.hash, "tokens": tokens.fingerprint,
             **({} if store is None else {"datastore": store.fingerprint, "index": first["index"]}),
+            "settings": json_hash(tuned),
             **{f"neighbours/{split}": parts.neighbours.fingerprint for split, parts in opened.items()
                if parts.neighbours},
             **{f"cache/{split}": parts.cache.fingerprint for split, parts in opened.items() if parts.cache},
@@ -163,12 +184,36 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
     write_json(run.results, results)
     summary: dict[str, Any] = {"seconds": seconds}
     for split, result in splits.items():
-        summary |= {f"{split}/{name}": result[name]["perplexity"] for name in opened[split].names}
+        summary |= {f"{split}/{name}": result[name]["perplexity"] for name in NAMES if name in result}
     return summary
 
 
+def _ladder(
+    stage: Stage, store: Datastore | None, neighbours: Neighbours | None, frozen: Frozen | None
+) -> dict[str, Any] | None:
+    """The exactness ladder, from the last evaluation where nothing has changed; None without an index or a sample."""
+    run, sample = stage.run, stage.config.knn.ladder_sample
+    knn = stage.config.knn
+    if store is None or neighbours is None or frozen is None or knn.search != "index" or sample == 0:
+        return None
+    if knn.similarity == "dot":
+        # Its rungs are distances.
+        return None
+    if run.results.exists():
+        before: dict[str, Any] | None = read_json(run.results, "evaluation results").get("ladder")
+        if before is not None and before["key"] == ladder_key(neighbours, frozen, sample):
+            return before
+    return exactness_ladder(store, open_index(run.index, store), neighbours, frozen, sample)
+
+
 def evaluate_parts(
-    parts: Parts, frozen: Frozen | None, frozen_cache: FrozenCache | None, words: int = 0
+    parts: Parts,
+    frozen: Frozen | None,
+    frozen_cache: FrozenCache | None,
+    fitted: Fitted | None = None,
+    facts: SplitFacts | None = None,
+    stores: dict[str, Any] | None = None,
+    words: int = 0,
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Log-probability of every token under each mixture (fp64 [Q]), and one split's entry of results.json.
 
@@ -182,6 +227,17 @@ def evaluate_parts(
         weight = frozen.weight
         log_knn = split_knn_log_probs(parts.neighbours, frozen.temperature, [frozen.k])[0]
     log_probs = mixtures(log_lm, log_knn, weight, parts.cache, frozen_cache)
+    if fitted is not None and facts is not None and log_knn is not None:
+        log_cache = None
+        if parts.cache is not None and frozen_cache is not None:
+            log_cache = parts.cache.log_probs(frozen_cache.window, frozen_cache.theta)
+        adaptive, more = adaptive_mixtures(facts, fitted, log_lm, log_knn, log_cache)
+        log_probs |= adaptive
+        if stores is not None:
+            own = facts.neighbours
+            log_probs["stores"] = stores_mixture(own, stores, log_lm, log_knn, own.manifest["split"] == fitted.split)
+        result |= more
+    log_probs = {name: log_probs[name] for name in NAMES if name in log_probs}
     result |= {name: _figures(mean_loss(scores), parts.tokens, words) for name, scores in log_probs.items()}
     if parts.neighbours is not None and frozen is not None and log_knn is not None:
         result |= {
@@ -197,36 +253,6 @@ def evaluate_parts(
 def evaluate_split(neighbours: Neighbours, frozen: Frozen) -> dict[str, Any]:
     """One split's entry of results.json, from its neighbours alone."""
     return evaluate_parts(Parts(str(neighbours.manifest["split"]), neighbours, None, None), frozen, None)[1]
-
-
-def shuffled_check(
-    neighbours: Neighbours, frozen: Frozen, log_lm: npt.NDArray[np.float64], log_knn: npt.NDArray[np.float64]
-) -> dict[str, Any]:
-    """The loss with every unit's values permuted, beside the bound it must come near. See the module's docstring."""
-    weight = frozen.weight or ALARM_LAMBDA
-    shuffled = []
-    for number, unit in enumerate(neighbours.units()):
-        values = shuffle_values(unit.values, number)
-        scores = knn_log_probs(unit.distances, values, unit.targets, frozen.temperature, [frozen.k])
-        shuffled.append(scores[0])
-    mixed = interpolate(log_lm, np.concatenate(shuffled), weight)
-    gain = interpolate(log_lm, log_knn, weight) - mixed
-    noise = float(np.std(gain)) / math.sqrt(len(gain))
-    return {
-        "lambda": weight,
-        "loss_nats": mean_loss(mixed),
-        "ceiling_nats": mean_loss(log_lm) - math.log1p(-weight),
-        "alarm": bool(np.mean(gain) < max(ALARM_NATS, ALARM_ERRORS * noise)),
-    }
-
-
-def shuffle_values(values: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.int32]:
-    """The values [q, k] permuted among all neighbours of the unit; −1 stay where they are."""
-    random = np.random.Generator(np.random.Philox(key=[1, seed]))
-    permuted = np.array(values)
-    present = permuted >= 0
-    permuted[present] = random.permutation(permuted[present])
-    return permuted
 
 
 def exactness(manifest: dict[str, Any]) -> str:

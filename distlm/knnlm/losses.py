@@ -2,7 +2,7 @@
 
 RUN/losses/
   dict.txt        the dictionary that the token ids belong to
-  SPLIT/          targets int32 [Q]; lm, cache, knn, both fp64 [Q] (those that were evaluated): nats, .npy files
+  SPLIT/          targets int32 [Q]; lm, cache, knn … (those of parts.NAMES that there are) fp64 [Q]: nats, .npy
   SPLIT/losses.json    what they are of; written last
 """
 

@@ -161,6 +161,10 @@ class Neighbours:
         """The LM's log-probability of every token, in order: fp64 [Q]."""
         return np.concatenate([np.asarray(unit.log_probs) for unit in self.units()])
 
+    def targets(self) -> npt.NDArray[np.int32]:
+        """The tokens, in order: int32 [Q]."""
+        return np.concatenate([np.asarray(unit.targets) for unit in self.units()])
+
     def require(self, facts: Mapping[str, Any], where: str) -> None:
         """Raises DistlmError when these results were made from something else: `facts` is manifest key → value."""
         for key, value in facts.items():

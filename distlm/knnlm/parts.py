@@ -4,6 +4,8 @@ Mixtures, in log space and fp64; each λ is tuned for its mixture:
   knn    (1 − λ) p_LM + λ p_kNN                                      (Khandelwal et al., eq. 3)
   cache  (1 − λ) p_LM + λ p_cache, p_LM where there is no cache yet  (Grave et al., eq. 5)
   both   (1 − λ_c) [(1 − λ_k) p_LM + λ_k p_kNN] + λ_c p_cache, the first part where there is no cache yet
+  stores  (1 − Σ λ_i) p_LM + Σ λ_i p_i over several datastores (stores.py)
+  knn_buckets, gate, both_buckets    knn or both with a λ_k of its own for each token (adaptive.py)
 With a λ of 0 its part drops out bit for bit.
 """
 
@@ -20,7 +22,7 @@ from distlm.knnlm.scoring import Floats, interpolate
 from distlm.knnlm.states import States
 from distlm.runtime.rundir import RunDir
 
-NAMES = ("lm", "cache", "knn", "both")
+NAMES = ("lm", "cache", "knn", "knn_buckets", "gate", "stores", "both", "both_buckets")
 """The language model alone and its mixtures, as in results.json."""
 
 
@@ -57,12 +59,6 @@ class Parts:
     cache: Cache | None
     states: States | None
     """Where the language model's log-probabilities are when there are no neighbours."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of what can be evaluated."""
-        there = {"lm": True, "cache": self.cache, "knn": self.neighbours, "both": self.cache and self.neighbours}
-        return tuple(name for name in NAMES if there[name])
 
     @property
     def source(self) -> dict[str, Any]:
@@ -128,7 +124,7 @@ def read_frozen_cache(tuned: dict[str, Any]) -> FrozenCache | None:
 def mixtures(
     log_lm: Floats, log_knn: Floats | None, knn_weight: float, cache: Cache | None, frozen: FrozenCache | None
 ) -> dict[str, Floats]:
-    """Name → log-probability of every token, fp64 [Q], for each of NAMES that can be had."""
+    """Name → log-probability of every token, fp64 [Q], for each of lm, cache, knn and both that can be had."""
     result = {"lm": log_lm}
     log_cache = None
     if cache is not None and frozen is not None:

@@ -28,6 +28,8 @@ GROUP_BYTES = 4 << 30
 """Queries and sorted pairs of one group of units held in memory by a rank: 4·D bytes a query, 8 a pair."""
 CHUNK_BYTES = 32 << 20
 """Keys read at once, as fp32."""
+SORT_CELLS = 1 << 16
+"""Neighbours sorted at once: what is made of them stays in a core's cache, in memory that is used again."""
 CHUNK_ROWS = 1 << 16
 """Most rows of a chunk: row numbers within a chunk are sorted as uint16."""
 
@@ -176,17 +178,31 @@ def nearest_first(
 
     Distances below zero (rounding of an index's encoded distances) become 0.
     """
+    kinds = (np.int64, np.float32, np.int32)
+    sorted_ids, sorted_distances, sorted_values = (np.empty(ids.shape, kind) for kind in kinds)
+    step = max(1, SORT_CELLS // max(1, ids.shape[1]))
+    for first in range(0, len(ids), step):
+        rows = slice(first, first + step)
+        near, order = _order(np.asarray(ids[rows]), distances[rows])
+        sorted_ids[rows] = np.take_along_axis(ids[rows], order, 1)
+        sorted_distances[rows] = np.take_along_axis(near, order, 1)
+        sorted_values[rows] = np.take_along_axis(values[rows], order, 1)
+    return sorted_ids, sorted_distances, sorted_values
+
+
+def _order(
+    ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The distances without negative ones, inf where absent, and the order of each row: both [q, k]."""
     absent = ids < 0
     # Adding 0 turns −0, whose bits are those of a large number, into +0.
     distances = np.where(absent, np.float32(np.inf), np.maximum(distances, 0) + np.float32(0))
-    if int(ids.max(initial=0)) < 2**32:
-        # The bits of a float ≥ 0 rise with it: one sort of unique 64-bit numbers in place of two stable ones.
-        keys = distances.view(np.uint32).astype(np.uint64) << np.uint64(32)
-        keys |= np.where(absent, 0, ids).astype(np.uint64)
-        order = np.argsort(keys, axis=1)
-    else:
-        order = np.lexsort((ids, distances), axis=1)
-    return tuple(np.take_along_axis(array, order, 1) for array in (ids, distances, values))  # type: ignore[return-value]
+    if int(ids.max(initial=0)) >= 2**32:
+        return distances, np.lexsort((ids, distances), axis=1)
+    # The bits of a float ≥ 0 rise with it: one sort of unique 64-bit numbers in place of two stable ones.
+    keys = distances.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= np.where(absent, 0, ids).astype(np.uint64)
+    return distances, np.argsort(keys, axis=1)
 
 
 def read_chunks(keys: np.memmap, wanted: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:

@@ -50,6 +50,12 @@ def interpolate(log_lm: Floats, log_knn: Floats, weight: float) -> Floats:
     return np.logaddexp(np.log1p(-weight) + log_lm, np.log(weight) + log_knn)
 
 
+def mix(log_lm: Floats, log_knn: Floats, weights: Floats | np.float64) -> Floats:
+    """The same with a λ of its own for each token, `weights` in [0, 1): fp64 [Q]; `log_lm` bit for bit where λ is 0."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.logaddexp(np.log1p(-weights) + log_lm, np.log(weights) + log_knn))
+
+
 def mean_loss(log_probs: Floats) -> float:
     """Nats per token: −mean of `log_probs` [Q], one fp64 sum in the given order."""
     return float(-np.sum(log_probs) / len(log_probs))

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 from distlm.knnlm.rescore import plan_groups
-from distlm.knnlm.source import open_source, self_test
+from distlm.knnlm.selftest import self_test
+from distlm.knnlm.source import open_source
+from distlm.knnlm.table import self_test_words
 from distlm.knnlm.work import Group, SplitWork
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
@@ -24,14 +26,14 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
     """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/SPLIT.
 
     Finished splits are skipped, a killed search continues with the first unfinished unit. Returns seconds, tokens,
-    k and the self-test's share of stored keys that find their own row.
-    Raises DistlmError when model, dictionary, datastore and index do not belong together, or a folder of neighbours
-    was made from other ones; Stopped after a stop signal.
+    k and, unless knn.self_test=false, the self-test's share of stored keys that find their own row.
+    Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails, or
+    when a folder of neighbours was made from other ones; Stopped after a stop signal.
     """
     start = time.monotonic()
     source = together(stage.comm, lambda: open_source(stage))
     test = rank0_first(stage.comm, lambda: self_test(source))
-    say(f"knn search: {test['found']:.1%} of {test['keys']} stored keys find their own row", stage.comm.rank)
+    say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
     splits = [split] if split else stage.config.knn.splits
     searched = 0
     works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
@@ -43,17 +45,18 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
         else:
             say(f"knn search {work.split}: {work.folder} is complete, nothing to do", stage.comm.rank)
     seconds = time.monotonic() - start
+    self_found = {"self_found": test["found"]} if test["run"] else {}
     if stage.comm.rank == 0 and searched:
         stage.run.metrics.write(
             "knn search",
-            {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(searched / seconds, 1), "self_found": test["found"]},
+            {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(searched / seconds, 1), **self_found},
         )
     return {
         "seconds": seconds,
         "tokens": searched,
         "tokens_per_s": searched / seconds,
         "k": source.knn.k,
-        "self_found": test["found"],
+        **self_found,
     }
 
 

@@ -1,7 +1,6 @@
 """What a search reads: token files, model, datastore and index, opened together and checked against each other."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,6 @@ from distlm.knnlm.forward import Forward, open_forward
 from distlm.knnlm.rescore import SortedPairs, sort_pairs
 from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
-
-SELF_TEST_KEYS = 256
-LEAST_SELF_FOUND = 0.1
-"""A search that finds fewer of the store's own keys than this is broken; rows at random find about k / N."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +55,7 @@ class Source(Forward):
 
     def values(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The stored target of each neighbour: int32, the shape of `ids` [q, k]; −1 where the id is −1."""
-        values = np.full(ids.size, -1, np.int32)
-        pairs: SortedPairs = sort_pairs(ids)
-        for shard in self.datastore.shards:
-            low, high = pairs.bounds([shard.first_row, shard.first_row + shard.rows])
-            if high > low:
-                stored = self.datastore.values(shard.index)
-                values[pairs.places[low:high]] = stored[pairs.rows[low:high] - shard.first_row]
-        return values.reshape(ids.shape)
+        return stored_values(self.datastore, ids)
 
 
 def open_source(stage: Stage) -> Source:
@@ -81,31 +69,13 @@ def open_source(stage: Stage) -> Source:
     return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
 
 
-def self_test(source: Source) -> dict[str, Any]:
-    """Search for stored keys: how many find their own row.
-
-    Returns keys (sampled), k, first (share whose nearest neighbour is the own row) and found (share with the own row
-    among the k). Ties of equal keys count as misses. Raises DistlmError below LEAST_SELF_FOUND.
-    """
-    store = source.datastore
-    random = np.random.Generator(np.random.Philox(key=[0, store.rows]))
-    rows = np.sort(random.choice(store.rows, min(SELF_TEST_KEYS, store.rows), replace=False))
-    picked = []
-    for shard in store.shards:
-        inside = rows[(rows >= shard.first_row) & (rows < shard.first_row + shard.rows)]
-        picked.append(np.asarray(store.keys(shard.index)[inside - shard.first_row]))
-    k = min(source.knn.k, store.rows)
-    own = source.search(np.concatenate(picked), k)[0] == rows[:, None]
-    result = {
-        "keys": len(rows),
-        "k": k,
-        "first": float(own[:, 0].mean()),
-        "found": float(own.any(axis=1).mean()),
-    }
-    if result["found"] < LEAST_SELF_FOUND:
-        raise DistlmError(
-            f"{store.folder}: self-test failed: of {len(rows)} stored keys {result['found']:.1%} found their own row "
-            f"among {k} neighbours; rows and index do not belong together, or knn.nprobe={source.knn.nprobe} is far "
-            "too small: build the index again"
-        )
-    return result
+def stored_values(datastore: Datastore, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """The stored target of each row `ids` [q, k]: int32 of the same shape; −1 where the id is −1."""
+    values = np.full(ids.size, -1, np.int32)
+    pairs: SortedPairs = sort_pairs(ids)
+    for shard in datastore.shards:
+        low, high = pairs.bounds([shard.first_row, shard.first_row + shard.rows])
+        if high > low:
+            stored = datastore.values(shard.index)
+            values[pairs.places[low:high]] = stored[pairs.rows[low:high] - shard.first_row]
+    return values.reshape(ids.shape)

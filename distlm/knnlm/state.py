@@ -34,8 +34,15 @@ def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
         return False
     knn = config.knn
     grid: dict[str, Any] = {"lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks}
-    if neighbours is not None and any(tuned["grid"][name] != values for name, values in grid.items()):
-        return False
+    if neighbours is not None:
+        stores = tuned.get("stores", {"stores": [{}]})["stores"]
+        if [store["run"] for store in stores[1:]] != knn.extra_runs:
+            return False
+        fitted = {"buckets": tuned["grid"].get("buckets", 0), "gate": "gate" in tuned}
+        if fitted != {"buckets": knn.buckets, "gate": knn.gate}:
+            return False
+        if any(tuned["grid"][name] != values for name, values in grid.items()):
+            return False
     of_cache = tuned.get("cache", {"cache": None, "grid": {"lambdas": config.cache.lambdas}})
     return bool(of_cache["cache"] == cache and of_cache["grid"]["lambdas"] == config.cache.lambdas)
 
@@ -44,14 +51,11 @@ def evaluated_as_tuned(config: RunConfig, run: RunDir) -> bool:
     """results.json holds the configured splits, evaluated with the settings of knn.json on the files there are."""
     if not (run.results.exists() and tuned_as_configured(config, run)):
         return False
-    results, tuned = read_json(run.results, "evaluation results"), read_json(run.tuned, "frozen kNN settings")
-    settings, splits = results["settings"], results["splits"]
-    pairs: list[tuple[Any, Any, tuple[str, ...]]] = [(settings, tuned, ("lambda", "temperature", "k"))]
-    pairs += [(settings.get("cache", {}), tuned.get("cache", {}), ("lambda", "theta", "window"))]
-    pairs += [(settings.get("both", {}), tuned.get("both", {}), ("knn_lambda", "cache_lambda"))]
+    results = read_json(run.results, "evaluation results")
+    splits = results["splits"]
     return (
         list(splits) == config.knn.splits
-        and all(here.get(name) == there.get(name) for here, there, names in pairs for name in names)
+        and results["hashes"].get("settings") == json_hash(read_json(run.tuned, "frozen kNN settings"))
         and all(
             figures.get("neighbours") == _fingerprint(run.neighbours(split))
             and figures.get("cache_files") == _fingerprint(run.cache(split))

@@ -1,45 +1,33 @@
 """λ, temperature and k: chosen on the first split of knn.splits from its files, then frozen in knn.json.
 
 knn.json: {lambda, temperature, k, loss_nats, perplexity, lm_loss_nats, lm_perplexity, split, tokens, grid: {lambdas,
-temperatures, ks, loss_nats [ks][temperatures][lambdas]}, edges (settings that stand at the end of their grid),
-neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, and
-perplexities per token too: per word, unless tokens are sub-words.
-With a neural cache there are also cache and both (see tune_cache.py); without neighbours only split, tokens,
-lm_loss_nats, lm_perplexity, model and cache.
+temperatures, ks, loss_nats [ks][temperatures][lambdas], buckets}, edges (settings that stand at the end of their grid),
+neighbours, datastore, index, model (fingerprints)}. Losses are nats per token, and perplexities per token too: that is
+per word, unless tokens are sub-words.
+Also buckets, gate and halves_of (adaptive.py) and stores (stores.py). With a neural cache there are also cache, both
+(tune_cache.py) and both_buckets; without neighbours only split, tokens, lm_loss_nats, lm_perplexity, model and cache.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from distlm.config.schema import KnnConfig
+from distlm.data.dictionary import Dictionary
+from distlm.data.tokens import DICTIONARY
 from distlm.errors import DistlmError
+from distlm.knnlm.adaptive import SplitFacts, tune_adaptive, tune_both_buckets
+from distlm.knnlm.grid import Best, best_of, grid_losses, split_knn_log_probs
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import open_parts
-from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.scoring import interpolate, mean_loss
+from distlm.knnlm.stores import tune_stores
 from distlm.knnlm.tune_cache import tune_both, tune_cache
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best point of a grid."""
-
-    weight: float
-    temperature: float
-    k: int
-    loss: float
 
 
 def run_tune(stage: Stage) -> dict[str, Any]:
@@ -63,13 +51,21 @@ def _tune(stage: Stage) -> dict[str, Any]:
             f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
             "cache out with cache.use=false"
         )
-    log_lm = parts.log_lm()
+    log_lm, log_knn, facts = parts.log_lm(), None, None
     lm_loss = mean_loss(log_lm)
     tuned: dict[str, Any] = {}
-    steps = (len(knn.temperatures) if neighbours else 0) + (len(cache.windows) if cache else 0)
-    with Progress("knn tune", steps, "temperatures and windows" if cache else "temperatures") as progress:
+    steps = (len(neighbours.manifest["units"]) if neighbours else 0) + (len(cache.windows) if cache else 0)
+    with Progress("knn tune", steps, "units and windows" if cache else "units") as progress:
         if neighbours is not None:
             tuned |= _tune_knn(neighbours, knn, progress)
+            log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+            # The grid is in fp32: what is frozen has the loss that an evaluation will find.
+            loss = mean_loss(interpolate(log_lm, log_knn, tuned["lambda"]))
+            tuned |= {"loss_nats": loss, "perplexity": math.exp(loss)}
+            facts = SplitFacts.read(neighbours, _dictionary(stage, neighbours))
+            tuned |= tune_adaptive(facts, knn, log_lm, log_knn, tuned["lambda"])
+            if knn.extra_runs:
+                tuned["stores"] = tune_stores(neighbours, tuned, knn, log_lm, log_knn)
         tuned |= {
             "lm_loss_nats": lm_loss, "lm_perplexity": math.exp(lm_loss), "split": parts.split, "tokens": parts.tokens,
             "model": parts.source["model"],
@@ -77,9 +73,14 @@ def _tune(stage: Stage) -> dict[str, Any]:
         if cache is not None:
             tuned["cache"] = tune_cache(log_lm, cache, config.cache, progress.advance)
     if neighbours is not None and cache is not None:
-        log_knn = split_knn_log_probs(neighbours, tuned["temperature"], [tuned["k"]])[0]
+        assert log_knn is not None
         log_cache = cache.log_probs(tuned["cache"]["window"], tuned["cache"]["theta"])
         tuned["both"] = tune_both(log_lm, log_knn, log_cache, knn.lambdas, config.cache.lambdas)
+        if knn.buckets:
+            assert facts is not None
+            tuned["both_buckets"] = tune_both_buckets(
+                facts, knn.buckets, log_lm, log_knn, log_cache, tuned["both"], config.cache.lambdas
+            )
     for part in (tuned, tuned.get("cache", {}), tuned.get("both", {})):
         for warning in part.get("edges", []):
             say(f"knn tune: warning: {warning}")
@@ -89,6 +90,14 @@ def _tune(stage: Stage) -> dict[str, Any]:
     return {"seconds": seconds, **_summary(tuned)}
 
 
+def _dictionary(stage: Stage, neighbours: Neighbours) -> Dictionary:
+    """The dictionary alone: no token file of another split is opened."""
+    path = stage.run.tokens(stage.config) / DICTIONARY
+    dictionary = Dictionary.load(path)
+    neighbours.require({"dictionary": dictionary.hash}, str(path))
+    return dictionary
+
+
 def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dict[str, Any]:
     if max(knn.ks) > neighbours.k:
         raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
@@ -96,9 +105,9 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
     best = best_of(losses, knn.lambdas, knn.temperatures, knn.ks)
     return {
         "lambda": best.weight, "temperature": best.temperature, "k": best.k,
-        "loss_nats": best.loss, "perplexity": math.exp(best.loss),
         "grid": {
             "lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks, "loss_nats": losses.tolist(),
+            "buckets": knn.buckets,
         },
         "edges": edge_warnings(best, knn, neighbours.k), "neighbours": neighbours.fingerprint,
         **{name: neighbours.manifest[name] for name in ("datastore", "index")},
@@ -108,41 +117,16 @@ def _tune_knn(neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> dic
 def _summary(tuned: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {name: tuned[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tuned}
     own["lm_perplexity"] = tuned["lm_perplexity"]
+    own |= {
+        f"{name}_perplexity": tuned[name]["perplexity"]
+        for name in ("buckets", "gate", "both_buckets", "stores")
+        if name in tuned
+    }
     if "cache" in tuned:
         own |= {f"cache_{name}": tuned["cache"][name] for name in ("lambda", "theta", "window", "perplexity")}
     if "both" in tuned:
         own |= {f"both_{name}": tuned["both"][name] for name in ("knn_lambda", "cache_lambda", "perplexity")}
     return own
-
-
-def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
-    """Nats per token at every point of the grid: fp64 [ks, temperatures, lambdas]. `tick` is called per temperature."""
-    log_lm = neighbours.log_probs()
-    losses = np.empty((len(knn.ks), len(knn.temperatures), len(knn.lambdas)))
-    for place, temperature in enumerate(knn.temperatures):
-        log_knn = split_knn_log_probs(neighbours, temperature, knn.ks)
-        for row, scores in enumerate(log_knn):
-            losses[row, place] = [mean_loss(interpolate(log_lm, scores, weight)) for weight in knn.lambdas]
-        tick()
-    return losses
-
-
-def split_knn_log_probs(neighbours: Neighbours, temperature: float, ks: Sequence[int]) -> Floats:
-    """log p_kNN(target) of every token of a split, in order: fp64 [len(ks), Q]; −inf where never retrieved."""
-    units = [knn_log_probs(unit.distances, unit.values, unit.targets, temperature, ks) for unit in neighbours.units()]
-    return np.concatenate(units, axis=1)
-
-
-def best_of(losses: Floats, lambdas: Sequence[float], temperatures: Sequence[float], ks: Sequence[int]) -> Best:
-    """The lowest loss of [ks, temperatures, lambdas]; of equal losses the smallest λ, then k, then temperature."""
-    candidates = [
-        (float(losses[a, b, c]), lambdas[c], ks[a], temperatures[b])
-        for a in range(len(ks))
-        for b in range(len(temperatures))
-        for c in range(len(lambdas))
-    ]
-    loss, weight, k, temperature = min(candidates)
-    return Best(weight, temperature, k, loss)
 
 
 def edge_warnings(best: Best, knn: KnnConfig, searched: int) -> list[str]:

@@ -25,7 +25,7 @@ from distlm.knnlm.cache_plan import plan_cache
 from distlm.knnlm.cache_run import run_cache
 from distlm.knnlm.evaluate import run_evaluate
 from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.scoring import interpolate, mean_loss
+from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search import run_search
 from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.states import States
@@ -224,6 +224,26 @@ def test_both_is_the_mixture_of_mixtures(cached):
     log_cache = Cache.open(run.cache("valid")).log_probs(own["window"], own["theta"])
     mixed = add_cache(inner, log_cache, tuned["both"]["cache_lambda"])
     assert mean_loss(mixed) == pytest.approx(results["splits"]["valid"]["both"]["loss_nats"], rel=1e-9)
+
+
+def test_buckets_beside_a_cache_are_the_mixture_of_three(cached):
+    """(1 − λ_c) [(1 − λ_k) p_LM + λ_k p_kNN] + λ_c p_cache with λ_k by distance, frozen, on the split not tuned on."""
+    run, tuned, results = opened(cached)
+    both, neighbours = tuned["both_buckets"], Neighbours.open(run.neighbours("test"))
+    units = list(neighbours.units())
+    p_lm = np.exp(neighbours.log_probs())
+    scores = [knn_log_probs(u.distances, u.values, u.targets, tuned["temperature"], [tuned["k"]])[0] for u in units]
+    nearest = np.concatenate([unit.distances[:, 0] for unit in units])
+    weights = np.array(both["lambdas"])[np.searchsorted(both["edges"], nearest, side="right")]
+    inner = (1 - weights) * p_lm + weights * np.exp(np.concatenate(scores))
+    own, of_cache = tuned["cache"], both["cache_lambda"]
+    p_cache = np.exp(Cache.open(run.cache("test")).log_probs(own["window"], own["theta"]))
+    mixed = np.where(np.isnan(p_cache), inner, (1 - of_cache) * inner + of_cache * p_cache)
+    figures = results["splits"]["test"]
+    assert mean_loss(np.log(mixed)) == pytest.approx(figures["both_buckets"]["loss_nats"], rel=1e-9)
+    assert results["splits"]["valid"]["both_buckets"]["loss_nats"] == pytest.approx(both["loss_nats"], rel=1e-12)
+    assert set(figures["bootstrap"]["differences"]["both_buckets"]) == {"lm", "both", "knn_buckets"}
+    assert "+ kNN + cache, λ by distance" in results_table(results)
 
 
 def test_a_model_without_datastore_gets_the_same_cache(cached, cache_alone):

@@ -4,18 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from knn_support import random_case
 
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
-
-
-def random_case(seed: int = 0, queries: int = 40, k: int = 12, words: int = 5):
-    random = np.random.default_rng(seed)
-    distances = np.sort(random.gamma(4.0, 6.0, (queries, k)).astype(np.float32), axis=1)
-    values = random.integers(0, words, (queries, k)).astype(np.int32)
-    for row in range(0, queries, 3):
-        values[row, k - row % k :] = -1
-    targets = random.integers(0, words, queries).astype(np.int32)
-    return distances, values, targets
 
 
 def reference(distances, values, targets, temperature, k):

@@ -11,12 +11,14 @@ from knn_support import copy_run, in_stage
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
-from distlm.knnlm.evaluate import Frozen, evaluate_split, run_evaluate, shuffle_values
+from distlm.knnlm.evaluate import Frozen, evaluate_split, run_evaluate
+from distlm.knnlm.grid import best_of, grid_losses
 from distlm.knnlm.neighbours import Neighbours, Unit, unit_folder, write_unit
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.shuffled import shuffle_values
 from distlm.knnlm.state import evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.table import results_table
-from distlm.knnlm.tune import best_of, edge_warnings, grid_losses, run_tune
+from distlm.knnlm.tune import edge_warnings, run_tune
 from distlm.runtime.rundir import RunDir
 
 VOCABULARY = 50

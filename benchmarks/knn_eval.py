@@ -1,0 +1,244 @@
+"""Evaluation of a kNN-LM: the original's method against distlm's, on one index in one run; and tuning from files.
+
+The original (Khandelwal et al. 2020) evaluates batch by batch: search the index for the batch's hidden states, read the
+neighbours' keys where they lie in the memory-mapped file, squared L2 in fp32, log-softmax over the neighbours, and the
+target's share of it. That share is taken in two ways, each with its own total: `mask`, the original's (a mask of the
+neighbours whose value is the target), and `dense`, that of its ports to other frameworks (a [tokens × vocabulary] array
+that the neighbours' probabilities are added into). Both are written here from that description, and both get distlm's
+index search, whatever index it is.
+
+distlm searches units of many blocks, reads the keys once in order, keeps the neighbours (that is the first evaluation),
+and from then on evaluates from what was kept (every further one, with other λ, T and k too).
+
+    python benchmarks/knn_eval.py --run-dir runs/wikitext2 [--split valid] [--k 1024] [--out FILE.json]
+
+Rates are tokens per second of the best of --repeat turns, in which every way has its turn; core_us_per_token is the
+processor time over all cores of the same turns, which other work on the machine disturbs less. The original is timed on
+--sample tokens, spread in whole batches over the --queries tokens that distlm is timed on; the two perplexities of the
+same tokens (λ = 0.25, T = 1, as in the original) must agree to 1e-6, relatively. Tuning is timed on the kept
+neighbours, repeated to --tune-tokens: a grid of 10 λ × 10 T × 6 k.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rescoring import UNIT, Case, from_run, keep_best, note, read_all, sorted_units
+
+from distlm.config.schema import KnnConfig
+from distlm.knnlm.grid import grid_losses
+from distlm.knnlm.neighbours import Neighbours, Unit
+from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.runtime.rundir import RunDir
+
+WEIGHT = 0.25
+"""λ of the perplexities that are compared."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--split", default="valid")
+    parser.add_argument("--k", type=int, default=1024)
+    parser.add_argument("--nprobe", type=int, help="default: the run's")
+    parser.add_argument("--queries", type=int, default=20_000, help="tokens that distlm evaluates (0: all)")
+    parser.add_argument("--sample", type=int, default=1024, help="tokens that the original evaluates")
+    parser.add_argument("--batch", type=int, default=256, help="tokens of a batch of the original")
+    parser.add_argument("--tune-tokens", type=int, default=217_646, help="tokens of the grid (0: no tuning)")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args()
+    options.index = None
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    figures = measure(from_run(options), options)
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Rates of both, their ratios and perplexities, and the seconds of tuning."""
+    search = next(iter(case.searches.values()))
+    count = len(case.queries)
+    log_lm = Neighbours.open(RunDir(options.run_dir).neighbours(options.split)).log_probs()[:count]
+    read_all(case.store)
+    values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
+    batches = spread_batches(count, options.sample, options.batch)
+    sample = np.concatenate(batches)
+    seconds: dict[str, float] = {}
+    core: dict[str, float] = {}
+    for turn in range(options.repeat):
+        note(f"turn {turn}: the original on {len(sample)} tokens")
+        theirs, spent = original(case, search, values, batches)
+        for name, both in spent.items():
+            keep(name, both, len(sample), seconds, core)
+        note(f"turn {turn}: distlm on {count} tokens")
+        start = clocks()
+        ids, near = np.empty((count, case.k), np.int64), np.empty((count, case.k), np.int32)
+        for first in range(0, count, UNIT):
+            unit = slice(first, first + UNIT)
+            ids[unit] = search(case.queries[unit])
+            near[unit] = np.where(ids[unit] < 0, -1, values[ids[unit]])
+        keep("distlm search", clocks() - start, count, seconds, core)
+        kept = [Kept(unit, *found) for unit, *found in sorted_units(case, ids, near)]
+        ours = score(case, kept)
+        keep("distlm first", clocks() - start, count, seconds, core)
+        start = clocks()
+        score(case, kept)
+        keep("distlm further", clocks() - start, count, seconds, core)
+    figures = {name: perplexity(log_lm[sample], scores) for name, scores in theirs.items()}
+    figures["distlm"] = perplexity(log_lm[sample], ours[sample])
+    for value in figures.values():
+        assert abs(value / figures["distlm"] - 1) < 1e-6, f"perplexities differ: {figures}"
+    return {
+        **case.about, "k": case.k, "queries": count, "sample": len(sample), "batch": options.batch,
+        "threads": torch.get_num_threads(), "perplexity": figures,
+        "tokens_per_s": {name: round(1 / value, 1) for name, value in seconds.items()},
+        "core_us_per_token": {name: round(1e6 * value, 1) for name, value in core.items()},
+        "ratios": {"time": ratios(seconds), "processor time": ratios(core)},
+        "tuning": tune(case, kept, log_lm, options.tune_tokens) if options.tune_tokens else None,
+    }  # fmt: skip
+
+
+def clocks() -> np.ndarray:
+    """Wall time and processor time, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def keep(name: str, spent: np.ndarray, tokens: int, seconds: dict[str, float], core: dict[str, float]) -> None:
+    for times, value in zip((seconds, core), spent, strict=True):
+        keep_best(times, name, float(value) / tokens)
+
+
+def ratios(times: dict[str, float]) -> dict[str, float]:
+    """How many times faster distlm is than each way of the original."""
+    return {
+        f"{his} / {mine}": round(times[his] / times[mine], 2)
+        for his in ("original mask", "original dense") for mine in ("distlm first", "distlm further")
+    }  # fmt: skip
+
+
+def spread_batches(tokens: int, sample: int, batch: int) -> list[np.ndarray]:
+    """Places of the tokens of each batch: about `sample` tokens in whole batches, spread evenly over `tokens`."""
+    batch = min(batch, tokens)
+    wanted = max(1, min(sample, tokens) // batch)
+    starts = np.unique(np.linspace(0, tokens - batch, wanted).astype(int) // batch * batch)
+    return [np.arange(start, start + batch) for start in starts]
+
+
+def original(
+    case: Case, search: Callable[[np.ndarray], np.ndarray], values: np.ndarray, batches: Sequence[np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """log p_kNN of the batches' tokens with each way of aggregating, and the clocks that each has used in all."""
+    keys, firsts = memory_maps(case)
+    shared = np.zeros(2)
+    spent = {"original mask": np.zeros(2), "original dense": np.zeros(2)}
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in spent}
+    for places in batches:
+        start = clocks()
+        ids = search(case.queries[places])
+        present = np.maximum(ids, 0)
+        near = torch.from_numpy(read_keys(keys, firsts, present)).float()
+        queries = torch.from_numpy(case.queries[places].astype(np.float32))
+        distances = torch.sum((queries[:, None] - near) ** 2, dim=2)
+        distances[torch.from_numpy(ids < 0)] = float("inf")
+        log_weights = torch.log_softmax(-distances, dim=1)
+        words, targets = torch.from_numpy(values[present]), torch.from_numpy(case.targets[places])
+        shared += clocks() - start
+        for name, aggregate in (("original mask", by_mask), ("original dense", by_vocabulary)):
+            start = clocks()
+            scores[name].append(aggregate(log_weights, words, targets, case.store.vocabulary))
+            spent[name] += clocks() - start
+    joined = {name: np.concatenate(parts) for name, parts in scores.items()}
+    return joined, {name: value + shared for name, value in spent.items()}
+
+
+def by_mask(log_weights: torch.Tensor, words: torch.Tensor, targets: torch.Tensor, _vocabulary: int) -> np.ndarray:
+    """log p of the targets: logsumexp of the neighbours whose value it is, the others at −10000."""
+    misses = torch.where(words == targets[:, None], 0.0, -10000.0)
+    return torch.logsumexp(log_weights + misses, dim=1).double().numpy()
+
+
+def by_vocabulary(log_weights: torch.Tensor, words: torch.Tensor, targets: torch.Tensor, vocabulary: int) -> np.ndarray:
+    """log p of the targets from probabilities of all words [tokens, vocabulary], floored at e^−10000 as by_mask."""
+    dense = torch.zeros(len(words), vocabulary)
+    dense.scatter_add_(1, words.long(), log_weights.exp())
+    every = dense.log().clamp_(min=-10000.0)
+    return every.gather(1, targets.long()[:, None])[:, 0].double().numpy()
+
+
+def memory_maps(case: Case) -> tuple[list[np.memmap], np.ndarray]:
+    """The keys of each shard, and its first row."""
+    shards = case.store.shards
+    return [case.store.keys(shard.index) for shard in shards], np.array([shard.first_row for shard in shards])
+
+
+def read_keys(keys: Sequence[np.memmap], firsts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Keys of `rows` [q, k] from the memory maps: [q, k, D] in their own dtype."""
+    gathered = np.empty((*rows.shape, keys[0].shape[1]), keys[0].dtype)
+    owner = np.searchsorted(firsts, rows, side="right") - 1
+    for number, part in enumerate(keys):
+        here = owner == number
+        gathered[here] = part[rows[here] - firsts[number]]
+    return gathered
+
+
+class Kept(NamedTuple):
+    """What distlm keeps of a unit of tokens."""
+
+    unit: slice
+    distances: np.ndarray
+    values: np.ndarray
+
+
+def score(case: Case, kept: Sequence[Kept]) -> np.ndarray:
+    """log p_kNN of every token from what was kept: fp64 [Q]."""
+    parts = [knn_log_probs(part.distances, part.values, case.targets[part.unit], 1.0)[0] for part in kept]
+    return np.concatenate(parts)
+
+
+def perplexity(log_lm: np.ndarray, log_knn: np.ndarray) -> float:
+    return math.exp(mean_loss(interpolate(log_lm, log_knn, WEIGHT)))
+
+
+def tune(case: Case, kept: Sequence[Kept], log_lm: np.ndarray, tokens: int) -> dict[str, Any]:
+    """Seconds of choosing λ, T and k over the whole grid, from memory as a second start would find the files."""
+    units = []
+    for part in kept:
+        blank = np.empty((len(part.values), 0))
+        units.append(Unit(blank, case.targets[part.unit], log_lm[part.unit], blank, part.distances, part.values))
+
+    class Repeated(Neighbours):
+        @property
+        def tokens(self) -> int:
+            return sum(len(unit) for unit in self.units())
+
+        def units(self) -> Iterator[Unit]:
+            left = tokens
+            for unit in itertools.cycle(units):
+                if left <= 0:
+                    return
+                yield unit if len(unit) <= left else Unit(*(getattr(unit, f)[:left] for f in Unit.__dataclass_fields__))
+                left -= len(unit)
+
+    ks = sorted({max(1, case.k >> shift) for shift in range(6)})
+    knn = KnnConfig(lambdas=[i / 10 for i in range(10)], temperatures=[0.25 * 2.0**i for i in range(10)], ks=ks)
+    note(f"tuning on {tokens} tokens")
+    start = time.perf_counter()
+    losses = grid_losses(Repeated(Path(), {}), knn)
+    seconds = time.perf_counter() - start
+    return {"tokens": tokens, "points": losses.size, "seconds": round(seconds, 2), "best_nats": float(losses.min())}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The templates beside this file: pages of one file without external parts."""
+
+from importlib.resources import files
+
+import jinja2
+
+from distlm.knnlm.table import self_test_words
+from distlm.runtime.files import format_bytes
+from distlm.runtime.progress import format_seconds
+
+
+def environment() -> jinja2.Environment:
+    """Templates by file name; text is escaped, an unknown name is an error."""
+    source = files("distlm.analysis")
+    made = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
+    )  # fmt: skip
+    made.filters |= {
+        "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
+    }  # fmt: skip
+    return made
