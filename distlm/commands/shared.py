@@ -1,0 +1,45 @@
+"""What the verbs share: the configuration that they were given, and printing once."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from distlm.config.load import load_config, split_words
+from distlm.config.schema import RunConfig
+from distlm.errors import EXIT_DONE, UsageError
+from distlm.runtime.world import World
+
+Handler = Callable[[argparse.Namespace, World], int]
+"""What a verb does; its exit code."""
+Add = Callable[..., argparse.ArgumentParser]
+"""add(words, summary, handler, stage="…") → the verb's parser, which takes a recipe and settings."""
+
+
+def config_of(options: argparse.Namespace) -> RunConfig:
+    """The configuration of a verb's words and flags. Raises UsageError."""
+    options.recipe, options.overrides = split_words(options.words)
+    if getattr(options, "no_self_test", False):
+        options.overrides.append("knn.self_test=false")
+    return load_config(options.recipe, options.overrides)
+
+
+def print_once(text: str, world: World) -> int:
+    """Print on rank 0; the exit code."""
+    if world.rank == 0:
+        print(text.rstrip("\n"), flush=True)
+    return EXIT_DONE
+
+
+def one_line(summary: dict[str, Any]) -> str:
+    """name=value of a stage's figures."""
+
+    def show(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return " ".join(f"{key}={show(value)}" for key, value in summary.items() if not isinstance(value, dict | list))
+
+
+def refuse_ranks(world: World, verb: str, why: str) -> None:
+    """UsageError on several ranks."""
+    if world.size > 1:
+        raise UsageError(f"`distlm {verb}` {why}; start it once, not on {world.size} ranks")
