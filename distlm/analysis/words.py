@@ -31,7 +31,7 @@ class WordChange:
 
 
 def open_evaluation(text: str, run: RunDir, split: str) -> Losses:
-    """The losses that NAME of `run`, or RUN_DIR:NAME of another run, stands for; NAME is lm, cache, knn or both.
+    """The losses that NAME of `run`, or RUN_DIR:NAME of another run, stands for; NAME is one of parts.NAMES.
 
     Raises DistlmError for another name, or when the split was not evaluated.
     """

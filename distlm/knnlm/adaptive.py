@@ -6,7 +6,7 @@ chosen on the whole split, as for the constant λ.)
 
 knn.json: {buckets: {edges, lambdas, halves: [the same twice], loss_nats, perplexity (both cross-fitted)}, gate: {bias,
 thresholds, weights, halves, loss_nats, perplexity}, both_buckets: buckets and cache_lambda, where there is a cache,
-halves_of: documents or blocks}.
+halves_of: documents or blocks, halves: their fingerprint}.
 """
 
 import math
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
 from distlm.knnlm.buckets import Buckets, fit_buckets
 from distlm.knnlm.cache import add_cache
 from distlm.knnlm.documents import Groups, group_tokens
@@ -56,6 +57,8 @@ class Fitted:
     both: Fit[Buckets] | None
     """Buckets beside a cache of weight `both_cache`."""
     both_cache: float
+    halves: str
+    """Fingerprint of the groups whose halves were fitted on; empty where nothing was fitted."""
 
     @classmethod
     def from_json(cls, tuned: Mapping[str, Any]) -> "Fitted":
@@ -67,8 +70,9 @@ class Fitted:
 
         both_cache = tuned.get("both_buckets", {}).get("cache_lambda", 0.0)
         return cls(
-            tuned["split"], read("buckets", Buckets), read("gate", Gate), read("both_buckets", Buckets), both_cache
-        )
+            tuned["split"], read("buckets", Buckets), read("gate", Gate), read("both_buckets", Buckets), both_cache,
+            tuned.get("halves", ""),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def tune_adaptive(
 ) -> dict[str, Any]:  # fmt: skip
     """The adaptive part of knn.json; `log_knn` fp64 [Q] at the frozen temperature and k, `default` the constant λ."""
     halves = facts.groups.halves
-    tuned: dict[str, Any] = {"halves_of": facts.groups.kind}
+    tuned: dict[str, Any] = {"halves_of": facts.groups.kind, "halves": facts.groups.fingerprint}
     if knn.buckets:
         fit = fit_bucket_halves(facts, log_lm, log_knn, knn.buckets, default)
         weights = fit.weights(lambda part: part.weights(facts.nearest), halves)
@@ -134,10 +138,18 @@ def adaptive_mixtures(
 ) -> tuple[dict[str, Floats], dict[str, Any]]:
     """Log-probability of each token, fp64 [Q], under knn_buckets, gate and both_buckets as far as they were fitted,
     and what results.json holds besides: gate_curve {wanted, skipped, loss_nats, perplexity}, each one for every one of
-    SKIPS. Cross-fitted on the tuned split. `log_cache` as of Cache.log_probs.
+    SKIPS. Cross-fitted on the tuned split; DistlmError when its halves are not those that were fitted on. `log_cache`
+    as of Cache.log_probs.
     """
     own = facts.neighbours.manifest["split"] == fitted.split
     halves = facts.groups.halves if own else None
+    now = facts.groups.fingerprint
+    if own and fitted.halves and fitted.halves != now:
+        # With other halves tokens would be mixed with what was fitted on themselves.
+        raise DistlmError(
+            f"knn.json: fitted on other halves of {fitted.split} ({fitted.halves}; now they are {now}); run "
+            "`distlm knn tune` again"
+        )
     scores: dict[str, Floats] = {}
     more: dict[str, Any] = {}
     if fitted.buckets is not None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from distlm.data.blocks import eval_blocks
 from distlm.data.dictionary import Dictionary
+from distlm.runtime.files import json_hash
 
 LEAST_DOCUMENTS = 10
 """Fewer documents than this say nothing of an interval; evaluation blocks are taken instead."""
@@ -35,6 +36,11 @@ class Groups:
     def numbers(self) -> Ints:
         """Group of each token: int64 [Q]."""
         return np.repeat(np.arange(len(self.starts)), np.diff(self.starts, append=self.tokens))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides the groups: equal for equal halves."""
+        return json_hash([self.kind, self.tokens, self.starts.tolist()])
 
     @property
     def halves(self) -> Ints:

@@ -74,7 +74,7 @@ def test_bad_names_say_what_there_is(tmp_path):
     run = evaluation(tmp_path)
     with pytest.raises(DistlmError, match="no losses of 'knn'; there are lm, cache"):
         open_evaluation("knn", run, "valid")
-    with pytest.raises(DistlmError, match=r"'pointer': expected lm, cache, knn, .*both, or RUN_DIR:NAME"):
+    with pytest.raises(DistlmError, match=r"'pointer': expected lm, cache, knn, .*both.*, or RUN_DIR:NAME"):
         open_evaluation("pointer", run, "valid")
     with pytest.raises(DistlmError, match="no losses of split test; there are valid"):
         open_evaluation("lm", run, "test")

@@ -9,6 +9,7 @@ import pytest
 from knn_support import copy_run, in_stage
 
 from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
 from distlm.knnlm.adaptive import Fitted, swapped
 from distlm.knnlm.buckets import Buckets, fit_buckets
 from distlm.knnlm.evaluate import run_evaluate
@@ -170,6 +171,16 @@ def test_results_hold_the_frozen_fits(searched):
     curve = results["splits"]["test"]["gate_curve"]
     assert curve["loss_nats"][-1] == pytest.approx(results["splits"]["test"]["lm"]["loss_nats"], rel=1e-12)
     assert curve["loss_nats"][0] == pytest.approx(results["splits"]["test"]["gate"]["loss_nats"], rel=1e-12)
+
+
+def test_other_halves_than_those_fitted_on_are_refused(searched, tmp_path):
+    config = copy_run(searched, tmp_path / "run")
+    run = RunDir(Path(config.run_dir))
+    tuned = json.loads(run.tuned.read_text())
+    run.tuned.unlink()
+    run.tuned.write_text(json.dumps(tuned | {"halves": "0" * 32}))
+    with pytest.raises(DistlmError, match="other halves of valid"):
+        in_stage("knn", config, run_evaluate)
 
 
 def test_both_can_be_left_out_and_asked_for_again(searched, tmp_path):
