@@ -23,6 +23,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
+from distlm.models.linear_cross_entropy import chunk_rows
 
 OUTPUT, SIDES = "output", ("input", "output")
 _NO_LIMIT = 65536
@@ -92,12 +93,15 @@ class HfLM(LanguageModel):
         return LMOutput(None if stop_at_tap else hidden, tapped)
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden [n, D], targets int64 [n] → log p(target), fp32 [n]; memory: logits [n, rows of the embedding] twice.
+        """hidden [n, D], targets int64 [n] → log p(target), fp32 [n].
 
-        Rows without a piece, with which many models are padded, have their share of the probability.
+        Rows without a piece, with which many models are padded, have their share of the probability. Memory: the logits
+        of `chunk_rows` tokens; of all n, twice, where gradients are wanted.
         """
-        logits = self.hf.get_output_embeddings()(hidden)
-        return -F.cross_entropy(logits.float(), self._rows(targets), reduction="none")
+        head = self.hf.get_output_embeddings()
+        step = len(hidden) if torch.is_grad_enabled() else chunk_rows(self.config.rows, hidden.device)
+        pairs = zip(hidden.split(max(1, step)), self._rows(targets).split(max(1, step)), strict=True)
+        return torch.cat([-F.cross_entropy(head(some).float(), rows, reduction="none") for some, rows in pairs])
 
     def full_log_probs(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] → log-probabilities of every id, fp32 [n, V]: −∞ for <s>, <pad>, <unk> and, because </s> has

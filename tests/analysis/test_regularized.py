@@ -42,7 +42,8 @@ def test_the_fixed_point_is_that_of_the_neighbours(finished: RunConfig) -> None:
     scores = split_knn_log_probs(neighbours, 1.0, [16])[0]
     wanted = math.exp(mean_loss(interpolate(neighbours.log_probs(), scores, 0.3)))
     tuned = read_json(run.tuned, "")
-    assert fixed_perplexity(tuned) == pytest.approx(wanted, rel=1e-12)
+    # The grid is kept to about 1e-6 nats.
+    assert fixed_perplexity(tuned) == pytest.approx(wanted, rel=1e-5)
     tuned["grid"]["lambdas"] = [0.25 if weight == 0.3 else weight for weight in tuned["grid"]["lambdas"]]
     assert fixed_perplexity(tuned) is None
 
