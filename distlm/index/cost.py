@@ -10,7 +10,7 @@ from distlm.index.plan import Store, add_memory, merge_memory, template_bytes, t
 
 KEY_BYTES = 2
 """float16 keys."""
-MERGE_FIXED_S = 0.3
+MERGE_FIXED_S = 0.1
 """Opening the merged file and looking sampled keys up in it."""
 
 
