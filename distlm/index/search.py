@@ -14,6 +14,7 @@ from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.fastscan import pack
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array, IndexFolder
+from distlm.index.list_search import BATCH, scan_by_list
 from distlm.index.parts import open_parts
 from distlm.index.selfcheck import open_mapped
 from distlm.index.state import read_index_record
@@ -37,11 +38,14 @@ class SearchIndex:
     rounding of 8-bit look-up tables.
     """
 
-    def __init__(self, index: Any, record: dict[str, Any], path: Path) -> None:
-        """index: of faiss, opened from `path`; record: its index.json. Raises DistlmError when they do not agree."""
+    def __init__(self, index: Any, record: dict[str, Any], path: Path, by_list: bool = False) -> None:
+        """index: of faiss, opened from `path`; record: its index.json. by_list: search list by list, for an index that
+        is larger than memory; it is then not repacked either. Raises DistlmError when they do not agree."""
         self._index = index
         self._inner = inverted_file(self._index)
-        self._scanned = pack(self._inner, stacked=not record["merged"]) or self._inner
+        packed = None if by_list else pack(self._inner, stacked=not record["merged"])
+        self._scanned = packed or self._inner
+        self._by_list = by_list
         self._transforms = transforms_of(self._index)
         self._pool = one_thread_workers(rank_threads())
         self.record = record
@@ -98,8 +102,8 @@ class SearchIndex:
         """Ids int64 [Q, k] and squared L2 distances fp32 [Q, k], nearest first, of `queries` [Q, D].
 
         Where the searched lists hold fewer than k keys the rest is id −1 at distance inf. The same for any number of
-        threads; of keys equally far at the k-th place any may be kept. Raises DistlmError for a
-        wrong width, NaN or infinite queries, k or nprobe below 1.
+        threads; of keys equally far at the k-th place any may be kept. Raises DistlmError for a wrong width, NaN or
+        infinite queries, k or nprobe below 1.
         """
         queries = check_queries(queries, self.record["width"], k)
         probes = self.set_nprobe(nprobe)
@@ -119,6 +123,16 @@ class SearchIndex:
             block = slice(start, start + len(vectors))
             distances[block], ids[block] = self._scanned.search_preassigned(vectors, k, lists, to_centroids)
 
+        if self._by_list:
+            self._inner.nprobe = 1
+            for first in range(0, len(queries), BATCH):
+                found = self._pool.map(nearest_lists, range(first, min(first + BATCH, len(queries)), QUERY_BLOCK))
+                vectors, lists, near = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+                block = slice(first, first + len(vectors))
+                distances[block], ids[block] = scan_by_list(self._inner, self._pool, vectors, lists, near, k)
+            self.set_nprobe(nprobe)
+            distances[ids < 0] = np.inf
+            return ids, distances
         starts = range(0, len(queries), QUERY_BLOCK)
         pieces = zip(starts, self._pool.map(nearest_lists, starts), strict=True)
         work = (
@@ -144,8 +158,10 @@ class SearchIndex:
         return distances
 
 
-def open_index(folder: Path, datastore: Datastore) -> SearchIndex:
+def open_index(folder: Path, datastore: Datastore, by_list: bool = False) -> SearchIndex:
     """The finished index of a store: the merged file, or the parts side by side where they were not merged.
+
+    by_list: as of SearchIndex.
 
     Raises DistlmError when it is unfinished, of another store, or a file is truncated.
     """
@@ -154,9 +170,9 @@ def open_index(folder: Path, datastore: Datastore) -> SearchIndex:
     if not record["merged"]:
         template = load_template(files, datastore)
         parts = [files.part(shard.index) for shard in datastore.shards]
-        return SearchIndex(open_parts(template, parts), record, files.parts)
+        return SearchIndex(open_parts(template, parts), record, files.parts, by_list)
     # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
-    return SearchIndex(open_mapped(files.merged), record, files.merged)
+    return SearchIndex(open_mapped(files.merged), record, files.merged, by_list)
 
 
 def check_queries(queries: Array, width: int, k: int) -> Array:

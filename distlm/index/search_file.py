@@ -38,7 +38,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     elif comm.size > 1:
         found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe)
     else:
-        found = open_index(run.index, datastore).search(vectors, knn.k, knn.nprobe)
+        found = open_index(run.index, datastore, knn.scan == "lists").search(vectors, knn.k, knn.nprobe)
     if found is None:
         return None
     ids, distances = found

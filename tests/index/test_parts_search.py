@@ -28,6 +28,29 @@ def test_10000_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory
     assert (tmp_path / "index" / "merged.index").exists() and merged.fingerprint != index.fingerprint
     expected, expected_distances = merged.search(queries, 1024, 8)
     assert np.array_equal(distances, expected_distances) and np.array_equal(ids, expected)
+    if merged.fast_scan:
+        return
+    listed, listed_distances = open_index(tmp_path / "index", datastore, by_list=True).search(queries, 1024, 8)
+    assert np.array_equal(listed_distances, expected_distances)
+    # Of those as far as the last any may have been kept.
+    nearer = expected_distances < expected_distances[:, -1:]
+    assert np.array_equal(*(np.sort(np.where(nearer, found, -2)) for found in (listed, expected)))
+
+
+def test_list_by_list_over_the_parts_and_4_bit_codes(tmp_path: Path) -> None:
+    write_store(tmp_path / "datastore", vectors(5000))
+    datastore = Datastore.open(tmp_path / "datastore")
+    with one_rank(config(tmp_path, factory="IVF32,PQ16x4", merge="false")) as stage:
+        run_index_build(stage)
+    queries = vectors(9000, seed=6)
+    index = open_index(tmp_path / "index", datastore, by_list=True)
+    ids, distances = index.search(queries, 50, 4)
+    assert not index.fast_scan and index.nprobe == 4
+    one = [index.search(queries[start : start + 7], 50, 4)[1] for start in (0, 8190, 8993)]
+    assert np.array_equal(np.concatenate(one), distances[[*range(7), *range(8190, 8197), *range(8993, 9000)]])
+    # Tables of 8 bits find almost the same.
+    packed = open_index(tmp_path / "index", datastore).search(queries, 50, 4)[0]
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids[:200], packed[:200], strict=True)]) > 40
 
 
 def test_a_missing_or_cut_part_is_named(tmp_path: Path) -> None:
