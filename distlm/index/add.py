@@ -16,6 +16,7 @@ from distlm.index.layout import Array, IndexFolder, deserialise
 from distlm.index.sample import check_finite
 from distlm.index.state import merged_before
 from distlm.index.template import Template, load_template
+from distlm.index.torch_lists import gpu_device
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import (
     atomic_path,
@@ -72,11 +73,11 @@ def run_index_add(stage: Stage) -> dict[str, Any]:
 def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     """A faiss index of this template that holds one shard's keys under their global row numbers.
 
-    Raises DistlmError for NaN or infinite keys.
+    Where there is a GPU, lists are found on it. Raises DistlmError for NaN or infinite keys.
     """
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
-    with Encoder(index) as encoder:
+    with Encoder(index, device=gpu_device()) as encoder:
         for start, keys in read_batches(datastore, shard, encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))

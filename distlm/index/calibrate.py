@@ -15,6 +15,7 @@ from distlm.index.encode import Encoder, transforms_of
 from distlm.index.factory import Factory, inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss, usable_cores
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
+from distlm.index.torch_lists import gpu_device
 from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.comm import SingleComm
 from distlm.runtime.files import require_free_disk, sync_file
@@ -159,7 +160,7 @@ def _stand_in(factory: Factory, random: np.random.Generator) -> bytes:
 
 def _adding(template: bytes, width: int, random: np.random.Generator) -> float:
     index = deserialise(template)
-    with Encoder(index) as encoder:
+    with Encoder(index, device=gpu_device()) as encoder:
         keys = _vectors(random, encoder.batch, width).astype(np.float16)
         done, start = 0, time.perf_counter()
         while done < 2 * len(keys) or time.perf_counter() - start < ADD_S:

@@ -17,6 +17,7 @@ from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array
 from distlm.index.product_codes import ProductCodes
+from distlm.index.torch_lists import TorchLists
 
 BLOCK = 1024
 """Keys in one matrix product: from here on faiss's results agree with those of larger batches."""
@@ -27,9 +28,12 @@ CODE_BLOCK = 256
 
 
 class Encoder:
-    """Encodes keys for one index on `threads` threads. Use in a `with` block."""
+    """Encodes keys for one index on `threads` threads; their lists are found on torch's `device` where one is given.
 
-    def __init__(self, index: Any, threads: int | None = None) -> None:
+    Use in a `with` block.
+    """
+
+    def __init__(self, index: Any, threads: int | None = None, device: str = "") -> None:
         faiss = require_faiss()
         self._faiss = faiss
         self._transforms = transforms_of(index)
@@ -39,6 +43,7 @@ class Encoder:
         self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
         self.block = product_codes.block_rows(self._product.width) if self._product else BLOCK
         """Most keys of one `encode`, and what `add` gives to a thread at a time."""
+        self._lists = TorchLists(self._inner, device) if device and TorchLists.takes(self._inner) else None
         self._threads = threads or rank_threads()
         self._pool = one_thread_workers(self._threads)
 
@@ -85,10 +90,11 @@ class Encoder:
             for transform in self._transforms:
                 piece = transform.apply(piece)
             pieces.append(piece)
-            lists.append(self._inner.quantizer.search(piece, 1)[1][:, 0])
-        if not self._transforms and len(keys) % BLOCK == 0:
-            return keys, np.concatenate(lists)
-        return np.concatenate(pieces), np.concatenate(lists)
+            if self._lists is None:
+                lists.append(self._inner.quantizer.search(piece, 1)[1][:, 0])
+        whole = not self._transforms and len(keys) % BLOCK == 0
+        vectors = keys if whole else np.concatenate(pieces)
+        return vectors, self._lists.nearest(vectors) if self._lists else np.concatenate(lists)
 
 
 def transforms_of(index: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from index_support import vectors
 
 from distlm.index.encode import BLOCK, Encoder
@@ -29,3 +30,15 @@ def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
         stock = deserialise(template)
         stock.add_with_ids(keys, np.arange(len(keys)))
         assert serialise(stock) == results[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])])  # fmt: skip
+@pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,SQ8", "IVF64_HNSW8,SQ8"])
+def test_lists_that_torch_finds_are_those_of_faiss(factory: str, device: str) -> None:
+    keys = vectors(5 * BLOCK + 77).astype(np.float32)
+    index = deserialise(train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1))
+    with Encoder(index, 1) as faiss_only, Encoder(index, 2, device) as by_torch:
+        expected = [faiss_only.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
+        found = [by_torch.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
+    assert (np.concatenate(found) == np.concatenate(expected)).all(axis=1).mean() > 0.999

@@ -1,0 +1,59 @@
+"""The nearest coarse centroid of each key by torch, on this rank's GPU: adding spends most of its time on it.
+
+The same lists as faiss finds, up to ties: fp32 products, without TF32, whose short mantissa would move
+keys to other lists.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distlm.index.faiss_module import require_faiss
+from distlm.index.layout import Array
+
+DRIVER = Path("/proc/driver/nvidia/version")
+"""There where a GPU's driver is. Only then is torch loaded, which takes seconds."""
+
+
+def gpu_device() -> str:
+    """This rank's GPU as torch names it; empty without one."""
+    if not DRIVER.exists():
+        return ""
+    from distlm.models.device import default_device
+
+    device = default_device()
+    return "" if device.type == "cpu" else str(device)
+
+
+class TorchLists:
+    """Centroids of an inverted file's coarse quantiser on a device, fp32 [nlist, d]."""
+
+    def __init__(self, inner: Any, device: str) -> None:
+        import torch
+
+        self._torch, self._device = torch, torch.device(device)
+        centroids = torch.from_numpy(np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist))).to(self._device)
+        self._centroids = centroids.t().contiguous()
+        self._half_norms = centroids.square().sum(1) / 2
+
+    @staticmethod
+    def takes(inner: Any) -> bool:
+        """Whether the coarse quantiser compares with every centroid; others (HNSW) are faiss's own."""
+        faiss = require_faiss()
+        return isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat)
+
+    def nearest(self, vectors: Array) -> Array:
+        """The list of each of `vectors` fp32 [n, d]: int64 [n]. Memory on the device: [n, nlist] fp32."""
+        torch = self._torch
+        tf32 = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            with torch.inference_mode():
+                keys = torch.from_numpy(vectors).to(self._device)
+                # Nearest by squared L2: the largest product less half the centroid's norm.
+                lists = torch.addmm(-self._half_norms, keys, self._centroids).argmax(1)
+                found: Array = lists.cpu().numpy()
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+        return found
