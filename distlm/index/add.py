@@ -78,15 +78,14 @@ def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
     with Encoder(index, device=gpu_device()) as encoder:
-        for start, keys in read_batches(datastore, shard, encoder.batch):
+        for start, keys in read_batches(datastore.keys(shard), encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
     return index
 
 
-def read_batches(datastore: Datastore, shard: int, batch: int) -> Iterator[tuple[int, Array]]:
-    """(first row in the shard, keys fp32 [≤ batch, D]) in order; the next batch is read while one is used."""
-    keys = datastore.keys(shard)
+def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
+    """(first row, keys fp32 [≤ batch, D]) of keys [n, D] in order; the next batch is read while one is used."""
 
     def read(start: int) -> Array:
         return np.ascontiguousarray(keys[start : start + batch], dtype=np.float32)

@@ -15,6 +15,7 @@ from distlm.index.encode import Encoder, transforms_of
 from distlm.index.factory import Factory, inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss, usable_cores
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
+from distlm.index.plan import PQ_ITERATIONS, PQ_SAMPLE
 from distlm.index.torch_lists import gpu_device
 from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.comm import SingleComm
@@ -26,9 +27,6 @@ QUICK_KEYS = 64
 KMEANS_KEYS = 32768
 ADD_S = 5.0
 """Seconds of adding that are measured."""
-PQ_KEYS, PQ_ITERATIONS = 65536, 25
-"""What faiss trains a product quantiser with."""
-KMEANS_ITERATIONS = 10
 DISK_BYTES = 512 << 20
 READ_PIECE = 16 << 20
 
@@ -118,7 +116,7 @@ def _codebooks(factory: Factory, random: np.random.Generator) -> float:
     inner = inverted_file(factory.build())
     if not isinstance(inner, faiss.IndexIVFPQ):
         return 0.0
-    keys = _vectors(random, min(factory.sample, PQ_KEYS), inner.pq.dsub)
+    keys = _vectors(random, min(factory.sample, PQ_SAMPLE), inner.pq.dsub)
     means = faiss.Kmeans(inner.pq.dsub, inner.pq.ksub, niter=PQ_ITERATIONS, min_points_per_centroid=1)
     return float(inner.pq.M) * _all_cores(lambda: _seconds(lambda: means.train(keys)))
 

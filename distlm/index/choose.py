@@ -13,7 +13,7 @@ from distlm.index.encode import Encoder
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss, usable_cores
 from distlm.index.layout import Array, deserialise
-from distlm.index.sample import check_finite, sample_counts, sample_rows
+from distlm.index.sample import read_sample, sample_counts, sample_rows
 from distlm.index.search import SearchIndex
 from distlm.index.template import train_template
 
@@ -103,9 +103,7 @@ def draw_sample(datastore: Datastore, count: int, queries: int, k: int, seed: in
     for shard in shards:
         low, high = np.searchsorted(rows, [shard.first_row, shard.first_row + shard.rows])
         if high > low:
-            own = rows[low:high] - shard.first_row
-            keys[low:high] = datastore.keys(shard.index)[own]
-            check_finite(keys[low:high], datastore, shard.index, own)
+            keys[low:high] = read_sample(datastore, shard.index, rows[low:high] - shard.first_row)
     random = np.random.Generator(np.random.Philox(key=np.array([seed, total], np.uint64)))
     asked = np.zeros(total, bool)
     asked[random.choice(total, queries, replace=False)] = True

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from math import ceil
 
-from distlm.index.calibrate import KMEANS_ITERATIONS, Rates
+from distlm.index.calibrate import Rates
 from distlm.index.encode import LEAST_BATCH
 from distlm.index.factory import Factory
-from distlm.index.plan import Store, add_memory, merge_memory, template_bytes, train_memory
+from distlm.index.plan import KMEANS_ITERATIONS, Store, add_memory, merge_memory, template_bytes, train_memory
 
 KEY_BYTES = 2
 """float16 keys."""

@@ -1,12 +1,13 @@
 """`distlm index extend`: new keys for a finished index, as a part of their own that merges with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distlm.errors import DistlmError, UsageError
+from distlm.index.add import read_batches
 from distlm.index.encode import Encoder
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
@@ -40,7 +41,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
     done = 0
     with Encoder(grown) as encoder, Progress("index extend", rows, "keys", 0) as progress:
         for path, vectors in files:
-            for start, batch in _batches(vectors, encoder.batch):
+            for start, batch in read_batches(vectors, encoder.batch):
                 _require_finite(batch, path, start)
                 encoder.add(batch, np.arange(first + done, first + done + len(batch), dtype=np.int64))
                 done += len(batch)
@@ -55,11 +56,6 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
               "keys": [{"path": str(path.absolute()), "rows": len(vectors)} for path, vectors in files]}  # fmt: skip
     write_json(out.with_name(out.name + ".json"), record)
     return {"rows": rows, "first_id": first}
-
-
-def _batches(vectors: Array, batch: int) -> Iterator[tuple[int, Array]]:
-    for start in range(0, len(vectors), batch):
-        yield start, np.ascontiguousarray(vectors[start : start + batch], np.float32)
 
 
 def _require_finite(batch: Array, path: Path, start: int) -> None:

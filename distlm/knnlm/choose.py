@@ -14,6 +14,7 @@ from distlm.index.choose import Sample
 from distlm.index.search import SearchIndex, exact_places_distances
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.source import stored_values
 
 
 class IndexPerplexity:
@@ -23,20 +24,9 @@ class IndexPerplexity:
         self, neighbours: Neighbours, datastore: Datastore, sample: Sample, knn: KnnConfig, count: int
     ) -> None:
         """`count` queries, evenly spread over the split's tokens."""
-        wanted = np.unique(np.linspace(0, neighbours.tokens - 1, count).astype(np.int64))
-        queries, targets, log_probs, first = [], [], [], 0
-        for unit in neighbours.units():
-            inside = wanted[(wanted >= first) & (wanted < first + len(unit))] - first
-            queries.append(np.asarray(unit.queries[inside], np.float32))
-            targets.append(np.asarray(unit.targets[inside]))
-            log_probs.append(np.asarray(unit.log_probs[inside]))
-            first += len(unit)
-        self.queries, self.targets = np.concatenate(queries), np.concatenate(targets)
-        self.log_lm = np.concatenate(log_probs)
+        self.queries, self.targets, self.log_lm = neighbours.sample(count)
         self._sample, self._knn = sample, knn
-        self._values = np.concatenate([np.asarray(datastore.values(shard.index)) for shard in datastore.shards])[
-            sample.rows
-        ]
+        self._values = stored_values(datastore, sample.rows[:, None])[:, 0]
 
     @property
     def of_lm(self) -> float:

@@ -39,7 +39,7 @@ def exactness_ladder(
     store: Datastore, index: SearchIndex, neighbours: Neighbours, frozen: Frozen, sample: int
 ) -> dict[str, Any]:
     """Score `sample` tokens of a split (at most all) on every rung; see the module's docstring."""
-    queries, targets, log_lm = _sample(neighbours, sample)
+    queries, targets, log_lm = neighbours.sample(sample)
     asked, nprobe = neighbours.k, int(neighbours.manifest["nprobe"])
     say(f"knn evaluate: exactness ladder: {len(queries)} queries against all {store.rows:,} keys (knn.ladder_sample)")
     found, encoded = index.search(queries, asked, nprobe)
@@ -68,18 +68,3 @@ def recall(true: Ids, found: Ids) -> float:
     """Share of the rows of `true` [q, k] that are among `found` [q, k'], query by query; −1 counts in neither."""
     both = sum(len(np.intersect1d(a[a >= 0], b)) for a, b in zip(true, found, strict=True))
     return both / max(1, int((true >= 0).sum()))
-
-
-def _sample(
-    neighbours: Neighbours, count: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Queries fp32 [n, D], targets and the LM's log-probabilities of tokens spread evenly over the split."""
-    places = np.unique(np.linspace(0, neighbours.tokens - 1, min(count, neighbours.tokens)).astype(np.int64))
-    queries, targets, log_probs, first = [], [], [], 0
-    for unit in neighbours.units():
-        own = places[(places >= first) & (places < first + len(unit))] - first
-        queries.append(np.asarray(unit.queries[own], np.float32))
-        targets.append(np.asarray(unit.targets[own]))
-        log_probs.append(np.asarray(unit.log_probs[own]))
-        first += len(unit)
-    return np.concatenate(queries), np.concatenate(targets), np.concatenate(log_probs)

@@ -165,6 +165,18 @@ class Neighbours:
         """The tokens, in order: int32 [Q]."""
         return np.concatenate([np.asarray(unit.targets) for unit in self.units()])
 
+    def sample(self, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        """Queries fp32 [n, D], targets and the LM's log-probabilities of tokens spread evenly; at most all."""
+        places = np.unique(np.linspace(0, self.tokens - 1, min(count, self.tokens)).astype(np.int64))
+        queries, targets, log_probs, first = [], [], [], 0
+        for unit in self.units():
+            own = places[(places >= first) & (places < first + len(unit))] - first
+            queries.append(np.asarray(unit.queries[own], np.float32))
+            targets.append(np.asarray(unit.targets[own]))
+            log_probs.append(np.asarray(unit.log_probs[own]))
+            first += len(unit)
+        return np.concatenate(queries), np.concatenate(targets), np.concatenate(log_probs)
+
     def require(self, facts: Mapping[str, Any], where: str) -> None:
         """Raises DistlmError when these results were made from something else: `facts` is manifest key → value."""
         for key, value in facts.items():

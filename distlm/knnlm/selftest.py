@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.keys import gather_keys
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.source import Source, stored_values
 
@@ -47,7 +48,7 @@ def self_test(source: Source) -> dict[str, Any]:
     store, index = source.datastore, source.index
     random = np.random.Generator(np.random.Philox(key=[0, store.rows]))
     rows = np.sort(random.choice(store.rows, min(KEYS, store.rows), replace=False))
-    keys = _keys(store, rows)
+    keys = gather_keys(store, rows)
     k = min(source.knn.k, store.rows)
     ids, distances = source.search(keys, k)
     head = f"{store.folder}: self-test failed"
@@ -107,11 +108,3 @@ def search_problem(ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
         return "a row was found twice for one query"
     return None
-
-
-def _keys(store: Datastore, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    picked = []
-    for shard in store.shards:
-        inside = rows[(rows >= shard.first_row) & (rows < shard.first_row + shard.rows)]
-        picked.append(np.asarray(store.keys(shard.index)[inside - shard.first_row], np.float32))
-    return np.concatenate(picked)
