@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from distlm.memory import kernels
 from distlm.memory.exchange import Exchange
 from distlm.memory.lookup import bag_sums
 
@@ -31,6 +32,11 @@ class SlotSums:
         offsets[self.rows + 1] = self.offsets.diff()
         every = torch.arange(slots, device=self.rows.device)
         return SlotSums(every, self.source, self.index, self.weights, offsets.cumsum_(0))
+
+    def whole(self) -> Tensor:
+        """fp32 [U, d], with the bits that distlm.memory.rows.update_rows uses."""
+        sums = kernels.bag_sums if kernels.usable(self.source.device) else bag_sums
+        return sums(self.source, self.index, self.offsets, self.weights)
 
     def by_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(slots int64 [c], gradient fp32 [size, d]) for c = size slots at a time; at the end fewer, and zero rows."""
@@ -83,7 +89,7 @@ class ValueGradient:
         self._parts.append((slots, weights, gradient))
         if sum(x.nbytes for part in self._parts for x in part) * self._exchange.replicas >= self.limit:
             merged = self._merge()
-            self._sums = merged.rows, bag_sums(merged.source, merged.index, merged.offsets, merged.weights)
+            self._sums = merged.rows, merged.whole()
 
     def not_finite(self) -> Tensor:
         """fp64 []: above 0 if anything held here is infinite or NaN. Local."""

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
-from distlm.memory.gradient import SlotSums
-from distlm.memory.lookup import add_column_squares_, rows_at_once, wide
+from distlm.memory.lookup import add_column_squares_, rows_at_once
+from distlm.memory.rows import update_rows
 from distlm.memory.table import ValueTable
 
 
@@ -92,95 +91,25 @@ class SparseValueOptimizer:
         sums = table.gradient.take()
         squares: Tensor | None = None
         norm = 0.0
-        size = 0 if sums is None else rows_at_once(table.values.shape[1], table.values.device, len(sums.rows))
         sweep = table.config.stale == "catch_up" and sums is not None and len(sums.rows) >= self.sweep * table.slots
         if sums is not None and self.config.clip_norm:
             squares = torch.zeros(table.values.shape[1], dtype=torch.float64, device=table.values.device)
-            for _, gradient in sums.by_pieces(size):
+            for _, gradient in sums.by_pieces(rows_at_once(table.values.shape[1], table.values.device, len(sums.rows))):
                 add_column_squares_(squares, gradient)
             norm = abs(scale) * _root_over_columns(table, squares)
             scale *= min(1.0, self.config.clip_norm / (norm + 1e-6))
         if sums is not None:
-            moved = sums.of_all(table.slots) if sweep else sums
-            products = _Pass(table, size).run(moved, scale, measure=squares is None)
-            if products is not None:
-                norm = _root_over_columns(table, products)
+            if table.has_stale:
+                table.catch_up(table.all_rows() if sweep else sums.rows)
+            own = update_rows(table, sums.of_all(table.slots) if sweep else sums, scale)
+            if squares is None:
+                norm = _root_over_columns(table, own)
             if sweep:
                 table.last_step.masked_fill_(table.last_step > 0, table.updates + 1)
             table.last_step[sums.rows] = table.updates + 1
         table.updates += 1
         table.settled = table.updates if sweep else table.settled
         return 0 if sums is None else len(sums.rows), norm
-
-
-class _Pass:
-    """The update of the slots of one table."""
-
-    def __init__(self, table: ValueTable, size: int) -> None:
-        self.table, self.rule, self.size = table, table.rule, size
-        self.update = table.updates + 1
-        self.planes = table.values, *table.make_moments()
-        self.wide_planes = [wide(plane) for plane in self.planes]
-        self.buffers = list(torch.zeros(3, size, table.values.shape[1], device=table.values.device))
-        self.wide_buffers = [wide(buffer) for buffer in self.buffers]
-        self.steps = torch.tensor(0.0, device=table.values.device)
-
-    def run(self, sums: SlotSums, scale: float, measure: bool) -> Tensor | None:
-        """Update all slots of `sums`; with `measure` Σ of the squares of the scaled gradient, fp64 [1]."""
-        squares = []
-        if self.table.row_steps is not None:
-            self.table.row_steps[sums.rows] += 1
-        for first, (rows, gradient) in zip(self._runs(sums.rows), sums.by_pieces(self.size), strict=True):
-            if scale != 1:
-                gradient.mul_(scale)
-            if measure:
-                squares.append(torch.dot(gradient.view(-1), gradient.view(-1)))
-            missed, order = self._missed(rows)
-            if missed is None and first is not None:
-                self._apply([plane[first : first + self.size] for plane in self.planes], gradient, rows)
-                continue
-            if missed is not None:
-                rows, gradient[: len(rows)] = rows[order], gradient[order]
-            self._move(rows, gradient, missed)
-        return torch.stack(squares).double().sum().view(1) if measure else None
-
-    def _runs(self, rows: Tensor) -> list[int | None]:
-        """For each piece of the slots its first one, if they are neighbours and need no copying; None if not."""
-        firsts, lasts = rows[:: self.size].tolist(), rows[self.size - 1 :: self.size].tolist()
-        return [
-            first if last - first == self.size - 1 else None for first, last in zip_longest(firsts, lasts, fillvalue=-1)
-        ]
-
-    def _missed(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
-        """catch_up: updates missed by those slots that missed any, falling; and the order of all by that."""
-        if not self.table.has_stale:
-            return None, rows
-        missed, order = self.table.missed(rows).sort(descending=True, stable=True)
-        missed = missed[: int((missed > 0).sum())]
-        return (missed if len(missed) else None), order
-
-    def _move(self, rows: Tensor, gradient: Tensor, missed: Tensor | None) -> None:
-        """Slots int64 [c], the first of which missed some updates; their gradient fp32 [size, d], size ≥ c."""
-        count = len(rows)
-        for plane, buffer in zip(self.planes, self.buffers, strict=True):
-            torch.index_select(plane, 0, rows, out=buffer[:count])
-        if missed is not None:
-            values, m, v = (buffer[: len(missed)] for buffer in self.buffers)
-            values += self.rule.drift(m, v, self.table.last_step[rows[: len(missed)]], missed)
-            decay1, decay2 = self.rule.decays(missed)
-            m *= decay1
-            v *= decay2
-        # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
-        self._apply(self.buffers, gradient, rows)
-        for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
-            plane.index_copy_(0, rows, buffer[:count])
-
-    def _apply(self, planes: Sequence[Tensor], gradient: Tensor, rows: Tensor) -> None:
-        values, m, v = planes
-        if self.table.row_steps is None:
-            self.rule.apply_(values, gradient, m, v, self.update, self.steps)
-        else:
-            self.rule.apply_by_row_(values, gradient, m, v, self.table.row_steps[rows])
 
 
 def _root_over_columns(table: ValueTable, squares: Tensor) -> float:

@@ -136,21 +136,28 @@ class ValueTable(nn.Module):
 
         Training may go on from there, with other rounding than without.
         """
-        if not self.has_stale or self.exp_avg is None or self.exp_avg_sq is None:
+        if self.has_stale:
+            self.catch_up(self.all_rows())
+            self.settled = self.updates
+
+    def all_rows(self) -> Tensor:
+        """int64 [K] on the table's device."""
+        return torch.arange(self.slots, device=self.values.device)
+
+    def catch_up(self, rows: Tensor) -> None:
+        """Make up for the updates that these slots, int64 [n], have missed. Local."""
+        if self.exp_avg is None or self.exp_avg_sq is None:
             return
-        for part in pieces(self.slots, rows_at_once(self.values.shape[1], self.values.device)):
-            rows = torch.arange(part.start, part.stop, device=self.values.device)
-            missed, order = self.missed(rows).sort(descending=True, stable=True)
+        for part in rows.split(rows_at_once(self.values.shape[1], self.values.device)):
+            missed, order = self.missed(part).sort(descending=True, stable=True)
             missed = missed[: int((missed > 0).sum())]
-            rows = rows[order[: len(missed)]]
-            m, v = self.exp_avg[rows], self.exp_avg_sq[rows]
-            values = self.values[rows] + self.rule.drift(m, v, self.last_step[rows], missed)
+            stale = part[order[: len(missed)]]
+            m, v = self.exp_avg[stale], self.exp_avg_sq[stale]
+            self.values[stale] += self.rule.drift(m, v, self.last_step[stale], missed)
             decay1, decay2 = self.rule.decays(missed)
-            self.values[rows] = values
-            self.exp_avg[rows] = m.mul_(decay1)
-            self.exp_avg_sq[rows] = v.mul_(decay2)
-            self.last_step[rows] = self.updates
-        self.settled = self.updates
+            self.exp_avg[stale] = m.mul_(decay1)
+            self.exp_avg_sq[stale] = v.mul_(decay2)
+            self.last_step[stale] = self.updates
 
     def _drifts(self, slots: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """What stale slots have moved since they were last updated, for some tokens at a time.

@@ -8,11 +8,19 @@ from memory_support import WIDTH, backward, dense_gradient, dense_sums, make, ma
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError
-from distlm.memory import lookup
+from distlm.memory import kernels, lookup
 from distlm.memory.adam import Adam
 from distlm.memory.optimizer import SparseValueOptimizer
 
 SLOTS = 49
+
+
+@pytest.fixture(autouse=True, params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test with the compiled loops of processors, and with torch's operations, which GPUs use."""
+    assert kernels.AVAILABLE, "numba is not installed"
+    monkeypatch.setattr(kernels, "AVAILABLE", request.param == "compiled")
+    return str(request.param)
 
 
 def close(mine: Tensor, wanted: Tensor, tolerance: float = 2e-6) -> None:
@@ -291,6 +299,42 @@ def test_pieces_and_columns_do_not_show(
         results.append([torch.cat(plane, 1) for plane in planes])
     for mine, wanted in zip(*results, strict=True):
         assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("changes", [{}, {"row_steps": True}, {"clip_norm": 1.0}], ids=str)
+def test_threads_do_not_show(changes: dict[str, object]) -> None:
+    """The same bits, also of the norm, whatever share of the rows a thread has; early sums or none."""
+    results = []
+    before = torch.get_num_threads()
+    for threads, limit in ((1, 1 << 40), (3, 1 << 40), (2, 1)):
+        torch.set_num_threads(threads)
+        table, optimizer = make(sub_keys=20, **changes)
+        table.gradient.limit = limit
+        for update in range(4):
+            for micro in range(2):
+                given = reads(2 * update + micro, slots=400, tokens=60)
+                table.gradient.add(given.slots, given.weights, given.upstream)
+            optimizer.step(0.5)
+        results.append(state(table))
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        for mine, wanted in zip(other, results[0], strict=True):
+            assert torch.equal(mine, wanted)
+
+
+@pytest.mark.parametrize("form", ["adam", "sparse_adam"])
+def test_both_ways_agree(form: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = []
+    for available in (way == "compiled", way != "compiled"):
+        monkeypatch.setattr(kernels, "AVAILABLE", available)
+        table, optimizer = make(sub_keys=20, optimizer=form, clip_norm=0.5)
+        for update in range(6):
+            backward(table, reads(update, slots=400, tokens=60))
+            optimizer.step()
+        tables.append(state(table))
+    for mine, theirs in zip(*tables, strict=True):
+        close(mine, theirs)
+    assert not torch.equal(tables[0][0], make(sub_keys=20)[0].values)
 
 
 def _squares(table: object, given: object) -> Tensor:
