@@ -12,6 +12,7 @@ from distlm.index.encode import Encoder, one_thread_workers, padded, transforms_
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.fastscan import pack
+from distlm.index.gpu_search import COMPARED, GpuLists, check_agreement
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.list_search import BATCH, scan_by_list
@@ -38,14 +39,16 @@ class SearchIndex:
     rounding of 8-bit look-up tables.
     """
 
-    def __init__(self, index: Any, record: dict[str, Any], path: Path, by_list: bool = False) -> None:
-        """index: of faiss, opened from `path`; record: its index.json. by_list: search list by list, for an index that
-        is larger than memory; it is then not repacked either. Raises DistlmError when they do not agree."""
+    def __init__(self, index: Any, record: dict[str, Any], path: Path, scan: str = "queries") -> None:
+        """index: of faiss, opened from `path`; record: its index.json. scan: knn.scan; it is repacked for `queries`
+        alone. Raises DistlmError when they do not agree, and for scan=gpu where that cannot be."""
         self._index = index
         self._inner = inverted_file(self._index)
-        packed = None if by_list else pack(self._inner, stacked=not record["merged"])
+        packed = pack(self._inner, stacked=not record["merged"]) if scan == "queries" else None
         self._scanned = packed or self._inner
-        self._by_list = by_list
+        self._by_list = scan == "lists"
+        self._gpu = GpuLists(self._inner) if scan == "gpu" else None
+        self._agreed: set[tuple[int, int]] = set()
         self._transforms = transforms_of(self._index)
         self._pool = one_thread_workers(rank_threads())
         self.record = record
@@ -123,6 +126,12 @@ class SearchIndex:
             block = slice(start, start + len(vectors))
             distances[block], ids[block] = self._scanned.search_preassigned(vectors, k, lists, to_centroids)
 
+        if self._gpu is not None:
+            for first in range(0, len(queries), BATCH):
+                block = slice(first, first + BATCH)
+                distances[block], ids[block] = self._search_gpu(self._gpu, queries[block], k, probes)
+            distances[ids < 0] = np.inf
+            return ids, distances
         if self._by_list:
             self._inner.nprobe = 1
             for first in range(0, len(queries), BATCH):
@@ -144,6 +153,16 @@ class SearchIndex:
         distances[ids < 0] = np.inf
         return ids, distances
 
+    def _search_gpu(self, gpu: GpuLists, vectors: Array, k: int, probes: int) -> tuple[Array, Array]:
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
+        found = gpu.search(vectors, k, probes)
+        if (k, probes) not in self._agreed:
+            some = slice(0, COMPARED)
+            check_agreement((found[0][some], found[1][some]), self._inner.search(vectors[some], k))
+            self._agreed.add((k, probes))
+        return found
+
     def encoded_distances(self, keys: Array) -> Array:
         """Squared L2 fp32 [n] between each of `keys` [n, D] and its own encoding, behind the index's transforms."""
         keys = check_queries(keys, self.record["width"], 1)
@@ -158,10 +177,10 @@ class SearchIndex:
         return distances
 
 
-def open_index(folder: Path, datastore: Datastore, by_list: bool = False) -> SearchIndex:
+def open_index(folder: Path, datastore: Datastore, scan: str = "queries") -> SearchIndex:
     """The finished index of a store: the merged file, or the parts side by side where they were not merged.
 
-    by_list: as of SearchIndex.
+    scan: as of SearchIndex.
 
     Raises DistlmError when it is unfinished, of another store, or a file is truncated.
     """
@@ -170,9 +189,9 @@ def open_index(folder: Path, datastore: Datastore, by_list: bool = False) -> Sea
     if not record["merged"]:
         template = load_template(files, datastore)
         parts = [files.part(shard.index) for shard in datastore.shards]
-        return SearchIndex(open_parts(template, parts), record, files.parts, by_list)
+        return SearchIndex(open_parts(template, parts), record, files.parts, scan)
     # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
-    return SearchIndex(open_mapped(files.merged), record, files.merged, by_list)
+    return SearchIndex(open_mapped(files.merged), record, files.merged, scan)
 
 
 def check_queries(queries: Array, width: int, k: int) -> Array:

@@ -36,9 +36,9 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     if knn.search == "brute":
         found = brute_search(datastore, vectors, knn.k)
     elif comm.size > 1:
-        found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe)
+        found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe, knn.scan)
     else:
-        found = open_index(run.index, datastore, knn.scan == "lists").search(vectors, knn.k, knn.nprobe)
+        found = open_index(run.index, datastore, knn.scan).search(vectors, knn.k, knn.nprobe)
     if found is None:
         return None
     ids, distances = found

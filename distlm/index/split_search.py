@@ -22,14 +22,14 @@ GATHERED_BYTES = 256 << 20
 
 
 def split_search(
-    comm: Comm, folder: Path, datastore: Datastore, queries: Array, k: int, nprobe: int
+    comm: Comm, folder: Path, datastore: Datastore, queries: Array, k: int, nprobe: int, scan: str = "queries"
 ) -> tuple[Array, Array] | None:
     """Search `queries` [Q, D] in the parts of all ranks. Collective.
 
     Returns on rank 0 ids int64 [Q, k] and squared L2 distances fp32 [Q, k], ordered by (distance, id): those of the
     merged index (of keys equally far at the k-th place any may be kept); None on the other ranks. Rank r holds the
-    parts r, r + ranks, … Memory on rank 0: GATHERED_BYTES and the result. Raises DistlmError for missing, cut or
-    foreign parts, and what SearchIndex.search raises.
+    parts r, r + ranks, … and searches them as `scan` says (SearchIndex). Memory on rank 0: GATHERED_BYTES and the
+    result. Raises DistlmError for missing, cut or foreign parts, and what SearchIndex.search raises.
     """
     files = IndexFolder(folder)
     template = together(comm, lambda: load_template(files, datastore))
@@ -41,7 +41,7 @@ def split_search(
     def open_mine() -> SearchIndex:
         index = open_parts(template, [files.part(record["shard"]) for record in mine])
         rows = sum(record["rows"] for record in mine)
-        return SearchIndex(index, {**template.meta, "rows": rows, "merged": False}, files.parts)
+        return SearchIndex(index, {**template.meta, "rows": rows, "merged": False}, files.parts, scan)
 
     index = together(comm, open_mine)
     step = max(1, GATHERED_BYTES // (12 * k * comm.size))

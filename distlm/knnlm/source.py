@@ -65,7 +65,7 @@ def open_source(stage: Stage) -> Source:
     datastore.require_model(model_fingerprint(run.model_checkpoint(stage.config)))
     forward = open_forward(stage)
     datastore.require_dictionary(forward.tokens.dictionary.hash)
-    index = open_index(run.index, datastore, knn.scan == "lists") if knn.search == "index" else None
+    index = open_index(run.index, datastore, knn.scan) if knn.search == "index" else None
     return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
 
 

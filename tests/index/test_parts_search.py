@@ -30,7 +30,7 @@ def test_10000_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory
     assert np.array_equal(distances, expected_distances) and np.array_equal(ids, expected)
     if merged.fast_scan:
         return
-    listed, listed_distances = open_index(tmp_path / "index", datastore, by_list=True).search(queries, 1024, 8)
+    listed, listed_distances = open_index(tmp_path / "index", datastore, scan="lists").search(queries, 1024, 8)
     assert np.array_equal(listed_distances, expected_distances)
     # Of those as far as the last any may have been kept.
     nearer = expected_distances < expected_distances[:, -1:]
@@ -43,7 +43,7 @@ def test_list_by_list_over_the_parts_and_4_bit_codes(tmp_path: Path) -> None:
     with one_rank(config(tmp_path, factory="IVF32,PQ16x4", merge="false")) as stage:
         run_index_build(stage)
     queries = vectors(9000, seed=6)
-    index = open_index(tmp_path / "index", datastore, by_list=True)
+    index = open_index(tmp_path / "index", datastore, scan="lists")
     ids, distances = index.search(queries, 50, 4)
     assert not index.fast_scan and index.nprobe == 4
     one = [index.search(queries[start : start + 7], 50, 4)[1] for start in (0, 8190, 8993)]
