@@ -38,8 +38,9 @@ from distlm.config import load_config
 from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
 from distlm.datastore.reader import Datastore
 from distlm.index import SearchIndex, brute_search, open_index, run_index_build
+from distlm.index.pairs import sort_pairs
 from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, sort_pairs, unit_distances
+from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, unit_distances
 from distlm.knnlm.scoring import knn_log_probs
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage

@@ -155,9 +155,9 @@ def measure(
 
 
 def recall(ids: Array, exact: Array) -> float:
-    """Share of the exact ids [q, k] that are in the same row of `ids` [q, k]."""
-    hits = sum(len(np.intersect1d(row, true)) for row, true in zip(ids, exact, strict=True))
-    return hits / exact.size
+    """Share of the exact ids [q, k] that are in the same row of `ids` [q, k']; −1 (none) counts in neither."""
+    hits = sum(len(np.intersect1d(row, true[true >= 0])) for row, true in zip(ids, exact, strict=True))
+    return hits / max(1, int((exact >= 0).sum()))
 
 
 def with_table(index: object) -> object:

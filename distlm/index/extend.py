@@ -12,6 +12,7 @@ from distlm.index.encode import Encoder
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.part_file import open_part
+from distlm.index.sample import not_finite
 from distlm.index.vectors import open_vectors
 from distlm.runtime.files import atomic_path, file_hash, require_free_disk, write_json
 from distlm.runtime.progress import Progress
@@ -59,7 +60,8 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
 
 
 def _require_finite(batch: Array, path: Path, start: int) -> None:
-    finite = np.isfinite(np.einsum("nd,nd->n", batch, batch))
-    if not finite.all():
-        row = start + int(np.flatnonzero(~finite)[0])
-        raise DistlmError(f"{path}: row {row} holds NaN or infinite values; leave it out, or mend the model it is from")
+    bad = not_finite(batch)
+    if len(bad):
+        raise DistlmError(
+            f"{path}: row {start + int(bad[0])} holds NaN or infinite values; leave it out, or mend its model"
+        )

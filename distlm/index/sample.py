@@ -35,15 +35,19 @@ def read_sample(datastore: Datastore, shard: int, rows: Array) -> Array:
 
 def check_finite(keys: Array, datastore: Datastore, shard: int, rows: Array) -> None:
     """DistlmError naming the shard and row of the first NaN or infinite key; `rows` [n] are rows in the shard."""
-    # The sum of squares is finite unless a value is not: one pass without a mask of the batch's size.
-    wide = np.asarray(keys, np.float32)
-    sums = np.einsum("nd,nd->n", wide, wide)
-    if np.isfinite(sums).all():
-        return
-    bad = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+    bad = not_finite(keys)
     if len(bad):
         raise DistlmError(
             f"{datastore.folder}: shard {shard} row {int(rows[bad[0]])} has NaN or infinite keys ({len(bad)} such rows "
             f"among {len(rows)} read); the model that wrote them overflowed: write the datastore again with "
             "datastore.key_dtype=float32 or another checkpoint"
         )
+
+
+def not_finite(keys: Array) -> Array:
+    """Rows of `keys` [n, D] that hold a NaN or an infinite number, int64, rising."""
+    wide = np.asarray(keys, np.float32)
+    # The sum of squares is finite unless a value is not, or they overflow: one pass without a mask of the batch.
+    if np.isfinite(np.einsum("nd,nd->n", wide, wide)).all():
+        return np.empty(0, np.int64)
+    return np.flatnonzero(~np.isfinite(wide).all(axis=1))

@@ -10,6 +10,7 @@ from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import UsageError
 from distlm.index.layout import Array
+from distlm.index.pairs import stored_values
 from distlm.index.search import best_of_rows, brute_search, exact_distances, open_index
 from distlm.index.split_search import split_search
 from distlm.index.vectors import open_vectors
@@ -46,7 +47,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
         distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
         ids, distances = best_of_rows(ids, distances, knn.k)
     with atomic_path(out) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, ids=ids, distances=distances, values=_values(datastore, ids))
+        np.savez(stream, ids=ids, distances=distances, values=stored_values(datastore, ids))
     return {
         "queries": len(vectors),
         "k": knn.k,
@@ -54,13 +55,3 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
         "seconds": time.monotonic() - start,
         "out": str(out),
     }
-
-
-def _values(datastore: Datastore, ids: Array) -> Array:
-    """Values int32 of rows `ids`, −1 for id −1."""
-    values = np.full(ids.shape, -1, np.int32)
-    for shard in datastore.shards:
-        inside = (ids >= shard.first_row) & (ids < shard.first_row + shard.rows)
-        if inside.any():
-            values[inside] = datastore.values(shard.index)[ids[inside] - shard.first_row]
-    return values

@@ -11,10 +11,10 @@ import numpy as np
 from distlm.config.schema import KnnConfig
 from distlm.datastore.reader import Datastore
 from distlm.index.choose import Sample
+from distlm.index.pairs import stored_values
 from distlm.index.search import SearchIndex, exact_places_distances
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
-from distlm.knnlm.source import stored_values
 
 
 class IndexPerplexity:

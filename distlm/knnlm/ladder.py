@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from distlm.datastore.reader import Datastore
 from distlm.index import SearchIndex, brute_search, exact_distances
+from distlm.index.choose import recall
+from distlm.index.pairs import stored_values
 from distlm.knnlm.adaptive import figures
 from distlm.knnlm.neighbours import Neighbours
 from distlm.knnlm.parts import Frozen
 from distlm.knnlm.rescore import nearest_first
 from distlm.knnlm.scoring import interpolate, knn_log_probs
-from distlm.knnlm.source import stored_values
 from distlm.runtime.files import json_hash
 from distlm.runtime.progress import say
 
@@ -59,12 +60,6 @@ def exactness_ladder(
         nearest[name] = ids[:, : frozen.k]
         log_knn = knn_log_probs(distances, values, targets, frozen.temperature, [frozen.k])[0]
         result[name] = figures(interpolate(log_lm, log_knn, frozen.weight)) | {
-            "recall": recall(nearest["exact"], nearest[name])
+            "recall": recall(nearest[name], nearest["exact"])
         }
     return result | {"key": ladder_key(neighbours, frozen, sample)}
-
-
-def recall(true: Ids, found: Ids) -> float:
-    """Share of the rows of `true` [q, k] that are among `found` [q, k'], query by query; −1 counts in neither."""
-    both = sum(len(np.intersect1d(a[a >= 0], b)) for a, b in zip(true, found, strict=True))
-    return both / max(1, int((true >= 0).sum()))

@@ -17,12 +17,13 @@ is less than the sum of squared differences in fp32 gives (7e-4 and 5e-3), and n
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from distlm.index.pairs import SortedPairs
 
 GROUP_BYTES = 4 << 30
 """Queries and sorted pairs of one group of units held in memory by a rank: 4·D bytes a query, 8 a pair."""
@@ -32,34 +33,6 @@ SORT_CELLS = 1 << 16
 """Neighbours sorted at once: what is made of them stays in a core's cache, in memory that is used again."""
 CHUNK_ROWS = 1 << 16
 """Most rows of a chunk: row numbers within a chunk are sorted as uint16."""
-
-
-@dataclass(frozen=True)
-class SortedPairs:
-    """The pairs of one unit in the order of their rows."""
-
-    rows: npt.NDArray[np.int64 | np.int32]
-    """Store row of each pair, ascending: [P]. Pairs without a neighbour (−1) are left out."""
-    places: npt.NDArray[np.int32]
-    """Where each pair stands in the unit's flattened [q, k] arrays: int32 [P]."""
-    k: int
-
-    def bounds(self, edges: Sequence[int]) -> npt.NDArray[np.int64]:
-        """First pair at or after each row of `edges`: int64 [len(edges)]."""
-        # In the rows' own dtype: another one would convert all of them at every call.
-        limits = np.minimum(edges, np.iinfo(self.rows.dtype).max).astype(self.rows.dtype)
-        return np.searchsorted(self.rows, limits).astype(np.int64)
-
-
-def sort_pairs(ids: npt.NDArray[np.int64]) -> SortedPairs:
-    """Sort a unit's neighbours [q, k] by row."""
-    flat = torch.from_numpy(np.array(ids).reshape(-1))
-    if len(flat) and int(flat.max()) < 2**31 - 1:
-        # A radix sort of 32-bit numbers takes half the time and memory of one of 64 bits.
-        flat = flat.to(torch.int32)
-    rows, places = torch.sort(flat, stable=True)
-    absent = int(torch.searchsorted(rows, 0))
-    return SortedPairs(rows[absent:].numpy(), places[absent:].to(torch.int32).numpy(), ids.shape[1])
 
 
 def plan_groups(queries: Sequence[int], k: int, width: int, budget: int = GROUP_BYTES) -> list[list[int]]:

@@ -19,8 +19,9 @@ import numpy.typing as npt
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.keys import gather_keys
+from distlm.index.pairs import stored_values
 from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.source import Source, stored_values
+from distlm.knnlm.source import Source
 
 KEYS = 256
 """Stored keys that are looked up."""

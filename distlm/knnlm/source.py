@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.pairs import stored_values
 from distlm.index.search import SearchIndex, brute_search, open_index
 from distlm.knnlm.forward import Forward, open_forward
-from distlm.knnlm.rescore import SortedPairs, sort_pairs
 from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
 
@@ -67,15 +67,3 @@ def open_source(stage: Stage) -> Source:
     datastore.require_dictionary(forward.tokens.dictionary.hash)
     index = open_index(run.index, datastore, knn.scan) if knn.search == "index" else None
     return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
-
-
-def stored_values(datastore: Datastore, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-    """The stored target of each row `ids` [q, k]: int32 of the same shape; −1 where the id is −1."""
-    values = np.full(ids.size, -1, np.int32)
-    pairs: SortedPairs = sort_pairs(ids)
-    for shard in datastore.shards:
-        low, high = pairs.bounds([shard.first_row, shard.first_row + shard.rows])
-        if high > low:
-            stored = datastore.values(shard.index)
-            values[pairs.places[low:high]] = stored[pairs.rows[low:high] - shard.first_row]
-    return values.reshape(ids.shape)

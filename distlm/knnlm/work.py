@@ -11,6 +11,7 @@ import numpy as np
 
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.errors import DistlmError
+from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.forward import context_rule, token_states, units_of_blocks
 from distlm.knnlm.neighbours import (
     FORMAT,
@@ -21,7 +22,7 @@ from distlm.knnlm.neighbours import (
     unit_folder,
     write_unit,
 )
-from distlm.knnlm.rescore import GroupScorer, SortedPairs, from_nearest, nearest_first, sort_pairs, unit_distances
+from distlm.knnlm.rescore import GroupScorer, from_nearest, nearest_first, unit_distances
 from distlm.knnlm.source import Source
 from distlm.knnlm.units import UnitFolder
 from distlm.runtime.files import atomic_path

@@ -58,6 +58,9 @@ def test_true_keys_in_all_lists_have_every_neighbour(store: Datastore) -> None:
     assert [result.nprobe for result in results] == [1, 16] and results[1].recall == 1 > results[0].recall
     assert results[0].key_bytes == factory.key_bytes == 136
     assert recall(np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]])) == 0.75
+    true = np.array([[1, 2, 3], [4, -1, -1]])
+    assert recall(np.array([[3, 9, 1], [-1, -1, -1]]), true) == 0.5
+    assert recall(true, true) == 1
 
 
 def test_what_cannot_be_built_is_left_out_with_its_reason(store: Datastore) -> None:

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from distlm.index.pairs import sort_pairs
 from distlm.knnlm import rescore
-from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, sort_pairs, unit_distances
+from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, unit_distances
 
 WIDTH, ROWS, K = 24, 300, 7
 SHARDS = [(0, 120), (120, 100), (220, 80)]
