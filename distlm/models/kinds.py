@@ -11,7 +11,7 @@ from distlm.models import awd_lstm, hf, transformer_lm
 from distlm.models.awd_lstm import AwdLstm
 from distlm.models.empty import empty_model, nothing_drawn
 from distlm.models.hf import HfLM, HfModel
-from distlm.models.plm import Plm, PlmModel, plm_model
+from distlm.models.plm import Plm, PlmModel, plm_model, values_to_come
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.transformer_lm import TransformerLM
 
@@ -88,9 +88,8 @@ def build_model(config: AnyModelConfig, vocabulary: int) -> Any:
 
 def model_on_meta(config: AnyModelConfig, vocabulary: int) -> Any:
     """The model without memory for its parameters."""
-    if isinstance(config, PlmModel) and config.memory:
-        # Values are no parameters; zeros take no memory until they are written.
-        config = dataclasses.replace(config, memory={**config.memory, "values": "zero"})
+    if isinstance(config, PlmModel):
+        config = dataclasses.replace(config, memory=values_to_come(config.memory))
     with empty_model():
         return build_model(config, vocabulary)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
-from distlm.models.plm import Plm, PlmModel, transformers_library
+from distlm.models.plm import Plm, PlmModel, transformers_library, values_to_come
 from distlm.runtime.files import atomic_path, read_json, sync_file, write_json
 
 CONFIG, MEMORY = "memory.json", "memory.safetensors"
@@ -69,8 +69,7 @@ def from_pretrained(folder: Path | str) -> Plm:
         raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
     memory = _memory_config(folder)
     vocabulary = backbone.pop("vocab_size")
-    # The values come from the file: no need to draw them first.
-    model = Plm(PlmModel(backbone, {**memory, "values": "zero"} if memory else {}), vocabulary)
+    model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
     model.config.memory = memory
     missing, unknown = model.hf.load_state_dict(weights, strict=False)
     # Tied weights are written once.

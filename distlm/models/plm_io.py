@@ -10,7 +10,7 @@ from distlm.memory.exchange import Exchange
 from distlm.memory.files import load_table
 from distlm.models.io import read_weights
 from distlm.models.kinds import card_config
-from distlm.models.plm import Plm, PlmModel
+from distlm.models.plm import Plm, PlmModel, values_to_come
 
 
 def load_plm(
@@ -26,8 +26,7 @@ def load_plm(
     config = card_config(card)
     if not isinstance(config, PlmModel):
         raise DistlmError(f"{folder}: a {card['kind']}, not a masked language model (model.kind=plm)")
-    # The values come from the files: no need to draw them first.
-    config.memory = {**config.memory, "values": "zero"} if config.memory else {}
+    config.memory = values_to_come(config.memory)
     model = Plm(config, card["vocabulary"], exchange)
     config.memory = dict(card["config"]["memory"])
     for name, parameter in model.named_parameters():

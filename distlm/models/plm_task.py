@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distlm.memory.exchange import Exchange
-from distlm.models.plm import backbone_config, equip, transformers_library
+from distlm.models.plm import backbone_config, equip, transformers_library, values_to_come
 from distlm.models.plm_attention import NAME
 from distlm.models.row_dropout import Rows
 
@@ -51,9 +51,7 @@ class TaskModel(nn.Module):
         )  # fmt: skip
         labels = {"num_labels": config.labels}
         self.hf = family.from_config(backbone_config(config.backbone | labels, vocabulary), attn_implementation=NAME)
-        # Its values come from a file in any case.
-        memory = config.memory and config.memory | {"values": "zero"}
-        self.memories = equip(self.hf, memory, config.seed, self.rows, exchange)
+        self.memories = equip(self.hf, values_to_come(config.memory), config.seed, self.rows, exchange)
         """Layer, counted from 1 → its memory."""
         self._typed = getattr(self.hf.config, "type_vocab_size", 1) > 1
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distlm.data.masking import NO_LABEL, mask_rows
+from distlm.data.masking import NO_LABEL
 from distlm.data.shard_reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.memory import measures
@@ -29,7 +29,7 @@ from distlm.runtime.progress import Progress, say
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
-from distlm.training.plm_validate import EVALUATION_EPOCH
+from distlm.training.plm_validate import masked_batch
 
 _TOKENS = 8192
 """Tokens of a batch, about; a result does not depend on it beyond rounding."""
@@ -110,14 +110,10 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[
 
 def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
     config, device = stage.config, next(model.parameters()).device
-    tokens = rows.rows(numbers)
-    inputs, labels = mask_rows(
-        tokens, numbers, EVALUATION_EPOCH, config.train.seed, rows.tokenizer, config.plm.mask_share
-    )
-    arrays = inputs, labels, rows.is_text(tokens), rows.is_counted(tokens)
-    given, wanted, mask, counted = (torch.from_numpy(array).to(device) for array in arrays)
+    batch = masked_batch(rows, numbers, config.train.seed, config.plm.mask_share)
+    given, wanted, mask, counted = (tensor.to(device) for tensor in batch)
     with torch.no_grad(), model.rows.set(None, mask, counted):
-        return float(model.loss_sum(model(given), wanted)), int((labels != NO_LABEL).sum())
+        return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())
 
 
 def _staleness(model: Plm, updates: int) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Masked-language-model loss on held-out rows with masks fixed by the seed, the same number on any rank count."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from distlm.data.masking import NO_LABEL, mask_rows
 from distlm.data.shard_reader import ShardRows
@@ -47,12 +49,18 @@ class PlmValidator:
         numbers = np.arange(first + rank * size, first + (rank + 1) * size)
         real = numbers < self.count
         numbers = np.minimum(numbers, self.count - 1)
-        tokens = self.rows.rows(numbers)
-        inputs, labels = mask_rows(tokens, numbers, EVALUATION_EPOCH, self.seed, self.rows.tokenizer, self.share_masked)
+        inputs, labels, text, counted = masked_batch(self.rows, numbers, self.seed, self.share_masked)
         labels[~real] = NO_LABEL
-        text = torch.from_numpy(self.rows.is_text(tokens))
-        counted = torch.from_numpy(self.rows.is_counted(tokens) & real[:, None])
-        given = (torch.from_numpy(inputs), torch.from_numpy(labels), text, counted)
+        counted[~real] = False
         with torch.no_grad():
-            total = engine.forward(*(tensor.to(engine.device) for tensor in given), None)
+            total = engine.forward(*(tensor.to(engine.device) for tensor in (inputs, labels, text, counted)), None)
         return float(total), int((labels != NO_LABEL).sum())
+
+
+def masked_batch(rows: ShardRows, numbers: Any, seed: int, mask_share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows `numbers` [B] with the masks of evaluation: inputs and labels int64 [B, T], and bool [B, T] which tokens are
+    text (no padding) and which count as use of a memory. The masks are a function of (seed, row)."""
+    tokens = rows.rows(numbers)
+    masked, labels = mask_rows(tokens, numbers, EVALUATION_EPOCH, seed, rows.tokenizer, mask_share)
+    text, counted = rows.is_text(tokens), rows.is_counted(tokens)
+    return torch.from_numpy(masked), torch.from_numpy(labels), torch.from_numpy(text), torch.from_numpy(counted)
