@@ -70,6 +70,10 @@ def _packages(_world: World) -> Iterator[Check]:
     else:
         name = installed.pop()
         yield Check("faiss", "ok", f"{name} {_version(name)}")
+    if _version("transformers"):
+        numba = _version("numba")
+        slower = "not installed: on processors updates of memories take twice the time; pip install 'distlm[plm]'"
+        yield Check("numba", "ok" if numba else "warn", numba or slower)
 
 
 def _version(name: str) -> str | None:
