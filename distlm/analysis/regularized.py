@@ -56,6 +56,8 @@ class Run:
     """λ, T and k as tuned."""
     norm: float | None
     """Mean ‖r‖ in the same updates."""
+    edges: list[str]
+    """Tuned settings that are the last of their grid, in words."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _read(folder: Path) -> Run | None:
     perplexities["train"] = math.exp(statistics.fmean(line[metrics.TRAIN_LOSS] for line in last)) if last else None
     norm = statistics.fmean(line[metrics.TRAIN_NORM] for line in last) if last else None
     ordered = {name: perplexities[name] for name in _MEASURES}
-    return Run(match[1], float(match[2]), int(match[3]), ordered, results["settings"], norm)
+    return Run(match[1], float(match[2]), int(match[3]), ordered, results["settings"], norm, tuned.get("edges", []))
 
 
 def fixed_perplexity(tuned: Mapping[str, Any]) -> float | None:
@@ -152,7 +154,12 @@ def _table(groups: Mapping[tuple[str, float], Sequence[Run]], cells: Cells, edit
         "Perplexity per word, mean ± standard deviation over the seeds. Train: with dropout, last tenth of the "
         "updates. λ, T and k are tuned on valid for each run; test is evaluated with them."
     )
-    return f"{markdown(head, rows)}\n\n{note}"
+    edges: dict[str, list[str]] = {}
+    for run in (run for group in groups.values() for run in group):
+        for edge in run.edges:
+            edges.setdefault(edge, []).append(f"{run.form}w{run.weight:g}-s{run.seed}")
+    warnings = [f"Warning: {edge} ({', '.join(names)})." for edge, names in edges.items()]
+    return "\n\n".join([markdown(head, rows), note, *warnings])
 
 
 def _each(group: Sequence[Run], name: str) -> str:
@@ -204,7 +211,8 @@ def _figure(root: Path, cells: Cells) -> None:
 
 def _edition(root: Path) -> str | None:
     path = root / "tokens" / "tokens" / "meta.json"
-    return read_json(path, "description of token files").get("edition") if path.exists() else None
+    found = read_json(path, "description of token files").get("edition") if path.exists() else None
+    return found["name"] if found and found["exact"] else None
 
 
 def _blank(values: Any) -> list[Any]:
