@@ -4,8 +4,9 @@ The original (Khandelwal et al. 2020) evaluates batch by batch: search the index
 neighbours' keys where they lie in the memory-mapped file, squared L2 in fp32, log-softmax over the neighbours, and the
 target's share of it. That share is taken in two ways, each with its own total: `mask`, the original's (a mask of the
 neighbours whose value is the target), and `dense`, that of its ports to other frameworks (a [tokens × vocabulary] array
-that the neighbours' probabilities are added into). Both are written here from that description, and both get distlm's
-index search, whatever index it is.
+that the neighbours' probabilities are added into). Both are written here from that description. The index is the same
+file; batches are searched as the original does, by faiss's own search of it, and once more by distlm's (`ours
+searched`), which tells what of the ratio is the search's.
 
 distlm searches units of many blocks, reads the keys once in order, keeps the neighbours (that is the first evaluation),
 and from then on evaluates from what was kept (every further one, with other λ, T and k too).
@@ -29,16 +30,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faiss
 import numpy as np
 import torch
 from rescoring import UNIT, Case, from_run, keep_best, note, read_all, sorted_units
 
 from distlm.config.schema import KnnConfig
+from distlm.index.layout import IndexFolder
 from distlm.knnlm.grid import grid_losses
 from distlm.knnlm.neighbours import Neighbours, Unit
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.runtime.rundir import RunDir
 
+WAYS = ("original mask", "original dense")
+OURS = ", ours searched"
 WEIGHT = 0.25
 """λ of the perplexities that are compared."""
 
@@ -75,11 +80,12 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
     batches = spread_batches(count, options.sample, options.batch)
     sample = np.concatenate(batches)
+    plain = faiss_search(options.run_dir, case)
     seconds: dict[str, float] = {}
     core: dict[str, float] = {}
     for turn in range(options.repeat):
         note(f"turn {turn}: the original on {len(sample)} tokens")
-        theirs, spent = original(case, search, values, batches)
+        theirs, spent = original(case, search, plain, values, batches)
         for name, both in spent.items():
             keep(name, both, len(sample), seconds, core)
         note(f"turn {turn}: distlm on {count} tokens")
@@ -123,8 +129,8 @@ def keep(name: str, spent: np.ndarray, tokens: int, seconds: dict[str, float], c
 def ratios(times: dict[str, float]) -> dict[str, float]:
     """How many times faster distlm is than each way of the original."""
     return {
-        f"{his} / {mine}": round(times[his] / times[mine], 2)
-        for his in ("original mask", "original dense") for mine in ("distlm first", "distlm further")
+        f"{way}{search} / {mine}": round(times[way + search] / times[mine], 2)
+        for way in WAYS for search in ("", OURS) for mine in ("distlm first", "distlm further")
     }  # fmt: skip
 
 
@@ -136,17 +142,34 @@ def spread_batches(tokens: int, sample: int, batch: int) -> list[np.ndarray]:
     return [np.arange(start, start + batch) for start in starts]
 
 
+def faiss_search(run_dir: Path, case: Case) -> Callable[[np.ndarray], np.ndarray]:
+    """Search of the index file by faiss alone, in memory."""
+    index = faiss.read_index(str(IndexFolder(RunDir(run_dir).index).merged))
+    faiss.extract_index_ivf(index).nprobe = case.about["nprobe"]
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return lambda queries: index.search(queries.astype(np.float32), case.k)[1]
+
+
 def original(
-    case: Case, search: Callable[[np.ndarray], np.ndarray], values: np.ndarray, batches: Sequence[np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """log p_kNN of the batches' tokens with each way of aggregating, and the clocks that each has used in all."""
+    case: Case, search: Callable[[np.ndarray], np.ndarray], plain: Callable[[np.ndarray], np.ndarray],
+    values: np.ndarray, batches: Sequence[np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """log p_kNN of the batches' tokens with each way of aggregating, and the clocks that each has used in all.
+
+    The neighbours that are scored are those of `search`, distlm's, so that all score the same.
+    """
     keys, firsts = memory_maps(case)
-    shared = np.zeros(2)
-    spent = {"original mask": np.zeros(2), "original dense": np.zeros(2)}
+    shared, searches = np.zeros(2), {"": np.zeros(2), OURS: np.zeros(2)}
+    spent = {way: np.zeros(2) for way in WAYS}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in spent}
     for places in batches:
         start = clocks()
+        plain(case.queries[places])
+        searches[""] += clocks() - start
+        start = clocks()
         ids = search(case.queries[places])
+        searches[OURS] += clocks() - start
+        start = clocks()
         present = np.maximum(ids, 0)
         near = torch.from_numpy(read_keys(keys, firsts, present)).float()
         queries = torch.from_numpy(case.queries[places].astype(np.float32))
@@ -155,12 +178,12 @@ def original(
         log_weights = torch.log_softmax(-distances, dim=1)
         words, targets = torch.from_numpy(values[present]), torch.from_numpy(case.targets[places])
         shared += clocks() - start
-        for name, aggregate in (("original mask", by_mask), ("original dense", by_vocabulary)):
+        for name, aggregate in zip(WAYS, (by_mask, by_vocabulary), strict=True):
             start = clocks()
             scores[name].append(aggregate(log_weights, words, targets, case.store.vocabulary))
             spent[name] += clocks() - start
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
-    return joined, {name: value + shared for name, value in spent.items()}
+    return joined, {way + name: spent[way] + shared + took for way in WAYS for name, took in searches.items()}
 
 
 def by_mask(log_weights: torch.Tensor, words: torch.Tensor, targets: torch.Tensor, _vocabulary: int) -> np.ndarray:
