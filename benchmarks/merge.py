@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -65,11 +66,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for path in folder.glob("merged.index*"):
                 path.unlink()
     best = {name: min(times) for name, times in seconds.items()}
+    middle = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "rows": options.rows, "bytes": total, "parts": len(parts),
         "seconds": {name: [round(value, 1) for value in times] for name, times in seconds.items()},
         "MB_per_s": {name: round(total / value / 1e6) for name, value in best.items()},
-        "rate_over_copy": {name: round(best["copy"] / value, 2) for name, value in best.items() if name != "copy"},
+        "rate_over_copy": {
+            "of the best": {name: round(best["copy"] / value, 2) for name, value in best.items()},
+            "of the medians": {name: round(middle["copy"] / value, 2) for name, value in middle.items()},
+        },
         "peak_MB_per_rank": {name: round(value / 1e6) for name, value in peak.items()},
     }  # fmt: skip
 

@@ -2,14 +2,24 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 
 from distlm.errors import Stopped
 from distlm.runtime.comm import Comm
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Stop signals go to `handler` inside it, and afterwards where they went before."""
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class StopFlag:
@@ -20,18 +30,14 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._previous: dict[signal.Signals, Any] = {}
+        self._handled = ExitStack()
 
     def __enter__(self) -> "StopFlag":
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._record)
+        self._handled.enter_context(on_stop_signals(self._record))
         return self
 
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *_error: object) -> None:
+        self._handled.close()
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name
@@ -44,17 +50,6 @@ class StopFlag:
         """Raise Stopped on every rank once any rank was signalled. Collective; call at a unit boundary."""
         if self.agreed(comm):
             raise Stopped(f"stopped at a boundary of {what}; run the same command again to continue")
-
-
-@contextmanager
-def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Stop signals go to `handler` inside it, as for a process that hands them on to its ranks."""
-    previous = {number: signal.signal(number, handler) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
 
 
 def ignore_late_signals() -> None:
