@@ -34,9 +34,13 @@ class SlotSums:
         return SlotSums(every, self.source, self.index, self.weights, offsets.cumsum_(0))
 
     def whole(self) -> Tensor:
-        """fp32 [U, d], with the bits that distlm.memory.rows.update_rows uses."""
+        """fp32 [U, d]."""
+        return self._sum(self.index, self.offsets, self.weights)
+
+    def _sum(self, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        # Sums that are taken early, those of the norm and those of the update must round alike.
         sums = kernels.bag_sums if kernels.usable(self.source.device) else bag_sums
-        return sums(self.source, self.index, self.offsets, self.weights)
+        return sums(self.source, index, offsets, weights)
 
     def by_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(slots int64 [c], gradient fp32 [size, d]) for c = size slots at a time; at the end fewer, and zero rows."""
@@ -53,7 +57,7 @@ class SlotSums:
             (offsets - starts).unbind(),
         )
         for rows, index, weights, bags in zip(*parts, strict=False):
-            yield rows, bag_sums(self.source, index, bags, weights)
+            yield rows, self._sum(index, bags, weights)
 
 
 class ValueGradient:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 AVAILABLE = find_spec("numba") is not None
 _BLOCK = 64
+_BLOCKS_A_THREAD = 16
 
 
 def usable(device: torch.device) -> bool:
@@ -56,7 +57,7 @@ def adam_rows(
 def _share(rows: int, work: Callable[[int, int], object]) -> None:
     """work(first, last) for all rows, by as many threads as torch has; the cuts lie on whole blocks."""
     blocks = -(-rows // _BLOCK)
-    threads = max(1, min(torch.get_num_threads(), blocks))
+    threads = max(1, min(torch.get_num_threads(), blocks // _BLOCKS_A_THREAD))
     cuts = [blocks * i // threads * _BLOCK for i in range(threads)] + [rows]
     if threads == 1:
         work(0, rows)

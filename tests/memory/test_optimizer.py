@@ -302,8 +302,9 @@ def test_pieces_and_columns_do_not_show(
 
 
 @pytest.mark.parametrize("changes", [{}, {"row_steps": True}, {"clip_norm": 1.0}], ids=str)
-def test_threads_do_not_show(changes: dict[str, object]) -> None:
-    """The same bits, also of the norm, whatever share of the rows a thread has; early sums or none."""
+def test_threads_and_early_sums_do_not_show(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, also of the norm that clips, whatever share of the rows a thread has; early sums or none."""
+    monkeypatch.setattr(kernels, "_BLOCKS_A_THREAD", 1)
     results = []
     before = torch.get_num_threads()
     for threads, limit in ((1, 1 << 40), (3, 1 << 40), (2, 1)):
@@ -314,8 +315,8 @@ def test_threads_do_not_show(changes: dict[str, object]) -> None:
             for micro in range(2):
                 given = reads(2 * update + micro, slots=400, tokens=60)
                 table.gradient.add(given.slots, given.weights, given.upstream)
-            optimizer.step(0.5)
-        results.append(state(table))
+            norm = optimizer.step(0.5).norms[0]
+        results.append([*state(table), torch.tensor([norm if "clip_norm" in changes else 0.0])])
     torch.set_num_threads(before)
     for other in results[1:]:
         for mine, wanted in zip(other, results[0], strict=True):
