@@ -7,6 +7,7 @@ torch's operations, equal up to rounding. The bits depend neither on the number 
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -28,7 +29,8 @@ def bag_sums(source: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) ->
     """As distlm.memory.lookup.bag_sums, with the bits that `adam_rows` computes on its way."""
     out = torch.empty(len(offsets) - 1, source.shape[1])
     arrays = [x.contiguous().numpy() for x in (out, source, index, weights, offsets)]
-    _share(len(out), lambda first, last: _loops()[0](first, last, *arrays))
+    loop = _compile(_sum_rows)
+    _share(len(out), lambda first, last: loop(first, last, *arrays))
     return out
 
 
@@ -50,7 +52,8 @@ def adam_rows(
     numbers = [np.float32(x) for x in (scale, 1 - betas[0], betas[1], 1 - betas[1])]
     squares = torch.zeros(-(-len(rows) // _BLOCK), dtype=torch.float64)
     out = squares.numpy()
-    _share(len(rows), lambda first, last: _loops()[1](first, last, out, *arrays, *numbers))
+    loop = _compile(_adam_rows)
+    _share(len(rows), lambda first, last: loop(first, last, out, *arrays, *numbers))
     return squares.sum().view(1)
 
 
@@ -68,16 +71,7 @@ def _share(rows: int, work: Callable[[int, int], object]) -> None:
             done.result()
 
 
-def _loops() -> tuple[Any, Any]:
-    if not _compiled:
-        sums = _compile(_sum_rows)
-        _compiled.append((sums, _compile(_adam_rows)))
-    return _compiled[0]
-
-
-_compiled: list[tuple[Any, Any]] = []
-
-
+@cache
 def _compile(loop: Callable[..., None]) -> Any:
     from numba import njit  # takes half a second
 
