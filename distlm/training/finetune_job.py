@@ -114,7 +114,7 @@ class FinetuneJob(MemoryJob):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         first, second = self.train.adam_betas
-        return torch.optim.AdamW(groups, lr=self.train.lr, betas=(first, second), eps=self.train.adam_eps)
+        return torch.optim.AdamW(groups, lr=self.train.lr, betas=(first, second), eps=self.train.adam_eps, fused=True)
 
     def fresh_state(self) -> dict[str, Any]:
         return {"epochs": [], "memory_before": self.before}

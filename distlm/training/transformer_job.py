@@ -124,9 +124,11 @@ def make_optimizer(train: TrainConfig, module: torch.nn.Module) -> torch.optim.O
     if train.optimizer == "nag":
         return NAG(module.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
     first, second = train.adam_betas
+    # Fused: one pass over the memory instead of ten.
     return torch.optim.AdamW(
-        module.parameters(), lr=train.lr, betas=(first, second), eps=train.adam_eps, weight_decay=train.weight_decay
-    )
+        module.parameters(), lr=train.lr, betas=(first, second), eps=train.adam_eps,
+        weight_decay=train.weight_decay, fused=True,
+    )  # fmt: skip
 
 
 def _fingerprint(targets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
