@@ -75,7 +75,7 @@ def leave_halves(checkpoints: Path) -> None:
     (checkpoints / ".best.json.1.tmp").write_text("{", "utf-8")
 
 
-@pytest.mark.parametrize(("ranks", "seed"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize(("ranks", "seed"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 3)])
 def test_killed_run_ends_in_the_same_bytes(folder: Path, tmp_path: Path, ranks: int, seed: int) -> None:
     overrides = settings(folder / "tokens", tmp_path / "run", *LONG)
     process = start(ranks, overrides, tmp_path / "log")
