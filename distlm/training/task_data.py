@@ -74,10 +74,10 @@ def _glue(config: FinetuneConfig, source: Source, frame: Frame) -> TaskData:
     splits = read_glue(task, config)
     rows = {name: encode_examples(source.tokenizer, frame, found, config.length) for name, found in splits.items()}
     train, dev = rows.pop("train"), splits.copy()
-    given = dev.pop("train")
+    del dev["train"]
     baseline: dict[str, float] = {}
     for split, examples in dev.items():
-        baseline |= _named(majority_scores(task, given, examples), task, split)
+        baseline |= _named(majority_scores(task, examples), task, split)
     return TaskData(
         task.name,
         "labels" if task.labels else "number",
