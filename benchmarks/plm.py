@@ -12,7 +12,6 @@ perplexity of the validation rows' masked tokens at the end, which must agree up
 import argparse
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -39,27 +38,25 @@ WAYS = ("distlm", "transformers", "transformers, predicted tokens only")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
-    parser.add_argument("--updates", type=int, default=200, help=f"more than {FIRST}")
+    parser.add_argument("--updates", type=int, default=200, help=f"at least {2 * FIRST}")
     parser.add_argument("--row-tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.updates < 2 * FIRST:
+        parser.error(f"--updates={options.updates}: the first {FIRST} are not measured; give at least {2 * FIRST}")
     if options.worker:
         way, folder = options.worker
         print(json.dumps(work(way, Path(folder), options)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(["-m", "distlm", "data", "shard", RECIPE, *settings(folder / "prepare", "run", options)])
+        run(["-m", "distlm", "data", "shard", RECIPE, *settings(folder / "prepare", options)])
         found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for turn in range(options.repeat):
             for way in WAYS:
-                given = ["--text", str(options.text), "--updates", str(options.updates)]
-                given += ["--row-tokens", str(options.row_tokens), "--threads", str(options.threads)]
-                place = folder / f"turn-{turn}"
-                place.mkdir(exist_ok=True)
-                words = [__file__, *given, "--worker", way, str(place)]
+                words = [__file__, *sys.argv[1:], "--worker", way, str(folder / f"turn-{turn}")]
                 found[way].append(json.loads(run(words).splitlines()[-1]))
                 print(f"turn {turn + 1}: {way}: {found[way][-1]}", flush=True)
     best = {way: min(turn["seconds_per_update"] for turn in turns) for way, turns in found.items()}
@@ -70,11 +67,10 @@ def main() -> None:
         print(f"{way:36}  {best[way]:8.3f}  {ratio:15.2f}  {peak:7.2f}  {last['perplexity']:16.2f}")
 
 
-def settings(folder: Path, name: str, options: argparse.Namespace) -> list[str]:
-    """Overrides of the recipe; the shards lie beside the folder."""
-    shards = folder.parent / "shards"
+def settings(folder: Path, options: argparse.Namespace) -> list[str]:
+    """Overrides of the recipe; the shards lie beside the run's folder."""
     return [
-        f"run_dir={folder / name}", f"shards.text_dir={options.text.resolve()}", f"shards.folder={shards}",
+        f"run_dir={folder}", f"shards.text_dir={options.text}", f"shards.folder={folder.parent / 'shards'}",
         f"shards.row_tokens={options.row_tokens}", f"train.updates={options.updates}", "train.valid_every=0",
         "train.save_every=0", f"train.log_every={FIRST}", f"train.warmup_updates={FIRST}", "launch.ranks=1",
         f"launch.threads={options.threads}",
@@ -89,14 +85,12 @@ def run(words: list[str]) -> str:
 
 
 def work(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    torch.set_num_threads(options.threads)
-    overrides = settings(folder, "distlm", options)
-    config = load_config(RECIPE, overrides)
+    overrides = settings(folder, options)
     if way == "distlm":
         run(["-m", "distlm", "train", RECIPE, *overrides])
-        return distlm_figures(folder / "distlm")
-    return plain(config, all_tokens=way == "transformers")
+        return distlm_figures(folder)
+    torch.set_num_threads(options.threads)
+    return plain(load_config(RECIPE, overrides), all_tokens=way == "transformers")
 
 
 def distlm_figures(folder: Path) -> dict[str, float]:
@@ -127,11 +121,11 @@ def plain(config: RunConfig, all_tokens: bool) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), betas=(first, second), weight_decay=train.weight_decay)
 
     def loss(inputs: torch.Tensor, labels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        given = {"input_ids": inputs.long(), "attention_mask": text.long()}
+        given = {"input_ids": inputs, "attention_mask": text.long()}
         if all_tokens:
-            return model(**given, labels=labels.long()).loss
+            return model(**given, labels=labels).loss
         hidden, predicted = model.bert(**given).last_hidden_state, labels != NO_LABEL
-        return F.cross_entropy(model.cls(hidden[predicted]), labels[predicted].long())
+        return F.cross_entropy(model.cls(hidden[predicted]), labels[predicted])
 
     began = 0.0
     for update in range(train.updates):

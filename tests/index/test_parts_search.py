@@ -12,7 +12,7 @@ from distlm.index import open_index, run_index_build, run_index_merge
 
 
 @pytest.mark.parametrize(
-    ("factory", "count"), [("IVF32,PQ8", 10000), ("PCA16,IVF32,SQ8", 1000), ("IVF32,PQ16x4", 1000)]
+    ("factory", "count"), [("IVF32,PQ8", 10000), ("PCA16,IVF32,SQ8", 1000), ("IVF32,PQ16x4", 10000)]
 )
 def test_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory: str, count: int, tmp_path: Path) -> None:
     keys = vectors(9000)

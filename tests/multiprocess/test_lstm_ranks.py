@@ -31,9 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     tokens = tiny_tokens(folder)
     for ranks, jobs in JOBS.items():
-        listed = [lstm_settings(tokens, folder / name, *SHORT, *extra) for name, extra in jobs.items()]
-        for first in range(0, len(listed), 2):
-            train_all(ranks, folder, listed[first : first + 2])
+        train_all(ranks, folder, [lstm_settings(tokens, folder / name, *SHORT, *extra) for name, extra in jobs.items()])
     return folder
 
 

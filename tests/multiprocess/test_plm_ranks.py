@@ -40,10 +40,7 @@ def train(folder: Path, names: dict[int, list[str]], updates: int) -> Path:
         for name in runs:
             _, stage, layout = name.split("-")
             jobs.append(memory_settings(shards, folder / name, updates, layout, f"train.deepspeed={stage}"))
-        # A start has minutes; four ranks of 100 updates on two cores need two of them.
-        some = 2 if updates == FEW else 1
-        for first in range(0, len(jobs), some):
-            train_all(ranks, folder, jobs[first : first + some])
+        train_all(ranks, folder, jobs)
     return folder
 
 
