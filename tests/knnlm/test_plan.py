@@ -10,6 +10,12 @@ from distlm.knnlm.plan import plan_knn
 from distlm.runtime.rundir import RunDir
 
 
+@pytest.fixture(autouse=True)
+def a_machine_of_known_speed(monkeypatch):
+    """Times are compared here, and the speed of a busy machine, measured twice, differs."""
+    monkeypatch.setattr(plan, "machine_flops", lambda: 5e10)
+
+
 def test_disk_is_announced_within_a_fifth(searched):
     run = RunDir(Path(searched.run_dir))
     arrays = sum(path.stat().st_size for path in (run.root / "neighbours").rglob("*.npy"))
@@ -21,8 +27,6 @@ def test_disk_is_announced_within_a_fifth(searched):
 
 
 def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
-    # Measured twice on a busy machine, it differs.
-    monkeypatch.setattr(plan, "machine_flops", lambda: 5e10)
     counts = plan._Counts(217_646 + 245_569, 103_225_485, 267_744, ())
     monkeypatch.setattr(plan, "_count", lambda config: counts)
     config = load_config("wikitext103", ["data.text_dir=unused"])
