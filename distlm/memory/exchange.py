@@ -9,7 +9,8 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 
-_SMALL = 4096
+SMALL = 4096
+"""Numbers that `Exchange.sum` sends in one collective."""
 
 
 class Exchange:
@@ -108,7 +109,7 @@ class Exchange:
         """
         if self.size == 1:
             return x
-        if x.numel() <= _SMALL:
+        if x.numel() <= SMALL:
             return _in_order(self._gather(x.reshape(1, -1), None, self.size, what)).view(x.shape)
         padded = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % self.size)).view(self.size, -1)
         part = _in_order(self._all_to_all(padded, None, self.size, what))

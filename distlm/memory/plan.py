@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distlm.config.plm import MemoryConfig
+from distlm.memory.exchange import SMALL
 from distlm.runtime.files import format_bytes
 
 
@@ -47,10 +48,6 @@ class MemoryPlan:
             return "column" if self.columns > 1 else "one rank"
         return "replicated" if self.columns == 1 else "column × replica"
 
-    def seconds(self, bytes_per_second: float) -> float:
-        """Time of sending at a measured link speed, with no latency."""
-        return self.bytes / bytes_per_second
-
 
 def plan_memory(config: MemoryConfig, width: int, work: Work) -> list[MemoryPlan]:
     """All strategies that are possible: each divisor of the ranks that divides the width D, rising."""
@@ -64,7 +61,7 @@ def plan_memory(config: MemoryConfig, width: int, work: Work) -> list[MemoryPlan
 def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryPlan:
     slots, reads, replicas = config.sub_keys**2, config.heads * config.k, work.ranks // columns
     part, others = width // columns, columns - 1
-    forwards = work.memories * work.micro_batches
+    forwards, channels = work.memories * work.micro_batches, config.heads * config.key_width
     per_read, per_value = work.tokens * reads * 4, work.tokens * part * work.activation_bytes
     one_micro_batch = columns * (2 * per_read + per_value)
     sent = {
@@ -74,6 +71,9 @@ def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryP
         "output gradients": forwards * others * per_value,
         "weight gradients": forwards * others * per_read,
     }
+    if config.query_norm:
+        # Mean, variance and count; and two sums in the backward.
+        sent["norm"] = forwards * (_summed(2 * channels + 1, work.ranks) + _summed(2 * channels, work.ranks))
     kept = 0
     if not config.frozen:
         sent |= {
@@ -90,6 +90,13 @@ def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryP
     return MemoryPlan(
         columns, replicas, {k: v for k, v in sent.items() if v}, work.memories * resident, work.memories * kept
     )
+
+
+def _summed(numbers: int, ranks: int) -> int:
+    """Bytes that a rank sends in Exchange.sum."""
+    if numbers <= SMALL:
+        return 8 * numbers * (ranks - 1)
+    return 2 * 8 * -(-numbers // ranks) * (ranks - 1)
 
 
 def other_ways(config: MemoryConfig, width: int, work: Work) -> dict[str, int]:

@@ -50,6 +50,11 @@ class UsageCounts:
             "gini": measures.gini(self.weights),
         }
 
+    def stale_share(self, update: int) -> float:
+        """Share of the slots whose last top-1 read, if any, is not among the latest fifth of updates 1 … `update`: all
+        but the newest of the groups in Kim & Jung's figure 2."""
+        return 1 - measures.used_share(self.last_top1 > update - max(1, update // 5))
+
 
 class Usage:
     """Counters of one rank for one memory. They are no part of the module: no cast and no ZeRO reaches them.

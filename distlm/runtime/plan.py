@@ -32,7 +32,9 @@ class StagePlan:
             f"{self.stage:<16} {self.work}; disk {format_bytes(self.disk_bytes)}, "
             f"memory/rank {format_bytes(self.memory_bytes)}, time about {eta}"
         )
-        return "\n".join([row, *(f"{'':<16} note: {note}" for note in self.notes)])
+        # Lines of a note that is a table stay below its first.
+        notes = (note.replace("\n", f"\n{'':<17}") for note in self.notes)
+        return "\n".join([row, *(f"{'':<16} note: {note}" for note in notes)])
 
 
 def machine_flops(seconds: float = 0.2) -> float:

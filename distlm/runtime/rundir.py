@@ -33,14 +33,16 @@ from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path, read_json, write_json
 from distlm.runtime.metrics import MetricsFile
 
+_MODEL = ("data", "model", "lstm", "hf", "plm", "memory", "train", "awd")
+
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
     "shard": ("shards",),
-    "train": ("data", "model", "lstm", "hf", "train", "awd"),
+    "train": _MODEL,
     "finetune": ("finetune",),
-    "datastore": ("data", "model", "lstm", "hf", "train", "awd", "datastore"),
-    "index": ("data", "model", "lstm", "hf", "train", "awd", "datastore", "index"),
-    "knn": ("data", "model", "lstm", "hf", "train", "awd", "datastore", "index", "knn", "cache"),
+    "datastore": (*_MODEL, "datastore"),
+    "index": (*_MODEL, "datastore", "index"),
+    "knn": (*_MODEL, "datastore", "index", "knn", "cache"),
 }
 """Sections whose settings decide a stage's output."""
 

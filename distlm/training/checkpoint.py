@@ -27,6 +27,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.models.card import WEIGHTS
+from distlm.models.complete import COMPLETE, check_files
 from distlm.models.io import load_model, save_weights
 from distlm.models.kinds import AnyModelConfig
 from distlm.models.language_model import LanguageModel
@@ -37,7 +38,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
 from distlm.training.finished import STATE
 
-OPTIMIZER, COMPLETE, BEST = "optimizer.safetensors", "complete.json", "best.json"
+OPTIMIZER, BEST = "optimizer.safetensors", "best.json"
 HIDDEN = "hidden.safetensors"
 _RAW = "weights"
 
@@ -140,7 +141,7 @@ def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
     if not complete:
         return None
     folder = complete[-1]
-    _check_files(folder)
+    check_files(folder, f"delete {folder} to continue from the checkpoint before it")
     state = read_json(folder / STATE, "state of a checkpoint")
     for name, value in expected.items():
         if state.get(name) != value:
@@ -219,15 +220,3 @@ def _remove_old(run: RunDir, keep_last: int, best: Mapping[str, Any] | None) -> 
             # The marker goes first: a half-removed checkpoint is none.
             (folder / COMPLETE).unlink()
             shutil.rmtree(folder)
-
-
-def _check_files(folder: Path) -> None:
-    for name, facts in read_json(folder / COMPLETE, "marker of a checkpoint")["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.exists() else None
-        if size != facts["bytes"] or file_hash(path) != facts["hash"]:
-            found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
-            raise DistlmError(
-                f"{path}: damaged ({found}, {facts['bytes']} bytes were written); delete {folder} to continue from the "
-                "checkpoint before it"
-            )

@@ -127,6 +127,7 @@ class FinetuneJob(MemoryJob):
         # DeepSpeed averages over the pieces of all ranks, hence their number as a factor.
         scale = micro.micro_batches / len(numbers)
         mine = micro.of_rank(self.comm.rank)
+        self.begin_update(update + 1)
         sums, given = [], 0
         for piece in mine:
             whole = piece // micro.ranks * train.micro_blocks

@@ -3,13 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
 from distlm.memory.files import load_table, save_table
-from distlm.memory.optimizer import SparseValueOptimizer
+from distlm.memory.optimizer import SparseValueOptimizer, ValueStep
 from distlm.models.io import read_weights
+from distlm.runtime import metrics
 from distlm.training.checkpoint import Resume
 from distlm.training.engine import Step
 from distlm.training.job import Job, Kept
@@ -21,6 +23,14 @@ class MemoryJob(Job):
     net: Any
     values: SparseValueOptimizer
     """Of the memories' values; made with the objective."""
+
+    def __init__(self, *given: Any) -> None:
+        """What Job takes."""
+        super().__init__(*given)
+        self._steps: list[ValueStep] = []
+        """Updates of the values since the last line of metrics."""
+        self._sent: list[int] = []
+        """Bytes that this rank has sent for all memories in each update since then, skipped ones included."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -37,16 +47,38 @@ class MemoryJob(Job):
         for layer, memory in self.net.memories.items():
             memory.load_extra(load_table(memory.table, resume.folder, layer))
 
+    def begin_update(self, update: int) -> None:
+        """Of the number `update`, counted from 1; before its first forward. Local."""
+        for memory in self.net.memories.values():
+            memory.update = update
+            memory.exchange.reset()
+
     def step(self, rate: float) -> Step:
-        """One step of the parameters and, unless DeepSpeed skipped that, of the values. Collective."""
+        """One step of the parameters and, unless DeepSpeed skipped that, of the values; ends the update. Collective."""
         # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
         undo = 1 / (self.micro.ranks * self.engine.loss_scale)
         step = self.engine.update(rate)
         if step.skipped:
             self.values.drop()
         else:
-            self.values.step(undo)
+            self._steps.append(self.values.step(undo))
+        # All memories have one exchange.
+        self._sent += [sum(memory.exchange.bytes.values()) for memory in self.net.memories.values()][:1]
         return step
+
+    def measured(self) -> dict[str, Any]:
+        """Means over the updates since the last line: slots that were read (`rows`) and 2-norm of the values' gradient
+        before clipping (`grad_norm`) of each memory, and bytes that a rank has sent for all of them."""
+        found: dict[str, Any] = {}
+        if self._sent:
+            found[metrics.MEMORY_SENT_BYTES] = fmean(self._sent)
+        if self._steps and not self.values.config.frozen:
+            for place, layer in enumerate(self.net.memories):
+                found[f"memory/{layer}/rows"] = fmean(step.rows[place] for step in self._steps)
+                found[f"memory/{layer}/grad_norm"] = fmean(step.norms[place] for step in self._steps)
+        self._steps.clear()
+        self._sent.clear()
+        return found
 
     def kept(self, state: dict[str, Any]) -> Kept:
         extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}

@@ -21,6 +21,7 @@ from distlm.memory.exchange import Exchange
 from distlm.memory.optimizer import SparseValueOptimizer
 from distlm.models.plm import Plm, PlmModel
 from distlm.models.plm_init import start_from
+from distlm.models.plm_sizes import backbone_sizes
 from distlm.models.row_dropout import row_keys
 from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
@@ -65,13 +66,19 @@ class PlmJob(MemoryJob):
         micro = plan_rows(train, stage.comm.size)
         deepspeed = merge_ds_config(train.deepspeed, train, micro.accumulation)
         rows = ShardRows.open(folder, "train")
-        if rows.row_tokens > stage.config.plm.max_positions:
-            raise DistlmError(
-                f"{folder}: rows of {rows.row_tokens} tokens are longer than plm.max_positions="
-                f"{stage.config.plm.max_positions}; raise the latter, or make shards with shards.row_tokens="
-                f"{stage.config.plm.max_positions}"
+        job = PlmJob(stage, rows, ShardRows.open(folder, "valid"), micro, deepspeed)
+        longest, checkpoint = backbone_sizes(job.model).positions, job.plm.checkpoint
+        if rows.row_tokens > longest:
+            limit = (
+                f"the {longest} positions of plm.checkpoint={checkpoint}; "
+                if checkpoint
+                else (f"plm.max_positions={longest}; raise the latter, or ")
             )
-        return PlmJob(stage, rows, ShardRows.open(folder, "valid"), micro, deepspeed)
+            raise DistlmError(
+                f"{folder}: rows of {rows.row_tokens} tokens are longer than {limit}make shards with "
+                f"shards.row_tokens={longest}"
+            )
+        return job
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
@@ -95,8 +102,7 @@ class PlmJob(MemoryJob):
         train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
         rate = learning_rate(train, update)
         mine = self._next(update)
-        for memory in self.net.memories.values():
-            memory.update = update + 1
+        self.begin_update(update + 1)
         # DeepSpeed averages over the pieces of all ranks, hence their number as a factor.
         tokens = int(sum(row[0] for row in share([float(sum(piece.predicted for piece in mine))])))
         scale = micro.micro_batches / tokens
@@ -114,12 +120,14 @@ class PlmJob(MemoryJob):
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
 
     def measured(self) -> dict[str, Any]:
-        """Seconds waited for rows, and use of each memory as memory/LAYER/NAME, since the last line."""
-        found: dict[str, Any] = {metrics.DATA_WAIT_S: round(self.waited, 4)}
+        """Seconds waited for rows, cost and use of each memory as memory/LAYER/NAME, since the last line; and staleness
+        (KJ figure 2) of all updates so far."""
+        found = super().measured() | {metrics.DATA_WAIT_S: round(self.waited, 4)}
         self.waited = 0.0
         for layer, memory in self.net.memories.items():
             counts = memory.usage.reduced(memory.exchange)
-            found |= {f"memory/{layer}/{name}": value for name, value in counts.measures().items()}
+            use = counts.measures() | {"stale": counts.stale_share(memory.update)}
+            found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
             memory.usage.reset()
         return found
 

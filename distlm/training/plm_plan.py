@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+from distlm.config.plm import MemoryConfig
 from distlm.config.schema import RunConfig
 from distlm.data.shard_reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.memory.layer import memory_size
+from distlm.memory.plan import Work, describe, other_ways, plan_memory
 from distlm.models.kinds import model_config, parameter_count
+from distlm.models.plm import PlmModel
+from distlm.models.plm_sizes import backbone_sizes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
@@ -21,27 +25,32 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
     each value read, H·k·D a token; the softmax is that of the predicted tokens. The rate is this machine's CPU.
     Raises DistlmError for a micro-batch that does not divide over the ranks and for a bad train.deepspeed.
     """
-    train, plm, memory = config.train, config.plm, config.memory
+    train, memory = config.train, config.memory
+    model = plm_of(config)
+    plm = backbone_sizes(model)
     micro, stage = plan_rows(train, ranks), zero_stage(load_ds_config(train.deepspeed))
     vocabulary, row_tokens, notes = _rows_of(config, "train")
-    parameters = parameter_count(model_config(config), vocabulary)
+    parameters = parameter_count(model, vocabulary)
     layers = len(memory.positions) if memory.kind != "none" else 0
     values = layers * memory_size(memory, plm.width).values
-    columns = memory.columns or ranks
     tokens = train.updates * train.blocks_per_update * row_tokens
     states = 2 if train.optimizer == "adam" else 1
     checkpoint = 4 * parameters * (1 + states) + 12 * values
     body = parameters - vocabulary * plm.width
-    head = plm.mask_share * vocabulary * plm.width
+    head = config.plm.mask_share * vocabulary * plm.width
     read = layers * memory.heads * memory.k * plm.width
     seconds = tokens * 6.0 * (body + head + read + row_tokens * plm.width * plm.layers) / (machine_flops() * ranks)
     piece = micro.micro_blocks * row_tokens
     attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
     activations = 4 * piece * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
+    held = 0
     if layers:
+        half = train.precision != "fp32"
+        work = Work(ranks, piece, micro.accumulation, layers, activation_bytes=2 if half else 4)
+        held, table = _memory_plan(memory, plm.width, work)
         notes.append(
-            f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values, "
-            f"{format_share(columns, ranks)}; fp32 values and two moments"
+            f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values; bytes that a rank sends in "
+            f"an update, holds, and keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
         )
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
@@ -51,9 +60,7 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
         f"{parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches of {train.micro_blocks} rows, "
         f"ZeRO {stage}",
         checkpoint * (train.keep_last + 2),
-        states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
-        + 12 * values // columns
-        + activations,
+        states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + held + activations,
         seconds,
         notes,
     )
@@ -62,9 +69,10 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
 def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of `distlm evaluate`: 2 FLOP per weight and token; every rank has the whole model."""
     vocabulary, row_tokens, notes = _rows_of(config, "valid")
-    parameters = parameter_count(model_config(config), vocabulary)
+    model = plm_of(config)
+    parameters = parameter_count(model, vocabulary)
     layers = len(config.memory.positions) if config.memory.kind != "none" else 0
-    values = layers * memory_size(config.memory, config.plm.width).values
+    values = layers * memory_size(config.memory, backbone_sizes(model).width).values
     rows = 0
     for split in ("valid", "test"):
         try:
@@ -76,11 +84,24 @@ def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
     return StagePlan("evaluate", f"{tokens or 'unknown'} tokens", 0, 4 * (parameters + values), seconds, notes)
 
 
-def format_share(columns: int, ranks: int) -> str:
-    """How the values lie on the ranks, for people."""
-    if columns == 1:
-        return "a full copy on every rank"
-    return f"columns over {columns} ranks" + (f", {ranks // columns} copies" if columns < ranks else "")
+def plm_of(config: RunConfig) -> PlmModel:
+    """The masked language model of a configuration. Raises DistlmError when plm.checkpoint cannot be read."""
+    model = model_config(config)
+    assert isinstance(model, PlmModel)
+    return model
+
+
+def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str]:
+    """Bytes that a rank holds and keeps with memory.columns, and all strategies as a table."""
+    columns = memory.columns or work.ranks
+    plans = plan_memory(memory, width, work)
+    chosen = next((plan for plan in plans if plan.columns == columns), None)
+    if chosen is None:
+        raise DistlmError(
+            f"memory.columns={memory.columns} (0: all {work.ranks} ranks) must divide {work.ranks} ranks and the "
+            f"model's width {width}; set it to one of {', '.join(str(plan.columns) for plan in plans)}"
+        )
+    return chosen.resident + chosen.kept, describe(plans, columns, other_ways(memory, width, work))
 
 
 def _rows_of(config: RunConfig, split: str) -> tuple[int, int, list[str]]:

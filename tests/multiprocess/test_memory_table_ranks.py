@@ -120,7 +120,8 @@ def test_predicted_bytes_are_those_sent(ranks: list[Found], name: str) -> None:
     plans = plan_memory(settings(sub_keys=SUB_KEYS, **VARIANTS[name]), WIDTH, work)
     (plan,) = [plan for plan in plans if plan.columns == columns]
     of_update = {"stash", "norms"} if name != "summed early" else {"norms"}
-    wanted = {what: count * (UPDATES - (what in of_update)) for what, count in plan.sent.items()}
+    # There is no query norm on these tables.
+    wanted = {what: count * (UPDATES - (what in of_update)) for what, count in plan.sent.items() if what != "norm"}
     for found in ranks:
         sent = {key.split("sent.")[1]: int(found[key]) for key in found if key.startswith(f"{name}/sent.")}
         assert sent == wanted

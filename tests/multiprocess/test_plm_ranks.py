@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from plm_support import memory_of, plm_settings, tiny_shards
+from plm_support import memory_of, plm_config, plm_settings, tiny_shards
 from train_support import curve, newest, relative, train_all, weight_difference
+
+from distlm.data.shard_reader import ShardRows
+from distlm.memory.plan import Work, plan_memory
+from distlm.training.plm_rows import plan_rows
 
 pytestmark = pytest.mark.multiprocess
 
@@ -91,6 +95,24 @@ def test_training_moves_the_memory_and_counts_its_use(runs: Path) -> None:
     assert state["exp_avg_sq"].max() > 0
     use = curve(runs / ONE, "memory/1/top1_mu")
     assert len(use) == FEW and 0 < use[FEW] <= 1
+    assert curve(runs / ONE, "memory/1/rows")[FEW] == (state["last_step"] == FEW).sum()
+    assert 0 <= curve(runs / ONE, "memory/1/stale")[FEW] < 1
+
+
+@pytest.mark.parametrize("name", [name for names in QUICK.values() for name in names])
+def test_bytes_sent_are_those_planned(runs: Path, name: str) -> None:
+    """Every update's, and no others: not those of validation, of counters, or of a checkpoint."""
+    ranks, _, layout = name.split("-")
+    config = plm_config(runs / "shards", runs / name, "memory.kind=resm", LAYOUTS[layout])
+    micro = plan_rows(config.train, int(ranks))
+    rows = ShardRows.open(runs / "shards", "train")
+    work = Work(int(ranks), micro.micro_blocks * rows.row_tokens, micro.accumulation, len(config.memory.positions))
+    plans = {plan.columns: plan for plan in plan_memory(config.memory, config.plm.width, work)}
+    planned = plans[config.memory.columns or int(ranks)].bytes
+    assert set(curve(runs / name, "perf/memory_sent_bytes").values()) == {planned}
+    assert (planned > 0) == (ranks != "1")
+    norms = curve(runs / name, "memory/3/grad_norm")
+    assert min(norms.values()) > 0 and relative(norms, curve(runs / ONE, "memory/3/grad_norm")) < 1e-3
 
 
 def test_a_run_goes_on_on_another_number_of_ranks(runs: Path) -> None:

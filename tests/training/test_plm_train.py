@@ -1,6 +1,7 @@
 """Pretraining a masked language model on one rank: what is learned, resumed, started from, and refused."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from train_support import curve, newest, same_end
 from distlm.config import load_config
 from distlm.data.shard import run_shard
 from distlm.errors import DistlmError, Stopped, UsageError
+from distlm.models.plm_export import save_pretrained
 from distlm.models.plm_io import load_plm
+from distlm.models.plm_sizes import backbone_sizes
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
 from distlm.training.plm_evaluate import run_evaluate_plm
+from distlm.training.plm_plan import plm_of
 from distlm.training.plm_rows import plan_rows
 
 RESM = ["memory.kind=resm"]
@@ -149,6 +153,39 @@ def test_a_cut_memory_is_refused(shards: Path, resm: Path, tmp_path: Path) -> No
         load_plm(newest(tmp_path / "run"))
 
 
+def test_a_changed_value_is_refused(shards: Path, resm: Path, tmp_path: Path) -> None:
+    """One bit of one value: the file is whole to look at."""
+    shutil.copytree(resm, tmp_path / "run")
+    (file,) = newest(tmp_path / "run").glob("memory-03-*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(DistlmError, match=r"memory-03-.*damaged \(other content.*copy the whole checkpoint folder"):
+        load_plm(newest(tmp_path / "run"))
+    with pytest.raises(DistlmError, match=r"memory-03-.*damaged \(other content.*continue from the checkpoint before"):
+        run(shards, tmp_path / "run", *RESM, "train.updates=12", "train.lr=0.01", "memory.row_steps=true")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("memory.kind=pkm", "memory.kind: 'resm' there, 'pkm' now"),
+        ("memory.lr=0.1", "memory.lr: 0.001 there, 0.1 now"),
+        ("plm.dropout=0.3", "plm.dropout: 0.1 there, 0.3 now"),
+        ("plm.mask_share=0.2", "plm.mask_share: 0.15 there, 0.2 now"),
+    ],
+)
+def test_another_model_in_the_same_folder_is_refused(
+    shards: Path, resm: Path, tmp_path: Path, changed: str, said: str
+) -> None:
+    shutil.copytree(resm, tmp_path / "run")
+    words = [*RESM, "train.updates=12", "train.lr=0.01", "memory.row_steps=true"]
+    with pytest.raises(DistlmError, match=f"another configuration \\({said}\\)"):
+        run(shards, tmp_path / "run", *words, changed)
+    # How many ranks share the columns decides about speed only.
+    assert run(shards, tmp_path / "run", *words, "memory.columns=1")["step"] == 12
+
+
 REFUSED = [
     (["memory.kind=resm", "memory.k=9"], "memory.k=9"),
     (["memory.kind=resm", "memory.positions=[3,1]"], "memory.positions"),
@@ -170,6 +207,22 @@ def test_rows_longer_than_the_model_are_refused(shards: Path, tmp_path: Path) ->
         run(shards, tmp_path / "run", "plm.max_positions=16")
 
 
+def test_a_checkpoint_brings_its_own_sizes(shards: Path, dense: Path, tmp_path: Path) -> None:
+    """The plan counts a memory of the checkpoint's width, and rows are refused that it has no positions for."""
+    model, card = load_plm(newest(dense))
+    save_pretrained(model, tmp_path / "hf", shards / "tokenizer")
+    given = f"plm.checkpoint={tmp_path / 'hf'}"
+    config = plm_config(shards, tmp_path / "run", *RESM, given, "plm.width=512")
+    sizes, other = backbone_sizes(plm_of(config)), dataclasses.replace(config.plm, width=model.width, checkpoint="")
+    assert (sizes.width, sizes.layers) == (model.width, card["config"]["backbone"]["num_hidden_layers"])
+    same = plan_train(dataclasses.replace(config, plm=other), 1)
+    assert plan_train(config, 1).disk_bytes == same.disk_bytes
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 16}))
+    with pytest.raises(DistlmError, match=r"rows of 24 tokens are longer than the 16 positions of plm.checkpoint="):
+        run(shards, tmp_path / "run", *RESM, given)
+
+
 def test_rows_over_ranks(shards: Path, tmp_path: Path) -> None:
     train = plm_config(shards, tmp_path).train
     plan = plan_rows(train, 4)
@@ -186,3 +239,10 @@ def test_rows_over_ranks(shards: Path, tmp_path: Path) -> None:
 def test_plan_of_the_recipes(recipe: str, tmp_path: Path) -> None:
     plan = plan_train(load_config(recipe, [f"run_dir={tmp_path}"]), 2)
     assert plan.disk_bytes > 0 and plan.seconds and "no shards yet" in plan.line()
+    assert ("dense all-reduce" in plan.line()) == ("pkm" in recipe or "resm" in recipe)
+
+
+def test_columns_that_do_not_divide_are_refused_by_the_plan(shards: Path, tmp_path: Path) -> None:
+    config = plm_config(shards, tmp_path / "run", *RESM, "memory.columns=3")
+    with pytest.raises(DistlmError, match=r"memory.columns=3 .*must divide 4 ranks .* one of 1, 2, 4"):
+        plan_train(config, 4)

@@ -1,0 +1,24 @@
+"""complete.json, the marker of a whole checkpoint folder: bytes and checksum of each of its files. Without torch."""
+
+from pathlib import Path
+
+from distlm.errors import DistlmError
+from distlm.runtime.files import file_hash, read_json
+
+COMPLETE = "complete.json"
+
+
+def check_files(folder: Path, mend: str, prefix: str = "") -> list[str]:
+    """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
+
+    Raises DistlmError, ending in `mend`, when the marker or a file is missing, or a file is not as it was written.
+    """
+    files = read_json(folder / COMPLETE, "marker of a checkpoint")["files"]
+    chosen = [name for name in files if name.startswith(prefix)]
+    for name in chosen:
+        path, facts = folder / name, files[name]
+        size = path.stat().st_size if path.exists() else None
+        if size != facts["bytes"] or file_hash(path) != facts["hash"]:
+            found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
+            raise DistlmError(f"{path}: damaged ({found}, {facts['bytes']} bytes were written); {mend}")
+    return chosen
