@@ -37,16 +37,6 @@ def gini(counts: Counts) -> float:
     return 1 + 1 / len(shares) - 2 * float(np.mean(np.cumsum(shares)))
 
 
-def slots_holding(counts: Counts, share: float) -> int:
-    """The fewest slots that together have at least `share` of the counts (XLM: top50, top90, top99); 0 if none has."""
-    values = np.sort(_array(counts))[::-1]
-    if not values.any():
-        return 0
-    held = np.cumsum(values)
-    # Rounding of the sum must not ask for a slot that adds nothing.
-    return min(int(np.searchsorted(held, share * held[-1] * (1 - 1e-12))) + 1, int(np.count_nonzero(values)))
-
-
 def class_divergence(counts: Counts, others: Counts, spread: float = SPREAD) -> float:
     """KL(p ‖ q) in nats between the use of the slots by two classes of examples (Kim & Jung, Fig. 4: top-1 reads of
     positive and of negative ones).
@@ -64,19 +54,6 @@ def intersection_over_union(counts: Counts, others: Counts) -> float:
     """Σ min(p, q) / Σ max(p, q) of the shares of two classes (Kim & Jung §7): 1 when they use the slots alike."""
     p, q = _shares(counts), _shares(others)
     return float(np.minimum(p, q).sum() / np.maximum(p, q).sum())
-
-
-def last_seen(counts: Sequence[Counts], steps: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Slot by slot the last of `steps` (rising, above 0) at which its count is above 0; 0: at none.
-
-    Of the top-1 reads of held-out text at each checkpoint this is what Kim & Jung's Fig. 2 counts.
-    """
-    if len(counts) != len(steps) or list(steps) != sorted(set(steps)):
-        raise ValueError(f"{len(counts)} counts for steps {list(steps)}")
-    last = np.zeros(len(counts[0]), np.int64)
-    for values, step in zip(counts, steps, strict=True):
-        last[_array(values) > 0] = step
-    return last
 
 
 def staleness(last: Counts, edges: Sequence[int]) -> npt.NDArray[np.int64]:

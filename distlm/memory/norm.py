@@ -52,17 +52,6 @@ class QueryNorm(nn.Module):
         normalised: Tensor = _Normalise.apply(x, mask, self.weight, self.bias, mean, rstd, share, self.exchange)
         return normalised
 
-    def folded(self, linear: nn.Linear) -> nn.Linear:
-        """The Linear that gives what `linear` and this norm in evaluation give, in the dtype of `linear`."""
-        scale = self.weight.double() * (self.running_var.double() + _EPS).rsqrt()
-        offset = -self.running_mean.double() if linear.bias is None else linear.bias.double() - self.running_mean
-        fused = torch.nn.utils.skip_init(nn.Linear, linear.in_features, linear.out_features)
-        fused = fused.to(linear.weight.device, linear.weight.dtype)
-        with torch.no_grad():
-            fused.weight.copy_(linear.weight.double() * scale[:, None])
-            fused.bias.copy_(offset * scale + self.bias)
-        return fused
-
     @torch.no_grad()
     def _statistics(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and 1 / √(variance + ε), both [C]; and 1 / count [] (0 where the running statistics serve)."""

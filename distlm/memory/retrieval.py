@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -54,10 +53,6 @@ class ProductKeys(nn.Module):
         if drop is not None:
             queries = drop(queries)
         return select(queries.view(len(x), self.heads, -1), self.keys, self.k)
-
-    def folded(self) -> nn.Linear:
-        """D → H·key_width: the queries of evaluation in one Linear, for a memory without query_norm."""
-        return deepcopy(self.query) if self.norm is None else self.norm.folded(self.query)
 
 
 def check_sizes(config: MemoryConfig) -> None:

@@ -139,18 +139,3 @@ def test_half_precision_is_fp32_inside(dtype: torch.dtype) -> None:
     out.sum().backward()
     assert x.grad.dtype == mine.weight.grad.dtype == dtype
     assert mine.eval()(x, mask).dtype == torch.float32
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_folded_into_a_linear(bias: bool) -> None:
-    mine, _ = make()
-    for seed in range(3):
-        mine(*batch(seed=seed))
-    linear = nn.Linear(4, CHANNELS, bias=bias)
-    x = torch.randn(10, 4)
-    folded = mine.eval().folded(linear)
-    assert type(folded) is nn.Linear
-    wanted = mine(linear(x), torch.ones(10, dtype=torch.bool))
-    torch.testing.assert_close(folded(x), wanted, rtol=1e-5, atol=1e-5)
-    half = mine.folded(linear.half())
-    assert half.weight.dtype == half.bias.dtype == torch.float16

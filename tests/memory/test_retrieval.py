@@ -223,20 +223,6 @@ def test_scores_are_of_the_normalised_queries(query_norm: bool) -> None:
     assert dropped.eq(0).all()
 
 
-@pytest.mark.parametrize("query_norm", [True, False])
-def test_folded_queries_give_what_evaluation_gives(query_norm: bool) -> None:
-    keys = make(dataclasses.replace(SMALL, query_norm=query_norm))
-    x, mask = torch.randn(20, 10) * 3 + 2, torch.ones(20, dtype=torch.bool)
-    for _ in range(3):
-        keys(x, mask)
-    keys.eval()
-    plain = make(dataclasses.replace(SMALL, query_norm=False))
-    plain.query, plain.keys = keys.folded(), keys.keys
-    slots, scores = keys(x, mask)
-    assert torch.equal(plain(x, mask)[0], slots)
-    torch.testing.assert_close(plain(x, mask)[1], scores, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("field", "value"), [("k", 9), ("k", 0), ("key_width", 7), ("key_width", 0), ("sub_keys", 50_000), ("heads", 0)]
 )

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from distlm.memory.exchange import Exchange
 from distlm.memory.measures import (
@@ -13,8 +12,6 @@ from distlm.memory.measures import (
     divergence_from_uniform,
     gini,
     intersection_over_union,
-    last_seen,
-    slots_holding,
     staleness,
     used_share,
 )
@@ -133,15 +130,6 @@ def test_large_counts_keep_their_last_digit() -> None:
 
 
 @pytest.mark.parametrize("array", ARRAYS)
-def test_slots_that_hold_a_share(array) -> None:
-    counts = array([1, 5, 0, 4])
-    assert [slots_holding(counts, share) for share in (0.1, 0.5, 0.51, 0.9, 0.91, 1.0)] == [1, 1, 2, 2, 3, 3]
-    assert slots_holding(array([0, 0]), 0.5) == 0
-    assert slots_holding(np.full(10, 0.1), 0.5) == 5
-    assert slots_holding(np.full(10, 0.1), 1.0) == 10
-
-
-@pytest.mark.parametrize("array", ARRAYS)
 def test_two_classes(array) -> None:
     positive, negative = array([2, 2, 0, 0]), array([1, 2, 1, 0])
     # Shares 1/2 1/2 0 0 and 1/4 1/2 1/4 0.
@@ -171,11 +159,11 @@ def test_staleness(array) -> None:
         staleness(last, [0, 100])
 
 
-def test_last_checkpoint_that_used_a_slot() -> None:
-    """Fig. 2 of Kim & Jung, from held-out top-1 reads at three checkpoints."""
-    counts: list[Tensor] = [torch.tensor(row) for row in ([3, 1, 0, 0, 2], [1, 0, 0, 4, 0], [0, 0, 0, 1, 6])]
-    last = last_seen(counts, [100, 200, 300])
-    assert last.tolist() == [200, 100, 0, 300, 300]
-    assert staleness(last, [0, 100, 200, 300]).tolist() == [1, 1, 1, 2]
-    with pytest.raises(ValueError, match="3 counts"):
-        last_seen(counts, [100, 200])
+def test_stale_share() -> None:
+    """Of 10 updates the latest fifth is 9 and 10."""
+    never, old, fresh = [0, 0], [1, 8], [9, 10, 10, 10]
+    last = torch.tensor([*never, *old, *fresh], dtype=torch.int32)
+    none = torch.zeros(8, dtype=torch.int64)
+    counts = UsageCounts(none, none, none.double(), last, last)
+    assert counts.stale_share(10) == pytest.approx(4 / 8)
+    assert counts.stale_share(1) == pytest.approx(2 / 8)
