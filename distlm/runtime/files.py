@@ -44,18 +44,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def sync_file(path: Path) -> None:
     """Flush a file's data to the disk, and give it the modes that the user's umask allows."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # safetensors makes files that the owner alone can read, wherever the folder is shared.
-        os.fchmod(descriptor, 0o666 & ~_UMASK)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # safetensors makes files that the owner alone can read, wherever the folder is shared.
+    path.chmod(0o666 & ~_UMASK)
+    _flush(path)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (renames, new files) to the disk."""
-    sync_file(folder)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,13 +3,15 @@
 import os
 import shutil
 import signal
+import stat
+from pathlib import Path
 
 import pytest
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.comm import SingleComm
-from distlm.runtime.files import atomic_path, format_bytes, read_json, require_free_disk, write_json
+from distlm.runtime.files import atomic_path, format_bytes, read_json, require_free_disk, sync_folder, write_json
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress, format_seconds
 from distlm.runtime.rundir import RunDir
@@ -99,3 +101,39 @@ def test_what_is_written_has_the_users_modes(tmp_path):
         temporary.chmod(0o600)
     (tmp_path / "plain").write_bytes(b"x")
     assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_folders_keep_their_modes(tmp_path):
+    """Root does not notice a folder that nobody may enter; everybody else does."""
+    for mode in (0o755, 0o2770, 0o700):
+        folder = tmp_path / oct(mode)
+        folder.mkdir()
+        folder.chmod(mode)
+        write_json(folder / "a.json", {})
+        sync_folder(folder)
+        assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else; every other test is run as this user")
+def test_somebody_without_roots_rights_writes_a_run_directory(tmp_path):
+    nobody = 65534
+    os.chown(tmp_path, nobody, nobody)
+    config = load_config("demo", [f"run_dir={tmp_path / 'run'}"])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            # pytest's folders around it are root's alone; what a process has open it may go on from.
+            os.chdir(tmp_path)
+            os.setgroups([])
+            os.setgid(nobody)
+            os.setuid(nobody)
+            run = RunDir(Path("run"))
+            for _ in range(2):
+                run.open_stage(config, "prepare")
+            run.metrics.write("prepare", {"tokens": 1})
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "run").stat().st_uid == nobody and read_json(tmp_path / "run" / "code.json", "code")
