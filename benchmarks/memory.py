@@ -1,6 +1,7 @@
 """A product-key memory layer, forward, backward and update, side by side with the ways it is otherwise built.
 
-    python benchmarks/memory.py [--tokens 1024] [--sub-keys 512] [--width 768] [--steps 5] [--threads 0] [--out FILE]
+    python benchmarks/memory.py [--device cuda] [--tokens 1024] [--sub-keys 512] [--width 768] [--steps 5] [--threads 0]
+                                [--out FILE]
 
 Variants, each in a process of its own, so that peak memory is its own:
   distlm   distlm.memory: ProductKeyMemory, SparseValueOptimizer, torch's Adam for the other parameters
@@ -13,6 +14,12 @@ slots alike. The plain layer is given all heads in one batch, which published co
 
 Then the optimizer step alone on 262,144 and on 1,048,576 slots, the same number of slots being read (--step-tokens).
 Times are medians; seconds of processor are those of all threads. The first steps (moments are made) are not counted.
+
+Then the lookup alone (the forward from slots and weights to outputs), --calls times in a row: the bytes it moves over
+its time, as a share of what a copy of --copy-mib moves on the same device. See `lookup` for what is counted.
+
+All is fp32 (TF32 off, torch's default). With --device cuda the clock waits for the device at the end of each phase, and
+the peak is that of torch's allocator, not of the process; torch's Adam is then its foreach form unless it is fused.
 """
 
 import argparse
@@ -24,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +52,7 @@ WARM_UP = 2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--sub-keys", type=int, default=512, help="n; the memory has n² slots")
     parser.add_argument("--width", type=int, default=768)
@@ -53,16 +61,21 @@ def main() -> None:
     parser.add_argument("--key-width", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--step-tokens", type=int, default=512, help="tokens of the optimizer step; 0: leave it out")
+    parser.add_argument("--calls", type=int, default=10, help="lookups between two looks at the clock; 0: leave it out")
+    parser.add_argument("--copy-mib", type=int, default=1024, help="size of the copy beside the lookup")
     parser.add_argument("--threads", type=int, default=0, help="0: all cores")
     parser.add_argument("--variants", nargs="*", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.threads = options.threads or os.cpu_count() or 1
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
     if options.only:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
-        measured = step_alone(options) if options.only == "step" else layer(options, options.only)
+        alone_only = {"step": step_alone, "lookup": lookup}
+        measured = alone_only[options.only](options) if options.only in alone_only else layer(options, options.only)
         print(json.dumps(measured))
         return
     figures = compare(options)
@@ -87,6 +100,8 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
         for name, figures in layers.items()
         if ours and name != "distlm"
     }
+    found = alone(options, "lookup") if options.calls else {}
+    note(f"lookup: {found}")
     steps: dict[str, object] = {}
     if options.step_tokens:
         for sub_keys in (512, 1024):
@@ -94,15 +109,19 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
             steps[str(sub_keys**2)] = alone(options, "step")
             note(f"step on {sub_keys**2} slots: {steps[str(sub_keys**2)]}")
     return {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
         "load": [round(x, 1) for x in os.getloadavg()], "layers": layers, "times_as_much_as_distlm": times,
-        "step": steps,
+        "lookup": found, "step": steps,
     }  # fmt: skip
 
 
 def alone(options: argparse.Namespace, what: str) -> dict[str, float]:
     """One variant in its own process."""
-    names = ("tokens", "sub_keys", "width", "heads", "k", "key_width", "steps", "step_tokens", "threads")
+    names = (
+        "device", "tokens", "sub_keys", "width", "heads", "k", "key_width", "steps", "step_tokens", "calls", "copy_mib",
+        "threads",
+    )  # fmt: skip
     values = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     # The parent's setting would bind the threads of the child before it can choose.
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -118,12 +137,13 @@ def alone(options: argparse.Namespace, what: str) -> dict[str, float]:
 def layer(options: argparse.Namespace, variant: str) -> dict[str, float]:
     """Forward, backward and update of one layer."""
     run, update = build(options, variant)
-    upstream = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(1))
+    device = options.device
+    upstream = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(1)).to(device)
     clocks: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
     for step in range(WARM_UP + options.steps):
-        x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2 + step))
+        x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2 + step)).to(device)
         x.requires_grad_()
-        before = clock()
+        before = clock(device)
         for phase in PHASES:
             if phase == "forward":
                 out = run(x)
@@ -131,17 +151,17 @@ def layer(options: argparse.Namespace, variant: str) -> dict[str, float]:
                 out.backward(upstream)
             else:
                 update()
-            now = clock()
+            now = clock(device)
             if step >= WARM_UP:
                 clocks[phase].append((now[0] - before[0], now[1] - before[1]))
             before = now
     figures = {}
     for i, name in enumerate(("seconds", "cpu_seconds")):
         totals = [sum(clocks[phase][step][i] for phase in PHASES) for step in range(options.steps)]
-        figures[name] = round(statistics.median(totals), 4)
+        figures[name] = round(statistics.median(totals), 6)
         for phase in PHASES:
-            figures[f"{phase}_{name}"] = round(statistics.median(c[i] for c in clocks[phase]), 4)
-    return figures | {"peak_gb": peak()}
+            figures[f"{phase}_{name}"] = round(statistics.median(c[i] for c in clocks[phase]), 6)
+    return figures | {"peak_gb": peak(device)}
 
 
 def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor], Tensor], Callable[[], object]]:
@@ -149,7 +169,7 @@ def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor],
     model: nn.Module
     if variant == "distlm":
         config = memory_config(options)
-        model = ProductKeyMemory(config, options.width, 1, 0, Exchange.alone())
+        model = ProductKeyMemory(config, options.width, 1, 0, Exchange.alone()).to(options.device)
         rest = torch.optim.Adam(model.parameters(), lr=LR)
         values = SparseValueOptimizer(config, [model.table])
 
@@ -168,6 +188,7 @@ def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor],
         )  # fmt: skip
     else:
         model = PaperMemory(options, sparse=variant == "sparse")
+    model.to(options.device)
     table = [model.get_parameter("values.weight")]
     others = [parameter for parameter in model.parameters() if parameter is not table[0]]
     optimizers: list[torch.optim.Optimizer]
@@ -213,7 +234,8 @@ def step_alone(options: argparse.Namespace) -> dict[str, float]:
     """The update of a table of which the same number of slots is read, whatever its size, twice each."""
     reads = options.heads * options.k
     rows = options.step_tokens * reads // 2
-    table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone())
+    device = options.device
+    table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
     optimizer = SparseValueOptimizer(table.config, [table])
     found = []
     for step in range(WARM_UP + options.steps):
@@ -226,16 +248,68 @@ def step_alone(options: argparse.Namespace) -> dict[str, float]:
         if step == 0:
             for moment in table.make_moments():
                 moment.zero_()
-        table.gradient.add(slots, weights, gradient)
-        before = clock()
+        table.gradient.add(slots.to(device), weights.to(device), gradient.to(device))
+        before = clock(device)
         assert optimizer.step().rows == [rows]
-        now = clock()
+        now = clock(device)
         found.append([now[0] - before[0], now[1] - before[1]])
     wall, cpu = zip(*found[WARM_UP:], strict=True)
     return {
-        "rows": rows, "seconds": round(statistics.median(wall), 4), "cpu_seconds": round(statistics.median(cpu), 4),
-        "peak_gb": peak(),
+        "rows": rows, "seconds": round(statistics.median(wall), 6), "cpu_seconds": round(statistics.median(cpu), 6),
+        "peak_gb": peak(device),
     }  # fmt: skip
+
+
+@torch.no_grad()
+def lookup(options: argparse.Namespace) -> dict[str, float]:
+    """The weighted sums of the slots that fresh keys find for N(0, 1) tokens, beside a copy on the same device.
+
+    Shares are of the bytes a second that the copy reads and writes. The same lookup is made again and again: its rows
+    must be many times the size of the device's cache, or a share is the cache's.
+    """
+    device = options.device
+    memory = ProductKeyMemory(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
+    x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2)).to(device)
+    slots, scores = memory.retrieval(x, torch.ones(options.tokens, dtype=torch.bool, device=device))
+    slots, weights = slots.flatten(1), scores.softmax(2).flatten(1)
+    source = torch.ones(options.copy_mib << 18, device=device)
+    target = torch.empty_like(source)
+    least, most = lookup_bytes(slots, options.width)
+    seconds, copy = in_turns([lambda: memory.table.read(slots, weights), lambda: target.copy_(source)], options)
+    copied = 2 * source.nbytes / copy
+    return {
+        "seconds": round(seconds, 6), "bytes_each_row_once": least, "bytes_each_read": most,
+        "copy_gb_per_s": round(copied / 1e9, 2), "gb_per_s_each_read": round(most / seconds / 1e9, 2),
+        "share_of_copy_each_row_once": round(least / seconds / copied, 3),
+        "share_of_copy_each_read": round(most / seconds / copied, 3),
+    }  # fmt: skip
+
+
+def lookup_bytes(slots: Tensor, width: int) -> tuple[int, int]:
+    """Bytes that a lookup of slots [T, A] moves: fp32 rows of the table read, and outputs [T, width] written.
+
+    The first counts each distinct slot's row once, which is the least that any lookup must read; the second counts the
+    row of every read, which is what reaches the memory where no cache serves the repeats. Slots and weights, 8 bytes a
+    read, are left out.
+    """
+    row = 4 * width
+    written = len(slots) * row
+    return len(slots.unique()) * row + written, slots.numel() * row + written
+
+
+def in_turns(works: Sequence[Callable[[], object]], options: argparse.Namespace) -> list[float]:
+    """Median seconds of one call of each, taken in turns, so that a noisy machine slows all of them.
+
+    --calls calls follow each other without a look at the clock: a single one takes a GPU hardly longer than its launch.
+    """
+    found: list[list[float]] = [[] for _ in works]
+    for _ in range(WARM_UP + options.steps):
+        for work, seconds in zip(works, found, strict=True):
+            before = clock(options.device)[0]
+            for _ in range(options.calls):
+                work()
+            seconds.append((clock(options.device)[0] - before) / options.calls)
+    return [statistics.median(seconds[WARM_UP:]) for seconds in found]
 
 
 def memory_config(options: argparse.Namespace) -> MemoryConfig:
@@ -245,11 +319,17 @@ def memory_config(options: argparse.Namespace) -> MemoryConfig:
     )  # fmt: skip
 
 
-def clock() -> tuple[float, float]:
+def clock(device: str) -> tuple[float, float]:
+    """Seconds, and those of the processor, when the device has done all that it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
-def peak() -> float:
+def peak(device: str) -> float:
+    """GB: of the process, or on a GPU of torch's allocator."""
+    if device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 

@@ -10,6 +10,7 @@ classes.png, .csv      figure 4: how differently the labels of SST-2 use the slo
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MODELS = {
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 _USE = ("mu", "top1_mu", "kl_u", "kl_w")
 _USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
+_CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' use"}
 
 
 def write_tables(root: Path) -> str:
@@ -49,22 +51,29 @@ def _pretraining(root: Path, results: dict[str, Any]) -> str:
         return "no model is finished yet"
     texts = list(dict.fromkeys(name for found in results.values() for name in found["splits"]))
     rows, raw = [], []
+    layers: list[str] = []
     for run, found in results.items():
-        splits, use = found["splits"], found["splits"][texts[-1]]["memory"]
+        splits = found["splits"]
+        # Not every run needs to have been evaluated on every text: each one's last is its own.
+        last = list(splits)[-1]
+        use = splits[last]["memory"]
+        use_on = last if use else ""
+        layers = list(use) or layers
         ppl = [splits[text]["perplexity"] if text in splits else None for text in texts]
         memory = [" / ".join(_share(name, layer[name]) for layer in use.values()) for name in _USE]
-        rows.append([MODELS[run], *(f"{value:.2f}" if value else "" for value in ppl), *memory])
+        rows.append([MODELS[run], *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
         for layer, measured in use.items() or [("", dict.fromkeys(_USE, ""))]:
-            raw.append([run, found["model"]["step"], *ppl, layer, *(measured[name] for name in _USE)])
-    layers = next((list(found["splits"][texts[-1]]["memory"]) for found in reversed(results.values())), [])
-    write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE], raw)
-    text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS], rows)
-    note = f"Use of the memories of layers {' / '.join(layers)} on {texts[-1]}." if layers else ""
+            raw.append([run, found["model"]["step"], *ppl, layer, *(measured[name] for name in _USE), use_on])
+    write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on"], raw)
+    text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS, "use on"], rows)
+    note = f"Use of the memories of layers {' / '.join(layers)} on the text of the last column." if layers else ""
     write_text(root / "pretraining.md", f"{text}\n\n{note}".rstrip())
     return f"{text}\n{note}".rstrip()
 
 
-def _share(name: str, value: float) -> str:
+def _share(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{100 * value:.1f}" if name in ("mu", "top1_mu") else f"{value:.2f}"
 
 
@@ -102,63 +111,94 @@ def _staleness(root: Path, results: dict[str, Any]) -> None:
     )
 
 
-def _finetunings(root: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Run, `updated`, `frozen` or empty, results of a fine-tuning."""
+@dataclass(frozen=True)
+class _Finetuning:
+    """A fine-tuning with its results.json."""
+
+    run: str
+    results: dict[str, Any]
+
+    @property
+    def task(self) -> str:
+        return str(self.results["task"])
+
+    @property
+    def memory(self) -> str:
+        """`updated`, `frozen`, or empty for a model without memory."""
+        return self.results["memory_values"] or ""
+
+    @property
+    def model(self) -> str:
+        """What tells it from the run's other fine-tunings on the task: the model, with the fine-tuning's name where
+        that is its own (finetune.name)."""
+        name, usual = self.results["name"], self.task + ("-frozen" if self.memory == "frozen" else "")
+        return MODELS[self.run] + ("" if name == usual else f" ({name})")
+
+
+def _finetunings(root: Path) -> Iterator[_Finetuning]:
     for run in MODELS:
         for path in sorted((root / run / "finetune").glob("*/results.json")):
-            results = read_json(path, "fine-tuning results")
-            yield run, results["memory_values"] or "", results
+            yield _Finetuning(run, read_json(path, "fine-tuning results"))
 
 
-def _finetuning(root: Path, found: list[tuple[str, str, dict[str, Any]]]) -> str:
-    tasks = [task for task in TASKS if any(results["task"] == task for _, _, results in found)]
-    by = {(run, memory, results["task"]): results for run, memory, results in found}
-    one = {task: next(results for _, _, results in found if results["task"] == task) for task in tasks}
+def _finetuning(root: Path, found: list[_Finetuning]) -> str:
+    tasks = [task for task in TASKS if any(each.task == task for each in found)]
+    by = {(each.model, each.memory, each.task): each for each in found if each.task in tasks}
+    one = {task: next(each.results for each in found if each.task == task) for task in tasks}
     majority = ["majority", "", *(_hundred(one[task]["majority"][one[task]["metric"]]) for task in tasks)]
     rows, raw = [majority], []
-    for run, memory in dict.fromkeys((run, memory) for run, memory, _ in found):
-        cells = [by.get((run, memory, task)) for task in tasks]
-        rows.append(
-            [MODELS[run], memory, *(_hundred(cell["median"][cell["metric"]]) if cell else "" for cell in cells)]
-        )
-        raw += [[run, memory, cell["task"], seed, cell["metric"], value["last"][cell["metric"]],
-                 cell["majority"][cell["metric"]]]
-                for cell in cells if cell for seed, value in cell["seeds"].items()]  # fmt: skip
-    write_csv(root / "finetuning.csv", ["run", "memory", "task", "seed", "metric", "dev", "majority"], raw)
-    head = ["model", "memory", *(f"{task} ({one[task]['metric']})" for task in tasks)]
-    text = markdown(head, rows)
+    for model, memory in dict.fromkeys((model, memory) for model, memory, _ in by):
+        cells = [by.get((model, memory, task)) for task in tasks]
+        medians = (_hundred(cell.results["median"][cell.results["metric"]]) if cell else "" for cell in cells)
+        rows.append([model, memory, *medians])
+        raw += [[*line] for cell in cells if cell for line in _seeds(cell)]
+    head = ["run", "name", "memory", "task", "seed", "metric", "dev", "majority"]
+    write_csv(root / "finetuning.csv", head, raw)
+    text = markdown(["model", "memory", *(f"{task} ({one[task]['metric']})" for task in tasks)], rows)
     write_text(root / "finetuning.md", text)
     return text
 
 
-def _usage(root: Path, found: list[tuple[str, str, dict[str, Any]]]) -> str:
+def _seeds(each: _Finetuning) -> Iterator[list[object]]:
+    """Lines of finetuning.csv."""
+    found = each.results
+    metric = found["metric"]
+    for seed, value in found["seeds"].items():
+        yield [each.run, found["name"], each.memory, each.task, seed, metric, value["last"][metric],
+               found["majority"][metric]]  # fmt: skip
+
+
+def _usage(root: Path, found: list[_Finetuning]) -> str:
     rows, raw = [], []
-    for run, memory, results in found:
-        for layer, use in results["memory"].items():
-            if memory == "updated":
-                cells = [_share(name, use["after"][name]) for name in _USE]
-                rows.append([MODELS[run], results["task"], layer, *cells])
-            raw.append([run, memory, results["task"], layer, *(use["after"][name] for name in _USE)])
+    for each in found:
+        for layer, use in each.results["memory"].items():
+            measured = [use["after"][name] for name in _USE]
+            if each.memory == "updated":
+                cells = [_share(*pair) for pair in zip(_USE, measured, strict=True)]
+                rows.append([each.model, each.task, layer, *cells])
+            raw.append([each.run, each.results["name"], each.memory, each.task, layer, *measured])
     if not rows:
         return ""
-    write_csv(root / "usage.csv", ["run", "memory", "task", "layer", *_USE], raw)
+    write_csv(root / "usage.csv", ["run", "name", "memory", "task", "layer", *_USE], raw)
     text = markdown(["model", "task", "layer", *_USE_WORDS], rows)
     write_text(root / "usage.md", text)
     return text
 
 
-def _classes(root: Path, found: list[tuple[str, str, dict[str, Any]]]) -> None:
-    rows, groups = [], {}
-    for run, memory, results in found:
-        if results["task"] != "SST-2" or memory != "updated":
+def _classes(root: Path, found: list[_Finetuning]) -> None:
+    rows: list[list[object]] = []
+    panels: dict[str, dict[str, dict[str, float | None]]] = {words: {} for words in _CLASS_WORDS.values()}
+    for each in found:
+        if each.task != "SST-2" or each.memory != "updated":
             continue
-        for layer, use in results["memory"].items():
+        for layer, use in each.results["memory"].items():
             (before,), (after,) = (use[when]["labels"].values() for when in ("before", "after"))
-            rows += [[run, layer, name, before[name], after[name]] for name in ("kl", "iou")]
-            groups[f"{MODELS[run]}\nlayer {layer}"] = {"before": before["kl"], "after": after["kl"]}
-    if groups:
-        write_csv(root / "classes.csv", ["run", "layer", "measure", "before", "after"], rows)
-        write_picture(root / "classes.png", plots.grouped_bars(groups, "KL between the labels' use, nats"))
+            for measure, words in _CLASS_WORDS.items():
+                rows.append([each.run, each.results["name"], layer, measure, before[measure], after[measure]])
+                panels[words][f"{each.model}\nlayer {layer}"] = {"before": before[measure], "after": after[measure]}
+    if rows:
+        write_csv(root / "classes.csv", ["run", "name", "layer", "measure", "before", "after"], rows)
+        write_picture(root / "classes.png", plots.grouped_bars(panels))
 
 
 def _hundred(value: float) -> str:

@@ -89,18 +89,23 @@ def stacked_shares(parts: Mapping[str, Sequence[float]], names: Sequence[str], l
         return _png(figure)
 
 
-def grouped_bars(groups: Mapping[str, Mapping[str, float]], label: str) -> bytes:
-    """Bars of each group side by side; every group has the same names."""
-    names = list(next(iter(groups.values())))
+def grouped_bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> bytes:
+    """One panel per label below each other, all with the same groups: the bars of a group side by side, of the same
+    names in every group. None has no bar."""
     with rc_context(STYLE):
-        figure, axes = _axes("", label)
-        places, width = np.arange(len(groups)), 0.8 / len(names)
-        for number, (name, colour) in enumerate(zip(names, (GREY, BLUE, ORANGE), strict=False)):
-            heights = [group[name] for group in groups.values()]
-            axes.bar(places + (number - (len(names) - 1) / 2) * width, heights, width, color=colour, label=name)
-        axes.set_xticks(places, list(groups))
-        axes.grid(axis="x", visible=False)
-        axes.legend(fontsize=7)
+        figure = Figure(figsize=(5.4, 1.4 + 1.9 * len(panels)), layout="constrained")
+        for axes, (label, groups) in zip(
+            figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels.items(), strict=True
+        ):
+            names = list(next(iter(groups.values())))
+            places, width = np.arange(len(groups)), 0.8 / len(names)
+            for number, (name, colour) in enumerate(zip(names, (GREY, BLUE, ORANGE), strict=False)):
+                heights = np.array([group[name] for group in groups.values()], float)
+                axes.bar(places + (number - (len(names) - 1) / 2) * width, heights, width, color=colour, label=name)
+            axes.set_xticks(places, list(groups), rotation=60, ha="right", fontsize=7)
+            axes.set_ylabel(label)
+            axes.grid(axis="x", visible=False)
+        figure.legend(*axes.get_legend_handles_labels(), fontsize=7, ncols=3, loc="outside lower center")
         return _png(figure)
 
 

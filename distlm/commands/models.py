@@ -58,15 +58,24 @@ def _import_hf(options: argparse.Namespace, world: World) -> int:
 
 
 def _export_hf(options: argparse.Namespace, world: World) -> int:
+    from distlm.data.shard_files import TOKENIZER_FOLDER
     from distlm.models.plm_export import save_pretrained
     from distlm.models.plm_io import load_plm
+    from distlm.runtime.collective import rank0_first
+    from distlm.runtime.comm import open_comm
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)
     run, out = RunDir(Path(config.run_dir)), Path(options.out)
-    checkpoint = run.newest_checkpoint()
-    tokenizer = run.shards(config) / "tokenizer"
-    save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
+
+    def export() -> Path:
+        checkpoint, tokenizer = run.newest_checkpoint(), run.shards(config) / TOKENIZER_FOLDER
+        save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
+        return checkpoint
+
+    comm = open_comm(world)
+    checkpoint = rank0_first(comm, export)
+    comm.close()
     return print_once(f"export hf: {checkpoint} as {out}", world)
 
 

@@ -58,7 +58,7 @@ class PlmConfig:
     checkpoint: str = ""
     """Hugging Face folder or name of the model to start from, instead of a fresh one."""
     init_from: str = ""
-    """Run directory or checkpoint of distlm to start from; memory that it lacks starts fresh (Kim & Jung: Init)."""
+    """Run directory or checkpoint of distlm to start from, without memory: that starts fresh (Kim & Jung: Init)."""
     layers: int = 12
     """Transformer layers."""
     width: int = 768

@@ -137,7 +137,7 @@ def _read_counters(table: ValueTable, file: Any, names: set[str], path: Path) ->
     elif table.updates:
         raise DistlmError(
             f"{path}: was trained with memory.row_steps=false and has no counts of each slot's updates; set it to "
-            "false, or start from the checkpoint's values alone (plm.init_from)"
+            "false, or start anew with another run_dir="
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import safetensors
 from torch import Tensor, nn
 
 from distlm.config.plm import MemoryConfig, PlmConfig
@@ -241,14 +242,36 @@ def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
 
 
 def masked_lm_from(checkpoint: str) -> Any:
-    """Hugging Face's model with its weights; a head that the checkpoint lacks is fresh. Raises DistlmError."""
+    """Hugging Face's model with its weights; a head that the checkpoint lacks is fresh.
+
+    Raises DistlmError for what cannot be read, a missing weight of the encoder, and any of another shape.
+    """
     transformers = transformers_library()
     try:
-        return transformers.AutoModelForMaskedLM.from_pretrained(checkpoint)
+        model, facts = transformers.AutoModelForMaskedLM.from_pretrained(
+            checkpoint, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except safetensors.SafetensorError as error:
+        raise DistlmError(
+            f"plm.checkpoint={checkpoint}: model.safetensors is cut or damaged ({error}); get the checkpoint again"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: no model folder or name on the hub that transformers can read ({error})"
         ) from error
+    # transformers fills what is missing with random numbers.
+    faults = {name: "of another shape" for name, *_ in facts["mismatched_keys"]} | {
+        name: "missing"
+        for name in facts["missing_keys"]
+        if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+    }
+    if faults:
+        name = min(faults)
+        raise DistlmError(
+            f"plm.checkpoint={checkpoint}: {name} is {faults[name]} there (one of {len(faults)} such weights); the "
+            "checkpoint is not whole, get it again"
+        )
+    return model
 
 
 def transformers_library() -> Any:

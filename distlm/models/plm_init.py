@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distlm.config.plm import MemoryConfig, PlmConfig
+from distlm.data.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.models.io import read_weights
-from distlm.models.plm import Plm, masked_lm_from
+from distlm.models.plm import Plm, masked_lm_from, transformers_library
+from distlm.models.plm_export import has_memory
+from distlm.runtime.progress import say
+from distlm.runtime.world import resolve_world
 
 _FFN = (".intermediate.", ".output.dense.", ".ffn.lin1.", ".ffn.lin2.")
 
@@ -17,9 +22,9 @@ _FFN = (".intermediate.", ".output.dense.", ".ffn.lin1.", ".ffn.lin2.")
 def start_from(model: Plm, plm: PlmConfig, memory: MemoryConfig, tokenizer: str) -> None:
     """Copy the weights of plm.init_from (Kim & Jung section 3.3: Init) or plm.checkpoint into a fresh model.
 
-    `tokenizer` is the hash of the tokenizer of the run. Memory that the source lacks stays fresh, and so do the
-    feed-forward networks beside it with memory.fresh_ffn (ResM′). Raises DistlmError for a source that cannot be
-    read, of another architecture, tokenizer or vocabulary, and when both are given.
+    `tokenizer` is the hash of the tokenizer of the run. The memory stays fresh, and so do the feed-forward networks
+    beside it with memory.fresh_ffn (ResM′). Raises DistlmError for a source that cannot be read or has a memory, of
+    another architecture, tokenizer or vocabulary, and when both are given.
     """
     if plm.init_from and plm.checkpoint:
         raise DistlmError(
@@ -44,14 +49,87 @@ def start_from(model: Plm, plm: PlmConfig, memory: MemoryConfig, tokenizer: str)
             )
         _copy(model, weights, memory, f"plm.init_from={plm.init_from}")
     elif plm.checkpoint:
-        source = masked_lm_from(plm.checkpoint)
-        if source.config.vocab_size != model.vocabulary:
+        if has_memory(plm.checkpoint):
             raise DistlmError(
-                f"plm.checkpoint={plm.checkpoint}: a vocabulary of {source.config.vocab_size}, and the shards have "
-                f"{model.vocabulary}; make shards with its vocabulary (shards.vocabulary)"
+                f"plm.checkpoint={plm.checkpoint}: has a memory, which would be lost; continue the run that it was "
+                "exported from, fine-tune it as it is (finetune.checkpoint), or start from a model without memory"
             )
+        source = masked_lm_from(plm.checkpoint)
+        _require_vocabulary(f"plm.checkpoint={plm.checkpoint}", plm.checkpoint, source, model.vocabulary, tokenizer)
         weights = {f"hf.{name}": value.detach() for name, value in source.named_parameters()}
         _copy(model, weights, memory, f"plm.checkpoint={plm.checkpoint}")
+
+
+def _require_vocabulary(name: str, checkpoint: str, source: Any, size: int, tokenizer: str) -> None:
+    """DistlmError unless `source` has the token → id map of the shards' tokenizer, of `size` pieces and that hash."""
+    rows = source.config.vocab_size
+    path = _tokenizer_file(checkpoint)
+    if path is None:
+        if rows != size:
+            raise DistlmError(
+                f"{name}: a vocabulary of {rows}, and the shards have {size}; make shards with the vocab.txt that it "
+                "was trained with (shards.vocabulary)"
+            )
+        say(
+            f"{name}: no {VOCABULARY} or {TOKENIZER} there: that its {rows} tokens are those of the shards cannot be "
+            "checked",
+            resolve_world().rank,
+        )
+        return
+    pieces = _pieces(name, path)
+    # The map does not say how text was made ready for it.
+    if tokenizer not in [WordPiece(pieces, lower_case).hash for lower_case in (True, False)]:
+        made_from = path if path.name == VOCABULARY else f"a {VOCABULARY} of the pieces in {path}, one a line by id"
+        raise DistlmError(
+            f"{name}: another vocabulary ({len(pieces)} pieces, {path}) than that of the shards ({size} pieces, hash "
+            f"{tokenizer}); make shards with shards.vocabulary={made_from}"
+        )
+    if rows != size:
+        raise DistlmError(
+            f"{name}: {rows} embeddings for the {size} pieces of its vocabulary; cut them "
+            f"(resize_token_embeddings({size}) of transformers), save it and its tokenizer, and give that folder"
+        )
+
+
+def _pieces(name: str, path: Path) -> tuple[str, ...]:
+    """The pieces of a tokenizer's file by id. Raises DistlmError for another tokenizer than WordPiece."""
+    if path.name == VOCABULARY:
+        return WordPiece.load(path, True).pieces
+    kind = "BPE"
+    if path.name == TOKENIZER:
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        # The library raises plain Exception.
+        except Exception as error:
+            raise DistlmError(f"{path}: no tokenizer that can be read ({error}); get the checkpoint again") from error
+        kind = type(tokenizer.model).__name__
+        if kind == "WordPiece":
+            ids = tokenizer.get_vocab()
+            return tuple(sorted(ids, key=ids.__getitem__))
+    raise DistlmError(
+        f"{name}: a {kind} vocabulary ({path}), and shards are WordPiece, so none can be made for it; start from a "
+        "checkpoint with a WordPiece vocabulary, as BERT's"
+    )
+
+
+def _tokenizer_file(checkpoint: str) -> Path | None:
+    """What says the vocabulary of a folder or name on the hub; None: nothing there does."""
+    transformers_library()
+    from transformers.utils import cached_file
+
+    for name in (VOCABULARY, TOKENIZER, "vocab.json"):
+        try:
+            found = cached_file(
+                checkpoint, name, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise DistlmError(f"plm.checkpoint={checkpoint}: {name} cannot be read ({error})") from error
+        if found is not None:
+            return Path(found)
+    return None
 
 
 def checkpoint_of(path: Path) -> Path:

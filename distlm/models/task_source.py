@@ -1,4 +1,5 @@
-"""What a fine-tuning starts from: a model that distlm pretrained, or one of Hugging Face, with its tokenizer."""
+"""What a fine-tuning starts from: a model that distlm pretrained or exported, or one of Hugging Face, with its
+tokenizer."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,12 @@ from distlm.data.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.memory.files import load_table
 from distlm.models.card import CARD
+from distlm.models.complete import COMPLETE, check_files
 from distlm.models.io import read_weights
 from distlm.models.plm import transformers_library
+from distlm.models.plm_export import has_memory, without_values
 from distlm.models.plm_task import TaskModel, TaskModelConfig
-from distlm.runtime.files import bytes_hash, json_hash, read_json
+from distlm.runtime.files import bytes_hash, file_hash, json_hash, read_json
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
@@ -36,7 +39,7 @@ class Source:
     name: str
     """As errors call it."""
     folder: Path | None
-    """Checkpoint of distlm; None: Hugging Face's."""
+    """Where the memory's files are; None: a model without memory that distlm did not write."""
     backbone: dict[str, Any]
     memory: dict[str, Any]
     seed: int
@@ -78,7 +81,7 @@ def open_source(config: FinetuneConfig, run: Path, shards: Path) -> Source:
     path = Path(config.checkpoint)
     if (path / "complete.json").exists() or (path / CARD).exists() or (path / "checkpoints").is_dir():
         return _ours(path, config, shards)
-    return _hugging_face(config)
+    return _exported(path, config) if has_memory(path) else _hugging_face(config)
 
 
 def start_from_source(model: TaskModel, source: Source) -> None:
@@ -111,10 +114,10 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
     weights, card = read_weights(folder)
     if card["kind"] not in ("plm", "plm_task"):
         raise DistlmError(f"{name}: a {card['kind']}, not a masked language model")
-    facts = read_json(folder / "complete.json", "marker of a complete checkpoint")["files"]
+    facts = read_json(folder / COMPLETE, "marker of a complete checkpoint")["files"]
     memory = card["config"]["memory"]
     for layer in memory.get("positions", []):
-        _require_memory(name, folder, layer, facts)
+        _require_memory(name, folder, layer)
     tokenizer = _tokenizer_of(config, folder, shards, card)
     tokenizer_hash = hash_of_tokenizer(tokenizer)
     identity = {file: fact["hash"] for file, fact in facts.items() if file.startswith("memory-")}
@@ -125,19 +128,9 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
     )  # fmt: skip
 
 
-def _require_memory(name: str, folder: Path, layer: int, facts: Mapping[str, Any]) -> None:
-    """`facts`: the files of the checkpoint by its marker."""
-    files = [file for file in facts if file.startswith(f"memory-{layer:02d}-")]
-    for file in files:
-        path = folder / file
-        if not path.is_file():
-            raise DistlmError(f"{name}: a checkpoint without its memory: no {file}; copy the whole checkpoint folder")
-        if (size := path.stat().st_size) != facts[file]["bytes"]:
-            raise DistlmError(
-                f"{path}: cut or another file: {size} bytes, {facts[file]['bytes']} were written; copy the whole "
-                "checkpoint folder"
-            )
-    if not files:
+def _require_memory(name: str, folder: Path, layer: int) -> None:
+    """Compare the files of a layer's memory with the checkpoint's marker."""
+    if not check_files(folder, "copy the whole checkpoint folder", f"memory-{layer:02d}-"):
         raise DistlmError(
             f"{name}: a checkpoint without its memory: no files of layer {layer}'s values (a fine-tuning with frozen "
             "values keeps them with finetune.keep_models=true); use another checkpoint"
@@ -213,11 +206,52 @@ def _hugging_face(config: FinetuneConfig) -> Source:
                 f"{name}: neither a run directory or checkpoint of distlm, nor a folder or name on the hub that "
                 f"transformers can read ({error})"
             ) from error
-        found: dict[str, Any] = model.config.to_dict()
-        if found["model_type"] not in ("bert", "distilbert", "roberta"):
-            raise DistlmError(f"{name}: a {found['model_type']}; bert, distilbert and roberta are known")
-        place = config.tokenizer or config.checkpoint
-        place = str(Path(place).parent) if Path(place).is_file() else place
+    found: dict[str, Any] = model.config.to_dict()
+    if found["model_type"] not in ("bert", "distilbert", "roberta"):
+        raise DistlmError(f"{name}: a {found['model_type']}; bert, distilbert and roberta are known")
+    size = found.pop("vocab_size")
+    tokenizer, pad = _transformers_tokenizer(config, name, size)
+    missing = set(facts["missing_keys"])
+    weights = {
+        f"hf.{model.base_model_prefix}.{key}": value.detach().float()
+        for key, value in model.named_parameters()
+        if key not in missing
+    }
+    tokenizer_hash = hash_of_tokenizer(tokenizer)
+    return Source(
+        name, None, found, {}, 1, size, weights, tokenizer, tokenizer_hash, pad,
+        json_hash([_hash_of_weights(weights), tokenizer_hash]),
+    )  # fmt: skip
+
+
+def _exported(folder: Path, config: FinetuneConfig) -> Source:
+    """A folder of `distlm export hf` that has a memory."""
+    name = f"finetune.checkpoint={folder}"
+    model = without_values(folder)
+    weights = {key: value.detach() for key, value in model.named_parameters()}
+    tokenizer, pad = _transformers_tokenizer(config, name, model.vocabulary)
+    tokenizer_hash = hash_of_tokenizer(tokenizer)
+    values = [[path.name, file_hash(path)] for path in sorted(folder.glob("memory-*.safetensors"))]
+    return Source(
+        name, folder, model.config.backbone, model.config.memory, model.config.seed, model.vocabulary, weights,
+        tokenizer, tokenizer_hash, pad, json_hash([_hash_of_weights(weights), values, tokenizer_hash]),
+    )  # fmt: skip
+
+
+def _hash_of_weights(weights: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for key, value in weights.items():
+        digest.update(key.encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _transformers_tokenizer(config: FinetuneConfig, name: str, size: int) -> tuple[Any, int]:
+    """The tokenizer of a Hugging Face folder, for a model of `size` embeddings; and the id of its padding."""
+    library = transformers_library()
+    place = config.tokenizer or config.checkpoint
+    place = str(Path(place).parent) if Path(place).is_file() else place
+    with _quiet(library):
         try:
             if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
                 # transformers would make up an empty one.
@@ -229,7 +263,6 @@ def _hugging_face(config: FinetuneConfig) -> Source:
                 f"{name}: no tokenizer that transformers can read at {place} ({error}); set finetune.tokenizer to the "
                 "folder of the tokenizer that the model was trained with"
             ) from error
-    size = found.pop("vocab_size")
     if not size - _PADDED_VOCABULARY < len(tokenizer) <= size:
         raise DistlmError(
             f"{place}: vocabulary mismatch: a tokenizer of {len(tokenizer)} pieces, {name} has {size}; set "
@@ -237,21 +270,7 @@ def _hugging_face(config: FinetuneConfig) -> Source:
         )
     backend.no_truncation()
     backend.no_padding()
-    missing = set(facts["missing_keys"])
-    weights = {
-        f"hf.{model.base_model_prefix}.{key}": value.detach().float()
-        for key, value in model.named_parameters()
-        if key not in missing
-    }
-    digest = xxhash.xxh3_128()
-    for key, value in weights.items():
-        digest.update(key.encode())
-        digest.update(value.numpy().tobytes())
-    tokenizer_hash = hash_of_tokenizer(backend)
-    return Source(
-        name, None, found, {}, 1, size, weights, backend, tokenizer_hash, int(tokenizer.pad_token_id),
-        json_hash([digest.hexdigest(), tokenizer_hash]),
-    )  # fmt: skip
+    return backend, int(tokenizer.pad_token_id)
 
 
 @contextlib.contextmanager
@@ -282,5 +301,6 @@ def load_task_model(folder: Path, device: torch.device | str = "cpu") -> tuple[T
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
     for layer, memory in model.memories.items():
+        _require_memory(str(folder), folder, layer)
         memory.load_extra(load_table(memory.table, folder, layer, moments=False))
     return model.to(device).eval(), tokenizer

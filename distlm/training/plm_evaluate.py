@@ -7,7 +7,6 @@ the ranks in batches; every rank has the whole model.
 import math
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 
 from distlm.data.masking import NO_LABEL
 from distlm.data.shard_reader import ShardRows
-from distlm.errors import DistlmError
 from distlm.memory import measures
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
@@ -28,7 +26,7 @@ from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
-from distlm.training.finished import RESULT
+from distlm.training.finished import RESULT, memory_files, open_texts
 from distlm.training.plm_validate import masked_batch
 
 _TOKENS = 8192
@@ -44,13 +42,13 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
     began, run, config = time.monotonic(), stage.run, stage.config
     checkpoint = run.newest_checkpoint()
     model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
-    texts = together(stage.comm, lambda: open_texts(stage, card, checkpoint))
+    texts = together(stage.comm, lambda: _open(stage, card, str(checkpoint)))
     results: dict[str, Any] = {
         "format": 1, "name": config.name, "splits": {}, "context_rule": "masked tokens of whole rows",
         "model": {
             "kind": card["kind"], "parameters": sum(p.numel() for p in model.parameters()),
-            "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint), "step": card["step"],
-            "checkpoint": str(checkpoint),
+            "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint),
+            "memory_files": memory_files(checkpoint), "step": card["step"], "checkpoint": str(checkpoint),
         },
         "staleness": _staleness(model, card["step"]),
         "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
@@ -69,25 +67,17 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
     return {**{name: found["perplexity"] for name, found in results["splits"].items()}, "seconds": round(seconds, 3)}
 
 
-def open_texts(stage: Stage, card: dict[str, Any], checkpoint: Path) -> dict[str, ShardRows]:
-    """Name → rows. Raises DistlmError for shards of another tokenizer."""
-    folder = stage.run.shards(stage.config)
-    texts: dict[str, ShardRows] = {}
-    for split in ("valid", "test"):
-        if split in stage.config.shards.splits:
-            texts[split] = ShardRows.open(folder, split)
-    for word in stage.config.plm.texts:
-        name, equals, path = word.partition("=")
-        if not equals or name in texts:
-            raise DistlmError(f"plm.texts: {word!r}: give each as NAME=FOLDER of shards, every name once")
-        texts[name] = ShardRows.open(Path(path), "test")
+def _open(stage: Stage, card: dict[str, Any], whose: str) -> dict[str, ShardRows]:
+    """As open_texts. Raises DistlmError also for shards of another tokenizer than the model's (`whose`)."""
+    texts = open_texts(stage.config, stage.run)
     for rows in texts.values():
-        rows.require_tokenizer(card["dictionary"], card["vocabulary"], str(checkpoint))
+        rows.require_tokenizer(card["dictionary"], card["vocabulary"], whose)
     return texts
 
 
 def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[str, Any]:
-    """Tokens, loss_nats, perplexity, and per layer the measures of its memory's use. Collective."""
+    """Tokens, rows and which those are, loss_nats, perplexity, and per layer the measures of its memory's use.
+    Collective."""
     size = max(1, _TOKENS // rows.row_tokens)
     batches, comm = math.ceil(len(rows) / size), stage.comm
     total, tokens = 0.0, 0
@@ -103,8 +93,8 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[
     total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
     use = {str(layer): UsageCounts.total([each[2][layer] for each in everyone]).measures() for layer in measured}
     return {
-        "tokens": tokens, "rows": len(rows), "loss_nats": total / max(tokens, 1),
-        "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
+        "tokens": tokens, "rows": len(rows), "rows_fingerprint": rows.fingerprint,
+        "loss_nats": total / max(tokens, 1), "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
     }  # fmt: skip
 
 

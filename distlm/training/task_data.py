@@ -44,7 +44,7 @@ class TaskData:
     main: str
     """The task's metric."""
     baseline: dict[str, float]
-    """What the most frequent label or answer of train reaches."""
+    """Metric → the best that a single answer for all of dev reaches; of SQuAD, what train's most frequent one does."""
     left_out: int = 0
     """Questions of train without an answer that can be found."""
 

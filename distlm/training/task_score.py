@@ -37,12 +37,12 @@ class TaskValidation(Validation):
 
     @property
     def values(self) -> dict[str, Any]:
-        memory = {
-            f"memory/{layer}/dev/{name}": value
-            for layer, found in self.memory.items()
-            for name, value in found.items()
-            if name != "labels"
-        }
+        memory: dict[str, Any] = {}
+        for layer, found in self.memory.items():
+            labels = found.get("labels", {})
+            measured = {name: value for name, value in found.items() if name != "labels"}
+            measured |= {f"labels/{pair}/{name}": labels[pair][name] for pair in labels for name in labels[pair]}
+            memory |= {f"memory/{layer}/dev/{name}": value for name, value in measured.items()}
         return {"valid/loss": self.loss, **{f"dev/{name}": value for name, value in self.scores.items()}, **memory}
 
     @property

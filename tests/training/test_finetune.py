@@ -100,6 +100,11 @@ def test_it_learns_with_a_memory(kind: str, values: str, tmp_path: Path, data: P
             measures = layer[when]
             assert 0 < measures["top1_mu"] <= measures["mu"] <= 1 and measures["kl_u"] >= 0 and measures["kl_w"] >= 0
             assert measures["labels"].keys() == {"1|0"} and 0 <= measures["labels"]["1|0"]["iou"] <= 1
+    # At the end of each epoch they are logged, those of labels under the same names; the last are the seed's result.
+    *_, last = (line for line in lines(folder / "seed-1" / "metrics.jsonl") if "dev/accuracy" in line)
+    after_two = found["seeds"]["1"]["memory"]["2"]["after"]
+    assert last["memory/2/dev/top1_mu"] == after_two["top1_mu"]
+    assert {name: last[f"memory/2/dev/labels/1|0/{name}"] for name in ("kl", "iou")} == after_two["labels"]["1|0"]
     # What it tells apart, it looks up apart.
     assert found["memory"]["2"]["after"]["labels"]["1|0"]["kl"] > found["memory"]["2"]["before"]["labels"]["1|0"]["kl"]
 
@@ -290,10 +295,10 @@ def test_bad_input_is_refused_with_one_clear_error(tmp_path: Path, data: Path) -
     found = f"finetune.tokenizer={tmp_path / 'elsewhere' / 'tokenizer'}"
     (file,) = source.glob("checkpoints/*/memory-02-*")
     file.rename(tmp_path / "memory")
-    refused(r"a checkpoint without its memory: no memory-02-\S+; copy", from_source, found)
+    refused(r"memory-02-\S+: damaged \(missing, .*copy the whole checkpoint folder", from_source, found)
     (tmp_path / "memory").rename(file)
     file.write_bytes(file.read_bytes()[:100])
-    refused(r"memory-02-\S+: cut or another file: 100 bytes", from_source, found)
+    refused(r"memory-02-\S+: damaged \(100 bytes, ", from_source, found)
 
 
 def test_what_is_not_set_is_table_3() -> None:
