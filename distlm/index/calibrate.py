@@ -25,6 +25,8 @@ from distlm.runtime.stop import StopFlag
 QUICK_KEYS = 64
 """Training keys per list of the stand-in template: it must have the right shape, not the right centroids."""
 KMEANS_KEYS = 32768
+TRANSFORM_KEYS = 4096, 16384
+"""Transforms are trained on so many keys, then on so many: what each key adds is the difference."""
 ADD_S = 5.0
 """Seconds of adding that are measured."""
 DISK_BYTES = 512 << 20
@@ -125,7 +127,7 @@ def _transforms(factory: Factory, random: np.random.Generator) -> tuple[float, f
     """(keys per second, fixed seconds) of training all vector transforms."""
     if not transforms_of(factory.build()):
         return float("inf"), 0.0
-    few, many = (_vectors(random, rows, factory.width) for rows in (4096, 16384))
+    few, many = (_vectors(random, rows, factory.width) for rows in TRANSFORM_KEYS)
 
     def train(keys: Array) -> float:
         # The index keeps its transforms alive.

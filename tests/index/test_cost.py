@@ -43,6 +43,7 @@ def test_any_factory_can_be_measured(factory: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(calibration, "DISK_BYTES", 1 << 20)
     monkeypatch.setattr(calibration, "READ_PIECE", 1 << 18)
     monkeypatch.setattr(calibration, "KMEANS_KEYS", 2000)
+    monkeypatch.setattr(calibration, "TRANSFORM_KEYS", (300, 600))
     monkeypatch.setattr(calibration, "ADD_S", 0.05)
     told: list[str] = []
     rates = calibrate(fit_factory(factory, 32, 50_000, 50_000), tmp_path, told.append)
