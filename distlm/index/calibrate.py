@@ -13,12 +13,13 @@ import numpy as np
 from distlm.index.copy import MergeLayout
 from distlm.index.encode import Encoder, transforms_of
 from distlm.index.factory import Factory, inverted_file
-from distlm.index.faiss_module import rank_threads, require_faiss, usable_cores
+from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
 from distlm.index.plan import PQ_ITERATIONS, PQ_SAMPLE
 from distlm.index.torch_lists import gpu_device
 from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.comm import SingleComm
+from distlm.runtime.cores import usable_cores
 from distlm.runtime.files import require_free_disk, sync_file
 from distlm.runtime.stop import StopFlag
 

@@ -11,11 +11,12 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index.encode import Encoder
 from distlm.index.factory import Factory, fit_factory
-from distlm.index.faiss_module import require_faiss, usable_cores
+from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.sample import read_sample, sample_counts, sample_rows
 from distlm.index.search import SearchIndex
 from distlm.index.template import train_template
+from distlm.runtime.cores import usable_cores
 
 PROBES = (8, 32, 128)
 

@@ -39,13 +39,6 @@ def rank_threads() -> int:
     return max(1, int(first)) if first.isdigit() else 1
 
 
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _installed(name: str) -> bool:
     try:
         metadata.version(name)

@@ -11,8 +11,9 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.encode import LEAST_BATCH
 from distlm.index.factory import Factory, fit_factory, inverted_file
-from distlm.index.faiss_module import require_faiss, usable_cores
+from distlm.index.faiss_module import require_faiss
 from distlm.index.merge import UNIT_BYTES
+from distlm.runtime.cores import usable_cores
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir

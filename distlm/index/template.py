@@ -9,10 +9,11 @@ import numpy as np
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.factory import KEYS_PER_LIST, MOST_KEYS_PER_LIST, Factory, fit_factory, inverted_file
-from distlm.index.faiss_module import rank_threads, require_faiss, usable_cores
+from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, serialise
 from distlm.index.sample import read_sample, sample_counts, sample_rows
 from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.cores import usable_cores
 from distlm.runtime.files import (
     atomic_path,
     bytes_hash,
@@ -22,6 +23,7 @@ from distlm.runtime.files import (
     sweep_temporaries,
     write_json,
 )
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
@@ -71,29 +73,45 @@ def run_index_train(stage: Stage) -> dict[str, Any]:
     """Train RUN/index/template.index on a seeded sample of the datastore. Returns seconds, nlist, sample and id.
 
     Every rank reads the sample of its shards; rank 0 trains with the node's cores while the others wait.
-    Raises DistlmError for a refused factory, NaN or infinite keys, and a template of another store or factory.
+    Raises DistlmError for a refused factory, NaN or infinite keys, a template of another store or factory, and while
+    another run writes this index.
     """
-    start = time.monotonic()
-    faiss = require_faiss()
+    require_faiss()
     datastore = together(stage.comm, lambda: Datastore.open(stage.run.datastore))
     folder, config = IndexFolder(stage.run.index), stage.config.index
     plan = together(stage.comm, lambda: fit_factory(config.factory, datastore.width, datastore.rows, config.sample))
-    done = rank0_first(stage.comm, lambda: _trained_before(folder, datastore, plan, config.seed))
-    if done:
-        say(f"index train: {folder.template} is complete, nothing to do", stage.comm.rank)
-        return {"seconds": 0.0, "template": done["template"], "nlist": done["nlist"], "done_before": True}
+    # First without the lock: a finished folder may be read-only.
+    if done := _nothing_to_do(stage, folder, datastore, plan):
+        return done
+    with only_writer(folder.root, stage.comm, "training this index"):
+        # The run that held the lock until now may have trained it.
+        return _nothing_to_do(stage, folder, datastore, plan) or _train_together(stage, folder, datastore, plan)
+
+
+def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> dict[str, Any] | None:
+    """What run_index_train returns for a template that is there; None without one. Collective."""
+    done = rank0_first(stage.comm, lambda: _trained_before(folder, datastore, plan, stage.config.index.seed))
+    if not done:
+        return None
+    say(f"index train: {folder.template} is complete, nothing to do", stage.comm.rank)
+    return {"seconds": 0.0, "template": done["template"], "nlist": done["nlist"], "done_before": True}
+
+
+def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> dict[str, Any]:
+    """The work of run_index_train. Collective; by the only writer."""
+    start = time.monotonic()
     if stage.comm.rank == 0:
         for message in plan.messages:
             say(f"index train: {message}")
     rank0_first(stage.comm, lambda: _prepare_folder(folder, plan))
-    keys = gather_sample(stage, datastore, plan, config.seed)
+    keys = gather_sample(stage, datastore, plan, stage.config.index.seed)
     meta = rank0_first(
         stage.comm, lambda: _train(stage, folder, datastore, plan, keys if keys is not None else np.empty((0, 0)))
     )
     seconds = time.monotonic() - start
     if stage.comm.rank == 0:
         stage.run.metrics.write("index train", {STAGE_SECONDS: round(seconds, 3), "sample": plan.sample})
-    faiss.omp_set_num_threads(rank_threads())
+    require_faiss().omp_set_num_threads(rank_threads())
     return {"seconds": seconds, "template": meta["template"], "nlist": plan.nlist, "sample": plan.sample}
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import file_hash, json_hash, read_json, sync_file, sync_folder, write_json
+from distlm.runtime.files import disk_is_full, file_hash, json_hash, read_json, sync_file, sync_folder, write_json
 
 FORMAT = 1
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
@@ -76,7 +76,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno == 28:
+        if disk_is_full(error):
             raise DistlmError(
                 f"{folder}: no space left on the disk; free some and run the same command again"
             ) from error

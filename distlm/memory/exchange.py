@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.runtime.rendezvous import WAIT
 
 SMALL = 4096
 """Numbers that `Exchange.sum` sends in one collective."""
@@ -148,7 +149,7 @@ class Exchange:
         for groups, of_mine in ((neighbours, self.replica), (equals, self.column)):
             # Every rank makes every group, in one order, as torch wants it.
             trivial = len(groups) == 1 or len(groups) == self.size
-            made = [None if trivial else dist.new_group(list(ranks)) for ranks in groups]
+            made = [None if trivial else dist.new_group(list(ranks), timeout=WAIT) for ranks in groups]
             mine.append(made[of_mine])
         return mine[0], mine[1]
 

@@ -1,6 +1,5 @@
 """Running an experiment: its commands in order, several at once where asked; each resumes or says it is complete."""
 
-import os
 import shlex
 import subprocess
 import time
@@ -16,6 +15,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
+from distlm.runtime.cores import usable_cores
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
@@ -97,13 +97,14 @@ def _start(experiment: Experiment, item: Item, number: int, config: RunConfig, a
     log = _log(experiment, item)
     say(f"[{number}/{len(experiment.items)}] {command_line(item)}" + (f" > {log}" if at_once > 1 else ""))
     ranks = config.launch.ranks if any(verb.ranks for verb in STAGE_VERBS if verb.words == item.verb) else 1
-    command = verb_command(item.verb, config, item.recipe, item.settings, ranks)
+    settings = item.settings
+    if at_once > 1 and not config.launch.threads:
+        # Commands under way share the cores.
+        settings = (*settings, f"launch.threads={max(1, usable_cores() // (config.launch.ranks * at_once))}")
+    command = verb_command(item.verb, config, item.recipe, settings, ranks)
     environment = stage_environment(config)
     if at_once == 1:
         return _Running(item, subprocess.Popen(command, env=environment), time.monotonic())
-    if "OMP_NUM_THREADS" not in os.environ and not config.launch.threads:
-        # Commands under way share the cores.
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // (config.launch.ranks * at_once)))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)

@@ -111,7 +111,8 @@ class MpiComm:
         self.barrier()
         payload = pickle.dumps(value, protocol=5)
         totals = self._comm.allgather(len(payload))
-        if max(totals) <= self.PIECE:
+        # Where each begins in rank 0's buffer must fit in 31 bits, too.
+        if sum(totals) <= self.PIECE:
             received = self._comm.gather(payload, root=0)
             return None if received is None else [pickle.loads(item) for item in received]
         if self.rank != 0:
@@ -176,6 +177,6 @@ def open_comm(world: World) -> Comm:
     """
     if world.size == 1:
         return SingleComm()
-    if world.source == "mpi" or (world.source == "slurm" and "PMIX_RANK" in os.environ):
+    if world.source == "mpi" or (world.source == "slurm" and {"PMIX_RANK", "PMI_RANK"} & os.environ.keys()):
         return MpiComm(world)
     return TorchComm(world)

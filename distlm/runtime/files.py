@@ -1,9 +1,11 @@
 """Files that are whole or absent: written beside their place, fsynced, renamed; checksums; free disk."""
 
+import errno
 import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,6 @@ import xxhash
 from distlm.errors import DistlmError
 
 _CHUNK = 8 << 20
-
-# It can only be read by setting it.
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno == 28:
+        if disk_is_full(error):
             raise DistlmError(f"{path}: no space left on the disk; free some and run the same command again") from error
         raise
     finally:
@@ -43,15 +41,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's data to the disk, and give it the modes that the user's umask allows."""
-    # safetensors makes files that the owner alone can read, wherever the folder is shared.
-    path.chmod(0o666 & ~_UMASK)
+    """Flush a file's data to the disk; whoever may read other new files of the folder may read it, too."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    # safetensors makes files that the owner alone can read. What others may do is up to umask, or the folder's ACL.
+    if not mode & 0o077 and (usual := _mode_of_new_files(path)) != mode:
+        path.chmod(usual)
     _flush(path)
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether that, or a quota, is what an error says. numpy's has no number, only the counts it wrote."""
+    if error.errno is None:
+        return "requested and" in str(error)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (renames, new files) to the disk."""
     _flush(folder)
+
+
+def _mode_of_new_files(beside: Path) -> int:
+    probe = beside.with_name(f"{beside.name}.mode.tmp")
+    try:
+        probe.touch()
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -11,6 +11,10 @@ from distlm.runtime.world import World
 JOIN_WITHIN = timedelta(seconds=180)
 """Ranks of one start come up within this time, or something is wrong."""
 
+WAIT = timedelta(days=7)
+"""How long a collective waits. One rank may work for hours while the others wait for it, and torch's 30 minutes (NCCL:
+10) would end them all; that a rank is dead the others learn from its signs of life (distlm.runtime.alive)."""
+
 
 def join_group(world: World) -> None:
     """Make the torch.distributed group unless there is one: gloo, and NCCL beside it where there is CUDA. Collective.
@@ -26,19 +30,19 @@ def join_group(world: World) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if world.size == 1:
         # No port is opened, so any number of single runs share a machine.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=WAIT)
         return
     export_rendezvous(world)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # torchrun's agent listens there already.
-            dist.init_process_group(backend, rank=world.rank, world_size=world.size)
+            dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=WAIT)
             return
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world.size, world.rank == 0, JOIN_WITHIN
         )
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=WAIT)
     except dist.DistError as error:
         text = str(error)
         if "EADDRINUSE" in text or "already in use" in text:

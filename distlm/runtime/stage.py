@@ -11,6 +11,7 @@ from distlm.errors import DistlmError
 from distlm.runtime.alive import watching
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm, open_comm
+from distlm.runtime.cores import rank_cores
 from distlm.runtime.progress import record_progress, say
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
@@ -55,8 +56,8 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
 
 
 def set_threads(threads: int, world: World) -> int:
-    """Give this rank `threads` CPU threads (0: its share of the node's cores) before numeric libraries load."""
-    count = threads or max(1, (os.cpu_count() or 1) // world.local_size)
+    """Give this rank `threads` CPU threads (0: its cores) before numeric libraries load."""
+    count = threads or rank_cores(world)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -65,7 +65,8 @@ def from_mpi(env: Environ) -> World | None:
             env["OMPI_COMM_WORLD_RANK"], env["OMPI_COMM_WORLD_SIZE"],
             env["OMPI_COMM_WORLD_LOCAL_RANK"], env["OMPI_COMM_WORLD_LOCAL_SIZE"], "mpi",
         )  # fmt: skip
-    if "PMI_RANK" in env and "PMI_SIZE" in env:
+    # Under srun --mpi=pmi2 nothing says which ranks share a node but Slurm's own variables.
+    if "PMI_RANK" in env and "PMI_SIZE" in env and ("MPI_LOCALNRANKS" in env or "SLURM_STEP_NUM_TASKS" not in env):
         rank, size = env["PMI_RANK"], env["PMI_SIZE"]
         return _world(rank, size, env.get("MPI_LOCALRANKID", rank), env.get("MPI_LOCALNRANKS", size), "mpi")
     return None
@@ -130,7 +131,8 @@ def _why_other_size(env: Environ, world: World) -> str:
 def _launched_inside_step(env: Environ, world: World) -> bool:
     if world.source == "torch":
         return "TORCHELASTIC_RUN_ID" in env or "CROSS_SIZE" in env
-    return world.source == "mpi" and "OMPI_COMM_WORLD_SIZE" in env
+    # MPICH's mpiexec (Hydra) and Open MPI's mpirun start their daemons by srun.
+    return world.source == "mpi" and ("OMPI_COMM_WORLD_SIZE" in env or "MPI_LOCALNRANKS" in env)
 
 
 def _world(rank: str, size: str, local_rank: str, local_size: str, source: str) -> World:

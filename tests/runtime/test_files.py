@@ -1,5 +1,6 @@
 """Files are whole or absent; the run directory refuses another configuration; metrics survive a cut line."""
 
+import errno
 import os
 import shutil
 import signal
@@ -101,6 +102,43 @@ def test_what_is_written_has_the_users_modes(tmp_path):
         temporary.chmod(0o600)
     (tmp_path / "plain").write_bytes(b"x")
     assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_safetensors_wrote_is_as_open_as_other_files(tmp_path):
+    for umask in (0o022, 0o077, 0o027, 0o002):
+        before = os.umask(umask)
+        try:
+            (tmp_path / "plain").write_bytes(b"x")
+            with atomic_path(tmp_path / "weights") as temporary:
+                temporary.write_bytes(b"x")
+                temporary.chmod(0o600)
+        finally:
+            os.umask(before)
+        assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        (tmp_path / "plain").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_what_others_may_do_is_left_to_whoever_wrote(tmp_path):
+    """With a default ACL a new file is 0660 whatever the umask, and must stay so."""
+    with atomic_path(tmp_path / "shared") as temporary:
+        temporary.write_bytes(b"x")
+        temporary.chmod(0o660)
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "quota"), OSError("3000000 requested and 12 written")],
+)
+def test_a_full_disk_and_a_quota_are_one_clear_error(tmp_path, error):
+    """The last is what numpy's tofile raises."""
+    said = r"array: no space left on the disk; free some and run"
+    with pytest.raises(DistlmError, match=said), atomic_path(tmp_path / "array"):
+        raise error
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "array"):
+        raise PermissionError(errno.EACCES, "not yours")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_keep_their_modes(tmp_path):

@@ -38,6 +38,11 @@ SUBMITIT = {
         # A launcher inside a Slurm step: the step's tasks are the launcher's daemons.
         ({**SLURM_STEP, **TORCHRUN}, ("torch", 1, 4, 1, 2)),
         ({**SLURM_STEP, **OPENMPI}, ("mpi", 2, 3, 2, 3)),
+        # Hydra, too, starts its daemons by srun; the ranks inherit the variables of the daemon's task.
+        ({**SLURM_STEP, **MPICH, "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, ("mpi", 1, 2, 1, 2)),
+        ({**SLURM_STEP, **MPICH, "SLURM_PROCID": "0"}, ("mpi", 1, 2, 1, 2)),
+        # Slurm's pmi2 says nothing of nodes.
+        ({**SLURM_STEP, "PMI_RANK": "3", "PMI_SIZE": "4"}, ("slurm", 3, 4, 1, 2)),
     ],
 )
 def test_world_of_each_launcher(environment, expected):

@@ -1,0 +1,26 @@
+"""CPU cores of this process, and of one rank among those of its node."""
+
+import os
+from collections.abc import Mapping
+
+from distlm.runtime.world import World
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def rank_cores(world: World, env: Mapping[str, str] | None = None) -> int:
+    """Cores for this rank: what Slurm gives a task; else those it may run on, or its share of them.
+
+    Ranks that are bound have cores of their own, and there are enough for all; else they share what each sees.
+    """
+    env = os.environ if env is None else env
+    if world.source == "slurm" and env.get("SLURM_CPUS_PER_TASK", "").isdigit():
+        return max(1, int(env["SLURM_CPUS_PER_TASK"]))
+    cores = usable_cores()
+    bound = cores * world.local_size <= (os.cpu_count() or 1)
+    return max(1, cores if bound else cores // world.local_size)
