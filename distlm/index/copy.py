@@ -1,5 +1,6 @@
 """Copies list ranges of the parts to their exact places in the merged file, in bounded memory."""
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ PIECE = 16 << 20
 """Bytes copied at once where one list alone is larger than a unit."""
 IOVECS = 1024
 """Pieces of one scattered read (POSIX allows so many)."""
+# Linux has it.
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(frozen=True)
@@ -177,14 +182,30 @@ def write_at(output: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def preallocate(path: Path, total: int) -> None:
-    """Create a file of `total` bytes whose blocks are reserved. Raises DistlmError when the disk is full."""
+    """Create a file of `total` bytes, its blocks reserved where the file system can.
+
+    Raises DistlmError when the disk is full.
+    """
     with path.open("wb") as stream:
         try:
-            os.posix_fallocate(stream.fileno(), 0, total)
+            if not _reserve(stream.fileno(), total):
+                os.ftruncate(stream.fileno(), total)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise disk_error(error) from error
-            os.ftruncate(stream.fileno(), total)
+            raise disk_error(error) from error
+
+
+def _reserve(output: int, total: int) -> bool:
+    """Reserve the first `total` bytes of a file; false where its file system cannot. Raises OSError.
+
+    By the kernel's own call: os.posix_fallocate writes a byte into every block where it is missing (NFS before 4.2).
+    """
+    while _fallocate is not None and _fallocate(output, 0, 0, total):
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return _fallocate is not None
 
 
 def disk_error(error: OSError) -> DistlmError:

@@ -14,6 +14,8 @@ from distlm.index.layout import Array
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """There where a GPU's driver is. Only then is torch loaded, which takes seconds."""
+PRODUCT_BYTES = 64 << 20
+"""Most bytes of one matrix of distances: every thread of an encoder holds one on the device."""
 
 
 def gpu_device() -> str:
@@ -36,6 +38,8 @@ class TorchLists:
         centroids = torch.from_numpy(np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist))).to(self._device)
         self._centroids = centroids.t().contiguous()
         self._half_norms = centroids.square().sum(1) / 2
+        # A power of two, so that blocks of 1,024 keys are cut into products of one shape.
+        self._rows = 1 << max(1, PRODUCT_BYTES // (4 * len(centroids))).bit_length() - 1
 
     @staticmethod
     def takes(inner: Any) -> bool:
@@ -44,7 +48,7 @@ class TorchLists:
         return isinstance(faiss.downcast_index(inner.quantizer), faiss.IndexFlat)
 
     def nearest(self, vectors: Array) -> Array:
-        """The list of each of `vectors` fp32 [n, d]: int64 [n]. Memory on the device: [n, nlist] fp32."""
+        """The list of each of `vectors` fp32 [n, d]: int64 [n]. Memory on the device: PRODUCT_BYTES and the vectors."""
         torch = self._torch
         tf32 = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -52,8 +56,9 @@ class TorchLists:
             with torch.inference_mode():
                 keys = torch.from_numpy(vectors).to(self._device)
                 # Nearest by squared L2: the largest product less half the centroid's norm.
-                lists = torch.addmm(-self._half_norms, keys, self._centroids).argmax(1)
-                found: Array = lists.cpu().numpy()
+                pieces = keys.split(self._rows)
+                lists = [torch.addmm(-self._half_norms, piece, self._centroids).argmax(1) for piece in pieces]
+                found: Array = torch.cat(lists).cpu().numpy()
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
         return found

@@ -203,7 +203,9 @@ def _ladder(
         before: dict[str, Any] | None = read_json(run.results, "evaluation results").get("ladder")
         if before is not None and before["key"] == ladder_key(neighbours, frozen, sample):
             return before
-    return exactness_ladder(store, open_index(run.index, store, knn.scan), neighbours, frozen, sample)
+    # This stage is given no GPU, and a sample needs none.
+    scan = "queries" if knn.scan == "gpu" else knn.scan
+    return exactness_ladder(store, open_index(run.index, store, scan), neighbours, frozen, sample)
 
 
 def evaluate_parts(

@@ -5,8 +5,9 @@ import pytest
 import torch
 from index_support import vectors
 
+from distlm.index import torch_lists
 from distlm.index.encode import BLOCK, Encoder
-from distlm.index.factory import fit_factory
+from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
 from distlm.index.template import train_template
 
@@ -42,3 +43,32 @@ def test_lists_that_torch_finds_are_those_of_faiss(factory: str, device: str) ->
         expected = [faiss_only.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
         found = [by_torch.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
     assert (np.concatenate(found) == np.concatenate(expected)).all(axis=1).mean() > 0.999
+
+
+def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whole numbers: sums are exact, so ties are ties in products of any shape.
+    keys = np.rint(4 * vectors(3000).astype(np.float32))
+    index = deserialise(train_template(fit_factory("IVF64,Flat", 32, len(keys), 3000), keys, 1, 1))
+    quantizer = inverted_file(index).quantizer
+    # Each centroid twice: every key is as near to two of them.
+    centroids = np.rint(quantizer.reconstruct_n(0, 32))
+    quantizer.reset()
+    quantizer.add(np.concatenate([centroids, centroids]))
+    whole = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+    assert len(np.unique(whole)) > 20
+    rows_of: list[int] = []
+    product = torch.addmm
+
+    def counted(bias: torch.Tensor, piece: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+        rows_of.append(len(piece))
+        return product(bias, piece, centroids)
+
+    monkeypatch.setattr(torch, "addmm", counted)
+    for most, rows in ((64 * 4 * 300, 256), (1, 1)):
+        monkeypatch.setattr(torch_lists, "PRODUCT_BYTES", most)
+        rows_of.clear()
+        found = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+        assert max(rows_of) == rows
+        assert sum(rows_of) == len(keys)
+        assert found.dtype == whole.dtype
+        assert np.array_equal(found, whole)

@@ -1,6 +1,9 @@
 """The merged file is, byte for byte, what one process writes with stock faiss."""
 
+import ctypes
+import errno
 import filecmp
+import resource
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,8 +13,9 @@ from index_support import config, one_process_build, one_rank, vectors, write_st
 
 import distlm.index.copy
 import distlm.index.merge
+from distlm.errors import DistlmError
 from distlm.index import index_info, run_index_build, run_index_merge
-from distlm.index.copy import MergeLayout
+from distlm.index.copy import MergeLayout, preallocate
 from distlm.index.template import train_template
 from distlm.runtime.files import file_hash
 
@@ -72,6 +76,57 @@ def test_a_list_larger_than_a_unit_is_copied_in_pieces(tmp_path: Path, monkeypat
         run_index_build(stage)
     one_process_build(tmp_path / "index" / "template.index", keys, tmp_path / "one.index")
     assert filecmp.cmp(tmp_path / "one.index", tmp_path / "index" / "merged.index", shallow=False)
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[int]:
+    """Have the kernel refuse to reserve blocks with each of `codes`, one a call; those that are left."""
+    left = list(codes)
+
+    def refuse(*_arguments: int) -> int:
+        if not left:
+            return 0
+        ctypes.set_errno(left.pop(0))
+        return -1
+
+    monkeypatch.setattr(distlm.index.copy, "_fallocate", refuse)
+    return left
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_blocks_cannot_be_reserved_none_is_written(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, code)
+    preallocate(tmp_path / "file", 1 << 30)
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 1 << 30
+    assert found.st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_when_blocks_are_reserved(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A signal on the way is no error.
+    left = answers(monkeypatch, errno.EINTR, code)
+    with pytest.raises(DistlmError, match=r"merged index: cannot be written .*; free some disk"):
+        preallocate(tmp_path / "file", 1 << 20)
+    assert not left
+
+
+def test_blocks_are_reserved_and_sizes_have_64_bits(tmp_path: Path) -> None:
+    preallocate(tmp_path / "file", 5 << 20)
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 5 << 20
+    assert found.st_blocks * 512 >= 5 << 20
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        # Of 32 bits it would be one byte.
+        with pytest.raises(DistlmError, match="File too large"):
+            preallocate(tmp_path / "file", (1 << 32) + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_units_cover_all_lists_once() -> None:

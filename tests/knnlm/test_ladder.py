@@ -8,7 +8,7 @@ import pytest
 from knn_support import copy_run, in_stage
 
 from distlm.datastore.reader import Datastore
-from distlm.index import open_index
+from distlm.index import gpu_search, open_index
 from distlm.index.choose import recall
 from distlm.knnlm import evaluate
 from distlm.knnlm.evaluate import run_evaluate
@@ -82,6 +82,17 @@ def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path,
     config.knn.ladder_sample = 8
     in_stage("knn", config, run_evaluate)
     assert json.loads(run.results.read_text())["ladder"]["queries"] == 8
+
+
+def test_without_a_gpu_it_is_that_of_the_search_on_one(searched, tmp_path, monkeypatch):
+    """The stage is given no GPU on a cluster."""
+    monkeypatch.setattr(gpu_search, "gpu_device", lambda: "")
+    config = copy_run(searched, tmp_path / "run", "knn.scan=gpu")
+    path = RunDir(Path(config.run_dir)).results
+    before = json.loads(path.read_text())["ladder"]
+    path.unlink()
+    in_stage("knn", config, run_evaluate)
+    assert json.loads(path.read_text())["ladder"] == before
 
 
 def test_without_an_index_there_is_no_ladder(indexed, tmp_path):
