@@ -336,7 +336,7 @@ class LaunchConfig:
     launcher: Literal["mpirun", "torchrun", "deepspeed"] = volatile("mpirun")  # type: ignore[assignment]
     """Launcher of the training stage; the datastore and index stages always use mpirun."""
     threads: int = volatile(0)  # type: ignore[assignment]
-    """CPU threads per rank (0: the cores that Slurm gives it, or that it may run on, shared where ranks are not bound)."""
+    """CPU threads per rank (0: the cores Slurm gives it, or that it may run on, shared where ranks are not bound)."""
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
     share: str = volatile("")  # type: ignore[assignment]
