@@ -6,7 +6,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from index_support import vectors
+from index_support import vectors, without_polysemous
 
 from distlm.cli import main
 from distlm.errors import DistlmError, UsageError
@@ -21,7 +21,7 @@ KEYS = vectors(3000, seed=1)
 
 def built(ids: np.ndarray, out: Path, factory: str) -> Path:
     """What one faiss process writes that adds the keys of these ids."""
-    index = faiss.index_factory(32, factory)
+    index = without_polysemous(faiss.index_factory(32, factory))
     faiss.omp_set_num_threads(1)
     index.train(vectors(2000).astype(np.float32))
     index.add_with_ids(KEYS[ids].astype(np.float32), ids)

@@ -10,7 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from index_support import vectors
+from index_support import vectors, without_polysemous
 from support import distlm
 
 from distlm.cli import main
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def trained(factory: str, seed: int = 0, width: int = 32, metric: int = faiss.METRIC_L2) -> Any:
-    index = faiss.index_factory(width, factory, metric)
+    index = without_polysemous(faiss.index_factory(width, factory, metric))
     index.train(vectors(2000, width, seed).astype(np.float32))
     return index
 
