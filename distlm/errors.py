@@ -23,6 +23,10 @@ class UsageError(DistlmError):
     exit_code = EXIT_USAGE
 
 
+class Busy(DistlmError):
+    """Another run is at work in the folder: what is there is its own."""
+
+
 class Stopped(DistlmError):
     """Raised on every rank after a stop signal was agreed and all finished work is on disk."""
 

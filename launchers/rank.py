@@ -26,8 +26,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
 STOPPED = 75
 POLL_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -47,13 +45,15 @@ def rank_file(folder: Path, rank: int, suffix: str) -> Path:
     return folder / f"rank-{rank:05d}.{suffix}"
 
 
-def process_start(pid: int) -> float:
-    """When a process of this node started (Unix seconds); 0 when there is none, or only its zombie."""
+def process_start(pid: int) -> str:
+    """When a process of this node started, in the kernel's ticks; empty when there is none, or only its zombie."""
+    # As in distlm.runtime.alive, which this script cannot import before it knows where the code is. Not the time of day
+    # (psutil): that follows the clock, and one step of it would look like the end of the front.
     try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return 0.0
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 class Rank:

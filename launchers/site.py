@@ -222,11 +222,20 @@ def show(site: Site, source: str) -> str:
 def _find(file: str | None) -> Path | None:
     named = file or os.environ.get("DISTLM_SITE")
     if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
+        path = _existing(Path(named))
+        if path is None:
             raise UsageError(f"site file {named}: no such file ({'--site' if file else '$DISTLM_SITE'})")
         return path
-    return next((path for path in (file.expanduser() for file in _FILES) if path.is_file()), None)
+    return next(filter(None, map(_existing, _FILES)), None)
+
+
+def _existing(path: Path) -> Path | None:
+    """The file with ~ resolved; None where there is none, or no home (containers), or one that others may not enter."""
+    try:
+        path = path.expanduser()
+        return path if path.is_file() else None
+    except (RuntimeError, OSError):
+        return None
 
 
 def _fields(cls: type, tree: Any, where: str, prefix: str) -> dict[str, Any]:

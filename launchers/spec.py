@@ -98,7 +98,8 @@ def rank_environment(via: str, ranks: int, master: str, port: int, interface: st
     mine |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **_root_allowed()}
     mine["PATH"] = _path()
     # Operators that one launcher's environment compiled are compiled anew by another's, for minutes.
-    mine.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions" / f"distlm-{via}"))
+    if home := _home():
+        mine.setdefault("TORCH_EXTENSIONS_DIR", str(home / ".cache" / "torch_extensions" / f"distlm-{via}"))
     if interface or master.startswith("127."):
         name = interface or "lo"
         mine.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -124,9 +125,9 @@ def launcher_environment(via: str, mpirun: Path | None = None) -> dict[str, str]
 def _deepspeed_env_file() -> dict[str, str]:
     """NAME=VALUE lines of deepspeed's own files, home folder's first; values as they are written."""
     values: dict[str, str] = {}
-    for folder in (Path.home(), Path.cwd()):
+    for folder in filter(None, (_home(), Path.cwd())):
         path = folder / os.environ.get("DS_ENV_FILE", _ENV_FILE)
-        if not path.is_file():
+        if not _is_file(path):
             continue
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             name, equals, value = line.strip().partition("=")
@@ -136,6 +137,22 @@ def _deepspeed_env_file() -> dict[str, str]:
                 raise DistlmError(f"{path}:{number}: {line!r}: expected NAME=VALUE")
             values[name.strip()] = value.strip()
     return values
+
+
+def _home() -> Path | None:
+    """The user's home folder; containers may know neither HOME nor the user."""
+    try:
+        return Path.home()
+    except (RuntimeError, OSError):
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    """A file is there; not in a folder that this user may not enter."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _path() -> str:

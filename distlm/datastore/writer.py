@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -99,7 +99,9 @@ def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> dict[st
     start, comm = time.monotonic(), stage.comm
     share = together(comm, lambda: share_of(stage.config, comm.size))
     shards = _shards(job, share)
-    with only_writer(job.folder, comm, "writing this datastore", share):
+    # A finished folder may be read-only.
+    finished = rank0_first(comm, lambda: _is_finished(job))
+    with nullcontext() if finished else only_writer(job.folder, comm, "writing this datastore", share):
         whole = rank0_first(comm, lambda: _begin(job, share))
         left = [shard for shard in shards if shard.index not in whole]
         told: list[list[Shard]] | None = None
@@ -175,6 +177,12 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
 def _shards(job: StoreJob, share: Share | None) -> list[ShardPlan]:
     """All shards, or those of a share."""
     return [shard for shard in job.plan.shards if share is None or share.has(shard.index)]
+
+
+def _is_finished(job: StoreJob) -> bool:
+    """The store is complete and its files are in place. Raises DistlmError when the folder is not this store's."""
+    manifest = _own_manifest(job) if (job.folder / MANIFEST).exists() else None
+    return manifest is not None and manifest.complete and all(_in_place(job, shard) for shard in manifest.shards)
 
 
 def _begin(job: StoreJob, share: Share | None) -> dict[int, Shard]:

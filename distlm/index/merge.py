@@ -20,6 +20,7 @@ from distlm.index.template import Template, load_template
 from distlm.index.write import UNIT_BYTES, write_merged
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, json_hash, sync_folder, write_json
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
@@ -29,21 +30,38 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
     """Write RUN/index/merged.index and index.json from the parts. Returns seconds, rows, bytes and self_found.
 
     With index.merge=false the parts are checked alike and stay where they lie: only index.json is written.
-    Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, and a result that does not find the
-    store's own keys.
+    Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, a result that does not find the store's
+    own keys, and while another run writes this index.
     """
-    start = time.monotonic()
     comm = stage.comm
     datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
     folder = IndexFolder(stage.run.index)
     template = together(comm, lambda: load_template(folder, datastore))
+    # First without the lock: a finished folder may be read-only.
+    if done := _nothing_to_do(stage, folder, datastore, template):
+        return done
+    with only_writer(folder.root, comm, "writing this index"):
+        # The run that held the lock until now may have merged it, and removed the parts.
+        return _nothing_to_do(stage, folder, datastore, template) or _merge(stage, folder, datastore, template)
+
+
+def _nothing_to_do(
+    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template
+) -> dict[str, Any] | None:
+    """What run_index_merge returns for a finished index; None when it is not finished. Collective."""
+    comm = stage.comm
     before = rank0_first(comm, lambda: merged_before(folder, datastore, template))
-    merge = stage.config.index.merge
-    if before and (before["merged"] or not merge):
-        say(f"index merge: {folder.merged if before['merged'] else folder.parts} is complete, nothing to do", comm.rank)
-        if before["merged"]:
-            rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
-        return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
+    if not before or (stage.config.index.merge and not before["merged"]):
+        return None
+    say(f"index merge: {folder.merged if before['merged'] else folder.parts} is complete, nothing to do", comm.rank)
+    if before["merged"]:
+        rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
+    return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
+
+
+def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> dict[str, Any]:
+    """The work of run_index_merge. Collective; by the only writer."""
+    start, comm, merge = time.monotonic(), stage.comm, stage.config.index.merge
     layout, digests = _layout(stage, folder, datastore, template)
     if merge:
         rank0_first(comm, lambda: _prepare(folder, layout))

@@ -5,6 +5,7 @@ evaluation blocks, in both phases, so every file is the same for any number of r
 """
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,8 +14,10 @@ from distlm.knnlm.cache_files import CacheWork, check_windows
 from distlm.knnlm.forward import open_forward
 from distlm.knnlm.search import in_rounds
 from distlm.knnlm.states import StatesWork
+from distlm.knnlm.units import UnitFolder
 from distlm.models.card import model_fingerprint
 from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import say
 from distlm.runtime.stage import Stage
@@ -25,7 +28,7 @@ def run_cache(stage: Stage) -> dict[str, Any]:
 
     Finished splits are skipped, a killed start continues with the first unfinished unit. Returns seconds, tokens and
     tokens_per_s. Raises DistlmError when a window is longer than a split, when model and token files do not belong
-    together, or when a folder was made with other settings; Stopped after a stop signal.
+    together, when a folder was made with other settings, or while another run writes it; Stopped after a stop signal.
     """
     start = time.monotonic()
     works = together(stage.comm, lambda: _plan(stage))
@@ -59,10 +62,7 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
     for work in missing:
         rank0_first(stage.comm, partial(work.check_before, forward.model.width))
     for work in missing:
-        rank0_first(stage.comm, work.files.begin)
-        label, compute = f"knn states {work.split}", partial(work.compute_unit, forward)
-        in_rounds(stage, label, "units", range(len(work.units)), work.files.is_written, compute)
-        rank0_first(stage.comm, work.files.finish)
+        _fill(stage, work.files, f"knn states {work.split}", partial(work.compute_unit, forward))
     return sum(work.tokens for work in missing)
 
 
@@ -78,8 +78,13 @@ def _score(stage: Stage, states: StatesWork) -> int:
     if rank0_first(stage.comm, lambda: work.files.is_whole):
         say(f"knn cache {work.split}: {folder} is complete, nothing to do", stage.comm.rank)
         return 0
-    rank0_first(stage.comm, work.files.begin)
-    units = range(work.files.units)
-    in_rounds(stage, f"knn cache {work.split}", "units", units, work.files.is_written, work.compute_unit)
-    rank0_first(stage.comm, work.files.finish)
+    _fill(stage, work.files, f"knn cache {work.split}", work.compute_unit)
     return work.states.tokens
+
+
+def _fill(stage: Stage, files: UnitFolder, label: str, compute: Callable[[int], None]) -> None:
+    """Write the units that are missing, as the folder's only writer. Collective."""
+    with only_writer(files.folder, stage.comm, "writing these results"):
+        rank0_first(stage.comm, files.begin)
+        in_rounds(stage, label, "units", range(files.units), files.is_written, compute)
+        rank0_first(stage.comm, files.finish)

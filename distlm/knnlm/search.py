@@ -8,6 +8,7 @@ keys' dtype before they are searched: files alone determine every number that fo
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from distlm.knnlm.source import open_source
 from distlm.knnlm.table import self_test_words
 from distlm.knnlm.work import Group, SplitWork
 from distlm.runtime.collective import rank0_first, together
+from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.stage import Stage
@@ -27,8 +29,8 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
 
     Finished splits are skipped, a killed search continues with the first unfinished unit. Returns seconds, tokens,
     k and, unless knn.self_test=false, the self-test's share of stored keys that find their own row.
-    Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails, or
-    when a folder of neighbours was made from other ones; Stopped after a stop signal.
+    Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails,
+    when a folder of neighbours was made from other ones, or while another run writes it; Stopped after a stop signal.
     """
     start = time.monotonic()
     source = together(stage.comm, lambda: open_source(stage))
@@ -39,11 +41,7 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
     works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
     rank0_first(stage.comm, lambda: _check_before(works))
     for work in works:
-        if rank0_first(stage.comm, work.begin):
-            searched += work.tokens
-            _search_split(stage, work)
-        else:
-            say(f"knn search {work.split}: {work.folder} is complete, nothing to do", stage.comm.rank)
+        searched += _search_split(stage, work)
     seconds = time.monotonic() - start
     self_found = {"self_found": test["found"]} if test["run"] else {}
     if stage.comm.rank == 0 and searched:
@@ -65,8 +63,20 @@ def _check_before(works: Sequence[SplitWork]) -> None:
         work.check_before()
 
 
-def _search_split(stage: Stage, work: SplitWork) -> None:
-    """Both phases of one split. Collective."""
+def _search_split(stage: Stage, work: SplitWork) -> int:
+    """Both phases of one split; its tokens, 0 when it was there. Collective."""
+    # A finished folder may be read-only.
+    whole = rank0_first(stage.comm, lambda: work.files.is_whole)
+    with nullcontext() if whole else only_writer(work.folder, stage.comm, "searching for these neighbours"):
+        if not rank0_first(stage.comm, work.begin):
+            say(f"knn search {work.split}: {work.folder} is complete, nothing to do", stage.comm.rank)
+            return 0
+        _both_phases(stage, work)
+    return work.tokens
+
+
+def _both_phases(stage: Stage, work: SplitWork) -> None:
+    """Fill the folder of one split. Collective; by its only writer."""
     in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
     if work.source.rescores:
         width = work.source.datastore.width

@@ -1,5 +1,6 @@
 """Who may write in a folder: advisory locks that the kernel drops when their holder dies, and that name their owner."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -9,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from distlm.errors import DistlmError
+from distlm.errors import Busy, DistlmError
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm
 from distlm.runtime.share import Share
@@ -20,19 +21,53 @@ _SHARE_LOCKS = ".lock-share-*"
 """One beside it for each share; the next run without a share removes them."""
 _PATIENCE_S = 5.0
 """A killed run needs a moment to die."""
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def only_writer(folder: Path, comm: Comm, work: str, share: Share | None = None) -> Iterator[None]:
     """Hold `folder`/.lock on rank 0 for the block: alone, or as a share together with the other shares. Collective.
 
-    `work` says what is done here, for the other's message. Raises DistlmError on every rank, naming the owner (Slurm
+    `work` says what is done here, for the other's message. Raises Busy on every rank, naming the owner (Slurm
     job, node, process, since when), while another run holds it after 5 s; a share also when the same share runs
-    already, or shares of another count. A file system without locks is taken as it is.
+    already, or shares of another count. Raises DistlmError where this user may not write, naming whose that is. A file
+    system without locks is taken as it is.
     """
     with ExitStack() as held:
-        rank0_first(comm, lambda: _take(folder, work, share, held))
+        rank0_first(comm, lambda: _take_or_say_whose(folder, work, share, held))
         yield
+
+
+def _take_or_say_whose(folder: Path, work: str, share: Share | None, held: ExitStack) -> None:
+    try:
+        _take(folder, work, share, held)
+    except OSError as error:
+        if error.errno not in _MAY_NOT:
+            raise
+        path = _nearest(Path(error.filename or folder))
+        raise DistlmError(
+            f"{path}: {work} must write here, and you may not ({error.strerror}): it belongs to {_user_of(path)}; "
+            "ask them for the right to write there (chmod g+w), or choose another run_dir="
+        ) from error
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the first folder above it that is there."""
+    for place in (path, *path.parents):
+        try:
+            place.stat()
+        except OSError:
+            continue
+        return place
+    return path
+
+
+def _user_of(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:
+        # A container knows few names.
+        return f"user {path.stat().st_uid}"
 
 
 def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None:
@@ -43,9 +78,7 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
         owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in _running_shares(folder)]
         if len(owners) > 3:
             owners[3:] = [f"and {len(owners) - 3} more shares"]
-        raise DistlmError(
-            f"{folder}: another run is {work} here ({'; '.join(owners) or _owner_in(folder / LOCK)}); {mend}"
-        )
+        raise Busy(f"{folder}: another run is {work} here ({'; '.join(owners) or _owner_in(folder / LOCK)}); {mend}")
     if share is None:
         held.enter_context(_signed(lock))
         # A running share holds the lock above, so there is none.
@@ -55,12 +88,12 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
     own = folder / _SHARE_LOCKS.replace("*", f"{share.index}-of-{share.count}")
     stream = held.enter_context(own.open("a+"))
     if not _locked(stream, fcntl.LOCK_EX):
-        raise DistlmError(f"{folder}: launch.share={share} is {work} here already ({_owner_in(own)}); {mend}")
+        raise Busy(f"{folder}: launch.share={share} is {work} here already ({_owner_in(own)}); {mend}")
     held.enter_context(_signed(stream))
     # After taking its own: of two that start together at least one sees the other.
     for path in _running_shares(folder):
         if path != own and not path.name.endswith(f"-of-{share.count}"):
-            raise DistlmError(
+            raise Busy(
                 f"{folder}: launch.share={share}, but share {_share_name(path)} is {work} here ({_owner_in(path)}); "
                 f"shares that run at once must be of one count; {mend}"
             )

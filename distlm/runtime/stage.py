@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.config.schema import RunConfig
-from distlm.errors import DistlmError
+from distlm.errors import Busy, DistlmError
 from distlm.runtime.alive import watching
 from distlm.runtime.collective import rank0_first
 from distlm.runtime.comm import Comm, open_comm
@@ -47,6 +47,8 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
         with watching(run.root, world, comm, config.launch.lost_after_s), record_progress(record):
             try:
                 yield Stage(name, config, world, comm, stop, run)
+            except Busy:
+                raise
             except DistlmError:
                 # A refused setting must not lock the directory against its correction.
                 if world.rank == 0:

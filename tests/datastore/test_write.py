@@ -14,6 +14,7 @@ from support import write_text
 from distlm.config.load import load_config
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
+from distlm.datastore import writer
 from distlm.datastore.manifest import write_sidecar
 from distlm.datastore.reader import Datastore
 from distlm.datastore.verify import verify_datastore
@@ -247,6 +248,16 @@ def test_two_writers_at_once_are_refused(ready, monkeypatch):
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DistlmError, match="another run is writing this datastore"):
             write(ready)
+
+
+def test_a_finished_store_is_found_finished_without_its_lock(store_copy, monkeypatch):
+    """It may be read-only."""
+    monkeypatch.setattr(writer, "only_writer", None)
+    folder = Path(store_copy.run_dir) / "datastore"
+    (folder / ".lock").unlink()
+    before = file_hashes(folder)
+    assert write(store_copy)["rows_written"] == 0
+    assert file_hashes(folder) == before
 
 
 def test_the_plan_agrees_with_what_is_written(finished):

@@ -1,7 +1,10 @@
 """launch.share: independent processes add shares of the parts; the run after them completes and merges the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from index_support import config, one_rank, vectors, write_store
@@ -63,6 +66,50 @@ def test_a_share_and_a_run_keep_each_other_out(trained: RunConfig, monkeypatch: 
         ):
             add(trained, "0/2")
         add(trained, "0/2")
+
+
+def test_one_run_at_a_time_trains_and_merges(trained: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
+    add(trained)
+    with one_rank(trained) as stage:
+        held = only_writer(stage.run.index, stage.comm, "writing this index")
+        with held, pytest.raises(DistlmError, match=r"another run is writing this index here \(.*pid \d+ on "):
+            run_index_merge(stage)
+        run_index_merge(stage)
+        with only_writer(stage.run.index, stage.comm, "writing this index"):
+            # A finished step does not need the lock: its folder may be read-only.
+            assert run_index_train(stage)["done_before"] and run_index_merge(stage)["done_before"]
+            (stage.run.index / "template.json").unlink()
+            with pytest.raises(DistlmError, match="another run is writing this index here"):
+                run_index_train(stage)
+
+
+@pytest.mark.parametrize("step", ["train", "merge"])
+def test_what_another_run_finished_meanwhile_is_not_done_again(
+    trained: RunConfig, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The other one ends while this one waits for its lock; a merge has removed the parts then."""
+    template = Path(trained.run_dir, "index", "template.json")
+    kept = template.read_bytes()
+    add(trained)
+    alone = replace(trained, index=replace(trained.index, keep_parts=False))
+
+    @contextmanager
+    def late(*arguments: Any) -> Iterator[None]:
+        monkeypatch.undo()
+        template.write_bytes(kept)
+        if step == "merge":
+            with one_rank(alone) as other:
+                run_index_merge(other)
+        with only_writer(*arguments):
+            yield
+
+    run = {"train": run_index_train, "merge": run_index_merge}[step]
+    monkeypatch.setattr(f"distlm.index.{'template' if step == 'train' else 'merge'}.only_writer", late)
+    if step == "train":
+        template.unlink()
+    with one_rank(alone) as stage:
+        assert run(stage)["done_before"]
 
 
 def test_temporary_files_of_another_share_stay(trained: RunConfig) -> None:

@@ -32,6 +32,8 @@ from distlm.knnlm.states import States
 from distlm.knnlm.table import results_table
 from distlm.knnlm.tune import run_tune
 from distlm.pipeline import plan_pipeline
+from distlm.runtime.comm import SingleComm
+from distlm.runtime.lock import only_writer
 from distlm.runtime.rundir import RunDir
 
 WINDOWS, THETAS = [3, 40, 150], [0.05, 1.0, 6.0]
@@ -325,6 +327,25 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
     monkeypatch.undo()
     in_stage("knn", config, run_cache)
     assert {name: file_hashes(run.root / name) for name in whole} == whole
+
+
+@pytest.mark.parametrize("name", ["states", "cache"])
+def test_another_run_that_fills_the_folder_is_not_disturbed(cache_alone, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
+    config = copy_run(cache_alone, tmp_path / "run", *CACHE)
+    folder = RunDir(Path(config.run_dir)).root / name / "valid"
+    shutil.rmtree(folder)
+    theirs = folder / ".unit-00000.9.tmp"
+    theirs.mkdir(parents=True)
+    with only_writer(folder, SingleComm(), "filling it"):
+        with pytest.raises(DistlmError, match=rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "):
+            in_stage("knn", config, run_cache)
+        assert theirs.exists()
+    in_stage("knn", config, run_cache)
+    assert not theirs.exists()
+    with only_writer(folder, SingleComm(), "reading"):
+        # A finished folder does not need the lock: it may be read-only.
+        assert in_stage("knn", config, run_cache)["tokens"] == 0
 
 
 def test_a_finished_cache_is_not_repeated_and_another_grid_is_refused(cached, tmp_path, monkeypatch):

@@ -13,12 +13,13 @@ import pytest
 from support import ENVIRONMENT, TINY
 
 from distlm.errors import DistlmError, UsageError
+from distlm.runtime.alive import _started
 from distlm.runtime.rundir import RunDir
 from launchers import deepspeed
 from launchers.deepspeed import _launcher_arguments, _parse, choose_place, deepspeed_command
 from launchers.net import choose_port, is_here, shell_safe
 from launchers.nodes import Host
-from launchers.rank import _environment
+from launchers.rank import _environment, process_start
 from launchers.spec import launcher_environment, prepare_folder, rank_environment, rank_program
 
 
@@ -168,6 +169,32 @@ def test_ranks_get_the_environment_as_it_is_and_launchers_only_what_survives(tmp
     (tmp_path / ".deepspeed_env").write_text("no value\n", "utf-8")
     with pytest.raises(DistlmError, match=r"\.deepspeed_env:1: 'no value': expected NAME=VALUE"):
         rank_environment("pdsh", 4, "n1", 20123, "")
+
+
+def test_ranks_without_a_home_get_their_environment(tmp_path, monkeypatch):
+    """Containers may have neither HOME nor a name for the user."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n", "utf-8")
+    ranks = rank_environment("pdsh", 4, "n1", 20123, "")
+    assert ranks["NCCL_DEBUG"] == "INFO" and "TORCH_EXTENSIONS_DIR" not in ranks
+
+
+def test_a_start_is_counted_in_the_kernels_ticks_which_no_clock_moves():
+    assert process_start(os.getpid()) == _started(os.getpid()) != ""
+
+
+def test_a_process_that_has_ended_has_no_start():
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert process_start(child.pid) == "", "a zombie"
+    child.wait()
+    assert process_start(child.pid) == ""
 
 
 def test_the_folder_of_a_start(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -117,6 +118,26 @@ def test_the_command_shows_refuses_and_exits(nowhere):
     assert "from built-in defaults" in shown.stdout and all(stage in shown.stdout for stage in STAGES)
     wrong = site_command("flags", "trian")
     assert wrong.returncode == 2 and "did you mean 'train'?" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("Could not determine home directory."), PermissionError(13, "denied")]
+)
+def test_a_home_that_is_not_there_holds_no_site_file(nowhere, monkeypatch, failure):
+    """A container without HOME and without a name for the user; somebody else's home."""
+    real = Path.expanduser
+
+    def homeless(path):
+        if str(path).startswith("~"):
+            raise failure
+        return real(path)
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert load_site()[1] == "built-in defaults"
+    with pytest.raises(UsageError, match=r"site file ~/mine.yaml: no such file"):
+        load_site("~/mine.yaml")
+    (nowhere / "site.yaml").write_text("partition: here\n", "utf-8")
+    assert load_site()[0].partition == "here"
 
 
 def test_show_can_be_read_back():

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from support import ENVIRONMENT
 
 from distlm.config import load_config
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import Busy, DistlmError, UsageError
 from distlm.runtime import lock
 from distlm.runtime.comm import SingleComm
 from distlm.runtime.share import Share, share_of
+from distlm.runtime.stage import open_stage
 
 HOLDER = """
 import sys, time
@@ -49,6 +51,26 @@ def take(folder: Path, share: Share | None = None) -> list[str]:
     """Hold the lock for a moment; names in the folder meanwhile."""
     with lock.only_writer(folder, SingleComm(), "writing", share):
         return sorted(path.name for path in folder.iterdir())
+
+
+def succeeds_as_nobody(folder: Path, action: Callable[[], None]) -> bool:
+    """Run `action` in a child with no right but everybody's, in `folder`."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            # pytest's folders around it are root's alone; what a process has open it may go on from.
+            os.chdir(folder)
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            action()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1] == 0
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +123,35 @@ def test_a_share_is_one_process() -> None:
     assert share_of(load_config("demo", []), ranks=3) is None
     with pytest.raises(UsageError, match="this step has 3 ranks"):
         share_of(config, ranks=3)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("mode", [0o777, 0o755])
+def test_a_colleagues_lock_or_folder_names_its_owner(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "index"
+    take(folder)
+    folder.chmod(mode)
+    (folder / ".lock").chmod(0o644)
+    if mode == 0o755:
+        (folder / ".lock").unlink()
+    place = "index/.lock" if mode == 0o777 else "index"
+
+    def refused() -> None:
+        with pytest.raises(DistlmError, match="must write here, and you may not") as refusal:
+            take(Path("index"))
+        assert str(refusal.value).startswith(f"{place}: writing ") and "belongs to root; ask" in str(refusal.value)
+
+    assert succeeds_as_nobody(tmp_path, refused)
+
+
+def test_a_run_refused_for_another_leaves_the_records_of_that(tmp_path: Path) -> None:
+    config = load_config("demo", [f"run_dir={tmp_path / 'run'}"])
+    record = tmp_path / "run" / "configs" / "index.yaml"
+    for error, kept in (
+        (Busy("another run is writing this index here"), True),
+        (DistlmError("index.factory=X"), False),
+    ):
+        with pytest.raises(type(error)), open_stage("index", config):
+            raise error
+        assert record.exists() == kept
