@@ -338,7 +338,9 @@ def test_another_run_that_fills_the_folder_is_not_disturbed(cache_alone, tmp_pat
     theirs = folder / ".unit-00000.9.tmp"
     theirs.mkdir(parents=True)
     with only_writer(folder, SingleComm(), "filling it"):
-        with pytest.raises(DistlmError, match=rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "):
+        with pytest.raises(
+            DistlmError, match=rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "
+        ):
             in_stage("knn", config, run_cache)
         assert theirs.exists()
     in_stage("knn", config, run_cache)
