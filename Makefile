@@ -43,7 +43,7 @@ test: $(VENV)/.dev lint slurm-packages
 	@# One Slurm on a machine, and minutes of waiting for it: its tests run in a process of their own beside the others.
 	@# Most tests wait for the ranks that they start, so there are more processes than cores, of one thread each.
 	@$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm >.slurm-tests.log 2>&1 & slurm=$$!; \
-	  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 4 --dist worksteal -m "not gpu and not slow and not slurm"; others=$$?; \
+	  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal -m "not gpu and not slow and not slurm"; others=$$?; \
 	  echo "waiting for the tests on Slurm"; wait $$slurm; code=$$?; cat .slurm-tests.log; exit $$((others | code))
 	@echo "not run: GPU checks (make test-gpu GPU=1, need CUDA) and slow checks (make test-slow, minutes each)"
 

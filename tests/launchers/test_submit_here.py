@@ -33,7 +33,7 @@ def start(folder, *words):
     )  # fmt: skip
 
 
-def finish(process, timeout=240):
+def finish(process, timeout=420):
     said = process.communicate(timeout=timeout)[0]
     assert process.returncode == 0, said
     return said
