@@ -20,7 +20,7 @@ from distlm.data.prepare import finished_tokens
 from distlm.data.shard_settings import finished_shards
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
-from distlm.runtime.cores import usable_cores
+from distlm.runtime.cores import share_of_cores
 from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
@@ -223,7 +223,7 @@ def stage_environment(config: RunConfig) -> dict[str, str]:
     if os.geteuid() == 0:
         # Open MPI refuses root unless both are set; containers and CI have no other user.
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    threads = config.launch.threads or max(1, usable_cores() // config.launch.ranks)
+    threads = config.launch.threads or share_of_cores(config.launch.ranks)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PYTHONUNBUFFERED"] = "1"

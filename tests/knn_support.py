@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from store_support import tiny_config
 
 from distlm.config.schema import RunConfig
+from distlm.errors import DistlmError
+from distlm.runtime.comm import SingleComm
+from distlm.runtime.lock import only_writer
 from distlm.runtime.stage import Stage, open_stage
 
 
@@ -34,3 +38,18 @@ def random_case(
         values[row, k - row % k :] = -1
     targets = random.integers(0, words, queries).astype(np.int32)
     return distances, values, targets
+
+
+def one_writer_at_a_time(folder: Path, run: Callable[[], dict], said: str) -> None:
+    """`run` is refused with `said` while another run fills the folder, and leaves that alone; then it fills it."""
+    theirs = folder / ".unit-00000.9.tmp"
+    theirs.mkdir(parents=True)
+    with only_writer(folder, SingleComm(), "filling it"):
+        with pytest.raises(DistlmError, match=said):
+            run()
+        assert theirs.exists()
+    run()
+    assert not theirs.exists()
+    with only_writer(folder, SingleComm(), "reading"):
+        # A finished folder does not need the lock: it may be read-only.
+        assert run()["tokens"] == 0

@@ -20,7 +20,7 @@ from distlm.models.kinds import (
     parameter_count,
     require_tap,
 )
-from distlm.runtime.cores import usable_cores
+from distlm.runtime.cores import share_of_cores
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -59,7 +59,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     # Residual, normed, q, k, v and attention output, and one inner layer of the feed-forward, in fp32; or the gates of
     # an LSTM layer with its input and output.
     inner = inner_width(model)
-    threads = config.launch.threads or max(1, usable_cores() // ranks)
+    threads = config.launch.threads or share_of_cores(ranks)
     activations = threads * 4 * batch * (8 * model.width + inner * (6 if isinstance(model, LstmConfig) else 1))
     queue = (QUEUE_BATCHES + 1) * store.batch_blocks * store.block * model.width * item
     computed = int(plan.blocks.lengths.sum())

@@ -13,7 +13,7 @@ from distlm.knnlm.cache_files import BYTES, check_windows
 from distlm.knnlm.states import StatesWork
 from distlm.models.card import model_fingerprint
 from distlm.models.kinds import causal, model_config, parameter_count
-from distlm.runtime.cores import usable_cores
+from distlm.runtime.cores import share_of_cores
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -43,7 +43,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
         check_windows(cache, split, count)
     queries, forward = sum(counts.values()), sum(counts[split] for split in _missing(config, run, tokens))
     width, item = model.width, np.dtype(config.datastore.key_dtype).itemsize
-    threads = config.launch.threads or max(1, usable_cores() // max(ranks, 1))
+    threads = config.launch.threads or share_of_cores(ranks)
     flops = machine_flops()
     seconds = queries * widest * (2 * width / flops + (_CELL_S + _THETA_S * len(cache.thetas)) / threads)
     unit = min(queries, knn.blocks_per_unit * knn.block)

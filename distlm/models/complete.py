@@ -1,6 +1,7 @@
 """complete.json, the marker of a whole checkpoint folder: bytes and checksum of each of its files. Without torch."""
 
 from pathlib import Path
+from typing import Any
 
 from distlm.errors import DistlmError
 from distlm.runtime.files import file_hash, read_json
@@ -13,12 +14,21 @@ def check_files(folder: Path, mend: str, prefix: str = "") -> list[str]:
 
     Raises DistlmError, ending in `mend`, when the marker or a file is missing, or a file is not as it was written.
     """
-    files = read_json(folder / COMPLETE, "marker of a checkpoint")["files"]
-    chosen = [name for name in files if name.startswith(prefix)]
-    for name in chosen:
-        path, facts = folder / name, files[name]
+    files = _files(folder, prefix)
+    for name, facts in files.items():
+        path = folder / name
         size = path.stat().st_size if path.exists() else None
         if size != facts["bytes"] or file_hash(path) != facts["hash"]:
             found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
             raise DistlmError(f"{path}: damaged ({found}, {facts['bytes']} bytes were written); {mend}")
-    return chosen
+    return list(files)
+
+
+def marked_hashes(folder: Path, prefix: str) -> dict[str, str]:
+    """Name → checksum, by the marker, of the files that begin with `prefix`. Raises DistlmError without a marker."""
+    return {name: facts["hash"] for name, facts in _files(folder, prefix).items()}
+
+
+def _files(folder: Path, prefix: str) -> dict[str, Any]:
+    files = read_json(folder / COMPLETE, "marker of a checkpoint")["files"]
+    return {name: facts for name, facts in files.items() if name.startswith(prefix)}

@@ -1,8 +1,10 @@
 """The sizes of a masked language model's backbone, whatever its architecture calls them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from distlm.models.plm import PlmModel, backbone_config
+from distlm.models.plm import backbone_config
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,10 @@ class BackboneSizes:
     attention_dropout: float
 
 
-def backbone_sizes(model: PlmModel) -> BackboneSizes:
-    """Sizes of the backbone that `model` records; no weights are made or read."""
+def backbone_sizes(backbone: Mapping[str, Any]) -> BackboneSizes:
+    """Sizes of a backbone from its Hugging Face configuration, as model.json has it; no weights are made or read."""
     # The vocabulary is no part of these sizes.
-    hf = backbone_config(model.backbone, 1)
+    hf = backbone_config(dict(backbone), 1)
     small = hf.model_type == "distilbert"
     positions = hf.max_position_embeddings
     if hf.model_type == "roberta":

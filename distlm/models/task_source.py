@@ -19,12 +19,13 @@ from distlm.data.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.memory.files import load_table
 from distlm.models.card import CARD
-from distlm.models.complete import COMPLETE, check_files
+from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm import transformers_library
 from distlm.models.plm_export import has_memory, without_values
+from distlm.models.plm_sizes import backbone_sizes
 from distlm.models.plm_task import TaskModel, TaskModelConfig
-from distlm.runtime.files import bytes_hash, file_hash, json_hash, read_json
+from distlm.runtime.files import bytes_hash, file_hash, json_hash
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
@@ -57,12 +58,7 @@ class Source:
     @property
     def max_positions(self) -> int:
         """Longest row that the model takes, in tokens."""
-        positions = int(self.backbone.get("max_position_embeddings", 512))
-        return (
-            positions - int(self.backbone["pad_token_id"]) - 1
-            if self.backbone["model_type"] == "roberta"
-            else positions
-        )
+        return backbone_sizes(self.backbone).positions
 
 
 def open_source(config: FinetuneConfig, run: Path, shards: Path) -> Source:
@@ -114,17 +110,15 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
     weights, card = read_weights(folder)
     if card["kind"] not in ("plm", "plm_task"):
         raise DistlmError(f"{name}: a {card['kind']}, not a masked language model")
-    facts = read_json(folder / COMPLETE, "marker of a complete checkpoint")["files"]
     memory = card["config"]["memory"]
     for layer in memory.get("positions", []):
         _require_memory(name, folder, layer)
     tokenizer = _tokenizer_of(config, folder, shards, card)
     tokenizer_hash = hash_of_tokenizer(tokenizer)
-    identity = {file: fact["hash"] for file, fact in facts.items() if file.startswith("memory-")}
     return Source(
         name, folder, card["config"]["backbone"], memory, card["config"]["seed"], card["vocabulary"], weights,
         tokenizer, tokenizer_hash, int(card["config"]["backbone"]["pad_token_id"]),
-        json_hash([card["weights"], identity, tokenizer_hash]),
+        json_hash([card["weights"], marked_hashes(folder, "memory-"), tokenizer_hash]),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
-from distlm.runtime.cores import usable_cores
+from distlm.runtime.cores import share_of_cores
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
@@ -100,7 +100,7 @@ def _start(experiment: Experiment, item: Item, number: int, config: RunConfig, a
     settings = item.settings
     if at_once > 1 and not config.launch.threads:
         # Commands under way share the cores.
-        settings = (*settings, f"launch.threads={max(1, usable_cores() // (config.launch.ranks * at_once))}")
+        settings = (*settings, f"launch.threads={share_of_cores(config.launch.ranks * at_once)}")
     command = verb_command(item.verb, config, item.recipe, settings, ranks)
     environment = stage_environment(config)
     if at_once == 1:

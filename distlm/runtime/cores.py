@@ -13,6 +13,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def share_of_cores(processes: int) -> int:
+    """Cores of this process for each of some that share them, at least one."""
+    return max(1, usable_cores() // max(processes, 1))
+
+
 def rank_cores(world: World, env: Mapping[str, str] | None = None) -> int:
     """Cores for this rank: what Slurm gives a task; else those it may run on, or its share of them.
 
@@ -21,6 +26,5 @@ def rank_cores(world: World, env: Mapping[str, str] | None = None) -> int:
     env = os.environ if env is None else env
     if world.source == "slurm" and env.get("SLURM_CPUS_PER_TASK", "").isdigit():
         return max(1, int(env["SLURM_CPUS_PER_TASK"]))
-    cores = usable_cores()
-    bound = cores * world.local_size <= (os.cpu_count() or 1)
-    return max(1, cores if bound else cores // world.local_size)
+    bound = usable_cores() * world.local_size <= (os.cpu_count() or 1)
+    return share_of_cores(1 if bound else world.local_size)

@@ -8,6 +8,7 @@ from distlm.data.tasks.glue import TASKS, read_glue
 from distlm.data.tasks.squad import read_squad
 from distlm.models.card import CARD, read_model_card
 from distlm.models.io import card_parameters
+from distlm.models.plm_sizes import backbone_sizes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.microbatch import MicroBatchPlan
@@ -63,5 +64,5 @@ def _sizes(config: RunConfig) -> tuple[int, int, list[str]]:
         return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
     card = read_model_card(folder)
     memory = card["config"].get("memory") or {}
-    width = card["config"]["backbone"].get("hidden_size", card["config"]["backbone"].get("dim", 0))
+    width = backbone_sizes(card["config"]["backbone"]).width
     return card_parameters(card), len(memory.get("positions", [])) * memory.get("sub_keys", 0) ** 2 * width, []

@@ -7,7 +7,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.shard_reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
-from distlm.models.complete import COMPLETE
+from distlm.models.complete import marked_hashes
 from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 
@@ -55,8 +55,7 @@ def _masked_as_trained(config: RunConfig, run: RunDir, results: dict[str, Any]) 
 
 def memory_files(checkpoint: Path) -> dict[str, str]:
     """File → hash of the memories' values in a checkpoint, which the fingerprint of the model leaves out."""
-    files = read_json(checkpoint / COMPLETE, "marker of a checkpoint")["files"]
-    return {name: facts["hash"] for name, facts in files.items() if name.startswith("memory-")}
+    return marked_hashes(checkpoint, "memory-")
 
 
 def open_texts(config: RunConfig, run: RunDir) -> dict[str, ShardRows]:

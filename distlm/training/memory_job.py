@@ -51,7 +51,8 @@ class MemoryJob(Job):
         """Of the number `update`, counted from 1; before its first forward. Local."""
         for memory in self.net.memories.values():
             memory.update = update
-            memory.exchange.reset()
+        if self.values.tables:
+            self.values.tables[0].exchange.reset()
 
     def step(self, rate: float) -> Step:
         """One step of the parameters and, unless DeepSpeed skipped that, of the values; ends the update. Collective."""
@@ -62,8 +63,9 @@ class MemoryJob(Job):
             self.values.drop()
         else:
             self._steps.append(self.values.step(undo))
-        # All memories have one exchange.
-        self._sent += [sum(memory.exchange.bytes.values()) for memory in self.net.memories.values()][:1]
+        if self.values.tables:
+            # All memories have one exchange.
+            self._sent.append(sum(self.values.tables[0].exchange.bytes.values()))
         return step
 
     def measured(self) -> dict[str, Any]:

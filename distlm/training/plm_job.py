@@ -67,7 +67,7 @@ class PlmJob(MemoryJob):
         deepspeed = merge_ds_config(train.deepspeed, train, micro.accumulation)
         rows = ShardRows.open(folder, "train")
         job = PlmJob(stage, rows, ShardRows.open(folder, "valid"), micro, deepspeed)
-        longest, checkpoint = backbone_sizes(job.model).positions, job.plm.checkpoint
+        longest, checkpoint = backbone_sizes(job.model.backbone).positions, job.plm.checkpoint
         if rows.row_tokens > longest:
             limit = (
                 f"the {longest} positions of plm.checkpoint={checkpoint}; "

@@ -27,7 +27,7 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
     """
     train, memory = config.train, config.memory
     model = plm_of(config)
-    plm = backbone_sizes(model)
+    plm = backbone_sizes(model.backbone)
     micro, stage = plan_rows(train, ranks), zero_stage(load_ds_config(train.deepspeed))
     vocabulary, row_tokens, notes = _rows_of(config, "train")
     parameters = parameter_count(model, vocabulary)
@@ -72,7 +72,7 @@ def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
     model = plm_of(config)
     parameters = parameter_count(model, vocabulary)
     layers = len(config.memory.positions) if config.memory.kind != "none" else 0
-    values = layers * memory_size(config.memory, backbone_sizes(model).width).values
+    values = layers * memory_size(config.memory, backbone_sizes(model.backbone).width).values
     rows = 0
     for split in ("valid", "test"):
         try:

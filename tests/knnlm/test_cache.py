@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from knn_support import copy_run, in_stage
+from knn_support import copy_run, in_stage, one_writer_at_a_time
 from store_support import file_hashes
 
 from distlm.config import load_config
@@ -32,8 +32,6 @@ from distlm.knnlm.states import States
 from distlm.knnlm.table import results_table
 from distlm.knnlm.tune import run_tune
 from distlm.pipeline import plan_pipeline
-from distlm.runtime.comm import SingleComm
-from distlm.runtime.lock import only_writer
 from distlm.runtime.rundir import RunDir
 
 WINDOWS, THETAS = [3, 40, 150], [0.05, 1.0, 6.0]
@@ -335,19 +333,8 @@ def test_another_run_that_fills_the_folder_is_not_disturbed(cache_alone, tmp_pat
     config = copy_run(cache_alone, tmp_path / "run", *CACHE)
     folder = RunDir(Path(config.run_dir)).root / name / "valid"
     shutil.rmtree(folder)
-    theirs = folder / ".unit-00000.9.tmp"
-    theirs.mkdir(parents=True)
-    with only_writer(folder, SingleComm(), "filling it"):
-        with pytest.raises(
-            DistlmError, match=rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "
-        ):
-            in_stage("knn", config, run_cache)
-        assert theirs.exists()
-    in_stage("knn", config, run_cache)
-    assert not theirs.exists()
-    with only_writer(folder, SingleComm(), "reading"):
-        # A finished folder does not need the lock: it may be read-only.
-        assert in_stage("knn", config, run_cache)["tokens"] == 0
+    said = rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "
+    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_cache), said)
 
 
 def test_a_finished_cache_is_not_repeated_and_another_grid_is_refused(cached, tmp_path, monkeypatch):

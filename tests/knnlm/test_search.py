@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from knn_support import copy_run, in_stage
+from knn_support import copy_run, in_stage, one_writer_at_a_time
 from store_support import add_checkpoint, file_hashes
 
 from distlm.data.blocks import eval_blocks
@@ -21,8 +21,6 @@ from distlm.knnlm.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search import run_search
 from distlm.knnlm.tune import run_tune
 from distlm.models.io import load_model
-from distlm.runtime.comm import SingleComm
-from distlm.runtime.lock import only_writer
 from distlm.runtime.rundir import RunDir
 
 
@@ -182,17 +180,8 @@ def test_another_run_that_searches_the_split_is_not_disturbed(indexed, tmp_path,
     monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
     config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
     folder = RunDir(Path(config.run_dir)).neighbours("valid")
-    theirs = folder / ".unit-00000.9.tmp"
-    theirs.mkdir(parents=True)
-    with only_writer(folder, SingleComm(), "searching"):
-        with pytest.raises(DistlmError, match=r"neighbours/valid: another run is searching .*pid \d+ on "):
-            in_stage("knn", config, run_search)
-        assert theirs.exists()
-    in_stage("knn", config, run_search)
-    assert not theirs.exists()
-    with only_writer(folder, SingleComm(), "reading"):
-        # A finished folder does not need the lock: it may be read-only.
-        assert in_stage("knn", config, run_search)["tokens"] == 0
+    said = r"neighbours/valid: another run is searching .*pid \d+ on "
+    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_search), said)
 
 
 def test_one_split_can_be_searched_alone(indexed, tmp_path):

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from support import NOBODY, succeeds_as_nobody
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, Stopped
@@ -154,24 +155,14 @@ def test_folders_keep_their_modes(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else; every other test is run as this user")
 def test_somebody_without_roots_rights_writes_a_run_directory(tmp_path):
-    nobody = 65534
-    os.chown(tmp_path, nobody, nobody)
+    os.chown(tmp_path, NOBODY, NOBODY)
     config = load_config("demo", [f"run_dir={tmp_path / 'run'}"])
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            # pytest's folders around it are root's alone; what a process has open it may go on from.
-            os.chdir(tmp_path)
-            os.setgroups([])
-            os.setgid(nobody)
-            os.setuid(nobody)
-            run = RunDir(Path("run"))
-            for _ in range(2):
-                run.open_stage(config, "prepare")
-            run.metrics.write("prepare", {"tokens": 1})
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
-    assert (tmp_path / "run").stat().st_uid == nobody and read_json(tmp_path / "run" / "code.json", "code")
+
+    def write() -> None:
+        run = RunDir(Path("run"))
+        for _ in range(2):
+            run.open_stage(config, "prepare")
+        run.metrics.write("prepare", {"tokens": 1})
+
+    assert succeeds_as_nobody(tmp_path, write)
+    assert (tmp_path / "run").stat().st_uid == NOBODY and read_json(tmp_path / "run" / "code.json", "code")

@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT
+from support import ENVIRONMENT, succeeds_as_nobody
 
 from distlm.config import load_config
 from distlm.errors import Busy, DistlmError, UsageError
@@ -51,26 +50,6 @@ def take(folder: Path, share: Share | None = None) -> list[str]:
     """Hold the lock for a moment; names in the folder meanwhile."""
     with lock.only_writer(folder, SingleComm(), "writing", share):
         return sorted(path.name for path in folder.iterdir())
-
-
-def succeeds_as_nobody(folder: Path, action: Callable[[], None]) -> bool:
-    """Run `action` in a child with no right but everybody's, in `folder`."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            # pytest's folders around it are root's alone; what a process has open it may go on from.
-            os.chdir(folder)
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            action()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitpid(child, 0)[1] == 0
 
 
 @pytest.fixture(autouse=True)

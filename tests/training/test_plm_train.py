@@ -213,7 +213,8 @@ def test_a_checkpoint_brings_its_own_sizes(shards: Path, dense: Path, tmp_path: 
     save_pretrained(model, tmp_path / "hf", shards / "tokenizer")
     given = f"plm.checkpoint={tmp_path / 'hf'}"
     config = plm_config(shards, tmp_path / "run", *RESM, given, "plm.width=512")
-    sizes, other = backbone_sizes(plm_of(config)), dataclasses.replace(config.plm, width=model.width, checkpoint="")
+    sizes = backbone_sizes(plm_of(config).backbone)
+    other = dataclasses.replace(config.plm, width=model.width, checkpoint="")
     assert (sizes.width, sizes.layers) == (model.width, card["config"]["backbone"]["num_hidden_layers"])
     same = plan_train(dataclasses.replace(config, plm=other), 1)
     assert plan_train(config, 1).disk_bytes == same.disk_bytes
