@@ -138,6 +138,8 @@ def _check_plm(config: RunConfig, refuse: Callable[[str, object, str], None]) ->
     plm, memory = config.plm, config.memory
     if plm.width % plm.heads:
         refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
+    if plm.init_std <= 0:
+        refuse("plm.init_std", plm.init_std, "must be above 0")
     if not 0 < plm.mask_share < 1:
         refuse("plm.mask_share", plm.mask_share, "must be above 0 and below 1")
     if config.train.l2_weight:

@@ -75,6 +75,9 @@ class PlmConfig:
     """Dropout on attention weights."""
     texts: list[str] = field(default_factory=list, metadata=VOLATILE)
     """Further texts that `distlm evaluate` measures: NAME=FOLDER of shards with a test split and this vocabulary."""
+    init_std: float = 0.02
+    """Standard deviation of a fresh model's matrices and embeddings; BERT's 0.02 goes with width 768, narrow models
+    learn faster from more."""
     mask_share: float = 0.15
     """Share of the tokens that are predicted; 80 % of them become [MASK], 10 % a random token, 10 % stay."""
 

@@ -1,5 +1,9 @@
-"""complete.json, the marker of a whole checkpoint folder: bytes and checksum of each of its files. Without torch."""
+"""Markers of whole folders: bytes and checksum of each file, in a checkpoint's complete.json or beside other facts.
 
+Without torch.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,17 @@ from distlm.runtime.files import file_hash, read_json
 COMPLETE = "complete.json"
 
 
-def check_files(folder: Path, mend: str, prefix: str = "") -> list[str]:
+def listing(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What a marker has as "files": name → bytes and checksum; reads all of them once."""
+    return {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
+
+
+def check_files(folder: Path, mend: str, prefix: str = "", marker: str = COMPLETE) -> list[str]:
     """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
 
     Raises DistlmError, ending in `mend`, when the marker or a file is missing, or a file is not as it was written.
     """
-    files = _files(folder, prefix)
+    files = _files(folder, prefix, marker)
     for name, facts in files.items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
@@ -24,11 +33,11 @@ def check_files(folder: Path, mend: str, prefix: str = "") -> list[str]:
     return list(files)
 
 
-def marked_hashes(folder: Path, prefix: str) -> dict[str, str]:
+def marked_hashes(folder: Path, prefix: str, marker: str = COMPLETE) -> dict[str, str]:
     """Name → checksum, by the marker, of the files that begin with `prefix`. Raises DistlmError without a marker."""
-    return {name: facts["hash"] for name, facts in _files(folder, prefix).items()}
+    return {name: facts["hash"] for name, facts in _files(folder, prefix, marker).items()}
 
 
-def _files(folder: Path, prefix: str) -> dict[str, Any]:
-    files = read_json(folder / COMPLETE, "marker of a checkpoint")["files"]
+def _files(folder: Path, prefix: str, marker: str) -> dict[str, Any]:
+    files = read_json(folder / marker, "marker of a whole folder")["files"]
     return {name: facts for name, facts in files.items() if name.startswith(prefix)}

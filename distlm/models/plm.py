@@ -191,13 +191,14 @@ def _fresh_backbone(plm: PlmConfig, pad_id: int) -> dict[str, Any]:
         return {
             "model_type": "distilbert", "dim": plm.width, "n_layers": plm.layers, "n_heads": plm.heads,
             "hidden_dim": plm.ffn_width, "max_position_embeddings": plm.max_positions, "dropout": plm.dropout,
-            "attention_dropout": plm.attention_dropout, "pad_token_id": pad_id,
+            "attention_dropout": plm.attention_dropout, "pad_token_id": pad_id, "initializer_range": plm.init_std,
         }  # fmt: skip
     backbone = {
         "model_type": plm.backbone, "hidden_size": plm.width, "num_hidden_layers": plm.layers,
         "num_attention_heads": plm.heads, "intermediate_size": plm.ffn_width,
         "max_position_embeddings": plm.max_positions, "hidden_dropout_prob": plm.dropout,
         "attention_probs_dropout_prob": plm.attention_dropout, "pad_token_id": pad_id,
+        "initializer_range": plm.init_std,
     }  # fmt: skip
     if plm.backbone == "roberta":
         # Its positions are counted from pad_token_id + 1.

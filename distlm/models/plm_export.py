@@ -4,7 +4,7 @@ FOLDER/
   config.json, model.safetensors   as Hugging Face's save_pretrained writes them; without memory any program reads them
   vocab.txt, tokenizer.json ...    the tokenizer, where one is given
 and with memory
-  memory.json                      MemoryConfig and format
+  memory.json                      MemoryConfig, format, and bytes and checksum of the files below
   memory.safetensors               keys, query and norm, by the names that they have in the Hugging Face model
   memory-LL-00000-DDDDD.safetensors   layer LL's values [K, D] and running statistics (distlm.memory.files)
 
@@ -23,11 +23,12 @@ from torch import Tensor
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
 from distlm.memory.files import load_table, save_table
+from distlm.models.complete import check_files, listing, marked_hashes
 from distlm.models.plm import Plm, PlmModel, transformers_library, values_to_come
 from distlm.runtime.files import read_json, sync_file, sync_folder, write_json
 
 CONFIG, MEMORY = "memory.json", "memory.safetensors"
-_FORMAT = 2
+_FORMAT = 3
 _OF_MEMORY = ".memory."
 
 
@@ -75,12 +76,18 @@ def _write(model: Plm, folder: Path, tokenizer: Path | None) -> None:
         memory.table.settle()
         save_table(memory.table, folder, layer, memory.extra_state_tensors())
     safetensors.torch.save_file(of_memory, folder / MEMORY)
-    write_json(folder / CONFIG, {"format": _FORMAT, "memory": dict(model.config.memory)})
+    files = sorted(folder.glob("memory*.safetensors"))
+    write_json(folder / CONFIG, {"format": _FORMAT, "memory": dict(model.config.memory), "files": listing(files)})
 
 
 def has_memory(folder: Path | str) -> bool:
     """Whether `save_pretrained` wrote a model with memory there."""
     return any((Path(folder) / name).exists() for name in (CONFIG, MEMORY))
+
+
+def value_hashes(folder: Path) -> dict[str, str]:
+    """Name → checksum of the files of a memory's values, as the folder records them."""
+    return marked_hashes(folder, "memory-", CONFIG)
 
 
 def from_pretrained(folder: Path | str) -> Plm:
@@ -96,8 +103,9 @@ def from_pretrained(folder: Path | str) -> Plm:
 
 
 def without_values(folder: Path) -> Plm:
-    """The model of the folder with all its weights; of its memory the values and running statistics are not read.
+    """The model of the folder with all its weights; of its memory the values and running statistics are not taken.
 
+    The memory's files, those of the values, too, are compared with their checksums.
     Raises DistlmError for missing, damaged or foreign files.
     """
     library = transformers_library()
@@ -108,7 +116,8 @@ def without_values(folder: Path) -> Plm:
         raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
     memory = _memory_config(folder)
     if memory:
-        weights |= _memory_weights(folder / MEMORY)
+        check_files(folder, "copy the whole folder, or export the checkpoint again", marker=CONFIG)
+        weights |= safetensors.torch.load_file(folder / MEMORY)
     vocabulary = backbone.pop("vocab_size")
     model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
     model.config.memory = memory
@@ -150,10 +159,3 @@ def _memory_config(folder: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = card["memory"]
     return found
-
-
-def _memory_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DistlmError(f"{path}: missing, cut or damaged ({error}); copy the whole folder") from error

@@ -22,10 +22,10 @@ from distlm.models.card import CARD
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm import transformers_library
-from distlm.models.plm_export import has_memory, without_values
+from distlm.models.plm_export import has_memory, value_hashes, without_values
 from distlm.models.plm_sizes import backbone_sizes
 from distlm.models.plm_task import TaskModel, TaskModelConfig
-from distlm.runtime.files import bytes_hash, file_hash, json_hash
+from distlm.runtime.files import bytes_hash, json_hash
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
@@ -225,10 +225,9 @@ def _exported(folder: Path, config: FinetuneConfig) -> Source:
     weights = {key: value.detach() for key, value in model.named_parameters()}
     tokenizer, pad = _transformers_tokenizer(config, name, model.vocabulary)
     tokenizer_hash = hash_of_tokenizer(tokenizer)
-    values = [[path.name, file_hash(path)] for path in sorted(folder.glob("memory-*.safetensors"))]
     return Source(
         name, folder, model.config.backbone, model.config.memory, model.config.seed, model.vocabulary, weights,
-        tokenizer, tokenizer_hash, pad, json_hash([_hash_of_weights(weights), values, tokenizer_hash]),
+        tokenizer, tokenizer_hash, pad, json_hash([_hash_of_weights(weights), value_hashes(folder), tokenizer_hash]),
     )  # fmt: skip
 
 

@@ -27,13 +27,13 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.models.card import WEIGHTS
-from distlm.models.complete import COMPLETE, check_files
+from distlm.models.complete import COMPLETE, check_files, listing
 from distlm.models.io import load_model, save_weights
 from distlm.models.kinds import AnyModelConfig
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.comm import Comm
-from distlm.runtime.files import file_hash, read_json, sweep_temporaries, sync_file, sync_folder, write_json
+from distlm.runtime.files import read_json, sweep_temporaries, sync_file, sync_folder, write_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
 from distlm.training.finished import STATE
@@ -117,8 +117,7 @@ def seal(folder: Path, final: Path, step: int) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         sync_file(path)
-    listing = {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
-    write_json(folder / COMPLETE, {"step": step, "files": listing})
+    write_json(folder / COMPLETE, {"step": step, "files": listing(files)})
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     sync_folder(final.parent)

@@ -66,6 +66,18 @@ def test_without_memory_it_is_hugging_faces_model(backbone: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
+def test_how_widely_fresh_weights_lie(backbone: str) -> None:
+    def stds(init_std: float) -> list[float]:
+        torch.manual_seed(3)
+        plm = dataclasses.replace(TINY, backbone=backbone, init_std=init_std)
+        model = Plm(plm_model(plm, MemoryConfig(), seed=5, pad_id=PAD), VOCABULARY)
+        return [weight.std().item() for weight in model.parameters() if weight.ndim == 2]
+
+    assert stds(PlmConfig().init_std) == pytest.approx([0.02] * len(stds(0.02)), rel=0.2)
+    assert stds(0.06) == pytest.approx([3 * std for std in stds(0.02)], rel=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_memory_of_zeros_leaves_the_dense_models_bits(backbone: str) -> None:
     dense = build(backbone).eval()
     with_memory = build(backbone, "resm", values="zero").eval()

@@ -130,6 +130,20 @@ def test_a_folder_without_a_file_of_its_memory_is_refused(tmp_path: Path, name: 
         from_pretrained(tmp_path / "hf")
 
 
+@pytest.mark.parametrize("name", ["memory.safetensors", "memory-02-00000-00032.safetensors"])
+def test_a_changed_bit_of_an_exported_memory_is_refused(tmp_path: Path, name: str) -> None:
+    save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], tmp_path / "hf")
+    path = tmp_path / "hf" / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 64
+    path.write_bytes(content)
+    said = rf"{name}: damaged \(other content.*copy the whole folder"
+    with pytest.raises(DistlmError, match=said):
+        from_pretrained(tmp_path / "hf")
+    with pytest.raises(DistlmError, match=said):
+        open_source(FinetuneConfig(checkpoint=str(tmp_path / "hf")), tmp_path, tmp_path)
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
     save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], folder)
@@ -144,5 +158,5 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DistlmError, match=rf"hf: {fault}; .*do not belong together"):
             from_pretrained(folder)
     write_json(folder / "memory.json", {"format": 1, "memory": {}})
-    with pytest.raises(DistlmError, match=r"memory\.json: not a memory of format 2; .*export the checkpoint again"):
+    with pytest.raises(DistlmError, match=r"memory\.json: not a memory of format 3; .*export the checkpoint again"):
         from_pretrained(folder)

@@ -191,6 +191,7 @@ REFUSED = [
     (["memory.kind=resm", "memory.positions=[3,1]"], "memory.positions"),
     (["memory.kind=pkm", "memory.fresh_ffn=true"], "memory.fresh_ffn"),
     (["plm.width=30", "plm.heads=4"], "plm.width=30"),
+    (["plm.init_std=0"], "plm.init_std=0"),
     (["train.optimizer=nt_asgd"], "train.optimizer='nt_asgd'"),
     (["train.l2_weight=1"], "train.l2_weight"),
 ]
