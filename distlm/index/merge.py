@@ -40,7 +40,7 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
     # First without the lock: a finished folder may be read-only.
     if done := _nothing_to_do(stage, folder, datastore, template):
         return done
-    with only_writer(folder.root, comm, "writing this index"):
+    with only_writer(folder.root, comm, "merging this index"):
         # The run that held the lock until now may have merged it, and removed the parts.
         return _nothing_to_do(stage, folder, datastore, template) or _merge(stage, folder, datastore, template)
 

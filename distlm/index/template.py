@@ -83,7 +83,7 @@ def run_index_train(stage: Stage) -> dict[str, Any]:
     # First without the lock: a finished folder may be read-only.
     if done := _nothing_to_do(stage, folder, datastore, plan):
         return done
-    with only_writer(folder.root, stage.comm, "writing this index"):
+    with only_writer(folder.root, stage.comm, "training this index"):
         # The run that held the lock until now may have trained it.
         return _nothing_to_do(stage, folder, datastore, plan) or _train_together(stage, folder, datastore, plan)
 

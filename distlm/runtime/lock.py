@@ -28,10 +28,10 @@ _MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
 def only_writer(folder: Path, comm: Comm, work: str, share: Share | None = None) -> Iterator[None]:
     """Hold `folder`/.lock on rank 0 for the block: alone, or as a share together with the other shares. Collective.
 
-    `work` says what is done here, for the other's message. Raises Busy on every rank, naming the owner (Slurm
-    job, node, process, since when), while another run holds it after 5 s; a share also when the same share runs
-    already, or shares of another count. Raises DistlmError where this user may not write, naming whose that is. A file
-    system without locks is taken as it is.
+    `work` says what is done here, for the message that another run gets. Raises Busy on every rank, naming the owner
+    (Slurm job, node, process, since when) and its work, while another run holds it after 5 s; a share also when the
+    same share runs already, or shares of another count. Raises DistlmError where this user may not write, naming whose
+    that is. A file system without locks is taken as it is.
     """
     with ExitStack() as held:
         rank0_first(comm, lambda: _take_or_say_whose(folder, work, share, held))
@@ -75,12 +75,14 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
     lock = held.enter_context((folder / LOCK).open("a+"))
     mend = "wait for it or end it, or choose another run_dir="
     if not _locked(lock, fcntl.LOCK_EX if share is None else fcntl.LOCK_SH):
-        owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in _running_shares(folder)]
+        shares = _running_shares(folder)
+        theirs = _signature(shares[0] if shares else folder / LOCK)[1] or work
+        owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in shares]
         if len(owners) > 3:
             owners[3:] = [f"and {len(owners) - 3} more shares"]
-        raise Busy(f"{folder}: another run is {work} here ({'; '.join(owners) or _owner_in(folder / LOCK)}); {mend}")
+        raise Busy(f"{folder}: another run is {theirs} here ({'; '.join(owners) or _owner_in(folder / LOCK)}); {mend}")
     if share is None:
-        held.enter_context(_signed(lock))
+        held.enter_context(_signed(lock, work))
         # A running share holds the lock above, so there is none.
         for path in folder.glob(_SHARE_LOCKS):
             path.unlink(missing_ok=True)
@@ -89,7 +91,7 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
     stream = held.enter_context(own.open("a+"))
     if not _locked(stream, fcntl.LOCK_EX):
         raise Busy(f"{folder}: launch.share={share} is {work} here already ({_owner_in(own)}); {mend}")
-    held.enter_context(_signed(stream))
+    held.enter_context(_signed(stream, work))
     # After taking its own: of two that start together at least one sees the other.
     for path in _running_shares(folder):
         if path != own and not path.name.endswith(f"-of-{share.count}"):
@@ -129,10 +131,10 @@ def _locked(stream: TextIO, kind: int, patience_s: float = _PATIENCE_S) -> bool:
 
 
 @contextmanager
-def _signed(stream: TextIO) -> Iterator[None]:
-    """Name the owner in a lock file while it is held; only its holder writes there."""
+def _signed(stream: TextIO, work: str) -> Iterator[None]:
+    """Name the owner and its work in a lock file while it is held; only its holder writes there."""
     stream.truncate(0)
-    stream.write(owner())
+    stream.write(f"{owner()}\n{work}")
     stream.flush()
     try:
         yield
@@ -141,10 +143,16 @@ def _signed(stream: TextIO) -> Iterator[None]:
 
 
 def _owner_in(path: Path) -> str:
+    return _signature(path)[0] or "its owner is not known"
+
+
+def _signature(path: Path) -> tuple[str, str]:
+    """Owner and work that a lock file names; empty where it names none."""
     try:
-        return path.read_text("utf-8") or "its owner is not known"
+        name, _, work = path.read_text("utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
-        return "its owner is not known"
+        return "", ""
+    return name, work
 
 
 def _running_shares(folder: Path) -> list[Path]:

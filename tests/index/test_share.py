@@ -60,11 +60,12 @@ def test_shares_then_a_run_leave_the_bytes_of_one_run(trained: RunConfig, tmp_pa
 def test_a_share_and_a_run_keep_each_other_out(trained: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
     with one_rank(trained) as stage:
-        with (
-            only_writer(stage.run.index, stage.comm, "adding to this index"),
-            pytest.raises(DistlmError, match=r"another run is adding to this index here \(.*pid \d+ on "),
-        ):
-            add(trained, "0/2")
+        for work in ("adding to this index", "merging this index"):
+            with (
+                only_writer(stage.run.index, stage.comm, work),
+                pytest.raises(DistlmError, match=rf"another run is {work} here \(.*pid \d+ on "),
+            ):
+                add(trained, "0/2")
         add(trained, "0/2")
 
 
