@@ -82,6 +82,7 @@ def _export_hf(options: argparse.Namespace, world: World) -> int:
 def _memory_bench(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.tables import markdown
     from distlm.models.device import default_device
+    from distlm.runtime.progress import say
     from distlm.training.memory_bench import bench_table, run_bench
 
     for name in ("tokens", "turns"):
@@ -92,5 +93,8 @@ def _memory_bench(options: argparse.Namespace, world: World) -> int:
         raise UsageError(
             f"--tokens {options.tokens}: the model takes at most plm.max_positions={config.plm.max_positions}"
         )
-    found = run_bench(config, options.tokens, options.turns, options.train_rows, default_device())
+    device = default_device()
+    precision = "fp32" if device.type == "cpu" else config.train.precision
+    say(f"memory bench: on {device.type} in {precision}", world.rank)
+    found = run_bench(config, options.tokens, options.turns, options.train_rows, device, precision)
     return print_once(markdown(*bench_table(found)), world)

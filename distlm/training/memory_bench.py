@@ -28,6 +28,9 @@ PUBLISHED = {
 }  # fmt: skip
 """Batches per second on a V100 (table 1)."""
 _WARM_UP = 2
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LOSS_SCALE = 1024.0
+"""Of fp16; a real training looks for the largest that does not overflow."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,25 @@ class Timed:
     training_ratio: float | None
 
 
-def run_bench(config: RunConfig, tokens: int, turns: int, train_rows: int, device: torch.device) -> list[Timed]:
+def run_bench(
+    config: RunConfig, tokens: int, turns: int, train_rows: int, device: torch.device, precision: str = "fp32"
+) -> list[Timed]:
     """Time the recipe's model without memory, with PKM and with ResM, and a large one of twice the layers and 4/3 the
     width (BERT-large for BERT-base) likewise.
 
-    tokens: of a row. train_rows: rows of a training step of the base models; 0: none. Raises UsageError for a recipe
-    without memory. Memory: the base model's training state and the largest model's weights.
+    tokens: of a row. train_rows: rows of a training step of the base models; 0: none. precision: of weights and
+    activations, fp32, fp16 or bf16; a memory's values, and what Adam updates, are fp32 in each. Raises UsageError for a
+    recipe without memory. Memory: the base model's training state and the largest model's weights.
     """
     if config.memory.kind == "none":
         raise UsageError("memory bench: the recipe has no memory; take plm-base-resm, or set memory.kind=resm")
-    base = _Model("base", config, None, device)
+    base = _Model("base", config, None, device, precision)
     found = [base.timed(base, tokens, turns, train_rows)]
     for name, large, kind in (
         ("base +PKM", False, "pkm"), ("base +ResM", False, "resm"), ("large", True, None), ("large +PKM", True, "pkm"),
         ("large +ResM", True, "resm"),
     ):  # fmt: skip
-        model = _Model(name, enlarged(config) if large else config, kind, device)
+        model = _Model(name, enlarged(config) if large else config, kind, device, precision)
         found.append(model.timed(base, tokens, turns, 0 if large else train_rows))
         del model
         gc.collect()
@@ -110,12 +116,15 @@ def bench_table(found: list[Timed]) -> tuple[list[str], list[list[str]]]:
 class _Model:
     """A model, its optimizers, and the two things that are timed."""
 
-    def __init__(self, name: str, config: RunConfig, kind: str | None, device: torch.device) -> None:
+    def __init__(self, name: str, config: RunConfig, kind: str | None, device: torch.device, precision: str) -> None:
         self.name, self.plm, self.device = name, config.plm, device
         memory = dataclasses.replace(config.memory, kind=kind or "none")  # type: ignore[arg-type]
-        self.model = _build(config.plm, memory, config.shards.vocabulary_size).to(device)
+        self.model = _build(config.plm, memory, config.shards.vocabulary_size).to(device, _DTYPES[precision])
         self.vocabulary = config.shards.vocabulary_size
         self.values = SparseValueOptimizer(memory, [layer.table for layer in self.model.memories.values()])
+        self.scale = _LOSS_SCALE if precision == "fp16" else 1.0
+        self.masters: list[torch.Tensor] = []
+        """What Adam updates: the parameters, or copies in fp32."""
         self.adam: torch.optim.Optimizer | None = None
         self.update = 0
 
@@ -128,7 +137,7 @@ class _Model:
         if train_rows:
             mine, other = (_clocked(partial(model.step, train_rows, tokens), model.device) for model in (self, base))
             training = _in_turns(mine, other, max(2, turns // 4))
-            self.adam = None
+            self.adam, self.masters = None, []
         numbers = sum(parameter.numel() for parameter in self.model.parameters()) + self.model.memory_numbers
         return Timed(self.name, self.plm.layers, numbers, inference, ratio, *training)
 
@@ -142,16 +151,24 @@ class _Model:
     def step(self, count: int, tokens: int) -> None:
         """Forward, backward and update of masked language modelling."""
         self.model.train()
+        parameters = list(self.model.parameters())
         if self.adam is None:
-            self.adam = torch.optim.Adam(self.model.parameters(), lr=1e-5, fused=True)
+            self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
+            self.adam = torch.optim.Adam(self.masters, lr=1e-5, fused=True)
         rows, mask = self._rows(count, tokens)
         labels = torch.where(torch.rand(rows.shape, device=self.device) < 0.15, rows, -100)
         keys = row_keys(1, self.update, range(count))
         with self.model.rows.set(keys.to(self.device), mask, mask):
-            (self.model.loss_sum(self.model(rows), labels) / count).backward()
+            (self.model.loss_sum(self.model(rows), labels) * (self.scale / count)).backward()
+        copies = [pair for pair in zip(self.masters, parameters, strict=True) if pair[0] is not pair[1]]
+        for master, parameter in copies:
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float().div_(self.scale), None
         self.adam.step()
         self.adam.zero_grad()
-        self.values.step()
+        for master, parameter in copies:
+            parameter.data.copy_(master)
+        self.values.step(1 / self.scale)
         self.update += 1
 
     def _rows(self, count: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

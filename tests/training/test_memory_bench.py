@@ -6,6 +6,7 @@ import torch
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.errors import UsageError
+from distlm.training import memory_bench
 from distlm.training.memory_bench import PUBLISHED, bench_table, enlarged, run_bench
 
 
@@ -30,6 +31,24 @@ def test_every_model_of_table_1_is_timed_beside_the_base_model() -> None:
     assert all(timed.inference_ratio > 0 and (timed.training_s is None) == (timed.layers == 4) for timed in found)
     head, rows = bench_table(found)
     assert all(len(row) == len(head) for row in rows) and rows[2][-1] == "1.35"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_step_in_half_precision_is_that_of_fp32(precision: str, dtype: torch.dtype) -> None:
+    """Masters and values stay fp32, and the gradients that the optimizers get have lost the loss scale."""
+    moments = []
+    for kind in ("fp32", precision):
+        torch.manual_seed(1)
+        model = memory_bench._Model("base +ResM", tiny(), "resm", torch.device("cpu"), kind)
+        torch.manual_seed(2)
+        model.step(4, 8)
+        assert model.adam is not None
+        dense = torch.cat([state["exp_avg"].flatten() for state in model.adam.state.values()])
+        moments.append((dense, model.model.memories[1].table.exp_avg))
+    assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
+    assert {tensor.dtype for tensor in (*model.masters, model.model.memories[1].table.values)} == {torch.float32}
+    for one, other in zip(*moments, strict=True):
+        assert one.norm() > 0 and (one - other).norm() < 0.05 * one.norm()
 
 
 def test_the_large_model_is_to_the_base_model_as_bert_large_to_bert_base() -> None:
