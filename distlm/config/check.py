@@ -120,6 +120,8 @@ def _check_finetune(config: RunConfig, refuse: Callable[[str, object, str], None
         refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
     if tune.train_rows and tune.task == "SQuAD":
         refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
+    if tune.dropout != -1 and not 0 <= tune.dropout < 1:
+        refuse("finetune.dropout", tune.dropout, "must be in [0, 1), or -1 for the checkpoint's own")
     if not 0 <= tune.warmup < 1:
         refuse("finetune.warmup", tune.warmup, "must be in [0, 1)")
     if "/" in tune.name or tune.name.startswith("."):

@@ -189,6 +189,8 @@ class FinetuneConfig:
     """Longest answer that SQuAD's decoding gives, in tokens."""
     warmup: float = field(default=0.06, metadata=VOLATILE)
     """Share of the updates with a rising learning rate; it then falls to 0, both linearly."""
+    dropout: float = field(default=-1.0, metadata=VOLATILE)
+    """Dropout of the encoder and before the head; those inside a memory stay (-1: the checkpoint's own)."""
     weight_decay: float = field(default=-1.0, metadata=VOLATILE)
     """Decoupled weight decay, not of biases and norms (-1: 0.1 for GLUE, 0.01 for SQuAD)."""
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=VOLATILE)

@@ -35,6 +35,14 @@ class PlmModel:
     """Of the memory's values."""
 
 
+_BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+_DROPOUTS = {
+    "bert": _BERT_DROPOUTS, "roberta": _BERT_DROPOUTS,
+    "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
+}  # fmt: skip
+"""By architecture: Hugging Face's names of the dropout probabilities."""
+
+
 def values_to_come(memory: dict[str, Any]) -> dict[str, Any]:
     """The memory's settings for a model whose values a file will give: none are drawn, none take memory until then."""
     return {**memory, "values": "zero"} if memory else {}
@@ -240,6 +248,11 @@ def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
         # A fine-tuned checkpoint's names of labels would decide about their number.
         rest = {key: value for key, value in rest.items() if key not in ("id2label", "label2id")}
     return library.AutoConfig.for_model(backbone["model_type"], vocab_size=vocabulary, **rest)
+
+
+def with_dropout(backbone: Mapping[str, Any], p: float) -> dict[str, Any]:
+    """Hugging Face's configuration with the dropout p everywhere: embeddings, sublayers, attention weights, heads."""
+    return {**backbone, **dict.fromkeys(_DROPOUTS[backbone["model_type"]], p)}
 
 
 def masked_lm_from(checkpoint: str) -> Any:

@@ -22,6 +22,7 @@ from distlm.memory.adam import Adam
 from distlm.memory.exchange import Exchange
 from distlm.memory.files import load_table
 from distlm.memory.optimizer import SparseValueOptimizer
+from distlm.models.plm import with_dropout
 from distlm.models.plm_task import TaskModel, TaskModelConfig
 from distlm.models.row_dropout import row_keys
 from distlm.models.task_source import Source, start_from_source
@@ -60,7 +61,7 @@ class FinetuneJob(MemoryJob):
         micro = plan_finetune_rows(config, ranks)
         self.values_frozen = config.memory == "frozen"
         model = TaskModelConfig(
-            source.backbone,
+            source.backbone if config.dropout < 0 else with_dropout(source.backbone, config.dropout),
             _memory(source.memory, config) if source.memory else {},
             source.seed,
             task.head,

@@ -50,6 +50,7 @@ def test_the_dumped_configuration_has_the_defaults(recipe):
         ("knn.k=4", ["knn.ks", "4"]),
         ("finetune.task=SST2", ["finetune.task", "SST2", "SST-2"]),
         ("finetune.seeds=[1,1]", ["finetune.seeds", "[1, 1]", "once"]),
+        ("finetune.dropout=1", ["finetune.dropout", "1", "-1 for the checkpoint"]),
         ("finetune.name=../x", ["finetune.name", "../x"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],

@@ -11,8 +11,9 @@ from finetune_support import hugging_face, vocabulary
 from distlm.config.plm import FinetuneConfig
 from distlm.data.wordpiece import WordPiece
 from distlm.errors import DistlmError
+from distlm.models.plm import with_dropout
 from distlm.models.plm_task import TaskModel, TaskModelConfig
-from distlm.models.row_dropout import row_keys
+from distlm.models.row_dropout import RowDropout, row_keys
 from distlm.models.task_source import Source, open_source, start_from_source
 
 FAMILIES = ("bert", "roberta", "distilbert")
@@ -39,6 +40,19 @@ def some_rows(vocabulary_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     mask = torch.ones_like(tokens).bool()
     mask[1, 6:] = mask[2, 3:] = False
     return tokens.masked_fill(~mask, 0), types, mask
+
+
+@pytest.mark.parametrize("head", ["labels", "span"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dropout_of_ones_own_is_everywhere(family: str, head: Any, tmp_path: Path) -> None:
+    source = source_of(hugging_face(tmp_path / "hf", family))
+    places = {}
+    for p in (None, 0.0, 0.3):
+        backbone = source.backbone if p is None else with_dropout(source.backbone, p)
+        model = TaskModel(TaskModelConfig(backbone, {}, 1, head, 2, "t"), source.vocabulary)
+        places[p] = {name: module.p for name, module in model.named_modules() if isinstance(module, RowDropout)}
+    assert places[None].keys() == places[0.0].keys() == places[0.3].keys() and min(places[None].values()) >= 0.1
+    assert set(places[0.0].values()) == {0.0} and set(places[0.3].values()) == {0.3}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -52,15 +52,18 @@ def test_after_pretraining(tmp_path: Path) -> None:
         pass
 
 
-def test_a_plain_loop_over_hugging_faces_model_ends_the_same(tmp_path: Path) -> None:
-    """Without dropout: their model, torch's AdamW, one row after another without padding."""
+@pytest.mark.parametrize(("dropout", "setting"), [(0.0, -1), (0.3, 0)])
+def test_a_plain_loop_over_hugging_faces_model_ends_the_same(tmp_path: Path, dropout: float, setting: float) -> None:
+    """Without dropout, the checkpoint's own or ours: their model, torch's AdamW, one row after another, no padding."""
     import transformers
 
-    model, data = hugging_face(tmp_path / "hf", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), tmp_path
+    model = hugging_face(tmp_path / "hf", hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    data = tmp_path
     write_sst2(data, train=40, dev=10)
     config = finetune_config(
         tmp_path / "run", data, f"finetune.checkpoint={model}", "finetune.micro_rows=4", "finetune.rows_per_update=8",
         "finetune.weight_decay=0.1", "finetune.clip_norm=0.5", "finetune.warmup=0.2", "finetune.lr=0.01",
+        f"finetune.dropout={setting}",
     )  # fmt: skip
     with open_stage("finetune", config) as stage:
         run_finetune(stage)
