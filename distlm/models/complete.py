@@ -21,13 +21,18 @@ def listing(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 def check_files(folder: Path, mend: str, prefix: str = "", marker: str = COMPLETE) -> list[str]:
     """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
 
-    Raises DistlmError, ending in `mend`, when the marker or a file is missing, or a file is not as it was written.
+    Raises DistlmError when the marker is missing, and, ending in `mend`, when a file is missing, cannot be read or is
+    not as it was written.
     """
     files = _files(folder, prefix, marker)
     for name, facts in files.items():
         path = folder / name
-        size = path.stat().st_size if path.exists() else None
-        if size != facts["bytes"] or file_hash(path) != facts["hash"]:
+        try:
+            size = path.stat().st_size if path.exists() else None
+            whole = size == facts["bytes"] and file_hash(path) == facts["hash"]
+        except OSError as error:
+            raise DistlmError(f"{path}: cannot be read ({error}); {mend}") from error
+        if not whole:
             found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
             raise DistlmError(f"{path}: damaged ({found}, {facts['bytes']} bytes were written); {mend}")
     return list(files)

@@ -123,9 +123,8 @@ class _Model:
         self.vocabulary = config.shards.vocabulary_size
         self.values = SparseValueOptimizer(memory, [layer.table for layer in self.model.memories.values()])
         self.scale = _LOSS_SCALE if precision == "fp16" else 1.0
-        self.masters: list[torch.Tensor] = []
-        """What Adam updates: the parameters, or copies in fp32."""
         self.adam: torch.optim.Optimizer | None = None
+        """Of the parameters, or of copies of them in fp32."""
         self.update = 0
 
     def timed(self, base: "_Model", tokens: int, turns: int, train_rows: int) -> Timed:
@@ -137,7 +136,7 @@ class _Model:
         if train_rows:
             mine, other = (_clocked(partial(model.step, train_rows, tokens), model.device) for model in (self, base))
             training = _in_turns(mine, other, max(2, turns // 4))
-            self.adam, self.masters = None, []
+            self.adam = None
         numbers = sum(parameter.numel() for parameter in self.model.parameters()) + self.model.memory_numbers
         return Timed(self.name, self.plm.layers, numbers, inference, ratio, *training)
 
@@ -153,14 +152,15 @@ class _Model:
         self.model.train()
         parameters = list(self.model.parameters())
         if self.adam is None:
-            self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
-            self.adam = torch.optim.Adam(self.masters, lr=1e-5, fused=True)
+            masters = [p if p.dtype == torch.float32 else p.detach().float() for p in parameters]
+            self.adam = torch.optim.Adam(masters, lr=1e-5, fused=True)
         rows, mask = self._rows(count, tokens)
         labels = torch.where(torch.rand(rows.shape, device=self.device) < 0.15, rows, -100)
         keys = row_keys(1, self.update, range(count))
         with self.model.rows.set(keys.to(self.device), mask, mask):
             (self.model.loss_sum(self.model(rows), labels) * (self.scale / count)).backward()
-        copies = [pair for pair in zip(self.masters, parameters, strict=True) if pair[0] is not pair[1]]
+        masters = self.adam.param_groups[0]["params"]
+        copies = [pair for pair in zip(masters, parameters, strict=True) if pair[0] is not pair[1]]
         for master, parameter in copies:
             assert parameter.grad is not None
             master.grad, parameter.grad = parameter.grad.float().div_(self.scale), None

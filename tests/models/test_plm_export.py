@@ -144,6 +144,17 @@ def test_a_changed_bit_of_an_exported_memory_is_refused(tmp_path: Path, name: st
         open_source(FinetuneConfig(checkpoint=str(tmp_path / "hf")), tmp_path, tmp_path)
 
 
+def test_a_memory_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], tmp_path / "hf")
+
+    def denied(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("distlm.models.complete.file_hash", denied)
+    with pytest.raises(DistlmError, match=r"memory\S+: cannot be read \(.*Permission denied.*copy the whole folder"):
+        from_pretrained(tmp_path / "hf")
+
+
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
     save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], folder)
