@@ -40,11 +40,12 @@ def random_case(
     return distances, values, targets
 
 
-def one_writer_at_a_time(folder: Path, run: Callable[[], dict], said: str) -> None:
-    """`run` is refused with `said` while another run fills the folder, and leaves that alone; then it fills it."""
+def one_writer_at_a_time(folder: Path, run: Callable[[], dict]) -> None:
+    """`run` is refused while another run fills the folder, and leaves that alone; then it fills it."""
     theirs = folder / ".unit-00000.9.tmp"
     theirs.mkdir(parents=True)
     with only_writer(folder, SingleComm(), "filling it"):
+        said = rf"{folder.parent.name}/{folder.name}: another run is filling it here \(.*pid \d+ on "
         with pytest.raises(DistlmError, match=said):
             run()
         assert theirs.exists()

@@ -333,8 +333,7 @@ def test_another_run_that_fills_the_folder_is_not_disturbed(cache_alone, tmp_pat
     config = copy_run(cache_alone, tmp_path / "run", *CACHE)
     folder = RunDir(Path(config.run_dir)).root / name / "valid"
     shutil.rmtree(folder)
-    said = rf"{name}/valid: another run is writing these results here \(.*pid \d+ on "
-    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_cache), said)
+    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_cache))
 
 
 def test_a_finished_cache_is_not_repeated_and_another_grid_is_refused(cached, tmp_path, monkeypatch):

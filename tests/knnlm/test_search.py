@@ -180,8 +180,7 @@ def test_another_run_that_searches_the_split_is_not_disturbed(indexed, tmp_path,
     monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
     config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
     folder = RunDir(Path(config.run_dir)).neighbours("valid")
-    said = r"neighbours/valid: another run is searching .*pid \d+ on "
-    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_search), said)
+    one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_search))
 
 
 def test_one_split_can_be_searched_alone(indexed, tmp_path):
