@@ -142,6 +142,10 @@ def _check_plm(config: RunConfig, refuse: Callable[[str, object, str], None]) ->
         refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
     if plm.init_std <= 0:
         refuse("plm.init_std", plm.init_std, "must be above 0")
+    if any(tokens < 8 for tokens in plm.short_rows):
+        refuse("plm.short_rows", plm.short_rows, "must be at least 8 tokens each")
+    if len(plm.short_updates) != len(plm.short_rows) or any(updates < 1 for updates in plm.short_updates):
+        refuse("plm.short_updates", plm.short_updates, f"name one above 0 for each of plm.short_rows={plm.short_rows}")
     if not 0 < plm.mask_share < 1:
         refuse("plm.mask_share", plm.mask_share, "must be above 0 and below 1")
     if config.train.l2_weight:

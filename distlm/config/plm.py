@@ -78,6 +78,11 @@ class PlmConfig:
     init_std: float = 0.02
     """Standard deviation of a fresh model's matrices and embeddings; BERT's 0.02 goes with width 768, narrow models
     learn faster from more."""
+    short_rows: list[int] = field(default_factory=list)
+    """Sequence-length warm-up: training begins with rows cut into pieces of so many tokens, e.g. [16, 64] and then
+    whole rows. Attention finds a neighbour sooner among 16 tokens than among 512."""
+    short_updates: list[int] = field(default_factory=list)
+    """Updates with pieces of each of those lengths, e.g. [500, 1000]."""
     mask_share: float = 0.15
     """Share of the tokens that are predicted; 80 % of them become [MASK], 10 % a random token, 10 % stay."""
 

@@ -72,7 +72,9 @@ class Plm(nn.Module):
         mask = self.rows.mask
         if mask is None:
             raise ValueError("Plm.forward outside Rows.set")
-        states: Tensor = self.hf.base_model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        # A short piece of a padded row may be padding alone, and a softmax over nothing is NaN.
+        seen = mask | ~mask.any(1, keepdim=True)
+        states: Tensor = self.hf.base_model(input_ids=tokens, attention_mask=seen).last_hidden_state
         return states
 
     def loss_sum(self, states: Tensor, labels: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import MaskedModule
 from distlm.training.plm_rows import plan_rows
 from distlm.training.plm_validate import PlmValidator
+from distlm.training.short_rows import check_short_rows, pieces_of_row
 from distlm.training.transformer_job import make_optimizer
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
@@ -78,6 +79,7 @@ class PlmJob(MemoryJob):
                 f"{folder}: rows of {rows.row_tokens} tokens are longer than {limit}make shards with "
                 f"shards.row_tokens={longest}"
             )
+        check_short_rows(job.plm, rows.row_tokens)
         return job
 
     def identity(self) -> dict[str, Any]:
@@ -152,13 +154,14 @@ class PlmJob(MemoryJob):
     def _pieces(self, batch: RowBatch) -> "list[_Piece]":
         """Mask the rows and cut them into this rank's pieces; in the reading thread."""
         seed, rows, size = self.train.seed, self.rows, self.micro.micro_blocks
+        cut = pieces_of_row(self.plm, rows.row_tokens, batch.update)
         inputs, labels = mask_rows(batch.tokens, batch.rows, batch.epochs, seed, rows.tokenizer, self.plm.mask_share)
         arrays = inputs, labels, rows.is_text(batch.tokens), rows.is_counted(batch.tokens)
         pieces = []
         for count, number in enumerate(self.micro.of_rank(self.comm.rank)):
             mine, where = slice(count * size, (count + 1) * size), self.micro.blocks_of(number)
-            tensors = (torch.from_numpy(array[mine]) for array in arrays)
-            keys = row_keys(seed, batch.update, range(where.start, where.stop))
+            tensors = (torch.from_numpy(array[mine]).reshape(size * cut, -1) for array in arrays)
+            keys = row_keys(seed, batch.update, range(where.start * cut, where.stop * cut))
             given = sum(xxhash.xxh32_intdigest(row.tobytes()) for row in batch.tokens[mine])
             pieces.append(_Piece((*tensors, keys), int((labels[mine] != NO_LABEL).sum()), given))
         return pieces

@@ -65,6 +65,25 @@ def test_without_memory_it_is_hugging_faces_model(backbone: str) -> None:
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-7, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["none", "resm"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_row_of_padding_alone_counts_for_nothing(backbone: str, kind: str) -> None:
+    """Short pieces of a padded row can hold no text: neither loss nor gradients change, and none is NaN."""
+    tokens, labels, mask = batch()
+    blank = torch.full_like(tokens[:2], PAD)
+    found = []
+    for more in (0, 2):
+        model = build(backbone, kind)
+        with model.rows.set(row_keys(1, 1, range(4 + more)), torch.cat([mask, blank[:more].bool()])):
+            total = model.loss_sum(
+                model(torch.cat([tokens, blank[:more]])), torch.cat([labels, torch.full_like(blank[:more], NO_LABEL)])
+            )
+        total.backward()
+        found.append([total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_how_widely_fresh_weights_lie(backbone: str) -> None:
     def stds(init_std: float) -> list[float]:

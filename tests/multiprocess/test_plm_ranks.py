@@ -32,8 +32,9 @@ ONE = QUICK[1][0]
 
 
 def memory_settings(shards: Path, run: Path, updates: int, layout: str, *extra: str) -> list[str]:
-    """Overrides of a run with memories."""
-    return plm_settings(shards, run, "memory.kind=resm", f"train.updates={updates}", LAYOUTS[layout], *extra)
+    """Overrides of a run with memories, whose rows are short at first."""
+    words = ["memory.kind=resm", "plm.short_rows=[8,12]", "plm.short_updates=[5,6]", f"train.updates={updates}"]
+    return plm_settings(shards, run, *words, LAYOUTS[layout], *extra)
 
 
 def train(folder: Path, names: dict[int, list[str]], updates: int) -> Path:

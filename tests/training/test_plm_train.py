@@ -10,6 +10,7 @@ import pytest
 import torch
 from plm_support import PLM, memory_of, plm_config, tiny_shards
 from support import TINY, write_text
+from torch import Tensor
 from train_support import curve, newest, same_end
 
 from distlm.config import load_config
@@ -21,6 +22,7 @@ from distlm.models.plm_sizes import backbone_sizes
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
+from distlm.training.objective import MaskedModule
 from distlm.training.plm_evaluate import run_evaluate_plm
 from distlm.training.plm_plan import plm_of
 from distlm.training.plm_rows import plan_rows
@@ -60,6 +62,40 @@ def resm(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns(dense: Path) -> None:
     losses = curve(dense)
     assert losses[30] < losses[1] - 0.3 and curve(dense, "perf/data_wait_s")[30] >= 0
+
+
+def test_short_rows_first(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens and masks as without, in pieces of 8, then of 12, then whole; and again after a stop."""
+    seen: list[tuple[Tensor, ...]] = []
+    forward = MaskedModule.forward
+
+    def spy(self: MaskedModule, *tensors: Tensor | None) -> Tensor:
+        if self.training:
+            seen.append(tuple(tensor.clone() for tensor in tensors if tensor is not None))
+        return forward(self, *tensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MaskedModule, "forward", spy)
+    words = ["train.updates=5", "plm.short_rows=[8,12]", "plm.short_updates=[1,2]"]
+    run(shards, tmp_path / "long", "train.updates=5")
+    long, seen = seen, []
+    run(shards, tmp_path / "short", *words)
+    short, seen = seen, []
+    with pytest.raises(Stopped):
+        run(shards, tmp_path / "parts", *words, "train.max_updates_this_run=2")
+    run(shards, tmp_path / "parts", *words)
+    # Two micro-batches of 8 rows of 24 tokens in each update.
+    assert [piece[0].shape for piece in short] == [(24, 8)] * 2 + [(16, 12)] * 4 + [(8, 24)] * 4
+    for one, other, again in zip(long, short, seen, strict=True):
+        *tensors, keys = other
+        assert all(torch.equal(a.flatten(), b.flatten()) for a, b in zip(one, tensors, strict=False))
+        assert len(keys) == len(set(keys.tolist())) == len(tensors[0])
+        assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True))
+    assert curve(tmp_path / "short") == curve(tmp_path / "parts")
+
+
+def test_short_rows_must_divide_the_shards(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistlmError, match=r"plm.short_rows: 10 does not divide the shards' rows of 24 tokens"):
+        run(shards, tmp_path / "run", "plm.short_rows=[8,10]", "plm.short_updates=[1,1]")
 
 
 @pytest.mark.parametrize("extra", [["memory.row_steps=true"], ["memory.stale=catch_up", "memory.optimizer=adam"]])
@@ -192,6 +228,8 @@ REFUSED = [
     (["memory.kind=pkm", "memory.fresh_ffn=true"], "memory.fresh_ffn"),
     (["plm.width=30", "plm.heads=4"], "plm.width=30"),
     (["plm.init_std=0"], "plm.init_std=0"),
+    (["plm.short_rows=[4]", "plm.short_updates=[9]"], "plm.short_rows"),
+    (["plm.short_rows=[8,12]", "plm.short_updates=[9]"], "plm.short_updates"),
     (["train.optimizer=nt_asgd"], "train.optimizer='nt_asgd'"),
     (["train.l2_weight=1"], "train.l2_weight"),
 ]
