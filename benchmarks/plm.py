@@ -73,7 +73,7 @@ def settings(folder: Path, options: argparse.Namespace) -> list[str]:
         f"run_dir={folder}", f"shards.text_dir={options.text}", f"shards.folder={folder.parent / 'shards'}",
         f"shards.row_tokens={options.row_tokens}", f"train.updates={options.updates}", "train.valid_every=0",
         "train.save_every=0", f"train.log_every={FIRST}", f"train.warmup_updates={FIRST}", "launch.ranks=1",
-        f"launch.threads={options.threads}",
+        f"launch.threads={options.threads}", "plm.short_rows=[]", "plm.short_updates=[]",
     ]  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def plain(config: RunConfig, all_tokens: bool) -> dict[str, float]:
             vocab_size=rows.vocabulary, hidden_size=plm.width, num_hidden_layers=plm.layers,
             num_attention_heads=plm.heads, intermediate_size=plm.ffn_width, max_position_embeddings=plm.max_positions,
             hidden_dropout_prob=plm.dropout, attention_probs_dropout_prob=plm.attention_dropout,
+            initializer_range=plm.init_std,
         )
     )  # fmt: skip
     first, second = train.adam_betas

@@ -79,8 +79,8 @@ class PlmConfig:
     """Standard deviation of a fresh model's matrices and embeddings; BERT's 0.02 goes with width 768, narrow models
     learn faster from more."""
     short_rows: list[int] = field(default_factory=list)
-    """Sequence-length warm-up: training begins with rows cut into pieces of so many tokens, e.g. [16, 64] and then
-    whole rows. Attention finds a neighbour sooner among 16 tokens than among 512."""
+    """Sequence-length warm-up of a fresh model (neither checkpoint nor init_from): training begins with rows cut into
+    pieces of so many tokens, e.g. [16, 64], and then whole rows. Among 16 tokens attention soon finds a neighbour."""
     short_updates: list[int] = field(default_factory=list)
     """Updates with pieces of each of those lengths, e.g. [500, 1000]."""
     mask_share: float = 0.15

@@ -75,7 +75,7 @@ def test_short_rows_first(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
         return forward(self, *tensors)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MaskedModule, "forward", spy)
-    words = ["train.updates=5", "plm.short_rows=[8,12]", "plm.short_updates=[1,2]"]
+    words = ["train.updates=5", "plm.short_rows=[8,12,64]", "plm.short_updates=[1,2,1]"]
     run(shards, tmp_path / "long", "train.updates=5")
     long, seen = seen, []
     run(shards, tmp_path / "short", *words)
@@ -91,11 +91,14 @@ def test_short_rows_first(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert len(keys) == len(set(keys.tolist())) == len(tensors[0])
         assert all(torch.equal(a, b) for a, b in zip(other, again, strict=True))
     assert curve(tmp_path / "short") == curve(tmp_path / "parts")
+    seen = []
+    run(shards, tmp_path / "from", *words, f"plm.init_from={tmp_path / 'long'}")
+    assert {piece[0].shape for piece in seen} == {(8, 24)}
 
 
 def test_short_rows_must_divide_the_shards(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DistlmError, match=r"plm.short_rows: 10 does not divide the shards' rows of 24 tokens"):
-        run(shards, tmp_path / "run", "plm.short_rows=[8,10]", "plm.short_updates=[1,1]")
+    with pytest.raises(DistlmError, match=r"plm.short_rows=\[8, 10, 64\]: 10 does not divide the shards' rows of 24 tokens"):
+        run(shards, tmp_path / "run", "plm.short_rows=[8,10,64]", "plm.short_updates=[1,1,1]")
 
 
 @pytest.mark.parametrize("extra", [["memory.row_steps=true"], ["memory.stale=catch_up", "memory.optimizer=adam"]])
