@@ -74,6 +74,7 @@ def settings(folder: Path, options: argparse.Namespace) -> list[str]:
         f"shards.row_tokens={options.row_tokens}", f"train.updates={options.updates}", "train.valid_every=0",
         "train.save_every=0", f"train.log_every={FIRST}", f"train.warmup_updates={FIRST}", "launch.ranks=1",
         f"launch.threads={options.threads}", "plm.short_rows=[]", "plm.short_updates=[]",
+        "train.blocks_per_update=32", "train.micro_blocks=32",
     ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import MaskedModule
 from distlm.training.plm_rows import plan_rows
 from distlm.training.plm_validate import PlmValidator
-from distlm.training.short_rows import check_short_rows, pieces_of_row
+from distlm.training.short_rows import pieces_of_row, short_rows
 from distlm.training.transformer_job import make_optimizer
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
@@ -55,6 +55,7 @@ class PlmJob(MemoryJob):
         self.model.backbone["pad_token_id"] = train.tokenizer.pad
         self.rows = train
         self.plm = stage.config.plm
+        self.short = short_rows(self.plm, train.row_tokens)
         self.stream: RowStream[list[_Piece]] | None = None
         self.waited = 0.0
         """Seconds waited for rows since the last line of metrics."""
@@ -79,7 +80,6 @@ class PlmJob(MemoryJob):
                 f"{folder}: rows of {rows.row_tokens} tokens are longer than {limit}make shards with "
                 f"shards.row_tokens={longest}"
             )
-        check_short_rows(job.plm, rows.row_tokens)
         return job
 
     def identity(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class PlmJob(MemoryJob):
     def _pieces(self, batch: RowBatch) -> "list[_Piece]":
         """Mask the rows and cut them into this rank's pieces; in the reading thread."""
         seed, rows, size = self.train.seed, self.rows, self.micro.micro_blocks
-        cut = pieces_of_row(self.plm, rows.row_tokens, batch.update)
+        cut = pieces_of_row(self.short, rows.row_tokens, batch.update)
         inputs, labels = mask_rows(batch.tokens, batch.rows, batch.epochs, seed, rows.tokenizer, self.plm.mask_share)
         arrays = inputs, labels, rows.is_text(batch.tokens), rows.is_counted(batch.tokens)
         pieces = []

@@ -16,6 +16,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
 from distlm.training.plm_rows import plan_rows
+from distlm.training.short_rows import short_rows
 
 
 def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
@@ -23,7 +24,8 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
 
     Time counts 6 FLOP per weight and token, and for the memory 6 for each of its query weights and half keys and for
     each value read, H·k·D a token; the softmax is that of the predicted tokens. The rate is this machine's CPU.
-    Raises DistlmError for a micro-batch that does not divide over the ranks and for a bad train.deepspeed.
+    Raises DistlmError for a micro-batch that does not divide over the ranks, short rows that do not divide a row, and a
+    bad train.deepspeed.
     """
     train, memory = config.train, config.memory
     model = plm_of(config)
@@ -52,6 +54,10 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
             f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values; bytes that a rank sends in "
             f"an update, holds, and keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
         )
+    cuts = short_rows(config.plm, row_tokens)
+    if cuts:
+        shorter = ", then ".join(f"{updates} updates in pieces of {tokens}" for tokens, updates in cuts)
+        notes.append(f"rows are short first: {shorter} tokens")
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
     return StagePlan(

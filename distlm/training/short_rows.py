@@ -8,23 +8,29 @@ from distlm.config.plm import PlmConfig
 from distlm.errors import DistlmError
 
 
-def pieces_of_row(plm: PlmConfig, row_tokens: int, update: int) -> int:
-    """How many pieces of equal length a row is cut into in `update` (counted from 0); 1: it stays whole."""
+def short_rows(plm: PlmConfig, row_tokens: int) -> list[tuple[int, int]]:
+    """(tokens of a piece, updates with such pieces), in order; none when the model is not fresh.
+
+    A length of a whole row or more is a whole row. Raises DistlmError when a shorter one does not divide `row_tokens`.
+    """
     if plm.init_from or plm.checkpoint:
-        return 1
-    last = 0
-    for tokens, updates in zip(plm.short_rows, plm.short_updates, strict=True):
-        last += updates
-        if update < last:
-            return max(1, row_tokens // tokens)
-    return 1
-
-
-def check_short_rows(plm: PlmConfig, row_tokens: int) -> None:
-    """Raises DistlmError when a length below `row_tokens` does not divide it."""
+        return []
     for tokens in plm.short_rows:
         if tokens < row_tokens and row_tokens % tokens:
             raise DistlmError(
                 f"plm.short_rows={plm.short_rows}: {tokens} does not divide the shards' rows of {row_tokens} tokens; "
                 "name divisors, or set plm.short_rows=[] plm.short_updates=[]"
             )
+    return [
+        (min(tokens, row_tokens), updates) for tokens, updates in zip(plm.short_rows, plm.short_updates, strict=True)
+    ]
+
+
+def pieces_of_row(short: list[tuple[int, int]], row_tokens: int, update: int) -> int:
+    """How many pieces of equal length a row is cut into in `update` (counted from 0); 1: it stays whole."""
+    last = 0
+    for tokens, updates in short:
+        last += updates
+        if update < last:
+            return row_tokens // tokens
+    return 1

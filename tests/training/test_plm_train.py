@@ -97,7 +97,8 @@ def test_short_rows_first(shards: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_short_rows_must_divide_the_shards(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(DistlmError, match=r"plm.short_rows=\[8, 10, 64\]: 10 does not divide the shards' rows of 24 tokens"):
+    said = r"plm.short_rows=\[8, 10, 64\]: 10 does not divide the shards' rows of 24 tokens"
+    with pytest.raises(DistlmError, match=said):
         run(shards, tmp_path / "run", "plm.short_rows=[8,10,64]", "plm.short_updates=[1,1,1]")
 
 
