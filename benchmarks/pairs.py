@@ -37,41 +37,42 @@ def main() -> None:
     rows, task = options.out / "rows", options.out / "glue" / "MRPC"
     for folder in (rows, task):
         folder.mkdir(parents=True)
-    random = Random(2)
+    random, labelling = Random(2), Random(7)
     for split, count in ROWS.items():
-        found = changed_copies(sentences(options.text, split, least=6), count, random)
+        texts = sentences(options.text, split)
+        found = changed_copies(texts, count, random)
         if split == "train":
             found += 2 * glue_pairs(options.glue)
             random.shuffle(found)
         (rows / f"{split}.txt").write_text("".join(f"{one}\n{other}\n\n" for one, other in found), "utf-8")
-    random = Random(7)
-    for split, (name, count) in PAIRS.items():
+        if split not in PAIRS:
+            continue
+        name, count = PAIRS[split]
         lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-        labelled = same_or_not(sentences(options.text, split, least=7), count, random)
+        labelled = same_or_not([words for words in texts if len(words) >= 7], count, labelling)
         lines += [f"{int(same)}\t1\t2\t{one}\t{other}" for same, one, other in labelled]
         (task / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def sentences(folder: Path, split: str, least: int) -> list[Words]:
-    """The sentences of a split that have at least so many words."""
+def sentences(folder: Path, split: str) -> list[Words]:
+    """The sentences of a split that have at least six words."""
     (path,) = folder.glob(f"{split}.txt*")
     opened = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     with opened(path, "rt", encoding="utf-8") as stream:
         split_up = (part.split() for line in stream for part in re.split(r"(?<=[.!?;])\s+", line.strip()))
-        return [words for words in split_up if len(words) >= least]
+        return [words for words in split_up if len(words) >= 6]
 
 
 def glue_pairs(folder: Path) -> list[Words]:
     """The pairs of the train sets in both orders."""
 
-    def pairs() -> Iterator[Words]:
-        for task, columns in GLUE_COLUMNS.items():
-            lines = (folder / task / "train.tsv").read_text("utf-8-sig").split("\n")[1:]
-            for cells in (line.split("\t") for line in lines if line):
-                pair = [cells[column] for column in columns]
-                yield from (pair, pair[::-1])
-
-    return list(pairs())
+    found = []
+    for task, columns in GLUE_COLUMNS.items():
+        lines = (folder / task / "train.tsv").read_text("utf-8-sig").split("\n")[1:]
+        for cells in (line.split("\t") for line in lines if line):
+            pair = [cells[column] for column in columns]
+            found += [pair, pair[::-1]]
+    return found
 
 
 def changed_copies(texts: list[Words], count: int, random: Random) -> list[Words]:
