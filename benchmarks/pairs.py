@@ -18,7 +18,7 @@ import argparse
 import gzip
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -39,7 +39,7 @@ def main() -> None:
         folder.mkdir(parents=True)
     random, labelling = Random(2), Random(7)
     for split, count in ROWS.items():
-        texts = sentences(options.text, split)
+        texts = sentences(lines_of(options.text, split))
         found = changed_copies(texts, count, random)
         if split == "train":
             found += 2 * glue_pairs(options.glue)
@@ -54,22 +54,29 @@ def main() -> None:
         (task / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def sentences(folder: Path, split: str) -> list[Words]:
-    """The sentences of a split that have at least six words."""
+def lines_of(folder: Path, split: str) -> Iterator[str]:
     (path,) = folder.glob(f"{split}.txt*")
     opened = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
     with opened(path, "rt", encoding="utf-8") as stream:
-        split_up = (part.split() for line in stream for part in re.split(r"(?<=[.!?;])\s+", line.strip()))
-        return [words for words in split_up if len(words) >= 6]
+        yield from stream
+
+
+def sentences(lines: Iterable[str]) -> list[Words]:
+    """Those that have at least six words."""
+    split_up = (part.split() for line in lines for part in re.split(r"(?<=[.!?;])\s+", line.strip()))
+    return [words for words in split_up if len(words) >= 6]
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    """The cells of each row of a file of GLUE, its header first."""
+    return [line.split("\t") for line in path.read_text("utf-8-sig").split("\n") if line]
 
 
 def glue_pairs(folder: Path) -> list[Words]:
     """The pairs of the train sets in both orders."""
-
     found = []
     for task, columns in GLUE_COLUMNS.items():
-        lines = (folder / task / "train.tsv").read_text("utf-8-sig").split("\n")[1:]
-        for cells in (line.split("\t") for line in lines if line):
+        for cells in rows_of(folder / task / "train.tsv")[1:]:
             pair = [cells[column] for column in columns]
             found += [pair, pair[::-1]]
     return found
