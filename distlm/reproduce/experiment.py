@@ -12,7 +12,7 @@ experiments/NAME.yaml:
     for        variable → values, or $VARIABLE of `lists`: one command for each combination
     verb       default `run`
     recipe
-    into       name of the run whose folder it works in, instead of its own
+    into       name of the run in whose folder it works, and whose settings it has before its own
     settings   in which {NAME} is the folder of an input or of a run before this one, which then comes first
 A command whose own settings name something that is not there (an input that was not given) is left out.
 """
@@ -190,11 +190,18 @@ def _item(
         return None
     # What all runs share is left out where it cannot be had.
     shared = [] if entry.get("alone") else [setting for setting in common if folders.keys() >= set(needs([setting]))]
-    settings = [_REFERENCE.sub(lambda match: folders[match[1]], setting) for setting in [*shared, *own]]
     after = dict.fromkeys(reference for reference in [into, *needs([*shared, *own])] if reference in before)
-    place = (f"name={into}", f"run_dir={root / into}")
+
+    def filled(settings: Sequence[str]) -> list[str]:
+        return [_REFERENCE.sub(lambda match: folders[match[1]], setting) for setting in settings]
+
+    if into == name:
+        first = [f"name={name}", f"run_dir={root / name}", *filled(shared)]
+    else:
+        # A run's folder refuses other settings than those it was trained with.
+        first = [*before[into].settings[: -len(overrides) or None]]
     return Item(
-        name, entry.get("verb", "run"), entry["recipe"], root / into, (*place, *settings, *overrides), tuple(after)
+        name, entry.get("verb", "run"), entry["recipe"], root / into, (*first, *filled(own), *overrides), tuple(after)
     )
 
 

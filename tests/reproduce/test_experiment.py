@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from distlm.config.load import load_config
+from distlm.config.schema import RunConfig
 from distlm.errors import UsageError
 from distlm.reproduce.experiment import Experiment, experiment_help, experiment_names, load_experiment
+from distlm.runtime.rundir import RunDir
 
 
 def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("books",), **more: object) -> Experiment:
@@ -30,6 +32,23 @@ def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, s
         assert item.name not in seen
         seen.add(item.name)
     assert name in experiment_names() and name in experiment_help()
+
+
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(scale: str, tmp_path: Path) -> None:
+    trained: dict[Path, RunConfig] = {}
+    tuned = []
+    for item in opened(
+        tmp_path, "pkm-plm", ("books", "wikitext", "glue"), scale=scale, overrides=["train.seed=3"]
+    ).items:
+        config = load_config(item.recipe, item.settings)
+        if item.verb == "run":
+            RunDir(item.folder).open_stage(trained.setdefault(item.folder, config), "train")
+        elif item.verb == "finetune":
+            RunDir(item.folder).refuse_other_config(config, "finetune")
+            assert config.plm.init_from == trained[item.folder].plm.init_from
+            tuned.append((item.folder.name, config.finetune.task, config.finetune.memory))
+    assert ("init-resm", "RTE", "frozen") in tuned and len(set(tuned)) == len(tuned) == 4 * (2 + 2 * 2 + 2 * 2)
 
 
 def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
