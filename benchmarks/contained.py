@@ -14,7 +14,6 @@ one only after the easy one.
     python benchmarks/contained.py --text FOLDER --glue FOLDER --out FOLDER
 """
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from pairs import Words, lines_of, part_of, rows_of
+from pairs import GLUE_COLUMNS, Words, folders, lines_of, part_of, rows_of
 
 FOLDS = 3
 
@@ -43,31 +42,26 @@ DEV_ROWS = 1_200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
-    parser.add_argument("--glue", type=Path, required=True, help="folder of MRPC/train.tsv and RTE/{train,dev}.tsv")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    options = parser.parse_args()
+    options = folders(__doc__)
     options.out.mkdir(parents=True)
     of_glue = [
-        cells[column].split()
-        for task, column in (("RTE", 1), ("MRPC", 3))
+        cells[GLUE_COLUMNS[task][0]].split()
+        for task in ("RTE", "MRPC")
         for cells in rows_of(options.glue / task / "train.tsv")[1:]
     ]
     train, valid = (
         [words for words in map(str.split, lines_of(options.text, split)) if words] for split in ("train", "valid")
     )
+    common, common_of_valid = common_words(train), common_words(valid)
     for name, task in (("easy", EASY), ("hard", HARD)):
         random = Random(11)
-        common = common_words(train)
         rows = list(parts_or_not(train, task.rows, task, common, random))
         shuffled = of_glue.copy()
         random.shuffle(shuffled)
         rows += parts_or_not(shuffled, task.rows_of_glue, task, common, random)
         write_task(options.out / name, "train", rows, random)
-        write_task(
-            options.out / name, "dev", list(parts_or_not(valid, DEV_ROWS, task, common_words(valid), random)), random
-        )
+        dev = list(parts_or_not(valid, DEV_ROWS, task, common_of_valid, random))
+        write_task(options.out / name, "dev", dev, random)
     write_folds(options.glue / "RTE", options.out / "folds")
 
 

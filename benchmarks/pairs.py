@@ -29,11 +29,7 @@ GLUE_COLUMNS = {"MRPC": (3, 4), "RTE": (1, 2)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
-    parser.add_argument("--glue", type=Path, required=True, help="folder of MRPC/train.tsv and RTE/train.tsv")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    options = parser.parse_args()
+    options = folders(__doc__)
     rows, task = options.out / "rows", options.out / "glue" / "MRPC"
     for folder in (rows, task):
         folder.mkdir(parents=True)
@@ -52,6 +48,15 @@ def main() -> None:
         labelled = same_or_not([words for words in texts if len(words) >= 7], count, labelling)
         lines += [f"{int(same)}\t1\t2\t{one}\t{other}" for same, one, other in labelled]
         (task / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def folders(description: str | None) -> argparse.Namespace:
+    """The command line's `text`, `glue` and `out`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
+    parser.add_argument("--glue", type=Path, required=True, help="folder of MRPC/train.tsv and RTE/{train,dev}.tsv")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    return parser.parse_args()
 
 
 def lines_of(folder: Path, split: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ import itertools
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,12 @@ def load_experiment(
     items: dict[str, Item] = {}
     for run in tree["runs"]:
         for entry in _each(run, variables):
-            item = _item(entry, root, common, overrides, items, places)
+            item = _item(entry, root, common, items, places)
             if item is not None:
                 items[item.name] = item
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
-    chosen = _with_needs(items, only or list(items))
+    chosen = [replace(item, settings=(*item.settings, *overrides)) for item in _with_needs(items, only or list(items))]
     return Experiment(name, tree["title"], root, tree["tables"], tuple(chosen))
 
 
@@ -174,7 +174,6 @@ def _item(
     entry: Mapping[str, Any],
     root: Path,
     common: Sequence[str],
-    overrides: Sequence[str],
     before: Mapping[str, Item],
     inputs: Mapping[str, str],
 ) -> Item | None:
@@ -195,14 +194,9 @@ def _item(
     def filled(settings: Sequence[str]) -> list[str]:
         return [_REFERENCE.sub(lambda match: folders[match[1]], setting) for setting in settings]
 
-    if into == name:
-        first = [f"name={name}", f"run_dir={root / name}", *filled(shared)]
-    else:
-        # A run's folder refuses other settings than those it was trained with.
-        first = [*before[into].settings[: -len(overrides) or None]]
-    return Item(
-        name, entry.get("verb", "run"), entry["recipe"], root / into, (*first, *filled(own), *overrides), tuple(after)
-    )
+    # A run's folder refuses other settings than those it was trained with.
+    first = (f"name={name}", f"run_dir={root / name}", *filled(shared)) if into == name else before[into].settings
+    return Item(name, entry.get("verb", "run"), entry["recipe"], root / into, (*first, *filled(own)), tuple(after))
 
 
 def _with_needs(items: Mapping[str, Item], names: Sequence[str]) -> list[Item]:

@@ -43,7 +43,8 @@ def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(scale: str, tmp_path
     ).items:
         config = load_config(item.recipe, item.settings)
         if item.verb == "run":
-            RunDir(item.folder).open_stage(trained.setdefault(item.folder, config), "train")
+            trained[item.folder] = config
+            RunDir(item.folder).open_stage(config, "train")
         elif item.verb == "finetune":
             RunDir(item.folder).refuse_other_config(config, "finetune")
             assert config.plm.init_from == trained[item.folder].plm.init_from
