@@ -22,6 +22,7 @@ from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.runtime.cores import share_of_cores
 from distlm.runtime.files import read_json, require_free_disk
+from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.rundir import RunDir
@@ -233,11 +234,11 @@ def stage_environment(config: RunConfig) -> dict[str, str]:
 def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
     """Run a stage, its output to the terminal and appended to its log; stop signals go to the ranks."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record:
+    with log.open("a", encoding="utf-8") as record, mpirun_session() as session:
         record.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=stage_environment(config),
+            env=stage_environment(config) | session,
         )  # fmt: skip
 
         def forward(_number: int, _frame: FrameType | None) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from distlm.config.load import load_config, recipe_names, split_words
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.pipeline import STEPS
+from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir
 from launchers.front import Front
@@ -93,7 +94,8 @@ def train(options: argparse.Namespace) -> int:
     queued = place.via == "slurm" and not job
     front = Front(folder, place.ranks(), place.via, lost_after_s, options.start_within, options.stop_within, queued)
     env = launcher_environment(place.via, place.mpirun)
-    return front.run(command, env, code_root(), lambda: step.finished(config, run))
+    with mpirun_session() as session:
+        return front.run(command, env | session, code_root(), lambda: step.finished(config, run))
 
 
 def choose_place(options: argparse.Namespace) -> Place:

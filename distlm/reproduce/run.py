@@ -3,8 +3,8 @@
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +16,7 @@ from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
 from distlm.runtime.cores import share_of_cores
+from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
@@ -52,15 +53,15 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
     waiting, running, done = list(experiment.items), list[_Running](), set[str]()
     failed: list[Item] = []
     stopped, began = False, time.monotonic()
-    with _handing_on(running) as told:
+    with ExitStack() as sessions, _handing_on(running) as told:
         while running or (waiting and not failed and not stopped):
             ready = [item for item in waiting if done.issuperset(item.after)]
             while ready and len(running) < at_once and not (failed or stopped or told):
                 item = ready.pop(0)
                 waiting.remove(item)
-                running.append(
-                    _start(experiment, item, len(experiment.items) - len(waiting), configs[item.name], at_once)
-                )
+                number = len(experiment.items) - len(waiting)
+                session = sessions.enter_context(mpirun_session())
+                running.append(_start(experiment, item, number, configs[item.name], at_once, session))
             stopped |= bool(told)
             for entry in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(entry)
@@ -93,7 +94,9 @@ def write_tables(experiment: Experiment) -> str:
     return text
 
 
-def _start(experiment: Experiment, item: Item, number: int, config: RunConfig, at_once: int) -> _Running:
+def _start(
+    experiment: Experiment, item: Item, number: int, config: RunConfig, at_once: int, session: Mapping[str, str]
+) -> _Running:
     log = _log(experiment, item)
     say(f"[{number}/{len(experiment.items)}] {command_line(item)}" + (f" > {log}" if at_once > 1 else ""))
     ranks = config.launch.ranks if any(verb.ranks for verb in STAGE_VERBS if verb.words == item.verb) else 1
@@ -102,7 +105,7 @@ def _start(experiment: Experiment, item: Item, number: int, config: RunConfig, a
         # Commands under way share the cores.
         settings = (*settings, f"launch.threads={share_of_cores(config.launch.ranks * at_once)}")
     command = verb_command(item.verb, config, item.recipe, settings, ranks)
-    environment = stage_environment(config)
+    environment = {**stage_environment(config), **session}
     if at_once == 1:
         return _Running(item, subprocess.Popen(command, env=environment), time.monotonic())
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,24 @@
+"""A session folder of its own for every mpirun that distlm starts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+
+_BASE = "PRTE_MCA_prte_tmpdir_base"
+_CHOSEN = (_BASE, "PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base")
+
+
+@contextmanager
+def mpirun_session() -> Iterator[dict[str, str]]:
+    """Variables that give one mpirun (Open MPI 5) a new session folder; the folder goes when the context ends.
+
+    By itself mpirun takes TMPDIR/ompi.PID. A killed mpirun leaves that behind, and the next one of the same user that
+    the system gives the same process number to ends with 213, "The PMIx server's listener thread failed to start"
+    (openpmix issue 4022). Where the user has set a folder for sessions, that is kept: gives nothing.
+    """
+    if any(name in os.environ for name in _CHOSEN):
+        yield {}
+        return
+    with TemporaryDirectory(prefix="distlm-mpirun-", ignore_cleanup_errors=True) as folder:
+        yield {_BASE: folder}
