@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -218,8 +219,9 @@ def _short(command: Sequence[str]) -> list[str]:
     return text
 
 
-def stage_environment(config: RunConfig) -> dict[str, str]:
-    """The environment of a stage: threads for each rank, and what Open MPI asks of root."""
+@contextmanager
+def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
+    """The environment of a stage, while it runs: threads for each rank, mpirun's session, what it asks of root."""
     environment = dict(os.environ)
     if os.geteuid() == 0:
         # Open MPI refuses root unless both are set; containers and CI have no other user.
@@ -228,17 +230,18 @@ def stage_environment(config: RunConfig) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PYTHONUNBUFFERED"] = "1"
-    return environment
+    with mpirun_session() as session:
+        yield environment | session
 
 
 def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
     """Run a stage, its output to the terminal and appended to its log; stop signals go to the ranks."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record, mpirun_session() as session:
+    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment:
         record.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=stage_environment(config) | session,
+            env=environment,
         )  # fmt: skip
 
         def forward(_number: int, _frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +16,6 @@ from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
 from distlm.runtime.cores import share_of_cores
-from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
@@ -53,15 +52,14 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
     waiting, running, done = list(experiment.items), list[_Running](), set[str]()
     failed: list[Item] = []
     stopped, began = False, time.monotonic()
-    with ExitStack() as sessions, _handing_on(running) as told:
+    with ExitStack() as environments, _handing_on(running) as told:
         while running or (waiting and not failed and not stopped):
             ready = [item for item in waiting if done.issuperset(item.after)]
             while ready and len(running) < at_once and not (failed or stopped or told):
                 item = ready.pop(0)
                 waiting.remove(item)
                 number = len(experiment.items) - len(waiting)
-                session = sessions.enter_context(mpirun_session())
-                running.append(_start(experiment, item, number, configs[item.name], at_once, session))
+                running.append(_start(experiment, item, number, configs[item.name], at_once, environments))
             stopped |= bool(told)
             for entry in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(entry)
@@ -95,7 +93,7 @@ def write_tables(experiment: Experiment) -> str:
 
 
 def _start(
-    experiment: Experiment, item: Item, number: int, config: RunConfig, at_once: int, session: Mapping[str, str]
+    experiment: Experiment, item: Item, number: int, config: RunConfig, at_once: int, environments: ExitStack
 ) -> _Running:
     log = _log(experiment, item)
     say(f"[{number}/{len(experiment.items)}] {command_line(item)}" + (f" > {log}" if at_once > 1 else ""))
@@ -105,7 +103,7 @@ def _start(
         # Commands under way share the cores.
         settings = (*settings, f"launch.threads={share_of_cores(config.launch.ranks * at_once)}")
     command = verb_command(item.verb, config, item.recipe, settings, ranks)
-    environment = {**stage_environment(config), **session}
+    environment = environments.enter_context(stage_environment(config))
     if at_once == 1:
         return _Running(item, subprocess.Popen(command, env=environment), time.monotonic())
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _BASE = "PRTE_MCA_prte_tmpdir_base"
-_CHOSEN = (_BASE, "PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base")
+# mpirun refuses these beside the one above.
+_APART = ("PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base")
 
 
 @contextmanager
@@ -15,10 +17,14 @@ def mpirun_session() -> Iterator[dict[str, str]]:
 
     By itself mpirun takes TMPDIR/ompi.PID. A killed mpirun leaves that behind, and the next one of the same user that
     the system gives the same process number to ends with 213, "The PMIx server's listener thread failed to start"
-    (openpmix issue 4022). Where the user has set a folder for sessions, that is kept: gives nothing.
+    (openpmix issue 4022). Lies in the folder for sessions that the user, or the distlm that started this one, has set;
+    where the user has set one for this node and one for the others, gives nothing.
     """
-    if any(name in os.environ for name in _CHOSEN):
+    if any(name in os.environ for name in _APART):
         yield {}
         return
-    with TemporaryDirectory(prefix="distlm-mpirun-", ignore_cleanup_errors=True) as folder:
+    base = os.environ.get(_BASE)
+    if base:
+        Path(base).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="distlm-mpirun-", dir=base, ignore_cleanup_errors=True) as folder:
         yield {_BASE: folder}

@@ -56,6 +56,8 @@ def test_the_command_writes_the_checkpoints_model(tmp_path: Path, kind: str) -> 
             found = theirs.base_model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         torch.testing.assert_close(found[mask], states(model))
     assert len(transformers.AutoTokenizer.from_pretrained(out)) == model.vocabulary
+    again = export(source, out, check=False)
+    assert again.returncode == 1 and f"{out}: not empty" in again.stderr and "Traceback" not in again.stderr
 
 
 @pytest.mark.multiprocess

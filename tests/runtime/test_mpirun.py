@@ -61,6 +61,14 @@ def test_a_session_starts_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_it_lies_in_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "not" / "yet"
+    monkeypatch.setitem(os.environ, "PRTE_MCA_prte_tmpdir_base", str(scratch))
+    with mpirun_session() as session:
+        assert [Path(folder).parent for folder in session.values()] == [scratch]
+    assert not list(scratch.iterdir())
+
+
 def test_a_users_own_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "PRTE_MCA_prte_local_tmpdir_base", "/scratch")
     with mpirun_session() as session:

@@ -24,7 +24,6 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-self=$(readlink -f "$0")
 cd /   # daemons outlive the folder this is called in
 PATH=$PATH:/usr/sbin:/sbin
 OWNER=$(id -un)
@@ -396,5 +395,5 @@ case ${1:-} in
   crash-node) crash_node "${2#node}";;
   start-node) alive "slurmd-${2}" || start_node "${2#node}";;
   on) node=${2#node}; shift 2; on_node "$node" "$@";;
-  *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$self"; exit 2;;
+  *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$here/cluster.sh"; exit 2;;
 esac
