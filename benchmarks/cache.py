@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from distlm.config.schema import CacheConfig
-from distlm.knnlm.cache import add_cache, block_bytes, cache_log_probs
+from distlm.knnlm.cache.scores import add_cache, block_bytes, cache_log_probs
 from distlm.knnlm.scoring import mean_loss
-from distlm.knnlm.states import States
+from distlm.knnlm.search.states import States
 from distlm.runtime.rundir import RunDir
 
 CHUNK = 256

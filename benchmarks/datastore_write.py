@@ -25,7 +25,7 @@ from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.transformer.model import TransformerLM
 
 TAP = "last_ffn_input"
 

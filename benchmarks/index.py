@@ -27,13 +27,13 @@ import faiss
 import numpy as np
 
 from distlm.datastore.reader import Datastore
-from distlm.index.choose import recall, with_table
-from distlm.index.encode import Encoder
+from distlm.index.build.encode import Encoder
+from distlm.index.build.template import train_template
+from distlm.index.choose.measure import recall, with_table
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.faiss_module import usable_cores
 from distlm.index.layout import deserialise, serialise
-from distlm.index.search import SearchIndex
-from distlm.index.template import train_template
+from distlm.index.search.searcher import SearchIndex
 
 CHUNK = 100_000
 Array = np.ndarray

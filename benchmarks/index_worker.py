@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distlm.index.encode import Encoder
+from distlm.index.build.encode import Encoder
 from distlm.index.layout import deserialise
 
 SECONDS = 10.0

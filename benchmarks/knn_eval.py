@@ -37,9 +37,9 @@ from rescoring import UNIT, Case, from_run, keep_best, note, read_all, sorted_un
 
 from distlm.config.schema import KnnConfig
 from distlm.index.layout import IndexFolder
-from distlm.knnlm.grid import grid_losses
-from distlm.knnlm.neighbours import Neighbours, Unit
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
+from distlm.knnlm.search.neighbours import Neighbours, Unit
+from distlm.knnlm.tune.grid import grid_losses
 from distlm.runtime.rundir import RunDir
 
 WAYS = ("original mask", "original dense")

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distlm.config.schema import LstmConfig
-from distlm.models.awd_lstm import FIRST_ID, AwdLstm
-from distlm.optim.nt_asgd import NTASGD
+from distlm.models.awd_lstm.model import FIRST_ID, AwdLstm
+from distlm.models.awd_lstm.nt_asgd import NTASGD
 from distlm.training.objective import StreamModule
 
 AR, TAR, CLIP, RATE, DECAY = 2.0, 1.0, 0.25, 30.0, 1.2e-6

@@ -39,10 +39,10 @@ import torch
 from torch import Tensor, nn
 
 from distlm.config.plm import MemoryConfig
-from distlm.memory.exchange import Exchange
 from distlm.memory.layer import ProductKeyMemory
-from distlm.memory.optimizer import SparseValueOptimizer
-from distlm.memory.table import ValueTable
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.memory.values.table import ValueTable
 
 VARIANTS = ("distlm", "sparse", "dense", "dense_fused", "package")
 PHASES = ("forward", "backward", "update")

@@ -19,16 +19,16 @@ import numpy as np
 from distlm.config import load_config
 from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
 from distlm.index import run_index_add, run_index_merge, run_index_train
-from distlm.index.calibrate import calibrate
-from distlm.index.cost import index_costs
+from distlm.index.choose.calibrate import calibrate
+from distlm.index.choose.cost import index_costs
+from distlm.index.choose.plan import Store
 from distlm.index.factory import fit_factory
 from distlm.index.faiss_module import usable_cores
-from distlm.index.plan import Store
-from distlm.runtime.comm import SingleComm
+from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.world import single
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
-from distlm.runtime.world import single
 
 STAGES = {"index train": run_index_train, "index add": run_index_add, "index merge": run_index_merge}
 

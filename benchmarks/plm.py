@@ -26,10 +26,10 @@ import torch.nn.functional as F
 
 from distlm.config import load_config
 from distlm.config.schema import RunConfig
-from distlm.data.masking import NO_LABEL, mask_rows
-from distlm.data.shard_reader import ShardRows
+from distlm.data.shards.reader import ShardRows
+from distlm.models.plm.measure.validate import masked_batch
+from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 from distlm.optim.schedule import learning_rate
-from distlm.training.plm_validate import masked_batch
 
 RECIPE, FIRST, VALID_ROWS = "plm-small", 20, 512
 WAYS = ("distlm", "transformers", "transformers, predicted tokens only")

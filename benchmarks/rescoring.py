@@ -2,7 +2,7 @@
 
 Both start from the same searched neighbours and end with log p_kNN(target). The random way is what the published
 kNN-LM code does with its default settings: `keys[ids]` from the memory-mapped fp16 keys, cast to fp32, squared L2,
-softmax over the neighbours. The sorted way is distlm's (distlm/knnlm/rescore.py). Three states of the page cache:
+softmax over the neighbours. The sorted way is distlm's (knnlm/search/rescore.py). Three states of the page cache:
 
   cold     the key files are dropped from the page cache once, before the first query
   larger   dropped before every query of the random way: a store much larger than memory, which never gets warm
@@ -39,9 +39,9 @@ from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, valu
 from distlm.datastore.reader import Datastore
 from distlm.index import SearchIndex, brute_search, open_index, run_index_build
 from distlm.index.pairs import sort_pairs
-from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.rescore import GroupScorer, nearest_first, plan_groups, unit_distances
 from distlm.knnlm.scoring import knn_log_probs
+from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.search.rescore import GroupScorer, nearest_first, plan_groups, unit_distances
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 

@@ -17,10 +17,10 @@ from distlm.config.load import dump_config, format_help, recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.world import World, refuse_script_body, resolve_world
 from distlm.runtime.rundir import STAGE_SECTIONS
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import ignore_late_signals
-from distlm.runtime.world import World, refuse_script_body, resolve_world
 from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
 
 
@@ -212,10 +212,10 @@ def _print_config(options: argparse.Namespace, world: World) -> int:
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:
-    from distlm.runtime.doctor import render, report
+    from distlm.runtime.doctor.machine import render, report
 
     if options.cluster:
-        from distlm.runtime.cluster_check import cluster_checks
+        from distlm.runtime.doctor.cluster import cluster_checks
 
         refuse_script_body(world)
         text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), as_json=options.json)

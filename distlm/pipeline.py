@@ -18,14 +18,14 @@ import psutil
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
-from distlm.data.shard_settings import finished_shards
+from distlm.data.shards.settings import finished_shards
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
-from distlm.knnlm.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
-from distlm.runtime.cores import share_of_cores
+from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.runtime.files import read_json, require_free_disk
-from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.ranks.cores import share_of_cores
+from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
 from distlm.training.finished import RESULT, evaluated_as_trained, lm_table, trained
@@ -141,7 +141,7 @@ def _show_results(config: RunConfig, run: RunDir) -> None:
     if not _mixed(config):
         print(f"\nreport: {report}\nresults: {run.root / RESULT}", flush=True)
         return
-    from distlm.knnlm.table import results_table
+    from distlm.knnlm.evaluate.table import results_table
 
     print(results_table(read_json(run.results, "evaluation results")))
     print(f"\nreport: {report}\nresults: {run.results}", flush=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
-from distlm.index.calibrate import Rates, calibrate
-from distlm.index.cost import Cost, index_costs
+from distlm.index.choose.calibrate import Rates, calibrate
+from distlm.index.choose.cost import Cost, index_costs
+from distlm.index.choose.plan import Store, store_of
 from distlm.index.factory import fit_factory
-from distlm.index.plan import Store, store_of
 from distlm.models.kinds import causal, model_config
 from distlm.pipeline import Step, plan_step, steps_of
 from distlm.runtime.files import format_bytes, read_json, write_json

@@ -9,8 +9,8 @@ import os
 import signal
 from collections.abc import Sequence
 
-from launchers import slurm
 from launchers.jobs import command_line, front_process, front_state, named_runs, run_command, submissions, with_states
+from launchers.stages import slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,14 +23,14 @@ from pathlib import Path
 from distlm.config.load import load_config, recipe_names, split_words
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.pipeline import STEPS
-from distlm.runtime.mpirun import mpirun_session
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
-from launchers.front import Front
+from launchers.hosts.front import Front
+from launchers.hosts.net import address_towards, check_hosts, choose_port, is_here, require_address, subnet_towards
+from launchers.hosts.nodes import Host, parse_hosts, read_hostfile, require_equal, require_ranks, slurm_hosts
+from launchers.hosts.spec import code_root, launcher_environment, prepare_folder, rank_program
 from launchers.jobs import record_job, run_command
-from launchers.net import address_towards, check_hosts, choose_port, is_here, require_address, subnet_towards
-from launchers.nodes import Host, parse_hosts, read_hostfile, require_equal, require_ranks, slurm_hosts
-from launchers.spec import code_root, launcher_environment, prepare_folder, rank_program
 
 VIAS = ("local", "slurm", "pdsh", "openmpi", "mpich", "no_ssh")
 """Ways to start the ranks; all but the first also on other machines."""

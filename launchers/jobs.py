@@ -20,8 +20,8 @@ from typing import Any
 from distlm.config.load import load_config, split_words
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.rundir import RunDir
-from launchers import slurm
-from launchers.rank import process_start, read
+from launchers.hosts.rank import process_start, read
+from launchers.stages import slurm
 
 LAUNCH = "launch"
 """Folder of a run directory in which the launchers keep their files."""

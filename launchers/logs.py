@@ -14,8 +14,8 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.runtime.rundir import RunDir
-from launchers import slurm
 from launchers.jobs import LAUNCH, Submission, command_line, named_runs, run_command, submissions
+from launchers.stages import slurm
 
 _LOGS = (".log", ".out", ".err")
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError
-from launchers.graph import SPECS, pending_stages
 from launchers.site import SERIAL, check_stage
+from launchers.stages.graph import SPECS, pending_stages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 
 from distlm.errors import DistlmError
-from launchers import slurm
 from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
+from launchers.stages import slurm
 
 # The one that each owner's handler expects; distlm takes both alike.
 _SIGNALS = {"sbatch": "USR1"}

@@ -29,10 +29,10 @@ from distlm.runtime.metrics import (
 )
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
-from launchers import slurm
-from launchers.graph import SPECS
 from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
 from launchers.logs import find_logs, newest_logs, of_rank
+from launchers.stages import slurm
+from launchers.stages.graph import SPECS
 
 _TAIL_BYTES = 1 << 20
 """Of metrics.jsonl: thousands of lines, many times what is written between two progress lines."""

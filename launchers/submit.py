@@ -25,11 +25,11 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.runtime.files import atomic_path, bytes_hash, read_json
 from distlm.runtime.rundir import RunDir
-from launchers.dispatch import clean_environment, log_of, run_debug, run_local, submit_slurm, submitted_before
-from launchers.graph import Wish, build_graph, choose_stages, pending_stages
-from launchers.render import Plan, executor, placement
 from launchers.site import Site, StageSettings, load_site
-from launchers.snapshot import snapshot_path, source_tree, take_snapshot
+from launchers.stages.dispatch import clean_environment, log_of, run_debug, run_local, submit_slurm, submitted_before
+from launchers.stages.graph import Wish, build_graph, choose_stages, pending_stages
+from launchers.stages.render import Plan, executor, placement
+from launchers.stages.snapshot import snapshot_path, source_tree, take_snapshot
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +83,7 @@ def submit(options: argparse.Namespace) -> int:
         return EXIT_DONE
     (run_local if front == "local" else run_debug)(plan)
     if "evaluate" in stages:
-        from distlm.knnlm.table import results_table
+        from distlm.knnlm.evaluate.table import results_table
 
         print(f"{results_table(read_json(run.results, 'evaluation results'))}\n\nreport: {run.report}")
     return EXIT_DONE

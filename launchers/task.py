@@ -17,7 +17,7 @@ from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
 from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE
-from distlm.runtime.world import World, resolve_world
+from distlm.runtime.ranks.world import World, resolve_world
 
 KILL_WAIT_S = 60
 """How long the other ranks wait to be killed after rank 0 asked for the requeue."""
@@ -114,7 +114,7 @@ class StageTask:
     def _require_marker(self) -> None:
         from distlm.config.load import load_config
         from distlm.runtime.rundir import RunDir
-        from launchers.graph import SPECS
+        from launchers.stages.graph import SPECS
 
         config = load_config(self.recipe, self.overrides)
         if not SPECS[self.stage].finished(config, RunDir(Path(config.run_dir))):

@@ -1,4 +1,4 @@
-"""Makes tests/support.py importable everywhere, and gives the data folder of tests that need one."""
+"""Makes tests/support/__init__.py importable everywhere, and gives the data folder of tests that need one."""
 
 import os
 import sys

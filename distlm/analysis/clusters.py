@@ -22,9 +22,9 @@ from distlm.analysis.tables import markdown, write_csv, write_picture, write_tex
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
-from distlm.knnlm.losses import WORDS
-from distlm.knnlm.neighbours import MANIFEST
-from distlm.knnlm.states import States
+from distlm.knnlm.evaluate.losses import WORDS
+from distlm.knnlm.search.neighbours import MANIFEST
+from distlm.knnlm.search.states import States
 
 COMPONENTS = 10
 """m of the paper."""

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from distlm.errors import DistlmError
-from distlm.knnlm.losses import Losses
-from distlm.knnlm.parts import NAMES
-from distlm.knnlm.table import PART_WORDS
+from distlm.knnlm.evaluate.losses import Losses
+from distlm.knnlm.evaluate.parts import NAMES
+from distlm.knnlm.evaluate.table import PART_WORDS
 from distlm.runtime.rundir import RunDir
 
 

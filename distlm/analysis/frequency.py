@@ -14,7 +14,7 @@ from distlm.analysis import plots
 from distlm.analysis.evaluations import Evaluation, open_evaluations
 from distlm.analysis.tables import markdown, write_csv, write_picture
 from distlm.data.dictionary import Dictionary
-from distlm.knnlm.losses import WORDS
+from distlm.knnlm.evaluate.losses import WORDS
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from distlm.analysis.pages import environment
-from distlm.knnlm.generate import Word
-from distlm.knnlm.generate_run import Generation
+from distlm.knnlm.generate.stage import Generation
+from distlm.knnlm.generate.words import Word
 from distlm.runtime.files import atomic_path
 
 

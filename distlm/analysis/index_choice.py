@@ -9,9 +9,9 @@ from distlm.analysis.plots import recall_over_time
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
-from distlm.index.choose import Budget, Measured, choose, default_factories, draw_sample, pareto, pick
-from distlm.knnlm.choose import IndexPerplexity
-from distlm.knnlm.neighbours import Neighbours
+from distlm.index.choose.measure import Budget, Measured, choose, default_factories, draw_sample, pareto, pick
+from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.tune.choose import IndexPerplexity
 from distlm.runtime.files import write_json
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distlm.knnlm.table import PART_WORDS
+from distlm.knnlm.evaluate.table import PART_WORDS
 
 
 def result_rows(splits: Mapping[str, Any], parts: Sequence[str]) -> list[dict[str, Any]]:

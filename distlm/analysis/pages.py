@@ -1,17 +1,17 @@
-"""The templates beside this file: pages of one file without external parts."""
+"""The pages: templates of one file without external parts."""
 
 from importlib.resources import files
 
 import jinja2
 
-from distlm.knnlm.table import self_test_words
+from distlm.knnlm.evaluate.table import self_test_words
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds
 
 
 def environment() -> jinja2.Environment:
     """Templates by file name; text is escaped, an unknown name is an error."""
-    source = files("distlm.analysis")
+    source = files("distlm.analysis.templates")
     made = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),

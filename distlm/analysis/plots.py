@@ -243,7 +243,7 @@ def perplexity_over_theta(tuned: Mapping[str, Any]) -> bytes:
 
 
 def recall_over_time(measured: Sequence[Any], front: Sequence[Any], label: str) -> bytes:
-    """Recall over milliseconds per query, a line per factory (distlm.index.choose.Measured); the front is ringed."""
+    """Recall over milliseconds per query, a line per factory (index.choose.measure.Measured); the front is ringed."""
     with rc_context(STYLE):
         figure, axes = _axes("ms per query", label, height=3.6)
         names = list(dict.fromkeys(one.factory for one in measured))

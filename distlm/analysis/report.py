@@ -11,7 +11,7 @@ from distlm.analysis import plots
 from distlm.analysis.mixtures import bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
 from distlm.errors import DistlmError
-from distlm.knnlm.table import PART_WORDS, cache_words
+from distlm.knnlm.evaluate.table import PART_WORDS, cache_words
 from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path, read_json
 from distlm.runtime.rundir import RunDir

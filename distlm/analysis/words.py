@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from distlm.errors import DistlmError
-from distlm.knnlm.losses import Losses
-from distlm.knnlm.parts import NAMES
+from distlm.knnlm.evaluate.losses import Losses
+from distlm.knnlm.evaluate.parts import NAMES
 from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 

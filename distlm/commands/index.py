@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distlm.commands.shared import Add, Handler, config_of, one_line, print_once, refuse_ranks
 from distlm.errors import EXIT_DONE, UsageError
-from distlm.runtime.world import World, refuse_script_body
+from distlm.runtime.ranks.world import World, refuse_script_body
 
 
 def add_verbs(add: Add) -> None:
@@ -49,8 +49,8 @@ def _index_info(options: argparse.Namespace, world: World) -> int:
 def _index_merge(stage: Handler, options: argparse.Namespace, world: World) -> int:
     if not options.parts and not options.out:
         return stage(options, world)
-    from distlm.index.join import join_indexes, plan_join
-    from distlm.runtime.comm import open_comm
+    from distlm.index.merge.join import join_indexes, plan_join
+    from distlm.runtime.ranks.comm import open_comm
     from distlm.runtime.stage import set_threads
     from distlm.runtime.stop import StopFlag
 
@@ -69,8 +69,8 @@ def _index_merge(stage: Handler, options: argparse.Namespace, world: World) -> i
 
 
 def _index_search(options: argparse.Namespace, world: World) -> int:
-    from distlm.index.search_file import search_file
-    from distlm.runtime.comm import open_comm
+    from distlm.index.search.file import search_file
+    from distlm.runtime.ranks.comm import open_comm
     from distlm.runtime.stage import set_threads
 
     config = config_of(options)
@@ -84,7 +84,7 @@ def _index_search(options: argparse.Namespace, world: World) -> int:
 
 def _index_tune(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.index_choice import tune_index
-    from distlm.index.choose import Budget
+    from distlm.index.choose.measure import Budget
     from distlm.runtime.stage import set_threads
 
     refuse_ranks(world, "index tune", "measures one process")
@@ -124,7 +124,7 @@ def add_tune(child: argparse.ArgumentParser) -> None:
 
 def run_extend(options: argparse.Namespace, world: World) -> int:
     """`distlm index extend`."""
-    from distlm.index.extend import extend_index
+    from distlm.index.change.extend import extend_index
 
     keys = [Path(path) for path in options.keys]
     return _alone(
@@ -134,7 +134,7 @@ def run_extend(options: argparse.Namespace, world: World) -> int:
 
 def run_drop(options: argparse.Namespace, world: World) -> int:
     """`distlm index drop`."""
-    from distlm.index.drop import drop_keys
+    from distlm.index.change.drop import drop_keys
 
     ranges = [parse_range(text) for text in options.ids]
     return _alone(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distlm.commands.shared import Add, config_of, one_line, print_once
 from distlm.errors import UsageError
-from distlm.runtime.world import World
+from distlm.runtime.ranks.world import World
 
 
 def add_verbs(add: Add) -> None:
@@ -37,7 +37,7 @@ def add_verbs(add: Add) -> None:
 
 
 def _import_lstm(options: argparse.Namespace, world: World) -> int:
-    from distlm.training.import_lstm import import_awd_lstm
+    from distlm.models.awd_lstm.importer import import_awd_lstm
 
     config = config_of(options)
     words = Path(options.vocabulary) if options.vocabulary else None
@@ -45,24 +45,24 @@ def _import_lstm(options: argparse.Namespace, world: World) -> int:
 
 
 def _import_fairseq(options: argparse.Namespace, world: World) -> int:
-    from distlm.training.import_fairseq import import_fairseq
+    from distlm.models.transformer.importer import import_fairseq
 
     found = import_fairseq(config_of(options), Path(options.weights), Path(options.dictionary))
     return print_once(f"import fairseq: {one_line(found)}", world)
 
 
 def _import_hf(options: argparse.Namespace, world: World) -> int:
-    from distlm.training.hf_job import import_hf
+    from distlm.models.hf.job import import_hf
 
     return print_once(f"import hf: {one_line(import_hf(config_of(options)))}", world)
 
 
 def _export_hf(options: argparse.Namespace, world: World) -> int:
-    from distlm.data.shard_files import TOKENIZER_FOLDER
-    from distlm.models.plm_export import save_pretrained
-    from distlm.models.plm_io import load_plm
-    from distlm.runtime.collective import rank0_first
-    from distlm.runtime.comm import open_comm
+    from distlm.data.shards.files import TOKENIZER_FOLDER
+    from distlm.models.plm.export import save_pretrained
+    from distlm.models.plm.io import load_plm
+    from distlm.runtime.ranks.collective import rank0_first
+    from distlm.runtime.ranks.comm import open_comm
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)
@@ -82,8 +82,8 @@ def _export_hf(options: argparse.Namespace, world: World) -> int:
 def _memory_bench(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.tables import markdown
     from distlm.models.device import default_device
+    from distlm.models.plm.measure.bench import bench_table, run_bench
     from distlm.runtime.progress import say
-    from distlm.training.memory_bench import bench_table, run_bench
 
     for name in ("tokens", "turns"):
         if getattr(options, name) < 1:

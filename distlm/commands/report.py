@@ -7,8 +7,8 @@ from typing import Any
 from distlm.commands.shared import Add, config_of, print_once, refuse_ranks
 from distlm.errors import UsageError
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World
 
 
 def add_verbs(add: Add, verbs: Any) -> None:
@@ -107,8 +107,8 @@ def _picture(out: str) -> Path | None:
 
 
 def _generate(options: argparse.Namespace, world: World) -> int:
-    from distlm.knnlm.generate import Sampling
-    from distlm.knnlm.generate_run import generation_text, run_generate
+    from distlm.knnlm.generate.stage import generation_text, run_generate
+    from distlm.knnlm.generate.words import Sampling
 
     refuse_ranks(world, "generate", "is for one process")
     sampling = Sampling(

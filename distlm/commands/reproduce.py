@@ -6,7 +6,7 @@ from typing import Any
 
 from distlm.commands.shared import print_once, refuse_ranks
 from distlm.errors import UsageError
-from distlm.runtime.world import World
+from distlm.runtime.ranks.world import World
 
 
 def add_verb(verbs: Any, help_wanted: bool) -> None:

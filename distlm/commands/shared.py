@@ -7,7 +7,7 @@ from typing import Any
 from distlm.config.load import load_config, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, UsageError
-from distlm.runtime.world import World
+from distlm.runtime.ranks.world import World
 
 Handler = Callable[[argparse.Namespace, World], int]
 """What a verb does; its exit code."""

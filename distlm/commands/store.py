@@ -8,8 +8,8 @@ from pathlib import Path
 
 from distlm.commands.shared import Add, config_of, one_line, print_once
 from distlm.errors import EXIT_DONE, EXIT_ERROR, UsageError
+from distlm.runtime.ranks.world import World, refuse_script_body
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World, refuse_script_body
 
 
 def add_verbs(add: Add) -> None:
@@ -28,7 +28,7 @@ def add_verbs(add: Add) -> None:
 
 
 def _data_verify(options: argparse.Namespace, world: World) -> int:
-    from distlm.data.shard_reader import verify_shards
+    from distlm.data.shards.reader import verify_shards
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)

@@ -26,11 +26,11 @@ from distlm.data.editions import recognise
 from distlm.data.subwords import TOKENIZER, Encoded, Subwords
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries, write_json
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import rank0_first
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 

@@ -10,7 +10,7 @@ from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
 from distlm.models.card import read_model_card
-from distlm.models.hf import OUTPUT, HfModel
+from distlm.models.hf.model import OUTPUT, HfModel
 from distlm.models.kinds import (
     CausalConfig,
     card_config,
@@ -20,8 +20,8 @@ from distlm.models.kinds import (
     parameter_count,
     require_tap,
 )
-from distlm.runtime.cores import share_of_cores
 from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
 
 _BASE_MEMORY = 400_000_000

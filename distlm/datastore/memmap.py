@@ -22,9 +22,9 @@ from distlm.datastore.reader import Datastore
 from distlm.datastore.shard_writer import ShardWriter
 from distlm.datastore.writer import Fill, StoreJob, fill_store, open_job
 from distlm.errors import DistlmError
-from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import require_free_disk, sync_file, sync_folder
 from distlm.runtime.progress import Progress
+from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.stage import Stage
 
 PIECE_BYTES = 16 << 20

@@ -42,13 +42,13 @@ from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.kinds import card_config, causal, require_tap
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.share import Share, share_of
 from distlm.runtime.stage import Stage
 
 __all__ = ["plan_datastore", "run_datastore_write", "write_shard"]

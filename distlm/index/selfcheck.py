@@ -7,7 +7,7 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.encode import Encoder
+from distlm.index.build.encode import Encoder
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.keys import gather_keys

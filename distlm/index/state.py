@@ -4,8 +4,8 @@ from typing import Any
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.template import Template
 from distlm.index.layout import IndexFolder
-from distlm.index.template import Template
 from distlm.runtime.files import read_json
 
 

@@ -9,8 +9,8 @@ from distlm.data.prepare import plan_prepare
 from distlm.data.tokens import DTYPE, TokenFiles
 from distlm.datastore.estimate import forward_flops
 from distlm.errors import DistlmError
-from distlm.index.fastscan import MOST_BYTES, packed_bytes
-from distlm.knnlm.rescore import CHUNK_BYTES, GROUP_BYTES
+from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
+from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
 from distlm.models.kinds import CausalConfig, causal, inner_width, model_config, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir

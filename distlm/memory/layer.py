@@ -11,10 +11,10 @@ import xxhash
 from torch import Tensor, nn
 
 from distlm.config.plm import MemoryConfig
-from distlm.memory.exchange import Exchange
 from distlm.memory.retrieval import ProductKeys
-from distlm.memory.table import ValueTable
 from distlm.memory.usage import Usage, UsageCounts
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.table import ValueTable
 
 Dropout = Callable[[Tensor, float, str], Tensor]
 

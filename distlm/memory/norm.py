@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distlm.memory.exchange import Exchange
+from distlm.memory.values.exchange import Exchange
 
 _EPS = 1e-5
 # Numbers that are held in fp64 at a time: what fits a CPU's cache; elsewhere 64 MiB.

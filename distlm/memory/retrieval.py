@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
-from distlm.memory.exchange import Exchange
 from distlm.memory.norm import QueryNorm
+from distlm.memory.values.exchange import Exchange
 
 # Half scores that are held at a time: 64 MiB in fp32; the same for the rows of pair sums of tied queries.
 _CHUNK = 1 << 24

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distlm.memory import measures
-from distlm.memory.exchange import Exchange
+from distlm.memory.values.exchange import Exchange
 
 
 @dataclass(frozen=True)

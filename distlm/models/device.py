@@ -2,7 +2,7 @@
 
 import torch
 
-from distlm.runtime.world import resolve_world
+from distlm.runtime.ranks.world import resolve_world
 
 
 def default_device() -> torch.device:

@@ -7,13 +7,15 @@ from typing import Any
 
 from distlm.config.schema import LstmConfig, ModelConfig, RunConfig
 from distlm.errors import DistlmError
-from distlm.models import awd_lstm, hf, transformer_lm
-from distlm.models.awd_lstm import AwdLstm
+from distlm.finetune.model import TaskModel, TaskModelConfig
+from distlm.models.awd_lstm import model as awd_lstm
+from distlm.models.awd_lstm.model import AwdLstm
 from distlm.models.empty import empty_model, nothing_drawn
-from distlm.models.hf import HfLM, HfModel
-from distlm.models.plm import Plm, PlmModel, plm_model, values_to_come
-from distlm.models.plm_task import TaskModel, TaskModelConfig
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.hf import model as hf
+from distlm.models.hf.model import HfLM, HfModel
+from distlm.models.plm.model import Plm, PlmModel, plm_model, values_to_come
+from distlm.models.transformer import model as transformer_lm
+from distlm.models.transformer.model import TransformerLM
 
 CausalConfig = ModelConfig | LstmConfig | HfModel
 AnyModelConfig = CausalConfig | PlmModel | TaskModelConfig

@@ -15,8 +15,8 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import signal_ranks, stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
-from distlm.runtime.cores import share_of_cores
 from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
 

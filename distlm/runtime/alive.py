@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from distlm.errors import EXIT_ERROR, EXIT_STOPPED, DistlmError
-from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.comm import Comm
-from distlm.runtime.world import World
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.ranks.world import World
 
 FOLDER = ".alive"
 """Under the run directory: one folder per running stage."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from distlm.errors import Busy, DistlmError
-from distlm.runtime.collective import rank0_first
-from distlm.runtime.comm import Comm
-from distlm.runtime.share import Share
+from distlm.runtime.ranks.collective import rank0_first
+from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.ranks.share import Share
 
 LOCK = ".lock"
 """Name of the lock file; it stays in the folder."""

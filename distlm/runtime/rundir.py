@@ -224,7 +224,7 @@ def code_version() -> dict[str, Any]:
 
 
 def _commit(here: Path) -> str | None:
-    """The commit of the code; of a snapshot (launchers/snapshot.py) the one it was made of."""
+    """The commit of the code; of a snapshot (launchers/stages/snapshot.py) the one it was made of."""
     snapshot = here.parents[1] / "VERSION.json"
     if snapshot.exists():
         commit: str | None = read_json(snapshot, "version of the code's snapshot").get("git")

@@ -9,13 +9,13 @@ from pathlib import Path
 from distlm.config.schema import RunConfig
 from distlm.errors import Busy, DistlmError
 from distlm.runtime.alive import watching
-from distlm.runtime.collective import rank0_first
-from distlm.runtime.comm import Comm, open_comm
-from distlm.runtime.cores import rank_cores
 from distlm.runtime.progress import record_progress, say
+from distlm.runtime.ranks.collective import rank0_first
+from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.cores import rank_cores
+from distlm.runtime.ranks.world import World, resolve_world
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
-from distlm.runtime.world import World, resolve_world
 
 
 @dataclass(frozen=True)

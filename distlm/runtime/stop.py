@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from distlm.errors import Stopped
-from distlm.runtime.comm import Comm
+from distlm.runtime.ranks.comm import Comm
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -6,7 +6,7 @@ CHECKPOINTS/step-NNNNNNNN/
                          Where the model to be used is an average, that is in model.safetensors and the weights that
                          training goes on from are here, as "weights/PARAMETER"
   hidden.safetensors     hidden states of every column, in the middle of an AWD-LSTM's epoch
-  words-*, encoder       .safetensors: queues and momentum encoder (distlm.training.regularisers.files)
+  words-*, encoder       .safetensors: queues and momentum encoder (distlm.models.transformer.regularisers.files)
   state.json             update number, data fingerprint, seed, optimizer scalars, loss scale, best validation
   complete.json          bytes and checksum of each file; written last
 CHECKPOINTS/best.json    name of the checkpoint with the lowest validation loss
@@ -31,9 +31,9 @@ from distlm.models.complete import COMPLETE, check_files, listing
 from distlm.models.io import load_model, save_weights
 from distlm.models.kinds import AnyModelConfig
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.comm import Comm
 from distlm.runtime.files import read_json, sweep_temporaries, sync_file, sync_folder, write_json
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
 from distlm.training.finished import STATE

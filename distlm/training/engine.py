@@ -26,9 +26,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distlm.errors import DistlmError
-from distlm.optim.nt_asgd import NTASGD
+from distlm.models.awd_lstm.nt_asgd import NTASGD
 from distlm.runtime.progress import say
-from distlm.runtime.world import World
+from distlm.runtime.ranks.world import World
 from distlm.training.objective import Objective
 
 _GROUP_FIELDS = ("lr_old", "averaged", "eta")

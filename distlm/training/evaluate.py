@@ -7,8 +7,8 @@ from distlm.config.schema import RunConfig
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.stage import Stage
 
-_WAYS = {"plm": "distlm.training.plm_evaluate:run_evaluate_plm"}
-_PLANS = {"plm": "distlm.training.plm_plan:plan_evaluate_plm"}
+_WAYS = {"plm": "distlm.models.plm.measure.evaluate:run_evaluate_plm"}
+_PLANS = {"plm": "distlm.models.plm.plan:plan_evaluate_plm"}
 
 
 def run_evaluate(stage: Stage) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def run_evaluate(stage: Stage) -> dict[str, Any]:
 
 def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of it."""
-    plan: StagePlan = _load(_PLANS.get(config.model.kind, "distlm.training.lstm_plan:plan_evaluate"))(config, ranks)
+    plan: StagePlan = _load(_PLANS.get(config.model.kind, "distlm.models.awd_lstm.plan:plan_evaluate"))(config, ranks)
     return plan
 
 

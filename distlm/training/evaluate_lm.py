@@ -12,20 +12,20 @@ import numpy as np
 from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
-from distlm.models.awd_lstm import AwdLstm
+from distlm.models.awd_lstm.model import AwdLstm
+from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.collective import rank0_first
 from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.collective import rank0_first
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
 from distlm.training.objective import TrainModule
-from distlm.training.stream_loss import stream_loss
 from distlm.training.validate import Validator
 
 RULE = "each split read in one go, the hidden state carried over; every token scored once, </s> and <unk> included"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.config.schema import RunConfig
-from distlm.data.shard_reader import ShardRows
+from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
 from distlm.models.complete import marked_hashes

@@ -12,7 +12,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.models.device import default_device
 from distlm.models.kinds import AnyModelConfig, CausalConfig, build_model, model_config, require_tap
 from distlm.runtime import metrics
-from distlm.runtime.collective import together
+from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
 from distlm.training.engine import Engine

@@ -8,11 +8,11 @@ from typing import Any
 
 from distlm.errors import Stopped
 from distlm.runtime import metrics
-from distlm.runtime.collective import rank0_first, together
 from distlm.runtime.files import bytes_hash, require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import Progress, say
-from distlm.runtime.rendezvous import join_group
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, save_checkpoint
 from distlm.training.job import Job
@@ -20,10 +20,10 @@ from distlm.training.plan import plan_train
 from distlm.training.update import Outcome, Window
 
 _JOBS = {
-    "transformer_lm": "distlm.training.transformer_job:TransformerJob",
-    "awd_lstm": "distlm.training.lstm_job:LstmJob",
-    "hf": "distlm.training.hf_job:HfJob",
-    "plm": "distlm.training.plm_job:PlmJob",
+    "transformer_lm": "distlm.models.transformer.job:TransformerJob",
+    "awd_lstm": "distlm.models.awd_lstm.job:LstmJob",
+    "hf": "distlm.models.hf.job:HfJob",
+    "plm": "distlm.models.plm.job:PlmJob",
 }
 """Kind of model → what trains it; imported when it is wanted."""
 

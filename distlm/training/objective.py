@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distlm.models.awd_lstm import AwdLstm, Columns
+from distlm.models.awd_lstm.lstm import State
+from distlm.models.awd_lstm.model import AwdLstm, Columns
 from distlm.models.language_model import LanguageModel
-from distlm.models.lstm import State
-from distlm.models.plm import Plm
-from distlm.training.regularisers.penalty import Pull, pull_penalty
+from distlm.models.plm.model import Plm
+from distlm.models.transformer.regularisers.penalty import Pull, pull_penalty
 
 
 class Objective(nn.Module):

@@ -5,17 +5,17 @@ from pathlib import Path
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.hf import HfModel
+from distlm.models.awd_lstm.plan import plan_lstm
+from distlm.models.hf.model import HfModel
 from distlm.models.kinds import model_config, parameter_count
+from distlm.models.plm.plan import plan_plm
+from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
-from distlm.training.lstm_plan import plan_lstm
 from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
-from distlm.training.plm_plan import plan_plm
-from distlm.training.regularisers.tables import table_bytes, uses_queues
 
 
 def plan_train(config: RunConfig, ranks: int) -> StagePlan:

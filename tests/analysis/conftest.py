@@ -1,16 +1,16 @@
 """A tiny kNN run, trained and evaluated, that the reports of this folder read."""
 
 import pytest
-from knn_support import in_stage
-from store_support import tiny_config
 from support import write_text
+from support.knn import in_stage
+from support.store import tiny_config
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import run_prepare
 from distlm.datastore.writer import run_datastore_write
-from distlm.knnlm.evaluate import run_evaluate
-from distlm.knnlm.search import run_search
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
 from distlm.training.loop import run_train
 
 

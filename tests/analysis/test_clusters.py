@@ -10,7 +10,7 @@ from distlm.analysis.clusters import Clusters, Settings, fit_mixture, report_clu
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
-from distlm.knnlm.losses import Losses
+from distlm.knnlm.evaluate.losses import Losses
 from distlm.runtime.rundir import RunDir
 
 SOME = Settings(words=5, rows=300, components=3)

@@ -13,7 +13,7 @@ from distlm.cli import main
 from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.knnlm.losses import Losses, write_losses
+from distlm.knnlm.evaluate.losses import Losses, write_losses
 from distlm.runtime.rundir import RunDir
 
 WORDS = Dictionary(["the", "of", "Meridian", "never", "absent"], [9, 8, 3, 1, 2])

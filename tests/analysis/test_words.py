@@ -10,7 +10,7 @@ from support import distlm
 from distlm.analysis.words import open_evaluation, word_changes, words_table, write_csv
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.knnlm.losses import Losses, write_losses
+from distlm.knnlm.evaluate.losses import Losses, write_losses
 from distlm.runtime.rundir import RunDir
 
 WORDS = Dictionary(["the", "Meridian", "of", "never"], [9, 3, 2, 1])

@@ -8,8 +8,8 @@ import pytest
 
 from distlm.config import DataConfig, LaunchConfig, RunConfig
 from distlm.data.prepare import run_prepare
+from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World
 
 Prepare = Callable[..., dict[str, Any]]
 

@@ -16,8 +16,8 @@ from distlm.data.prepare import finished_tokens, plan_prepare, run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.files import file_hash
+from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World
 
 Prepare = Callable[..., dict[str, Any]]
 Configure = Callable[..., RunConfig]

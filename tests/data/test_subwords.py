@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hf_support import save_gpt2, save_llama
-from knn_support import in_stage
 from support import write_text
+from support.hf import save_gpt2, save_llama
+from support.knn import in_stage
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig

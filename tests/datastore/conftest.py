@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from store_support import ready_run, tiny_config
+from support.store import ready_run, tiny_config
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.writer import run_datastore_write

@@ -8,7 +8,7 @@ from distlm.config.schema import ModelConfig
 from distlm.data.blocks import eval_blocks, gather, store_blocks
 from distlm.datastore.extract import batches_of_hidden_states, hidden_states
 from distlm.errors import DistlmError
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.transformer.model import TransformerLM
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lstm_support import lstm_config
-from train_support import tiny_tokens
+from support.lstm import lstm_config
+from support.train import tiny_tokens
 
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import plan_datastore, run_datastore_write
 from distlm.errors import DistlmError
-from distlm.knnlm.search import run_search
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
 from distlm.models.io import load_model
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import run_train

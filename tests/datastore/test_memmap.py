@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_support import arguments, file_hashes, tiny_config
 from support import distlm
+from support.store import arguments, file_hashes, tiny_config
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_support import arguments, file_hashes
 from support import ENVIRONMENT, distlm
+from support.store import arguments, file_hashes
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from store_support import add_checkpoint, file_hashes, ready_run, tiny_config
 from support import write_text
+from support.store import add_checkpoint, file_hashes, ready_run, tiny_config
 
 from distlm.config.load import load_config
 from distlm.data.dictionary import Dictionary

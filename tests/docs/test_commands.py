@@ -50,7 +50,7 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
         assert end.value.code == 1 and "no such file" in capfd.readouterr().err, f"{page}: {command}"
         return
     elif "--parts" in arguments:
-        # Its files are checked in tests/index/test_join.py.
+        # Its files are checked in tests/index/merge/test_join.py.
         assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]
         return
     elif not accepted:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairseq_support import fairseq_model, write_checkpoint
 from support import TINY, write_text
+from support.fairseq import fairseq_model, write_checkpoint
 
 from distlm.cli import main
 

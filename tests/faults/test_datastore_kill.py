@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from store_support import arguments, file_hashes, ready_run
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.store import arguments, file_hashes, ready_run
 
 from distlm.datastore.reader import Datastore
 from distlm.datastore.verify import verify_datastore

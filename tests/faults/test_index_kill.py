@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from index_support import DRIVER, driver, vectors, write_store
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.index import DRIVER, driver, vectors, write_store
 
 pytestmark = pytest.mark.multiprocess
 SETTINGS = {"factory": "IVF64,SQ8"}

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from lstm_support import lstm_settings
 from support import ENVIRONMENT, distlm, mpirun_command
-from train_support import curve, same_end, tiny_tokens, train_all
+from support.lstm import lstm_settings
+from support.train import curve, same_end, tiny_tokens, train_all
 
 from distlm.runtime.files import read_json
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from plm_support import memory_of, plm_settings, tiny_shards
 from support import ENVIRONMENT, distlm, mpirun_command
-from train_support import curve, newest, relative, same_end, train_all
+from support.plm import memory_of, plm_settings, tiny_shards
+from support.train import curve, newest, relative, same_end, train_all
 
 pytestmark = pytest.mark.multiprocess
 

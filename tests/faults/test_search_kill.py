@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from knn_support import copy_run, in_stage
-from store_support import arguments, file_hashes, ready_run
 from support import ENVIRONMENT
+from support.knn import copy_run, in_stage
+from support.store import arguments, file_hashes, ready_run
 
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import EXIT_STOPPED, DistlmError
 from distlm.index import run_index_build
-from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.search import run_search
+from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.search.stage import run_search
 from distlm.runtime.rundir import RunDir
 
 # One block a unit: about 90 units of both splits, so that a signal meets the work half done.

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from shard_support import hashes, make_shards
 from support import ENVIRONMENT, write_text
+from support.shards import hashes, make_shards
 
-from distlm.data.shard_reader import ShardRows
+from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 
 # Kills itself with SIGKILL at the call of the given function that has the given number.

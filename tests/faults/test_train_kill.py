@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support import ENVIRONMENT, distlm, mpirun_command
-from train_support import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
+from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess
 

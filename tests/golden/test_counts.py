@@ -10,8 +10,8 @@ from distlm.config import DataConfig, RunConfig
 from distlm.data.blocks import eval_blocks
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
+from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
-from distlm.runtime.world import World
 
 pytestmark = pytest.mark.data
 

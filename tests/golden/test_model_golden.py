@@ -3,7 +3,7 @@
 import pytest
 
 from distlm.config.schema import ModelConfig, TrainConfig
-from distlm.models.transformer_lm import count_parameters
+from distlm.models.transformer.model import count_parameters
 from distlm.optim.schedule import learning_rate
 
 VOCABULARY = 267744

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_support import config, one_rank, vectors, write_store
+from support.index import config, one_rank, vectors, write_store
 
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_build, run_index_merge, run_index_train

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from index_support import config, one_rank, vectors, write_store
 from support import ENVIRONMENT
+from support.index import config, one_rank, vectors, write_store
 
 from distlm.errors import DistlmError
 from distlm.index import faiss_module, plan_index, run_index_build

@@ -1,15 +1,15 @@
 """A tiny run that is ready to be searched: random weights, a written store, a built index."""
 
 import pytest
-from knn_support import copy_run, in_stage
-from store_support import ready_run
+from support.knn import copy_run, in_stage
+from support.store import ready_run
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.writer import run_datastore_write
 from distlm.index import run_index_build
-from distlm.knnlm.evaluate import run_evaluate
-from distlm.knnlm.search import run_search
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
 
 
 @pytest.fixture(scope="session")

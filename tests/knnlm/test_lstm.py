@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from knn_support import in_stage
-from store_support import tiny_config
 from support import write_text
+from support.knn import in_stage
+from support.store import tiny_config
 
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
 from distlm.index import run_index_build
-from distlm.knnlm.cache_run import run_cache
-from distlm.knnlm.evaluate import run_evaluate
-from distlm.knnlm.neighbours import Neighbours
-from distlm.knnlm.search import run_search
-from distlm.knnlm.states import States
-from distlm.knnlm.table import results_table
-from distlm.knnlm.tune import run_tune
-from distlm.models.awd_lstm import TAPS
+from distlm.knnlm.cache.stage import run_cache
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.evaluate.table import results_table
+from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.search.states import States
+from distlm.knnlm.tune.stage import run_tune
+from distlm.models.awd_lstm.model import TAPS
 from distlm.models.io import save_model
 from distlm.models.kinds import build_model
 from distlm.runtime.files import write_json

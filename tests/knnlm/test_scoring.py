@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from knn_support import random_case
+from support.knn import random_case
 
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 

@@ -17,10 +17,10 @@ from distlm.runtime.alive import _started
 from distlm.runtime.rundir import RunDir
 from launchers import deepspeed
 from launchers.deepspeed import _launcher_arguments, _parse, choose_place, deepspeed_command
-from launchers.net import choose_port, is_here, shell_safe
-from launchers.nodes import Host
-from launchers.rank import _environment, process_start
-from launchers.spec import launcher_environment, prepare_folder, rank_environment, rank_program
+from launchers.hosts.net import choose_port, is_here, shell_safe
+from launchers.hosts.nodes import Host
+from launchers.hosts.rank import _environment, process_start
+from launchers.hosts.spec import launcher_environment, prepare_folder, rank_environment, rank_program
 
 
 @pytest.fixture(autouse=True)

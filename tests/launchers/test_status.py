@@ -15,9 +15,9 @@ from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress as Counter
 from distlm.runtime.progress import record_progress
 from distlm.runtime.rundir import RunDir
-from launchers import slurm
 from launchers.jobs import Submission, named_runs, record_job, submissions
 from launchers.logs import find_logs, newest_logs, of_rank
+from launchers.stages import slurm
 from launchers.status import _seconds, as_text, read_progress, status_of
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from distlm.config.load import dump_config, load_config
 from launchers import submit as command
-from launchers.dispatch import clean_environment, tasks_of
-from launchers.graph import Wish, build_graph
-from launchers.render import Plan, executor, placement
 from launchers.site import STAGES, Site, StageSettings
+from launchers.stages.dispatch import clean_environment, tasks_of
+from launchers.stages.graph import Wish, build_graph
+from launchers.stages.render import Plan, executor, placement
 
 GOLDEN = Path(__file__).with_name("golden")
 # Everything a site file can say, with characters that a shell would take for its own.

@@ -6,16 +6,16 @@ goes through the compiled loops.
 
 import pytest
 import torch
-from memory_support import Reads, backward, make, reads
+from support.memory import Reads, backward, make, reads
 from torch import Tensor
 
 from distlm.config.plm import MemoryConfig
-from distlm.memory import kernels
-from distlm.memory.exchange import Exchange
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.norm import QueryNorm
-from distlm.memory.random import normal_
 from distlm.memory.retrieval import brute_force, select
+from distlm.memory.values import kernels
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.random import normal_
 
 CUDA = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]

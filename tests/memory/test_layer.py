@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from distlm.config.plm import MemoryConfig
-from distlm.memory.exchange import Exchange
 from distlm.memory.layer import MemorySize, ProductKeyMemory, memory_size
-from distlm.memory.optimizer import SparseValueOptimizer
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.optimizer import SparseValueOptimizer
 
 WIDTH = 8
 SMALL = MemoryConfig(kind="resm", sub_keys=6, heads=3, k=4, key_width=4)

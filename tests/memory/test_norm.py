@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from distlm.memory import norm as norm_module
-from distlm.memory.exchange import Exchange
 from distlm.memory.norm import QueryNorm
+from distlm.memory.values.exchange import Exchange
 
 CHANNELS = 6
 

@@ -4,7 +4,7 @@ on ranks (tests/multiprocess/test_memory_table_ranks.py)."""
 import dataclasses
 
 import pytest
-from memory_support import WIDTH, backward, make_table, reads, settings
+from support.memory import WIDTH, backward, make_table, reads, settings
 
 from distlm.config.plm import MemoryConfig
 from distlm.memory.plan import Work, describe, other_ways, plan_memory

@@ -10,8 +10,8 @@ from torch import Tensor
 from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
 from distlm.memory import retrieval
-from distlm.memory.exchange import Exchange
 from distlm.memory.retrieval import ProductKeys, brute_force, candidate_pairs, half_scores, select
+from distlm.memory.values.exchange import Exchange
 
 SHAPES = [(50, 4, 32, 8, 16), (20, 2, 16, 16, 8), (20, 1, 16, 1, 8), (30, 3, 5, 3, 4), (7, 2, 2, 2, 2), (5, 2, 1, 1, 2)]
 SMALL = MemoryConfig(kind="resm", sub_keys=8, heads=2, k=4, key_width=6)

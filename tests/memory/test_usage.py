@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from distlm.memory.exchange import Exchange
 from distlm.memory.measures import (
     class_divergence,
     divergence_from_uniform,
@@ -16,6 +15,7 @@ from distlm.memory.measures import (
     used_share,
 )
 from distlm.memory.usage import Usage, UsageCounts
+from distlm.memory.values.exchange import Exchange
 
 SLOTS = torch.tensor([[[0, 1], [1, 3]], [[2, 0], [0, 4]], [[5, 3], [5, 4]]], dtype=torch.int32)
 WEIGHTS = torch.tensor([[[0.75, 0.25], [1.0, 0.0]], [[0.5, 0.5], [0.625, 0.375]], [[0.9, 0.1], [0.9, 0.1]]])

@@ -6,13 +6,13 @@ import subprocess
 import time
 
 import pytest
-from knn_support import in_stage
-from store_support import arguments, file_hashes, ready_run, tiny_config
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.knn import in_stage
+from support.store import arguments, file_hashes, ready_run, tiny_config
 
 from distlm.errors import EXIT_STOPPED
-from distlm.knnlm.evaluate import run_evaluate
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.tune.stage import run_tune
 
 pytestmark = pytest.mark.multiprocess
 CACHE = ["cache.windows=[5,40]", "cache.thetas=[0.01,0.1]", "knn.blocks_per_unit=2", "knn.batch_blocks=2"]

@@ -9,9 +9,9 @@ PROGRAM = """
 import sys
 import numpy as np
 from distlm.errors import DistlmError
-from distlm.runtime.collective import rank0_first, together
-from distlm.runtime.comm import open_comm
-from distlm.runtime.world import resolve_world
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.comm import open_comm
+from distlm.runtime.ranks.world import resolve_world
 
 world = resolve_world()
 comm = open_comm(world)
@@ -63,7 +63,7 @@ def test_torch(tmp_path):
 
 
 def test_a_world_that_mpi_does_not_confirm_is_refused():
-    code = "from distlm.runtime.world import World; from distlm.runtime.comm import open_comm; "
+    code = "from distlm.runtime.ranks.world import World; from distlm.runtime.ranks.comm import open_comm; "
     code += "open_comm(World(1, 4, 1, 4, 'here', 'mpi'))"
     done = mpirun(1, ["-c", code], check=False)
     assert "mpi says rank 1 of 4, MPI says rank 0 of 1" in done.stderr
@@ -74,7 +74,8 @@ def test_a_world_that_mpi_does_not_confirm_is_refused():
 def test_an_exit_code_reaches_the_user_through_mpirun(code, tmp_path):
     path = tmp_path / "program.py"
     path.write_text(
-        "import sys\nfrom distlm.runtime.comm import open_comm\nfrom distlm.runtime.world import resolve_world\n"
+        "import sys\nfrom distlm.runtime.ranks.comm import open_comm\n"
+        "from distlm.runtime.ranks.world import resolve_world\n"
         f"comm = open_comm(resolve_world())\ncomm.close()\nsys.exit({code})\n", "utf-8",
     )  # fmt: skip
     assert mpirun(2, [path], check=False).returncode == code, sys.executable

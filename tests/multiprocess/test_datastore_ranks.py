@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from store_support import arguments, file_hashes, ready_run
 from support import mpirun
+from support.store import arguments, file_hashes, ready_run
 
 pytestmark = pytest.mark.multiprocess
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from finetune_support import finetune_config, lines, pretrained, run, settings, write_sst2
 from safetensors.torch import load_file
 from support import mpirun
+from support.finetune import finetune_config, lines, pretrained, run, settings, write_sst2
 
 from distlm.errors import Stopped
 
 pytestmark = pytest.mark.multiprocess
-DRIVER = Path(__file__).parents[1] / "finetune_driver.py"
+DRIVER = Path(__file__).parents[1] / "support" / "drivers" / "finetune_driver.py"
 
 
 def losses(seed: Path) -> list[float]:

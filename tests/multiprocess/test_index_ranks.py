@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index_support import driver, one_process_build, vectors, write_store
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.index import driver, one_process_build, vectors, write_store
 
 from distlm.datastore.reader import Datastore
 from distlm.index import open_index

@@ -4,14 +4,14 @@ import json
 import shutil
 
 import pytest
-from knn_support import in_stage
-from store_support import arguments, file_hashes, ready_run, tiny_config
 from support import mpirun
+from support.knn import in_stage
+from support.store import arguments, file_hashes, ready_run, tiny_config
 
 from distlm.datastore.writer import run_datastore_write
 from distlm.index import run_index_build
-from distlm.knnlm.evaluate import run_evaluate
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.tune.stage import run_tune
 
 pytestmark = pytest.mark.multiprocess
 

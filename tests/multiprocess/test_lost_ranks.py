@@ -64,7 +64,7 @@ def test_an_error_on_one_rank_is_told_by_the_others(tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import sys, time\nfrom pathlib import Path\nfrom distlm.runtime.alive import watching\n"
-        "from distlm.runtime.comm import open_comm\nfrom distlm.runtime.world import resolve_world\n"
+        "from distlm.runtime.ranks.comm import open_comm\nfrom distlm.runtime.ranks.world import resolve_world\n"
         "world = resolve_world(); comm = open_comm(world)\n"
         "with watching(Path(sys.argv[1]), world, comm, 30):\n"
         "    if world.rank == 1: raise KeyError('a bug')\n"

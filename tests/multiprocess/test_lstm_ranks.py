@@ -4,9 +4,9 @@ supported, cut into micro-batches or not; and a run goes on on another number of
 from pathlib import Path
 
 import pytest
-from lstm_support import lstm_settings
 from safetensors.torch import load_file
-from train_support import curve, newest, relative, tiny_tokens, train_all
+from support.lstm import lstm_settings
+from support.train import curve, newest, relative, tiny_tokens, train_all
 
 pytestmark = pytest.mark.multiprocess
 

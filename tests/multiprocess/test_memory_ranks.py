@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import memory_driver
 import pytest
 import torch
 from safetensors.torch import load_file
 from support import mpirun
+from support.drivers import memory_driver
 from torch import Tensor
 
 pytestmark = pytest.mark.multiprocess

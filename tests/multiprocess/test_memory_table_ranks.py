@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-import memory_table_driver
 import pytest
 import torch
-from memory_support import WIDTH, settings
-from memory_table_driver import DTYPES, MICRO_BATCHES, SUB_KEYS, TOKENS, UPDATES, VARIANTS
 from safetensors.torch import load_file
 from support import mpirun
+from support.drivers import memory_table_driver
+from support.drivers.memory_table_driver import DTYPES, MICRO_BATCHES, SUB_KEYS, TOKENS, UPDATES, VARIANTS
+from support.memory import WIDTH, settings
 from torch import Tensor
 
-from distlm.memory.exchange import Exchange
-from distlm.memory.files import load_table
 from distlm.memory.plan import Work, plan_memory
-from distlm.memory.table import ValueTable
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.files import load_table
+from distlm.memory.values.table import ValueTable
 
 pytestmark = pytest.mark.multiprocess
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from plm_support import memory_of, plm_config, plm_settings, tiny_shards
-from train_support import curve, newest, relative, train_all, weight_difference
+from support.plm import memory_of, plm_config, plm_settings, tiny_shards
+from support.train import curve, newest, relative, train_all, weight_difference
 
-from distlm.data.shard_reader import ShardRows
+from distlm.data.shards.reader import ShardRows
 from distlm.memory.plan import Work, plan_memory
-from distlm.training.plm_rows import plan_rows
+from distlm.models.plm.text.pieces import plan_rows
 
 pytestmark = pytest.mark.multiprocess
 

@@ -4,8 +4,8 @@ import lzma
 from pathlib import Path
 
 import pytest
-from shard_support import SMALL, hashes, make_shards, manifest
 from support import distlm, write_text
+from support.shards import SMALL, hashes, make_shards, manifest
 
 pytestmark = pytest.mark.multiprocess
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import BIN, ENVIRONMENT
-from train_support import (
+from support.train import (
     curve,
     newest,
     relative,

@@ -10,9 +10,9 @@ pytestmark = pytest.mark.multiprocess
 
 SCRIPT = """
 import os, torch, torch.distributed as dist
-from distlm.memory.exchange import Exchange
-from distlm.runtime.rendezvous import WAIT, join_group
-from distlm.runtime.world import resolve_world
+from distlm.memory.values.exchange import Exchange
+from distlm.runtime.ranks.rendezvous import WAIT, join_group
+from distlm.runtime.ranks.world import resolve_world
 join_group(resolve_world())
 exchange = Exchange(2)
 for group in (dist.group.WORLD, exchange._column_group, exchange._replica_group):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hf_support import save_gpt2, save_llama
-from knn_support import in_stage
 from support import write_text
+from support.hf import save_gpt2, save_llama
+from support.knn import in_stage
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
@@ -20,19 +20,19 @@ from distlm.data.prepare import plan_prepare, run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.writer import plan_datastore, run_datastore_write
 from distlm.index import run_index_build
-from distlm.index.plan import plan_index
-from distlm.knnlm.cache_plan import plan_cache
-from distlm.knnlm.cache_run import run_cache
-from distlm.knnlm.evaluate import run_evaluate
+from distlm.index.choose.plan import plan_index
+from distlm.knnlm.cache.plan import plan_cache
+from distlm.knnlm.cache.stage import run_cache
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.plan import plan_knn
-from distlm.knnlm.search import run_search
-from distlm.knnlm.table import results_table
-from distlm.knnlm.tune import run_tune
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
+from distlm.models.hf.job import import_hf
 from distlm.models.io import load_model
 from distlm.pipeline import steps_of
 from distlm.runtime.rundir import RunDir
 from distlm.training.evaluate import run_evaluate as evaluate_alone
-from distlm.training.hf_job import import_hf
 from distlm.training.loop import plan_train, run_train
 
 SETTINGS = [

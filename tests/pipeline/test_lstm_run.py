@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from lstm_support import LSTM
 from support import TINY, distlm, write_text
+from support.lstm import LSTM
 
 
 def test_an_awd_lstm_is_trained_and_evaluated(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from plm_support import PLM
 from support import TINY, distlm, write_text
+from support.plm import PLM
 
 SHORT = ["train.updates=6", "train.valid_every=3", "launch.ranks=2"]
 

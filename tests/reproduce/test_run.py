@@ -60,7 +60,7 @@ def test_several_at_once_write_logs_and_a_failure_names_its_own(tmp_path: Path, 
         return Item(name, "data shard", "plm-small", folder, (*place, *TINY), ())
 
     items = shard("one", books), shard("two", tmp_path / "nowhere")
-    experiment = Experiment("x", "title", tmp_path / "runs", "distlm.analysis.pkm_plm:write_tables", items)
+    experiment = Experiment("x", "title", tmp_path / "runs", "distlm.analysis.papers.pkm_plm:write_tables", items)
     assert plan_experiment(experiment).splitlines()[1].startswith("distlm data shard plm-small name=one")
     with pytest.raises(DistlmError, match=r"two failed; its output is in .*logs/two.log. Alone: distlm data shard"):
         run_experiment(experiment, at_once=2)

@@ -13,7 +13,7 @@ import pytest
 
 from distlm.runtime import alive
 from distlm.runtime.alive import Watch
-from distlm.runtime.world import World
+from distlm.runtime.ranks.world import World
 
 
 def watch(folder: Path, rank: int, node: str = "here", lost_after_s: float = 0.6) -> Watch:
@@ -96,7 +96,11 @@ def _beat_once(folder: Path) -> None:
 
 def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> None:
     """The whole job stops for longer than the limit and goes on (scontrol suspend): both go on."""
-    command = [sys.executable, str(Path(__file__).with_name("alive_driver.py")), str(tmp_path / "watch")]
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[1] / "support" / "drivers" / "alive_driver.py"),
+        str(tmp_path / "watch"),
+    ]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
     try:
         deadline = time.monotonic() + 60

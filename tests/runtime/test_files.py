@@ -12,10 +12,10 @@ from support import NOBODY, succeeds_as_nobody
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.comm import SingleComm
 from distlm.runtime.files import atomic_path, format_bytes, read_json, require_free_disk, sync_folder, write_json
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress, format_seconds
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
 

@@ -14,16 +14,16 @@ from support import ENVIRONMENT, succeeds_as_nobody
 from distlm.config import load_config
 from distlm.errors import Busy, DistlmError, UsageError
 from distlm.runtime import lock
-from distlm.runtime.comm import SingleComm
-from distlm.runtime.share import Share, share_of
+from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.stage import open_stage
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from distlm.runtime.comm import SingleComm
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.lock import only_writer
-from distlm.runtime.share import Share
+from distlm.runtime.ranks.share import Share
 share = Share(*map(int, sys.argv[2].split("/"))) if sys.argv[2] else None
 with only_writer(Path(sys.argv[1]), SingleComm(), "writing", share):
     print("held", flush=True)

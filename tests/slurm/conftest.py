@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import CLUSTER, Cluster, Slurm
+from support.slurm_cluster import CLUSTER, Cluster, Slurm
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "munged", "srun")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm
-from slurm_support import ON_TWO, REQUEUED, logged, long_training, rank_process, script
-from train_support import same_end, tiny_tokens
+from support.slurm import ON_TWO, REQUEUED, logged, long_training, rank_process, script
+from support.slurm_cluster import Slurm
+from support.train import same_end, tiny_tokens
 
 WHERE = {
     "undisturbed": "node[2-3]",

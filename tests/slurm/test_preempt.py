@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm
-from slurm_support import FLAGS, ON_TWO, REQUEUED, logged, long_training, repeated, script, wait_for_updates
-from train_support import newest, relative, same_end, tiny_tokens
+from support.slurm import FLAGS, ON_TWO, REQUEUED, logged, long_training, repeated, script, wait_for_updates
+from support.slurm_cluster import Slurm
+from support.train import newest, relative, same_end, tiny_tokens
 
 STOPS: dict[str, Callable[[Slurm, str], object]] = {
     # what --signal=USR1@120 does before the time limit: the ranks only

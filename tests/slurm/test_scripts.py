@@ -11,10 +11,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from plm_support import PLM
-from slurm_cluster import Slurm
-from slurm_support import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
 from support import ENVIRONMENT, TINY, mpirun_command
+from support.plm import PLM
+from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
+from support.slurm_cluster import Slurm
 
 ON_FOUR = ("--nodes=4", *FLAGS)
 CHAIN = {

@@ -7,7 +7,7 @@ import pytest
 from support import TINY
 
 from distlm.config.load import dump_config, load_config
-from launchers.nodes import expand_nodes
+from launchers.hosts.nodes import expand_nodes
 
 BODY = """#!/bin/bash
 python -m launchers.jobs train --log "$PWD/logs/$SLURM_JOB_ID"_0.log config.yaml

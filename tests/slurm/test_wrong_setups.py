@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Slurm
-from slurm_support import ON_TWO, long_training, script, wait_for_updates
-from train_support import tiny_tokens
+from support.slurm import ON_TWO, long_training, script, wait_for_updates
+from support.slurm_cluster import Slurm
+from support.train import tiny_tokens
 
 Submit = Callable[[Slurm, Path], str]
 

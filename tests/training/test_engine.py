@@ -7,13 +7,13 @@ import torch
 
 from distlm.config.schema import ModelConfig, TrainConfig
 from distlm.errors import DistlmError
-from distlm.models.transformer_lm import TransformerLM
-from distlm.runtime.rendezvous import join_group
-from distlm.runtime.world import World
+from distlm.models.transformer.job import make_optimizer
+from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.ranks.rendezvous import join_group
+from distlm.runtime.ranks.world import World
 from distlm.training.dsconfig import merge_ds_config
 from distlm.training.engine import Engine, share
 from distlm.training.objective import TrainModule
-from distlm.training.transformer_job import make_optimizer
 
 WORLD = World(0, 1, 0, 1, "here", "single")
 CPU = torch.device("cpu")

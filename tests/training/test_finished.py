@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plm_support import PLM, plm_config, tiny_shards
 from safetensors.torch import load_file, save_file
 from support import TINY, write_text
-from train_support import newest
+from support.plm import PLM, plm_config, tiny_shards
+from support.train import newest
 
 from distlm.config import load_config
-from distlm.data.shard import run_shard
+from distlm.data.shards.stage import run_shard
+from distlm.models.plm.measure.evaluate import run_evaluate_plm
 from distlm.runtime.files import read_json, write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from distlm.training.checkpoint import seal
 from distlm.training.finished import evaluated_as_trained
 from distlm.training.loop import run_train
-from distlm.training.plm_evaluate import run_evaluate_plm
 
 RESM = ["memory.kind=resm", "train.updates=2"]
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from distlm.config.schema import ModelConfig
-from distlm.models.transformer_lm import TransformerLM
+from distlm.models.transformer.model import TransformerLM
 from distlm.training.objective import TrainModule
 
 VOCABULARY = 50

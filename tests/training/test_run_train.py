@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from train_support import curve, newest, settings, tiny_config, tiny_tokens
+from support.train import curve, newest, settings, tiny_config, tiny_tokens
 
 from distlm.config import load_config
 from distlm.data.blocks import training_blocks

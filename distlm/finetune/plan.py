@@ -1,0 +1,68 @@
+"""What fine-tuning will need: updates, rows, disk, memory, time."""
+
+from pathlib import Path
+
+from distlm.config.plm import FinetuneConfig
+from distlm.config.schema import RunConfig
+from distlm.finetune.tasks.glue import TASKS, read_glue
+from distlm.finetune.tasks.squad import read_squad
+from distlm.models.card import CARD, read_model_card
+from distlm.models.io import card_parameters
+from distlm.models.plm.sizes import backbone_sizes
+from distlm.models.plm.text.pieces import cut_rows
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.microbatch import MicroBatchPlan
+
+_BASE = 110_000_000
+"""Parameters that are assumed where there is no model yet: BERT-base."""
+
+
+def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
+    """The cut of `finetune.*`; see cut_rows. `config` has no defaults left."""
+    rows, micro = ("finetune.rows_per_update", config.rows_per_update), ("finetune.micro_rows", config.micro_rows)
+    return cut_rows(rows, micro, ranks, " (0: finetune.rows_per_update): a", "it to ")
+
+
+def plan_finetune(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of `distlm finetune` at a rank count.
+
+    Time is an upper bound: all rows as long as the longest allowed, 6 FLOP per parameter and token in training and 2
+    in scoring, on this machine's CPU. Raises DistlmError for a batch that does not divide and for missing data.
+    """
+    settings = config.finetune.with_defaults()
+    plan_finetune_rows(settings, ranks)
+    stage = zero_stage(load_ds_config(settings.deepspeed))
+    splits = read_squad(settings) if settings.task == "SQuAD" else read_glue(TASKS[settings.task], settings)
+    train, dev = len(splits["train"]), sum(len(found) for name, found in splits.items() if name != "train")
+    parameters, values, notes = _sizes(config)
+    updates = -(-train * settings.epochs // settings.rows_per_update)
+    tokens = settings.length * len(settings.seeds) * settings.epochs
+    seconds = tokens * (6 * train + 2 * dev) * parameters / (machine_flops() * ranks)
+    moments = 3 if settings.memory == "updated" else 1
+    checkpoint = 12 * parameters + 4 * moments * values
+    kept = len(settings.seeds) if settings.keep_models else 0
+    memory = 4 * parameters * (2 if stage == 3 else 4) + 4 * moments * values // max(config.memory.columns or ranks, 1)
+    return StagePlan(
+        "finetune",
+        f"{settings.task}: {len(settings.seeds)} seeds, each {updates} updates of {settings.rows_per_update} rows "
+        f"({settings.epochs} epochs of {train}; {dev} rows of dev), memory {settings.memory}, ZeRO {stage}",
+        checkpoint * (kept + 2),
+        memory,
+        seconds,
+        notes,
+    )
+
+
+def _sizes(config: RunConfig) -> tuple[int, int, list[str]]:
+    """Parameters, numbers in the memories' values, notes."""
+    place = Path(config.finetune.checkpoint or config.run_dir)
+    found = sorted(marker.parent for marker in place.glob("checkpoints/step-*/complete.json"))
+    folder = found[-1] if found else place
+    if not (folder / CARD).exists():
+        what = "not a checkpoint of distlm" if config.finetune.checkpoint else "no checkpoint yet"
+        return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
+    card = read_model_card(folder)
+    memory = card["config"].get("memory") or {}
+    width = backbone_sizes(card["config"]["backbone"]).width
+    return card_parameters(card), len(memory.get("positions", [])) * memory.get("sub_keys", 0) ** 2 * width, []

@@ -1,0 +1,229 @@
+"""The stage `distlm finetune`: one fine-tuning per seed on a task, scored on its dev set; medians over the seeds.
+
+RUN_DIR/finetune/NAME/
+  settings.json       what the results were made with
+  seed-N/             metrics.jsonl, checkpoints while it runs (with finetune.keep_models also after), result.json
+  results.json        all seeds that are done, medians, the majority baseline
+"""
+
+import gc
+import shutil
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distlm.config.plm import FinetuneConfig
+from distlm.errors import DistlmError
+from distlm.finetune.data import TaskData, open_task
+from distlm.finetune.job import FinetuneJob, train_config
+from distlm.finetune.plan import plan_finetune, plan_finetune_rows
+from distlm.finetune.source import Source, open_source
+from distlm.memory.values.exchange import Exchange
+from distlm.runtime import metrics
+from distlm.runtime.files import read_json, require_free_disk, write_json
+from distlm.runtime.lock import only_writer
+from distlm.runtime.progress import say
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.rendezvous import join_group
+from distlm.runtime.rundir import RunDir, code_version
+from distlm.runtime.stage import Stage
+from distlm.training.loop import run_job
+
+SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
+# What may differ between two starts that go on with the same results.
+_FREE = (
+    "seeds", "deepspeed", "save_every", "keep_models", "max_updates_this_run", "data_dir", "hub_name", "source",
+    "checkpoint", "tokenizer",
+)  # fmt: skip
+
+
+def run_finetune(stage: Stage) -> dict[str, Any]:
+    """Fine-tune on finetune.task with each of finetune.seeds; seeds that are done are not done again.
+
+    Returns the medians over the seeds of the dev metrics after the last epoch, `majority` (the baseline of the task's
+    metric), seeds and seconds, on every rank. Raises Stopped (exit 75) after a checkpoint when a stop signal was agreed
+    or finetune.max_updates_this_run is reached; DistlmError for faults in the settings, the data or the checkpoint, and
+    when a loss stops being finite.
+    """
+    began, comm = time.monotonic(), stage.comm
+    config = stage.config.finetune.with_defaults()
+    run, folder = stage.run, stage.run.finetune(config.name)
+    together(comm, lambda: plan_finetune_rows(config, comm.size))
+    source = together(comm, lambda: open_source(config, run.root, run.shards(stage.config)))
+    task = together(comm, lambda: open_task(config, source))
+    rank0_first(comm, lambda: _claim(stage, config, folder, task, source))
+    if task.left_out:
+        say(f"finetune: {task.left_out} questions of train are left out: no answer at their answer_start", comm.rank)
+    join_group(stage.world)
+    exchange = Exchange(stage.config.memory.columns if source.memory else 1)
+    for seed in config.seeds:
+        _one_seed(stage, config, task, source, exchange, seed)
+    results = rank0_first(comm, lambda: _combine(config, folder, task, source))
+    seconds = time.monotonic() - began
+    if comm.rank == 0:
+        run.metrics.write("finetune", {metrics.STAGE_SECONDS: round(seconds, 3)})
+    say(results_text(results), comm.rank)
+    return {
+        "task": config.task, **results["median"], "majority": task.baseline[task.main],
+        "seeds": ",".join(results["seeds"]), "seconds": round(seconds, 3),
+    }  # fmt: skip
+
+
+def results_text(results: dict[str, Any]) -> str:
+    """results.json for people."""
+    lines = [f"finetune: {results['name']}, dev, median of {len(results['seeds'])} seeds (lowest to highest):"]
+    for name, value in results["median"].items():
+        values = [found["last"][name] for found in results["seeds"].values()]
+        lines.append(
+            f"  {name:<24}{value:.4f}  ({min(values):.4f} to {max(values):.4f}); best epoch "
+            f"{results['median_best_epoch'][name]:.4f}; majority {results['majority'][name]:.4f}"
+        )
+    for layer in results["memory"]:
+        row = results["memory"][layer]
+        text = ", ".join(f"{name} {row['before'][name]:.3g} → {row['after'][name]:.3g}" for name in _USE)
+        lines.append(f"  memory of layer {layer}, before → after: {text}")
+    return "\n".join(lines)
+
+
+_USE = ("mu", "top1_mu", "kl_u", "kl_w")
+
+
+def _one_seed(
+    stage: Stage, config: FinetuneConfig, task: TaskData, source: Source, exchange: Exchange, seed: int
+) -> None:
+    comm, folder = stage.comm, stage.run.finetune(config.name) / f"seed-{seed}"
+    with only_writer(folder, comm, "fine-tuning"):
+        if rank0_first(comm, lambda: _done(folder)):
+            return
+        began = time.monotonic()
+        train = train_config(config, seed, len(task.train))
+        own = replace(
+            stage, name=f"finetune {config.name} seed {seed}", config=replace(stage.config, train=train),
+            run=RunDir(folder),
+        )  # fmt: skip
+        job = together(comm, lambda: FinetuneJob(own, config, task, source, exchange))
+        state = run_job(own, job, lambda _: None)
+        if comm.rank == 0:
+            _finish(stage, config, task, state, folder, round(time.monotonic() - began, 3))
+        del job
+        # The engine of one seed must be gone before the next one's is made.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _done(folder: Path) -> bool:
+    """Whether a seed is done; removes what a kill just before its end has left. Rank 0."""
+    path = folder / RESULT
+    if not path.exists():
+        return False
+    if not read_json(path, "result of a seed")["model_kept"]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return True
+
+
+def _finish(
+    stage: Stage, config: FinetuneConfig, task: TaskData, state: dict[str, Any], folder: Path, seconds: float
+) -> None:
+    epochs = state["epochs"]
+    found = {
+        "seed": state["seed"],
+        "updates": state["update"],
+        "last": _scores(epochs[-1]),
+        "best_epoch": _scores(max(epochs, key=lambda epoch: epoch[task.main])),
+        "train_loss": state["last"]["train_loss"],
+        "epochs": epochs,
+        "memory": _memory(state["memory_before"], state["memory_after"]),
+        "data_fingerprint": state["fingerprint"],
+        "ranks": state["ranks"],
+        "model_kept": config.keep_models,
+        "seconds": seconds,
+    }
+    write_json(folder / RESULT, found)
+    stage.run.metrics.write(
+        "finetune",
+        {f"finetune/{config.name}/{name}": value for name, value in found["last"].items()} | {"seed": state["seed"]},
+    )
+    if not config.keep_models:
+        shutil.rmtree(folder / "checkpoints")
+
+
+def _scores(epoch: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in epoch.items() if name not in ("update", "loss")}
+
+
+def _memory(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
+    return {layer: {"before": before[layer], "after": found} for layer, found in after.items()} if before else {}
+
+
+def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> None:
+    """Say what is needed and record the settings. DistlmError for results made with others."""
+    plan = plan_finetune(stage.config, stage.comm.size)
+    say(plan.line())
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    now = {**settings, "source": source.fingerprint, "data": task.fingerprint}
+    path = folder / SETTINGS
+    if path.exists():
+        before = read_json(path, "settings of a fine-tuning")
+        # A setting that is newer than the results had its default value then.
+        before = asdict(FinetuneConfig().with_defaults()) | before
+        different = [
+            f"finetune.{name}: {before[name]!r} there, {value!r} now"
+            for name, value in now.items()
+            if before[name] != value
+        ]
+        if different:
+            raise DistlmError(
+                f"{folder}: results of another fine-tuning ({'; '.join(different)}); give this one a finetune.name= of "
+                "its own, or use the same settings, data and checkpoint"
+            )
+        return
+    require_free_disk(folder, plan.disk_bytes, "fine-tuning")
+    write_json(path, now | {"checkpoint": source.name.partition("=")[2]})
+
+
+def _combine(config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> dict[str, Any]:
+    """Write results.json from the seeds that are done."""
+    files = sorted(folder.glob(f"seed-*/{RESULT}"), key=lambda path: int(path.parent.name.partition("-")[2]))
+    seeds = {path.parent.name.partition("-")[2]: read_json(path, "result of a seed") for path in files}
+    results = {
+        "format": 1,
+        "name": config.name,
+        "task": config.task,
+        "memory_values": config.memory if source.memory else None,
+        "checkpoint": source.name.partition("=")[2],
+        "source": source.fingerprint,
+        "metric": task.main,
+        "median": _median(seeds, "last"),
+        "median_best_epoch": _median(seeds, "best_epoch"),
+        "majority": task.baseline,
+        "memory": _median_memory(seeds),
+        "rows": {"train": len(task.train), **{name: len(rows) for name, rows in task.dev.items()}},
+        "settings": asdict(config),
+        "seeds": seeds,
+        "code": code_version(),
+    }
+    write_json(folder / RESULTS, results)
+    return results
+
+
+def _median(seeds: dict[str, Any], which: str) -> dict[str, float]:
+    names = next(iter(seeds.values()))[which]
+    return {name: statistics.median(found[which][name] for found in seeds.values()) for name in names}
+
+
+def _median_memory(seeds: dict[str, Any]) -> dict[str, Any]:
+    """Layer → before, after → measure → median; of labels likewise."""
+
+    def median(parts: list[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {key: median([part[key] for part in parts]) for key in parts[0]}
+        known = [part for part in parts if part is not None]
+        return statistics.median(known) if known else None
+
+    merged: dict[str, Any] = median([found["memory"] for found in seeds.values()])
+    return merged

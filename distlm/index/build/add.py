@@ -1,0 +1,159 @@
+"""Adds every datastore shard to its own part, with global ids. The unit of work is one shard."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.build.encode import Encoder
+from distlm.index.faiss_module import require_faiss
+from distlm.index.layout import Array, IndexFolder, deserialise
+from distlm.index.build.sample import check_finite
+from distlm.index.state import merged_before
+from distlm.index.build.template import Template, load_template
+from distlm.index.build.torch_lists import gpu_device
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.files import (
+    atomic_path,
+    file_hash,
+    read_json,
+    require_free_disk,
+    sweep_temporaries,
+    write_json,
+)
+from distlm.runtime.lock import only_writer
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.share import Share, share_of
+from distlm.runtime.stage import Stage
+
+
+def run_index_add(stage: Stage) -> dict[str, Any]:
+    """Write RUN/index/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
+
+    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares.
+    Returns seconds, parts and rows added by this start. Raises DistlmError without a template, for a template of
+    another store, a full disk, and NaN or infinite keys.
+    """
+    start = time.monotonic()
+    comm = stage.comm
+    share = together(comm, lambda: share_of(stage.config, comm.size))
+    datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
+    folder = IndexFolder(stage.run.index)
+    template = together(comm, lambda: load_template(folder, datastore))
+    if rank0_first(comm, lambda: merged_before(folder, datastore, template)):
+        say(f"index add: {folder.merged} is complete, nothing to do", comm.rank)
+        return {"seconds": 0.0, "parts": 0, "rows": 0, "done_before": True}
+    shards = [shard.index for shard in datastore.shards if share is None or share.has(shard.index)]
+    with only_writer(folder.root, comm, "adding to this index", share):
+        units = rank0_first(comm, lambda: _plan(folder, datastore, template, shards, share))
+        finished = len(shards) - len(units)
+        whole, rows = (sum(datastore.shards[unit].rows for unit in chosen) for chosen in (shards, units))
+        if finished and not units:
+            say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
+        elif finished:
+            say(f"index add: {finished} of {len(shards)} parts are complete, continuing", comm.rank)
+        with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
+            for turn in range(ceil(len(units) / comm.size)):
+                stage.stop.check(comm, "index add")
+                mine = units[turn * comm.size : (turn + 1) * comm.size]
+                together(comm, lambda mine=mine: _add_mine(folder, datastore, template, mine, comm.rank))  # type: ignore[misc]
+                progress.advance(sum(datastore.shards[unit].rows for unit in mine))
+    seconds = time.monotonic() - start
+    if comm.rank == 0 and units:
+        stage.run.metrics.write("index add", {STAGE_SECONDS: round(seconds, 3), "rows": rows, "parts": len(units)})
+    return {"seconds": seconds, "parts": len(units), "rows": rows}
+
+
+def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
+    """A faiss index of this template that holds one shard's keys under their global row numbers.
+
+    Where there is a GPU, lists are found on it. Raises DistlmError for NaN or infinite keys.
+    """
+    index = deserialise(template.data)
+    first = datastore.shards[shard].first_row
+    with Encoder(index, device=gpu_device()) as encoder:
+        for start, keys in read_batches(datastore.keys(shard), encoder.batch):
+            check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
+            encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
+    return index
+
+
+def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
+    """(first row, keys fp32 [≤ batch, D]) of keys [n, D] in order; the next batch is read while one is used."""
+
+    def read(start: int) -> Array:
+        return np.ascontiguousarray(keys[start : start + batch], dtype=np.float32)
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, 0)
+        for start in range(0, len(keys), batch):
+            current = ahead.result()
+            if start + batch < len(keys):
+                ahead = reader.submit(read, start + batch)
+            yield start, current
+
+
+def part_record(datastore: Datastore, shard: int, template: Template) -> dict[str, Any]:
+    """What a part's sidecar must say, besides its bytes and checksum."""
+    return {
+        "format": 1,
+        "template": template.id,
+        "datastore": datastore.fingerprint,
+        "shard": shard,
+        "first_id": datastore.shards[shard].first_row,
+        "rows": datastore.shards[shard].rows,
+    }
+
+
+def _plan(
+    folder: IndexFolder, datastore: Datastore, template: Template, shards: list[int], share: Share | None
+) -> list[int]:
+    """Those of `shards` without a valid part. Checks the disk first."""
+    folder.parts.mkdir(parents=True, exist_ok=True)
+    if share is None:
+        sweep_temporaries(folder.parts)
+    else:
+        # The temporary files of other shares may be in use.
+        for shard in shards:
+            sweep_temporaries(folder.parts, folder.part(shard).name)
+            sweep_temporaries(folder.parts, folder.part_json(shard).name)
+    units = [shard for shard in shards if not _is_done(folder, datastore, shard, template)]
+    key_bytes = template.meta["code_size"] + 8
+    needed = sum(datastore.shards[unit].rows * key_bytes + len(template.data) for unit in units)
+    require_free_disk(folder.parts, needed, f"{len(units)} index parts")
+    return units
+
+
+def _is_done(folder: IndexFolder, datastore: Datastore, shard: int, template: Template) -> bool:
+    if not folder.part_json(shard).exists() or not folder.part(shard).exists():
+        return False
+    try:
+        record = read_json(folder.part_json(shard), "part sidecar")
+    except DistlmError:
+        return False
+    expected = part_record(datastore, shard, template)
+    same = all(record.get(name) == value for name, value in expected.items())
+    return same and folder.part(shard).stat().st_size == record.get("bytes")
+
+
+def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, mine: list[int], rank: int) -> None:
+    if rank >= len(mine):
+        return
+    shard = mine[rank]
+    index = add_shard(datastore, shard, template)
+    path = folder.part(shard)
+    # An old sidecar must not vouch for the new part.
+    folder.part_json(shard).unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        try:
+            require_faiss().write_index(index, str(temporary))
+        except RuntimeError as error:
+            raise DistlmError(f"{path}: cannot be written ({error}); is the disk full?") from error
+        record = {"bytes": temporary.stat().st_size, "xxh3": file_hash(temporary)}
+    write_json(folder.part_json(shard), {**part_record(datastore, shard, template), **record})

@@ -1,0 +1,119 @@
+"""Keys to list numbers and codes, the same bytes for any number of threads and ranks.
+
+A matrix product rounds differently for other shapes and thread counts, so that a key halfway between two centroids
+changes lists (measured: one of 60,000), and every last bit behind a PCA. Here each product is of one fixed block of
+rows on one thread; threads take different blocks. faiss's own add agrees up to such ties.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from distlm.index.build import product_codes
+from distlm.index.factory import inverted_file
+from distlm.index.faiss_module import rank_threads, require_faiss
+from distlm.index.layout import Array
+from distlm.index.build.product_codes import ProductCodes
+from distlm.index.build.torch_lists import TorchLists
+
+BLOCK = 1024
+"""Keys in one matrix product: from here on faiss's results agree with those of larger batches."""
+LEAST_BATCH = 16384
+"""Fewest keys read at once: reading ahead of the encoder pays from here on."""
+CODE_BLOCK = 256
+"""Keys faiss's own product quantiser encodes at once: it allocates block × M × 1 KiB and is fastest at 128 to 512."""
+
+
+class Encoder:
+    """Encodes keys for one index on `threads` threads; their lists are found on torch's `device` where one is given.
+
+    Use in a `with` block.
+    """
+
+    def __init__(self, index: Any, threads: int | None = None, device: str = "") -> None:
+        faiss = require_faiss()
+        self._faiss = faiss
+        self._transforms = transforms_of(index)
+        self._index = index
+        self._inner = inverted_file(index)
+        self._code_bytes = self._inner.coarse_code_size() + self._inner.code_size
+        self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
+        self.block = product_codes.block_rows(self._product.width) if self._product else BLOCK
+        """Most keys of one `encode`, and what `add` gives to a thread at a time."""
+        self._lists = TorchLists(self._inner, device) if device and TorchLists.takes(self._inner) else None
+        self._threads = threads or rank_threads()
+        self._pool = one_thread_workers(self._threads)
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    @property
+    def batch(self) -> int:
+        """Keys to give to one `add`: whole blocks, one for every thread at least."""
+        return self.block * max(self._threads, ceil(LEAST_BATCH / self.block))
+
+    def __exit__(self, *_error: object) -> None:
+        self._pool.shutdown()
+
+    def add(self, keys: Array, ids: Array) -> None:
+        """Append keys fp32 [n, D] under `ids` int64 [n], in order."""
+        starts = range(0, len(keys), self.block)
+        pieces: Iterator[Array] = self._pool.map(lambda start: self.encode(keys[start : start + self.block]), starts)
+        for start, codes in zip(starts, pieces, strict=True):
+            self._inner.add_sa_codes(codes, ids[start : start + len(codes)])
+        self._index.ntotal = self._inner.ntotal
+
+    def encode(self, keys: Array) -> Array:
+        """List number and code, uint8 [n, coarse + code_size], of at most `block` keys fp32 [n, D], on this thread."""
+        coarse = self._inner.coarse_code_size()
+        vectors, lists = self._assign(keys)
+        codes = np.empty((len(vectors), self._code_bytes), np.uint8)
+        if self._product:
+            codes[:, :coarse] = lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :coarse]
+            codes[:, coarse:] = self._product.encode(vectors, lists)
+            return codes[: len(keys)]
+        pointer = self._faiss.swig_ptr
+        for start in range(0, len(vectors), CODE_BLOCK):
+            # Named, because a pointer keeps no reference to the array it was taken from.
+            block, numbers, out = (array[start : start + CODE_BLOCK] for array in (vectors, lists, codes))
+            self._inner.encode_vectors(len(block), pointer(block), pointer(numbers), pointer(out), True)
+        return codes[: len(keys)]
+
+    def _assign(self, keys: Array) -> tuple[Array, Array]:
+        """Transformed keys fp32 [N, d] and their lists int64 [N]; N is n rounded up to whole products."""
+        pieces, lists = [], []
+        for start in range(0, len(keys), BLOCK):
+            piece = padded(keys[start : start + BLOCK], BLOCK)
+            for transform in self._transforms:
+                piece = transform.apply(piece)
+            pieces.append(piece)
+            if self._lists is None:
+                lists.append(self._inner.quantizer.search(piece, 1)[1][:, 0])
+        whole = not self._transforms and len(keys) % BLOCK == 0
+        vectors = keys if whole else np.concatenate(pieces)
+        return vectors, self._lists.nearest(vectors) if self._lists else np.concatenate(lists)
+
+
+def transforms_of(index: Any) -> list[Any]:
+    """The vector transforms before the inverted file, in order; valid while `index` lives."""
+    faiss = require_faiss()
+    outer = faiss.downcast_index(index)
+    if not isinstance(outer, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(outer.chain.at(place)) for place in range(outer.chain.size())]
+
+
+def one_thread_workers(threads: int) -> ThreadPoolExecutor:
+    """A pool whose threads each run faiss on themselves alone (the OpenMP count belongs to the calling thread)."""
+    faiss = require_faiss()
+    return ThreadPoolExecutor(threads, initializer=lambda: faiss.omp_set_num_threads(1))
+
+
+def padded(vectors: Array, rows: int) -> Array:
+    """`vectors` fp32 [≤ rows, D] with zeros below, [rows, D]."""
+    if len(vectors) == rows:
+        return vectors
+    return np.concatenate([vectors, np.zeros((rows - len(vectors), vectors.shape[1]), np.float32)])

@@ -1,0 +1,1 @@
+"""A finished index is changed: keys are added, or dropped."""

@@ -1,0 +1,123 @@
+"""`distlm index drop`: an index without some of its keys; the others keep their ids."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from distlm.errors import DistlmError, UsageError
+from distlm.index.layout import Array, Header, lists_header
+from distlm.index.merge.copy import disk_error, read_at
+from distlm.index.merge.join import check_merged
+from distlm.index.merge.part_file import Part, open_part
+from distlm.runtime.files import read_json, require_free_disk, sync_folder, write_json
+from distlm.runtime.progress import Progress
+
+Ranges = Sequence[tuple[int, int]]
+
+
+def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> dict[str, Any]:
+    """Write `index` without the ids of `ranges` [low, high) and of the parts `names` to `out`; `index` is only read.
+
+    names: parts that `index` was merged from, as INDEX.json names them. Returns rows, dropped and bytes.
+    Memory: the longest list. Raises DistlmError for names or ranges that are not in the index, and when nothing stays.
+    """
+    if out.exists():
+        raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
+    if not ranges and not names:
+        raise UsageError("index drop: say what, with --ids LOW:HIGH … or --parts NAME …")
+    part = open_part(index)
+    ranges = [*ranges, *_part_ranges(index, names)]
+    sizes = _kept_sizes(part, ranges, index)
+    rows = int(sizes.sum())
+    if not rows:
+        raise DistlmError(f"{index}: no key would stay; an index without keys is its trained file")
+    header = Header(part.state).bytes(rows) + lists_header(sizes, part.code_size)
+    count = len(header) + rows * (part.code_size + 8)
+    require_free_disk(out.absolute().parent, count, "the smaller index")
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        digest = _write(part, ranges, header, temporary)
+        check_merged(temporary, rows)
+        temporary.replace(out)
+    except OSError as error:
+        raise disk_error(error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(out.absolute().parent)
+    dropped = part.rows - rows
+    write_json(
+        out.with_name(out.name + ".json"),
+        {"format": 1, "rows": rows, "bytes": count, "xxh3": digest, "of": str(index.absolute()),
+         "dropped": [list(pair) for pair in ranges]},
+    )  # fmt: skip
+    return {"rows": rows, "dropped": dropped, "bytes": count}
+
+
+def _part_ranges(index: Path, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Ids of the parts of a merged index."""
+    if not names:
+        return []
+    record = read_json(index.with_name(index.name + ".json"), "what the index was merged from")
+    parts = [part for part in record.get("parts", []) if "first_id" in part]
+    known = {Path(part["path"]).name: part for part in parts} | {part["path"]: part for part in parts}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        few = ", ".join(sorted(Path(part["path"]).name for part in parts)[:8]) or "none with ids of their own"
+        raise DistlmError(f"{index}: was not merged from {unknown[0]}; its parts are {few}")
+    return [(known[name]["first_id"], known[name]["first_id"] + known[name]["rows"]) for name in names]
+
+
+def _lists(part: Part) -> Iterator[tuple[int, int, int]]:
+    """(list, keys, place in the file) of the lists that hold keys."""
+    places = part.header + np.concatenate([[0], np.cumsum(part.sizes * (part.code_size + 8))])
+    for number in np.flatnonzero(part.sizes).tolist():
+        yield number, int(part.sizes[number]), int(places[number])
+
+
+def _kept(ids: Array, ranges: Ranges) -> Array:
+    inside = np.zeros(len(ids), bool)
+    for low, high in ranges:
+        inside |= (ids >= low) & (ids < high)
+    return ~inside
+
+
+def _kept_sizes(part: Part, ranges: Ranges, index: Path) -> Array:
+    """Keys that stay in each list, int64 [nlist]; DistlmError for a range without keys."""
+    sizes = np.zeros_like(part.sizes)
+    hits = np.zeros(len(ranges), np.int64)
+    with Progress("index drop: look", part.rows, "keys", 0) as progress:
+        for number, size, place in _lists(part):
+            ids = np.frombuffer(read_at(part.path, place + size * part.code_size, 8 * size), "<i8")
+            hits += [int(((ids >= low) & (ids < high)).sum()) for low, high in ranges]
+            sizes[number] = _kept(ids, ranges).sum()
+            progress.advance(size)
+    for (low, high), hit in zip(ranges, hits, strict=True):
+        if not hit:
+            raise DistlmError(f"{index}: has no ids from {low} to {high - 1}; nothing was dropped")
+    return sizes
+
+
+def _write(part: Part, ranges: Ranges, header: bytes, path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("wb") as stream, Progress("index drop", part.rows, "keys", 0) as progress:
+
+        def put(data: bytes) -> None:
+            stream.write(data)
+            digest.update(data)
+
+        put(header)
+        for _, size, place in _lists(part):
+            raw = read_at(part.path, place, size * (part.code_size + 8))
+            codes = np.frombuffer(raw, np.uint8, size * part.code_size).reshape(size, part.code_size)
+            ids = np.frombuffer(raw, "<i8", size, size * part.code_size)
+            kept = _kept(ids, ranges)
+            put(codes[kept].tobytes())
+            put(ids[kept].tobytes())
+            progress.advance(size)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return str(digest.hexdigest())

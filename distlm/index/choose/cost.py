@@ -1,0 +1,65 @@
+"""What building an index will need on so many ranks, from measured rates: disk, memory, traffic, seconds, by stage."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from distlm.index.build.encode import LEAST_BATCH
+from distlm.index.choose.calibrate import Rates
+from distlm.index.choose.plan import KMEANS_ITERATIONS, Store, add_memory, merge_memory, template_bytes, train_memory
+from distlm.index.factory import Factory
+
+KEY_BYTES = 2
+"""float16 keys."""
+MERGE_FIXED_S = 0.1
+"""Opening the merged file and looking sampled keys up in it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage. Bytes are over all ranks, but for memory."""
+
+    stage: str
+    disk_bytes: int
+    """Left on disk."""
+    memory_bytes: int
+    """Peak resident memory of the rank that needs most."""
+    read_bytes: int
+    written_bytes: int
+    network_bytes: int
+    seconds: float
+    read_rate: float
+    """Bytes per second that the file system must deliver to all ranks together; 0: it does not matter."""
+
+
+def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> list[Cost]:
+    """Costs of train, add and merge of `store` on `ranks` ranks that are like the one that was measured.
+
+    Adding: each rank adds whole shards, so that it takes ceil(shards / ranks) turns. Training is on one node. Merging
+    is bound by the disk: its rate is that of one rank, whatever the ranks.
+    """
+    template = template_bytes(factory)
+    parts = store.rows * factory.key_bytes + store.shards * template
+    merged = store.rows * factory.key_bytes + template
+    sample = factory.sample * store.width * KEY_BYTES
+    keys = store.rows * store.width * KEY_BYTES
+    train_s = (
+        sample / rates.read_bytes_s
+        + factory.sample * KMEANS_ITERATIONS / rates.kmeans_keys_s
+        + rates.pq_s
+        + factory.sample / rates.transform_keys_s
+        + rates.transform_fixed_s
+    )
+    turns = ceil(store.shards / ranks)
+    shard_rows = ceil(store.rows / store.shards)
+    # Keys are read while others are encoded; a part is written, and read for its checksum, when it is whole.
+    shard_s = max(shard_rows / rates.add_keys_s, shard_rows * store.width * KEY_BYTES / rates.read_bytes_s)
+    part_s = (parts / store.shards) * (1 / rates.write_bytes_s)
+    add_s = turns * (shard_s + part_s)
+    merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s
+    return [
+        Cost("index train", template, train_memory(factory, store), sample, template,
+             sample * (ranks - 1) // ranks, train_s, 0.0),
+        Cost("index add", parts, add_memory(factory, store, LEAST_BATCH * max(1, rates.threads // 2)), keys, parts, 0,
+             add_s, keys / add_s),
+        Cost("index merge", merged, merge_memory(factory, store), 2 * parts + merged, merged, 0, merge_s, 0.0),
+    ]  # fmt: skip

@@ -1,0 +1,152 @@
+"""What the index stages will need: disk, memory, time."""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from distlm.config.schema import RunConfig
+from distlm.data.tokens import TokenFiles
+from distlm.datastore.plan import plan_store
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.build.encode import LEAST_BATCH
+from distlm.index.factory import Factory, fit_factory, inverted_file
+from distlm.index.faiss_module import require_faiss
+from distlm.index.merge.stage import UNIT_BYTES
+from distlm.runtime.files import format_bytes
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.ranks.cores import usable_cores
+from distlm.runtime.rundir import RunDir
+
+KMEANS_ITERATIONS = 10
+PQ_SAMPLE, PQ_ITERATIONS = 65536, 25
+"""What faiss trains a product quantiser with."""
+COARSE_EFFICIENCY = 0.8
+"""Share of the matrix-multiply rate that faiss's nearest-centroid search reaches (measured: 85 to 95 %)."""
+ENCODE_EFFICIENCY = 0.055
+"""The same for its product-quantiser encoder (measured: 35,000 keys/s for PQ64 of 1,024 values on two cores)."""
+COPY_RATE = 400e6
+"""Bytes/s of checking, copying and reading back parts on a local disk."""
+PROCESS_BYTES = 150 << 20
+"""Python, numpy and faiss."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What the plan must know of a datastore that may not be written yet."""
+
+    rows: int
+    width: int
+    shards: int
+    written: bool
+
+
+def plan_index(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of train, add and merge together, from the datastore, or from the token files while it is not written.
+
+    Raises DistlmError for a refused factory.
+    """
+    store = store_of(config)
+    if store is None:
+        work = f"{config.index.factory}; the number of keys is known after `distlm data prepare`"
+        return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None)
+    plan = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
+    template = template_bytes(plan)
+    parts = store.rows * plan.key_bytes + store.shards * template
+    merged = store.rows * plan.key_bytes + template
+    notes = [*plan.messages]
+    if config.index.keep_parts:
+        notes.append(f"the parts ({format_bytes(parts)}) stay on disk; index.keep_parts=false frees them at the end")
+    if not store.written:
+        notes.append("estimated from the token files: the datastore is not written yet")
+    return StagePlan(
+        stage="index build",
+        work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
+        disk_bytes=parts + merged + template,
+        memory_bytes=max(need(plan, store) for need in (train_memory, add_memory, merge_memory)),
+        seconds=_seconds(plan, store, parts + merged, _rank_flops(config, ranks), ranks),
+        notes=notes,
+    )
+
+
+def template_bytes(plan: Factory) -> int:
+    """Size of the trained index without keys: centroids, codebooks, transforms, one number per list."""
+    faiss = require_faiss()
+    index = plan.build()
+    inner = inverted_file(index)
+    count = 4 * plan.nlist * (inner.d + 2)
+    if isinstance(inner, faiss.IndexIVFPQ):
+        count += 4 * inner.d * (1 << inner.pq.nbits)
+    outer = faiss.downcast_index(index)
+    if isinstance(outer, faiss.IndexPreTransform):
+        count += 4 * plan.width * inner.d * outer.chain.size()
+        # PCA is stored with its whole rotation besides the part that is used.
+        count += 4 * plan.width**2 if "PCA" in plan.used else 0
+    return count
+
+
+def train_memory(plan: Factory, store: Store) -> int:
+    """Peak of rank 0 while it trains."""
+    # The sample, a second one while k-means subsamples or transforms it, and the node's gathered pieces.
+    return PROCESS_BYTES + 2 * plan.sample * store.width * 4 + 2 * template_bytes(plan)
+
+
+def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
+    """Peak of a rank that adds shards, `batch` keys at a time."""
+    # Faiss grows lists by doubling; the batch in use and the one read ahead, and the residuals of the one in use.
+    keys = min(batch, store.rows) * store.width * 4
+    return PROCESS_BYTES + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
+
+
+def merge_memory(plan: Factory, store: Store) -> int:
+    """Peak of a rank that merges."""
+    merged = store.rows * plan.key_bytes + template_bytes(plan)
+    buffers = 2 * min(2 * UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
+    return PROCESS_BYTES + buffers + 2 * template_bytes(plan)
+
+
+def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, ranks: int) -> float:
+    faiss = require_faiss()
+    inner = inverted_file(plan.build())
+    coarse = 2 * plan.nlist * inner.d / COARSE_EFFICIENCY
+    encode = 2 * (1 << inner.pq.nbits) * inner.d / ENCODE_EFFICIENCY if isinstance(inner, faiss.IndexIVFPQ) else 0.0
+    kmeans = plan.sample * coarse * KMEANS_ITERATIONS
+    codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
+    # Rank 0 trains with the node's cores; the ranks of one machine share them when adding.
+    train = (kmeans + codebook) / max(rank_flops, machine_flops())
+    turns = ceil(store.shards / ranks) / store.shards
+    add = store.rows * (coarse + encode) * turns / rank_flops
+    return train + add + bytes_moved / COPY_RATE
+
+
+def _rank_flops(config: RunConfig, ranks: int) -> float:
+    """FLOP/s of one rank: launch.threads of this machine's cores, or its share when all ranks are on one machine."""
+    cores = usable_cores()
+    return machine_flops() * min(1.0, (config.launch.threads or cores / ranks) / cores)
+
+
+def store_of(config: RunConfig) -> Store | None:
+    """The datastore of a run, or what it will be by the token files; None without either."""
+    run = RunDir(Path(config.run_dir))
+    try:
+        datastore = Datastore.open(run.datastore)
+        return Store(datastore.rows, datastore.width, len(datastore.shards), written=True)
+    except DistlmError:
+        pass
+    try:
+        tokens = len(TokenFiles.open(run.tokens(config)).split(config.datastore.split))
+    except DistlmError:
+        return None
+    written = config.datastore
+    plan = plan_store(tokens, written.context_window, written.block, written.batch_blocks, written.rows_per_shard)
+    return Store(plan.rows, _width(config), len(plan.shards), written=False)
+
+
+def _width(config: RunConfig) -> int:
+    """D of the keys that the configured model will give."""
+    if config.model.kind == "transformer_lm":
+        return config.model.width
+    # Models load torch, which this room does without.
+    from distlm.models.kinds import causal, model_config
+
+    return causal(model_config(config)).width

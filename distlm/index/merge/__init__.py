@@ -1,0 +1,1 @@
+"""Parts become one stock faiss file, byte for byte what one process would have written."""

@@ -1,0 +1,57 @@
+"""`distlm index search`: neighbours of query vectors in a file."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distlm.config.schema import RunConfig
+from distlm.datastore.reader import Datastore
+from distlm.errors import UsageError
+from distlm.index.layout import Array
+from distlm.index.pairs import stored_values
+from distlm.index.search.searcher import best_of_rows, brute_search, exact_distances, open_index
+from distlm.index.search.split import split_search
+from distlm.index.vectors import open_vectors
+from distlm.runtime.files import atomic_path
+from distlm.runtime.ranks.collective import together
+from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.rundir import RunDir
+
+
+def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, Any] | None:
+    """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
+
+    k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks
+    each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError for a file
+    that is no .npy of that shape and for an unfinished or foreign index.
+    """
+    start = time.monotonic()
+    vectors = together(comm, lambda: open_vectors(queries))
+    run, knn = RunDir(Path(config.run_dir)), config.knn
+    datastore = together(comm, lambda: Datastore.open(run.datastore))
+    if knn.search == "brute" and comm.size > 1:
+        raise UsageError("knn.search=brute compares with every key in one process; start it on one rank")
+    found: tuple[Array, Array] | None
+    if knn.search == "brute":
+        found = brute_search(datastore, vectors, knn.k)
+    elif comm.size > 1:
+        found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe, knn.scan)
+    else:
+        found = open_index(run.index, datastore, knn.scan).search(vectors, knn.k, knn.nprobe)
+    if found is None:
+        return None
+    ids, distances = found
+    if knn.search == "index" and knn.distances == "exact":
+        distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
+        ids, distances = best_of_rows(ids, distances, knn.k)
+    with atomic_path(out) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, ids=ids, distances=distances, values=stored_values(datastore, ids))
+    return {
+        "queries": len(vectors),
+        "k": knn.k,
+        "unfilled": int((ids < 0).sum()),
+        "seconds": time.monotonic() - start,
+        "out": str(out),
+    }

@@ -1,0 +1,1 @@
+"""The neural cache of Grave et al. (2017)."""

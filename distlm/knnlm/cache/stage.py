@@ -1,0 +1,90 @@
+"""The neural cache of every evaluation split, to files, over all ranks.
+
+Where no search has kept the hidden states that it needs, they are computed first. A unit is knn.blocks_per_unit
+evaluation blocks, in both phases, so every file is the same for any number of ranks.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from distlm.data.tokens import TokenFiles
+from distlm.knnlm.cache.files import CacheWork, check_windows
+from distlm.knnlm.search.forward import open_forward
+from distlm.knnlm.search.stage import in_rounds
+from distlm.knnlm.search.states import StatesWork
+from distlm.knnlm.search.units import UnitFolder
+from distlm.models.card import model_fingerprint
+from distlm.runtime.lock import only_writer
+from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
+from distlm.runtime.progress import say
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.stage import Stage
+
+
+def run_cache(stage: Stage) -> dict[str, Any]:
+    """Compute p_cache of every token of knn.splits at every window and θ of the section `cache`, into RUN/cache/SPLIT.
+
+    Finished splits are skipped, a killed start continues with the first unfinished unit. Returns seconds, tokens and
+    tokens_per_s. Raises DistlmError when a window is longer than a split, when model and token files do not belong
+    together, when a folder was made with other settings, or while another run writes it; Stopped after a stop signal.
+    """
+    start = time.monotonic()
+    works = together(stage.comm, lambda: _plan(stage))
+    computed = _states(stage, works)
+    scored = 0
+    for work in works:
+        scored += _score(stage, work)
+    seconds = time.monotonic() - start
+    if stage.comm.rank == 0 and (scored or computed):
+        record = {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(scored / seconds, 1)}
+        stage.run.metrics.write("knn cache", record)
+    return {"seconds": seconds, "tokens": scored, "forward_tokens": computed, "tokens_per_s": scored / seconds}
+
+
+def _plan(stage: Stage) -> list[StatesWork]:
+    config, run = stage.config, stage.run
+    tokens = TokenFiles.open(run.tokens(config))
+    model = model_fingerprint(run.model_checkpoint(config))
+    works = [StatesWork(config, run, tokens, model, split) for split in config.knn.splits]
+    for work in works:
+        check_windows(config.cache, work.split, work.tokens)
+    return works
+
+
+def _states(stage: Stage, works: list[StatesWork]) -> int:
+    """Forward passes of the splits that lack states; tokens of these splits. Collective."""
+    missing = [work for work in works if rank0_first(stage.comm, partial(_lacks, work))]
+    if not missing:
+        return 0
+    forward = together(stage.comm, lambda: open_forward(stage))
+    for work in missing:
+        rank0_first(stage.comm, partial(work.check_before, forward.model.width))
+    for work in missing:
+        _fill(stage, work.files, f"knn states {work.split}", partial(work.compute_unit, forward))
+    return sum(work.tokens for work in missing)
+
+
+def _lacks(work: StatesWork) -> bool:
+    return work.kept() is None
+
+
+def _score(stage: Stage, states: StatesWork) -> int:
+    """The cache of one split; its tokens, 0 when it was there. Collective."""
+    folder = stage.run.cache(states.split)
+    work = together(stage.comm, lambda: CacheWork(stage.config.cache, states.states(), folder))
+    rank0_first(stage.comm, work.check_before)
+    if rank0_first(stage.comm, lambda: work.files.is_whole):
+        say(f"knn cache {work.split}: {folder} is complete, nothing to do", stage.comm.rank)
+        return 0
+    _fill(stage, work.files, f"knn cache {work.split}", work.compute_unit)
+    return work.states.tokens
+
+
+def _fill(stage: Stage, files: UnitFolder, label: str, compute: Callable[[int], None]) -> None:
+    """Write the units that are missing, as the folder's only writer. Collective."""
+    with only_writer(files.folder, stage.comm, "writing these results"):
+        rank0_first(stage.comm, files.begin)
+        in_rounds(stage, label, "units", range(files.units), files.is_written, compute)
+        rank0_first(stage.comm, files.finish)

@@ -1,0 +1,1 @@
+"""Frozen settings on the evaluated splits: perplexities, intervals, tables."""

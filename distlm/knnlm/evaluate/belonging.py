@@ -1,0 +1,70 @@
+"""Refusing what does not belong together: knn.json, neighbours, cache, datastore, index, model and token files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distlm.data.tokens import TokenFiles
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index import index_info
+from distlm.knnlm.evaluate.parts import Frozen, FrozenCache, Parts
+from distlm.models.card import model_fingerprint
+from distlm.runtime.stage import Stage
+
+
+def check_tuned(
+    path: Path, opened: Mapping[str, Parts], frozen: Frozen | None, frozen_cache: FrozenCache | None
+) -> None:
+    """DistlmError when knn.json (`path`) is not of the first split's files, or another split lacks some of them."""
+    first, *others = opened.values()
+    neighbours, cache = first.neighbours, first.cache
+    pairs = (
+        ("neighbours", "neighbours", neighbours, frozen and frozen.neighbours, "knn search"),
+        ("cache", "files of the cache", cache, frozen_cache and frozen_cache.cache, "knn cache"),
+    )
+    for name, files, part, tuned, verb in pairs:
+        if part is None and tuned is not None:
+            raise DistlmError(f"{path}: tuned with {name}, and {first.split} has none; run `distlm {verb}` again")
+        if part is not None and tuned is None:
+            raise DistlmError(f"{path}: tuned before {part.folder} was made; run `distlm knn tune` again")
+        if part is not None and part.fingerprint != tuned:
+            raise DistlmError(
+                f"{path}: tuned on other {files} ({tuned}; {part.folder} is {part.fingerprint}); "
+                "run `distlm knn tune` again"
+            )
+        for other in others:
+            if (part is None) != (getattr(other, name) is None):
+                which = other if part is not None else first
+                raise DistlmError(f"split {which.split} has no {name}; run `distlm {verb}` for all splits")
+
+
+def open_rest(
+    stage: Stage, tokens: TokenFiles, opened: dict[str, Parts]
+) -> tuple[Datastore | None, dict[str, Any] | None]:
+    """Open the store where there are neighbours, and refuse what does not belong together."""
+    run, knn = stage.run, stage.config.knn
+    fingerprint = model_fingerprint(run.model_checkpoint(stage.config))
+    first = opened[knn.splits[0]]
+    for parts in opened.values():
+        if parts.cache is not None and first.cache is not None:
+            parts.cache.require({"model": fingerprint}, "the checkpoint")
+            parts.cache.require({"token_files": tokens.fingerprint}, str(tokens.folder))
+            alike = ("windows", "thetas", "fill", "tap", "context_rule")
+            parts.cache.require({key: first.cache.manifest[key] for key in alike}, str(first.cache.folder))
+    if first.neighbours is None:
+        return None, None
+    store = Datastore.open(run.datastore)
+    index = index_info(run.index)["index"] if knn.search == "index" else None
+    for parts in opened.values():
+        neighbours = parts.neighbours
+        assert neighbours is not None
+        neighbours.require({"datastore": store.fingerprint}, str(store.folder))
+        neighbours.require({"model": fingerprint}, "the checkpoint")
+        neighbours.require({"token_files": tokens.fingerprint}, str(tokens.folder))
+        neighbours.require({"index": index["fingerprint"] if index else "brute"}, str(run.index))
+        same = ("k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype")
+        neighbours.require({key: first.neighbours.manifest[key] for key in same}, str(first.neighbours.folder))
+    if index is not None:
+        index = {key: index[key] for key in ("factory", "nlist", "bytes", "fingerprint")}
+    return store, index

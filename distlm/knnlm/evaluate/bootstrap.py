@@ -1,0 +1,79 @@
+"""Confidence intervals of perplexities and of their differences: the bootstrap over documents.
+
+A resample draws as many documents as the split has, with replacement, and takes the loss per token over all that were
+drawn (Efron and Tibshirani, percentile intervals). All mixtures see the same resamples, so that the difference of two
+is paired: what makes one document harder than another falls out of it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distlm.knnlm.evaluate.documents import Groups
+from distlm.knnlm.scoring import Floats
+
+RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
+_CELLS = 1 << 22
+"""Counts drawn at once."""
+
+ADDED_TO = {
+    "cache": ("lm",), "knn": ("lm",), "knn_buckets": ("lm", "knn"), "gate": ("lm", "knn"), "stores": ("lm", "knn"),
+    "both": ("lm", "knn", "cache"), "both_buckets": ("lm", "both", "knn_buckets"),
+}  # fmt: skip
+"""What each mixture is compared with."""
+
+
+def bootstrap(log_probs: Mapping[str, Floats], groups: Groups, tokens_per_word: float = 1.0) -> dict[str, Any]:
+    """Intervals for results.json: {over, groups, resamples, seed, level, intervals: name → [low, high] of the
+    perplexity, differences: name → other → {nats, nats_interval, perplexity, interval}}, where a difference is
+    `name` − `other`, below 0 where `name` is better.
+
+    `log_probs` name → fp64 [Q]. tokens_per_word: of the split, where tokens are sub-words; perplexities are per word.
+    Fewer than two groups have no intervals: only over and groups are there.
+    """
+    head: dict[str, Any] = {"over": groups.kind, "groups": len(groups.starts)}
+    if len(groups.starts) < 2:
+        return head
+    names = list(log_probs)
+    sums = np.stack([-np.add.reduceat(log_probs[name], groups.starts) for name in names], axis=1)
+    tokens = np.diff(groups.starts, append=groups.tokens)
+    drawn = dict(zip(names, _resampled(sums, tokens).T, strict=True))
+    losses = {name: float(-np.sum(log_probs[name]) / groups.tokens) for name in names}
+    return head | {
+        "resamples": RESAMPLES, "seed": SEED, "level": LEVEL,
+        "intervals": {name: _interval(np.exp(tokens_per_word * drawn[name])) for name in names},
+        "differences": {
+            name: {
+                other: {
+                    "nats": losses[name] - losses[other], "nats_interval": _interval(drawn[name] - drawn[other]),
+                    "perplexity": math.exp(tokens_per_word * losses[name]) - math.exp(tokens_per_word * losses[other]),
+                    "interval": _interval(
+                        np.exp(tokens_per_word * drawn[name]) - np.exp(tokens_per_word * drawn[other])
+                    ),
+                }
+                for other in ADDED_TO[name] if other in losses
+            }
+            for name in names if name in ADDED_TO
+        },
+    }  # fmt: skip
+
+
+def _resampled(sums: Floats, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> Floats:
+    """Loss per token of every resample: fp64 [RESAMPLES, names]; `sums` [G, names] in nats, `tokens` [G]."""
+    random = np.random.Generator(np.random.Philox(key=[3, SEED]))
+    count = len(tokens)
+    losses = np.empty((RESAMPLES, sums.shape[1]))
+    step = max(1, _CELLS // count)
+    for first in range(0, RESAMPLES, step):
+        rows = losses[first : first + step]
+        # How often each group was drawn: all that a sum needs.
+        times = random.multinomial(count, np.full(count, 1 / count), size=len(rows)).astype(np.float64)
+        rows[:] = times @ sums / (times @ tokens)[:, None]
+    return losses
+
+
+def _interval(values: Floats) -> list[float]:
+    tail = (1 - LEVEL) / 2
+    return [float(value) for value in np.quantile(values, [tail, 1 - tail])]

@@ -1,0 +1,1 @@
+"""Text from a kNN-LM, and the training contexts that its words come from."""

@@ -1,0 +1,108 @@
+"""`distlm generate`: one prompt continued without and with neighbours, from a run directory."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError, UsageError
+from distlm.knnlm.evaluate.parts import Frozen, read_frozen
+from distlm.knnlm.generate.words import Generator, Sampling, Word
+from distlm.knnlm.search.forward import open_forward
+from distlm.knnlm.search.source import Source, open_source
+from distlm.runtime.files import read_json
+from distlm.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was asked for and what came of it."""
+
+    name: str
+    """Of the run."""
+    prompt: list[str]
+    unknown: list[str]
+    """Words of the prompt that the dictionary does not hold; the model sees <unk>."""
+    alone: list[Word]
+    """The language model's own continuation."""
+    mixed: list[Word]
+    """The kNN-LM's; empty without neighbours."""
+    settings: dict[str, Any]
+    """lambda, temperature and k, and the fields of Sampling."""
+
+
+def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -> Generation:
+    """Continue `prompt`, words between spaces as in the token files.
+
+    Raises UsageError for impossible numbers, DistlmError when λ, temperature and k are not tuned yet or are of another
+    store, and what open_source raises.
+    """
+    _check(sampling)
+    config, run = stage.config, stage.run
+    if not lm_only and not run.tuned.exists():
+        raise DistlmError(f"{run.tuned}: λ, temperature and k are not chosen yet; run `distlm knn tune`, or --lm-only")
+    forward = open_forward(stage) if lm_only else open_source(stage)
+    dictionary = forward.tokens.dictionary
+    words = prompt.split()
+    ids = [dictionary.encode(word) for word in words]
+    unknown = [word for word, i in zip(words, ids, strict=True) if i == Dictionary.UNK and word != "<unk>"]
+    alone = Generator(forward).run(ids, sampling)
+    settings: dict[str, Any] = asdict(sampling)
+    if not isinstance(forward, Source):
+        return Generation(config.name, words, unknown, alone, [], settings)
+    frozen = _frozen(stage, forward)
+    store = config.datastore
+    mixed = Generator(forward, frozen, store.context_window, store.split).run(ids, sampling)
+    settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
+    return Generation(config.name, words, unknown, alone, mixed, settings)
+
+
+def generation_text(made: Generation) -> str:
+    """The two texts, and every word of the second with its probabilities and its heaviest contexts."""
+    lines = [f"prompt  {' '.join(made.prompt)}", f"LM      {_joined(made.alone)}"]
+    if made.unknown:
+        lines.append(f"<unk>   not in the dictionary: {' '.join(made.unknown)}")
+    if not made.mixed:
+        return "\n".join(lines)
+    settings = made.settings
+    lines += [
+        f"kNN-LM  {_joined(made.mixed)}",
+        "",
+        f"λ={settings['lambda']:g}, T={settings['temperature']:g}, k={settings['k']}; each word with its probability, "
+        "that of the LM, that among the neighbours, and some of them (* the same word):",
+    ]
+    for word in made.mixed:
+        among = "no neighbours" if word.p_knn is None else f"kNN {word.p_knn:.4f}"
+        lines.append(f"{word.word}  p {word.p:.4f}  LM {word.p_lm:.4f}  {among}")
+        for near in word.neighbours:
+            mark = "*" if near.hit else " "
+            context = " ".join(near.context)
+            lines.append(f"  {mark} {near.weight:7.2%}  d={near.distance:<9.4g} {context} [{near.word}]")
+    return "\n".join(lines)
+
+
+def _joined(words: list[Word]) -> str:
+    return " ".join(word.word for word in words)
+
+
+def _frozen(stage: Stage, source: Source) -> Frozen:
+    tuned = read_json(stage.run.tuned, "frozen kNN settings")
+    frozen = read_frozen(tuned)
+    if frozen is None:
+        raise DistlmError(f"{stage.run.tuned}: tuned without neighbours; run `distlm knn search` and `knn tune`")
+    if tuned["datastore"] != source.datastore.fingerprint:
+        raise DistlmError(
+            f"{stage.run.tuned}: tuned on another datastore ({tuned['datastore']}; {source.datastore.folder} is "
+            f"{source.datastore.fingerprint}); run `distlm knn search` and `knn tune` again"
+        )
+    return frozen
+
+
+def _check(sampling: Sampling) -> None:
+    for flag, value, least in (
+        ("--tokens", sampling.tokens, 1), ("--neighbours", sampling.shown, 0), ("--context", sampling.context, 0),
+        ("--seed", sampling.seed, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise UsageError(f"{flag} {value}: must be at least {least}")
+    if not 0 < sampling.top_p <= 1:
+        raise UsageError(f"--top-p {sampling.top_p}: must be above 0 and at most 1")

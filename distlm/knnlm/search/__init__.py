@@ -1,0 +1,1 @@
+"""Neighbours of every evaluated token: queries, search, exact re-scoring, files."""

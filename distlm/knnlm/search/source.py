@@ -1,0 +1,69 @@
+"""What a search reads: token files, model, datastore and index, opened together and checked against each other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index.pairs import stored_values
+from distlm.index.search.searcher import SearchIndex, brute_search, open_index
+from distlm.knnlm.search.forward import Forward, open_forward
+from distlm.models.card import model_fingerprint
+from distlm.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class Source(Forward):
+    """Opened and checked inputs of a search."""
+
+    datastore: Datastore
+    index: SearchIndex | None
+    """None: brute force."""
+
+    @property
+    def key_dtype(self) -> np.dtype[np.floating]:
+        """Type of keys and queries on disk."""
+        return self.datastore.key_dtype
+
+    @property
+    def rescores(self) -> bool:
+        """Distances are to be recomputed from the true keys after the search."""
+        return self.dot or (self.index is not None and self.knn.distances == "exact")
+
+    @property
+    def dot(self) -> bool:
+        """They are to be dot products."""
+        return self.knn.similarity == "dot"
+
+    def search(
+        self, queries: npt.NDArray[np.floating], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Neighbours of queries [Q, D]: ids int64 [Q, k] (−1: none), squared L2 fp32 [Q, k]."""
+        single = np.ascontiguousarray(queries, dtype=np.float32)
+        if self.index is None:
+            ids, distances = brute_search(self.datastore, single, k)
+        else:
+            ids, distances = self.index.search(single, k, self.knn.nprobe)
+        if int(ids.max(initial=-1)) >= self.datastore.rows:
+            raise DistlmError(
+                f"search returned row {int(ids.max())}, the store has {self.datastore.rows}: the index is not of this "
+                "store; build it again"
+            )
+        return ids, distances
+
+    def values(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """The stored target of each neighbour: int32, the shape of `ids` [q, k]; −1 where the id is −1."""
+        return stored_values(self.datastore, ids)
+
+
+def open_source(stage: Stage) -> Source:
+    """Open and check everything a search needs. Raises DistlmError naming the two things that do not fit."""
+    knn, run = stage.config.knn, stage.run
+    datastore = Datastore.open(run.datastore)
+    datastore.require_model(model_fingerprint(run.model_checkpoint(stage.config)))
+    forward = open_forward(stage)
+    datastore.require_dictionary(forward.tokens.dictionary.hash)
+    index = open_index(run.index, datastore, knn.scan) if knn.search == "index" else None
+    return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)

@@ -1,0 +1,115 @@
+"""Neighbours of every token of the evaluation splits, to files, over all ranks.
+
+Phase 1, unit by unit: forward pass over evaluation blocks → queries, targets, the LM's log-probabilities → search.
+Phase 2, where exact distances are asked of an index: one sequential pass over the key shards (rescore.py).
+A unit is knn.blocks_per_unit blocks, so every file is the same for any number of ranks. Queries are rounded to the
+keys' dtype before they are searched: files alone determine every number that follows.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.rescore import plan_groups
+from distlm.knnlm.search.selftest import self_test
+from distlm.knnlm.search.source import open_source
+from distlm.knnlm.search.work import Group, SplitWork
+from distlm.runtime.lock import only_writer
+from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.stage import Stage
+
+
+def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
+    """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/SPLIT.
+
+    Finished splits are skipped, a killed search continues with the first unfinished unit. Returns seconds, tokens,
+    k and, unless knn.self_test=false, the self-test's share of stored keys that find their own row.
+    Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails,
+    when a folder of neighbours was made from other ones, or while another run writes it; Stopped after a stop signal.
+    """
+    start = time.monotonic()
+    source = together(stage.comm, lambda: open_source(stage))
+    test = rank0_first(stage.comm, lambda: self_test(source))
+    say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
+    splits = [split] if split else stage.config.knn.splits
+    searched = 0
+    works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
+    rank0_first(stage.comm, lambda: _check_before(works))
+    for work in works:
+        searched += _search_split(stage, work)
+    seconds = time.monotonic() - start
+    self_found = {"self_found": test["found"]} if test["run"] else {}
+    if stage.comm.rank == 0 and searched:
+        stage.run.metrics.write(
+            "knn search",
+            {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(searched / seconds, 1), **self_found},
+        )
+    return {
+        "seconds": seconds,
+        "tokens": searched,
+        "tokens_per_s": searched / seconds,
+        "k": source.knn.k,
+        **self_found,
+    }
+
+
+def _check_before(works: Sequence[SplitWork]) -> None:
+    for work in works:
+        work.check_before()
+
+
+def _search_split(stage: Stage, work: SplitWork) -> int:
+    """Both phases of one split; its tokens, 0 when it was there. Collective."""
+    # A finished folder may be read-only.
+    whole = rank0_first(stage.comm, lambda: work.files.is_whole)
+    with nullcontext() if whole else only_writer(work.folder, stage.comm, "searching for these neighbours"):
+        if not rank0_first(stage.comm, work.begin):
+            say(f"knn search {work.split}: {work.folder} is complete, nothing to do", stage.comm.rank)
+            return 0
+        _both_phases(stage, work)
+    return work.tokens
+
+
+def _both_phases(stage: Stage, work: SplitWork) -> None:
+    """Fill the folder of one split. Collective; by its only writer."""
+    in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
+    if work.source.rescores:
+        width = work.source.datastore.width
+        for number, units in enumerate(plan_groups(work.unit_tokens, work.source.knn.k, width)):
+            _rescore_group(stage, Group(work, number, units))
+    rank0_first(stage.comm, work.finish)
+
+
+def _rescore_group(stage: Stage, group: Group) -> None:
+    """Exact distances of a group: its pairs shard by shard, then its units. Collective."""
+    work = group.work
+    if rank0_first(stage.comm, lambda: all(work.files.is_written(unit) for unit in group.units)):
+        return
+    label = f"{work.split} (group {group.number})"
+    shards = range(len(work.source.datastore.shards))
+    in_rounds(stage, f"knn rescore {label}", "shards", shards, group.is_scored, group.score_shard)
+    in_rounds(stage, f"knn write {label}", "units", group.units, work.files.is_written, group.finish_unit)
+
+
+def in_rounds(
+    stage: Stage, label: str, unit: str, items: Sequence[int], done: Callable[[int], bool], act: Callable[[int], None]
+) -> None:
+    """`act` on every item that is not done, the ranks taking turns; stop signals and errors reach all. Collective."""
+    comm = stage.comm
+    pending = rank0_first(comm, lambda: [item for item in items if not done(item)])
+    with Progress(label, len(items), unit, comm.rank, done=len(items) - len(pending)) as progress:
+        for first in range(0, len(pending), comm.size):
+            stage.stop.check(comm, label)
+            turn = pending[first : first + comm.size]
+            together(comm, partial(_each, act, turn[comm.rank : comm.rank + 1]))
+            progress.advance(len(turn))
+
+
+def _each(act: Callable[[int], None], items: Sequence[int]) -> None:
+    for item in items:
+        act(item)

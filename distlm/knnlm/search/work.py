@@ -1,0 +1,192 @@
+"""Units of work of a search: what one unit of evaluation blocks or one key shard needs; nothing here is collective."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distlm.data.blocks import Blocks, eval_blocks
+from distlm.errors import DistlmError
+from distlm.index.pairs import SortedPairs, sort_pairs
+from distlm.knnlm.search.forward import context_rule, token_states, units_of_blocks
+from distlm.knnlm.search.neighbours import (
+    FORMAT,
+    Neighbours,
+    Unit,
+    read_unit,
+    sweep,
+    unit_folder,
+    write_unit,
+)
+from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first, unit_distances
+from distlm.knnlm.search.source import Source
+from distlm.knnlm.search.units import UnitFolder
+from distlm.runtime.files import atomic_path
+
+
+@dataclass(frozen=True)
+class SplitWork:
+    """The plan of one split and its units of work; no method is collective."""
+
+    source: Source
+    folder: Path
+    split: str
+    self_test: dict[str, Any]
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Evaluation blocks of the split."""
+        knn = self.source.knn
+        return eval_blocks(self.source.tokens.split(self.split), knn.context_window, knn.block)
+
+    @cached_property
+    def units(self) -> list[range]:
+        """Block numbers of each unit."""
+        return units_of_blocks(len(self.blocks), self.source.knn.blocks_per_unit)
+
+    @cached_property
+    def unit_tokens(self) -> list[int]:
+        """Tokens (queries) of each unit."""
+        return [int(self.blocks.scored[unit.start : unit.stop].sum()) for unit in self.units]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the split."""
+        return sum(self.unit_tokens)
+
+    @property
+    def found(self) -> Path:
+        """Where phase 1 writes: a folder of its own when phase 2 follows."""
+        return self.folder / "found" if self.source.rescores else self.folder
+
+    @property
+    def scores(self) -> Path:
+        """Folder of phase 2's distances."""
+        return self.folder / "rescore"
+
+    def scores_file(self, group: int, shard: int) -> Path:
+        """Distances of a group's pairs whose rows lie in a shard."""
+        return self.scores / f"group-{group:03d}-shard-{shard:05d}.npy"
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """What the results will be made from; the head of the manifest."""
+        source, knn = self.source, self.source.knn
+        store = source.datastore
+        return {
+            "format": FORMAT, "kind": "neighbours", "split": self.split, "tokens": self.tokens,
+            "blocks": len(self.blocks), "blocks_per_unit": knn.blocks_per_unit, "batch_blocks": knn.batch_blocks,
+            "context_window": knn.context_window, "block": knn.block,
+            "context_rule": context_rule(knn.context_window, knn.block),
+            "k": knn.k, "nprobe": knn.nprobe if source.index is not None else None, "search": knn.search,
+            "distances": "quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
+            "tap": store.tap, "width": store.width, "key_dtype": source.key_dtype.name,
+            "model": source.model_fingerprint, "dictionary": source.tokens.dictionary.hash,
+            "token_files": source.tokens.fingerprint, "datastore": store.fingerprint,
+            "index": "brute" if source.index is None else source.index.fingerprint, "self_test": self.self_test,
+            **({"similarity": "dot"} if source.dot else {}),
+        }  # fmt: skip
+
+    @cached_property
+    def files(self) -> UnitFolder:
+        """The folder that is being filled."""
+        return UnitFolder(self.folder, self.plan, len(self.units), "distlm knn search", measured=("self_test",))
+
+    def check_before(self) -> None:
+        """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""
+        if self.tokens == 0:
+            raise DistlmError(f"split {self.split} has no tokens to evaluate")
+        width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
+        self.files.check_before(self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1))
+
+    def begin(self) -> bool:
+        """Rank 0: claim the folder; False when it is already whole."""
+        if self.files.is_whole:
+            Neighbours.open(self.folder)
+            self._tidy()
+            return False
+        for folder in (self.found, self.scores):
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+        self.files.begin()
+        return True
+
+    def is_found(self, number: int) -> bool:
+        """Phase 1 of a unit is done."""
+        return unit_folder(self.found, number).exists() or self.files.is_written(number)
+
+    def search_unit(self, number: int) -> None:
+        """Phase 1 of one unit: forward, search, gather values, write."""
+        source = self.source
+        queries, targets, log_probs = token_states(
+            source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype
+        )
+        neighbours, distances = source.search(queries, source.knn.k)
+        neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
+        unit = Unit(queries, targets, log_probs, neighbours, distances, values)
+        assert len(unit) == self.unit_tokens[number]
+        write_unit(unit_folder(self.found, number), unit)
+
+    def finish(self) -> None:
+        """Rank 0: the manifest, last, then remove what only the search needed."""
+        self.files.finish()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        for folder in (self.folder / "found", self.scores):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Group:
+    """A group of units in memory: sorted pairs and, when a shard is scored, the queries. Loaded at first use."""
+
+    def __init__(self, work: SplitWork, number: int, units: Sequence[int]) -> None:
+        self.work, self.number, self.units = work, number, list(units)
+
+    @cached_property
+    def pairs(self) -> list[SortedPairs]:
+        """Sorted pairs of each unit."""
+        return [sort_pairs(np.asarray(read_unit(unit_folder(self.work.found, unit)).ids)) for unit in self.units]
+
+    @cached_property
+    def _scorer(self) -> GroupScorer:
+        queries = np.concatenate([read_unit(unit_folder(self.work.found, unit)).queries for unit in self.units])
+        counts = [self.work.unit_tokens[unit] for unit in self.units]
+        return GroupScorer(queries, self.pairs, counts, self.work.source.dot)
+
+    def is_scored(self, shard: int) -> bool:
+        """The distances of this group's pairs in a shard are on disk."""
+        return self.work.scores_file(self.number, shard).exists()
+
+    def score_shard(self, shard: int) -> None:
+        """Write the distances of this group's pairs in one shard."""
+        place = self.work.source.datastore.shards[shard]
+        distances = self._scorer.shard(self.work.source.datastore.keys(place.index), place.first_row)
+        with atomic_path(self.work.scores_file(self.number, shard)) as temporary, temporary.open("wb") as stream:
+            np.save(stream, distances)
+
+    @cached_property
+    def _counts(self) -> np.ndarray[Any, Any]:
+        shards = self.work.source.datastore.shards
+        edges = [shard.first_row for shard in shards] + [shards[-1].first_row + shards[-1].rows]
+        return np.stack([np.diff(pairs.bounds(edges)) for pairs in self.pairs])
+
+    def finish_unit(self, unit: int) -> None:
+        """Write a unit of this group with exact distances, nearest first."""
+        place = self.units.index(unit)
+        starts = self._counts[:place].sum(axis=0)
+        pieces = [
+            np.load(self.work.scores_file(self.number, shard), mmap_mode="r")[start : start + count]
+            for shard, (start, count) in enumerate(zip(starts, self._counts[place], strict=True))
+        ]
+        old = read_unit(unit_folder(self.work.found, unit))
+        distances = unit_distances(self.pairs[place], len(old), pieces)
+        if self.work.source.dot:
+            distances = from_nearest(distances)
+        ids, distances, values = nearest_first(old.ids, distances, old.values)
+        new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
+        write_unit(unit_folder(self.work.folder, unit), new)

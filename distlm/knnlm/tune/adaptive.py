@@ -1,0 +1,206 @@
+"""λ of each token, by distance (buckets.py) or by the gate (gate.py): fitted on the first split, frozen for the others.
+
+The first split's own figures are cross-fitted: its documents are dealt into two halves, and each half is mixed with
+what was fitted on the other, so that no figure is of tokens that it was fitted on. (Temperature and k are still those
+chosen on the whole split, as for the constant λ.)
+
+knn.json: {buckets: {edges, lambdas, halves: [the same twice], loss_nats, perplexity (both cross-fitted)}, gate: {bias,
+thresholds, weights, halves, loss_nats, perplexity}, both_buckets: buckets and cache_lambda, where there is a cache,
+halves_of: documents or blocks, halves: their fingerprint}.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from distlm.config.schema import KnnConfig
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
+from distlm.knnlm.cache.scores import add_cache
+from distlm.knnlm.evaluate.documents import Groups, group_tokens
+from distlm.knnlm.scoring import Floats, mean_loss, mix
+from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.tune.buckets import Buckets, fit_buckets
+from distlm.knnlm.tune.gate import SKIPS, Gate, features_of, fit_gate, skip_curve
+
+T = TypeVar("T", Buckets, Gate)
+
+
+@dataclass(frozen=True)
+class Fit(Generic[T]):
+    """What was fitted on the whole tuned split, and on each of its halves alone."""
+
+    whole: T
+    halves: tuple[T, ...]
+
+    def weights(self, weigh: Callable[[T], Floats], halves: npt.NDArray[np.int64] | None) -> Floats:
+        """λ of each token, fp64 [Q]: `weigh` of the whole fit, or with `halves` [Q], on the tuned split, of the one
+        from the half that the token is not in."""
+        return weigh(self.whole) if halves is None else swapped(self.halves, halves, weigh)
+
+    def as_json(self) -> dict[str, Any]:
+        """For knn.json."""
+        return {**self.whole.as_json(), "halves": [half.as_json() for half in self.halves]}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The adaptive part of knn.json."""
+
+    split: str
+    buckets: Fit[Buckets] | None
+    gate: Fit[Gate] | None
+    both: Fit[Buckets] | None
+    """Buckets beside a cache of weight `both_cache`."""
+    both_cache: float
+    halves: str
+    """Fingerprint of the groups whose halves were fitted on; empty where nothing was fitted."""
+
+    @classmethod
+    def from_json(cls, tuned: Mapping[str, Any]) -> "Fitted":
+        """From knn.json."""
+
+        def read(name: str, kind: type[T]) -> Fit[T] | None:
+            part = tuned.get(name)
+            return Fit(kind.from_json(part), tuple(map(kind.from_json, part["halves"]))) if part else None
+
+        both_cache = tuned.get("both_buckets", {}).get("cache_lambda", 0.0)
+        return cls(
+            tuned["split"], read("buckets", Buckets), read("gate", Gate), read("both_buckets", Buckets), both_cache,
+            tuned.get("halves", ""),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What the adaptive weights of a split are made from."""
+
+    neighbours: Neighbours
+    groups: Groups
+    nearest: npt.NDArray[np.float32]
+    """fp32 [Q]: squared L2 of the nearest neighbour, inf without any."""
+    dictionary: Dictionary
+
+    @classmethod
+    def read(cls, neighbours: Neighbours, dictionary: Dictionary) -> "SplitFacts":
+        """From the neighbours of a split."""
+        groups = group_tokens(neighbours.targets(), dictionary, neighbours.manifest)
+        nearest = np.concatenate([np.asarray(unit.distances[:, 0]) for unit in neighbours.units()])
+        return cls(neighbours, groups, nearest, dictionary)
+
+
+def tune_adaptive(
+    facts: SplitFacts, knn: KnnConfig, log_lm: Floats, log_knn: Floats, default: float
+) -> dict[str, Any]:  # fmt: skip
+    """The adaptive part of knn.json; `log_knn` fp64 [Q] at the frozen temperature and k, `default` the constant λ."""
+    halves = facts.groups.halves
+    tuned: dict[str, Any] = {"halves_of": facts.groups.kind, "halves": facts.groups.fingerprint}
+    if knn.buckets:
+        fit = fit_bucket_halves(facts, log_lm, log_knn, knn.buckets, default)
+        weights = fit.weights(lambda part: part.weights(facts.nearest), halves)
+        tuned["buckets"] = fit.as_json() | figures(mix(log_lm, log_knn, weights))
+    if knn.gate:
+        features = features_of(facts.neighbours, facts.dictionary)
+        gates = [fit_gate(features, some, log_lm, log_knn, default) for some in whole_and_halves(halves)]
+        gate = Fit(gates[0], tuple(gates[1:]))
+        weights = gate.weights(lambda part: part.lambdas(features), halves)
+        tuned["gate"] = gate.as_json() | figures(mix(log_lm, log_knn, weights))
+    return tuned
+
+
+def tune_both_buckets(
+    facts: SplitFacts, count: int, log_lm: Floats, log_knn: Floats, log_cache: Floats, both: Mapping[str, Any],
+    cache_lambdas: Sequence[float],
+) -> dict[str, Any]:  # fmt: skip
+    """knn.json's `both_buckets`: {cache_lambda, edges, lambdas, halves, loss_nats, perplexity}.
+
+    Begins at the two constant λ of `both`; the buckets are fitted beside the cache, its λ is chosen anew beside them
+    (on the whole split, of equal losses the smallest), and they are fitted once more.
+    """
+    fit, of_cache = None, both["cache_lambda"]
+    for _ in range(2):
+        if fit is not None:
+            mixed = mix(log_lm, log_knn, fit.whole.weights(facts.nearest))
+            of_cache = min((mean_loss(add_cache(mixed, log_cache, weight)), weight) for weight in cache_lambdas)[1]
+        without, with_knn = add_cache(log_lm, log_cache, of_cache), add_cache(log_knn, log_cache, of_cache)
+        fit = fit_bucket_halves(facts, without, with_knn, count, both["knn_lambda"])
+    assert fit is not None
+    scores = _both(fit, of_cache, facts, facts.groups.halves, log_lm, log_knn, log_cache)
+    return {"cache_lambda": of_cache, **fit.as_json(), **figures(scores)}
+
+
+def adaptive_mixtures(
+    facts: SplitFacts, fitted: Fitted, log_lm: Floats, log_knn: Floats, log_cache: Floats | None
+) -> tuple[dict[str, Floats], dict[str, Any]]:
+    """Log-probability of each token, fp64 [Q], under knn_buckets, gate and both_buckets as far as they were fitted,
+    and what results.json holds besides: gate_curve {wanted, skipped, loss_nats, perplexity}, each one for every one of
+    SKIPS. Cross-fitted on the tuned split; DistlmError when its halves are not those that were fitted on. `log_cache`
+    as of Cache.log_probs.
+    """
+    own = facts.neighbours.manifest["split"] == fitted.split
+    halves = facts.groups.halves if own else None
+    now = facts.groups.fingerprint
+    if own and fitted.halves and fitted.halves != now:
+        # With other halves tokens would be mixed with what was fitted on themselves.
+        raise DistlmError(
+            f"knn.json: fitted on other halves of {fitted.split} ({fitted.halves}; now they are {now}); run "
+            "`distlm knn tune` again"
+        )
+    scores: dict[str, Floats] = {}
+    more: dict[str, Any] = {}
+    if fitted.buckets is not None:
+        weights = fitted.buckets.weights(lambda part: part.weights(facts.nearest), halves)
+        scores["knn_buckets"] = mix(log_lm, log_knn, weights)
+    if fitted.gate is not None:
+        features = features_of(facts.neighbours, facts.dictionary)
+        lambdas = fitted.gate.weights(lambda part: part.lambdas(features), halves)
+        scores["gate"] = mix(log_lm, log_knn, lambdas)
+        thresholds = fitted.gate.whole.thresholds
+        if halves is not None:
+            thresholds = np.stack([part.thresholds for part in fitted.gate.halves], axis=1)[:, 1 - halves]
+        curve = skip_curve(lambdas, thresholds, log_lm, scores["gate"])
+        perplexities = [math.exp(loss) for loss in curve["loss_nats"]]
+        more["gate_curve"] = {"wanted": list(SKIPS), **curve, "perplexity": perplexities}
+    if fitted.both is not None and log_cache is not None:
+        both = _both(fitted.both, fitted.both_cache, facts, halves, log_lm, log_knn, log_cache)
+        scores["both_buckets"] = both
+    return scores, more
+
+
+def fit_bucket_halves(
+    facts: SplitFacts, without: Floats, with_knn: Floats, count: int, default: float
+) -> Fit[Buckets]:  # fmt: skip
+    """fit_buckets on the whole split and on each half."""
+    fits = [
+        fit_buckets(facts.nearest[some], without[some], with_knn[some], count, default)
+        for some in whole_and_halves(facts.groups.halves)
+    ]
+    return Fit(fits[0], tuple(fits[1:]))
+
+
+def whole_and_halves(halves: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Places of all tokens, of half 0 and of half 1."""
+    return [np.arange(len(halves)), *(np.flatnonzero(halves == half) for half in (0, 1))]
+
+
+def swapped(fits: Sequence[T], halves: npt.NDArray[np.int64], weigh: Callable[[T], Floats]) -> Floats:
+    """λ of each token by what was fitted on the half that it is not in: fp64 [Q]."""
+    return np.where(halves == 0, weigh(fits[1]), weigh(fits[0]))
+
+
+def figures(scores: Floats) -> dict[str, float]:
+    """Loss and perplexity of log-probabilities [Q]."""
+    loss = mean_loss(scores)
+    return {"loss_nats": loss, "perplexity": math.exp(loss)}
+
+
+def _both(
+    fit: Fit[Buckets], of_cache: float, facts: SplitFacts, halves: npt.NDArray[np.int64] | None,
+    log_lm: Floats, log_knn: Floats, log_cache: Floats,
+) -> Floats:  # fmt: skip
+    weights = fit.weights(lambda part: part.weights(facts.nearest), halves)
+    return add_cache(mix(log_lm, log_knn, weights), log_cache, of_cache)

@@ -1,0 +1,224 @@
+"""The values of one product-key memory: this rank's columns of all slots, with their moments and counters."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from distlm.config.plm import MemoryConfig
+from distlm.errors import DistlmError
+from distlm.memory.lookup import pieces, rows_at_once, score_gradients, token_sums
+from distlm.memory.values.adam import Adam
+from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.gradient import ValueGradient
+from distlm.memory.values.random import normal_
+
+
+class ValueTable(nn.Module):
+    """K = n² slots of D values, this rank's columns of them: y[t] = Σ over the reads of weight·value[slot].
+
+    The values are buffers outside the state dict, no parameters: a trainer that shards, averages, casts or saves
+    parameters does not see them. They stay fp32 when the module is cast, and follow it to another device.
+    SparseValueOptimizer updates them, distlm.memory.values.files saves them.
+
+    First values: N(0, 1/D), a function of (seed, layer, slot, column) alone (or zero, by config.values).
+
+    N ranks compute what one rank computes, to the bit, for any number of column ranks and replicas: outputs, values,
+    moments and counters. The gradient of the weights is the one exception: it is a sum over columns, whose order is
+    that of the cut (fp32 rounding). The tokens of a micro-batch lie on the ranks in contiguous pieces in rank order,
+    equally many on each.
+
+    With config.stale = catch_up a slot that no update reads is moved as Adam with zero gradients would move it. The
+    move is made up for when an update reads the slot again; until then every forward adds it to what it reads, in
+    training and evaluation. So the memory computes what dense Adam's would, while the table changes in updates only.
+    """
+
+    values: Tensor
+    exp_avg: Tensor | None
+    exp_avg_sq: Tensor | None
+    last_step: Tensor
+    row_steps: Tensor | None
+
+    def __init__(self, config: MemoryConfig, width: int, layer: int, seed: int, exchange: Exchange) -> None:
+        """width: D. Raises DistlmError when the column ranks do not divide D, or a setting cannot work."""
+        super().__init__()
+        if width % exchange.columns:
+            raise DistlmError(
+                f"memory.columns={exchange.columns} does not divide the model's width, {width}; set it to a divisor of "
+                "both the width and the number of ranks"
+            )
+        self.config, self.width, self.layer, self.exchange = config, width, layer, exchange
+        self.rule = Adam.of(config)
+        self.slots = config.sub_keys**2
+        """K."""
+        columns = width // exchange.columns
+        self.first = exchange.column * columns
+        """First column of this rank."""
+        self.last = self.first + columns
+        """One past its last column."""
+        self.updates = 0
+        """Updates applied so far."""
+        self.settled = 0
+        """catch_up: the update after which no slot was stale; equal to `updates`: none is now."""
+        values = zeros(self.slots, columns, torch.device("cpu"))
+        if config.values == "normal":
+            normal_(values, width**-0.5, seed, layer, self.first)
+        steps = torch.zeros(self.slots, dtype=torch.int32)
+        for name, tensor in {
+            "values": values,  # fp32 [K, d]
+            "exp_avg": None,  # fp32 [K, d], from the first update
+            "exp_avg_sq": None,
+            "last_step": steps,  # int32 [K]: the update that last read (or swept) the slot, from 1; 0: none read it yet
+            "row_steps": steps.clone() if config.row_steps else None,  # int32 [K]: updates that read the slot
+        }.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.gradient = ValueGradient(self.slots, columns, exchange)
+        """What the next update consists of."""
+
+    def forward(self, slots: Tensor, weights: Tensor, out_dtype: torch.dtype) -> Tensor:
+        """slots int32 [T, A], weights fp32 [T, A] → out_dtype [T, D]. Collective over the column group.
+
+        Summed in fp32, whatever out_dtype. Differentiable in the weights. In training, unless the values are frozen,
+        the backward keeps what the values' gradient is made of (ValueGradient). There is no gradient tensor of K slots
+        then, and no tensor of one row for every read.
+        """
+        learning = self.training and not self.config.frozen and torch.is_grad_enabled()
+        # Requires a gradient itself, so that the backward comes to pass when nothing upstream is trained.
+        trigger = torch.empty(0, requires_grad=learning)
+        return _Lookup.apply(weights, trigger, self, slots, out_dtype)
+
+    def make_moments(self) -> tuple[Tensor, Tensor]:
+        """exp_avg and exp_avg_sq, made as zeros when there are none."""
+        if self.exp_avg is None or self.exp_avg_sq is None:
+            columns, device = self.values.shape[1], self.values.device
+            self.exp_avg, self.exp_avg_sq = (zeros(self.slots, columns, device) for _ in range(2))
+            self.settled = 0
+        return self.exp_avg, self.exp_avg_sq
+
+    @property
+    def has_stale(self) -> bool:
+        """catch_up, and some slot may have missed an update."""
+        return self.config.stale == "catch_up" and self.settled < self.updates
+
+    def missed(self, rows: Tensor) -> Tensor:
+        """Updates since the last one that read these slots (int64 [n]): int32 [n], 0 where none ever did."""
+        last = self.last_step[rows]
+        return torch.where(last > 0, self.updates - last, 0)
+
+    def read(self, slots: Tensor, weights: Tensor) -> Tensor:
+        """This rank's columns of the weighted sums: slots int32 [T, A], weights fp32 [T, A] → fp32 [T, d]. Local."""
+        out = token_sums(self.values, slots, weights)
+        for tokens, moves, places, stale in self._drifts(slots):
+            out[tokens] += token_sums(moves, places, weights[tokens] * stale)
+        return out
+
+    def score_gradients(self, slots: Tensor, gradient: Tensor) -> Tensor:
+        """⟨gradient, value⟩ over this rank's columns: int32 [T, A], fp32 [T, d] → fp32 [T, A]. Local."""
+        out = score_gradients(self.values, slots, gradient)
+        for tokens, moves, places, stale in self._drifts(slots):
+            out[tokens] += score_gradients(moves, places, gradient[tokens]) * stale
+        return out
+
+    def forget(self) -> None:
+        """No moments and no updates, as a fresh table; the values stay. Local."""
+        self.exp_avg, self.exp_avg_sq, self.updates = None, None, 0
+        self.gradient.clear()
+        for counter in (self.last_step, self.row_steps):
+            if counter is not None:
+                counter.zero_()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """catch_up: make up for all missed updates in the table itself, as before its values are used elsewhere. Local.
+
+        Training may go on from there, with other rounding than without.
+        """
+        if self.has_stale:
+            self.catch_up(self.all_rows())
+            self.settled = self.updates
+
+    def all_rows(self) -> Tensor:
+        """int64 [K] on the table's device."""
+        return torch.arange(self.slots, device=self.values.device)
+
+    def catch_up(self, rows: Tensor) -> None:
+        """Make up for the updates that these slots, int64 [n], have missed. Local."""
+        if self.exp_avg is None or self.exp_avg_sq is None:
+            return
+        for part in rows.split(rows_at_once(self.values.shape[1], self.values.device)):
+            missed, order = self.missed(part).sort(descending=True, stable=True)
+            missed = missed[: int((missed > 0).sum())]
+            stale = part[order[: len(missed)]]
+            m, v = self.exp_avg[stale], self.exp_avg_sq[stale]
+            self.values[stale] += self.rule.drift(m, v, self.last_step[stale], missed)
+            decay1, decay2 = self.rule.decays(missed)
+            self.exp_avg[stale] = m.mul_(decay1)
+            self.exp_avg_sq[stale] = v.mul_(decay2)
+            self.last_step[stale] = self.updates
+
+    def _drifts(self, slots: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """What stale slots have moved since they were last updated, for some tokens at a time.
+
+        slots int32 [T, A] → (tokens, moves fp32 [n, d], int32 [tokens, A]: the place of each read's slot in them, bool
+        [tokens, A]: whether it has one).
+        """
+        if not self.has_stale or self.exp_avg is None or self.exp_avg_sq is None:
+            return
+        at_once = max(1, 16 * rows_at_once(self.values.shape[1], slots.device) // slots.shape[1])
+        for tokens in pieces(len(slots), at_once):
+            rows, places = slots[tokens].unique(return_inverse=True)
+            missed, order = self.missed(rows.long()).sort(descending=True, stable=True)
+            count = int((missed > 0).sum())
+            if count == 0:
+                continue
+            stale = rows[order[:count]].long()
+            moves = self.rule.drift(self.exp_avg[stale], self.exp_avg_sq[stale], self.last_step[stale], missed[:count])
+            at = torch.full_like(order, -1)
+            at[order[:count]] = torch.arange(count, device=order.device)
+            places = at[places]
+            yield tokens, moves, places.clamp(min=0).int(), places >= 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ValueTable":
+        device = fn(self.values.new_empty(0)).device
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.to(device)
+        return self
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, trigger: Tensor, table: ValueTable, slots: Tensor, out_dtype: torch.dtype
+    ) -> Tensor:
+        exchange = table.exchange
+        slots = exchange.gather_tokens(slots.detach(), "slots")
+        weights = exchange.gather_tokens(weights.detach(), "weights")
+        ctx.table, ctx.learning = table, trigger.requires_grad
+        ctx.save_for_backward(slots, weights)
+        return exchange.to_tokens(table.read(slots, weights).to(out_dtype), "outputs")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        table, (slots, weights) = ctx.table, ctx.saved_tensors
+        gradient = table.exchange.to_columns(upstream[0].contiguous(), "output gradients")
+        of_weights = None
+        if ctx.needs_input_grad[0]:
+            parts = table.score_gradients(slots, gradient.float())
+            of_weights = table.exchange.sum_columns(parts, "weight gradients")
+        if ctx.learning:
+            table.gradient.add(slots, weights, gradient)
+        return of_weights, None, None, None, None
+
+
+def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
+    """fp32 zeros; on a processor memory that is taken page by page when it is written, in huge pages where there are.
+
+    numpy asks for both, torch for neither; rows at random places are read a fifth faster from huge pages.
+    """
+    if device.type == "cpu":
+        return torch.from_numpy(np.zeros((rows, columns), np.float32))
+    return torch.zeros(rows, columns, device=device)

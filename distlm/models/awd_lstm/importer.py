@@ -1,0 +1,61 @@
+"""`distlm import awd-lstm`: a model that others trained becomes the first checkpoint of a run."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distlm.config.schema import RunConfig
+from distlm.data.corpus import open_corpus
+from distlm.data.tokens import SPLITS, TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.awd_lstm.bptt import columns_of
+from distlm.models.awd_lstm.checkpoint import check_sizes, first_seen, in_our_order, our_names, read_state_dict
+from distlm.models.awd_lstm.job import lstm_identity
+from distlm.models.awd_lstm.phases import fresh_phases
+from distlm.models.awd_lstm.stream_loss import stream_loss
+from distlm.models.io import load_model
+from distlm.runtime.rundir import RunDir
+from distlm.training.imported import refuse_trained, write_first_checkpoint
+
+
+def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[str, Any]:
+    """Write the state dict of `path` as checkpoint step-00000000 and the best one, with its loss on the valid split.
+
+    `words`: one word per line, in the order of the embedding's rows; without it the order in which words first come in
+    train, valid and test, which is salesforce's. `distlm train` then goes on from these weights.
+    Raises DistlmError for what distlm.models.awd_lstm.checkpoint refuses, and when the run has checkpoints.
+    """
+    run = RunDir(Path(config.run_dir))
+    if config.model.kind != "awd_lstm":
+        raise DistlmError(f"model.kind={config.model.kind}: an AWD-LSTM is imported with model.kind=awd_lstm")
+    refuse_trained(run)
+    tokens = TokenFiles.open(run.tokens(config))
+    weights = our_names(read_state_dict(path), path)
+    check_sizes(weights, config.lstm, path)
+    if words is None:
+        corpus = open_corpus(config.data)
+        vocabulary = first_seen(chain.from_iterable(corpus.read(split) for split in SPLITS))
+        source = "the text in order of appearance"
+    else:
+        vocabulary, source = _read_words(words), str(words)
+    weights = in_our_order(weights, vocabulary, tokens.dictionary, path, source)
+    identity = {**lstm_identity(config.lstm, config.awd), **fresh_phases(), "finished": False}
+    return write_first_checkpoint(
+        config, tokens, config.lstm, weights, str(path), identity, lambda folder: _valid_loss(config, tokens, folder)
+    )
+
+
+def _valid_loss(config: RunConfig, tokens: TokenFiles, folder: Path) -> float:
+    model: Any = load_model(folder)[0]
+    columns = columns_of(tokens.split("valid"), config.awd.valid_batch, "awd.valid_batch", "valid")
+    with torch.inference_mode():
+        return stream_loss(model, columns, config.awd.bptt) / (columns.shape[0] * (columns.shape[1] - 1))
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistlmError(f"{path}: no list of words, one per line: {error}") from error

@@ -1,0 +1,1 @@
+"""Masked language models with product-key memory (Kim & Jung 2020)."""

@@ -1,0 +1,161 @@
+"""Masked language models as Hugging Face folders, with a memory in files of its own beside the others.
+
+FOLDER/
+  config.json, model.safetensors   as Hugging Face's save_pretrained writes them; without memory any program reads them
+  vocab.txt, tokenizer.json ...    the tokenizer, where one is given
+and with memory
+  memory.json                      MemoryConfig, format, and bytes and checksum of the files below
+  memory.safetensors               keys, query and norm, by the names that they have in the Hugging Face model
+  memory-LL-00000-DDDDD.safetensors   layer LL's values [K, D] and running statistics (distlm.memory.values.files)
+
+It is written under another name, flushed to the disk and renamed, so FOLDER is whole or not there.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from distlm.config.plm import MemoryConfig
+from distlm.errors import DistlmError
+from distlm.memory.values.files import load_table, save_table
+from distlm.models.complete import check_files, listing, marked_hashes
+from distlm.models.plm.model import Plm, PlmModel, transformers_library, values_to_come
+from distlm.runtime.files import read_json, sync_file, sync_folder, write_json
+
+CONFIG, MEMORY = "memory.json", "memory.safetensors"
+_FORMAT = 3
+_OF_MEMORY = ".memory."
+
+
+def save_pretrained(model: Plm, folder: Path, tokenizer: Path | None = None) -> None:
+    """Write the folder from a model that has all columns of its values. `tokenizer`: a folder to take files from.
+
+    Moments of the values, which a model from load_plm does not have, are written, too. Not for several ranks at once.
+    Raises DistlmError when the folder exists and is not empty, and when it cannot be written.
+    """
+    if any(memory.exchange.size > 1 for memory in model.memories.values()):
+        raise ValueError("save_pretrained of a model whose memory is shared with other ranks")
+    # It may be "." or a link.
+    final = folder.resolve()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise DistlmError(f"{folder}: {'not empty' if final.is_dir() else 'a file'}; give another folder, or remove it")
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        # A killed export has left it.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(model, temporary, tokenizer)
+        for path in temporary.iterdir():
+            sync_file(path)
+        sync_folder(temporary)
+        temporary.rename(final)
+        sync_folder(final.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise DistlmError(f"{folder}: cannot be written ({error}); free space or give another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(model: Plm, folder: Path, tokenizer: Path | None) -> None:
+    transformers_library().utils.logging.disable_progress_bar()
+    weights: dict[str, Tensor] = model.hf.state_dict()
+    of_memory = {name: tensor.cpu().contiguous() for name, tensor in weights.items() if _OF_MEMORY in name}
+    model.hf.save_pretrained(folder, state_dict={n: tensor for n, tensor in weights.items() if n not in of_memory})
+    if tokenizer is not None:
+        for path in tokenizer.iterdir():
+            shutil.copy(path, folder / path.name)
+    if not model.memories:
+        return
+    for layer, memory in model.memories.items():
+        # What slots that no update read have moved belongs to their values.
+        memory.table.settle()
+        save_table(memory.table, folder, layer, memory.extra_state_tensors())
+    safetensors.torch.save_file(of_memory, folder / MEMORY)
+    files = sorted(folder.glob("memory*.safetensors"))
+    write_json(folder / CONFIG, {"format": _FORMAT, "memory": dict(model.config.memory), "files": listing(files)})
+
+
+def has_memory(folder: Path | str) -> bool:
+    """Whether `save_pretrained` wrote a model with memory there."""
+    return any((Path(folder) / name).exists() for name in (CONFIG, MEMORY))
+
+
+def value_hashes(folder: Path) -> dict[str, str]:
+    """Name → checksum of the files of a memory's values, as the folder records them."""
+    return marked_hashes(folder, "memory-", CONFIG)
+
+
+def from_pretrained(folder: Path | str) -> Plm:
+    """A masked language model with its memory, if it has one, in eval mode on the CPU.
+
+    Raises DistlmError for missing, damaged or foreign files.
+    """
+    folder = Path(folder)
+    model = without_values(folder)
+    for layer, memory in model.memories.items():
+        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
+    return model.eval()
+
+
+def without_values(folder: Path) -> Plm:
+    """The model of the folder with all its weights; of its memory the values and running statistics are not taken.
+
+    The memory's files, those of the values, too, are compared with their checksums.
+    Raises DistlmError for missing, damaged or foreign files.
+    """
+    library = transformers_library()
+    try:
+        backbone: dict[str, Any] = library.AutoConfig.from_pretrained(str(folder)).to_dict()
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
+    memory = _memory_config(folder)
+    if memory:
+        check_files(folder, "copy the whole folder, or export the checkpoint again", marker=CONFIG)
+        weights |= safetensors.torch.load_file(folder / MEMORY)
+    vocabulary = backbone.pop("vocab_size")
+    model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
+    model.config.memory = memory
+    if fault := _differences(model, weights):
+        files = f"model.safetensors{f' and {MEMORY}' if memory else ''}"
+        described = f"config.json{f' and {CONFIG}' if memory else ''}"
+        raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
+    model.hf.load_state_dict(weights, strict=False)
+    return model
+
+
+def _differences(model: Plm, weights: dict[str, Tensor]) -> str:
+    """The first weight that is missing, unknown or of another shape; empty: all fit."""
+    own = model.hf.state_dict()
+    # Tied weights are written once.
+    tied = set(getattr(model.hf, "all_tied_weights_keys", {}) or {})
+    for name in sorted({*own, *weights}):
+        if name not in own:
+            return f"unknown weight {name}"
+        if name not in weights:
+            if name not in tied:
+                return f"no weight {name}"
+        elif weights[name].shape != own[name].shape:
+            return f"{name} is {list(weights[name].shape)}, {list(own[name].shape)} by its configuration"
+    return ""
+
+
+def _memory_config(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).exists():
+        if (folder / MEMORY).exists():
+            raise DistlmError(f"{folder / CONFIG}: missing beside {MEMORY}; copy the whole folder")
+        return {}
+    card = read_json(folder / CONFIG, "description of a memory")
+    known = {field.name for field in dataclasses.fields(MemoryConfig)}
+    if card.get("format") != _FORMAT or not set(card.get("memory", {"": 0})) <= known:
+        raise DistlmError(
+            f"{folder / CONFIG}: not a memory of format {_FORMAT}; written by another version of distlm: export the "
+            "checkpoint again (`distlm export hf`)"
+        )
+    found: dict[str, Any] = card["memory"]
+    return found

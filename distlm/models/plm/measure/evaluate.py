@@ -1,0 +1,123 @@
+"""`distlm evaluate` of a masked language model: perplexity of masked tokens on held-out rows, and use of its memories.
+
+The masks are fixed by the seed, so two models are asked about the same tokens (Kim & Jung, table 2). Rows are dealt to
+the ranks in batches; every rank has the whole model.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from distlm.data.shards.reader import ShardRows
+from distlm.memory import measures
+from distlm.memory.usage import UsageCounts
+from distlm.models.card import model_fingerprint
+from distlm.models.device import default_device
+from distlm.models.plm.io import load_plm
+from distlm.models.plm.measure.validate import masked_batch
+from distlm.models.plm.model import Plm
+from distlm.models.plm.text.masking import NO_LABEL
+from distlm.runtime.files import write_json
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import together
+from distlm.runtime.rundir import code_version
+from distlm.runtime.stage import Stage
+from distlm.training.finished import RESULT, memory_files, open_texts
+
+_TOKENS = 8192
+"""Tokens of a batch, about; a result does not depend on it beyond rounding."""
+
+
+def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
+    """Perplexity of the masked tokens of the run's valid and test rows, and of the shards of plm.texts; RUN/lm.json.
+
+    Of the newest checkpoint: a masked language model is trained to its end. Returns NAME → perplexity, seconds.
+    Raises DistlmError for a model of another kind or tokenizer and for damaged files.
+    """
+    began, run, config = time.monotonic(), stage.run, stage.config
+    checkpoint = run.newest_checkpoint()
+    model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
+    texts = together(stage.comm, lambda: _open(stage, card, str(checkpoint)))
+    results: dict[str, Any] = {
+        "format": 1, "name": config.name, "splits": {}, "context_rule": "masked tokens of whole rows",
+        "model": {
+            "kind": card["kind"], "parameters": sum(p.numel() for p in model.parameters()),
+            "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint),
+            "memory_files": memory_files(checkpoint), "step": card["step"], "checkpoint": str(checkpoint),
+        },
+        "staleness": _staleness(model, card["step"]),
+        "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
+    }  # fmt: skip
+    for name, rows in texts.items():
+        found = evaluate_rows(stage, model, rows, name)
+        results["splits"][name] = found
+        say(
+            f"evaluate: {name}: loss {found['loss_nats']:.4f}, ppl {found['perplexity']:.3f} of {found['tokens']} "
+            f"masked tokens{_use(found)}", stage.comm.rank,
+        )  # fmt: skip
+    seconds = time.monotonic() - began
+    if stage.comm.rank == 0:
+        run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
+        write_json(run.root / RESULT, results)
+    return {**{name: found["perplexity"] for name, found in results["splits"].items()}, "seconds": round(seconds, 3)}
+
+
+def _open(stage: Stage, card: dict[str, Any], whose: str) -> dict[str, ShardRows]:
+    """As open_texts. Raises DistlmError also for shards of another tokenizer than the model's (`whose`)."""
+    texts = open_texts(stage.config, stage.run)
+    for rows in texts.values():
+        rows.require_tokenizer(card["dictionary"], card["vocabulary"], whose)
+    return texts
+
+
+def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[str, Any]:
+    """Tokens, rows and which those are, loss_nats, perplexity, and per layer the measures of its memory's use.
+    Collective."""
+    size = max(1, _TOKENS // rows.row_tokens)
+    batches, comm = math.ceil(len(rows) / size), stage.comm
+    total, tokens = 0.0, 0
+    with ExitStack() as stack:
+        measured = {layer: stack.enter_context(memory.measure()) for layer, memory in model.memories.items()}
+        progress = stack.enter_context(Progress(f"evaluate {name}", batches, "batches", comm.rank))
+        for number in range(comm.rank, batches, comm.size):
+            numbers = np.arange(number * size, min((number + 1) * size, len(rows)))
+            found, count = _score(stage, model, rows, numbers)
+            total, tokens = total + found, tokens + count
+            progress.advance(min(comm.size, batches - number))
+    everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in measured.items()}))
+    total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
+    use = {str(layer): UsageCounts.total([each[2][layer] for each in everyone]).measures() for layer in measured}
+    return {
+        "tokens": tokens, "rows": len(rows), "rows_fingerprint": rows.fingerprint,
+        "loss_nats": total / max(tokens, 1), "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
+    }  # fmt: skip
+
+
+def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
+    config, device = stage.config, next(model.parameters()).device
+    batch = masked_batch(rows, numbers, config.train.seed, config.plm.mask_share)
+    given, wanted, mask, counted = (tensor.to(device) for tensor in batch)
+    with torch.no_grad(), model.rows.set(None, mask, counted):
+        return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())
+
+
+def _staleness(model: Plm, updates: int) -> dict[str, Any]:
+    """Layer → at which of five equal stretches of the training a slot was last read first (Kim & Jung, figure 2).
+
+    edges: the last update of each stretch, behind 0 for slots that never were; slots: how many.
+    """
+    edges = sorted({round(updates * part / 5) for part in range(6)})
+    last = {layer: memory.usage.counts().last_top1 for layer, memory in model.memories.items()}
+    return {
+        str(layer): {"edges": edges, "slots": measures.staleness(seen, edges).tolist()} for layer, seen in last.items()
+    }
+
+
+def _use(found: dict[str, Any]) -> str:
+    parts = [f"layer {layer}: top-1 MU {100 * use['top1_mu']:.1f} %" for layer, use in found["memory"].items()]
+    return f" ({', '.join(parts)})" if parts else ""

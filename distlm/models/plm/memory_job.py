@@ -1,0 +1,92 @@
+"""What every training of a model with product-key memories shares: its files, and the step of its values."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from distlm.memory.values.files import load_table, save_table
+from distlm.memory.values.optimizer import SparseValueOptimizer, ValueStep
+from distlm.models.io import read_weights
+from distlm.runtime import metrics
+from distlm.training.checkpoint import Resume
+from distlm.training.engine import Step
+from distlm.training.job import Job, Kept
+
+
+class MemoryJob(Job):
+    """A job whose model `net` has `memories` (layer → memory), maybe none."""
+
+    net: Any
+    values: SparseValueOptimizer
+    """Of the memories' values; made with the objective."""
+
+    def __init__(self, *given: Any) -> None:
+        """What Job takes."""
+        super().__init__(*given)
+        self._steps: list[ValueStep] = []
+        """Updates of the values since the last line of metrics."""
+        self._sent: list[int] = []
+        """Bytes that this rank has sent for all memories in each update since then, skipped ones included."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """The model with fresh weights. Collective."""
+
+    def saved_model(self, resume: Resume) -> Any:
+        self.net = self.build()
+        weights, _ = read_weights(resume.folder)
+        for name, parameter in self.net.named_parameters():
+            parameter.data = weights[name]
+        return self.net
+
+    def resumed(self, resume: Resume) -> None:
+        for layer, memory in self.net.memories.items():
+            memory.load_extra(load_table(memory.table, resume.folder, layer))
+
+    def begin_update(self, update: int) -> None:
+        """Of the number `update`, counted from 1; before its first forward. Local."""
+        for memory in self.net.memories.values():
+            memory.update = update
+        if self.values.tables:
+            self.values.tables[0].exchange.reset()
+
+    def step(self, rate: float) -> Step:
+        """One step of the parameters and, unless DeepSpeed skipped that, of the values; ends the update. Collective."""
+        # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
+        undo = 1 / (self.micro.ranks * self.engine.loss_scale)
+        step = self.engine.update(rate)
+        if step.skipped:
+            self.values.drop()
+        else:
+            self._steps.append(self.values.step(undo))
+        if self.values.tables:
+            # All memories have one exchange.
+            self._sent.append(sum(self.values.tables[0].exchange.bytes.values()))
+        return step
+
+    def measured(self) -> dict[str, Any]:
+        """Means over the updates since the last line: slots that were read (`rows`) and 2-norm of the values' gradient
+        before clipping (`grad_norm`) of each memory, and bytes that a rank has sent for all of them."""
+        found: dict[str, Any] = {}
+        if self._sent:
+            found[metrics.MEMORY_SENT_BYTES] = fmean(self._sent)
+        if self._steps and not self.values.config.frozen:
+            for place, layer in enumerate(self.net.memories):
+                found[f"memory/{layer}/rows"] = fmean(step.rows[place] for step in self._steps)
+                found[f"memory/{layer}/grad_norm"] = fmean(step.norms[place] for step in self._steps)
+        self._steps.clear()
+        self._sent.clear()
+        return found
+
+    def kept(self, state: dict[str, Any]) -> Kept:
+        extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
+        return Kept(write=lambda folder: self.write(folder, extra))
+
+    def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """This rank's files of a checkpoint; `extra` of each layer as ProductKeyMemory gives it. Local."""
+        for layer, memory in self.net.memories.items():
+            save_table(memory.table, folder, layer, extra[layer])

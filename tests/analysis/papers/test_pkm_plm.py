@@ -1,0 +1,164 @@
+"""The tables and figures of `distlm reproduce pkm-plm`, from results whose numbers are written here."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distlm.analysis import plots
+from distlm.analysis.papers.pkm_plm import write_tables
+from distlm.runtime.files import write_json
+
+USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
+MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.812}}
+
+
+def evaluated(root: Path, run: str, perplexities: dict[str, float], memory: dict[str, Any] | None = None) -> None:
+    """lm.json as `distlm evaluate` writes it, as far as the tables read it."""
+    splits = {text: {"perplexity": value, "memory": memory or {}} for text, value in perplexities.items()}
+    write_json(root / run / "lm.json", {"splits": splits, "model": {"step": 600}, "staleness": {}})
+
+
+def finetuned(
+    root: Path, run: str, task: str, values: list[float], memory: str | None = None, name: str = "", **use: Any
+) -> None:
+    """results.json as `distlm finetune` writes it; `values` of the task's metric, of seeds 1, 2, … (three of them)."""
+    metric = next(iter(MAJORITY[task]))
+    name = name or task + ("-frozen" if memory == "frozen" else "")
+    seeds = {str(seed): {"seed": seed, "last": {metric: value}} for seed, value in enumerate(values, 1)}
+    found = {
+        "format": 1, "name": name, "task": task, "memory_values": memory, "metric": metric,
+        "median": {metric: sorted(values)[1]}, "majority": MAJORITY[task], "memory": use.get("use", {}), "seeds": seeds,
+    }  # fmt: skip
+    write_json(root / run / "finetune" / name / "results.json", found)
+
+
+def labelled(kl: float | None, iou: float | None) -> dict[str, Any]:
+    return {**USE, "labels": {"1|0": {"kl": kl, "iou": iou}}}
+
+
+def cells(path: Path) -> list[list[str]]:
+    """Of a table in Markdown, without the line below the head."""
+    lines = [line for line in path.read_text("utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the bars are drawn of."""
+    given: list[Any] = []
+    bars = plots.grouped_bars
+    monkeypatch.setattr(plots, "grouped_bars", lambda panels: given.append(panels) or bars(panels))
+    return given
+
+
+def test_each_run_is_shown_on_the_texts_it_was_evaluated_on(tmp_path: Path) -> None:
+    """As when wikitext= was given later, with --only."""
+    evaluated(tmp_path, "init", {"valid": 9.0, "test": 8.5, "wikitext": 28.25})
+    evaluated(tmp_path, "pkm", {"valid": 12.0, "test": 11.5}, {"2": USE, "4": {**USE, "top1_mu": 0.5}})
+    evaluated(tmp_path, "resm", {"valid": 10.0, "test": 9.5, "wikitext": 30.0}, {"2": {**USE, "mu": 1.0}})
+    shown = write_tables(tmp_path)
+    assert cells(tmp_path / "pretraining.md") == [
+        ["model", "valid ppl", "test ppl", "wikitext ppl", "MU %", "top-1 MU %", "KL_u", "KL_w", "use on"],
+        ["+Init (dense, as long again)", "9.00", "8.50", "28.25", "", "", "", "", ""],
+        ["+PKM", "12.00", "11.50", "", "90.0 / 90.0", "25.0 / 50.0", "1.50 / 1.50", "2.25 / 2.25", "test"],
+        ["+ResM", "10.00", "9.50", "30.00", "100.0", "25.0", "1.50", "2.25", "wikitext"],
+    ]
+    assert "Use of the memories of layers 2 on the text of the last column." in shown
+    names = ("run", "layer", "wikitext", "top1_mu", "use_on")
+    assert [[line[name] for name in names] for line in lines_of(tmp_path / "pretraining.csv")] == [
+        ["init", "", "28.25", "", ""],
+        ["pkm", "2", "", "0.25", "test"],
+        ["pkm", "4", "", "0.5", "test"],
+        ["resm", "2", "30.0", "0.25", "wikitext"],
+    ]
+
+
+def test_medians_beside_the_majority(tmp_path: Path) -> None:
+    """Tables 4 and 5."""
+    finetuned(tmp_path, "dense", "SST-2", [0.82, 0.80, 0.81])
+    finetuned(tmp_path, "pkm", "SST-2", [0.85, 0.84, 0.86], "updated")
+    finetuned(tmp_path, "pkm", "SST-2", [0.75, 0.74, 0.76], "frozen")
+    finetuned(tmp_path, "pkm", "MRPC", [0.70, 0.71, 0.72], "frozen")
+    shown = write_tables(tmp_path)
+    assert cells(tmp_path / "finetuning.md") == [
+        ["model", "memory", "SST-2 (accuracy)", "MRPC (accuracy)"],
+        ["majority", "", "50.9", "68.4"],
+        ["dense", "", "81.0", ""],
+        ["+PKM", "frozen", "75.0", "71.0"],
+        ["+PKM", "updated", "85.0", ""],
+    ]
+    assert (tmp_path / "finetuning.md").read_text("utf-8").strip() in shown
+    found = lines_of(tmp_path / "finetuning.csv")
+    assert len(found) == 12
+    assert found[-1] == {
+        "run": "pkm", "name": "SST-2", "memory": "updated", "task": "SST-2", "seed": "3", "metric": "accuracy",
+        "dev": "0.86", "majority": "0.509",
+    }  # fmt: skip
+    # Of models without memory there is no use to show.
+    assert not (tmp_path / "usage.md").exists() and not (tmp_path / "classes.csv").exists()
+
+
+def test_two_fine_tunings_on_one_task_are_told_apart_by_name(tmp_path: Path, drawn: list[Any]) -> None:
+    for name, value, kl in (("", 0.8, 0.5), ("sst-slow", 0.9, 0.75)):
+        use = {"2": {"before": labelled(0.25, 0.5), "after": labelled(kl, 0.125)}}
+        finetuned(tmp_path, "pkm", "SST-2", [value] * 3, "updated", name, use=use)
+    write_tables(tmp_path)
+    assert cells(tmp_path / "finetuning.md")[2:] == [
+        ["+PKM", "updated", "80.0"],
+        ["+PKM (sst-slow)", "updated", "90.0"],
+    ]
+    assert [line["name"] for line in lines_of(tmp_path / "finetuning.csv")] == ["SST-2"] * 3 + ["sst-slow"] * 3
+    assert [row[0] for row in cells(tmp_path / "usage.md")[1:]] == ["+PKM", "+PKM (sst-slow)"]
+    assert [line["name"] for line in lines_of(tmp_path / "usage.csv")] == ["SST-2", "sst-slow"]
+    assert list(drawn[0]["IOU of the labels' use"]) == ["+PKM\nlayer 2", "+PKM (sst-slow)\nlayer 2"]
+
+
+def test_use_of_the_memories_after_fine_tuning(tmp_path: Path) -> None:
+    """Table 6 is of updated values; the frozen ones are in the CSV."""
+    after = {"mu": 0.5, "top1_mu": 0.125, "kl_u": 2.5, "kl_w": None, "gini": 0.75}
+    use = {"2": {"before": USE, "after": after}, "4": {"before": USE, "after": USE}}
+    finetuned(tmp_path, "resm", "MRPC", [0.7] * 3, "updated", use=use)
+    finetuned(tmp_path, "resm", "MRPC", [0.7] * 3, "frozen", use=use)
+    shown = write_tables(tmp_path)
+    assert cells(tmp_path / "usage.md") == [
+        ["model", "task", "layer", "MU %", "top-1 MU %", "KL_u", "KL_w"],
+        ["+ResM", "MRPC", "2", "50.0", "12.5", "2.50", ""],
+        ["+ResM", "MRPC", "4", "90.0", "25.0", "1.50", "2.25"],
+    ]
+    assert (tmp_path / "usage.md").read_text("utf-8").strip() in shown
+    found = lines_of(tmp_path / "usage.csv")
+    assert [(line["memory"], line["layer"]) for line in found] == [
+        ("updated", "2"), ("updated", "4"), ("frozen", "2"), ("frozen", "4"),
+    ]  # fmt: skip
+    assert found[0] == {
+        "run": "resm", "name": "MRPC", "memory": "updated", "task": "MRPC", "layer": "2", "mu": "0.5",
+        "top1_mu": "0.125", "kl_u": "2.5", "kl_w": "",
+    }  # fmt: skip
+
+
+def test_labels_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
+    """Figure 4: KL and IOU of SST-2's labels with updated values; a measure that has no value has no bar."""
+    use = {"2": {"before": labelled(None, 0.5), "after": labelled(0.75, 0.25)}}
+    finetuned(tmp_path, "pkm", "SST-2", [0.8] * 3, "updated", use=use)
+    finetuned(tmp_path, "pkm", "SST-2", [0.8] * 3, "frozen", use=use)
+    finetuned(tmp_path, "pkm", "MRPC", [0.8] * 3, "updated", use=use)
+    write_tables(tmp_path)
+    told = {"run": "pkm", "name": "SST-2", "layer": "2"}
+    assert lines_of(tmp_path / "classes.csv") == [
+        {**told, "measure": "kl", "before": "", "after": "0.75"},
+        {**told, "measure": "iou", "before": "0.5", "after": "0.25"},
+    ]
+    assert drawn == [
+        {
+            "KL of the labels' use, nats": {"+PKM\nlayer 2": {"before": None, "after": 0.75}},
+            "IOU of the labels' use": {"+PKM\nlayer 2": {"before": 0.5, "after": 0.25}},
+        }
+    ]
+    assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")

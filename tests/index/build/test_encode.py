@@ -1,0 +1,74 @@
+"""Codes do not depend on threads, and are faiss's own."""
+
+import numpy as np
+import pytest
+import torch
+from support.index import vectors
+
+from distlm.index.build import torch_lists
+from distlm.index.build.encode import BLOCK, Encoder
+from distlm.index.factory import fit_factory, inverted_file
+from distlm.index.layout import deserialise, serialise
+from distlm.index.build.template import train_template
+
+
+@pytest.mark.parametrize(
+    "factory", ["IVF64,PQ2", "PCA16,IVF64,Flat", "IVF64_HNSW8,SQ8", "L2norm,IVF32,RaBitQ", "IVF16,RQ2x4"]
+)
+def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
+    keys = vectors(5 * BLOCK + 77).astype(np.float32)
+    template = train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1)
+    results = []
+    for threads in (1, 2, 3):
+        index = deserialise(template)
+        with Encoder(index, threads) as encoder:
+            encoder.add(keys[:3000], np.arange(3000))
+            encoder.add(keys[3000:], np.arange(3000, len(keys)))
+        assert index.ntotal == len(keys)
+        results.append(serialise(index))
+    assert results[0] == results[1] == results[2]
+    if "PCA" not in factory:
+        stock = deserialise(template)
+        stock.add_with_ids(keys, np.arange(len(keys)))
+        assert serialise(stock) == results[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])])  # fmt: skip
+@pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,SQ8", "IVF64_HNSW8,SQ8"])
+def test_lists_that_torch_finds_are_those_of_faiss(factory: str, device: str) -> None:
+    keys = vectors(5 * BLOCK + 77).astype(np.float32)
+    index = deserialise(train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1))
+    with Encoder(index, 1) as faiss_only, Encoder(index, 2, device) as by_torch:
+        expected = [faiss_only.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
+        found = [by_torch.encode(keys[start : start + BLOCK]) for start in range(0, len(keys), BLOCK)]
+    assert (np.concatenate(found) == np.concatenate(expected)).all(axis=1).mean() > 0.999
+
+
+def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whole numbers: sums are exact, so ties are ties in products of any shape.
+    keys = np.rint(4 * vectors(3000).astype(np.float32))
+    index = deserialise(train_template(fit_factory("IVF64,Flat", 32, len(keys), 3000), keys, 1, 1))
+    quantizer = inverted_file(index).quantizer
+    # Each centroid twice: every key is as near to two of them.
+    centroids = np.rint(quantizer.reconstruct_n(0, 32))
+    quantizer.reset()
+    quantizer.add(np.concatenate([centroids, centroids]))
+    whole = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+    assert len(np.unique(whole)) > 20
+    rows_of: list[int] = []
+    product = torch.addmm
+
+    def counted(bias: torch.Tensor, piece: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+        rows_of.append(len(piece))
+        return product(bias, piece, centroids)
+
+    monkeypatch.setattr(torch, "addmm", counted)
+    for most, rows in ((64 * 4 * 300, 256), (1, 1)):
+        monkeypatch.setattr(torch_lists, "PRODUCT_BYTES", most)
+        rows_of.clear()
+        found = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+        assert max(rows_of) == rows
+        assert sum(rows_of) == len(keys)
+        assert found.dtype == whole.dtype
+        assert np.array_equal(found, whole)

@@ -1,0 +1,67 @@
+"""Parts that are searched where they lie give what the merged index gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.index import config, one_rank, vectors, write_store
+
+from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
+from distlm.index import open_index, run_index_build, run_index_merge
+
+
+@pytest.mark.parametrize(
+    ("factory", "count"), [("IVF32,PQ8", 10000), ("PCA16,IVF32,SQ8", 1000), ("IVF32,PQ16x4", 10000)]
+)
+def test_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory: str, count: int, tmp_path: Path) -> None:
+    keys = vectors(9000)
+    write_store(tmp_path / "datastore", keys, rows_per_shard=2000)
+    datastore = Datastore.open(tmp_path / "datastore")
+    queries = vectors(count, seed=5)
+    with one_rank(config(tmp_path, factory=factory, merge="false")) as stage:
+        built = run_index_build(stage)
+    index = open_index(tmp_path / "index", datastore)
+    assert not (tmp_path / "index" / "merged.index").exists() and built["rows"] == index.rows == 9000
+    ids, distances = index.search(queries, 1024, 8)
+    with one_rank(config(tmp_path, factory=factory)) as stage:
+        run_index_merge(stage)
+    merged = open_index(tmp_path / "index", datastore)
+    assert (tmp_path / "index" / "merged.index").exists() and merged.fingerprint != index.fingerprint
+    expected, expected_distances = merged.search(queries, 1024, 8)
+    assert np.array_equal(distances, expected_distances) and np.array_equal(ids, expected)
+    if merged.fast_scan:
+        return
+    listed, listed_distances = open_index(tmp_path / "index", datastore, scan="lists").search(queries, 1024, 8)
+    assert np.array_equal(listed_distances, expected_distances)
+    # Of those as far as the last any may have been kept.
+    nearer = expected_distances < expected_distances[:, -1:]
+    assert np.array_equal(*(np.sort(np.where(nearer, found, -2)) for found in (listed, expected)))
+
+
+def test_list_by_list_over_the_parts_and_4_bit_codes(tmp_path: Path) -> None:
+    write_store(tmp_path / "datastore", vectors(5000))
+    datastore = Datastore.open(tmp_path / "datastore")
+    with one_rank(config(tmp_path, factory="IVF32,PQ16x4", merge="false")) as stage:
+        run_index_build(stage)
+    queries = vectors(9000, seed=6)
+    index = open_index(tmp_path / "index", datastore, scan="lists")
+    ids, distances = index.search(queries, 50, 4)
+    assert not index.fast_scan and index.nprobe == 4
+    one = [index.search(queries[start : start + 7], 50, 4)[1] for start in (0, 8190, 8993)]
+    assert np.array_equal(np.concatenate(one), distances[[*range(7), *range(8190, 8197), *range(8993, 9000)]])
+    # Tables of 8 bits find almost the same.
+    packed = open_index(tmp_path / "index", datastore).search(queries, 50, 4)[0]
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(ids[:200], packed[:200], strict=True)]) > 40
+
+
+def test_a_missing_or_cut_part_is_named(tmp_path: Path) -> None:
+    write_store(tmp_path / "datastore", vectors(3000))
+    with one_rank(config(tmp_path, factory="IVF8,SQ8", merge="false")) as stage:
+        run_index_build(stage)
+        assert run_index_build(stage)["rows"] == 3000
+    part = tmp_path / "index" / "parts" / "part-00001.index"
+    with part.open("r+b") as stream:
+        stream.truncate(part.stat().st_size - 1)
+    with pytest.raises(DistlmError, match="one is missing or damaged"):
+        open_index(tmp_path / "index", Datastore.open(tmp_path / "datastore"))

@@ -1,0 +1,33 @@
+"""python index_driver.py STAGE RUN_DIR [section.key=value ...]: an index stage on these ranks, in small merge units."""
+
+import os
+import sys
+
+from distlm.config import load_config
+from distlm.errors import DistlmError
+from distlm.runtime.stage import open_stage
+
+
+def main() -> int:
+    action, run_dir, *overrides = sys.argv[1:]
+    config = load_config("demo", [f"run_dir={run_dir}", "launch.threads=1", *overrides])
+    try:
+        with open_stage("index", config) as stage:
+            import distlm.index
+            import distlm.index.merge.stage
+
+            distlm.index.merge.stage.UNIT_BYTES = int(os.environ.get("TEST_UNIT_BYTES", "20000"))
+            stage.comm.barrier()
+            # Tests that kill count from here: the imports are over, the work begins.
+            (stage.run.root / "started").touch()
+            result = getattr(distlm.index, f"run_index_{action}")(stage)
+    except DistlmError as error:
+        print(f"distlm: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    if stage.comm.rank == 0:
+        print(result, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Helpers of the index tests: a small datastore of clustered vectors, stages in this process, faiss's own build."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from distlm.config import RunConfig, load_config
+from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.reader import Datastore
+from distlm.runtime.files import file_hash
+from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.world import single
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import Stage
+from distlm.runtime.stop import StopFlag
+
+WIDTH = 32
+DRIVER = Path(__file__).with_name("index_driver.py")
+
+
+def vectors(rows: int, width: int = WIDTH, seed: int = 0, clusters: int = 50) -> np.ndarray:
+    """Clustered keys fp16 [rows, width]."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((clusters, width)) * 2
+    keys = centres[random.integers(clusters, size=rows)] + random.standard_normal((rows, width)) * 0.5
+    return keys.astype(np.float16)
+
+
+def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, model: str = "m" * 32) -> Datastore:
+    """A finished datastore of these keys; the value of row i is i mod 97."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        split="train", tap="last_ffn_input", context_window=8, block=1, batch_blocks=1, rows_per_shard=rows_per_shard,
+        key_dtype=keys.dtype.name, width=keys.shape[1], vocabulary=97, model=model, dictionary="d" * 32,
+        tokens="t" * 32,
+    )  # fmt: skip
+    shards = []
+    for index, first in enumerate(range(0, len(keys), rows_per_shard)):
+        part = keys[first : first + rows_per_shard]
+        np.save(keys_path(folder, index), part)
+        np.save(values_path(folder, index), (np.arange(first, first + len(part)) % 97).astype(np.int32))
+        hashes = (file_hash(keys_path(folder, index)), file_hash(values_path(folder, index)))
+        shards.append(Shard(index, first, len(part), first + 8, first + 8 + len(part), *hashes))
+    write_manifest(folder, Manifest(settings, len(keys), tuple(shards), True))
+    return Datastore.open(folder)
+
+
+def config(run_dir: Path, **index: object) -> RunConfig:
+    """Settings of an index run: index.NAME=value."""
+    overrides = [f"run_dir={run_dir}", "launch.threads=1", *(f"index.{name}={value}" for name, value in index.items())]
+    return load_config("demo", overrides)
+
+
+@contextmanager
+def one_rank(settings: RunConfig) -> Iterator[Stage]:
+    """A stage of one rank in this process."""
+    run = RunDir(Path(settings.run_dir))
+    run.open_stage(settings, "index")
+    yield Stage("index", settings, single({}), SingleComm(), StopFlag(), run)
+
+
+def driver(action: str, run_dir: Path, **index: object) -> list[str]:
+    """Arguments for python: run one index stage with small merge units."""
+    return [str(DRIVER), action, str(run_dir), *(f"index.{name}={value}" for name, value in index.items())]
+
+
+def one_process_build(template: Path, keys: np.ndarray, out: Path) -> None:
+    """What stock faiss writes when one process adds all keys to the template, in order."""
+    import faiss
+
+    index = faiss.read_index(str(template))
+    index.add_with_ids(keys.astype(np.float32), np.arange(len(keys)))
+    faiss.write_index(index, str(out))
+
+
+def without_polysemous(index: Any) -> Any:
+    """An index whose product quantiser is trained without annealing the order of its codes, which takes ten seconds."""
+    found = faiss.try_extract_index_ivf(index)
+    inner = found and faiss.downcast_index(found)
+    if isinstance(inner, faiss.IndexIVFPQ):
+        inner.do_polysemous_training = False
+    return index

@@ -1,0 +1,198 @@
+"""The cluster of the tests in tests/slurm, and commands on it."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from support import ENVIRONMENT
+
+CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
+"""States in which a job stays."""
+
+
+class Cluster:
+    """The nodes: what cluster.sh does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self.env = {
+            **ENVIRONMENT,
+            "DISTLM_SLURM_DIR": str(folder),
+            "SLURM_CONF": str(self.conf),
+        }
+
+    def script(self, *words: str, timeout: float = 120) -> str:
+        """`cluster.sh WORDS`, its output."""
+        done = subprocess.run(
+            ["bash", str(CLUSTER), *words], env=self.env, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, f"cluster.sh {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    @property
+    def mode(self) -> str:
+        """plain, ns or net (see cluster.sh): only in the last two a node can crash with all its processes."""
+        return (self.folder / "chosen").read_text("utf-8").split()[0]
+
+    def resume(self) -> None:
+        """Take nodes back that earlier tests left drained or down."""
+        for node in self._sinfo("-t", "drain,draining,down", "-o", "%n").split():
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], env=self.env, timeout=30)
+
+    def _sinfo(self, *flags: str) -> str:
+        return subprocess.run(
+            ["sinfo", "-h", "-p", "main", *flags], env=self.env, capture_output=True, text=True, timeout=30
+        ).stdout
+
+    def running(self) -> bool:
+        """Whether slurmctld answers."""
+        if not self.conf.exists():
+            return False
+        ping = subprocess.run(["scontrol", "ping"], env=self.env, capture_output=True, text=True, timeout=30)
+        return " UP" in ping.stdout
+
+
+class Slurm:
+    """Commands on the cluster for one test (or for the tests of one module), from its own folder.
+
+    `env` is the environment of every command, and so of the jobs: SLURM_CONF, this Python first on PATH, the
+    variables that let root use Open MPI, one thread.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.env = dict(cluster.env)
+        if cluster.mode == "plain":
+            # The names of the nodes may resolve nowhere: only root can write them into /etc/hosts.
+            self.env["MASTER_ADDR"] = "127.0.0.1"
+        self.jobs: list[str] = []
+        self._crashed: set[str] = set()
+
+    def run(
+        self, *command: object, check: bool = True, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Any command in `folder`, by default one that must succeed."""
+        words = [str(word) for word in command]
+        done = subprocess.run(
+            words, cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=timeout
+        )
+        if check:
+            assert done.returncode == 0, f"$ {' '.join(words)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def sbatch(self, *arguments: object, **env: str) -> str:
+        """`sbatch ARGUMENTS`; the job's id."""
+        job = self.run("sbatch", "--parsable", *arguments, **env).stdout.split(";")[0].strip()
+        self.jobs.append(job)
+        return job
+
+    def show(self, job: str) -> dict[str, str]:
+        """`scontrol show job`: field → value; the first task of an array. Empty when Slurm has forgotten the job."""
+        shown = self.run("scontrol", "-o", "show", "job", job, check=False).stdout
+        return dict(re.findall(r"(\w+)=(\S*)", shown.partition("\n")[0]))
+
+    def states(self, job: str) -> list[str]:
+        """State of the job, or of each task of an array."""
+        shown = self.run("scontrol", "-o", "show", "job", job, check=False).stdout
+        return re.findall(r"\bJobState=(\S+)", shown)
+
+    def restarts(self, job: str) -> int:
+        """How often the job was requeued."""
+        return int(self.show(job).get("Restarts", "0"))
+
+    def wait(self, job: str, states: Sequence[str] = ENDED, timeout: float = 120) -> str:
+        """Poll until the job (every task of an array) is in one of `states`; returns the (first) state."""
+        seen: list[str] = []
+
+        def there() -> bool:
+            seen[:] = self.states(job)
+            return bool(seen) and all(state in states for state in seen)
+
+        self.until(there, timeout, lambda: f"job {job} in {'/'.join(states)}; it is {seen}\n{self.output(job)}")
+        return seen[0]
+
+    def done(self, job: str, timeout: float = 180) -> None:
+        """Wait for a job that must end well."""
+        state = self.wait(job, ENDED, timeout)
+        assert set(self.states(job)) == {"COMPLETED"}, f"job {job}: {state}\n{self.output(job)}"
+
+    def until(
+        self, true: Callable[[], object], timeout: float = 60, what: Callable[[], str] | str = "it", pause: float = 0.1
+    ) -> float:
+        """Poll until `true()`; seconds that took. An assertion says what was awaited."""
+        start = time.monotonic()
+        while not true():
+            waited = time.monotonic() - start
+            assert waited < timeout, f"waited {waited:.0f} s for {what() if callable(what) else what}"
+            time.sleep(pause)
+        return time.monotonic() - start
+
+    def until_in(self, job: str, true: Callable[[], object], what: str, timeout: float = 150) -> float:
+        """As `until`, for something that a job does: at once an assertion, with its output, when the job has ended."""
+
+        def done() -> bool:
+            ended = self.show(job).get("JobState") in ENDED
+            if not true():
+                assert not ended, f"job {job} ended without {what}\n{self.output(job)}"
+                return False
+            return True
+
+        return self.until(done, timeout, lambda: f"{what} of job {job}\n{self.output(job)}", pause=0.02)
+
+    def output(self, job: str) -> str:
+        """Everything the job's script and ranks wrote: its standard output and the files whose names hold its id."""
+        # os.walk passes over a folder that goes away under it, as those of running jobs do; rglob fails.
+        named = {Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names if job in name}
+        files = {Path(self.show(job).get("StdOut", "/none")), *named}
+        texts = [f"--- {path}\n{path.read_text('utf-8', 'replace')}" for path in sorted(files) if path.is_file()]
+        return "\n".join(texts)
+
+    def signal(self, job: str, name: str, *flags: str) -> None:
+        """`scancel --signal=NAME`: the tasks of the steps, or with --batch the batch shell only."""
+        self.run("scancel", f"--signal={name}", *flags, job)
+
+    def on(self, node: str, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command among the processes of a node."""
+        return self.run("bash", CLUSTER, "on", node, *command, check=check)
+
+    def crash(self, node: str) -> None:
+        """The node dies with everything on it (skips where nodes are not separated)."""
+        if self.cluster.mode == "plain":
+            pytest.skip("a node cannot crash here: cluster.sh found no namespaces (mode plain)")
+        self._crashed.add(node)
+        self.cluster.script("crash-node", node)
+
+    def start(self, node: str) -> None:
+        """Bring a crashed node back and wait until Slurm uses it."""
+        self.cluster.script("start-node", node)
+        self._crashed.discard(node)
+
+        def back() -> bool:
+            state = self.run("sinfo", "-h", "-n", node, "-o", "%T").stdout.split()[0]
+            if state.startswith("down") and "*" not in state:
+                self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+            return state in ("idle", "mixed", "allocated")
+
+        self.until(back, 60, f"{node} back")
+
+    def close(self) -> None:
+        """End the jobs of this test, wait until they are gone, and bring crashed nodes back."""
+        for node in sorted(self._crashed):
+            self.start(node)
+        listed = self.run("squeue", "-h", "-o", "%A %Z").stdout.splitlines()
+        below = [job for job, _, place in (line.partition(" ") for line in listed) if self._is_below(place)]
+        left = sorted({*self.jobs, *below})
+        if left:
+            self.run("scancel", *left, check=False)
+            active = ("squeue", "-h", "-j", ",".join(left), "-t", "PD,R,CG,S,CF")
+            self.until(lambda: not self.run(*active, check=False).stdout.strip(), 60, f"the end of jobs {left}")
+
+    def _is_below(self, place: str) -> bool:
+        return Path(place) == self.folder or self.folder in Path(place).parents

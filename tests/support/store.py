@@ -1,0 +1,65 @@
+"""A run directory that is ready for the datastore: token files and a model with random weights, without training."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from distlm.config.load import load_config
+from distlm.config.schema import RunConfig
+from distlm.data.prepare import run_prepare
+from distlm.data.tokens import TokenFiles
+from distlm.models.io import save_model
+from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.files import write_json
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import open_stage
+from support import TINY, write_text
+
+
+def arguments(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> list[str]:
+    """`RECIPE key=value …` of a tiny run."""
+    return ["demo", *TINY, f"run_dir={run_dir}", "data.source=folder", f"data.text_dir={text}", *extra]
+
+
+def tiny_config(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> RunConfig:
+    """The configuration those arguments resolve to."""
+    recipe, *overrides = arguments(run_dir, text, extra)
+    return load_config(recipe, overrides)
+
+
+def ready_run(
+    folder: Path, lines: int = 400, seed: int = 0, extra: Sequence[str] = (), key_scale: float = 1.0
+) -> RunConfig:
+    """Token files of `lines` lines and a checkpoint in FOLDER/run. `key_scale` multiplies the last layer norm."""
+    text = write_text(folder / "text", train_lines=lines)
+    config = tiny_config(folder / "run", text, extra)
+    with open_stage("prepare", config) as stage:
+        run_prepare(stage)
+    add_checkpoint(config, seed, key_scale)
+    return config
+
+
+def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, step: int = 12) -> Path:
+    """A complete checkpoint with random weights, named the best one."""
+    run = RunDir(Path(config.run_dir))
+    dictionary = TokenFiles.open(run.tokens(config)).dictionary
+    torch.manual_seed(seed)
+    model = TransformerLM(config.model, len(dictionary))
+    with torch.no_grad():
+        model.layers[-1].ffn_norm.weight.mul_(key_scale)
+    folder = run.checkpoint(step)
+    save_model(model, folder, {"dictionary": dictionary.hash, "step": step})
+    write_json(folder / "complete.json", {"step": step})
+    write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
+    return folder
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
