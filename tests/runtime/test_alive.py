@@ -98,7 +98,7 @@ def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> No
     """The whole job stops for longer than the limit and goes on (scontrol suspend): both go on."""
     command = [
         sys.executable,
-        str(Path(__file__).parents[1] / "support" / "drivers" / "alive_driver.py"),
+        str(Path(__file__).parents[1] / "support" / "drivers" / "alive.py"),
         str(tmp_path / "watch"),
     ]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]

@@ -11,6 +11,8 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 
+from support import warm
+
 BIN = Path(sys.executable).parent
 TESTS = Path(__file__).parents[1]
 
@@ -24,7 +26,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     # Drivers (support/drivers/) use these helpers, too.
-    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONPATH": os.pathsep.join([str(warm.SITE), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 

@@ -13,7 +13,7 @@ from distlm.data.prepare import run_prepare
 from distlm.runtime.stage import open_stage
 from support import TINY, mpirun, write_text
 
-DRIVER = Path(__file__).with_name("train_driver.py")
+DRIVER = Path(__file__).with_name("drivers") / "train.py"
 
 
 def tiny_tokens(folder: Path, seed: int = 0) -> Path:

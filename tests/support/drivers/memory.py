@@ -1,4 +1,4 @@
-"""python memory_driver.py FOLDER RANKS:COLUMNS ...: what a memory computes on each rank of some cuts, into
+"""python memory.py FOLDER RANKS:COLUMNS ...: what a memory computes on each rank of some cuts, into
 FOLDER/RANKS-ranks-RANK.safetensors (tests/multiprocess/test_memory_ranks.py)."""
 
 import sys

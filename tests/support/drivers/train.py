@@ -1,4 +1,4 @@
-"""python train_driver.py JOBS.json RESULTS.json: several trainings in one process per rank (tests/support/train.py)."""
+"""python train.py JOBS.json RESULTS.json: several trainings in one process per rank (tests/support/train.py)."""
 
 import json
 import sys
