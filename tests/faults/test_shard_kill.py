@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, write_text
+from support.deadline import DEADLINE_S
 from support.shards import hashes, make_shards
 
 from distlm.data.shards.reader import ShardRows
@@ -34,7 +35,7 @@ make_shards(sys.argv[1], sys.argv[2])
 def run(folder: Path, text: Path, place: str, number: int) -> int:
     arguments = [str(folder), str(text), place, str(number)]
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=100
+        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S
     ).returncode
 
 

@@ -24,7 +24,7 @@ def alone() -> Found:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
-    mpirun(1, [driver.__file__, folder, *(f"{size}:{columns}" for size, columns in CUTS)], timeout=120)
+    mpirun(1, [driver.__file__, folder, *(f"{size}:{columns}" for size, columns in CUTS)])
     return folder
 
 

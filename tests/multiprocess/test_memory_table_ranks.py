@@ -25,7 +25,7 @@ Found = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("table")
-    mpirun(1, [driver.__file__, folder, "1", "2", "4"], timeout=180)
+    mpirun(1, [driver.__file__, folder, "1", "2", "4"])
     return folder
 
 

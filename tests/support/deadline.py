@@ -18,7 +18,7 @@ def until(
     alive: Callable[[], bool] = lambda: True,
     pause: float = 0.005,
 ) -> Found:
-    """Poll until `true()`, and return that. An assertion says what was awaited when `alive()` ends first, or the time."""
+    """Poll until `true()`, and return that. Fails with what was awaited when the time, or `alive()`, ends first."""
     start = time.monotonic()
     while True:
         # In this order: what ends may have done it last.

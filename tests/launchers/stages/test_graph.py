@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.deadline import DEADLINE_S
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, UsageError
@@ -143,4 +144,6 @@ def test_finished_stages_are_left_out(tmp_path):
 def test_a_task_imports_no_torch():
     """Before submitit has its signal handlers a signal is lost, so what a task needs until then must be quick."""
     code = "import sys, launchers.task, launchers.guard; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], timeout=DEADLINE_S).returncode == 0
+    )

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import NoReturn
 
 LATER = (
-    "deepspeed", "faiss", "matplotlib.pyplot", "msgspec", "numba", "safetensors.torch", "tokenizers", "torch._dynamo",
-    "torch.distributed", "transformers", "webdataset",
+    "deepspeed.runtime.engine", "faiss", "matplotlib.pyplot", "numba.typed", "safetensors.torch", "sklearn.metrics",
+    "submitit", "tokenizers", "torch._dynamo", "torch._inductor", "torch.distributed", "transformers.generation",
+    "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2", "webdataset",
 )  # fmt: skip
-"""What distlm imports only where it is needed. Not mpi4py.MPI, whose import starts MPI."""
+"""What is imported only where it is needed. Not mpi4py.MPI, whose import starts MPI."""
 
 
 @dataclass
@@ -38,11 +39,10 @@ class Start:
 
 def import_everything() -> None:
     """No thread may run and nothing be computed here: a forked child has only the thread that forked."""
-    import distlm
-
-    for module in pkgutil.walk_packages(distlm.__path__, "distlm."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+    for package in map(importlib.import_module, ("distlm", "launchers")):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     for name in LATER:
         importlib.import_module(name)
     gc.collect()
@@ -141,12 +141,18 @@ def become(start: Start) -> None:
     os.environ.update(start.environment)
     os.sched_setaffinity(0, start.cores)
     sys.orig_argv[:] = start.arguments
-    if start.arguments[1] == "-m":
+    sys.argv[:] = start.arguments[1:]
+    if sys.argv[0] == "-u":
+        del sys.argv[0]
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
         sys.path[0] = start.folder
-        sys.argv[:] = start.arguments[2:]
+        if "." in sys.argv[0]:
+            # What runs as __main__ is read anew, as ever.
+            sys.modules.pop(sys.argv[0], None)
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv[:] = start.arguments[1:]
         sys.path[0] = str(Path(sys.argv[0]).parent)
         runpy.run_path(sys.argv[0], run_name="__main__")
 

@@ -1,10 +1,15 @@
-"""Imported by every Python that a test starts, before anything else: hands `python -m distlm …` and the drivers of the
-tests over to the server of support.warm, if there is one, and ends as the child that it forks."""
+"""Imported by every Python that a test starts, before anything else.
+
+Hands `python -m PROGRAM …` and the drivers of the tests over to the server of support.warm, if there is one, and ends
+as the child that the server forks.
+"""
 
 import os
 import sys
 
-DRIVERS = os.sep + os.path.join("support", "drivers") + os.sep
+PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit")
+"""First words of the modules that the server knows; the others start as ever."""
+DRIVERS = "/support/drivers/"
 
 
 def hand_over(address: str) -> None:
@@ -24,7 +29,7 @@ def hand_over(address: str) -> None:
     start = {
         "arguments": sys.orig_argv,
         "environment": dict(os.environ),
-        "folder": os.getcwd(),
+        "folder": os.getcwd(),  # noqa: PTH109 (pathlib takes time to import)
         "cores": list(os.sched_getaffinity(0)),
     }
     text = json.dumps(start).encode()
@@ -50,9 +55,12 @@ def _gone() -> str:
     os._exit(1)
 
 
-def _is_ours(arguments: list[str]) -> bool:
-    return arguments[1:3] == ["-m", "distlm"] or (len(arguments) > 1 and DRIVERS in arguments[1])
+def _is_ours() -> bool:
+    words = [word for word in sys.orig_argv[1:4] if word != "-u"]
+    if words[:1] == ["-m"]:
+        return words[1].partition(".")[0] in PROGRAMS
+    return bool(words) and DRIVERS in words[0]
 
 
-if os.environ.get("DISTLM_TESTS_WARM") and _is_ours(sys.orig_argv):
+if os.environ.get("DISTLM_TESTS_WARM") and _is_ours():
     hand_over(os.environ["DISTLM_TESTS_WARM"])
