@@ -29,7 +29,7 @@ def test_killed_after_the_switch_ends_in_the_same_bytes(tmp_path: Path, ranks: i
     overrides = lstm_settings(tokens, cut, *OFTEN)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            mpirun_command(ranks, ["-m", "distlm", "train", "demo", *overrides]),
+            mpirun_command(ranks, ["-m", "distlm", "train", "awd-lstm-small", *overrides]),
             env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
         )  # fmt: skip
     metrics = cut / "metrics.jsonl"
@@ -43,7 +43,7 @@ def test_killed_after_the_switch_ends_in_the_same_bytes(tmp_path: Path, ranks: i
     kept = sorted((cut / "checkpoints").glob("step-*"))[-1]
     state = read_json(kept / "state.json", "")
     assert state["phase"] == "asgd" and (kept / "hidden.safetensors").exists(), "in the middle of the epoch"
-    done = distlm("train", "demo", *overrides, ranks=ranks)
+    done = distlm("train", "awd-lstm-small", *overrides, ranks=ranks)
     assert "continuing from" in done.stderr
     assert same_end(whole, cut)
     for name in ("train/loss", "valid/loss", "train/data_fingerprint"):

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill(overrides: list[str], run: Path, save: bool, seed: int) -> None:
     """Start two ranks and kill one: after some update, or when a save has written the first file of a memory."""
     process = subprocess.Popen(
-        mpirun_command(2, ["-m", "distlm", "train", "demo", *overrides]),
+        mpirun_command(2, ["-m", "distlm", "train", "plm-base", *overrides]),
         env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     update = random.Random(seed).randrange(6, 30)
@@ -56,7 +56,7 @@ def test_killed_and_started_again(folder: Path, tmp_path: Path, save: bool, rank
     # The worst place: a memory's file is there, the marker is not.
     shutil.copytree(newest(run), run / "checkpoints" / "step-00000039")
     (run / "checkpoints" / "step-00000039" / "complete.json").unlink()
-    done = distlm("train", "demo", *overrides, ranks=ranks)
+    done = distlm("train", "plm-base", *overrides, ranks=ranks)
     assert "continuing from" in done.stderr
     assert curve(whole, "train/data_fingerprint") == curve(run, "train/data_fingerprint")
     if ranks == 2:

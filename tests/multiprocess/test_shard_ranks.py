@@ -16,7 +16,7 @@ def test_three_ranks_write_the_bytes_of_one_and_fail_together(tmp_path: Path) ->
     train = (text / "train.txt").read_bytes()
     (text / "train.txt").unlink()
     (text / "train.txt.xz").write_bytes(lzma.compress(train))
-    command = ["data", "shard", "demo", f"shards.text_dir={text}", "launch.threads=1"]
+    command = ["data", "shard", "plm-base", f"shards.text_dir={text}", "launch.threads=1"]
     command += [f"shards.{name}={value}" for name, value in SMALL.items()]
     done = distlm(*command, f"run_dir={tmp_path / 'three'}", ranks=3)
     assert "train_rows=" in done.stdout

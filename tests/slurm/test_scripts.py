@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import TINY, distlm
+from support.kinds import readable
 from support.plm import PLM
 from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
 from support.slurm_cluster import Slurm
@@ -70,7 +71,7 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
 def masked_recipe(run: Path, text: Path) -> list[str]:
     """A masked language model with a memory, its values' columns on all ranks."""
     memory = ["memory.kind=resm", "memory.columns=0", "train.updates=6", "train.valid_every=3"]
-    return ["demo", *TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory]
+    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory])]
 
 
 def submit_chain(slurm: Slurm, jobs: dict[str, str], flags: dict[str, tuple[str, ...]], words: list[str]) -> None:

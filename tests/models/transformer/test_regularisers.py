@@ -323,7 +323,6 @@ def test_the_plan_says_what_queues_take(tokens: Path, tmp_path: Path) -> None:
         (["train.queue_fill=5", "train.queue_length=4"], "must be between 1 and train.queue_length=4"),
         (["train.encoder_momentum=1.0"], "train.encoder_momentum=1.0: must be in"),
         (["train.regulariser=moco"], "expected one of l2, queue, mean"),
-        (["train.regulariser=queue", "model.kind=plm"], "train.regulariser='queue': needs model.kind=transformer_lm"),
     ],
 )
 def test_wrong_settings_are_refused(overrides: list[str], said: str) -> None:
