@@ -230,7 +230,8 @@ def _raise_for_the_key(
     cls: type[RunConfig],
 ) -> None:
     """Parse one key at a time, so that the error names the key and where it was set."""
-    for key, value in values.items():
+    # Those of the command line first: each takes a tenth of a second.
+    for key, value in sorted(values.items(), key=lambda item: from_file.get(item[0]) is item[1]):
         try:
             parser.parse_args([f"--{key}={_as_argument(value)}"])
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:

@@ -14,6 +14,8 @@ TIMEOUT_S = 30.0
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
           "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
 """States of a job that can still run. Others are final."""
+_HAS_ENDED = ("Invalid job id", "already completing or completed")
+"""What scancel says of a job that Slurm has forgotten, and of one that it still knows."""
 UNKNOWN = "UNKNOWN"
 """State of a job that neither squeue nor sacct knows: ended long ago, or another cluster's."""
 
@@ -122,8 +124,11 @@ def details(job: str) -> dict[str, str]:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """End jobs: TERM to their ranks, KILL after the site's KillWait."""
-    command("scancel", *ids)
+    """End jobs: TERM to their ranks, KILL after the site's KillWait. One that has ended meanwhile is no error."""
+    done = _run("scancel", ids, TIMEOUT_S)
+    said = [line for line in done.stderr.splitlines() if not any(ended in line for ended in _HAS_ENDED)]
+    if done.returncode != 0 and (said or not done.stderr):
+        raise DistlmError(f"scancel {' '.join(ids)}: {said[-1] if said else f'exit code {done.returncode}'}")
 
 
 def signal_steps(job: str, name: str) -> None:

@@ -7,36 +7,14 @@ from pathlib import Path
 import pytest
 from support import ENVIRONMENT, write_text
 from support.deadline import DEADLINE_S
+from support.drivers import prepare as driver
 
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 
-# Kills itself with SIGKILL when the chunk of the given number is about to be written.
-SCRIPT = """
-import os, signal, sys
-from distlm.config import DataConfig, RunConfig
-from distlm.data import prepare
-from distlm.runtime.stage import open_stage
-prepare.CHUNK = 200
-die_at, run_dir, text = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-encode = prepare.encode_lines
-served = 0
-def dying(lines, dictionary):
-    global served
-    for chunk in encode(lines, dictionary):
-        served += 1
-        if served == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield chunk
-prepare.encode_lines = dying
-config = RunConfig(run_dir=run_dir, data=DataConfig(source="folder", text_dir=text))
-with open_stage("prepare", config) as stage:
-    prepare.run_prepare(stage)
-"""
-
 
 def run(die_at: int, run_dir: Path, text: Path) -> int:
-    command = [sys.executable, "-c", SCRIPT, str(die_at), str(run_dir), str(text)]
+    command = [sys.executable, driver.__file__, str(die_at), str(run_dir), str(text)]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S).returncode
 
 

@@ -7,35 +7,17 @@ from pathlib import Path
 import pytest
 from support import ENVIRONMENT, write_text
 from support.deadline import DEADLINE_S
+from support.drivers import shard as driver
 from support.shards import hashes, make_shards
 
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 
-# Kills itself with SIGKILL at the call of the given function that has the given number.
-SCRIPT = """
-import os, signal, sys
-from support.shards import make_shards
-from distlm.data.shards import files, stage, writer
-names = {"chunk": (writer._ShardFile, "_add"), "marker": (stage, "write_marker"),
-         "vocabulary": (stage, "train_wordpiece"), "manifest": (files.ShardsManifest, "write")}
-owner, name = names[sys.argv[3]]
-real, left = getattr(owner, name), int(sys.argv[4])
-def dying(*arguments):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-setattr(owner, name, dying)
-make_shards(sys.argv[1], sys.argv[2])
-"""
-
 
 def run(folder: Path, text: Path, place: str, number: int) -> int:
     arguments = [str(folder), str(text), place, str(number)]
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S
+        [sys.executable, driver.__file__, *arguments], env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S
     ).returncode
 
 

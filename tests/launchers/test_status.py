@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from support import ENVIRONMENT, TINY
@@ -203,4 +204,22 @@ def test_without_jobs_there_is_nothing_to_do(run, module, error):
 def test_no_slurm_is_said_when_slurm_is_needed():
     assert os.environ["PATH"].endswith("bin")
     with pytest.raises(DistlmError, match="scancel: not found, so there is no Slurm on this machine"):
+        slurm.cancel(["1"])
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error"),
+    [
+        (1, "scancel: error: Kill job error on job id 1: Invalid job id specified", None),
+        (1, "scancel: error: Kill job error on job id 1: Job/step already completing or completed", None),
+        (1, "scancel: error: Kill job error on job id 1: Access/permission denied", "scancel 1: .*permission denied"),
+        (1, "", "scancel 1: exit code 1"),
+        (0, "a warning", None),
+    ],
+)
+def test_cancelling_what_has_ended_meanwhile_is_no_error(tmp_path, monkeypatch, code, said, error):
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho '{said}' | grep . >&2\nexit {code}\n", "utf-8")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(DistlmError, match=error) if error else nullcontext():
         slurm.cancel(["1"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, succeeds_as_nobody
+from support.drivers import lock as lock_driver
 
 from distlm.config import load_config
 from distlm.errors import Busy, DistlmError, UsageError
@@ -18,24 +19,12 @@ from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.stage import open_stage
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from distlm.runtime.ranks.comm import SingleComm
-from distlm.runtime.lock import only_writer
-from distlm.runtime.ranks.share import Share
-share = Share(*map(int, sys.argv[2].split("/"))) if sys.argv[2] else None
-with only_writer(Path(sys.argv[1]), SingleComm(), "writing", share):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
 
 @contextmanager
 def holder(folder: Path, share: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until it is killed or told to end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder), share], env={**ENVIRONMENT, **environment},
+        [sys.executable, lock_driver.__file__, str(folder), *filter(None, [share])], env={**ENVIRONMENT, **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -1,15 +1,14 @@
 """Imported by every Python that a test starts, before anything else.
 
-Hands `python -m PROGRAM …` and the drivers of the tests over to the server of support.warm, if there is one, and ends
-as the child that the server forks.
+Hands `python -m PROGRAM …` and `python SCRIPT …` over to the server of support.warm, if there is one, and ends as the
+child that the server forks. `python -c …` starts as ever.
 """
 
 import os
 import sys
 
-PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit")
-"""First words of the modules that the server knows; the others start as ever."""
-DRIVERS = "/support/drivers/"
+PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit", "torch")
+"""First words of the modules that the server knows."""
 
 
 def hand_over(address: str) -> None:
@@ -59,7 +58,7 @@ def _is_ours() -> bool:
     words = [word for word in sys.orig_argv[1:4] if word != "-u"]
     if words[:1] == ["-m"]:
         return words[1].partition(".")[0] in PROGRAMS
-    return bool(words) and DRIVERS in words[0]
+    return bool(words) and not words[0].startswith("-")
 
 
 if os.environ.get("DISTLM_TESTS_WARM") and _is_ours():
