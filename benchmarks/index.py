@@ -129,6 +129,7 @@ def measure(options: Options) -> dict[str, Any]:
         differ = different(plain, mine)
         picked = timed("add: ours, pick", lambda: our_add(template, keys, cores))
         faiss.omp_set_num_threads(cores)
+    searched_plain: Any
     searched_plain, searched_mine, searched = (with_table(index) for index in (plain, mine, picked))
     inverted_file(searched_plain).nprobe = options.nprobe
     record = {"rows": len(keys), "width": options.width, "merged": True}

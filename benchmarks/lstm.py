@@ -125,7 +125,7 @@ class UsualModel(nn.Module):
         self.raw = nn.ParameterList()
         for number, layer in enumerate(self.layers):
             self.add_module(f"layer_{number}", layer)
-            self.raw.append(nn.Parameter(layer.weight_hh_l0.detach().clone()))
+            self.raw.append(nn.Parameter(layer.get_parameter("weight_hh_l0").detach().clone()))
             del layer._parameters["weight_hh_l0"]
             layer.flatten_parameters = lambda: None  # type: ignore[method-assign]
 

@@ -11,8 +11,8 @@ SETTINGS = [
     "model.cutoffs=[200,600]", "model.max_positions=64", "train.tokens_per_sample=64", "train.blocks_per_update=4",
     "train.micro_blocks=4", "train.updates=2", "train.warmup_updates=1", "train.valid_every=0", "train.save_every=0",
     "datastore.context_window=32", "datastore.block=32", "datastore.rows_per_shard=8192", "index.factory=IVF64,PQ4x4",
-    "index.sample=4096", "knn.context_window=32", "knn.block=32", "knn.splits=[valid]", "knn.k=64", "knn.nprobe=8", "knn.ks=[64]",
-    "launch.ranks=1", "launch.threads=1",
+    "index.sample=4096", "knn.context_window=32", "knn.block=32", "knn.splits=[valid]", "knn.k=64",
+    "knn.nprobe=8", "knn.ks=[64]", "launch.ranks=1", "launch.threads=1",
 ]  # fmt: skip
 
 
