@@ -3,7 +3,7 @@
 Same model, same blocks, shard by shard in turns: the forward passes to the tap with nothing kept, then the whole
 write (forward, cast, checks, checksums, files, fsync). The ratio of the two times is the cost.
 
-    python benchmarks/datastore_write.py [--rows 65536] [--width 256] [--layers 4] [--threads N] [--out FILE.json]
+    python benchmarks/datastore_write.py [--rows 65536] [--width 256] [--layers 4] [--threads 2] [--out FILE.json]
 """
 
 import statistics

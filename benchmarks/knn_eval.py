@@ -61,6 +61,7 @@ def parser() -> Benchmark:
     parser.add_argument("--batch", type=int, default=256, help="tokens of a batch of the original")
     parser.add_argument("--tune-tokens", type=int, default=217_646, help="tokens of the grid (0: no tuning)")
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="with --quick: keep the small run in this folder")
     parser.add_threads()
     parser.add_out()
     parser.set_defaults(index=None)
@@ -70,7 +71,7 @@ def parser() -> Benchmark:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().options(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        options.run_dir = options.run_dir or finished_run(Path(folder))
+        options.run_dir = options.run_dir or finished_run(options.keep or Path(folder))
         torch.set_num_threads(use_threads(options.threads))
         report(measure(from_run(options), options), options)
 

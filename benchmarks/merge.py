@@ -129,9 +129,10 @@ def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:
     """Seconds of the command from its start to its end, and the largest resident set of a rank in bytes."""
     program = [sys.executable, "-m", "distlm", "index", "merge", "--parts", *map(str, parts), "--out", str(out)]
     launcher = [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    command = program if ranks == 1 else [*launcher, *program]
     with stage_environment(load_config("demo", [f"launch.ranks={ranks}"])) as environment:
         began = time.perf_counter()
-        process = subprocess.Popen(program if ranks == 1 else [*launcher, *program], env=environment)
+        process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
         largest = 0
         while process.poll() is None:
             for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
@@ -143,7 +144,7 @@ def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:
             time.sleep(0.02)
         took = time.perf_counter() - began
     if process.returncode:
-        sys.exit(f"exit {process.returncode}: {' '.join(program)}")
+        sys.exit(f"exit {process.returncode}: {' '.join(command)}")
     return took, largest
 
 

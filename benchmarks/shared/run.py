@@ -1,5 +1,7 @@
 """A small finished run for --quick, of a model that was hardly trained."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from distlm.cli import main
@@ -23,9 +25,11 @@ def finished_run(folder: Path) -> Path:
     """
     run, text = folder / "run", write_text(folder / "text", sentences=1_000)
     for verb in STAGES:
-        try:
-            main([*verb.split(), "demo", *SETTINGS, f"data.text_dir={text}", f"run_dir={run}"])
-        except SystemExit as end:
-            if end.code:
-                raise
+        words = [*verb.split(), "demo", *SETTINGS, f"data.text_dir={text}", f"run_dir={run}"]
+        with redirect_stdout(sys.stderr):
+            try:
+                main(words)
+            except SystemExit as end:
+                if end.code:
+                    raise
     return run
