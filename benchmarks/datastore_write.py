@@ -18,12 +18,12 @@ from shared.clock import Seconds, clock
 from shared.command import Benchmark, Options, report, use_threads
 from shared.store import settings
 
-from distlm.config import load_config
 from distlm.data.blocks import gather
 from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 
 TAP = "last_ffn_input"
@@ -102,13 +102,10 @@ def measure(options: Options, folder: Path) -> dict[str, object]:
 def prepare(options: Options) -> tuple[TransformerLM, np.ndarray, StorePlan, Settings]:
     """A model with random weights, Zipf-like tokens, and the plan of their store."""
     window, block = options.context_window, options.block
-    sizes = [
-        f"model.layers={options.layers}", f"model.width={options.width}", f"model.ffn_width={4 * options.width}",
-        "model.heads=4", "model.cutoffs=[4000,12000]", f"model.max_positions={window + block}",
-        f"train.tokens_per_sample={block}", f"datastore.context_window={window}", f"datastore.block={block}",
-        f"knn.context_window={window}", f"knn.block={block}",
-    ]  # fmt: skip
-    config = load_config("demo", sizes).model
+    config = TransformerConfig(
+        layers=options.layers, width=options.width, heads=4, ffn_width=4 * options.width, cutoffs=[4000, 12000],
+        max_positions=window + block,
+    )  # fmt: skip
     model = TransformerLM(config, options.vocabulary).to(default_device()).eval()
     draws = np.random.default_rng(0).zipf(1.2, options.rows + window)
     ids = (4 + draws % (options.vocabulary - 4)).astype(np.int32)

@@ -23,10 +23,10 @@ from shared.clock import Best, clock
 from shared.command import Benchmark, Options, report, use_threads
 from torch import Tensor, nn
 
-from distlm.config import RunConfig, load_config
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID, AwdLstm
 from distlm.models.awd_lstm.nt_asgd import NTASGD
-from distlm.training.objective import StreamModule
+from distlm.models.awd_lstm.objective import StreamModule
 
 AR, TAR, CLIP, RATE, DECAY = 2.0, 1.0, 0.25, 30.0, 1.2e-6
 
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().options(arguments)
     torch.set_num_threads(use_threads(options.threads))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = [f"lstm.width={options.width}", f"lstm.hidden_width={options.hidden_width}"]
-    config = load_config("awd-lstm-wikitext2", sizes)
+    config = LstmConfig(width=options.width, hidden_width=options.hidden_width)
     results = [compare(config, options, batch, device) for batch in options.batch]
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     figures = {
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(figures, options)
 
 
-def compare(config: RunConfig, options: Options, batch: int, device: torch.device) -> dict[str, float]:
+def compare(config: LstmConfig, options: Options, batch: int, device: torch.device) -> dict[str, float]:
     """Tokens per second of both ways at one batch size, and their ratio."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.bptt + 1, batch)
@@ -92,9 +91,9 @@ def compare(config: RunConfig, options: Options, batch: int, device: torch.devic
     }
 
 
-def distlm_step(config: RunConfig, vocabulary: int, text: Tensor) -> Callable[[], None]:
+def distlm_step(config: LstmConfig, vocabulary: int, text: Tensor) -> Callable[[], None]:
     torch.manual_seed(1)
-    model = AwdLstm(config.lstm, vocabulary + FIRST_ID)
+    model = AwdLstm(config, vocabulary + FIRST_ID)
     module = StreamModule(model, AR, TAR).to(text.device).train()
     optimizer = NTASGD(module.parameters(), RATE, DECAY)
     states = [model.zero_states(text.shape[1])]
@@ -112,9 +111,9 @@ def distlm_step(config: RunConfig, vocabulary: int, text: Tensor) -> Callable[[]
 class UsualModel(nn.Module):
     """nn.LSTM layers with a replaced weight, as ports of the authors' code have them."""
 
-    def __init__(self, run: RunConfig, vocabulary: int) -> None:
+    def __init__(self, config: LstmConfig, vocabulary: int) -> None:
         super().__init__()
-        config = self.config = run.lstm
+        self.config = config
         widths = [config.width, *[config.hidden_width] * (config.layers - 1), config.width]
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.layers = [nn.LSTM(before, after) for before, after in pairwise(widths)]
@@ -147,11 +146,10 @@ def locked(hidden: Tensor, p: float) -> Tensor:
     return hidden * (hidden.new_empty(1, *hidden.shape[1:]).bernoulli_(1 - p) / (1 - p))
 
 
-def usual_step(run: RunConfig, options: Options, text: Tensor) -> Callable[[], None]:
+def usual_step(config: LstmConfig, options: Options, text: Tensor) -> Callable[[], None]:
     warnings.filterwarnings("ignore", message="RNN module weights")
     torch.manual_seed(1)
-    model = UsualModel(run, options.vocabulary).to(text.device).train()
-    config = model.config
+    model = UsualModel(config, options.vocabulary).to(text.device).train()
     optimizer = torch.optim.SGD(model.parameters(), RATE, weight_decay=DECAY)
     ids = text - FIRST_ID
     widths = [config.hidden_width] * (config.layers - 1) + [config.width]

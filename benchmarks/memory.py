@@ -37,7 +37,7 @@ from shared.clock import Seconds, clock
 from shared.command import Benchmark, Options, note, report, use_threads
 from torch import Tensor, nn
 
-from distlm.config import RunConfig, load_config
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
@@ -164,7 +164,7 @@ def build(options: Options, variant: str) -> tuple[Callable[[Tensor], Tensor], C
     """(forward [T, D] → [T, D], update)."""
     model: nn.Module
     if variant == "distlm":
-        config = memory_config(options).memory
+        config = memory_config(options)
         model = ProductKeyMemory(config, options.width, 1, 0, Exchange.alone()).to(options.device)
         rest = torch.optim.Adam(model.parameters(), lr=LR)
         values = SparseValueOptimizer(config, [model.table])
@@ -231,7 +231,7 @@ def step_alone(options: Options) -> dict[str, float]:
     reads = options.heads * options.k
     rows = options.step_tokens * reads // 2
     device = options.device
-    table = ValueTable(memory_config(options).memory, options.width, 1, 0, Exchange.alone()).to(device)
+    table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
     optimizer = SparseValueOptimizer(table.config, [table])
     found = []
     for step in range(WARM_UP + options.steps):
@@ -263,7 +263,7 @@ def lookup(options: Options) -> dict[str, float]:
     must be many times the size of the device's cache, or a share is the cache's.
     """
     device = options.device
-    memory = ProductKeyMemory(memory_config(options).memory, options.width, 1, 0, Exchange.alone()).to(device)
+    memory = ProductKeyMemory(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
     x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2)).to(device)
     slots, scores = memory.retrieval(x, torch.ones(options.tokens, dtype=torch.bool, device=device))
     slots, weights = slots.flatten(1), scores.softmax(2).flatten(1)
@@ -307,11 +307,11 @@ def in_turns(works: Sequence[Callable[[], object]], options: Options) -> list[fl
     return [statistics.median(seconds[WARM_UP:]) for seconds in found]
 
 
-def memory_config(options: Options) -> RunConfig:
-    """The settings of the memory are its `memory`."""
-    names = ("sub_keys", "heads", "k", "key_width")
-    sizes = [f"memory.{name}={getattr(options, name)}" for name in names]
-    return load_config("plm-base-resm", [*sizes, f"memory.lr={VALUES_LR}"])
+def memory_config(options: Options) -> MemoryConfig:
+    return MemoryConfig(
+        kind="resm", sub_keys=options.sub_keys, heads=options.heads, k=options.k, key_width=options.key_width,
+        lr=VALUES_LR,
+    )  # fmt: skip
 
 
 def peak(device: str) -> float:

@@ -29,8 +29,9 @@ from shared import process
 from shared.command import NO_FIGURES, Benchmark, Options
 from shared.text import write_text
 
-from distlm.config import RunConfig, load_config
+from distlm.config import load_config
 from distlm.data.shards.reader import ShardRows
+from distlm.models.plm.config import PlmRun
 from distlm.models.plm.measure.validate import masked_batch
 from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 from distlm.optim.schedule import learning_rate
@@ -130,6 +131,7 @@ def plain(way: str, folder: Path, options: Options) -> dict[str, float]:
 
     torch.set_num_threads(options.threads)
     config, all_tokens = load_config(RECIPE, settings(folder, options)), way == "transformers"
+    assert isinstance(config, PlmRun)
     train, plm = config.train, config.plm
     shards = Path(config.shards.folder)
     rows, valid = ShardRows.open(shards, "train"), ShardRows.open(shards, "valid")
@@ -170,7 +172,7 @@ def plain(way: str, folder: Path, options: Options) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(loss: Any, valid: ShardRows, config: RunConfig) -> float:
+def validate(loss: Any, valid: ShardRows, config: PlmRun) -> float:
     """Mean over all masked tokens of the split, with distlm's masks."""
     total = count = 0.0
     for start in range(0, len(valid), VALID_ROWS):
