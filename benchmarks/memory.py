@@ -92,9 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def compare(options: Options) -> dict[str, object]:
     """All variants one after the other, and what each takes relative to distlm."""
     layers: dict[str, dict[str, float]] = {}
+    left_out = []
     for variant in options.variants:
         if variant == "package" and importlib.util.find_spec("product_key_memory") is None:
-            note("package: product-key-memory is not installed, left out")
+            left_out.append("package: product-key-memory is not installed")
+            note(f"{left_out[-1]}, left out")
             continue
         layers[variant] = alone(options, variant)
         note(f"{variant}: {layers[variant]}")
@@ -114,8 +116,8 @@ def compare(options: Options) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
-        "load": [round(x, 1) for x in os.getloadavg()], "layers": layers, "times_as_much_as_distlm": times,
-        "lookup": found, "step": steps,
+        "load": [round(x, 1) for x in os.getloadavg()], "left_out": left_out, "layers": layers,
+        "times_as_much_as_distlm": times, "lookup": found, "step": steps,
     }  # fmt: skip
 
 

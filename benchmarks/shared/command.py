@@ -30,7 +30,7 @@ class Benchmark(argparse.ArgumentParser):
         self.add_argument("--quick", action="store_true", help=f"only try that it runs, in seconds, with{sizes}")
 
     def add_input(self, flag: str, help: str) -> None:
-        """A path that must be given, but for --quick, which makes something small in its place."""
+        """A path that must be given, but for --quick, which makes something small in a temporary place."""
         self.add_argument(flag, type=Path, help=f"{help}; must be given, or --quick, which makes a small one")
         self._inputs.append(flag)
 

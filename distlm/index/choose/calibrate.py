@@ -71,7 +71,7 @@ class Rates:
 def calibrate(
     factory: Factory, folder: Path, tick: Callable[[str], None] = lambda what: None, amounts: Amounts = AMOUNTS
 ) -> Rates:
-    """Measure the rates for `factory` with files in `folder` (1.5 GB, removed at the end).
+    """Measure the rates for `factory` with files in `folder` (1.5 GB by default, removed at the end).
 
     `tick` is told what is being measured. Raises DistlmError when the disk is too small.
     """
