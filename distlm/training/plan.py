@@ -36,7 +36,7 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     notes = []
     try:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
-        vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
+        vocabulary, corpus = len(tokens.dictionary), tokens.meta.splits["train"].tokens
     except DistlmError:
         vocabulary, corpus = config.data.max_words or 4 * max(config.model.cutoffs, default=12500), 0
         if not isinstance(model, HfModel):

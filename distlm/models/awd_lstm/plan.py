@@ -34,7 +34,7 @@ def plan_lstm(config: RunConfig, ranks: int) -> StagePlan:
     notes = []
     try:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
-        vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
+        vocabulary, corpus = len(tokens.dictionary), tokens.meta.splits["train"].tokens
     except DistlmError:
         vocabulary, corpus = config.data.max_words or _ASSUMED_WORDS, 0
         notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
@@ -70,7 +70,7 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     try:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
         vocabulary = len(tokens.dictionary)
-        count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
+        count = sum(tokens.meta.splits[split].tokens for split in config.knn.splits if split in tokens.meta.splits)
     except DistlmError:
         vocabulary, count = config.data.max_words or _ASSUMED_WORDS, 0
     parameters = parameter_count(model_config(config), vocabulary)
