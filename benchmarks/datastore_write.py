@@ -21,8 +21,8 @@ import torch
 
 from distlm.config.schema import ModelConfig
 from distlm.data.blocks import gather
-from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.settings import Settings
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
 from distlm.models.transformer.model import TransformerLM

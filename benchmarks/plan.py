@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from distlm.config import load_config
-from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.manifest import MANIFEST, keys_path, values_path
+from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.settings import Settings
 from distlm.index import run_index_add, run_index_merge, run_index_train
 from distlm.index.choose.calibrate import calibrate
 from distlm.index.choose.cost import index_costs
@@ -98,7 +100,7 @@ def write_store(folder: Path, rows: int, width: int, rows_per_shard: int) -> Non
         np.save(keys_path(folder, index), random.standard_normal((count, width), np.float32).astype(np.float16))
         np.save(values_path(folder, index), np.zeros(count, np.int32))
         shards.append(Shard(index, first, count, first + 8, first + 8 + count, "0" * 32, "0" * 32))
-    write_manifest(folder, Manifest(settings, rows, tuple(shards), True))
+    Manifest.of_store(settings, rows, shards, complete=True).write(folder / MANIFEST)
 
 
 if __name__ == "__main__":

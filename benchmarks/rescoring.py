@@ -35,8 +35,10 @@ import numpy as np
 import torch
 
 from distlm.config import load_config
-from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.manifest import MANIFEST, keys_path, values_path
 from distlm.datastore.reader import Datastore
+from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.settings import Settings
 from distlm.index import SearchIndex, brute_search, open_index, run_index_build
 from distlm.index.pairs import sort_pairs
 from distlm.knnlm.scoring import knn_log_probs
@@ -294,7 +296,7 @@ def synthetic(options: argparse.Namespace, folder: Path) -> Case:
         split="train", tap="last_ffn_input", context_window=8, block=1, batch_blocks=1, rows_per_shard=per_shard,
         key_dtype="float16", width=options.width, vocabulary=vocabulary, model="0", dictionary="0", tokens="0",
     )  # fmt: skip
-    write_manifest(run.datastore, Manifest(settings, options.rows, tuple(shards), True))
+    Manifest.of_store(settings, options.rows, shards, complete=True).write(run.datastore / MANIFEST)
     overrides = [f"run_dir={run.root}", f"index.factory={options.factory}", "index.sample=65536"]
     config = load_config("demo", [*overrides, f"launch.threads={torch.get_num_threads()}"])
     with open_stage("index", config) as stage:
