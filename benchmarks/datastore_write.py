@@ -19,8 +19,8 @@ from shared.command import Benchmark, Options, report, use_threads
 from shared.store import settings
 
 from distlm.data.blocks import gather
-from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.settings import Settings
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
 from distlm.models.transformer.config import TransformerConfig

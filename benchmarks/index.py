@@ -32,7 +32,7 @@ from distlm.index.build.template import train_template
 from distlm.index.choose.measure import recall, with_table
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
-from distlm.index.search.searcher import SearchIndex
+from distlm.index.search.searcher import SearchIndex, Shape
 
 CHUNK = 100_000
 Array = np.ndarray
@@ -132,9 +132,8 @@ def measure(options: Options) -> dict[str, Any]:
     searched_plain: Any
     searched_plain, searched_mine, searched = (with_table(index) for index in (plain, mine, picked))
     inverted_file(searched_plain).nprobe = options.nprobe
-    record = {"rows": len(keys), "width": options.width, "merged": True}
-    mine_index = SearchIndex(searched_mine, {**record, "nlist": ours.nlist}, Path("same"))
-    pick_index = SearchIndex(searched, {**record, "nlist": pick.nlist}, Path("pick"))
+    mine_index = SearchIndex(searched_mine, Shape(len(keys), options.width, ours.nlist), Path("same"))
+    pick_index = SearchIndex(searched, Shape(len(keys), options.width, pick.nlist), Path("pick"))
     for _ in range(options.repeat):
         faiss.omp_set_num_threads(cores)
         found_plain = timed("search: plain", lambda: searched_plain.search(queries, options.k)[1])

@@ -263,8 +263,13 @@ def from_run(options: Options) -> Case:
     queries = np.concatenate([np.asarray(unit.queries) for unit in neighbours.units()])[:last]
     targets = np.concatenate([np.asarray(unit.targets) for unit in neighbours.units()])[:last]
     about = describe(store, indexes[0], nprobe) | {"source": f"{run.root.name}, {options.split}"}
-    searches = {str(index.record["factory"]): partial(search_ids, index, k, nprobe) for index in indexes}
+    searches = {factory_of(index): partial(search_ids, index, k, nprobe) for index in indexes}
     return Case(store, queries, targets, searches, k, nprobe, about)
+
+
+def factory_of(index: SearchIndex) -> str:
+    assert index.record is not None
+    return index.record.factory
 
 
 def search_ids(index: SearchIndex, k: int, nprobe: int, queries: np.ndarray) -> np.ndarray:
@@ -286,14 +291,14 @@ def synthetic(options: Options, folder: Path) -> Case:
     queries, targets = draw(options.queries)
     k, nprobe = options.k or 1024, options.nprobe or 32
     about = describe(store, opened, nprobe) | {"source": "synthetic"}
-    searches = {str(opened.record["factory"]): partial(search_ids, opened, k, nprobe)}
+    searches = {factory_of(opened): partial(search_ids, opened, k, nprobe)}
     return Case(store, queries, targets, searches, k, nprobe, about)
 
 
 def describe(store: Datastore, index: SearchIndex, nprobe: int) -> dict[str, object]:
     return {
         "rows": store.rows, "width": store.width, "key_dtype": store.key_dtype.name, "shards": len(store.shards),
-        "factory": index.record["factory"], "nprobe": nprobe, "fast_scan": index.fast_scan,
+        "factory": factory_of(index), "nprobe": nprobe, "fast_scan": index.fast_scan,
     }  # fmt: skip
 
 

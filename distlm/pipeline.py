@@ -20,6 +20,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
+from distlm.datastore.manifest import is_complete
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
@@ -48,8 +49,7 @@ def _searched(config: RunConfig, run: RunDir) -> bool:
 
 
 def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
-    manifest = run.datastore / "manifest.json"
-    return manifest.exists() and bool(read_json(manifest, "datastore manifest").get("complete"))
+    return is_complete(run.datastore)
 
 
 def _prepared(config: RunConfig, run: RunDir) -> bool:

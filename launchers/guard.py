@@ -16,10 +16,9 @@ from pathlib import Path
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
-from distlm.datastore.manifest import MANIFEST, SIDECARS
+from distlm.datastore.manifest import SIDECARS, is_complete
 from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from launchers.site import check_stage, load_site
 
@@ -30,8 +29,7 @@ def _train(_config: RunConfig, run: RunDir) -> str:
 
 
 def _datastore(_config: RunConfig, run: RunDir) -> str:
-    manifest = run.datastore / MANIFEST
-    if manifest.exists() and read_json(manifest, "datastore manifest").get("complete"):
+    if is_complete(run.datastore):
         return "complete"
     return f"{_count(run.datastore, SIDECARS)} shards"
 

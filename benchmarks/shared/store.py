@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.manifest import MANIFEST, keys_path, values_path
+from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.settings import Settings
 
 Draw = Callable[[int], tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]]
 """Number of rows → their keys [n, D] and values [n]."""
@@ -29,7 +31,7 @@ def write_store(folder: Path, rows: int, settings: Settings, draw: Draw) -> None
         np.save(keys_path(folder, index), keys)
         np.save(values_path(folder, index), values)
         shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), "0" * 32, "0" * 32))
-    write_manifest(folder, Manifest(settings, rows, tuple(shards), True))
+    Manifest.of_store(settings, rows, shards, complete=True).write(folder / MANIFEST)
 
 
 def random_keys(width: int, seed: int = 0) -> Draw:

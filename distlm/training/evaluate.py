@@ -108,7 +108,7 @@ def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     try:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
         vocabulary = len(tokens.dictionary)
-        count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
+        count = sum(tokens.meta.splits[split].tokens for split in config.knn.splits if split in tokens.meta.splits)
     except DistlmError:
         vocabulary, count = kind(config.model.kind).assumed_words(config), 0
     parameters = parameter_count(model_of(config), vocabulary)

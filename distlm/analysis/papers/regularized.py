@@ -20,6 +20,8 @@ from typing import Any
 
 from distlm.analysis import plots
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.data.records import TokensMeta
+from distlm.data.tokens import META
 from distlm.runtime import metrics
 from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
@@ -210,9 +212,9 @@ def _figure(root: Path, cells: Cells) -> None:
 
 
 def _edition(root: Path) -> str | None:
-    path = root / "tokens" / "tokens" / "meta.json"
-    found = read_json(path, "description of token files").get("edition") if path.exists() else None
-    return found["name"] if found and found["exact"] else None
+    path = root / "tokens" / "tokens" / META
+    found = TokensMeta.read(path).edition if path.exists() else None
+    return found.name if found and found.exact else None
 
 
 def _blank(values: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.write import UNIT_BYTES, write_merged
+from distlm.index.records import Rates
 from distlm.runtime.files import require_free_disk, sync_file
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.cores import usable_cores
@@ -42,30 +43,6 @@ class Amounts:
 
 
 AMOUNTS = Amounts()
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Measured on one rank with `threads` threads, training with `node_threads`."""
-
-    threads: int
-    node_threads: int
-    add_keys_s: float
-    """Keys encoded and added per second."""
-    kmeans_keys_s: float
-    """Keys through one iteration of coarse k-means per second."""
-    pq_s: float
-    """Seconds of training all codebooks; 0 without a product quantiser."""
-    transform_keys_s: float
-    """Keys per second through training of the transforms; infinite without."""
-    transform_fixed_s: float
-    """What training the transforms takes besides (eigenvectors)."""
-    write_bytes_s: float
-    """To the folder, fsync included."""
-    read_bytes_s: float
-    """From the folder, as far as the page cache can be left out."""
-    merge_bytes_s: float
-    """Of the merged file: parts read and checked, copied, flushed and read back."""
 
 
 def calibrate(

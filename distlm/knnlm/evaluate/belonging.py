@@ -7,7 +7,8 @@ from typing import Any
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index import index_info
+from distlm.index.layout import IndexFolder
+from distlm.index.state import finished_record
 from distlm.knnlm.evaluate.parts import Frozen, FrozenCache, Parts
 from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
@@ -55,16 +56,18 @@ def open_rest(
     if first.neighbours is None:
         return None, None
     store = Datastore.open(run.datastore)
-    index = index_info(run.index)["index"] if knn.search == "index" else None
+    index = finished_record(IndexFolder(run.index)) if knn.search == "index" else None
     for parts in opened.values():
         neighbours = parts.neighbours
         assert neighbours is not None
         neighbours.require({"datastore": store.fingerprint}, str(store.folder))
         neighbours.require({"model": fingerprint}, "the checkpoint")
         neighbours.require({"token_files": tokens.fingerprint}, str(tokens.folder))
-        neighbours.require({"index": index["fingerprint"] if index else "brute"}, str(run.index))
+        neighbours.require({"index": index.fingerprint if index else "brute"}, str(run.index))
         same = ("k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype")
         neighbours.require({key: first.neighbours.manifest[key] for key in same}, str(first.neighbours.folder))
-    if index is not None:
-        index = {key: index[key] for key in ("factory", "nlist", "bytes", "fingerprint")}
-    return store, index
+    if index is None:
+        return store, None
+    return store, {
+        "factory": index.factory, "nlist": index.nlist, "bytes": index.bytes, "fingerprint": index.fingerprint
+    }  # fmt: skip

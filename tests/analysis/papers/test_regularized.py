@@ -11,6 +11,8 @@ import pytest
 
 from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
 from distlm.config.schema import RunConfig
+from distlm.data.records import EditionMatch
+from distlm.data.tokens import TokenFiles
 from distlm.knnlm.scoring import interpolate, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.stage import split_knn_log_probs
@@ -95,7 +97,9 @@ def test_the_paper_s_numbers_stand_beside_ours_on_its_texts_only(finished: RunCo
     for weight in ("0", "0.1"):
         place(tmp_path, finished, f"w{weight}-s1", 70.0, 70.0)
     assert "74.11" not in write_tables(tmp_path)
-    write_json(tmp_path / "tokens" / "tokens" / "meta.json", {"edition": {"name": "WikiText-2", "exact": True}})
+    meta = TokenFiles.open(RunDir(Path(finished.run_dir)).tokens(finished)).meta
+    meta.edition = EditionMatch("WikiText-2", ["token counts"], [], exact=True)
+    meta.write(tmp_path / "tokens" / "tokens" / "meta.json")
     text = write_tables(tmp_path)
     assert all(value in text for value in ("19.99", "75.96", "74.11", "73.13"))
     assert "one seed alone does not tell" in text

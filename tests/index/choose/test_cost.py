@@ -9,10 +9,11 @@ from distlm.config import load_config
 from distlm.errors import DistlmError
 from distlm.index import run_index_build
 from distlm.index.choose import calibrate as calibration
-from distlm.index.choose.calibrate import Amounts, Rates, calibrate
+from distlm.index.choose.calibrate import Amounts, calibrate
 from distlm.index.choose.cost import index_costs
 from distlm.index.choose.plan import Store, template_bytes
 from distlm.index.factory import fit_factory
+from distlm.index.records import Rates
 from distlm.plan_sheet import plan_sheet
 
 RATES = Rates(
