@@ -76,9 +76,12 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         write_json(path, self.tree())
 
     def tree(self) -> dict[str, Any]:
-        """As dicts, lists and numbers; optional fields (`x: T | UnsetType = UNSET`) that are unset are left out."""
+        """As dicts, lists and numbers, `format` first, the other fields in their order.
+
+        Optional fields (`x: T | UnsetType = UNSET`) that are unset are left out.
+        """
         built: dict[str, Any] = msgspec.to_builtins(self)
-        return built
+        return {"format": built.pop("format"), **built}
 
 
 def replaced(record: _R, **changes: Any) -> _R:
