@@ -20,7 +20,8 @@ NEIGHBOURS: dict[str, Any] = {
 }  # fmt: skip
 CACHE: dict[str, Any] = {
     "format": 1, "kind": "cache", "split": "valid", "tokens": 5, "fill": "full", "windows": [2, 3],
-    "thetas": [0.1, 1.0], "tap": "last_output", "states": "h" * 32, "context_rule": RULE, "model": "m" * 32, "token_files": "t" * 32,
+    "thetas": [0.1, 1.0], "tap": "last_output", "states": "h" * 32, "context_rule": RULE, "model": "m" * 32,
+    "token_files": "t" * 32,
 }  # fmt: skip
 UNIT: dict[str, Any] = {"rows": 5, "hashes": {"queries": "q" * 32, "targets": "y" * 32, "log_probs": "l" * 32}}
 LOSSES: dict[str, Any] = {
