@@ -109,6 +109,20 @@ def test_what_goes_together_is_asked_for(kind: type[Record], keys: tuple[str, ..
     assert f"missing field `{gone}`, which goes with" in refused(kind, tmp_path / "file.json", tree)
 
 
+@pytest.mark.parametrize("mixture", ["knn", "cache", "both", "stores"])
+def test_results_without_the_settings_of_a_mixture_are_refused(mixture: str, tmp_path: Path) -> None:
+    tree = old.all_results()
+    keys = ("lambda", "temperature", "k", "nprobe", "distances", "search") if mixture == "knn" else (mixture,)
+    for key in keys:
+        del tree["settings"][key]
+    assert f"none of `{mixture}`" in refused(Results, tmp_path / "results.json", tree)
+
+
+@pytest.mark.parametrize("field", ["datastore", "exactness", "self_test"])
+def test_results_with_neighbours_say_of_which_store(field: str, tmp_path: Path) -> None:
+    assert f"`{field}`" in refused(Results, tmp_path / "results.json", old.all_results() | {field: None})
+
+
 def test_what_older_versions_did_not_write_may_be_absent(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     assert not Results.read(write(path, old.KNN_RESULTS)).ladder

@@ -115,7 +115,7 @@ def _read(folder: Path) -> Run | None:
     if not match or not (run.results.exists() and run.tuned.exists()):
         return None
     results, tuned = Results.read(run.results), Tuned.read(run.tuned)
-    if not results.splits["valid"].knn:
+    if not results.splits["valid"].knn or not tuned.grid:
         return None
     perplexities: dict[str, float | None] = {"fixed": fixed_perplexity(tuned)}
     for split, suffix in (("valid", ""), ("test", "_test")):

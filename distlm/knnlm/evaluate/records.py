@@ -299,6 +299,14 @@ class Results(Record, kw_only=True):
     code: Code
     """The code of the evaluation."""
 
+    def __post_init__(self) -> None:
+        there = {name for split in self.splits.values() for name in NAMES if split.of(name)}
+        for name, setting in (("knn", "weight"), ("cache", "cache"), ("both", "both"), ("stores", "stores")):
+            if name in there and getattr(self.settings, setting) is UNSET:
+                raise ValueError(f"`settings` has none of `{name}`, which a split was evaluated with")
+        if "knn" in there and None in (self.datastore, self.exactness, self.self_test):
+            raise ValueError("`datastore`, `exactness` or `self_test` is null, and a split was evaluated with `knn`")
+
     def mixtures(self) -> list[str]:
         """Those of the language model and its mixtures that every split has, in order."""
         return [name for name in NAMES if all(split.of(name) for split in self.splits.values())]

@@ -8,6 +8,7 @@ What results.json holds is said in records.py; the loss of every token is in RUN
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 from msgspec import UNSET
@@ -59,7 +60,6 @@ from distlm.models.io import card_parameters
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first
-from distlm.runtime.records import given
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 
@@ -165,8 +165,8 @@ def _settings(tuned: Tuned, searched: NeighboursManifest | None) -> Settings:
         settings.both = BothSettings(tuned.both.knn_lambda, tuned.both.cache_lambda)
     if tuned.stores:
         settings.stores = Stores(tuned.stores.lambdas, tuned.stores.stores)
-    if tuned.halves_of:
-        settings.adaptive = AdaptiveSettings(given(tuned.grid).buckets or 0, bool(tuned.gate), tuned.halves_of)
+    if tuned.halves_of and tuned.grid:
+        settings.adaptive = AdaptiveSettings(tuned.grid.buckets or 0, bool(tuned.gate), tuned.halves_of)
     return settings
 
 
@@ -181,13 +181,20 @@ def _ladder(
     if knn.similarity == "dot":
         # Its rungs are distances.
         return None
-    if run.results.exists():
-        before = Results.read(run.results).ladder
-        if before and before.key == ladder_key(neighbours, frozen, sample):
-            return before
+    before = _ladder_before(run.results)
+    if before and before.key == ladder_key(neighbours, frozen, sample):
+        return before
     # This stage is given no GPU, and a sample needs none.
     scan = "queries" if knn.scan == "gpu" else knn.scan
     return exactness_ladder(store, open_index(run.index, store, scan), neighbours, frozen, sample)
+
+
+def _ladder_before(path: Path) -> Ladder | None:
+    """That of the last evaluation; None without one, or where its file cannot be read, which is written anew."""
+    try:
+        return Results.read(path).ladder or None
+    except DistlmError:
+        return None
 
 
 def evaluate_parts(
