@@ -258,7 +258,8 @@ def tune(case: Case, kept: Sequence[Kept], log_lm: np.ndarray, tokens: int) -> d
     knn = KnnConfig(lambdas=[i / 10 for i in range(10)], temperatures=[0.25 * 2.0**i for i in range(10)], ks=ks)
     note(f"tuning on {tokens} tokens")
     start = time.perf_counter()
-    losses = grid_losses(Repeated(Path(), {}), knn)
+    # Tuning reads the units alone.
+    losses = grid_losses(Repeated(Path(), None), knn)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     return {"tokens": tokens, "points": losses.size, "seconds": round(seconds, 2), "best_nats": float(losses.min())}
 
