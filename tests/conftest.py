@@ -8,6 +8,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from support import ENVIRONMENT, warm
+
+SERVER = pytest.StashKey[warm.Server]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of warm starts for this process and those of xdist, which inherit its environment."""
+    if warm.VARIABLE not in os.environ:
+        config.stash[SERVER] = warm.Server()
+        ENVIRONMENT[warm.VARIABLE] = os.environ[warm.VARIABLE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End it."""
+    if SERVER in config.stash:
+        config.stash[SERVER].close()
+
 
 @pytest.fixture(scope="session")
 def wikitext2() -> Path:

@@ -5,12 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, distlm
+from support.deadline import DEADLINE_S, until
 from support.store import arguments, file_hashes
 
 from distlm.config.schema import RunConfig
@@ -81,14 +81,11 @@ def test_two_shares_at_once_one_killed_and_started_again(ready: RunConfig, finis
 
     shutil.rmtree(folder_of(ready), ignore_errors=True)
     first, second = start("0/2"), start("1/2")
-    deadline = time.monotonic() + 120
-    while not any(shard % 2 for shard in finished_shards(ready)) and second.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    until(lambda: second.poll() is not None or any(shard % 2 for shard in finished_shards(ready)), "a shard")
     os.kill(second.pid, signal.SIGKILL)
-    assert second.wait(60) in (-signal.SIGKILL, 0)
-    assert start("1/2").wait(120) == 0
-    assert first.wait(120) == 0
+    assert second.wait(DEADLINE_S) in (-signal.SIGKILL, 0)
+    assert start("1/2").wait(DEADLINE_S) == 0
+    assert first.wait(DEADLINE_S) == 0
     assert " 0 shards to write" in distlm("datastore", "write", *words).stderr
     assert file_hashes(folder_of(ready)) == file_hashes(folder_of(finished))
 

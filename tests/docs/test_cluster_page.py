@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.deadline import DEADLINE_S
 
 from launchers.site import STAGES, load_site, parse_site
 
@@ -18,7 +19,7 @@ SHOWN = sorted(set(re.findall(r"python -m (launchers\.\w+)([^\n#)`]*)", TEXT)))
 
 @cache
 def help_of(module: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -20,5 +20,5 @@ def test_own_text_with_the_small_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_own_text_to_the_end(tmp_path: Path) -> None:
-    done = distlm("run", "wikitext2-small", *words(tmp_path), "train.updates=3", timeout=400)
+    done = distlm("run", "wikitext2-small", *words(tmp_path), "train.updates=3")
     assert "perplexity" in done.stdout and (tmp_path / "mine" / "report.html").exists()

@@ -14,7 +14,7 @@ def finished(tmp_path_factory):
     """A finished tiny run: (text folder, run folder)."""
     root = tmp_path_factory.mktemp("bad")
     text = write_text(root / "text", train_lines=300)
-    distlm("run", "demo", *FAST, f"data.text_dir={text}", f"run_dir={root / 'run'}", timeout=400)
+    distlm("run", "demo", *FAST, f"data.text_dir={text}", f"run_dir={root / 'run'}")
     return text, root / "run"
 
 

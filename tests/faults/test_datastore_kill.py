@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.store import arguments, file_hashes, ready_run
 
 from distlm.datastore.reader import Datastore
@@ -46,16 +47,16 @@ def start_and_kill(words: list[str], folder: Path, chance: random.Random) -> boo
     wanted, pause = shards_on_disk(folder) + chance.randrange(0, 12), chance.random() * 0.02
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 120
-        while process.poll() is None and not (has_begun(process.pid, folder) and shards_on_disk(folder) >= wanted):
-            assert time.monotonic() < until
-            time.sleep(0.002)
+        until(
+            lambda: process.poll() is not None or (has_begun(process.pid, folder) and shards_on_disk(folder) >= wanted),
+            f"{wanted} shards",
+        )
         time.sleep(pause)
         ranks = rank_processes(process.pid) if process.poll() is None else []
         if not ranks:
             return process.wait() != 0
         os.kill(chance.choice(ranks).pid, signal.SIGKILL)
-        return process.wait(timeout=60) != 0
+        return process.wait(timeout=DEADLINE_S) != 0
     finally:
         if process.poll() is None:
             process.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.index import DRIVER, driver, vectors, write_store
 
 pytestmark = pytest.mark.multiprocess
@@ -52,14 +53,13 @@ def _kill_one_rank(action: str, run_dir: Path, delay: float, choose: random.Rand
     process = subprocess.Popen(
         command, env={**ENVIRONMENT, **SMALL_UNITS}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    while process.poll() is None and not (run_dir / "started").exists():
-        time.sleep(0.002)
+    until(lambda: process.poll() is not None or (run_dir / "started").exists(), "the start")
     time.sleep(delay)
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     ranks = [child for child in children if str(DRIVER) in _words(child) and "mpirun" not in _words(child)[0]]
     if ranks:
         choose.choice(ranks).send_signal(signal.SIGKILL)
-    return process.wait(timeout=120) != 0
+    return process.wait(timeout=DEADLINE_S) != 0
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -5,12 +5,12 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from support import ENVIRONMENT, distlm, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.plm import memory_of, plm_settings, tiny_shards
 from support.train import curve, newest, relative, same_end, train_all
 
@@ -31,21 +31,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kill(overrides: list[str], run: Path, save: bool, seed: int) -> None:
     """Start two ranks and kill one: after some update, or when a save has written the first file of a memory."""
     process = subprocess.Popen(
-        mpirun_command(2, ["-m", "distlm", "train", "demo", *overrides]),
+        mpirun_command(2, ["-m", "distlm", "train", "plm-base", *overrides]),
         env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     update = random.Random(seed).randrange(6, 30)
-    deadline, record = time.monotonic() + 120, run / "metrics.jsonl"
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline
-        reached = record.exists() and f'"step": {update},' in record.read_text("utf-8")
-        if reached and (not save or list((run / "checkpoints").glob(".step-*.tmp/memory-*"))):
-            break
-        time.sleep(0.001)
+    record = run / "metrics.jsonl"
+
+    def reached() -> bool:
+        there = record.exists() and f'"step": {update},' in record.read_text("utf-8")
+        return there and (not save or any((run / "checkpoints").glob(".step-*.tmp/memory-*")))
+
+    until(reached, f"update {update}", lambda: process.poll() is None, pause=0.001)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
     ranks = [int(pid) for pid in children if b"distlm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(ranks[-1], signal.SIGKILL)
-    assert process.wait(60) != 0
+    assert process.wait(DEADLINE_S) != 0
 
 
 @pytest.mark.parametrize(("save", "ranks", "seed"), [(False, 2, 1), (True, 1, 2)], ids=["step", "save"])
@@ -56,7 +56,7 @@ def test_killed_and_started_again(folder: Path, tmp_path: Path, save: bool, rank
     # The worst place: a memory's file is there, the marker is not.
     shutil.copytree(newest(run), run / "checkpoints" / "step-00000039")
     (run / "checkpoints" / "step-00000039" / "complete.json").unlink()
-    done = distlm("train", "demo", *overrides, ranks=ranks)
+    done = distlm("train", "plm-base", *overrides, ranks=ranks)
     assert "continuing from" in done.stderr
     assert curve(whole, "train/data_fingerprint") == curve(run, "train/data_fingerprint")
     if ranks == 2:

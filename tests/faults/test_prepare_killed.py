@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, write_text
+from support.deadline import DEADLINE_S
 
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
@@ -36,7 +37,7 @@ with open_stage("prepare", config) as stage:
 
 def run(die_at: int, run_dir: Path, text: Path) -> int:
     command = [sys.executable, "-c", SCRIPT, str(die_at), str(run_dir), str(text)]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=60).returncode
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S).returncode
 
 
 @pytest.mark.parametrize("die_at", [2, 26])
@@ -65,7 +66,7 @@ def test_two_runs_that_share_a_folder_prepare_it_once(tmp_path: Path) -> None:
         )
         for i in range(3)
     ]  # fmt: skip
-    said = [process.communicate(timeout=60)[1] for process in runs]
+    said = [process.communicate(timeout=DEADLINE_S)[1] for process in runs]
     assert [process.returncode for process in runs] == [0, 0, 0], said
     assert sum("nothing to do" in text for text in said) == 2
     TokenFiles.open(tmp_path / "shared")

@@ -3,11 +3,11 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT
+from support.deadline import DEADLINE_S, until
 from support.knn import copy_run, in_stage
 from support.store import arguments, file_hashes, ready_run
 
@@ -26,12 +26,9 @@ def interrupt(words: list[str], folder: Path, pattern: str, number: int) -> int:
     """Start a search, signal it as soon as some file of `pattern` is there, and give its exit code."""
     process = subprocess.Popen([sys.executable, "-m", "distlm", "knn", "search", *words], env=ENVIRONMENT)
     try:
-        until = time.monotonic() + 120
-        while process.poll() is None and not any(folder.glob(pattern)):
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        until(lambda: process.poll() is not None or any(folder.glob(pattern)), pattern, pause=0.001)
         process.send_signal(number)
-        return process.wait(timeout=60)
+        return process.wait(timeout=DEADLINE_S)
     finally:
         if process.poll() is None:
             process.kill()

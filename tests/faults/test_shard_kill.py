@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, write_text
+from support.deadline import DEADLINE_S
 from support.shards import hashes, make_shards
 
 from distlm.data.shards.reader import ShardRows
@@ -14,13 +15,12 @@ from distlm.errors import DistlmError
 # Kills itself with SIGKILL at the call of the given function that has the given number.
 SCRIPT = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from shard_support import make_shards
-from distlm.data import shard, shard_files, shard_writer
-names = {"chunk": (shard_writer._ShardFile, "_add"), "marker": (shard, "write_marker"),
-         "vocabulary": (shard, "train_wordpiece"), "manifest": (shard_files.ShardsManifest, "write")}
-owner, name = names[sys.argv[4]]
-real, left = getattr(owner, name), int(sys.argv[5])
+from support.shards import make_shards
+from distlm.data.shards import files, stage, writer
+names = {"chunk": (writer._ShardFile, "_add"), "marker": (stage, "write_marker"),
+         "vocabulary": (stage, "train_wordpiece"), "manifest": (files.ShardsManifest, "write")}
+owner, name = names[sys.argv[3]]
+real, left = getattr(owner, name), int(sys.argv[4])
 def dying(*arguments):
     global left
     left -= 1
@@ -28,14 +28,14 @@ def dying(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 setattr(owner, name, dying)
-make_shards(sys.argv[2], sys.argv[3])
+make_shards(sys.argv[1], sys.argv[2])
 """
 
 
 def run(folder: Path, text: Path, place: str, number: int) -> int:
-    arguments = [str(Path(__file__).parents[1]), str(folder), str(text), place, str(number)]
+    arguments = [str(folder), str(text), place, str(number)]
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=100
+        [sys.executable, "-c", SCRIPT, *arguments], env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S
     ).returncode
 
 

@@ -5,12 +5,12 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from support import ENVIRONMENT, distlm, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess
@@ -45,11 +45,11 @@ def start(ranks: int, overrides: list[str], log: Path) -> subprocess.Popen[bytes
 
 
 def wait_for_update(run: Path, update: int, process: subprocess.Popen[bytes]) -> None:
-    path, deadline = run / "metrics.jsonl", time.monotonic() + 120
-    while not (path.exists() and f'"step": {update},' in path.read_text("utf-8")):
-        assert process.poll() is None, f"ended before update {update}"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    path = run / "metrics.jsonl"
+    until(
+        lambda: path.exists() and f'"step": {update},' in path.read_text("utf-8"),
+        f"update {update}", lambda: process.poll() is None,
+    )  # fmt: skip
 
 
 def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
@@ -60,11 +60,7 @@ def ranks_of(launcher: subprocess.Popen[bytes]) -> list[int]:
 
 def assert_gone(pid: int) -> None:
     """mpirun ends the other ranks; a rank that lived on would write beside the next start."""
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"rank {pid} lives on")
+    until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of rank {pid}")
 
 
 def leave_halves(checkpoints: Path) -> None:
@@ -82,7 +78,7 @@ def test_killed_run_ends_in_the_same_bytes(folder: Path, tmp_path: Path, ranks: 
     wait_for_update(tmp_path / "run", random.Random(seed).randrange(9, 26), process)
     pids = ranks_of(process) if ranks > 1 else [process.pid]
     os.kill(pids[-1], signal.SIGKILL)
-    assert process.wait(60) != 0
+    assert process.wait(DEADLINE_S) != 0
     for pid in pids:
         assert_gone(pid)
     leave_halves(tmp_path / "run" / "checkpoints")
@@ -100,7 +96,7 @@ def test_signal_to_one_rank_stops_all_with_75(folder: Path, tmp_path: Path) -> N
     process = start(2, overrides, tmp_path / "log")
     wait_for_update(tmp_path / "run", 9, process)
     os.kill(ranks_of(process)[1], signal.SIGUSR1)
-    assert process.wait(60) == 75, (tmp_path / "log").read_text("utf-8")
+    assert process.wait(DEADLINE_S) == 75, (tmp_path / "log").read_text("utf-8")
     stopped_at = int(newest(tmp_path / "run").name[5:])
     assert 9 <= stopped_at < 30
     assert f"stopped after update {stopped_at}" in (tmp_path / "log").read_text("utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT
+from support.deadline import DEADLINE_S
 from support.index import config, one_rank, vectors, write_store
 
 from distlm.errors import DistlmError
@@ -16,7 +17,7 @@ from distlm.index.faiss_module import require_faiss
 
 def test_importing_the_room_loads_no_torch() -> None:
     code = "import sys, distlm.index; assert 'torch' not in sys.modules and 'mpi4py' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from support import ENVIRONMENT
+from support.deadline import DEADLINE_S
 
 from distlm.config.load import load_config
 from distlm.runtime.files import write_json
@@ -81,7 +82,7 @@ def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
 def test_the_command_answers_with_its_exit_code(tmp_path):
     def command(*words, **env):
         return subprocess.run(
-            [sys.executable, "-m", "launchers.guard", *words], env={**ENVIRONMENT, **env}, timeout=60,
+            [sys.executable, "-m", "launchers.guard", *words], env={**ENVIRONMENT, **env}, timeout=DEADLINE_S,
             capture_output=True, text=True,
         )  # fmt: skip
 

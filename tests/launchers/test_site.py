@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import ENVIRONMENT
+from support.deadline import DEADLINE_S
 
 from distlm.errors import UsageError
 from launchers.site import STAGES, Site, StageSettings, load_site, parse_site, sbatch_flags, show
@@ -147,5 +148,9 @@ def test_show_can_be_read_back():
 
 def site_command(*words):
     return subprocess.run(
-        [sys.executable, "-m", "launchers.site", *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "launchers.site", *words],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
     )

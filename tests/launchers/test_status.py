@@ -8,6 +8,7 @@ import time
 
 import pytest
 from support import ENVIRONMENT, TINY
+from support.deadline import DEADLINE_S
 
 from distlm.config.load import dump_config, load_config
 from distlm.errors import DistlmError, UsageError
@@ -175,10 +176,10 @@ def test_the_logs_command(run):
     make(folder / "rank-00001.log", "".join(f"line {number}\n" for number in range(100)))
     record_job(run, "train", "", "deepspeed", "a,b", logs=str(folder))
     command = [sys.executable, "-m", "launchers.logs", str(run.root), "--rank", "1", "--lines", "2"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     assert done.stdout == f"==> {folder / 'rank-00001.log'} <==\nline 98\nline 99\n\n"
     command[command.index("1")] = "5"
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (done.returncode, "no log of rank 5; there are ranks 1 to 1" in done.stderr) == (1, True)
 
 
@@ -194,7 +195,7 @@ def test_runs_are_named_by_folder_or_recipe(run, monkeypatch):
 @pytest.mark.parametrize(("module", "error"), [("requeue", "no job to requeue"), ("cancel", "no job waits or runs")])
 def test_without_jobs_there_is_nothing_to_do(run, module, error):
     command = [sys.executable, "-m", f"launchers.{module}", str(run.root)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert error in done.stdout + done.stderr
     assert done.returncode == (1 if module == "requeue" else 0)
 

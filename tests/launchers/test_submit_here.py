@@ -9,11 +9,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, TINY, write_text
+from support.deadline import DEADLINE_S, until
 
 pytestmark = pytest.mark.multiprocess
 
@@ -33,8 +33,8 @@ def start(folder, *words):
     )  # fmt: skip
 
 
-def finish(process, timeout=420):
-    said = process.communicate(timeout=timeout)[0]
+def finish(process):
+    said = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 0, said
     return said
 
@@ -59,7 +59,7 @@ def debug(folder):
     run = folder / "debug"
     words = [*settings(folder / "text", run), "--cluster=debug"]
     stopped = start(folder, *words, "train.max_updates_this_run=20")
-    said = stopped.communicate(timeout=120)[0]
+    said = stopped.communicate(timeout=DEADLINE_S)[0]
     assert stopped.returncode == 75 and "stopped after update 20" in said
     said = finish(start(folder, *words))
     (world,) = WORLD.findall(said)
@@ -70,10 +70,10 @@ def debug(folder):
 def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
     run = folder / "local"
     running = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=2", "--array=2")
-    deadline = time.monotonic() + 120
-    while not any("train/loss" in line for line in lines(run / "metrics.jsonl")):
-        assert time.monotonic() < deadline and running.poll() is None, finish(running)
-        time.sleep(0.05)
+    until(
+        lambda: any("train/loss" in line for line in lines(run / "metrics.jsonl")),
+        lambda: f"an update\n{finish(running)}", lambda: running.poll() is None,
+    )  # fmt: skip
     (rank,) = run.glob(".alive/*/rank-00001.json")
     os.kill(json.loads(rank.read_text("utf-8"))["pid"], signal.SIGUSR1)
     said = finish(running)
@@ -97,7 +97,7 @@ def test_a_failing_stage_ends_the_run_and_shows_why(folder):
     run = folder / "broken"
     (folder / "empty").mkdir()
     broken = start(folder, *settings(folder / "empty", run), "--cluster=local", "--ranks=1")
-    said = broken.communicate(timeout=120)[0]
+    said = broken.communicate(timeout=DEADLINE_S)[0]
     assert (
         broken.returncode == 1 and "stage prepare failed; " in said and "Traceback" not in said and "train.txt" in said
     )

@@ -3,10 +3,10 @@
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.knn import in_stage
 from support.store import arguments, file_hashes, ready_run, tiny_config
 
@@ -47,13 +47,10 @@ def test_stopped_and_killed_on_two_ranks_then_finished_by_one(tmp_path):
 
     def interrupt(pattern: str, number: int) -> int:
         process = subprocess.Popen(command, env=ENVIRONMENT)
-        until = time.monotonic() + 120
         try:
-            while process.poll() is None and not any(run_dir.glob(pattern)):
-                assert time.monotonic() < until
-                time.sleep(0.001)
+            until(lambda: process.poll() is not None or any(run_dir.glob(pattern)), pattern, pause=0.001)
             process.send_signal(number)
-            return process.wait(timeout=60)
+            return process.wait(timeout=DEADLINE_S)
         finally:
             if process.poll() is None:
                 process.kill()

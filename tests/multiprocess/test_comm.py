@@ -4,6 +4,7 @@ import sys
 
 import pytest
 from support import BIN, ENVIRONMENT, mpirun
+from support.deadline import DEADLINE_S
 
 PROGRAM = """
 import sys
@@ -58,7 +59,7 @@ def test_torch(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(PROGRAM, "utf-8")
     command = [BIN / "torchrun", "--standalone", "--nproc-per-node=3", path, "torch"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stderr
 
 

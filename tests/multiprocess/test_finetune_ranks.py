@@ -13,7 +13,7 @@ from support.finetune import finetune_config, lines, pretrained, run, settings, 
 from distlm.errors import Stopped
 
 pytestmark = pytest.mark.multiprocess
-DRIVER = Path(__file__).parents[1] / "support" / "drivers" / "finetune_driver.py"
+DRIVER = Path(__file__).parents[1] / "support" / "drivers" / "finetune.py"
 
 
 def losses(seed: Path) -> list[float]:

@@ -3,12 +3,12 @@
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
+from support.deadline import DEADLINE_S, until
 from support.index import driver, one_process_build, vectors, write_store
 
 from distlm.datastore.reader import Datastore
@@ -95,7 +95,7 @@ def test_an_error_on_one_rank_ends_all_with_its_words(tmp_path: Path) -> None:
     data = bytearray(part.read_bytes())
     data[-100] ^= 1
     part.write_bytes(data)
-    failed = mpirun(2, driver("merge", tmp_path, **settings), check=False, timeout=60)
+    failed = mpirun(2, driver("merge", tmp_path, **settings), check=False)
     assert failed.returncode == 1
     assert "part-00001.index: damaged" in failed.stderr
     part.with_suffix(".json").unlink()
@@ -113,11 +113,10 @@ def test_a_stop_signal_to_one_rank_stops_all_at_a_boundary(tmp_path: Path) -> No
     command = mpirun_command(2, driver("add", tmp_path, **settings))
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "index" / "parts"
-    while process.poll() is None and len(list(parts.glob("*.json"))) < 20:
-        time.sleep(0.01)
+    until(lambda: len(list(parts.glob("*.json"))) >= 20, "20 parts", lambda: process.poll() is None)
     ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     subprocess.run(["kill", f"-{signal.SIGUSR1.value}", ranks[-1]], check=True)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=DEADLINE_S)
     assert process.returncode != 0
     assert "stopped at a boundary of index add; run the same command again" in text
     done = len(list(parts.glob("*.json")))

@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 from support import ENVIRONMENT, TINY, distlm, mpirun_command, write_text
+from support.deadline import DEADLINE_S, until
 
 from distlm.config.load import load_config
 from distlm.errors import EXIT_STOPPED
@@ -49,14 +49,6 @@ def start(command):
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def until(true, timeout=90, what="it"):
-    deadline = time.monotonic() + timeout
-    while not (found := true()):
-        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
-        time.sleep(0.05)
-    return found
-
-
 def ranks_of(run):
     """Processes of the ranks of a run, and of their keepers and launchers."""
     found = []
@@ -72,7 +64,7 @@ def ranks_of(run):
 
 def test_every_launcher_trains_the_same_model(tmp_path, words):
     words = [*words, "train.updates=3", "launch.ranks=2"]
-    train = next(step for step in STEPS if step.words == "train")
+    train = STEPS["train"]
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n", "utf-8")
     commands = {"python": [[sys.executable, "-m", "distlm", "train", "demo", *words, f"run_dir={tmp_path / 'python'}"]]}
@@ -89,7 +81,7 @@ def test_every_launcher_trains_the_same_model(tmp_path, words):
     worlds = {}
     for name, several in commands.items():
         processes = [start(command) for command in several]
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=DEADLINE_S)[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * len(processes), f"{name}\n{outputs}"
         assert len(losses(tmp_path / name)) == 3
         # The world as training found it: it decides how a batch is split.
@@ -117,7 +109,7 @@ def test_the_variables_of_an_srun_step_are_enough(tmp_path, words):
         }  # fmt: skip
         command = [sys.executable, "-m", "distlm", "train", "demo", *words]
         ranks.append(subprocess.Popen(command, env={**ENVIRONMENT, **step}, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=240)[1] for process in ranks]
+    errors = [process.communicate(timeout=DEADLINE_S)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     assert len(losses(tmp_path / "run")) == 2
 
@@ -129,30 +121,30 @@ def test_a_deepspeed_start_is_stopped_killed_and_continued(tmp_path, words):
     updates = 0
     for end in ("SIGTERM", "SIGKILL"):
         process = start(command)
-        until(lambda seen=updates: len(lines(run)) > seen, what="the first updates")
+        until(lambda seen=updates: len(lines(run)) > seen, "the first updates")
         process.send_signal(signal.Signals[end])
-        output = process.communicate(timeout=90)[0]
+        output = process.communicate(timeout=DEADLINE_S)[0]
         assert process.returncode == (EXIT_STOPPED if end == "SIGTERM" else -signal.SIGKILL), output
         # Ranks whose front was killed stop by themselves, and they save too.
-        until(lambda: not ranks_of(run), 30, "the end of all ranks")
+        until(lambda: not ranks_of(run), "the end of all ranks")
         updates = max(line["step"] for line in lines(run))
         assert 0 < updates < 300
         assert (run / f"checkpoints/step-{updates:08d}/complete.json").exists()
     process = start(command)
-    output = process.communicate(timeout=180)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 0, output
     assert [line["step"] for line in lines(run)] == list(range(1, 301))
-    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (again.returncode, "trained before; nothing to do" in again.stderr) == (0, True)
 
 
 def test_a_killed_rank_ends_a_deepspeed_start_and_is_named(tmp_path, words):
     run = tmp_path / "run"
     process = start(front(*words, "train.updates=100000", f"run_dir={run}", "--ranks", 2))
-    until(lambda: lines(run), what="the first update")
+    until(lambda: lines(run), "the first update")
     victim = next(each for each in ranks_of(run) if "distlm" in each.cmdline()[:4] and each.environ()["RANK"] == "1")
     victim.kill()
-    output = process.communicate(timeout=90)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == EXIT_STOPPED, output
     assert re.search(r"\[rank 1 on \S+\] ended by SIGKILL \(out of memory\?\)", output)
     assert "rank 1 (localhost) ended with exit code 137; run the same command again to continue" in output
@@ -162,7 +154,7 @@ def test_a_killed_rank_ends_a_deepspeed_start_and_is_named(tmp_path, words):
 def test_a_rank_that_refuses_its_settings_is_an_error(tmp_path, words):
     run = tmp_path / "run"
     process = start(front(*words, "train.updates=3", f"run_dir={run}", "data.tokens_dir=/nowhere", "--ranks", 2))
-    output = process.communicate(timeout=90)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 1, output
     assert re.search(
         r"launchers.deepspeed: rank \d \(localhost\) ended with exit code 1, first of 2 that failed", output
@@ -173,10 +165,10 @@ def test_a_killed_launcher_is_no_success(tmp_path, words):
     """`deepspeed` ends with 0 when its second half is killed, and leaves the ranks running: the front stops them."""
     run = tmp_path / "run"
     process = start(front(*words, "train.updates=100000", f"run_dir={run}", "--ranks", 2))
-    until(lambda: lines(run), what="the first update")
+    until(lambda: lines(run), "the first update")
     launch = next(each for each in ranks_of(run) if "deepspeed.launcher.launch" in each.cmdline())
     os.kill(launch.pid, signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == EXIT_STOPPED, output
     assert "the launcher ended (exit code 0) before its ranks; stopping them" in output
     assert not ranks_of(run)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import mpirun
-from support.drivers import memory_driver
+from support.drivers import memory as driver
 from torch import Tensor
 
 pytestmark = pytest.mark.multiprocess
@@ -18,13 +18,13 @@ Found = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def alone() -> Found:
-    return memory_driver.run_all(0)
+    return driver.run_all(0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
-    mpirun(1, [memory_driver.__file__, folder, *(f"{size}:{columns}" for size, columns in CUTS)], timeout=120)
+    mpirun(1, [driver.__file__, folder, *(f"{size}:{columns}" for size, columns in CUTS)])
     return folder
 
 
@@ -44,7 +44,7 @@ def close(mine: Tensor, wanted: Tensor, tolerance: float = 2e-6) -> None:
     torch.testing.assert_close(mine.reshape(wanted.shape), wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("masked", list(memory_driver.MASKS))
+@pytest.mark.parametrize("masked", list(driver.MASKS))
 def test_query_norm(alone: Found, ranks: list[Found], masked: str) -> None:
     """Outputs, statistics and the gradient of x hold on each rank; those of weight and bias are its tokens' part."""
     for name in ("mean", "var"):
@@ -68,7 +68,7 @@ def test_the_statistics_cross_ranks(ranks: list[Found]) -> None:
 
 
 def test_whole_memory(alone: Found, ranks: list[Found]) -> None:
-    for update in range(1, memory_driver.UPDATES + 1):
+    for update in range(1, driver.UPDATES + 1):
         for name in (f"out.{update}", f"x.{update}"):
             close(torch.cat([found[f"layer/{name}"] for found in ranks]), alone[f"layer/{name}"], 1e-5)
         for parameter in ("retrieval.keys", "retrieval.query.weight", "retrieval.norm.weight", "retrieval.norm.bias"):
@@ -76,7 +76,7 @@ def test_whole_memory(alone: Found, ranks: list[Found]) -> None:
             close(same_on_all(ranks, name), alone[name], 1e-5)
             assert alone[name].abs().max() > 0.01
         columns = [found[f"layer/values.{update}"] for found in ranks]
-        copies = torch.cat(columns, 1).split(memory_driver.WIDTH, 1)
+        copies = torch.cat(columns, 1).split(driver.WIDTH, 1)
         for copy in copies:
             close(copy, alone[f"layer/values.{update}"], 1e-5)
             assert torch.equal(copy, copies[0])
@@ -93,6 +93,6 @@ def test_counters_and_running_statistics(alone: Found, ranks: list[Found]) -> No
             assert torch.equal(found, alone[name]), name
         # Kept and continued: nothing is counted once for every rank.
         assert torch.equal(same_on_all(ranks, name.replace("extra", "again")), found), name
-    reads = memory_driver.CONFIG.heads * memory_driver.CONFIG.k * memory_driver.UPDATES
-    mask = memory_driver.MASKS["some"](torch.ones(memory_driver.ROWS, memory_driver.TOKENS, dtype=torch.bool))
+    reads = driver.CONFIG.heads * driver.CONFIG.k * driver.UPDATES
+    mask = driver.MASKS["some"](torch.ones(driver.ROWS, driver.TOKENS, dtype=torch.bool))
     assert alone["layer/extra.usage.reads"].sum() == reads * mask.sum()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import mpirun
-from support.drivers import memory_table_driver
-from support.drivers.memory_table_driver import DTYPES, MICRO_BATCHES, SUB_KEYS, TOKENS, UPDATES, VARIANTS
+from support.drivers import memory_table as driver
+from support.drivers.memory_table import DTYPES, MICRO_BATCHES, SUB_KEYS, TOKENS, UPDATES, VARIANTS
 from support.memory import WIDTH, settings
 from torch import Tensor
 
@@ -25,7 +25,7 @@ Found = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("table")
-    mpirun(1, [memory_table_driver.__file__, folder, "1", "2", "4"], timeout=180)
+    mpirun(1, [driver.__file__, folder, "1", "2", "4"])
     return folder
 
 

@@ -16,7 +16,7 @@ def test_two_ranks_write_what_one_writes_and_fail_together(tmp_path: Path) -> No
     for name in ("train.bin", "valid.bin", "test.bin", "dict.txt", "meta.json"):
         assert (tmp_path / "1/tokens" / name).read_bytes() == (tmp_path / "2/tokens" / name).read_bytes()
     (text / "valid.txt").write_bytes(b"\xff\n")
-    failed = distlm(*source, f"run_dir={tmp_path / 'bad'}", ranks=2, check=False, timeout=60)
+    failed = distlm(*source, f"run_dir={tmp_path / 'bad'}", ranks=2, check=False)
     assert failed.returncode == 1
     assert failed.stderr.count("valid.txt, line 1: not UTF-8") == 1
     assert "Traceback" not in failed.stderr

@@ -16,7 +16,7 @@ def test_three_ranks_write_the_bytes_of_one_and_fail_together(tmp_path: Path) ->
     train = (text / "train.txt").read_bytes()
     (text / "train.txt").unlink()
     (text / "train.txt.xz").write_bytes(lzma.compress(train))
-    command = ["data", "shard", "demo", f"shards.text_dir={text}", "launch.threads=1"]
+    command = ["data", "shard", "plm-base", f"shards.text_dir={text}", "launch.threads=1"]
     command += [f"shards.{name}={value}" for name, value in SMALL.items()]
     done = distlm(*command, f"run_dir={tmp_path / 'three'}", ranks=3)
     assert "train_rows=" in done.stdout
@@ -25,7 +25,7 @@ def test_three_ranks_write_the_bytes_of_one_and_fail_together(tmp_path: Path) ->
     assert len(manifest(tmp_path / "one/shards")["splits"]["train"]["shards"]) >= 7
 
     (text / "valid.txt").write_bytes(b"fine\n\xff\n")
-    failed = distlm(*command, f"run_dir={tmp_path / 'bad'}", ranks=2, check=False, timeout=60)
+    failed = distlm(*command, f"run_dir={tmp_path / 'bad'}", ranks=2, check=False)
     assert failed.returncode == 1
     assert failed.stderr.count("valid.txt, line 2: not UTF-8") == 1
     assert "Traceback" not in failed.stderr

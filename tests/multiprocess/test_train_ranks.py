@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import BIN, ENVIRONMENT
+from support.deadline import DEADLINE_S
 from support.train import (
     curve,
     newest,
@@ -133,7 +134,7 @@ def test_torchrun_gives_the_bytes_of_mpirun(runs: Path) -> None:
     arguments = settings(runs / "tokens", run, "train.deepspeed=zero2")
     done = subprocess.run(
         [*command, "-m", "distlm", "train", "demo", *arguments],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert newest(run).name == "step-00000012"

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support import ENVIRONMENT
+from support.deadline import DEADLINE_S
 
 pytestmark = pytest.mark.multiprocess
 
@@ -26,6 +27,6 @@ print("waits")
 def test_no_collective_gives_up_after_torchs_half_hour(ranks: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
                "--no-python", sys.executable, "-c", SCRIPT]  # fmt: skip
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("waits") == ranks

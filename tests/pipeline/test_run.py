@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from support import ENVIRONMENT, TINY, distlm, write_text
+from support.deadline import DEADLINE_S, until
 
 
 def settings(folder, text):
@@ -23,7 +23,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = distlm("run", "demo", *settings(folder, text), timeout=400)
+    done = distlm("run", "demo", *settings(folder, text))
     return folder, done
 
 
@@ -71,13 +71,11 @@ def test_a_stop_signal_ends_with_75_and_the_same_command_continues(finished, tex
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "distlm", "run", "demo", *settings(folder, text)]
     with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.STDOUT, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "checkpoints").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until((folder / "checkpoints").exists, "training", lambda: process.poll() is None)
         os.kill(process.pid, signal.SIGTERM)
-        output = process.communicate(timeout=120)[0].decode()
+        output = process.communicate(timeout=DEADLINE_S)[0].decode()
     assert process.returncode == 75, output
     assert "run the same command again" in output
-    distlm("run", "demo", *settings(folder, text), timeout=400)
+    distlm("run", "demo", *settings(folder, text))
     one, other = (json.loads((path / "results.json").read_text("utf-8")) for path in (whole, folder))
     assert one["splits"] == other["splits"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import TINY as TINY_KNN
 from support import write_text
+from support.kinds import readable
 
 from distlm.cli import main
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError, UsageError
@@ -18,6 +19,8 @@ TINY = (
     "memory.k=2", "memory.key_width=8", "train.updates=4", "train.valid_every=2", "train.save_every=2",
     "train.warmup_updates=1", "train.blocks_per_update=4", "train.micro_blocks=4", "launch.ranks=1", "launch.threads=1",
 )  # fmt: skip
+
+FAST = [word for word in readable([*TINY, "model.kind=plm"]) if word != "model.kind=plm"]
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_a_stopped_experiment_goes_on_and_ends_in_tables(
     tmp_path: Path, books: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def start(*settings: str) -> int:
-        experiment = load_experiment("pkm-plm", tmp_path / "runs", {"books": str(books)}, [*TINY, *settings], ["pkm"])
+        experiment = load_experiment("pkm-plm", tmp_path / "runs", {"books": str(books)}, [*FAST, *settings], ["pkm"])
         return run_experiment(experiment)
 
     assert start("train.max_updates_this_run=2") == EXIT_STOPPED
@@ -57,7 +60,7 @@ def test_several_at_once_write_logs_and_a_failure_names_its_own(tmp_path: Path, 
     def shard(name: str, text: Path) -> Item:
         folder = tmp_path / "runs" / name
         place = (f"name={name}", f"run_dir={folder}", f"shards.text_dir={text}")
-        return Item(name, "data shard", "plm-small", folder, (*place, *TINY), ())
+        return Item(name, "data shard", "plm-small", folder, (*place, *FAST), ())
 
     items = shard("one", books), shard("two", tmp_path / "nowhere")
     experiment = Experiment("x", "title", tmp_path / "runs", "distlm.analysis.papers.pkm_plm:write_tables", items)

@@ -34,6 +34,7 @@ MPI=${DISTLM_SLURM_MPI:-none}
 MARK=$DIR/.distlm-slurm
 SSH_CONF=/etc/ssh/ssh_config.d/distlm-slurm.conf
 BRIDGE=distlm-br
+PATIENCE=600   # seconds for a daemon to answer; a busy machine may take minutes
 export SLURM_CONF=$DIR/slurm.conf
 
 log() { echo "cluster.sh: $*" >&2; }
@@ -272,7 +273,7 @@ start_accounting() {
   spawn mariadbd mariadbd --no-defaults --datadir="$database" --user="$OWNER" --socket="$DIR/db.socket" \
     --skip-networking --pid-file="$DIR/mariadbd.pidfile" --innodb-lock-wait-timeout=900 \
     --innodb-buffer-pool-size=64M --innodb-log-file-size=16M --innodb-flush-log-at-trx-commit=0 --skip-log-bin
-  wait_for 30 mariadbd test -S "$DIR/db.socket"
+  wait_for "$PATIENCE" mariadbd test -S "$DIR/db.socket"
   cat >"$DIR/slurmdbd.conf" <<CONF
 AuthType=auth/munge
 AuthInfo=socket=$DIR/munge.socket
@@ -291,7 +292,7 @@ CONF
   chmod 600 "$DIR/slurmdbd.conf"
   # the client library takes its socket from this variable, so no TCP port is needed
   MYSQL_UNIX_PORT="$DIR/db.socket" spawn slurmdbd slurmdbd -D
-  wait_for 30 slurmdbd timeout 5 sacctmgr -n show cluster
+  wait_for "$PATIENCE" slurmdbd timeout 60 sacctmgr -n show cluster
 }
 
 # --- verbs
@@ -311,16 +312,16 @@ start() {
   (umask 077; head -c 128 /dev/urandom >"$DIR/munge.key")
   spawn munged munged -F --force --key-file="$DIR/munge.key" --socket="$DIR/munge.socket" \
     --pid-file="$DIR/munged.pidfile" --log-file="$DIR/munged.log" --seed-file="$DIR/munged.seed"
-  wait_for 10 munged test -S "$DIR/munge.socket"
+  wait_for "$PATIENCE" munged test -S "$DIR/munge.socket"
   hosts add
   if [ "$MODE" = net ]; then network_up; fi
   if [ "$MODE" != plain ]; then ssh_files; fi
   if [ "$ACCT" = 1 ]; then start_accounting; fi
   spawn slurmctld slurmctld -D -c
-  wait_for 20 slurmctld scontrol ping
+  wait_for "$PATIENCE" slurmctld scontrol ping
   local n
   for n in $(seq "$NODES"); do start_node "$n"; done
-  wait_for 20 "idle nodes" sh -c "[ \$(sinfo -h -N -p main -o %T | grep -cx idle) = $NODES ]"
+  wait_for "$PATIENCE" "idle nodes" sh -c "[ \$(sinfo -h -N -p main -o %T | grep -cx idle) = $NODES ]"
   trap - ERR
   log "$NODES nodes up (mode $MODE, accounting $ACCT); export SLURM_CONF=$SLURM_CONF"
 }

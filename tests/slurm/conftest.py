@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.deadline import DEADLINE_S
 from support.slurm_cluster import CLUSTER, Cluster, Slurm
 
 HERE = Path(__file__).parent
@@ -72,5 +73,7 @@ def _folder() -> Path:
     named = Path(os.environ.get("SLURM_CONF", ""))
     if (named.parent / ".distlm-slurm").exists():
         return named.parent
-    shown = subprocess.run(["bash", str(CLUSTER), "env"], capture_output=True, text=True, check=True, timeout=10)
+    shown = subprocess.run(
+        ["bash", str(CLUSTER), "env"], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
     return Path(shown.stdout.strip().removeprefix("export SLURM_CONF=")).parent

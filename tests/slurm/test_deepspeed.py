@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from support import TINY, distlm, write_text
+from support.deadline import DEADLINE_S, until
 
 PACKAGES = "(Debian: pdsh openssh-server; tests/slurm/cluster.sh install)"
 
@@ -72,7 +72,7 @@ def test_over_ssh(via, nodes, words, expected, tmp_path):
     run = tmp_path / "run"
     command = front(*words, "train.updates=3", f"run_dir={run}", "--ranks", 2, "--hostfile", hosts, "--via", via)
     # Blanks, quotes and commas reach the ranks as they are; a broken one would change the exit code.
-    nodes.run(*command, timeout=240, PYTHONWARNINGS="default,ignore::UserWarning", WANDB_NOTES='say "hello", $HOME')
+    nodes.run(*command, PYTHONWARNINGS="default,ignore::UserWarning", WANDB_NOTES='say "hello", $HOME')
     assert [line["train/loss"] for line in lines(run)] == expected
     logs = [log.read_text("utf-8") for log in sorted(run.glob("launch/deepspeed/*/rank-*.log"))]
     assert "world: rank 0 of 2 on node1" in logs[0]
@@ -99,7 +99,7 @@ def test_in_a_job(slurm, words, expected, tmp_path):
 def test_stopped_and_killed_over_pdsh_and_continued_in_a_job(nodes, words, tmp_path):
     """pdsh carries no signal; the ranks stop all the same, by order of the front and when the front is killed."""
     run = tmp_path / "run"
-    words = [*words, "train.updates=1000000", f"run_dir={run}", "launch.lost_after_s=6"]
+    words = [*words, "train.updates=1000000", f"run_dir={run}", "launch.lost_after_s=20"]
     over_pdsh = front(*words, "--ranks", 2, "--hosts", "node[1-2]:1", "--via", "pdsh")
     flags = ["--nodes=2", "--ntasks-per-node=1", "--mpi=none", "--kill-on-bad-exit=0"]
     in_a_job = ["srun", *flags, sys.executable, "-m", "distlm", "train", "demo", *words]
@@ -109,11 +109,11 @@ def test_stopped_and_killed_over_pdsh_and_continued_in_a_job(nodes, words, tmp_p
     ):  # fmt: skip
         with (tmp_path / "front.out").open("w") as out:
             process = subprocess.Popen(command, env=nodes.env, cwd=tmp_path, stdout=out, stderr=out)
-        nodes.until(lambda seen=steps, it=process: it.poll() is not None or len(lines(run)) > seen, 90, "an update")
+        until(lambda seen=steps: len(lines(run)) > seen, "an update", lambda it=process: it.poll() is None)
         process.send_signal(end)
-        assert process.wait(60) == code, (tmp_path / "front.out").read_text("utf-8")
+        assert process.wait(DEADLINE_S) == code, (tmp_path / "front.out").read_text("utf-8")
         # All ranks and what pdsh started there; without a front they notice its silence.
-        nodes.until(lambda: not running(nodes, run), 40, "the end of all ranks on the nodes", pause=0.5)
+        until(lambda: not running(nodes, run), "the end of all ranks on the nodes", pause=0.5)
         found = [line["step"] for line in lines(run)]
         assert found == list(range(1, len(found) + 1))
         steps = len(found)
@@ -138,10 +138,8 @@ def test_what_cannot_work_is_one_clear_error(arguments, error, nodes, words):
     """A host that is not there; a run directory that the nodes do not see (each has a /dev/shm of its own)."""
     run = f"/dev/shm/distlm-{os.getpid()}"
     try:
-        began = time.monotonic()
-        done = nodes.run(*front(*words, f"run_dir={run}", "--ranks", 2, *arguments), check=False, timeout=240)
+        done = nodes.run(*front(*words, f"run_dir={run}", "--ranks", 2, *arguments), check=False)
         assert (done.returncode, error in done.stderr) == (1, True), done.stdout + done.stderr
-        assert time.monotonic() - began < 120
     finally:
         shutil.rmtree(run, ignore_errors=True)
 
@@ -149,16 +147,14 @@ def test_what_cannot_work_is_one_clear_error(arguments, error, nodes, words):
 @pytest.mark.slow
 def test_a_node_that_goes_down_ends_the_start_and_is_named(nodes, words, tmp_path):
     run = tmp_path / "run"
-    words = [*words, "train.updates=1000000", "train.save_every=20", f"run_dir={run}", "launch.lost_after_s=6"]
+    words = [*words, "train.updates=1000000", "train.save_every=20", f"run_dir={run}", "launch.lost_after_s=20"]
     command = front(*words, "--ranks", 2, "--hosts", "node[3-4]:1", "--via", "pdsh")
     with (tmp_path / "front.out").open("w") as out:
         process = subprocess.Popen(command, env=nodes.env, cwd=tmp_path, stdout=out, stderr=out)
     saved = run / "checkpoints" / "step-00000020" / "complete.json"
-    nodes.until(lambda: process.poll() is not None or saved.exists(), 90, "a checkpoint")
+    until(saved.exists, "a checkpoint", lambda: process.poll() is None)
     nodes.crash("node4")
-    began = time.monotonic()
-    assert process.wait(90) == 75, (tmp_path / "front.out").read_text("utf-8")
-    print(f"noticed and ended after {time.monotonic() - began:.0f} s")
+    assert process.wait(DEADLINE_S) == 75, (tmp_path / "front.out").read_text("utf-8")
     output = (tmp_path / "front.out").read_text("utf-8")
     assert "rank 1 (node4) did not say how they ended (node down?); run the same command again" in output
-    nodes.until(lambda: str(run) not in nodes.on("node3", "ps", "-eo", "args").stdout, 40, "the end of rank 0")
+    until(lambda: str(run) not in nodes.on("node3", "ps", "-eo", "args").stdout, "the end of rank 0", pause=0.5)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.deadline import until
 from support.slurm import FLAGS, ON_TWO, REQUEUED, logged, long_training, repeated, script, wait_for_updates
 from support.slurm_cluster import Slurm
 from support.train import newest, relative, same_end, tiny_tokens
@@ -42,7 +43,7 @@ def stopped(module_slurm: Slurm, tokens: Path) -> dict[str, tuple[str, Path]]:
                 waiting.remove(name)
         return not waiting
 
-    slurm.until(all_stopped, 120, lambda: f"5 updates of {waiting}", pause=0.02)
+    until(all_stopped, lambda: f"5 updates of {waiting}", pause=0.02)
     for job in jobs.values():
         slurm.done(job)
     return {name: (jobs[name], runs[name]) for name in runs}
@@ -95,6 +96,6 @@ def test_the_real_time_limit(slurm: Slurm, tmp_path: Path) -> None:
     tokens, run = tiny_tokens(tmp_path), tmp_path / "run"
     words = long_training(run, tokens, "train.updates=100000", "train.save_every=0")
     job = slurm.sbatch(*ON_TWO, "--time=1", "--signal=USR1@30", script("train"), *words)
-    slurm.until(lambda: slurm.restarts(job) == 3, 400, lambda: f"three requeues\n{slurm.output(job)}", pause=1)
+    until(lambda: slurm.restarts(job) == 3, lambda: f"three requeues\n{slurm.output(job)}", pause=1)
     assert slurm.output(job).count(REQUEUED) >= 3
     assert not repeated(run)

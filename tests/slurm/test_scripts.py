@@ -7,11 +7,11 @@ stopped once on its way. They are in the queue together.
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, TINY, mpirun_command
+from support import TINY, distlm
+from support.kinds import readable
 from support.plm import PLM
 from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
 from support.slurm_cluster import Slurm
@@ -40,8 +40,12 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     jobs: dict[str, dict[str, str]] = {name: {} for name in words}
     jobs["whole"]["run"] = slurm.sbatch(*ON_TWO, script("run"), *words["whole"])
     submit_chain(slurm, jobs["scripts"], CHAIN, words["scripts"])
-    plain(["data", "prepare", *words["plain"]])
-    plain(["train", *words["plain"]], ranks=2)
+    # Stopped once the store has its first shard: the stop comes in the middle of a stage or between two.
+    store = slurm.folder / "whole" / "datastore"
+    slurm.until_in(jobs["whole"]["run"], lambda: list(store.glob("*.npy")), "a shard")
+    slurm.signal(jobs["whole"]["run"], "USR1", "--batch")
+    distlm("data", "prepare", *words["plain"])
+    distlm("train", *words["plain"], ranks=2)
     for name in SHARED:
         shutil.copytree(slurm.folder / "plain" / name, slurm.folder / "arrays" / name)
     arrays = {
@@ -49,18 +53,14 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
         "index-add-array": ("--array=0-1", *FLAGS), "index-add": ON_TWO, "index-merge": ON_TWO,
     }  # fmt: skip
     submit_chain(slurm, jobs["arrays"], arrays, words["arrays"])
-    # Stopped once the store has its first shard: the stop comes in the middle of a stage or between two.
-    store = slurm.folder / "whole" / "datastore"
-    slurm.until_in(jobs["whole"]["run"], lambda: list(store.glob("*.npy")), "a shard")
-    slurm.signal(jobs["whole"]["run"], "USR1", "--batch")
     masked = {name: masked_recipe(slurm.folder / name, text) for name in ("masked", "plain-masked")}
     jobs["masked"] = {}
     words |= masked
     submit_chain(
         slurm, jobs["masked"], {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"]}, masked["masked"]
     )
-    plain(["run", *words["plain"], "launch.ranks=1"])
-    plain(["run", *masked["plain-masked"], "launch.ranks=1"])
+    distlm("run", *words["plain"], "launch.ranks=1")
+    distlm("run", *masked["plain-masked"], "launch.ranks=1")
     jobs["plain-masked"] = {}
     for each in jobs.values():
         for job in each.values():
@@ -71,19 +71,7 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
 def masked_recipe(run: Path, text: Path) -> list[str]:
     """A masked language model with a memory, its values' columns on all ranks."""
     memory = ["memory.kind=resm", "memory.columns=0", "train.updates=6", "train.valid_every=3"]
-    return ["demo", *TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory]
-
-
-def plain(arguments: list[str], ranks: int = 1) -> None:
-    """`distlm ARGUMENTS` without Slurm."""
-    done = subprocess.run(
-        mpirun_command(ranks, ["-m", "distlm", *arguments]),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory])]
 
 
 def submit_chain(slurm: Slurm, jobs: dict[str, str], flags: dict[str, tuple[str, ...]], words: list[str]) -> None:

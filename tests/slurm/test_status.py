@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support import TINY
+from support.deadline import until
 
 from distlm.config.load import dump_config, load_config
 from launchers.hosts.nodes import expand_nodes
@@ -51,9 +52,9 @@ def test_node_lists_are_what_scontrol_says(slurm):
 
 
 def test_a_running_job_its_logs_requeue_and_cancel(slurm, run):
-    job = submit(slurm, run, "-N2", "--ntasks-per-node=1", "-t", "5")
+    job = submit(slurm, run, "-N2", "--ntasks-per-node=1", "-t", "120")
     log = run / "logs" / f"{job}_1.log"
-    slurm.until(lambda: log.exists() and "hello" in log.read_text("utf-8"), 60, f"the job\n{slurm.output(job)}")
+    slurm.until_in(job, lambda: log.exists() and "hello" in log.read_text("utf-8"), "hello")
     (run / "metrics.jsonl").write_text('{"time": 5, "stage": "train", "step": 2, "train/loss": 3.5}\n', "utf-8")
     found = status(slurm, run)
     (about,) = found["jobs"]
@@ -73,12 +74,12 @@ def test_a_running_job_its_logs_requeue_and_cancel(slurm, run):
 
     said = tool(slurm, "requeue", run).stdout
     assert f"job {job} (train): asked to stop after a checkpoint; sbatch requeues it" in said
-    slurm.until(lambda: slurm.restarts(job) == 1, 90, "the requeue by the job's own script")
+    until(lambda: slurm.restarts(job) == 1, "the requeue by the job's own script", pause=0.1)
     assert "asked to stop" in log.read_text("utf-8")
     assert status(slurm, run)["jobs"][0]["restarts"] == 1
 
     assert f"cancelled {job}" in tool(slurm, "cancel", run).stdout
-    slurm.wait(job, ["CANCELLED"], 90)
+    slurm.wait(job, ["CANCELLED"])
     assert status(slurm, run)["jobs"][0]["state"] == "CANCELLED"
     assert "no job waits or runs" in tool(slurm, "cancel", run).stdout
 
@@ -93,19 +94,19 @@ def test_a_held_job_is_released_and_an_array_is_one_job(slurm, run):
     train, datastore = status(slurm, run)["jobs"]
     assert (train["state"], datastore["state"]) == ("PENDING", "3 PENDING")
     assert f"job {job} (train): released, was held" in tool(slurm, "requeue", run, "--stage", "train").stdout
-    slurm.wait(job, ["RUNNING"], 120)
+    slurm.wait(job, ["RUNNING"])
     assert f"job {job} (train): requeued, was RUNNING" in tool(slurm, "requeue", run, "--stage=train", "--now").stdout
     for said in ("released, was held", "waits already (BeginTime)"):
-        slurm.until(lambda text=said: text in tool(slurm, "requeue", run, "--stage=datastore").stdout, 60, said)
+        until(lambda text=said: text in tool(slurm, "requeue", run, "--stage=datastore").stdout, said)
     tool(slurm, "cancel", run)
-    slurm.wait(job, ["CANCELLED"], 90)
+    slurm.wait(job, ["CANCELLED"])
     assert set(slurm.states(array)) == {"CANCELLED"}
 
 
 def test_what_squeue_has_forgotten_is_asked_of_sacct(slurm, run):
     """squeue forgets an ended job after MinJobAge; then accounting tells, and where there is none, nobody does."""
     job = slurm.sbatch("-N1", "--output", run / "logs" / "job-%j.out", "--wrap", "exit 3")
-    assert slurm.wait(job, timeout=60) == "FAILED"
+    assert slurm.wait(job) == "FAILED"
     (run / "launch").mkdir()
     line = {"time": 1, "stage": "train", "job": job, "owner": "sbatch", "nodes": ""}
     (run / "launch" / "jobs.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
@@ -120,6 +121,6 @@ def test_what_squeue_has_forgotten_is_asked_of_sacct(slurm, run):
     path = f"{forgetful}:{slurm.env['PATH']}"
     if slurm.run("sacct", check=False).returncode == 0:
         # The database hears of a job's end a moment later.
-        slurm.until(lambda: status(slurm, run, PATH=path)["jobs"][0]["state"] == "FAILED", 30, "sacct", pause=0.5)
+        until(lambda: status(slurm, run, PATH=path)["jobs"][0]["state"] == "FAILED", "sacct", pause=0.5)
     shadow("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     assert status(slurm, run, PATH=path)["jobs"][0]["state"] == "UNKNOWN"

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, TINY, distlm, write_text
+from support.deadline import DEADLINE_S, until
+from support.slurm import LOST_AFTER
 
 SITE = """
 gpus_per_node: 0
 cpus_per_task: 1
-time: 30
+time: 120
 env: {SITE_SAYS: hello}
 stages:
   datastore: {array: 2}
@@ -26,7 +28,7 @@ UPDATES = 300
 
 def settings(text: Path, run: Path, *more: str) -> list[str]:
     return [*TINY, f"train.updates={UPDATES}", "train.valid_every=150", "train.save_every=0", "data.source=folder",
-            f"data.text_dir={text}", f"run_dir={run}", "launch.lost_after_s=8", *more]  # fmt: skip
+            f"data.text_dir={text}", f"run_dir={run}", LOST_AFTER, *more]  # fmt: skip
 
 
 def submit(slurm, *words, check=True):
@@ -60,10 +62,10 @@ def disturb(slurm, run: Path, job: str, act) -> None:
         return record.read_text("utf-8").count('"train/loss"') if record.exists() else 0
 
     written = lines()
-    slurm.until(lambda: lines() >= written + 10, 240, lambda: f"10 updates\n{slurm.output(job)}")
+    slurm.until_in(job, lambda: lines() >= written + 10, "10 updates")
     before = slurm.restarts(job)
     act()
-    slurm.until(lambda: slurm.restarts(job) > before, 120, lambda: f"a requeue\n{slurm.output(job)}")
+    until(lambda: slurm.restarts(job) > before, lambda: f"a requeue\n{slurm.output(job)}", pause=0.1)
 
 
 def kill_rank_1(slurm, run: Path) -> None:
@@ -92,12 +94,12 @@ def whole(module_slurm, tmp_path_factory):
         disturb(slurm, run, train, lambda: slurm.signal(train, "USR2"))
         disturb(slurm, run, train, lambda: slurm.signal(train, "TERM"))
         disturb(slurm, run, train, lambda: kill_rank_1(slurm, run))
-        errors = undisturbed.communicate(timeout=400)[1]
+        errors = undisturbed.communicate(timeout=DEADLINE_S)[1]
         assert undisturbed.returncode == 0, errors
     finally:
         undisturbed.kill()
     for job in jobs.values():
-        slurm.done(job, timeout=240)
+        slurm.done(job)
     return said, run, jobs, plain
 
 
@@ -174,16 +176,16 @@ def test_the_same_command_again_has_nothing_to_do(whole, module_slurm):
 def test_from_inside_a_job_and_twice(slurm, tmp_path):
     """A job may submit: nothing of its own world reaches the new job. A run directory takes one submission at once."""
     text, run = write_text(tmp_path / "text"), tmp_path / "run"
-    (tmp_path / "site.yaml").write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: 5\nextra: [--hold]\n", "utf-8")
+    (tmp_path / "site.yaml").write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: 120\nextra: [--hold]\n", "utf-8")
     words = [*settings(text, run), f"--site={tmp_path / 'site.yaml'}", "--stages=prepare"]
-    step = ["srun", "--nodes=2", "--ntasks-per-node=2", "--time=9", "--mem=50", "--mpi=none", "--quiet"]
+    step = ["srun", "--nodes=2", "--ntasks-per-node=2", "--time=120", "--mem=50", "--mpi=none", "--quiet"]
     first = [sys.executable, "-m", "launchers.submit", "demo", *words]
     only = 'if [ $SLURM_PROCID = 3 ]; then RANK=3 WORLD_SIZE=4 SUBMITIT_EXECUTOR=slurm exec "$@"; fi'
     slurm.run(*step, "sh", "-c", only, "sh", *first)
     job = jobs_of(run)["prepare"]
     slurm.jobs.append(job)
     shown = slurm.show(job)
-    assert (shown["NumNodes"], shown["TimeLimit"], shown["JobState"]) == ("1-1", "00:05:00", "PENDING")
+    assert (shown["NumNodes"], shown["TimeLimit"], shown["JobState"]) == ("1-1", "02:00:00", "PENDING")
     again = submit(slurm, *words, check=False)
     assert again.returncode == 1 and f"jobs {job} of an earlier submission still wait or run" in again.stderr
     slurm.run("scontrol", "release", job)
@@ -194,7 +196,7 @@ def test_from_inside_a_job_and_twice(slurm, tmp_path):
 def test_asking_first_and_being_refused_leave_nothing_behind(slurm, tmp_path):
     text, run = write_text(tmp_path / "text"), tmp_path / "run"
     site = tmp_path / "site.yaml"
-    site.write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: 5\n", "utf-8")
+    site.write_text("gpus_per_node: 0\ncpus_per_task: 1\ntime: 120\n", "utf-8")
     words = [*settings(text, run), f"--site={site}", "--stages=prepare,train"]
     asked = submit(slurm, *words, "--nodes=2", "--test-only").stdout
     assert re.search(r"train: Job \d+ to start at \S+ using 2 processors on nodes node\[\d-\d\]", asked)
@@ -207,11 +209,10 @@ def test_asking_first_and_being_refused_leave_nothing_behind(slurm, tmp_path):
     assert refused.returncode == 1 and "nothing is left submitted" in refused.stderr
     assert "sbatch refused train: " in refused.stderr and "Traceback" not in refused.stderr
     # The stage before it was submitted by then.
-    assert slurm.wait(jobs_of(run)["prepare"], timeout=60) == "CANCELLED"
+    assert slurm.wait(jobs_of(run)["prepare"]) == "CANCELLED"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4000)
 def test_the_real_time_limit_requeues_without_loss(slurm, tmp_path):
     """One minute a start. Slurm looks every 30 s, so its signal comes 15 s to 45 s after the start."""
     text, run, plain = write_text(tmp_path / "text", train_lines=600), tmp_path / "run", tmp_path / "plain"
@@ -223,10 +224,10 @@ def test_the_real_time_limit_requeues_without_loss(slurm, tmp_path):
     jobs = jobs_of(run)
     slurm.jobs += jobs.values()
     train = jobs["train"]
-    slurm.until(lambda: slurm.restarts(train) >= 3, 400, lambda: f"three requeues\n{slurm.output(train)}")
-    slurm.run("scontrol", "update", f"jobid={train}", "timelimit=30")
-    slurm.done(train, timeout=1500)
+    until(lambda: slurm.restarts(train) >= 3, lambda: f"three requeues\n{slurm.output(train)}", pause=1)
+    slurm.run("scontrol", "update", f"jobid={train}", "timelimit=120")
+    slurm.done(train)
     for words, ranks in ((("data", "prepare"), 1), (("train",), 2)):
-        distlm(*words, "demo", *settings(text, plain, *long), ranks=ranks, timeout=1500)
+        distlm(*words, "demo", *settings(text, plain, *long), ranks=ranks)
     ends = [(root / "checkpoints" / "step-00014000" / "model.safetensors").read_bytes() for root in (run, plain)]
     assert ends[0] == ends[1]

@@ -67,7 +67,7 @@ def test_one_clear_error_and_an_end(module_slurm: Slurm, jobs: dict[Submit, str]
     if wrong is run_directory_of_each_node_its_own and module_slurm.cluster.mode == "plain":
         pytest.skip("the nodes share /dev/shm: cluster.sh found no namespaces (mode plain)")
     job = jobs[wrong]
-    assert module_slurm.wait(job, timeout=120) == "FAILED"
+    assert module_slurm.wait(job) == "FAILED"
     said = module_slurm.output(job)
     first = module_slurm.jobs[module_slurm.jobs.index(job) - 1]
     assert re.search(WRONG[wrong].format(job=job, first=first), said), said

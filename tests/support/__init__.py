@@ -11,6 +11,9 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 
+from support import warm
+from support.deadline import DEADLINE_S
+
 BIN = Path(sys.executable).parent
 TESTS = Path(__file__).parents[1]
 
@@ -24,7 +27,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     # Drivers (support/drivers/) use these helpers, too.
-    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    "PYTHONPATH": os.pathsep.join([str(warm.SITE), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 
@@ -49,23 +52,21 @@ def _sessions() -> TemporaryDirectory[str]:
 
 
 def mpirun(
-    ranks: int, arguments: Sequence[str], check: bool = True, timeout: float = 240, **environment: str
+    ranks: int, arguments: Sequence[str], check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on some ranks and wait; on failure the assertion shows both streams."""
     done = subprocess.run(
         mpirun_command(ranks, arguments),
-        env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=timeout,
+        env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=DEADLINE_S,
     )  # fmt: skip
     if check:
         assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
-def distlm(
-    *arguments: str, ranks: int = 1, check: bool = True, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
+def distlm(*arguments: str, ranks: int = 1, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the `distlm` command on some ranks."""
-    return mpirun(ranks, ["-m", "distlm", *arguments], check=check, timeout=timeout)
+    return mpirun(ranks, ["-m", "distlm", *arguments], check=check, **environment)
 
 
 def write_text(folder: Path, train_lines: int = 400, seed: int = 0, words: int = 60) -> Path:

@@ -19,7 +19,7 @@ from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
 
 WIDTH = 32
-DRIVER = Path(__file__).with_name("index_driver.py")
+DRIVER = Path(__file__).with_name("drivers") / "index.py"
 
 
 def vectors(rows: int, width: int = WIDTH, seed: int = 0, clusters: int = 50) -> np.ndarray:

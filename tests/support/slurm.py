@@ -10,8 +10,10 @@ from support import TINY, write_text
 from support.slurm_cluster import Slurm
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
-FLAGS = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=200", "--time=10")
+FLAGS = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=200", "--time=120")
 """What the test cluster's nodes are to the scripts, whose own shape is nodes of four V100."""
+LOST_AFTER = "launch.lost_after_s=20"
+"""A rank that a busy machine does not run for some seconds is not lost."""
 ON_TWO = ("--nodes=2", *FLAGS)
 """Two ranks on two nodes."""
 
@@ -30,8 +32,8 @@ def recipe(run: Path, text: Path, *more: str) -> list[str]:
 
 
 def long_training(run: Path, tokens: Path, *more: str) -> list[str]:
-    """The same for a training that takes seconds, so that it can be disturbed; a rank is missed after 3 s."""
-    settings = ["train.updates=60", "train.valid_every=0", "train.save_every=40", "launch.lost_after_s=3"]
+    """The same for a training that takes seconds, so that it can be disturbed."""
+    settings = ["train.updates=100", "train.valid_every=0", "train.save_every=40", LOST_AFTER]
     return ["demo", *TINY, "data.source=folder", f"data.tokens_dir={tokens}", f"run_dir={run}", *settings, *more]
 
 

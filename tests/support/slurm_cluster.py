@@ -3,13 +3,13 @@
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from support import ENVIRONMENT
+from support import ENVIRONMENT, warm
+from support.deadline import DEADLINE_S, until
 
 CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
@@ -24,14 +24,16 @@ class Cluster:
         self.conf = folder / "slurm.conf"
         self.env = {
             **ENVIRONMENT,
+            # What a node runs is a process of that node.
+            **warm.COLD,
             "DISTLM_SLURM_DIR": str(folder),
             "SLURM_CONF": str(self.conf),
         }
 
-    def script(self, *words: str, timeout: float = 120) -> str:
+    def script(self, *words: str) -> str:
         """`cluster.sh WORDS`, its output."""
         done = subprocess.run(
-            ["bash", str(CLUSTER), *words], env=self.env, capture_output=True, text=True, timeout=timeout
+            ["bash", str(CLUSTER), *words], env=self.env, capture_output=True, text=True, timeout=DEADLINE_S
         )
         assert done.returncode == 0, f"cluster.sh {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -44,18 +46,18 @@ class Cluster:
     def resume(self) -> None:
         """Take nodes back that earlier tests left drained or down."""
         for node in self._sinfo("-t", "drain,draining,down", "-o", "%n").split():
-            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], env=self.env, timeout=30)
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], env=self.env, timeout=DEADLINE_S)
 
     def _sinfo(self, *flags: str) -> str:
         return subprocess.run(
-            ["sinfo", "-h", "-p", "main", *flags], env=self.env, capture_output=True, text=True, timeout=30
+            ["sinfo", "-h", "-p", "main", *flags], env=self.env, capture_output=True, text=True, timeout=DEADLINE_S
         ).stdout
 
     def running(self) -> bool:
         """Whether slurmctld answers."""
         if not self.conf.exists():
             return False
-        ping = subprocess.run(["scontrol", "ping"], env=self.env, capture_output=True, text=True, timeout=30)
+        ping = subprocess.run(["scontrol", "ping"], env=self.env, capture_output=True, text=True, timeout=DEADLINE_S)
         return " UP" in ping.stdout
 
 
@@ -75,13 +77,11 @@ class Slurm:
         self.jobs: list[str] = []
         self._crashed: set[str] = set()
 
-    def run(
-        self, *command: object, check: bool = True, timeout: float = 120, **env: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Any command in `folder`, by default one that must succeed."""
         words = [str(word) for word in command]
         done = subprocess.run(
-            words, cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=timeout
+            words, cwd=self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=DEADLINE_S
         )
         if check:
             assert done.returncode == 0, f"$ {' '.join(words)}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -107,7 +107,7 @@ class Slurm:
         """How often the job was requeued."""
         return int(self.show(job).get("Restarts", "0"))
 
-    def wait(self, job: str, states: Sequence[str] = ENDED, timeout: float = 120) -> str:
+    def wait(self, job: str, states: Sequence[str] = ENDED) -> str:
         """Poll until the job (every task of an array) is in one of `states`; returns the (first) state."""
         seen: list[str] = []
 
@@ -115,36 +115,20 @@ class Slurm:
             seen[:] = self.states(job)
             return bool(seen) and all(state in states for state in seen)
 
-        self.until(there, timeout, lambda: f"job {job} in {'/'.join(states)}; it is {seen}\n{self.output(job)}")
+        until(there, lambda: f"job {job} in {'/'.join(states)}; it is {seen}\n{self.output(job)}", pause=0.1)
         return seen[0]
 
-    def done(self, job: str, timeout: float = 180) -> None:
+    def done(self, job: str) -> None:
         """Wait for a job that must end well."""
-        state = self.wait(job, ENDED, timeout)
+        state = self.wait(job)
         assert set(self.states(job)) == {"COMPLETED"}, f"job {job}: {state}\n{self.output(job)}"
 
-    def until(
-        self, true: Callable[[], object], timeout: float = 60, what: Callable[[], str] | str = "it", pause: float = 0.1
-    ) -> float:
-        """Poll until `true()`; seconds that took. An assertion says what was awaited."""
-        start = time.monotonic()
-        while not true():
-            waited = time.monotonic() - start
-            assert waited < timeout, f"waited {waited:.0f} s for {what() if callable(what) else what}"
-            time.sleep(pause)
-        return time.monotonic() - start
-
-    def until_in(self, job: str, true: Callable[[], object], what: str, timeout: float = 150) -> float:
-        """As `until`, for something that a job does: at once an assertion, with its output, when the job has ended."""
-
-        def done() -> bool:
-            ended = self.show(job).get("JobState") in ENDED
-            if not true():
-                assert not ended, f"job {job} ended without {what}\n{self.output(job)}"
-                return False
-            return True
-
-        return self.until(done, timeout, lambda: f"{what} of job {job}\n{self.output(job)}", pause=0.02)
+    def until_in(self, job: str, true: Callable[[], object], what: str) -> None:
+        """Poll until a job has done something: at once an assertion, with its output, when it has ended without it."""
+        until(
+            true, lambda: f"{what} of job {job}\n{self.output(job)}",
+            lambda: self.show(job).get("JobState") not in ENDED, pause=0.02,
+        )  # fmt: skip
 
     def output(self, job: str) -> str:
         """Everything the job's script and ranks wrote: its standard output and the files whose names hold its id."""
@@ -180,7 +164,7 @@ class Slurm:
                 self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
             return state in ("idle", "mixed", "allocated")
 
-        self.until(back, 60, f"{node} back")
+        until(back, f"{node} back", pause=0.1)
 
     def close(self) -> None:
         """End the jobs of this test, wait until they are gone, and bring crashed nodes back."""
@@ -192,7 +176,7 @@ class Slurm:
         if left:
             self.run("scancel", *left, check=False)
             active = ("squeue", "-h", "-j", ",".join(left), "-t", "PD,R,CG,S,CF")
-            self.until(lambda: not self.run(*active, check=False).stdout.strip(), 60, f"the end of jobs {left}")
+            until(lambda: not self.run(*active, check=False).stdout.strip(), f"the end of jobs {left}", pause=0.1)
 
     def _is_below(self, place: str) -> bool:
         return Path(place) == self.folder or self.folder in Path(place).parents

@@ -16,11 +16,13 @@ from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from support import TINY, write_text
+from support.kinds import readable, recipe_of
 
 
 def arguments(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> list[str]:
     """`RECIPE key=value …` of a tiny run."""
-    return ["demo", *TINY, f"run_dir={run_dir}", "data.source=folder", f"data.text_dir={text}", *extra]
+    words = [*TINY, f"run_dir={run_dir}", "data.source=folder", f"data.text_dir={text}", *extra]
+    return [recipe_of(words), *readable(words)]
 
 
 def tiny_config(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> RunConfig:

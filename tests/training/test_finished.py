@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 from support import TINY, write_text
+from support.kinds import readable
 from support.plm import PLM, plm_config, tiny_shards
 from support.train import newest
 
@@ -37,7 +38,7 @@ def other(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = write_text(folder / "text", seed=1)
     words = [*TINY, *PLM, f"shards.text_dir={text}", f"shards.folder={folder / 'shards'}", f"run_dir={folder}"]
     words.append(f"shards.vocabulary={shards / 'tokenizer' / 'vocab.txt'}")
-    with open_stage("shard", load_config("demo", words)) as stage:
+    with open_stage("shard", load_config("plm-base", readable(words))) as stage:
         run_shard(stage)
     return folder / "shards"
 

@@ -1,13 +1,15 @@
 import shutil
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import write_text
+from support.deadline import until
 from support.shards import make_shards, manifest
 
+from distlm.data.shards import reader
 from distlm.data.shards.order import ShardOrder, rank_places
 from distlm.data.shards.reader import QUEUE, RowBatch, RowStream, ShardRows, verify_shards
 from distlm.errors import DistlmError
@@ -116,20 +118,19 @@ def test_text_and_counted_places(train: ShardRows) -> None:
     assert int(train.is_counted(rows).sum()) == train.text_tokens - int((rows == facts.unk).sum())
 
 
-def test_waiting_is_measured(train: ShardRows) -> None:
-    def slow(batch: RowBatch) -> int:
-        time.sleep(0.03)
-        return batch.update
+def test_waiting_is_measured(train: ShardRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr(reader, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    with RowStream(train, 1, 5, 24, None, lambda batch: batch.update) as stream:
+        assert (next(stream), stream.waited_s, stream.total_waited_s) == (5, 3.0, 3.0)
+        assert (next(stream), stream.waited_s, stream.total_waited_s) == (6, 4.0, 7.0)
 
-    with RowStream(train, 1, 5, 24, None, slow) as stream:
-        assert [next(stream) for _ in range(3)] == [5, 6, 7]
-        assert stream.waited_s > 0.01 and stream.total_waited_s > 0.06
-        waited = stream.total_waited_s
-        # A caller that is slower than the thread waits for nothing.
-        time.sleep(0.03 * (QUEUE + 3))
-        for _ in range(QUEUE):
-            next(stream)
-        assert stream.total_waited_s - waited < 0.02
+
+def test_the_thread_is_ahead_of_the_caller(train: ShardRows) -> None:
+    made: list[int] = []
+    with RowStream(train, 1, 5, 24, None, lambda batch: made.append(batch.update)):
+        # Those in the queue, and the one that waits for room in it.
+        until(lambda: len(made) == QUEUE + 1, "the queue to be full")
 
 
 def test_the_thread_ends_with_the_stream(train: ShardRows) -> None:

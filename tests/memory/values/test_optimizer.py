@@ -366,7 +366,7 @@ def test_frozen_values_stay() -> None:
         ({"eps": 0.0}, r"memory\.eps=0\.0"),
         ({"lr": -1.0}, r"memory\.lr=-1\.0"),
         ({"clip_norm": -1.0}, r"memory\.clip_norm"),
-        ({"stale": "catch_up", "row_steps": True}, r"row_steps=true and memory\.stale=catch_up"),
+        ({"stale": "catch_up", "row_steps": True}, r"row_steps=True: contradicts memory\.stale=catch_up"),
         ({"stale": "catch_up", "betas": [0.99, 0.9]}, "β₁ below √β₂"),
     ],
     ids=str,

@@ -125,7 +125,9 @@ def test_training_goes_on_from_an_import(text: Path, tmp_path: Path) -> None:
     listed = tmp_path / "words.txt"
     listed.write_text("\n".join(vocabulary(text)), "utf-8")
     command = ["--weights", str(path), "--vocabulary", str(listed), *data(text)]
-    done = distlm("import", "awd-lstm", "demo", *lstm_settings(text / "tokens", tmp_path / "run", *small), *command)
+    done = distlm(
+        "import", "awd-lstm", "awd-lstm-small", *lstm_settings(text / "tokens", tmp_path / "run", *small), *command
+    )
     assert "valid_ppl=" in done.stdout
     config = config_of(text, tmp_path / "run", *small)
     with open_stage("train", config) as stage:

@@ -21,7 +21,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(shards: Path, run: Path, *overrides: str, check: bool = True, **environment: str) -> None:
-    mpirun(1, ["-m", "distlm", "train", "demo", *plm_settings(shards, run, *RESM, *overrides)], check, **environment)
+    mpirun(
+        1, ["-m", "distlm", "train", "plm-base", *plm_settings(shards, run, *RESM, *overrides)], check, **environment
+    )
 
 
 @pytest.mark.parametrize("extra", [[], ["memory.stale=catch_up", "memory.optimizer=adam"]], ids=["lazy", "catch_up"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support import TINY, write_text
+from support.kinds import readable
 from support.plm import PLM, memory_of, plm_config, tiny_shards
 from support.train import curve, newest, same_end
 from torch import Tensor
@@ -19,13 +20,13 @@ from distlm.errors import DistlmError, Stopped, UsageError
 from distlm.models.plm.export import save_pretrained
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.measure.evaluate import run_evaluate_plm
+from distlm.models.plm.objective import MaskedModule
 from distlm.models.plm.plan import plm_of
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
-from distlm.training.objective import MaskedModule
 
 RESM = ["memory.kind=resm"]
 
@@ -159,7 +160,9 @@ def test_frozen_values_stay(shards: Path, tmp_path: Path) -> None:
 
 def another_vocabulary(tmp_path: Path, shards: Path) -> Path:
     words = [*TINY, *PLM, f"shards.text_dir={write_text(tmp_path / 'text', words=30)}", f"run_dir={tmp_path / 'p'}"]
-    with open_stage("shard", load_config("demo", [*words, f"shards.folder={tmp_path / 'shards'}"])) as stage:
+    with open_stage(
+        "shard", load_config("plm-base", readable([*words, f"shards.folder={tmp_path / 'shards'}"]))
+    ) as stage:
         run_shard(stage)
     return tmp_path / "shards"
 
@@ -279,7 +282,7 @@ def test_rows_over_ranks(shards: Path, tmp_path: Path) -> None:
         plan_rows(dataclasses.replace(train, blocks_per_update=12), 1)
 
 
-@pytest.mark.parametrize("recipe", ["plm-base", "plm-base-pkm", "plm-base-resm", "plm-small", "plm-small-resm"])
+@pytest.mark.parametrize("recipe", ["plm-base", "plm-base-pkm", "plm-base-resm", "plm-base", "plm-small-resm"])
 def test_plan_of_the_recipes(recipe: str, tmp_path: Path) -> None:
     plan = plan_train(load_config(recipe, [f"run_dir={tmp_path}"]), 2)
     assert plan.disk_bytes > 0 and plan.seconds and "no shards yet" in plan.line()

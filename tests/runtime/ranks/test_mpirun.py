@@ -3,11 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from support import BIN, ENVIRONMENT
+from support.deadline import DEADLINE_S, until
 
 from distlm.runtime.ranks.mpirun import mpirun_session
 
@@ -27,10 +27,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """A TMPDIR, and the process number of the mpirun that was killed in it."""
     folder = tmp_path_factory.mktemp("tmp")
     process = subprocess.Popen([MPIRUN, "-n", "1", "sleep", "60"], env=ENVIRONMENT | {"TMPDIR": str(folder)})
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(f"ompi.{process.pid}/*.tool.{process.pid}")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    until(
+        lambda: list(folder.glob(f"ompi.{process.pid}/*.tool.{process.pid}")), "mpirun", lambda: process.poll() is None
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     return folder, process.pid
@@ -40,7 +39,7 @@ def same_number_again(killed: tuple[Path, int], **environment: str) -> subproces
     folder, number = killed
     return subprocess.run(
         ["sh", "-c", AFTER_THE_KILLED, "sh", str(number), MPIRUN],
-        env=ENVIRONMENT | {"TMPDIR": str(folder)} | environment, capture_output=True, text=True, timeout=60,
+        env=ENVIRONMENT | {"TMPDIR": str(folder)} | environment, capture_output=True, text=True, timeout=DEADLINE_S,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from distlm.runtime.ranks.world import World
 
 folder, rank = Path(sys.argv[1]), int(sys.argv[2])
 folder.mkdir(exist_ok=True)
-watch = Watch(folder, World(rank, 2, rank, 2, "here", "slurm"), 1.5)
+watch = Watch(folder, World(rank, 2, rank, 2, "here", "slurm"), 5)
 watch.beat()
 assert watch.wait_for_files([1 - rank]) == []
 watch.start()

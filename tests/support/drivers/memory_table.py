@@ -1,4 +1,4 @@
-"""python memory_table_driver.py FOLDER RANKS ...: a table's updates on each rank of every cut of some rank counts, into
+"""python memory_table.py FOLDER RANKS ...: a table's updates on each rank of every cut of some rank counts, into
 FOLDER/RANKS-COLUMNS-RANK.safetensors (tests/multiprocess/test_memory_table_ranks.py)."""
 
 import json

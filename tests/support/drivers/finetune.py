@@ -1,4 +1,4 @@
-"""python finetune_driver.py JOBS.json RESULTS.json: several fine-tunings in one process per rank.
+"""python finetune.py JOBS.json RESULTS.json: several fine-tunings in one process per rank.
 
 A job is a list of overrides over the recipe plm-base. Rank 0's results: the summary, or {"stopped": text}.
 """

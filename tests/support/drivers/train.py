@@ -1,4 +1,4 @@
-"""python train_driver.py JOBS.json RESULTS.json: several trainings in one process per rank (tests/support/train.py)."""
+"""python train.py JOBS.json RESULTS.json: several trainings in one process per rank (tests/support/train.py)."""
 
 import json
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 
 def main() -> None:
     jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
+    from support.kinds import recipe_of
+
     from distlm.config import load_config
     from distlm.errors import DistlmError, Stopped
     from distlm.runtime.ranks.world import resolve_world
@@ -15,7 +17,7 @@ def main() -> None:
     world = resolve_world()
     found: list[dict[str, object]] = []
     for overrides in json.loads(jobs.read_text("utf-8")):
-        config = load_config("demo", overrides)
+        config = load_config(recipe_of(overrides), overrides)
         try:
             with open_stage("train", config, world) as stage:
                 from distlm.training.loop import run_train

@@ -1,4 +1,4 @@
-"""python index_driver.py STAGE RUN_DIR [section.key=value ...]: an index stage on these ranks, in small merge units."""
+"""python index.py STAGE RUN_DIR [section.key=value ...]: an index stage on these ranks, in small merge units."""
 
 import os
 import sys

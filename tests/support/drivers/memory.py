@@ -1,4 +1,4 @@
-"""python memory_driver.py FOLDER RANKS:COLUMNS ...: what a memory computes on each rank of some cuts, into
+"""python memory.py FOLDER RANKS:COLUMNS ...: what a memory computes on each rank of some cuts, into
 FOLDER/RANKS-ranks-RANK.safetensors (tests/multiprocess/test_memory_ranks.py)."""
 
 import sys
@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.norm import QueryNorm
 from distlm.memory.values.exchange import Exchange

@@ -1,0 +1,66 @@
+"""Imported by every Python that a test starts, before anything else.
+
+Hands `python -m PROGRAM …` and the drivers of the tests over to the server of support.warm, if there is one, and ends
+as the child that the server forks.
+"""
+
+import os
+import sys
+
+PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit")
+"""First words of the modules that the server knows; the others start as ever."""
+DRIVERS = "/support/drivers/"
+
+
+def hand_over(address: str) -> None:
+    """Returns only when there is no server, or it is another user's: then this start is an ordinary one."""
+    import json
+    import signal
+    import socket
+
+    passed_on = [getattr(signal, f"SIG{name}") for name in ("HUP", "INT", "TERM", "USR1", "USR2", "CONT")]
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(address)
+    except OSError:
+        return
+    # A signal that comes before the child is known waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+    start = {
+        "arguments": sys.orig_argv,
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),  # noqa: PTH109 (pathlib takes time to import)
+        "cores": list(os.sched_getaffinity(0)),
+    }
+    text = json.dumps(start).encode()
+    socket.send_fds(server, [len(text).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(text)
+    answers = server.makefile("r")
+    child = int(answers.readline() or _gone())
+    for number in passed_on:
+        signal.signal(number, lambda number, _frame: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+    status = int(answers.readline() or _gone())
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _gone() -> str:
+    # An exception would be printed, and the start go on as an ordinary one.
+    os.write(2, b"the server of warm starts has ended (tests/support/warm)\n")
+    os._exit(1)
+
+
+def _is_ours() -> bool:
+    words = [word for word in sys.orig_argv[1:4] if word != "-u"]
+    if words[:1] == ["-m"]:
+        return words[1].partition(".")[0] in PROGRAMS
+    return bool(words) and DRIVERS in words[0]
+
+
+if os.environ.get("DISTLM_TESTS_WARM") and _is_ours():
+    hand_over(os.environ["DISTLM_TESTS_WARM"])
