@@ -1,4 +1,7 @@
-"""Models by their descriptions, whatever their kind: from a configuration or model.json to the model."""
+"""Models by their descriptions, whatever their kind: from a configuration or model.json to the model.
+
+Plans read this without torch; what builds a model imports it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -6,7 +9,6 @@ from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
-from distlm.models.empty import empty_model, nothing_drawn
 from distlm.models.kind import CausalDescription, Description, Kind
 from distlm.models.registry import kind, kind_of, model_kind, not_causal
 
@@ -47,6 +49,8 @@ def build_model(description: Description, vocabulary: int) -> Any:
 
 def model_on_meta(description: Description, vocabulary: int) -> Any:
     """The model without memory for its parameters."""
+    from distlm.models.empty import empty_model
+
     found = kind_of(description)
     with empty_model():
         return found.build(found.undrawn(description), vocabulary)
@@ -57,6 +61,8 @@ def model_for_weights(description: Description, vocabulary: int) -> Any:
     found = kind_of(description)
     if not found.computes_buffers:
         return model_on_meta(description, vocabulary)
+    from distlm.models.empty import nothing_drawn
+
     with nothing_drawn():
         return found.build(description, vocabulary)
 
