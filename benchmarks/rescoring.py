@@ -258,7 +258,7 @@ def from_run(options: Options) -> Case:
     store = Datastore.open(run.datastore)
     neighbours = Neighbours.open(run.neighbours(options.split))
     indexes = [open_index(folder, store) for folder in options.index or [run.index]]
-    k, nprobe = options.k or neighbours.k, options.nprobe or neighbours.manifest["nprobe"]
+    k, nprobe = options.k or neighbours.k, options.nprobe or neighbours.manifest.nprobe or 0
     last = options.queries or neighbours.tokens
     queries = np.concatenate([np.asarray(unit.queries) for unit in neighbours.units()])[:last]
     targets = np.concatenate([np.asarray(unit.targets) for unit in neighbours.units()])[:last]

@@ -22,6 +22,7 @@ from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
 from distlm.datastore.manifest import is_complete
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
 from distlm.runtime.files import read_json, require_free_disk
@@ -135,7 +136,7 @@ def _show_results(config: RunConfig, run: RunDir) -> None:
         return
     from distlm.knnlm.evaluate.table import results_table
 
-    print(results_table(read_json(run.results, "evaluation results")))
+    print(results_table(Results.read(run.results)))
     print(f"\nreport: {report}\nresults: {run.results}", flush=True)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from distlm.errors import DistlmError
 from distlm.runtime.files import read_json, write_json
 
 _R = TypeVar("_R", bound="Record")
+_T = TypeVar("_T")
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,11 +76,32 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         write_json(path, self.tree())
 
     def tree(self) -> dict[str, Any]:
-        """As dicts, lists and numbers; optional fields (`x: T | UnsetType = UNSET`) that are unset are left out."""
+        """As dicts, lists and numbers, `format` first, the other fields in their order.
+
+        Optional fields (`x: T | UnsetType = UNSET`) that are unset are left out.
+        """
         built: dict[str, Any] = msgspec.to_builtins(self)
-        return built
+        return {"format": built.pop("format"), **built}
 
 
 def replaced(record: _R, **changes: Any) -> _R:
     """A copy with other values in some fields."""
     return msgspec.structs.replace(record, **changes)
+
+
+def given(value: _T | UnsetType) -> _T:
+    """An optional field that is known to be there."""
+    assert not isinstance(value, UnsetType)
+    return value
+
+
+def all_or_none(record: msgspec.Struct, *fields: str) -> None:
+    """For `__post_init__`: optional fields that are there together or not at all.
+
+    Raises ValueError, of which `Record.read` makes its error.
+    """
+    written = {field.name: field.encode_name for field in msgspec.structs.fields(record)}
+    absent = [written[name] for name in fields if getattr(record, name) is UNSET]
+    if absent and len(absent) < len(fields):
+        there = next(written[name] for name in fields if getattr(record, name) is not UNSET)
+        raise ValueError(f"Object missing field `{absent[0]}`, which goes with `{there}`")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.analysis.tables import markdown, write_csv, write_text
+from distlm.knnlm.evaluate.records import Results
 from distlm.runtime.files import read_json
 from distlm.training.finished import RESULT
 
@@ -36,8 +37,8 @@ def write_tables(root: Path) -> str:
         raw.append([name, mine["updates"], mine["valid"], mine["test"], valid, test])
     path = root / "awd-lstm" / "results.json"
     if path.exists():
-        splits = read_json(path, "evaluation results")["splits"]
-        valid, test = (splits[split]["cache"]["perplexity"] for split in ("valid", "test"))
+        splits = Results.read(path).splits
+        valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))
         change = valid - base["valid"] if base else None
         rows.append(["AWD-LSTM + neural cache", "", *map(_number, (valid, test, change, 53.8, 52.0, 53.8 - 68.6))])
         raw.append(["cache", "", valid, test, 53.8, 52.0])

@@ -15,6 +15,7 @@ from distlm.data.records import EditionMatch
 from distlm.data.tokens import TokenFiles
 from distlm.knnlm.scoring import interpolate, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.tune.records import Tuned
 from distlm.knnlm.tune.stage import split_knn_log_probs
 from distlm.runtime.files import read_json, write_json
 from distlm.runtime.rundir import RunDir
@@ -45,10 +46,11 @@ def test_the_fixed_point_is_that_of_the_neighbours(finished: RunConfig) -> None:
     neighbours = Neighbours.open(run.neighbours("valid"))
     scores = split_knn_log_probs(neighbours, 1.0, [16])[0]
     wanted = math.exp(mean_loss(interpolate(neighbours.log_probs(), scores, 0.3)))
-    tuned = read_json(run.tuned, "")
+    tuned = Tuned.read(run.tuned)
     # The grid is kept to about 1e-6 nats.
     assert fixed_perplexity(tuned) == pytest.approx(wanted, rel=1e-5)
-    tuned["grid"]["lambdas"] = [0.25 if weight == 0.3 else weight for weight in tuned["grid"]["lambdas"]]
+    assert tuned.grid
+    tuned.grid.lambdas = [0.25 if weight == 0.3 else weight for weight in tuned.grid.lambdas]
     assert fixed_perplexity(tuned) is None
 
 
