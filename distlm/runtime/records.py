@@ -3,6 +3,7 @@
 A room's `records.py` defines its own; docs/files.md is made from all of them (distlm/files_page.py).
 """
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -51,6 +52,14 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return cls.of(read_json(path, cls.WHAT), path)
 
     @classmethod
+    def peek(cls, path: Path) -> Self | None:
+        """The record where there is one that can be read; None while it is missing or just being written."""
+        try:
+            return cls.of(json.loads(path.read_text("utf-8")), path)
+        except (OSError, ValueError, DistlmError):
+            return None
+
+    @classmethod
     def of(cls, tree: Any, path: Path) -> Self:
         """The record of JSON that was read from `path`. Raises DistlmError as `read`."""
         if isinstance(tree, dict):
@@ -72,6 +81,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Write atomically; equal records give equal bytes."""
         self.format = self.FORMAT
         write_json(path, self.tree())
+
+    def line(self) -> str:
+        """As one line, for files of lines and those that are rewritten every few seconds."""
+        self.format = self.FORMAT
+        return json.dumps(self.tree())
 
     def tree(self) -> dict[str, Any]:
         """As dicts, lists and numbers; optional fields (`x: T | UnsetType = UNSET`) that are unset are left out."""
