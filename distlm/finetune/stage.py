@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import to_builtins
 
 from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
@@ -205,7 +206,7 @@ def _combine(config: FinetuneConfig, folder: Path, task: TaskData, source: Sourc
         "rows": {"train": len(task.train), **{name: len(rows) for name, rows in task.dev.items()}},
         "settings": asdict(config),
         "seeds": seeds,
-        "code": code_version(),
+        "code": to_builtins(code_version()),
     }
     write_json(folder / RESULTS, results)
     return results

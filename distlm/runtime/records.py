@@ -96,3 +96,101 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def replaced(record: _R, **changes: Any) -> _R:
     """A copy with other values in some fields."""
     return msgspec.structs.replace(record, **changes)
+
+
+class RankAlive(Record):
+    """A rank's sign of life, rewritten every few seconds while its stage runs."""
+
+    FILE = "RUN/.alive/START/rank-NNNNN.json"
+    WHAT = "sign of life of a rank"
+    WRITER = "every stage on several ranks"
+    READERS = ("the other ranks of the stage",)
+
+    rank: int
+    """Number of the rank, from 0."""
+    node: str
+    """Name of the machine that it runs on."""
+    pid: int
+    """Its process there."""
+    started: str
+    """When that process started, in the kernel's ticks since boot; empty: not known."""
+    beat: int
+    """How often this file was written; a number that stands still is silence."""
+    ended: bool
+    """The rank ended in order: its silence means nothing from now on."""
+
+
+class RankLost(Record):
+    """Which rank was found dead, by the first that noticed: all others report that and end."""
+
+    FILE = "RUN/.alive/START/lost.json"
+    WHAT = "report of a lost rank"
+    WRITER = "every stage on several ranks"
+    READERS = ("the other ranks of the stage",)
+
+    rank: int
+    """Number of the lost rank, from 0."""
+    text: str
+    """What is known of it, for people."""
+    exit_code: int
+    """How the ranks end that are left over."""
+
+
+class CodeVersion(Part):
+    """Which code made a result."""
+
+    distlm: str
+    """Version of distlm."""
+    git: str | None
+    """Its commit (`git describe --always --dirty`); null outside of a repository."""
+    python: str
+    """Version of Python."""
+    libraries: dict[str, str]
+    """Library → version, of those that are installed."""
+
+
+class RunCode(Record):
+    """The code that ran the latest stage of a run."""
+
+    FILE = "RUN/code.json"
+    WHAT = "version of the code"
+    WRITER = "every stage"
+    READERS = ()
+
+    distlm: str
+    """Version of distlm."""
+    git: str | None
+    """Its commit (`git describe --always --dirty`); null outside of a repository."""
+    python: str
+    """Version of Python."""
+    libraries: dict[str, str]
+    """Library → version, of those that are installed."""
+
+
+class CodeSnapshot(Record):
+    """Where a copy of the code in a run directory came from."""
+
+    FILE = "RUN/code/HASH/VERSION.json"
+    WHAT = "version of the code's snapshot"
+    WRITER = "python -m launchers.submit"
+    READERS = ("every stage that runs from the copy",)
+
+    git: str | None
+    """Commit of the code that was copied; null outside of a repository."""
+    source: str = msgspec.field(name="tree")
+    """Folder that it was copied from."""
+
+
+class BestCheckpoint(Record):
+    """Name of the checkpoint with the lowest validation loss."""
+
+    FILE = "RUN/checkpoints/best.json"
+    WHAT = "name of the best checkpoint"
+    WRITER = "distlm train"
+    READERS = ("distlm datastore write", "distlm evaluate", "distlm knn search", "distlm knn cache")
+    MEND = "delete it and run `distlm train` again, which writes it anew"
+
+    checkpoint: str
+    """Folder below RUN/checkpoints."""
+    valid_loss: float
+    """Its validation loss in nats per token."""

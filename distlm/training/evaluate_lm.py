@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import numpy as np
+from msgspec import to_builtins
 
 from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
@@ -68,7 +69,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
             "kind": card["kind"], "parameters": card_parameters(card), "fingerprint": model_fingerprint(checkpoint),
             "step": card.get("step"), "checkpoint": str(checkpoint),
         },
-        "tokens": tokens.fingerprint, "code": code_version(),
+        "tokens": tokens.fingerprint, "code": to_builtins(code_version()),
     }  # fmt: skip
     seconds = time.monotonic() - began
     run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})

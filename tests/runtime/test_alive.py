@@ -79,13 +79,13 @@ def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path
     assert zero.wait_for_files([1]) == []
     about = zero._peers[1]
     zero._local = {1: about}
-    assert about["started"] == alive._started(about["pid"]) != ""
+    assert about.started == alive._started(about.pid) != ""
     assert zero._news(time.monotonic()) is None
-    os.kill(about["pid"], signal.SIGKILL)
+    os.kill(about.pid, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while (news := zero._news(time.monotonic())) is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert news == f"rank 1 on here is lost: its process {about['pid']} is gone (killed?)"
+    assert news == f"rank 1 on here is lost: its process {about.pid} is gone (killed?)"
     process.join()
 
 

@@ -42,6 +42,7 @@ import time
 from typing import Any
 
 import numpy as np
+from msgspec import to_builtins
 
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
@@ -170,7 +171,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
                if parts.neighbours},
             **{f"cache/{split}": parts.cache.fingerprint for split, parts in opened.items() if parts.cache},
         },
-        "code": code_version(),
+        "code": to_builtins(code_version()),
     }  # fmt: skip
     for split, result in splits.items():
         if "shuffled" in result and result["shuffled"]["alarm"]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import to_builtins
 
 from distlm.data.shards.reader import ShardRows
 from distlm.memory import measures
@@ -51,7 +52,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
             "memory_files": memory_files(checkpoint), "step": card["step"], "checkpoint": str(checkpoint),
         },
         "staleness": _staleness(model, card["step"]),
-        "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
+        "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": to_builtins(code_version()),
     }  # fmt: skip
     for name, rows in texts.items():
         found = evaluate_rows(stage, model, rows, name)
