@@ -33,8 +33,8 @@ def page() -> str:
     lines = [_HEAD]
     for kind in records():
         lines += [f"## `{kind.FILE}`", "", _text(kind), ""]
-        readers = ", ".join(f"`{reader}`" for reader in kind.READERS) or "people"
-        lines += [f"Written by `{kind.WRITER}`, read by {readers}. Format {kind.FORMAT}.", ""]
+        readers = ", ".join(map(_who, kind.READERS)) or "people"
+        lines += [f"Written by {_who(kind.WRITER)}, read by {readers}. Format {kind.FORMAT}.", ""]
         lines += [*_table(kind)]
         for part in _parts(kind, set()):
             lines += [f"**{part.__name__}**: {_text(part)}", "", *_table(part)]
@@ -45,6 +45,10 @@ def _classes(module: str) -> Iterator[type[msgspec.Struct]]:
     for _, kind in inspect.getmembers(import_module(module), inspect.isclass):
         if kind.__module__ == module and issubclass(kind, msgspec.Struct):
             yield kind
+
+
+def _who(reader: str) -> str:
+    return f"`{reader}`" if reader.startswith(("distlm ", "python ")) else reader
 
 
 def _text(kind: type[msgspec.Struct]) -> str:
@@ -72,7 +76,7 @@ def _type(kind: object) -> str:
     name = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
     for cut in ("typing.", "msgspec.UnsetType", "msgspec._core.UnsetType"):
         name = name.replace(cut, "absent" if "Unset" in cut else "")
-    words = name.replace("NoneType", "null").replace("UnsetType", "absent").split("[")
+    words = name.replace("NoneType", "null").replace("None", "null").replace("UnsetType", "absent").split("[")
     return "[".join(word.rpartition(".")[2] if "." in word and "," not in word else word for word in words).replace(
         "|", "or"
     )
