@@ -16,7 +16,9 @@ _PLAIN: dict[Any, Any] = {int: 3, float: 0.5, str: "text", bool: True, Any: 1, o
 
 def example(kind: type[Record]) -> Record:
     """A record with a value in every field, those that may be left out, too."""
-    return kind(**{field.name: value_of(field.type) for field in msgspec.structs.fields(kind) if field.name != "format"})
+    return kind(
+        **{field.name: value_of(field.type) for field in msgspec.structs.fields(kind) if field.name != "format"}
+    )
 
 
 def value_of(kind: Any) -> Any:
