@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import xxhash
+from msgspec import to_builtins
 from torch import Tensor, nn
 
 from distlm.config.plm import FinetuneConfig, MemoryConfig
@@ -22,6 +23,7 @@ from distlm.finetune.data import TaskData
 from distlm.finetune.model import TaskModel, TaskModelConfig
 from distlm.finetune.objective import TaskModule
 from distlm.finetune.plan import plan_finetune_rows
+from distlm.finetune.records import TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.values.adam import Adam
@@ -73,7 +75,7 @@ class FinetuneJob(MemoryJob):
         self.config, self.task, self.source, self.exchange = config, task, source, exchange
         self.updates = train.updates
         self.scorer = TaskScorer(task, train.micro_blocks)
-        self.before: dict[str, Any] | None = None
+        self.before: dict[str, TaskMemoryUse] | None = None
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {
@@ -118,7 +120,7 @@ class FinetuneJob(MemoryJob):
         return torch.optim.AdamW(groups, lr=self.train.lr, betas=(first, second), eps=self.train.adam_eps, fused=True)
 
     def fresh_state(self) -> dict[str, Any]:
-        return {"epochs": [], "memory_before": self.before}
+        return {"epochs": [], "memory_before": to_builtins(self.before)}
 
     def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
         """The loss is the mean over the update's rows."""
@@ -166,7 +168,7 @@ class FinetuneJob(MemoryJob):
         found = {"update": state["update"], "loss": result.loss, **result.scores}
         state["epochs"].append(found)
         if self.finished(state):
-            state["memory_after"] = result.memory
+            state["memory_after"] = to_builtins(result.memory)
         return {}
 
     def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import xxhash
+from msgspec import structs
 from torch import Tensor, nn
 
 from distlm.data.shards.order import rank_places
@@ -128,7 +129,7 @@ class PlmJob(MemoryJob):
         self.waited = 0.0
         for layer, memory in self.net.memories.items():
             counts = memory.usage.reduced(memory.exchange)
-            use = counts.measures() | {"stale": counts.stale_share(memory.update)}
+            use = structs.asdict(counts.measures()) | {"stale": counts.stale_share(memory.update)}
             found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
             memory.usage.reset()
         return found

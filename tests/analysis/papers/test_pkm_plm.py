@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.records import example
 
 from distlm.analysis import plots
 from distlm.analysis.papers.pkm_plm import write_tables
+from distlm.finetune.records import FinetuneResults, SeedResult
 from distlm.runtime.files import write_json
 
 USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
@@ -26,9 +28,10 @@ def finetuned(
     """results.json as `distlm finetune` writes it; `values` of the task's metric, of seeds 1, 2, … (three of them)."""
     metric = next(iter(MAJORITY[task]))
     name = name or task + ("-frozen" if memory == "frozen" else "")
-    seeds = {str(seed): {"seed": seed, "last": {metric: value}} for seed, value in enumerate(values, 1)}
+    of_seed = example(SeedResult).tree()
+    seeds = {str(seed): {**of_seed, "seed": seed, "last": {metric: value}} for seed, value in enumerate(values, 1)}
     found = {
-        "format": 1, "name": name, "task": task, "memory_values": memory, "metric": metric,
+        **example(FinetuneResults).tree(), "name": name, "task": task, "memory_values": memory, "metric": metric,
         "median": {metric: sorted(values)[1]}, "majority": MAJORITY[task], "memory": use.get("use", {}), "seeds": seeds,
     }  # fmt: skip
     write_json(root / run / "finetune" / name / "results.json", found)

@@ -92,7 +92,8 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[
             progress.advance(min(comm.size, batches - number))
     everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in measured.items()}))
     total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
-    use = {str(layer): UsageCounts.total([each[2][layer] for each in everyone]).measures() for layer in measured}
+    totals = {layer: UsageCounts.total([each[2][layer] for each in everyone]) for layer in measured}
+    use = {str(layer): to_builtins(counts.measures()) for layer, counts in totals.items()}
     return {
         "tokens": tokens, "rows": len(rows), "rows_fingerprint": rows.fingerprint,
         "loss_nats": total / max(tokens, 1), "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
