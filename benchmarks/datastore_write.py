@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distlm.config.schema import ModelConfig
 from distlm.data.blocks import gather
 from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 
 TAP = "last_ffn_input"
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 def prepare(options: argparse.Namespace) -> tuple[TransformerLM, np.ndarray, StorePlan, Settings]:
     """A model with random weights, Zipf-like tokens, and the plan of their store."""
     length = options.context_window + options.block
-    config = ModelConfig(
+    config = TransformerConfig(
         layers=options.layers, width=options.width, heads=4, ffn_width=4 * options.width, cutoffs=[4000, 12000],
         max_positions=length,
     )  # fmt: skip

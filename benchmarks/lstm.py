@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distlm.config.schema import LstmConfig
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID, AwdLstm
 from distlm.models.awd_lstm.nt_asgd import NTASGD
-from distlm.training.objective import StreamModule
+from distlm.models.awd_lstm.objective import StreamModule
 
 AR, TAR, CLIP, RATE, DECAY = 2.0, 1.0, 0.25, 30.0, 1.2e-6
 

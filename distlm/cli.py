@@ -13,12 +13,12 @@ from distlm import __version__
 from distlm.commands import index, models, report, reproduce, store
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
-from distlm.config.load import dump_config, format_help, recipe_names
+from distlm.config.load import dump_config, format_help, load_config, recipe_names, run_classes, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import World, refuse_script_body, resolve_world
-from distlm.runtime.rundir import STAGE_SECTIONS
+from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import ignore_late_signals
 from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
@@ -96,13 +96,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             above = verbs.add_parser(group, help=f"{group} …", description=f"distlm {group}")
             groups[group] = above.add_subparsers(metavar="VERB", required=True)
         place = groups[group] if group else verbs
-        sections = STAGE_SECTIONS.get(defaults.get("stage", ""), ())
         child = place.add_parser(
             word,
             help=summary,
             description=summary,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=format_help(sections) if _wants_help(arguments) else None,
+            epilog=_settings_help(defaults.get("stage", ""), arguments) if _wants_help(arguments) else None,
         )
         child.set_defaults(handler=handler, **defaults)
         child.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
@@ -156,6 +155,19 @@ def _wants_help(arguments: Sequence[str]) -> bool:
     return "-h" in arguments or "--help" in arguments
 
 
+def _settings_help(stage: str, arguments: Sequence[str]) -> str:
+    """Help of the settings that a verb reads: of the recipe's kind of model where one is named, else of all kinds."""
+    try:
+        recipe, overrides = split_words([word for word in arguments if "=" in word or word in recipe_names()])
+        cls = type(load_config(recipe, overrides))
+        names = [name for name, found in run_classes().items() if found is cls]
+    except UsageError:
+        cls, names = None, list(run_classes())
+    if stage not in STAGES:
+        return format_help((), cls)
+    return format_help([section for name in names for section in stage_sections(stage, name)], cls)
+
+
 def _load(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), name)
@@ -165,6 +177,7 @@ def _load(path: str) -> Callable[..., Any]:
 def _run_stage(options: argparse.Namespace, world: World) -> int:
     verb: Verb = options.verb
     config = config_of(options)
+    refuse_foreign_stage(config, verb.stage, verb.words)
     if options.dry_run:
         return print_once(
             _load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world

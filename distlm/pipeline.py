@@ -18,9 +18,11 @@ import psutil
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
+from distlm.models.registry import kind
 from distlm.runtime.files import read_json, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
@@ -28,7 +30,7 @@ from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
-from distlm.training.finished import RESULT, evaluated_as_trained, lm_table, trained
+from distlm.training.finished import RESULT, evaluated, lm_table, trained
 from distlm.verbs import STAGE_VERBS
 
 
@@ -39,8 +41,6 @@ class Step:
     words: str
     parallel: bool
     finished: Callable[[RunConfig, RunDir], bool]
-    wanted: Callable[[RunConfig], bool] = lambda config: True
-    """The configuration asks for it."""
 
 
 def _searched(config: RunConfig, run: RunDir) -> bool:
@@ -52,44 +52,35 @@ def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
     return manifest.exists() and bool(read_json(manifest, "datastore manifest").get("complete"))
 
 
-def _by_neighbours(config: RunConfig) -> bool:
-    """A transformer's run ends in kNN-LM; an AWD-LSTM is evaluated as it is, and has these stages as commands."""
-    return config.model.kind in ("transformer_lm", "hf")
+def _prepared(config: RunConfig, run: RunDir) -> bool:
+    return finished_tokens(run.tokens(config), config.data) is not None
 
 
-def _masked(config: RunConfig) -> bool:
-    return config.model.kind == "plm"
+def _sharded(config: RunConfig, run: RunDir) -> bool:
+    return finished_shards(run.shards(config), config.section(ShardsConfig)) is not None
 
 
-def _mixed(config: RunConfig) -> bool:
-    """There is something to mix the language model with."""
-    return _by_neighbours(config) or config.cache.use
-
-
-STEPS: tuple[Step, ...] = (
-    Step(
-        "data prepare",
-        False,
-        lambda config, run: finished_tokens(run.tokens(config), config.data) is not None,
-        lambda config: not _masked(config),
-    ),
-    Step(
-        "data shard", True, lambda config, run: finished_shards(run.shards(config), config.shards) is not None, _masked
-    ),
-    Step("train", True, trained),
-    Step("evaluate", False, evaluated_as_trained, lambda config: not _by_neighbours(config)),
-    Step("datastore write", True, _datastore_done, _by_neighbours),
-    Step("index build", True, lambda config, run: (run.index / "index.json").exists(), _by_neighbours),
-    Step("knn search", True, _searched, _by_neighbours),
-    Step("knn cache", True, cached_as_configured, lambda config: config.cache.use),
-    Step("knn tune", False, tuned_as_configured, _mixed),
-    Step("knn evaluate", False, evaluated_as_tuned, _mixed),
-)
+STEPS: dict[str, Step] = {
+    step.words: step
+    for step in (
+        Step("data prepare", False, _prepared),
+        Step("data shard", True, _sharded),
+        Step("train", True, trained),
+        Step("evaluate", False, evaluated),
+        Step("datastore write", True, _datastore_done),
+        Step("index build", True, lambda config, run: (run.index / "index.json").exists()),
+        Step("knn search", True, _searched),
+        Step("knn cache", True, cached_as_configured),
+        Step("knn tune", False, tuned_as_configured),
+        Step("knn evaluate", False, evaluated_as_tuned),
+    )
+}
+"""By verb; which of them a run has, and in which order, its kind of model says."""
 
 
 def steps_of(config: RunConfig) -> list[Step]:
     """The stages that the configuration asks for, in order."""
-    return [step for step in STEPS if step.wanted(config)]
+    return [STEPS[words] for words in kind(config.model.kind).stages(config)]
 
 
 def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:
@@ -133,12 +124,13 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 
 
 def _show_results(config: RunConfig, run: RunDir) -> None:
-    if not _by_neighbours(config):
+    verbs = {step.words for step in steps_of(config)}
+    if "evaluate" in verbs:
         print(lm_table(read_json(run.root / RESULT, "evaluation results")))
     from distlm.analysis.report import write_report
 
     report = write_report(run)
-    if not _mixed(config):
+    if "knn evaluate" not in verbs:
         print(f"\nreport: {report}\nresults: {run.root / RESULT}", flush=True)
         return
     from distlm.knnlm.evaluate.table import results_table

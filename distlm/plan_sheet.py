@@ -12,7 +12,7 @@ from distlm.index.choose.calibrate import Rates, calibrate
 from distlm.index.choose.cost import Cost, index_costs
 from distlm.index.choose.plan import Store, store_of
 from distlm.index.factory import fit_factory
-from distlm.models.kinds import causal, model_config
+from distlm.models.described import causal, model_of
 from distlm.pipeline import Step, plan_step, steps_of
 from distlm.runtime.files import format_bytes, read_json, write_json
 from distlm.runtime.progress import format_seconds, say
@@ -88,7 +88,7 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
 def _store(config: RunConfig, rows: int) -> Store | None:
     if not rows:
         return store_of(config)
-    return Store(rows, causal(model_config(config)).width, ceil(rows / config.datastore.rows_per_shard), written=False)
+    return Store(rows, causal(model_of(config)).width, ceil(rows / config.datastore.rows_per_shard), written=False)
 
 
 def _row(cost: Cost, ranks: int) -> tuple[str, ...]:

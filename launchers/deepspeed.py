@@ -72,7 +72,7 @@ def train(options: argparse.Namespace) -> int:
     config = load_config(recipe, overrides)
     run = RunDir(Path(config.run_dir).absolute())
     run.refuse_other_config(config, "train")
-    step = next(step for step in STEPS if step.words == "train")
+    step = STEPS["train"]
     if step.finished(config, run):
         say(f"{run.root}: trained before; nothing to do")
         return EXIT_DONE

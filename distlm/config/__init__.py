@@ -1,27 +1,26 @@
-"""Typed configuration: dataclasses (schema), recipe files (recipes/*.yaml), loading and checking (load)."""
+"""Typed configuration: the common sections (schema, training), recipe files (recipes/*.yaml), loading and checking.
+
+The sections of a kind of model lie with it: distlm/models/KIND/config.py.
+"""
 
 from distlm.config.load import load_config, parse_overrides, recipe_names
 from distlm.config.schema import (
-    AwdConfig,
     DataConfig,
     DatastoreConfig,
     IndexConfig,
     KnnConfig,
     LaunchConfig,
-    LstmConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
 )
 
 __all__ = [
-    "AwdConfig",
     "DataConfig",
     "DatastoreConfig",
     "IndexConfig",
     "KnnConfig",
     "LaunchConfig",
-    "LstmConfig",
     "ModelConfig",
     "RunConfig",
     "TrainConfig",

@@ -1,10 +1,16 @@
-"""Every setting of a run, with its type, default and help text (the string under a field is its help)."""
+"""The settings that every kind of model has, with types, defaults and help (the string under a field is its help).
 
+Settings of one kind lie with it (distlm/models/KIND/config.py), those of how updates are made in training.py.
+"""
+
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from distlm.config.fields import VOLATILE, volatile
-from distlm.config.plm import FinetuneConfig, MemoryConfig, PlmConfig, ShardsConfig
+from distlm.errors import UsageError
+
+_S = TypeVar("_S")
 
 
 @dataclass
@@ -40,106 +46,12 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """The Baevski–Auli transformer LM with adaptive input and tied adaptive softmax; the defaults are fairseq's
-    transformer_lm_wiki103. With kind=awd_lstm the section `lstm` describes the model instead."""
+    """The language model."""
 
-    kind: Literal["transformer_lm", "awd_lstm", "hf", "plm"] = "transformer_lm"
-    """The Baevski–Auli transformer, the AWD-LSTM of Merity et al. (sections `lstm` and `awd`), a causal language model
-    of Hugging Face (section `hf`), or a masked language model with or without product-key memory (sections `shards`,
-    `plm` and `memory`)."""
-    layers: int = 16
-    """Decoder layers."""
-    width: int = 1024
-    """Model width D, also the key width."""
-    heads: int = 8
-    """Attention heads (8 in fairseq's code; the papers say 16)."""
-    ffn_width: int = 4096
-    """Inner width of the feed-forward layers."""
-    cutoffs: list[int] = field(default_factory=lambda: [20000, 60000])
-    """Band edges of adaptive input and softmax; edges at or above the vocabulary size are dropped."""
-    factor: int = 4
-    """Each further band's embedding is this many times narrower."""
-    dropout: float = 0.3
-    """Dropout on embeddings, attention output and FFN output."""
-    attention_dropout: float = 0.1
-    """Dropout on attention weights."""
-    activation_dropout: float = 0.1
-    """Dropout after the FFN's ReLU."""
-    softmax_dropout: float = 0.2
-    """Dropout on the adaptive softmax input and after each tail projection."""
-    max_positions: int = 3072
-    """Longest sequence, in tokens (context included)."""
-
-
-@dataclass
-class LstmConfig:
-    """The AWD-LSTM (Merity et al. 2017), with model.kind=awd_lstm; the defaults are the authors' for WikiText-2."""
-
-    layers: int = 3
-    """LSTM layers."""
-    width: int = 400
-    """Width D of the embedding and of the last layer, also the key width. The decoder is tied to the embedding."""
-    hidden_width: int = 1150
-    """Width of the layers below the last one."""
-    embedding_dropout: float = 0.1
-    """Whole words whose embedding is dropped for one update (dropoute)."""
-    input_dropout: float = 0.65
-    """Locked dropout on the embedded input (dropouti): one mask per column for all time steps."""
-    hidden_dropout: float = 0.2
-    """Locked dropout between layers (dropouth)."""
-    output_dropout: float = 0.4
-    """Locked dropout on the output of the last layer, before the decoder (dropout)."""
-    weight_dropout: float = 0.5
-    """Dropout on the hidden-to-hidden weights of every layer, one mask per update (wdrop)."""
-    max_positions: int = 65536
-    """Longest sequence that datastore and evaluation may give in one pass, in tokens; it bounds memory only."""
-
-
-@dataclass
-class HfConfig:
-    """Any causal language model of Hugging Face, with model.kind=hf; its tokenizer is data.tokenizer. Of the section
-    `model` it reads kind alone. Hidden states are named by the module's path: transformer.h.11.mlp:input."""
-
-    name: str = ""
-    """Folder or name on the hub of the model whose weights training, or `distlm import hf`, starts from."""
-
-
-@dataclass
-class AwdConfig:
-    """Training of the AWD-LSTM: streams of text, AR and TAR, NT-ASGD, fine-tuning. Of the section `train` it reads
-    seed, lr, weight_decay, clip_norm, precision, deepspeed, valid_every (only whether it is 0), save_every, keep_last,
-    log_every and max_updates_this_run."""
-
-    batch: int = 80
-    """Columns the corpus is cut into, over all ranks: the batch size."""
-    micro_batch: int = 0
-    """Columns in one forward pass (0: all columns of a rank)."""
-    bptt: int = 70
-    """Base length of a chunk, in tokens, to which train.lr belongs."""
-    variable_length: bool = True
-    """Draw chunk lengths around bptt and scale the rate with them (section 5 of the paper); false: always bptt."""
-    ar: float = 2.0
-    """α: weight of the mean square of the dropped output of the last layer."""
-    tar: float = 1.0
-    """β: weight of the mean square of the change of the last layer's output from step to step."""
-    epochs: int = 750
-    """Epochs of SGD and NT-ASGD."""
-    finetune_epochs: int = 750
-    """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires."""
-    trigger: Literal["masked", "window"] = "masked"
-    """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);
-    window: the least of the last `nonmono` (the text of the arXiv paper)."""
-    log_interval: int = 0
-    """L of Algorithm 1: updates of an epoch between two validations, at which the trigger looks; the end of the epoch
-    is one, too (0: that alone, as in the authors' code)."""
-    nonmono: int = 5
-    """n of the trigger, in validations."""
-    on_trigger: Literal["average", "halve", "nothing"] = "average"
-    """average: NT-ASGD; halve: SGD that halves its rate each time (Table 4); nothing: plain SGD."""
-    reference_eta_lag: bool = False
-    """While averaging, step with the rate of the chunk before, as the authors' code does; false: each chunk's own."""
-    valid_batch: int = 10
-    """Columns of the validation during training. `distlm evaluate` reads the split as one stream."""
+    kind: str = "transformer_lm"
+    """transformer_lm: the Baevski–Auli transformer; awd_lstm: the AWD-LSTM of Merity et al.; hf: a causal language
+    model of Hugging Face; plm: a masked language model with or without product-key memory; or one of another package
+    (entry point group distlm.kinds)."""
 
 
 @dataclass
@@ -148,61 +60,16 @@ class TrainConfig:
 
     seed: int = 1
     """Seed of initialisation, block order and dropout."""
-    tokens_per_sample: int = 3072
-    """Length of a training block, in tokens."""
-    blocks_per_update: int = 24
-    """Blocks in one optimizer update, over all ranks and accumulation steps."""
-    micro_blocks: int = 1
-    """Blocks in one forward pass. blocks_per_update / micro_blocks must divide over the ranks."""
-    updates: int = 286000
-    """Optimizer updates in all."""
-    optimizer: Literal["nag", "adam", "nt_asgd"] = "nag"
-    """Nesterov accelerated gradient with lr_old (fairseq), Adam, or SGD that turns into averaged SGD (awd_lstm)."""
-    momentum: float = 0.99
-    """Momentum of nag."""
-    adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    """Betas of adam."""
-    adam_eps: float = 1e-8
-    """Epsilon of adam."""
+    lr: float = 1.0
+    """Peak learning rate."""
     weight_decay: float = 0.0
     """Weight decay."""
     clip_norm: float = 0.1
     """Clip the global gradient norm to this (0: never)."""
-    schedule: Literal["cosine", "inverse_sqrt", "linear", "constant"] = "cosine"
-    """Learning-rate schedule after warm-up."""
-    lr: float = 1.0
-    """Peak learning rate."""
-    min_lr: float = 1e-4
-    """Floor of the cosine."""
-    warmup_updates: int = 16000
-    """Updates of linear warm-up."""
-    warmup_init_lr: float = 1e-7
-    """Learning rate at update 0."""
-    cosine_period: int = 270000
-    """Updates of the first cosine cycle."""
-    cosine_t_mult: float = 2.0
-    """Each cycle is this many times longer than the one before."""
-    cosine_shrink: float = 0.75
-    """Peak and floor shrink by this at each restart."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Compute precision; V100 has no bf16."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
-    l2_weight: float = 0.0
-    """ω of Ton et al.: weight of the penalty on the tapped state r of every token; 0 is plain training."""
-    l2_reduction: Literal["mean", "sum"] = "mean"
-    """‖·‖² of one token: mean or sum over the width. The paper does not say; a sum swamps the loss at ω = 1."""
-    regulariser: Literal["l2", "queue", "mean"] = "l2"
-    """Penalty of a token: l2: ‖r‖² (eq. 2); queue: Σ_i ‖Q_i − r‖² over the queue of its target word, the word's last
-    states as a momentum encoder saw them (eq. 1); mean: the same with running means in place of queues."""
-    queue_length: int = 16
-    """L of eq. 1: states in a word's queue. The sum over them is literal, so that the pull grows with L."""
-    queue_fill: int = 1
-    """A word's queue counts once it holds so many states."""
-    encoder_momentum: float = 0.999
-    """m of the momentum encoder: θ' ← m θ' + (1 − m) θ after every update."""
-    tap: str = "last_ffn_input"
-    """Which hidden state r is: the one that becomes the key."""
     valid_every: int = 1400
     """Updates between validations (0: only at the end)."""
     save_every: int = 1400
@@ -346,7 +213,10 @@ class LaunchConfig:
 
 @dataclass
 class RunConfig:
-    """A whole run."""
+    """A whole run. Each kind of model has its own, with the sections that it reads."""
+
+    WITHOUT: ClassVar[frozenset[str]] = frozenset()
+    """Sections of this class that a kind of model does not read: they are no part of its runs."""
 
     name: str = "run"
     """Name of the run; also the last part of run_dir when that is empty."""
@@ -356,20 +226,6 @@ class RunConfig:
     """Text and token files."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model."""
-    lstm: LstmConfig = field(default_factory=LstmConfig)
-    """The AWD-LSTM."""
-    awd: AwdConfig = field(default_factory=AwdConfig)
-    """Training of the AWD-LSTM."""
-    hf: HfConfig = field(default_factory=HfConfig)
-    """A causal language model of Hugging Face."""
-    shards: ShardsConfig = field(default_factory=ShardsConfig)
-    """Shards of token rows for pretraining."""
-    plm: PlmConfig = field(default_factory=PlmConfig)
-    """The masked language model."""
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    """Its product-key memory."""
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    """Fine-tuning."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training."""
     datastore: DatastoreConfig = field(default_factory=DatastoreConfig)
@@ -382,3 +238,20 @@ class RunConfig:
     """Neural cache."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Ranks and launcher of `distlm run`."""
+
+    def section(self, cls: type[_S]) -> _S:
+        """The section of this class, where the kind of model has one. Raises UsageError where it has none."""
+        for item in sections_of(type(self)).values():
+            value: Any = getattr(self, item.name)
+            if isinstance(value, cls):
+                return value
+        raise UsageError(f"model.kind={self.model.kind} has no settings of this sort ({cls.__name__})")
+
+
+def sections_of(cls: type[RunConfig]) -> dict[str, dataclasses.Field[Any]]:
+    """Name → field of the sections that are part of such runs."""
+    return {
+        item.name: item
+        for item in dataclasses.fields(cls)
+        if dataclasses.is_dataclass(item.type) and item.name not in cls.WITHOUT
+    }

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from distlm.config.plm import ShardsConfig
 from distlm.data.corpus import hub_label, hub_tables
 from distlm.data.documents import cuts, is_blank, is_title
+from distlm.data.shards.config import ShardsConfig
 from distlm.errors import DistlmError
 from distlm.runtime.progress import say
 

@@ -38,9 +38,9 @@ from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.shard_writer import ShardWriter
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint, read_model_card
+from distlm.models.described import causal, model_of_card, require_tap
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
-from distlm.models.kinds import card_config, causal, require_tap
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
 from distlm.runtime.lock import only_writer
@@ -157,7 +157,7 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     store = config.datastore
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
-    require_tap(causal(card_config(card)), store.tap, "datastore.tap")
+    require_tap(causal(model_of_card(card)), store.tap, "datastore.tap")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)

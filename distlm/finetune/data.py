@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
 from distlm.finetune.source import Source
 from distlm.finetune.tasks.features import Frame, Rows, encode_examples, encode_squad
@@ -16,6 +15,7 @@ from distlm.finetune.tasks.glue import TASKS, Examples, GlueTask, read_glue
 from distlm.finetune.tasks.metrics import glue_scores, majority_answer_scores, majority_scores, squad_scores
 from distlm.finetune.tasks.spans import CANDIDATES, Candidates, decode_answers
 from distlm.finetune.tasks.squad import read_squad
+from distlm.models.plm.config import FinetuneConfig
 from distlm.runtime.files import json_hash
 
 Outputs = Mapping[str, npt.NDArray[np.float32]]

@@ -15,21 +15,22 @@ import xxhash
 from msgspec import to_builtins
 from torch import Tensor, nn
 
-from distlm.config.plm import FinetuneConfig, MemoryConfig
-from distlm.config.schema import TrainConfig
 from distlm.data.order import rows_for_update
 from distlm.data.shards.wordpiece import TOKENIZER
 from distlm.finetune.data import TaskData
-from distlm.finetune.model import TaskModel, TaskModelConfig
+from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.model import TaskModel
 from distlm.finetune.objective import TaskModule
 from distlm.finetune.plan import plan_finetune_rows
 from distlm.finetune.records import TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.adam import Adam
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
 from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.models.plm.config import FinetuneConfig, PlmTraining
 from distlm.models.plm.memory_job import MemoryJob
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
@@ -52,6 +53,7 @@ class FinetuneJob(MemoryJob):
 
     unit = ROWS_PER_S
     keeps_best = False
+    train: PlmTraining
     model: TaskModelConfig
     net: TaskModel
 
@@ -59,7 +61,7 @@ class FinetuneJob(MemoryJob):
         self, stage: Stage, config: FinetuneConfig, task: TaskData, source: Source, exchange: Exchange
     ) -> None:
         """`config` has no defaults left. The `exchange` joins the ranks that share the memory."""
-        train, ranks = stage.config.train, stage.comm.size
+        train, ranks = stage.config.section(PlmTraining), stage.comm.size
         micro = plan_finetune_rows(config, ranks)
         self.values_frozen = config.memory == "frozen"
         model = TaskModelConfig(
@@ -71,7 +73,7 @@ class FinetuneJob(MemoryJob):
             task.name,
         )
         text = Text(task.fingerprint, source.tokenizer_hash, source.vocabulary)
-        super().__init__(stage, text, micro, merge_ds_config(train.deepspeed, train, micro.accumulation), model)
+        super().__init__(stage, text, micro, merge_ds_config(train, train.micro_blocks, micro.accumulation), model)
         self.config, self.task, self.source, self.exchange = config, task, source, exchange
         self.updates = train.updates
         self.scorer = TaskScorer(task, train.micro_blocks)
@@ -197,10 +199,10 @@ class FinetuneJob(MemoryJob):
             memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
 
 
-def train_config(config: FinetuneConfig, seed: int, rows: int) -> TrainConfig:
+def train_config(config: FinetuneConfig, seed: int, rows: int) -> PlmTraining:
     """The section train of one seed's fine-tuning on `rows` rows; `config` has no defaults left."""
     updates = max(1, -(-rows * config.epochs // config.rows_per_update))
-    return TrainConfig(
+    return PlmTraining(
         seed=seed, blocks_per_update=config.rows_per_update, micro_blocks=config.micro_rows, updates=updates,
         optimizer="adam", adam_betas=config.adam_betas, adam_eps=config.adam_eps, weight_decay=config.weight_decay,
         clip_norm=config.clip_norm, schedule="linear", lr=config.lr, min_lr=0.0,

@@ -4,34 +4,15 @@ A text or pair is classified from its first token: BERT's pooler (tanh), RoBERTa
 DistilBERT's with ReLU, dropout, Linear. Answers are found by a Linear that gives each token two scores.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
 import torch
 from torch import Tensor, nn
 
+from distlm.finetune.description import TaskModelConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.attention import NAME
-from distlm.models.plm.model import backbone_config, equip, transformers_library, values_to_come
+from distlm.models.plm.description import values_to_come
+from distlm.models.plm.model import backbone_config, equip, transformers_library
 from distlm.models.row_dropout import Rows
-
-
-@dataclass
-class TaskModelConfig:
-    """What model.json records of a fine-tuned model."""
-
-    backbone: dict[str, Any] = field(default_factory=dict)
-    """Hugging Face's configuration, all but the vocabulary's size."""
-    memory: dict[str, Any] = field(default_factory=dict)
-    """MemoryConfig; empty: no memory."""
-    seed: int = 1
-    """Of the memory's keys."""
-    head: Literal["labels", "number", "span"] = "labels"
-    """One of some labels, a number, or where an answer begins and ends."""
-    labels: int = 2
-    """Numbers that the head gives for a row, or (span) for a token."""
-    task: str = ""
-    """Name of the task."""
 
 
 class TaskModel(nn.Module):

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from distlm.config.plm import FinetuneConfig
-from distlm.config.schema import RunConfig
 from distlm.finetune.tasks.glue import TASKS, read_glue
 from distlm.finetune.tasks.squad import read_squad
 from distlm.models.card import CARD, read_model_card
 from distlm.models.io import card_parameters
+from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import cut_rows
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -24,7 +23,7 @@ def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
     return cut_rows(rows, micro, ranks, " (0: finetune.rows_per_update): a", "it to ")
 
 
-def plan_finetune(config: RunConfig, ranks: int) -> StagePlan:
+def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     """Needs of `distlm finetune` at a rank count.
 
     Time is an upper bound: all rows as long as the longest allowed, 6 FLOP per parameter and token in training and 2
@@ -54,7 +53,7 @@ def plan_finetune(config: RunConfig, ranks: int) -> StagePlan:
     )
 
 
-def _sizes(config: RunConfig) -> tuple[int, int, list[str]]:
+def _sizes(config: PlmRun) -> tuple[int, int, list[str]]:
     """Parameters, numbers in the memories' values, notes."""
     place = Path(config.finetune.checkpoint or config.run_dir)
     found = sorted(marker.parent for marker in place.glob("checkpoints/step-*/complete.json"))

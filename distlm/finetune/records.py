@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from msgspec import UNSET, UnsetType
 
-from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
 from distlm.memory.records import MemoryUse
+from distlm.models.plm.config import FinetuneConfig
 from distlm.runtime.records import CodeVersion, Part, Record
 
 Scores = dict[str, int | float]

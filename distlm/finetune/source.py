@@ -13,15 +13,16 @@ import xxhash
 import yaml
 from torch import Tensor
 
-from distlm.config.plm import FinetuneConfig
 from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
-from distlm.finetune.model import TaskModel, TaskModelConfig
+from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.model import TaskModel
 from distlm.memory.values.files import load_table
 from distlm.models.card import CARD
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
+from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.export import has_memory, value_hashes, without_values
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import torch
 
-from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.job import FinetuneJob, train_config
@@ -32,7 +31,9 @@ from distlm.finetune.records import (
     TaskMemoryUse,
 )
 from distlm.finetune.source import Source, open_source
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
+from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.runtime import metrics
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.lock import only_writer
@@ -56,7 +57,7 @@ def run_finetune(stage: Stage) -> dict[str, Any]:
     when a loss stops being finite.
     """
     began, comm = time.monotonic(), stage.comm
-    config = stage.config.finetune.with_defaults()
+    config = stage.config.section(FinetuneConfig).with_defaults()
     run, folder = stage.run, stage.run.finetune(config.name)
     together(comm, lambda: plan_finetune_rows(config, comm.size))
     source = together(comm, lambda: open_source(config, run.root, run.shards(stage.config)))
@@ -65,7 +66,7 @@ def run_finetune(stage: Stage) -> dict[str, Any]:
     if task.left_out:
         say(f"finetune: {task.left_out} questions of train are left out: no answer at their answer_start", comm.rank)
     join_group(stage.world)
-    exchange = Exchange(stage.config.memory.columns if source.memory else 1)
+    exchange = Exchange(stage.config.section(MemoryConfig).columns if source.memory else 1)
     for seed in config.seeds:
         _one_seed(stage, config, task, source, exchange, seed)
     results = rank0_first(comm, lambda: _combine(config, folder, task, source))
@@ -167,6 +168,7 @@ def _memory(before: _Use | None, after: _Use) -> dict[str, MemoryChange]:
 
 def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> None:
     """Say what is needed and record the settings. DistlmError for results made with others."""
+    assert isinstance(stage.config, PlmRun)
     plan = plan_finetune(stage.config, stage.comm.size)
     say(plan.line())
     now = FinetuneSettings(

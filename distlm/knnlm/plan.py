@@ -7,11 +7,12 @@ from pathlib import Path
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import plan_prepare
 from distlm.data.tokens import DTYPE, TokenFiles
-from distlm.datastore.estimate import forward_flops
 from distlm.errors import DistlmError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
-from distlm.models.kinds import CausalConfig, causal, inner_width, model_config, parameter_count
+from distlm.models.described import causal, causal_kind, model_of, parameter_count
+from distlm.models.kind import CausalDescription
+from distlm.models.registry import kind
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 
@@ -41,7 +42,7 @@ class _Counts:
 
 def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of the search of all splits; tuning and evaluation read its files and take seconds."""
-    knn, model, k = config.knn, causal(model_config(config)), config.knn.k
+    knn, model, k = config.knn, causal(model_of(config)), config.knn.k
     width = model.width
     counts = _count(config)
     notes = list(counts.notes)
@@ -55,7 +56,7 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
                      "keys are read once in order")  # fmt: skip
     pairs = counts.queries * (4 * width + 8 * k)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
-    activations = 4 * batch * (8 * width + inner_width(model))
+    activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
     unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (per_query + 4 * width)
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
     packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
@@ -76,11 +77,11 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
     )
 
 
-def _seconds(config: RunConfig, model: CausalConfig, counts: _Counts, rescores: bool, item: int) -> float:
+def _seconds(config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int) -> float:
     """Seconds of one rank alone, on the CPU."""
     knn, width, flops = config.knn, model.width, machine_flops()
     length = knn.context_window + knn.block
-    forward = counts.queries * (length / knn.block) * forward_flops(model, "output", length) / flops
+    forward = counts.queries * (length / knn.block) * causal_kind(model).forward_flops(model, "output", length) / flops
     if knn.search == "brute":
         search = 2.0 * counts.queries * counts.rows * width / flops
     else:
@@ -129,7 +130,7 @@ def _count(config: RunConfig) -> _Counts:
         return _Counts(queries, max(0, len(files.split(config.datastore.split)) - window), len(files.dictionary), ())
     except DistlmError:
         tokens = plan_prepare(config).disk_bytes // DTYPE.itemsize
-        vocabulary = config.data.max_words or 4 * max(config.model.cutoffs, default=10000)
+        vocabulary = kind(config.model.kind).assumed_words(config)
         note = (
             f"no token files yet: at most about {tokens // 10} evaluation tokens are assumed"
             if tokens

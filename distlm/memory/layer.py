@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.retrieval import ProductKeys
 from distlm.memory.usage import Usage, UsageCounts
 from distlm.memory.values.exchange import Exchange

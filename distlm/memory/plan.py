@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import SMALL
 from distlm.runtime.files import format_bytes
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distlm.config.plm import MemoryConfig
-from distlm.errors import DistlmError
+from distlm.memory.check import check_sizes
+from distlm.memory.config import MemoryConfig
 from distlm.memory.norm import QueryNorm
 from distlm.memory.values.exchange import Exchange
 
 # Half scores that are held at a time: 64 MiB in fp32; the same for the rows of pair sums of tied queries.
 _CHUNK = 1 << 24
-_INT32_ROOT = 46340
 
 
 class ProductKeys(nn.Module):
@@ -26,7 +25,7 @@ class ProductKeys(nn.Module):
     keys [H, 2, n, key_width/2]. `generator` (CPU) gives the first weights: keys from U(±1/√(key_width/2)), the Linear
     as torch's default.
 
-    Raises DistlmError when k, sub_keys, heads or key_width cannot work.
+    Raises UsageError when k, sub_keys, heads or key_width cannot work.
     """
 
     def __init__(self, config: MemoryConfig, width: int, exchange: Exchange, generator: torch.Generator) -> None:
@@ -53,18 +52,6 @@ class ProductKeys(nn.Module):
         if drop is not None:
             queries = drop(queries)
         return select(queries.view(len(x), self.heads, -1), self.keys, self.k)
-
-
-def check_sizes(config: MemoryConfig) -> None:
-    """Raises DistlmError naming the field of `memory` that cannot work, its value and what would."""
-    if config.key_width < 2 or config.key_width % 2:
-        raise DistlmError(f"memory.key_width={config.key_width}: a query has two halves; set an even number")
-    if not 1 <= config.sub_keys <= _INT32_ROOT:
-        raise DistlmError(f"memory.sub_keys={config.sub_keys}: set 1 to {_INT32_ROOT} (its square is an int32)")
-    if not 1 <= config.k <= config.sub_keys:
-        raise DistlmError(f"memory.k={config.k}: set 1 to memory.sub_keys={config.sub_keys}")
-    if config.heads < 1:
-        raise DistlmError(f"memory.heads={config.heads}: must be at least 1")
 
 
 def select(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

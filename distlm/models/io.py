@@ -12,27 +12,27 @@ from torch import Tensor, nn
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.card import CARD, WEIGHTS, read_model_card
-from distlm.models.kinds import (
-    AnyModelConfig,
-    card_config,
+from distlm.models.described import (
+    card_of,
     causal,
-    describe,
     model_for_weights,
+    model_of_card,
     model_on_meta,
     parameter_count,
 )
+from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import atomic_path, file_hash, write_json
 
 
 def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, Any]) -> None:
     """Write a model folder; `extra` holds at least the dictionary's hash ("dictionary") and the "step"."""
-    config: AnyModelConfig = model.config  # type: ignore[assignment]
+    config: Description = model.config  # type: ignore[assignment]
     save_weights(dict(model.named_parameters()), config, model.vocabulary, folder, extra)
 
 
 def save_weights(
-    weights: Mapping[str, Tensor], config: AnyModelConfig, vocabulary: int, folder: Path, extra: Mapping[str, Any]
+    weights: Mapping[str, Tensor], config: Description, vocabulary: int, folder: Path, extra: Mapping[str, Any]
 ) -> None:
     """Write a model folder from gathered weights: name of named_parameters() → tensor of any dtype and device.
 
@@ -42,7 +42,7 @@ def save_weights(
     model = model_on_meta(config, vocabulary)
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise ValueError(f"weights do not fit the model: {problem}")
-    card = describe(config, vocabulary)
+    card = card_of(config, vocabulary)
     if clash := [key for key in (*card, "weights") if key in extra]:
         raise ValueError(f"extra must not hold {clash}")
     if "dictionary" not in extra:
@@ -62,7 +62,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     (checksum), and weights whose names or shapes do not fit the recorded configuration.
     """
     model, weights, meta = _read(folder, device)
-    causal(card_config(meta))
+    causal(model_of_card(meta))
     _assign(model, weights)
     # Buffers are where the model was built.
     return model.to(device).eval(), meta
@@ -85,7 +85,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
             "another checkpoint; copy the folder again or use another checkpoint"
         )
     try:
-        config = card_config(meta)
+        config = model_of_card(meta)
         weights = safetensors.torch.load_file(path, device=str(device))
     except (TypeError, safetensors.SafetensorError) as error:
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
@@ -97,7 +97,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
 
 def card_parameters(card: Mapping[str, Any]) -> int:
     """Parameters of the model of `card` (model.json), shared ones counted once."""
-    return parameter_count(card_config(card), card["vocabulary"])
+    return parameter_count(model_of_card(card), card["vocabulary"])
 
 
 def check_dictionary(meta: Mapping[str, Any], dictionary: Dictionary) -> None:

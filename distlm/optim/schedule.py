@@ -2,11 +2,11 @@
 
 import math
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
 
 
-def learning_rate(config: TrainConfig, update: int) -> float:
+def learning_rate(config: UpdatesConfig, update: int) -> float:
     """Rate that the update with 0-based number `update` uses.
 
     Linear from `warmup_init_lr` (update 0) to `lr` (update `warmup_updates`), then `config.schedule`.
@@ -28,7 +28,7 @@ def learning_rate(config: TrainConfig, update: int) -> float:
             return config.lr
 
 
-def _cosine(config: TrainConfig, update: int) -> float:
+def _cosine(config: UpdatesConfig, update: int) -> float:
     """Cosine with warm restarts (Loshchilov & Hutter 2017, eq. 5), as fairseq: cycle i is t_mult^i periods long and
     its peak and floor are scaled by shrink^i. `update` counts from the end of warm-up."""
     if config.cosine_period < 1 or config.cosine_t_mult < 1:

@@ -27,24 +27,42 @@ import yaml
 
 from distlm import __version__
 from distlm.config.load import config_tree, dump_config, leaf_fields
-from distlm.config.schema import RunConfig
-from distlm.errors import DistlmError
+from distlm.config.schema import RunConfig, sections_of
+from distlm.errors import DistlmError, UsageError
+from distlm.models.registry import kind, kind_names, not_causal
 from distlm.runtime.files import atomic_path
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, RunCode
 
-_MODEL = ("data", "model", "lstm", "hf", "plm", "memory", "train", "awd")
-
-STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
     "shard": ("shards",),
-    "train": _MODEL,
+    "train": (),
     "finetune": ("finetune",),
-    "datastore": (*_MODEL, "datastore"),
-    "index": (*_MODEL, "datastore", "index"),
-    "knn": (*_MODEL, "datastore", "index", "knn", "cache"),
+    "datastore": ("datastore",),
+    "index": ("datastore", "index"),
+    "knn": ("datastore", "index", "knn", "cache"),
 }
-"""Sections whose settings decide a stage's output."""
+"""Stages in order, and the sections of their own whose settings decide their output."""
+_OF_THE_MODEL = ("train", "datastore", "index", "knn")
+"""Stages whose output depends on the model, too."""
+
+
+def stage_sections(stage: str, kind_name: str) -> tuple[str, ...]:
+    """Sections of a kind of model whose settings decide a stage's output."""
+    found = kind(kind_name)
+    of_model = found.model_sections if stage in _OF_THE_MODEL else ()
+    return tuple(section for section in (*of_model, *STAGES[stage]) if section in sections_of(found.config))
+
+
+def refuse_foreign_stage(config: RunConfig, stage: str, verb: str) -> None:
+    """UsageError for a stage that is not for this kind of model."""
+    name = config.model.kind
+    if not STAGES[stage] or STAGES[stage][-1] in sections_of(type(config)) or (stage == "knn" and kind(name).causal):
+        return
+    readers = [other for other in kind_names() if STAGES[stage][-1] in sections_of(kind(other).config)]
+    why = not_causal() if stage in _OF_THE_MODEL else f"it is for model.kind={' and '.join(readers)}"
+    raise UsageError(f"`distlm {verb}` with model.kind={name}: {why}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +133,9 @@ class RunDir:
         return Path(config.data.tokens_dir) if config.data.tokens_dir else self.root / "tokens"
 
     def shards(self, config: RunConfig) -> Path:
-        """Folder of shards of token rows: shards.folder or RUN_DIR/shards."""
-        return Path(config.shards.folder) if config.shards.folder else self.root / "shards"
+        """Folder of shards of token rows: shards.folder, where the kind of model reads it, or RUN_DIR/shards."""
+        section = getattr(config, "shards", None)
+        return Path(section.folder) if section and section.folder else self.root / "shards"
 
     def finetune(self, name: str) -> Path:
         """Folder of a fine-tuning's results, by finetune.name."""
@@ -183,7 +202,7 @@ class RunDir:
 
     def refuse_other_config(self, config: RunConfig, stage: str) -> None:
         """DistlmError when this or an earlier stage ran here with other settings, naming the fields."""
-        order = list(STAGE_SECTIONS)
+        order = list(STAGES)
         for earlier in order[: order.index(stage) + 1]:
             self._compare(config, earlier)
 
@@ -193,11 +212,11 @@ class RunDir:
             return
         before, now = yaml.safe_load(path.read_text("utf-8")), config_tree(config)
         # A setting that is newer than the run had its default value then.
-        defaults = config_tree(RunConfig())
+        defaults, sections = config_tree(type(config)()), stage_sections(stage, config.model.kind)
         changed = []
-        for key, item in leaf_fields().items():
+        for key, item in leaf_fields(type(config)).items():
             section, _, name = key.partition(".")
-            if section not in STAGE_SECTIONS[stage] or item.metadata.get("volatile"):
+            if section not in sections or item.metadata.get("volatile"):
                 continue
             old, new = before.get(section, {}).get(name, defaults[section][name]), now[section][name]
             if old != new:

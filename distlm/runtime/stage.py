@@ -34,7 +34,7 @@ class Stage:
 def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iterator[Stage]:
     """Resolve the world, join the other ranks, claim the run directory (rank 0) and listen for stop signals.
 
-    `name` is a key of rundir.STAGE_SECTIONS. A refusal on rank 0 is raised on every rank.
+    `name` is a key of rundir.STAGES. A refusal on rank 0 is raised on every rank.
     """
     world = world or resolve_world()
     set_threads(config.launch.threads, world)

@@ -29,7 +29,7 @@ from distlm.errors import DistlmError
 from distlm.models.card import WEIGHTS
 from distlm.models.complete import COMPLETE, check_files, listing
 from distlm.models.io import load_model, save_weights
-from distlm.models.kinds import AnyModelConfig
+from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import read_json, sweep_temporaries, sync_file, sync_folder, write_json
 from distlm.runtime.ranks.collective import rank0_first, together
@@ -63,7 +63,7 @@ def save_checkpoint(
     comm: Comm,
     run: RunDir,
     engine: Engine,
-    model: AnyModelConfig,
+    model: Description,
     vocabulary: int,
     state: Mapping[str, Any],
     keep_last: int,
@@ -82,7 +82,7 @@ def save_checkpoint(
     final = run.checkpoint(state["update"])
     # The dot keeps it out of every step-* listing, marker or not.
     folder = final.with_name(f".{final.name}.tmp")
-    extra = {"dictionary": state["dictionary"], "step": state["update"], "tap": state["tap"]}
+    extra = {"dictionary": state["dictionary"], "step": state["update"]} | {k: state[k] for k in ("tap",) if k in state}
     keys = engine.state_keys()
 
     def begin() -> None:

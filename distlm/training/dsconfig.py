@@ -137,12 +137,13 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def merge_ds_config(name: str, train: TrainConfig, accumulation: int) -> dict[str, Any]:
-    """What deepspeed.initialize gets: the file of `name` plus what `train` and the micro-batch plan decide.
+def merge_ds_config(train: TrainConfig, micro_blocks: int, accumulation: int) -> dict[str, Any]:
+    """What deepspeed.initialize gets: the file of `train.deepspeed` plus what `train` and the micro-batch plan decide.
 
-    `accumulation` is the number of micro-batches of one rank in one update. Raises DistlmError for combinations
-    that DeepSpeed cannot do, naming the one to use.
+    `micro_blocks`: blocks in one forward pass, for DeepSpeed's own accounts; `accumulation`: micro-batches of one rank
+    in one update. Raises UsageError for combinations that DeepSpeed cannot do, naming the one to use.
     """
+    name = train.deepspeed
     config = load_ds_config(name)
     stage = zero_stage(config)
     if stage == 0 and train.precision == "fp16":
@@ -160,7 +161,7 @@ def merge_ds_config(name: str, train: TrainConfig, accumulation: int) -> dict[st
             )
     merged = {
         **config,
-        "train_micro_batch_size_per_gpu": train.micro_blocks,
+        "train_micro_batch_size_per_gpu": micro_blocks,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": train.clip_norm,
         "zero_allow_untested_optimizer": True,

@@ -19,17 +19,25 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from distlm.errors import DistlmError
-from distlm.models.awd_lstm.nt_asgd import NTASGD
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import World
 from distlm.training.objective import Objective
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An optimizer that can begin to keep means of its weights, as states of its own."""
+
+    def start_averaging(self) -> None:
+        """Begin a new mean."""
+
 
 _GROUP_FIELDS = ("lr_old", "averaged", "eta")
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -203,8 +211,8 @@ class Engine:
                 parameter.data.copy_(before[name])
 
     def start_averaging(self) -> None:
-        """NTASGD.start_averaging, known to DeepSpeed. Local."""
-        assert isinstance(self._base, NTASGD)
+        """The optimizer's start_averaging, known to DeepSpeed. Local."""
+        assert isinstance(self._base, Averaging)
         self._base.start_averaging()
         self._link_states()
 

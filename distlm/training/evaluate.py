@@ -1,29 +1,120 @@
-"""`distlm evaluate`: each kind of model that is evaluated without neighbours has its own way."""
+"""The stage `distlm evaluate`: perplexity of a model without neighbours, each kind of model in its own way.
 
-from importlib import import_module
+Here is what kinds that predict the next word share, and the way of those that are given blocks: those of
+`distlm knn search`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from distlm.config.schema import RunConfig
-from distlm.runtime.plan import StagePlan
-from distlm.runtime.stage import Stage
+from msgspec import to_builtins
 
-_WAYS = {"plm": "distlm.models.plm.measure.evaluate:run_evaluate_plm"}
-_PLANS = {"plm": "distlm.models.plm.plan:plan_evaluate_plm"}
+from distlm.config.schema import RunConfig
+from distlm.config.training import BlocksConfig
+from distlm.data.tokens import TokenFiles
+from distlm.errors import DistlmError
+from distlm.models.card import model_fingerprint
+from distlm.models.described import model_of, parameter_count
+from distlm.models.device import default_device
+from distlm.models.io import card_parameters, check_dictionary, load_model
+from distlm.models.language_model import LanguageModel
+from distlm.models.registry import kind
+from distlm.runtime.files import write_json
+from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.progress import say
+from distlm.runtime.ranks.collective import rank0_first
+from distlm.runtime.rundir import RunDir, code_version
+from distlm.runtime.stage import Stage
+from distlm.training.finished import RESULT
+from distlm.training.objective import TrainModule
+from distlm.training.validate import Validator
+
+COUNTED = "every token scored once, </s> and <unk> included"
+Score = Callable[[LanguageModel, TokenFiles, str], tuple[float, str]]
+"""(model, token files, split) → nats per token, and the context rule."""
 
 
 def run_evaluate(stage: Stage) -> dict[str, Any]:
-    """RUN/lm.json; NAME of a text → perplexity."""
-    way = _WAYS.get(stage.config.model.kind, "distlm.training.evaluate_lm:run_evaluate_lm")
-    result: dict[str, Any] = _load(way)(stage)
-    return result
+    """RUN/lm.json; name of a text → perplexity. Collective."""
+    return kind(stage.config.model.kind).evaluate(stage)
 
 
 def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of it."""
-    plan: StagePlan = _load(_PLANS.get(config.model.kind, "distlm.models.awd_lstm.plan:plan_evaluate"))(config, ranks)
-    return plan
+    return kind(config.model.kind).plan_evaluate(config, ranks)
 
 
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+def evaluate_in_blocks(stage: Stage) -> dict[str, Any]:
+    """Perplexity per word of every split of knn.splits, in the blocks of knn.*; see evaluate_splits."""
+    knn, tap = stage.config.knn, stage.config.section(BlocksConfig).tap
+
+    def score(model: LanguageModel, tokens: TokenFiles, split: str) -> tuple[float, str]:
+        validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks)
+        device = next(model.parameters()).device
+        loss = validator.run_alone(TrainModule(model, tap, 0.0, "mean").eval(), device).loss
+        return loss, f"{validator.rule}; {COUNTED}"
+
+    return evaluate_splits(stage, score)
+
+
+def evaluate_splits(stage: Stage, score: Score) -> dict[str, Any]:
+    """Perplexity per word of every split of knn.splits under the best checkpoint; RUN/lm.json.
+
+    The input before a split's first token is </s>. Rank 0 works. Returns SPLIT → perplexity, and seconds. Raises
+    DistlmError for a model of another dictionary, and for blocks that are too long.
+    """
+    return rank0_first(stage.comm, lambda: _evaluate(stage, score))
+
+
+def _evaluate(stage: Stage, score: Score) -> dict[str, Any]:
+    began, run = time.monotonic(), stage.run
+    checkpoint = run.model_checkpoint(stage.config)
+    model, card = load_model(checkpoint, default_device())
+    tokens = TokenFiles.open(run.tokens(stage.config))
+    check_dictionary(card, tokens.dictionary)
+    splits, rule = {}, ""
+    for split in stage.config.knn.splits:
+        loss, rule = score(model, tokens, split)
+        splits[split] = {
+            "tokens": len(tokens.split(split)), "loss_nats": loss,
+            "perplexity": math.exp(min(loss * tokens.tokens_per_word(split), 700.0)),
+        }  # fmt: skip
+        if tokens.tokenizer:
+            splits[split] |= {"words": tokens.words(split), "token_perplexity": math.exp(min(loss, 700.0))}
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {splits[split]['perplexity']:.2f} ({rule})")
+    results = {
+        "format": 1, "name": stage.config.name, "splits": splits, "context_rule": rule,
+        "model": {
+            "kind": card["kind"], "parameters": card_parameters(card), "fingerprint": model_fingerprint(checkpoint),
+            "step": card.get("step"), "checkpoint": str(checkpoint),
+        },
+        "tokens": tokens.fingerprint, "code": to_builtins(code_version()),
+    }  # fmt: skip
+    seconds = time.monotonic() - began
+    run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
+    write_json(run.root / RESULT, results)
+    return {"seconds": seconds, **{split: result["perplexity"] for split, result in splits.items()}}
+
+
+def plan_blocks(config: RunConfig) -> StagePlan:
+    """Needs of evaluate_in_blocks."""
+    return plan_tokens(config, 1 + config.knn.context_window / config.knn.block)
+
+
+def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
+    """Needs of an evaluation in which each token goes through the model `passes` times: 2 FLOP per parameter."""
+    try:
+        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        vocabulary = len(tokens.dictionary)
+        count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
+    except DistlmError:
+        vocabulary, count = kind(config.model.kind).assumed_words(config), 0
+    parameters = parameter_count(model_of(config), vocabulary)
+    count = round(count * passes)
+    seconds = count * 2.0 * parameters / machine_flops() if count else None
+    work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
+    return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait"])

@@ -10,11 +10,12 @@ import safetensors.torch
 from torch import Tensor
 
 from distlm.config.schema import RunConfig
+from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.device import default_device
 from distlm.models.io import load_model, save_weights
-from distlm.models.kinds import AnyModelConfig
+from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
@@ -33,16 +34,18 @@ def refuse_trained(run: RunDir) -> None:
 def write_first_checkpoint(
     config: RunConfig,
     tokens: TokenFiles,
-    model: AnyModelConfig,
+    model: Description,
     weights: Mapping[str, Tensor],
     source: str,
+    tap: str,
     identity: Mapping[str, Any],
     valid_loss: Callable[[Path], float],
 ) -> dict[str, Any]:
     """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on.
 
-    `source` is what errors and model.json call the origin; `identity` are entries of state.json that the kind of model
-    has besides data, dictionary and seed; `valid_loss` gives the nats per token of the written model folder.
+    `source` is what errors and model.json call the origin; `tap` the hidden state that a datastore will hold;
+    `identity` are entries of state.json that the kind of model has besides data, dictionary and seed; `valid_loss`
+    gives the nats per token of the written model folder.
     Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
     """
     run, train, size = RunDir(Path(config.run_dir)), config.train, len(tokens.dictionary)
@@ -50,7 +53,7 @@ def write_first_checkpoint(
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    extra = {"dictionary": tokens.dictionary.hash, "step": 0, "tap": train.tap, "imported_from": Path(source).name}
+    extra = {"dictionary": tokens.dictionary.hash, "step": 0, "tap": tap, "imported_from": Path(source).name}
     try:
         save_weights(weights, model, size, folder, extra)
     except ValueError as error:
@@ -62,7 +65,7 @@ def write_first_checkpoint(
         "data": tokens.fingerprint, "dictionary": tokens.dictionary.hash, "seed": train.seed, **identity,
         "update": 0, "skipped": 0, "fingerprint": "", "best": best,
         "last": {"train_loss": None, "valid_loss": loss, "valid_ppl": None, "tokens_per_s": 0.0},
-        "ranks": 1, "deepspeed": train.deepspeed, "precision": train.precision, "tap": train.tap,
+        "ranks": 1, "deepspeed": train.deepspeed, "precision": train.precision, "tap": tap,
         "optimizer": {"keys": [], "average": None, "state": {}, "group": {}, "scaler": {}},
     }  # fmt: skip
     write_json(folder / STATE, state)
@@ -74,7 +77,7 @@ def write_first_checkpoint(
 
 def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Callable[[Path], float]]:
     """`identity` and `valid_loss` of a model that is trained and validated in blocks of tokens."""
-    train = config.train
+    train = config.section(BlocksConfig)
 
     def valid_loss(folder: Path) -> float:
         device = default_device()

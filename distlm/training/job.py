@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
+from distlm.models.described import build_model, model_of
 from distlm.models.device import default_device
-from distlm.models.kinds import AnyModelConfig, CausalConfig, build_model, model_config, require_tap
+from distlm.models.kind import Description
 from distlm.runtime import metrics
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
@@ -53,6 +55,10 @@ class Job(ABC):
     `state` is the loop's, goes into state.json, and is the same on every rank.
     """
 
+    train: TrainConfig
+    model: Description
+    tap: str | None = None
+    """The hidden state that a datastore will hold, where there is one."""
     updates: int
     """Updates in all; where training may end sooner, the most there can be."""
     engine: Engine
@@ -64,14 +70,12 @@ class Job(ABC):
 
     def __init__(
         self, stage: Stage, text: Text, micro: MicroBatchPlan, deepspeed: dict[str, Any],
-        model: AnyModelConfig | None = None,
+        model: Description | None = None,
     ) -> None:  # fmt: skip
         """`model`: None: the configuration's."""
         self.stage, self.train, self.comm = stage, stage.config.train, stage.comm
         self.text, self.micro, self.deepspeed = text, micro, deepspeed
-        self.model = model or model_config(stage.config)
-        if isinstance(self.model, CausalConfig):
-            require_tap(self.model, self.train.tap, "train.tap")
+        self.model = model or model_of(stage.config)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must share with this run: then its update number says which data comes next."""

@@ -2,32 +2,28 @@
 
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from distlm.config.schema import RunConfig
 from distlm.errors import Stopped
+from distlm.models.registry import kind
 from distlm.runtime import metrics
 from distlm.runtime.files import bytes_hash, require_free_disk
 from distlm.runtime.lock import only_writer
+from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, save_checkpoint
 from distlm.training.job import Job
-from distlm.training.plan import plan_train
 from distlm.training.update import Outcome, Window
 
-_JOBS = {
-    "transformer_lm": "distlm.models.transformer.job:TransformerJob",
-    "awd_lstm": "distlm.models.awd_lstm.job:LstmJob",
-    "hf": "distlm.models.hf.job:HfJob",
-    "plm": "distlm.models.plm.job:PlmJob",
-}
-"""Kind of model → what trains it; imported when it is wanted."""
 
-__all__ = ["plan_train", "run_train"]
+def plan_train(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of training at a rank count. Raises DistlmError for what does not divide over the ranks."""
+    return kind(config.model.kind).plan(config, ranks)
 
 
 def run_train(stage: Stage) -> dict[str, Any]:
@@ -69,9 +65,7 @@ def run_job(stage: Stage, job: Job, announce: Callable[[Resume | None], object])
 
 
 def _open_job(stage: Stage) -> Job:
-    module, _, name = _JOBS[stage.config.model.kind].partition(":")
-    job: Job = getattr(import_module(module), name).open(stage)
-    return job
+    return kind(stage.config.model.kind).job(stage)
 
 
 class _Run:
@@ -94,7 +88,7 @@ class _Run:
             "ranks": stage.comm.size,
             "deepspeed": self.train.deepspeed,
             "precision": self.train.precision,
-            "tap": self.train.tap,
+            **({} if job.tap is None else {"tap": job.tap}),
             **{name: before.get(name, value) for name, value in job.fresh_state().items()},
         }
         self.state["last"]["parameters"] = job.parameters

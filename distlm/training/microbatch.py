@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
 
 
@@ -34,7 +34,7 @@ class MicroBatchPlan:
         return slice(micro * self.micro_blocks, (micro + 1) * self.micro_blocks)
 
 
-def plan_micro_batches(train: TrainConfig, ranks: int) -> MicroBatchPlan:
+def plan_micro_batches(train: UpdatesConfig, ranks: int) -> MicroBatchPlan:
     """Deal an update's micro-batches to `ranks` ranks.
 
     Raises DistlmError, with the nearest valid values, when micro_blocks does not divide blocks_per_update or the

@@ -1,16 +1,13 @@
-"""What training will need: updates, tokens, disk, memory, time."""
+"""What training in blocks of tokens will need: updates, tokens, disk, memory, time."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.config.schema import ModelConfig, RunConfig
+from distlm.config.schema import RunConfig
+from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.awd_lstm.plan import plan_lstm
-from distlm.models.hf.model import HfModel
-from distlm.models.kinds import model_config, parameter_count
-from distlm.models.plm.plan import plan_plm
-from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
-from distlm.runtime.files import format_bytes
+from distlm.models.kind import CausalDescription
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
@@ -18,60 +15,74 @@ from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
 
 
-def plan_train(config: RunConfig, ranks: int) -> StagePlan:
+@dataclass(frozen=True)
+class Corpus:
+    """What a plan must know of token files that may not be there yet."""
+
+    vocabulary: int
+    tokens: int
+    """Of train; 0: not known."""
+
+    @staticmethod
+    def of(config: RunConfig, assumed: int) -> "Corpus":
+        """Of a run's token files; without them `assumed` words."""
+        try:
+            tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        except DistlmError:
+            return Corpus(assumed, 0)
+        return Corpus(len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"])
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model costs in training."""
+
+    parameters: int
+    layers: int
+    inner: int
+    """Width of the feed-forward layers."""
+    head: int
+    """Softmax classes that a token's target is scored against."""
+    flops: float
+    """FLOP per token, forward and backward, without attention."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a regulariser needs on top."""
+
+    rank_bytes: int = 0
+    """On each rank, its own."""
+    every_rank_bytes: int = 0
+    """The same on every rank."""
+    passes: float = 1.0
+    """Time of an update with it over that without."""
+    notes: tuple[str, ...] = ()
+
+
+def plan_blocks_training(
+    config: RunConfig, model: CausalDescription, corpus: Corpus, shape: Shape, ranks: int, further: Further
+) -> StagePlan:
     """Needs of training at a rank count.
 
     Time counts 6 FLOP per parameter and token (Kaplan et al. 2020) plus attention, and 6·D·c for the c softmax
     classes a token's target is scored against; the rate is this machine's CPU, so on a GPU it is an upper bound.
     Raises DistlmError for a batch that does not divide over the ranks and for a bad train.deepspeed.
     """
-    if config.model.kind == "awd_lstm":
-        return plan_lstm(config, ranks)
-    if config.model.kind == "plm":
-        return plan_plm(config, ranks)
-    train, model = config.train, model_config(config)
-    assert isinstance(model, ModelConfig | HfModel)
+    train, parameters, layers = config.section(BlocksConfig), shape.parameters, shape.layers
     micro = plan_micro_batches(train, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
-    notes = []
-    try:
-        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
-        vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
-    except DistlmError:
-        vocabulary, corpus = config.data.max_words or 4 * max(config.model.cutoffs, default=12500), 0
-        if not isinstance(model, HfModel):
-            notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
-    parameters = parameter_count(model, vocabulary)
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
-    if corpus:
-        notes.append(f"{seen / corpus:.1f} passes over {corpus} tokens")
+    notes = [f"{seen / corpus.tokens:.1f} passes over {corpus.tokens} tokens"] if corpus.tokens else []
+    notes += further.notes
     states = 2 if train.optimizer == "adam" else 1
-    tables = encoder = 0
-    if uses_queues(train):
-        tables = table_bytes(train.regulariser, vocabulary, model.width, train.queue_length, ranks)
-        encoder = 4 * parameters
-        form = f"{train.queue_length} x " if train.regulariser == "queue" else ""
-        notes.append(
-            f"train.regulariser={train.regulariser}: {vocabulary} words x {form}{model.width} x 4 bytes / {ranks} "
-            f"ranks = {format_bytes(tables)} a rank, and a momentum encoder of {format_bytes(encoder)} on every rank; "
-            "one more forward pass"
-        )
-    checkpoint = 4 * parameters * (1 + states) + tables * ranks + encoder
-    # One more while the newest is written, one for the best.
-    disk = checkpoint * (train.keep_last + 2)
-    if isinstance(model, HfModel):
-        # The layers are counted by what they hold; a tied softmax is counted once.
-        layers = max(1, round((parameters - model.rows * model.width) / (12 * model.width**2)))
-        inner, head, per_token = 4 * model.width, model.rows, 6 * parameters
-    else:
-        layers, inner = model.layers, model.ffn_width
-        head = min([edge for edge in model.cutoffs if edge < vocabulary] or [vocabulary])
-        per_token = 6 * ((4 * model.width**2 + 2 * model.width * inner) * layers + model.width * head)
-    per_token += 6 * layers * train.tokens_per_sample * model.width
-    # The encoder's forward pass is a third of forward and backward.
-    seconds = seen * per_token * (4 / 3 if encoder else 1) / (machine_flops() * ranks)
-    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + tables + encoder
-    activations = train.micro_blocks * train.tokens_per_sample * (layers * (10 * model.width + 2 * inner) + 3 * head)
+    checkpoint = 4 * parameters * (1 + states) + further.rank_bytes * ranks + further.every_rank_bytes
+    per_token = shape.flops + 6 * layers * train.tokens_per_sample * model.width
+    seconds = seen * per_token * further.passes / (machine_flops() * ranks)
+    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
+    memory += further.rank_bytes + further.every_rank_bytes
+    widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
+    activations = train.micro_blocks * train.tokens_per_sample * widths
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
     return StagePlan(
@@ -79,7 +90,8 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
         f"{train.updates} updates of {train.blocks_per_update} blocks x {train.tokens_per_sample} tokens "
         f"({seen / 1e6:.1f} M tokens), {parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches per "
         f"rank and update, ZeRO {stage}",
-        disk,
+        # One more while the newest is written, one for the best.
+        checkpoint * (train.keep_last + 2),
         memory + max(4 * activations, 4 * parameters * states),  # a save holds one kind of tensor on rank 0
         seconds,
         notes,

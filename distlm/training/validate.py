@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import BlocksConfig
 from distlm.data.blocks import Blocks, eval_blocks, gather
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
@@ -74,7 +74,7 @@ class Validator:
         self.rule = f"blocks of {block} with up to {context} tokens of context"
 
     @classmethod
-    def in_training(cls, tokens: TokenFiles, train: TrainConfig) -> "Validator":
+    def in_training(cls, tokens: TokenFiles, train: BlocksConfig) -> "Validator":
         """Of the valid split, dealt to the ranks round robin: half the training length, with the other half as context,
         so that no position is beyond those trained."""
         context = train.tokens_per_sample // 2

@@ -13,18 +13,17 @@ from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import MANIFEST
 from distlm.errors import UsageError
 from distlm.index.layout import IndexFolder
-from distlm.models.plm.text.pieces import plan_rows
-from distlm.pipeline import STEPS
+from distlm.models.registry import kind
+from distlm.pipeline import STEPS, steps_of
 from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
-from distlm.training.microbatch import plan_micro_batches
 from launchers.site import SERIAL, STAGES, Resources, Site, check_stage
 
 Finished = Callable[[RunConfig, RunDir], bool]
 
 
 def _step(words: str) -> Finished:
-    return next(step.finished for step in STEPS if step.words == words)
+    return STEPS[words].finished
 
 
 def _merged(config: RunConfig, run: RunDir) -> bool:
@@ -46,9 +45,7 @@ def _added(config: RunConfig, run: RunDir) -> bool:
 
 def _all(*verbs: str) -> Finished:
     """Every one of these steps that the configuration asks for is finished."""
-    return lambda config, run: all(
-        step.finished(config, run) for step in STEPS if step.words in verbs and step.wanted(config)
-    )
+    return lambda config, run: all(step.finished(config, run) for step in steps_of(config) if step.words in verbs)
 
 
 def _evaluated(config: RunConfig, run: RunDir) -> bool:
@@ -70,7 +67,7 @@ class StageSpec:
 
     def verbs_of(self, config: RunConfig) -> tuple[str, ...]:
         """The verbs that this configuration needs, in order; none: it does without this stage."""
-        order = [step.words for step in STEPS if step.wanted(config)]
+        order = [step.words for step in steps_of(config)]
         # The three steps of the index are one in `distlm run`; the report needs something to report.
         wanted = [*order, *(["index train", "index add", "index merge"] if "index build" in order else [])]
         verbs = sorted({*self.verbs, *self.optional} & {*wanted}, key=wanted.index)
@@ -157,10 +154,8 @@ def build_graph(config: RunConfig, site: Site, stages: Sequence[str], wish: Wish
         if not (verbs := SPECS[stage].verbs_of(config)):
             continue
         jobs += _jobs(stage, verbs, site, wish, tuple(job.name for job in jobs[-1:]))
-        if stage == "train" and config.model.kind in ("transformer_lm", "hf"):
-            plan_micro_batches(config.train, jobs[-1].ranks)
-        if stage == "train" and config.model.kind == "plm":
-            plan_rows(config.train, jobs[-1].ranks)
+        if stage == "train":
+            kind(config.model.kind).require_ranks(config, jobs[-1].ranks)
     return tuple(jobs)
 
 

@@ -4,7 +4,15 @@ import pytest
 import yaml
 
 from distlm.config.check import position_warnings
-from distlm.config.load import config_tree, dump_config, format_help, leaf_fields, load_config, recipe_names
+from distlm.config.load import (
+    config_tree,
+    dump_config,
+    format_help,
+    leaf_fields,
+    load_config,
+    recipe_names,
+    run_classes,
+)
 from distlm.errors import UsageError
 
 
@@ -30,9 +38,12 @@ def test_precedence_is_default_then_file_then_command_line(recipe):
 
 
 def test_the_dumped_configuration_has_the_defaults(recipe):
-    tree = yaml.safe_load(dump_config(load_config(recipe)))
+    config = load_config(recipe)
+    tree = yaml.safe_load(dump_config(config))
     assert tree["train"]["momentum"] == 0.99
-    assert {f"{section}.{key}" for section in ("train", "knn") for key in tree[section]} <= set(leaf_fields())
+    assert {f"{section}.{key}" for section in ("train", "knn") for key in tree[section]} <= set(
+        leaf_fields(type(config))
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,10 +59,6 @@ def test_the_dumped_configuration_has_the_defaults(recipe):
         ("model.dropout=1.5", ["model.dropout", "1.5"]),
         ("model.heads=7", ["model.width", "7"]),
         ("knn.k=4", ["knn.ks", "4"]),
-        ("finetune.task=SST2", ["finetune.task", "SST2", "SST-2"]),
-        ("finetune.seeds=[1,1]", ["finetune.seeds", "[1, 1]", "once"]),
-        ("finetune.dropout=1", ["finetune.dropout", "1", "-1 for the checkpoint"]),
-        ("finetune.name=../x", ["finetune.name", "../x"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],
 )
@@ -60,6 +67,87 @@ def test_a_wrong_setting_is_one_clear_usage_error(override, words):
         load_config("demo", [override])
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("finetune.task=SST2", ["finetune.task", "SST2", "SST-2"]),
+        ("finetune.seeds=[1,1]", ["finetune.seeds", "[1, 1]", "once"]),
+        ("finetune.dropout=1", ["finetune.dropout", "1", "-1 for the checkpoint"]),
+        ("finetune.name=../x", ["finetune.name", "../x"]),
+        ("finetune.adam_eps=0", ["finetune.adam_eps", "0", "above 0"]),
+        ("memory.k=65", ["memory.k", "65", "memory.sub_keys=64"]),
+        ("memory.sub_keys=0", ["memory.sub_keys", "0"]),
+        ("memory.heads=0", ["memory.heads", "0"]),
+        ("memory.eps=0", ["memory.eps", "above 0"]),
+        ("memory.betas=[0.9]", ["memory.betas", "two numbers"]),
+        ("memory.positions=[9]", ["memory.positions", "plm.layers=4"]),
+        ("memory.positions=[0]", ["memory.positions", "counted from 1"]),
+        ("memory.columns=3", ["memory.columns", "plm.width=128"]),
+        ("memory.lr=-1", ["memory.lr", "-1"]),
+        ("train.adam_betas=[1,1]", ["train.adam_betas", "[0, 1)"]),
+        ("plm.short_rows=[4]", ["plm.short_rows", "at least 8"]),
+    ],
+)
+def test_what_a_masked_language_model_cannot_work_with_is_a_usage_error(override, words):
+    with pytest.raises(UsageError) as caught:
+        load_config("plm-small-resm", [override])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_catching_up_and_counting_a_slot_s_own_updates_contradict_each_other():
+    with pytest.raises(UsageError, match=r"memory\.row_steps=True: contradicts memory.stale=catch_up"):
+        load_config("plm-small-resm", ["memory.stale=catch_up", "memory.row_steps=true"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "readers"),
+    [
+        ("demo", "memory.kind=resm", "only by plm"),
+        ("demo", "awd.epochs=3", "only by awd_lstm"),
+        ("demo", "finetune.lr=1", "only by plm"),
+        ("hf", "model.layers=3", "only by transformer_lm"),
+        ("hf", "train.regulariser=queue", "only by transformer_lm"),
+        ("awd-lstm-small", "train.updates=5", "only by transformer_lm, hf, plm"),
+        ("awd-lstm-small", "train.l2_weight=1", "only by transformer_lm, hf"),
+        ("plm-small", "knn.k=5", "only by transformer_lm, awd_lstm, hf"),
+        ("plm-small", "data.max_words=5", "only by transformer_lm, awd_lstm, hf"),
+    ],
+)
+def test_a_setting_that_the_kind_of_model_does_not_read_is_refused(recipe, override, readers):
+    with pytest.raises(UsageError) as caught:
+        load_config(recipe, [override])
+    kind = load_config(recipe).model.kind
+    key = override.partition("=")[0]
+    assert f"command line: {key} is not read by model.kind={kind}, {readers}" in str(caught.value)
+
+
+def test_a_configuration_has_the_sections_of_its_kind():
+    assert list(config_tree(load_config("plm-small"))) == [
+        "name", "run_dir", "model", "train", "launch", "shards", "plm", "memory", "finetune",
+    ]  # fmt: skip
+    assert {"plm", "memory", "hf"}.isdisjoint(config_tree(load_config("awd-lstm-small")))
+
+
+def test_a_file_of_an_older_version_is_read_where_other_kinds_settings_are_their_defaults(tmp_path):
+    """Those versions wrote the sections of every kind."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model: {kind: awd_lstm}\nmemory: {kind: none, k: 32}\ntrain: {updates: 286000, lr: 30, precision: fp32}\n",
+        "utf-8",
+    )
+    assert load_config(str(path)).train.lr == 30
+    path.write_text("model: {kind: awd_lstm}\nmemory: {kind: resm}\ntrain: {precision: fp32}\n", "utf-8")
+    with pytest.raises(UsageError, match=r"memory\.kind is not read by model.kind=awd_lstm"):
+        load_config(str(path))
+
+
+def test_an_unknown_kind_of_model_names_those_there_are():
+    with pytest.raises(
+        UsageError, match=r"model\.kind='rnn': no such kind of model; choose one of transformer_lm, awd"
+    ):
+        load_config("demo", ["model.kind=rnn"])
 
 
 @pytest.mark.parametrize(
@@ -86,12 +174,23 @@ def test_an_unknown_recipe_names_the_nearest():
         load_config("dmo")
 
 
-def test_every_setting_has_help():
-    text = format_help()
-    for key in leaf_fields():
-        assert f"  {key} (" in text
-    blank = [key for key in leaf_fields() if text.split(f"  {key} (")[1].split("\n")[1].strip() == ""]
-    assert blank == []
+@pytest.mark.parametrize("kind", run_classes())
+def test_every_setting_has_help(kind):
+    cls = run_classes()[kind]
+    for text in (format_help(), format_help((), cls)):
+        for key in leaf_fields(cls):
+            assert f"  {key} (" in text
+            assert text.split(f"  {key} (")[1].split("\n")[1].strip(), key
+
+
+def test_titles_of_sections_are_whole_sentences():
+    titles = [line for line in format_help().splitlines() if line and not line.startswith(" ")][1:]
+    blocks = format_help().split("\n\n")[1:]
+    assert len(titles) == len(blocks) and all(
+        " ".join(line for line in block.splitlines() if " (" not in line[:60] or not line.startswith("  ")).strip()
+        for block in blocks
+    )
+    assert all(block.splitlines()[0].endswith((".", ")")) or block.splitlines()[1].startswith("  ") for block in blocks)
 
 
 def test_positions_beyond_the_training_length_are_warned_about_and_no_recipe_has_them():

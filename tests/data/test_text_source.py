@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distlm.config.plm import ShardsConfig
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.text_source import FileSource, Segment, TableSource, folder_sources, open_sources
 from distlm.errors import DistlmError
 

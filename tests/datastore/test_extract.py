@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from distlm.config.schema import ModelConfig
 from distlm.data.blocks import eval_blocks, gather, store_blocks
 from distlm.datastore.extract import batches_of_hidden_states, hidden_states
 from distlm.errors import DistlmError
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = ModelConfig(layers=2, width=32, heads=2, ffn_width=64, cutoffs=[20, 40], max_positions=96)
+    config = TransformerConfig(layers=2, width=32, heads=2, ffn_width=64, cutoffs=[20, 40], max_positions=96)
     return TransformerLM(config, 64).eval()
 
 

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 from support.finetune import BAD, FILLER, GOOD, finetune_config, hugging_face, lines, pretrained, run, write_sst2
 
-from distlm.config.plm import FinetuneConfig, MemoryConfig
 from distlm.errors import DistlmError, Stopped
 from distlm.finetune.job import train_config
 from distlm.finetune.plan import plan_finetune
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
 from distlm.memory.values.table import ValueTable
+from distlm.models.plm.config import FinetuneConfig
 from distlm.optim.schedule import learning_rate
 from distlm.runtime.stage import open_stage
 
@@ -136,10 +137,10 @@ def test_it_learns_in_half_precision_with_fp32_values(precision: str, tmp_path: 
 
 def test_measures_of_use_are_those_of_the_reads(tmp_path: Path, data: Path) -> None:
     """Counted anew, row by row, without padding, with the pretrained model."""
-    from distlm.config.plm import FinetuneConfig
     from distlm.finetune.source import open_source
     from distlm.finetune.tasks.glue import TASKS, read_glue
     from distlm.memory import measures
+    from distlm.models.plm.config import FinetuneConfig
     from distlm.models.plm.io import load_plm
 
     source = pretrained(tmp_path / "pretrained")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.glue import TASKS, read_glue
+from distlm.models.plm.config import FinetuneConfig
 
 # Header, then rows: as the benchmark has them.
 FILES: dict[str, tuple[str, list[str]]] = {

@@ -8,11 +8,12 @@ import pytest
 import torch
 from support.finetune import hugging_face, vocabulary
 
-from distlm.config.plm import FinetuneConfig
 from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
-from distlm.finetune.model import TaskModel, TaskModelConfig
+from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.model import TaskModel
 from distlm.finetune.source import Source, open_source, start_from_source
+from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import RowDropout, row_keys
 

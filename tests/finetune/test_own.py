@@ -12,7 +12,8 @@ from torch import Tensor
 
 from distlm.data.order import rows_for_update
 from distlm.errors import DistlmError
-from distlm.finetune.model import TaskModel, TaskModelConfig
+from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.model import TaskModel
 from distlm.finetune.source import open_source
 from distlm.finetune.stage import run_finetune
 from distlm.finetune.tasks.glue import TASKS, read_glue

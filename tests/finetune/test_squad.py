@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from support.finetune import vocabulary
 
-from distlm.config.plm import FinetuneConfig
 from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.features import Frame, encode_squad, window_starts
 from distlm.finetune.tasks.metrics import squad_scores
 from distlm.finetune.tasks.spans import CANDIDATES, Candidates, decode_answers
 from distlm.finetune.tasks.squad import Squad, read_squad
+from distlm.models.plm.config import FinetuneConfig
 
 CONTEXT = "word1 good1 bad1. Word2, word3 word4 word5 word6 word7 word8 word9 good2 bad2 word10?"
 

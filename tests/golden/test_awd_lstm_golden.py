@@ -2,9 +2,9 @@
 
 import pytest
 
-from distlm.config.schema import LstmConfig
 from distlm.data.dictionary import Dictionary
-from distlm.models.kinds import describe, parameter_count
+from distlm.models.awd_lstm.config import LstmConfig
+from distlm.models.described import card_of, parameter_count
 
 LSTM_PARAMETERS = 7_139_200 + 10_589_200 + 2_483_200
 
@@ -16,7 +16,7 @@ def test_parameters_over_the_published_vocabularies(words: int, parameters: int)
     assert len(dictionary) == words + 2
     assert parameter_count(LstmConfig(), len(dictionary)) == parameters
     assert parameters == LSTM_PARAMETERS + words * 400 + words
-    card = describe(LstmConfig(), len(dictionary))
+    card = card_of(LstmConfig(), len(dictionary))
     assert (card["rows"], card["first_id"]) == (words, Dictionary.EOS)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from distlm.config.schema import ModelConfig, TrainConfig
+from distlm.config.training import BlocksConfig
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import count_parameters
 from distlm.optim.schedule import learning_rate
 
@@ -16,12 +17,12 @@ def test_the_model_has_246_93_million_parameters() -> None:
     bands = [(20000, 1024), (40000, 256), (VOCABULARY - 60000, 64)]
     tied = sum(words * inner + width * inner for words, inner in bands)
     expected = 16 * layer + tied + 2 * width
-    assert count_parameters(ModelConfig(), VOCABULARY) == expected == 246_933_504
+    assert count_parameters(TransformerConfig(), VOCABULARY) == expected == 246_933_504
     assert f"{expected / 1e6:.2f}" == "246.93"
 
 
 def test_the_recipes_learning_rate() -> None:
-    recipe = TrainConfig()
+    recipe = BlocksConfig()
     golden = {0: 1e-7, 8000: 0.50000005, 16000: 1.0, 50000: 0.961385, 151000: 0.50005, 285999: 1.000e-4, 286000: 0.75}
     for update, rate in golden.items():
         assert learning_rate(recipe, update) == pytest.approx(rate, rel=1e-6), update

@@ -11,7 +11,7 @@ from distlm.config import load_config
 from distlm.data.blocks import store_blocks, training_blocks
 from distlm.data.order import rows_for_update
 from distlm.datastore.plan import plan_store
-from distlm.models.kinds import model_config, parameter_count
+from distlm.models.described import model_of, parameter_count
 from distlm.optim.schedule import learning_rate
 
 TOKENS, VOCABULARY = 103_227_021, 267_744
@@ -19,7 +19,7 @@ RECIPE = load_config("wikitext103")
 
 
 def test_parameters() -> None:
-    assert parameter_count(model_config(RECIPE), VOCABULARY) == 246_933_504
+    assert parameter_count(model_of(RECIPE), VOCABULARY) == 246_933_504
 
 
 def test_learning_rates() -> None:

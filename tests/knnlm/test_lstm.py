@@ -22,8 +22,8 @@ from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.search.states import States
 from distlm.knnlm.tune.stage import run_tune
 from distlm.models.awd_lstm.model import TAPS
+from distlm.models.described import build_model
 from distlm.models.io import save_model
-from distlm.models.kinds import build_model
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 

@@ -9,7 +9,7 @@ import torch
 from support.memory import Reads, backward, make, reads
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.norm import QueryNorm
 from distlm.memory.retrieval import brute_force, select

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import MemorySize, ProductKeyMemory, memory_size
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 from support.memory import WIDTH, backward, make_table, reads, settings
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.plan import Work, describe, other_ways, plan_memory
 
 PAPER = MemoryConfig(kind="resm")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
 from distlm.memory import retrieval
+from distlm.memory.config import MemoryConfig
 from distlm.memory.retrieval import ProductKeys, brute_force, candidate_pairs, half_scores, select
 from distlm.memory.values.exchange import Exchange
 

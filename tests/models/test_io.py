@@ -7,15 +7,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from distlm.config.schema import ModelConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model, save_model, save_weights
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 
-CONFIG = ModelConfig(layers=2, width=16, heads=2, ffn_width=24, cutoffs=[10, 20], factor=2, max_positions=32)
+CONFIG = TransformerConfig(layers=2, width=16, heads=2, ffn_width=24, cutoffs=[10, 20], factor=2, max_positions=32)
 EXTRA = {"dictionary": "abc", "step": 7}
 
 

@@ -72,7 +72,7 @@ def ranks_of(run):
 
 def test_every_launcher_trains_the_same_model(tmp_path, words):
     words = [*words, "train.updates=3", "launch.ranks=2"]
-    train = next(step for step in STEPS if step.words == "train")
+    train = STEPS["train"]
     hosts = tmp_path / "hosts"
     hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n", "utf-8")
     commands = {"python": [[sys.executable, "-m", "distlm", "train", "demo", *words, f"run_dir={tmp_path / 'python'}"]]}

@@ -5,14 +5,14 @@ import math
 
 import pytest
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
 from distlm.optim.schedule import learning_rate
 
-SMALL = TrainConfig(lr=0.4, min_lr=0.01, warmup_updates=10, warmup_init_lr=0.0, cosine_period=20)
+SMALL = UpdatesConfig(lr=0.4, min_lr=0.01, warmup_updates=10, warmup_init_lr=0.0, cosine_period=20)
 
 
-def closed_form(config: TrainConfig, update: int) -> float:
+def closed_form(config: UpdatesConfig, update: int) -> float:
     """fairseq's cosine: cycle number by logarithm."""
     u, period, t = update - config.warmup_updates, config.cosine_period, config.cosine_t_mult
     if t == 1:

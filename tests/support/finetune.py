@@ -50,10 +50,11 @@ def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
 
     The query norm's statistics, the values' moments and when they were updated are not those of a fresh model.
     """
-    from distlm.config.plm import MemoryConfig, PlmConfig
+    from distlm.memory.config import MemoryConfig
     from distlm.memory.values.exchange import Exchange
     from distlm.memory.values.files import save_table
     from distlm.models.io import save_weights
+    from distlm.models.plm.config import PlmConfig
     from distlm.models.plm.model import Plm, plm_model
     from distlm.training.checkpoint import seal
 

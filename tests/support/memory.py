@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable

@@ -6,10 +6,11 @@ from typing import Any
 
 import xxhash
 
-from distlm.config import LaunchConfig, RunConfig
-from distlm.config.plm import ShardsConfig
+from distlm.config import LaunchConfig
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.stage import run_shard
 from distlm.data.shards.wordpiece import SPECIALS, WordPiece
+from distlm.models.plm.config import PlmRun
 from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import Stage, open_stage
 
@@ -17,10 +18,10 @@ SMALL = {"row_tokens": 16, "chunk_rows": 4, "shard_text": 3000, "vocabulary_size
 """Several shards of several chunks from a text of some hundred lines."""
 
 
-def shard_config(run: Path, text: Path | str = "", **settings: Any) -> RunConfig:
+def shard_config(run: Path, text: Path | str = "", **settings: Any) -> PlmRun:
     """A configuration that makes shards in `run`/shards, of SMALL and `settings` of ShardsConfig."""
     shards = ShardsConfig(**{"text_dir": str(text), **SMALL, **settings})
-    return RunConfig(run_dir=str(run), shards=shards, launch=LaunchConfig(threads=1))
+    return PlmRun(run_dir=str(run), shards=shards, launch=LaunchConfig(threads=1))
 
 
 def make_shards(run: Path, text: Path | str = "", **settings: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """DeepSpeed's JSON: every shipped file is accepted, every fault names the file, the key and the mend."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ def written(folder: Path, content: Any) -> str:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_is_accepted(path: Path, precision: str) -> None:
-    train = TrainConfig(precision=precision, micro_blocks=2, clip_norm=0.1)  # type: ignore[arg-type]
+    train = TrainConfig(precision=precision, clip_norm=0.1)  # type: ignore[arg-type]
     if (path.stem, precision) == ("zero0", "fp16"):
         with pytest.raises(DistlmError, match=r"does not scale the loss at ZeRO stage 0.*set train.deepspeed=zero1"):
-            merge_ds_config(path.stem, train, accumulation=3)
+            merge_ds_config(dataclasses.replace(train, deepspeed=path.stem), 2, accumulation=3)
         return
-    merged = merge_ds_config(path.stem, train, accumulation=3)
+    merged = merge_ds_config(dataclasses.replace(train, deepspeed=path.stem), 2, accumulation=3)
     assert zero_stage(merged) == int(path.stem[-1])
     assert merged["train_micro_batch_size_per_gpu"] == 2
     assert merged["gradient_accumulation_steps"] == 3
@@ -98,5 +99,5 @@ def test_fault_names_file_key_and_mend(tmp_path: Path, content: Any, said: str) 
 def test_stage_0_cannot_accumulate_in_another_precision(tmp_path: Path) -> None:
     name = written(tmp_path, {"data_types": {"grad_accum_dtype": "fp32"}})
     with pytest.raises(DistlmError, match=r"needs ZeRO stage 1 to 3; set train.deepspeed=zero1"):
-        merge_ds_config(name, TrainConfig(precision="bf16"), 1)
-    merge_ds_config(name, TrainConfig(precision="fp32"), 1)
+        merge_ds_config(TrainConfig(deepspeed=name, precision="bf16"), 1, 1)
+    merge_ds_config(TrainConfig(deepspeed=name, precision="fp32"), 1, 1)

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from distlm.config.schema import ModelConfig, TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
-from distlm.models.transformer.job import make_optimizer
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
+from distlm.optim.make import make_optimizer
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
 from distlm.training.dsconfig import merge_ds_config
@@ -17,15 +18,15 @@ from distlm.training.objective import TrainModule
 
 WORLD = World(0, 1, 0, 1, "here", "single")
 CPU = torch.device("cpu")
-MODEL = ModelConfig(layers=1, width=16, heads=2, ffn_width=32, cutoffs=[10], max_positions=16)
+MODEL = TransformerConfig(layers=1, width=16, heads=2, ffn_width=32, cutoffs=[10], max_positions=16)
 
 
 def engine_of(config: dict[str, Any] | None = None, **settings: Any) -> Engine:
-    train = TrainConfig(**{"precision": "fp32", "warmup_updates": 0, "lr": 0.1, "clip_norm": 1.0, **settings})
+    train = UpdatesConfig(**{"precision": "fp32", "warmup_updates": 0, "lr": 0.1, "clip_norm": 1.0, **settings})
     torch.manual_seed(3)
     module = TrainModule(TransformerLM(MODEL, 40), "last_ffn_input", 0.0, "mean")
     join_group(WORLD)
-    merged = merge_ds_config(train.deepspeed, train, 1) | (config or {})
+    merged = merge_ds_config(train, train.micro_blocks, 1) | (config or {})
     return Engine(module, make_optimizer(train, module), merged, WORLD, CPU)
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
 from distlm.training.microbatch import micro_seed, plan_micro_batches
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_every_block_is_taken_once(ranks: int) -> None:
-    plan = plan_micro_batches(TrainConfig(blocks_per_update=12, micro_blocks=2), ranks)
+    plan = plan_micro_batches(UpdatesConfig(blocks_per_update=12, micro_blocks=2), ranks)
     update = list(range(12))
     dealt = [[update[plan.blocks_of(micro)] for micro in plan.of_rank(rank)] for rank in range(ranks)]
     assert {len(mine) for mine in dealt} == {plan.accumulation} == {6 // ranks}
@@ -27,7 +27,7 @@ def test_every_block_is_taken_once(ranks: int) -> None:
 )
 def test_batch_that_does_not_divide_names_the_nearest(blocks: int, micro: int, ranks: int, mend: str) -> None:
     with pytest.raises(DistlmError) as caught:
-        plan_micro_batches(TrainConfig(blocks_per_update=blocks, micro_blocks=micro), ranks)
+        plan_micro_batches(UpdatesConfig(blocks_per_update=blocks, micro_blocks=micro), ranks)
     assert mend in str(caught.value)
     assert f"train.blocks_per_update={blocks}" in str(caught.value)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distlm.config.schema import ModelConfig
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 from distlm.training.objective import TrainModule
 
 VOCABULARY = 50
-CONFIG = ModelConfig(
+CONFIG = TransformerConfig(
     layers=2, width=16, heads=2, ffn_width=32, cutoffs=[10, 30], dropout=0.1, attention_dropout=0.1,
     activation_dropout=0.1, softmax_dropout=0.1, max_positions=16,
 )  # fmt: skip

@@ -6,8 +6,8 @@ import zlib
 from math import ceil
 from pathlib import Path
 
-from distlm.config.plm import ShardsConfig
 from distlm.config.schema import RunConfig
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import id_dtype
 from distlm.data.shards.settings import finished_shards
 from distlm.data.text_source import FileSource, folder_sources
@@ -27,7 +27,7 @@ _BASE_MEMORY, _TRAINING_MEMORY = 600_000_000, 400_000_000
 
 def plan_shard(config: RunConfig, ranks: int = 1) -> StagePlan:
     """Needs of the stage, estimated from file sizes and the start of the largest compressed file."""
-    shards, folder = config.shards, RunDir(Path(config.run_dir)).shards(config)
+    shards, folder = config.section(ShardsConfig), RunDir(Path(config.run_dir)).shards(config)
     if finished_shards(folder, shards) is not None:
         return StagePlan("data shard", f"{folder}: complete, nothing to do", 0, _BASE_MEMORY, 0.0)
     memory = _BASE_MEMORY + (0 if shards.vocabulary else _TRAINING_MEMORY)

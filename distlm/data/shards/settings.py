@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distlm.config.plm import ShardsConfig
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, ShardsManifest, ShardsPlan
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.data.text_source import folder_sources

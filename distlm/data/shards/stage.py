@@ -15,8 +15,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from distlm.config.plm import ShardsConfig
 from distlm.data.documents import PIECE
+from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.estimate import plan_shard
 from distlm.data.shards.files import (
     MANIFEST,
@@ -60,7 +60,7 @@ def run_shard(stage: Stage) -> dict[str, Any]:
     Raises DistlmError on every rank for bad text, vocabulary or settings, for a folder with shards of other settings
     or with foreign files, for a full disk. Raises Stopped at a shard boundary after a stop signal.
     """
-    start, comm, config = time.monotonic(), stage.comm, stage.config.shards
+    start, comm, config = time.monotonic(), stage.comm, stage.config.section(ShardsConfig)
     folder = stage.run.shards(stage.config)
     # First without the lock: a finished folder may be read-only.
     manifest = rank0_first(comm, lambda: finished_shards(folder, config))
@@ -155,7 +155,7 @@ def _begun_plan(folder: Path, config: ShardsConfig, settings: dict[str, Any]) ->
 
 def _make_plan(stage: Stage, folder: Path, settings: dict[str, Any], sources: Sources) -> ShardsPlan:
     """Scan the text, a source at a time on each rank, and write the plan. Collective."""
-    comm, config = stage.comm, stage.config.shards
+    comm, config = stage.comm, stage.config.section(ShardsConfig)
     flat = [(split, number, source) for split, files in sources.items() for number, source in enumerate(files)]
 
     def scan() -> dict[tuple[str, int], Scan]:
@@ -190,7 +190,7 @@ def _obey(stage: Stage) -> None:
 
 def _vocabulary(stage: Stage, folder: Path, plan: ShardsPlan, sources: Sources) -> WordPiece:
     """The given vocabulary, that of an earlier start, or a new one. On rank 0 only."""
-    config, place = stage.config.shards, folder / TOKENIZER_FOLDER
+    config, place = stage.config.section(ShardsConfig), folder / TOKENIZER_FOLDER
     if config.vocabulary:
         wordpiece = WordPiece.load(Path(config.vocabulary), config.lower_case)
     elif (place / VOCABULARY).exists():
@@ -207,7 +207,7 @@ def _vocabulary(stage: Stage, folder: Path, plan: ShardsPlan, sources: Sources) 
 
 def _sample(stage: Stage, plan: ShardsPlan, sources: Sources) -> Callable[[], Iterator[str]]:
     """The text that a vocabulary is trained on: the beginning of every shard of train, an equal share of each."""
-    config, units = stage.config.shards, plan.units["train"]
+    config, units = stage.config.section(ShardsConfig), plan.units["train"]
     share = min(1.0, (config.vocabulary_text or float("inf")) / sum(unit.bytes for unit in units))
 
     def texts() -> Iterator[str]:

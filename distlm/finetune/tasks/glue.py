@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.config.plm import FinetuneConfig
 from distlm.data.corpus import load_hub, read_lines
 from distlm.data.order import epoch_order
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
+from distlm.models.plm.config import FinetuneConfig
 
 GLUE_HUB = "nyu-mll/glue"
 

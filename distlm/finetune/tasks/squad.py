@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distlm.config.plm import FinetuneConfig
 from distlm.data.corpus import load_hub
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
+from distlm.models.plm.config import FinetuneConfig
 
 SQUAD_HUB = "rajpurkar/squad"
 _MISPLACED = 0.01

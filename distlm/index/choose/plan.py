@@ -13,6 +13,7 @@ from distlm.index.build.encode import LEAST_BATCH
 from distlm.index.factory import Factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
+from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import usable_cores
@@ -144,9 +145,4 @@ def store_of(config: RunConfig) -> Store | None:
 
 def _width(config: RunConfig) -> int:
     """D of the keys that the configured model will give."""
-    if config.model.kind == "transformer_lm":
-        return config.model.width
-    # Models load torch, which this room does without.
-    from distlm.models.kinds import causal, model_config
-
-    return causal(model_config(config)).width
+    return causal(model_of(config)).width

@@ -6,13 +6,12 @@ import numpy as np
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
-from distlm.datastore.estimate import forward_flops
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.files import BYTES, check_windows
 from distlm.knnlm.cache.scores import block_bytes
 from distlm.knnlm.search.states import StatesWork
 from distlm.models.card import model_fingerprint
-from distlm.models.kinds import causal, model_config, parameter_count
+from distlm.models.described import causal, causal_kind, model_of, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
@@ -30,7 +29,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     Raises DistlmError when a window is longer than a split.
     """
     knn, cache, run = config.knn, config.cache, RunDir(Path(config.run_dir))
-    model, widest, cells = causal(model_config(config)), max(cache.windows), len(cache.windows) * len(cache.thetas)
+    model, widest, cells = causal(model_of(config)), max(cache.windows), len(cache.windows) * len(cache.thetas)
     tap = cache.tap or config.datastore.tap
     work = f"{len(cache.windows)} windows up to {widest} x {len(cache.thetas)} θ of tap {tap}"
     try:
@@ -51,10 +50,8 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     notes = [f"of the memory {threads * block_bytes(widest) / 1e6:.0f} MB are blocks of products, one per thread"]
     if forward:
         length = knn.context_window + knn.block
-        if config.model.kind != "awd_lstm":
-            seconds += forward * (length / knn.block) * forward_flops(model, "output", length) / flops
-        else:
-            seconds += forward * (length / knn.block) * 2 * parameter_count(model, len(tokens.dictionary)) / flops
+        per_token = causal_kind(model).forward_flops(model, "output", length)
+        seconds += forward * (length / knn.block) * per_token / flops
         memory += 4 * parameter_count(model, len(tokens.dictionary)) + threads * 48 * knn.batch_blocks * length * width
         notes.append(f"no search has kept the hidden states of {forward} tokens: they are computed first")
     return StagePlan(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from distlm.config.plm import MemoryConfig
-from distlm.errors import DistlmError
+from distlm.memory.check import check_rule
+from distlm.memory.config import MemoryConfig
 
 _TAIL = 2.0**-30
 
@@ -30,26 +30,9 @@ class Adam:
 
     @staticmethod
     def of(config: MemoryConfig) -> "Adam":
-        """Raises DistlmError naming the setting of `memory` that cannot work."""
-        if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-            raise DistlmError(f"memory.betas={config.betas}: give two numbers from 0 up to, not including, 1")
-        if not config.eps > 0:
-            raise DistlmError(f"memory.eps={config.eps}: must be above 0, or slots without gradient become NaN")
-        if config.lr < 0 or config.clip_norm < 0:
-            name, value = ("lr", config.lr) if config.lr < 0 else ("clip_norm", config.clip_norm)
-            raise DistlmError(f"memory.{name}={value}: must not be below 0")
+        """Raises UsageError naming the setting of `memory` that cannot work."""
+        check_rule(config)
         beta1, beta2 = config.betas
-        if config.stale == "catch_up":
-            if config.row_steps:
-                raise DistlmError(
-                    "memory.row_steps=true and memory.stale=catch_up contradict each other: catching up counts the "
-                    "updates that a slot missed; set memory.row_steps=false or memory.stale=lazy"
-                )
-            if beta1 >= math.sqrt(beta2):
-                raise DistlmError(
-                    f"memory.betas={config.betas} with memory.stale=catch_up: slots that nobody reads would speed up "
-                    "for ever; set β₁ below √β₂, or memory.stale=lazy"
-                )
         return Adam(config.lr, beta1, beta2, config.eps, config.optimizer == "adam")
 
     def steps(self, updates: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 from distlm.runtime.ranks.rendezvous import WAIT
 
 SMALL = 4096
@@ -38,7 +38,7 @@ class Exchange:
         self.columns = columns or self.size
         """Ranks P of a column group."""
         if self.columns < 0 or self.size % self.columns:
-            raise DistlmError(
+            raise UsageError(
                 f"memory.columns={columns} does not divide the number of ranks, {self.size}; set it to a divisor, or "
                 "to 0 for all ranks"
             )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.lookup import add_column_squares_, rows_at_once
 from distlm.memory.values.rows import update_rows
 from distlm.memory.values.table import ValueTable

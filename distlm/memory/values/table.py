@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distlm.config.plm import MemoryConfig
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.lookup import pieces, rows_at_once, score_gradients, token_sums
 from distlm.memory.values.adam import Adam
 from distlm.memory.values.exchange import Exchange
@@ -46,7 +46,7 @@ class ValueTable(nn.Module):
         """width: D. Raises DistlmError when the column ranks do not divide D, or a setting cannot work."""
         super().__init__()
         if width % exchange.columns:
-            raise DistlmError(
+            raise UsageError(
                 f"memory.columns={exchange.columns} does not divide the model's width, {width}; set it to a divisor of "
                 "both the width and the number of ranks"
             )

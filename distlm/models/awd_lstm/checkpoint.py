@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distlm.config.schema import LstmConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID
 
 _LAYER = re.compile(r"(?:0\.)?rnns\.(\d+)\.(?:module\.)?(weight_ih|weight_hh|bias_ih|bias_hh)_l0(_raw)?")

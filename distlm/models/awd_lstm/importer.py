@@ -1,17 +1,18 @@
 """`distlm import awd-lstm`: a model that others trained becomes the first checkpoint of a run."""
 
+import argparse
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distlm.config.schema import RunConfig
 from distlm.data.corpus import open_corpus
 from distlm.data.tokens import SPLITS, TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm.bptt import columns_of
 from distlm.models.awd_lstm.checkpoint import check_sizes, first_seen, in_our_order, our_names, read_state_dict
+from distlm.models.awd_lstm.config import LstmRun
 from distlm.models.awd_lstm.job import lstm_identity
 from distlm.models.awd_lstm.phases import fresh_phases
 from distlm.models.awd_lstm.stream_loss import stream_loss
@@ -20,7 +21,13 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.imported import refuse_trained, write_first_checkpoint
 
 
-def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[str, Any]:
+def import_options(config: LstmRun, options: argparse.Namespace) -> dict[str, Any]:
+    """As the command line gives them: --weights, --vocabulary."""
+    words = Path(options.vocabulary) if options.vocabulary else None
+    return import_awd_lstm(config, Path(options.weights), words)
+
+
+def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str, Any]:
     """Write the state dict of `path` as checkpoint step-00000000 and the best one, with its loss on the valid split.
 
     `words`: one word per line, in the order of the embedding's rows; without it the order in which words first come in
@@ -28,8 +35,6 @@ def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[s
     Raises DistlmError for what distlm.models.awd_lstm.checkpoint refuses, and when the run has checkpoints.
     """
     run = RunDir(Path(config.run_dir))
-    if config.model.kind != "awd_lstm":
-        raise DistlmError(f"model.kind={config.model.kind}: an AWD-LSTM is imported with model.kind=awd_lstm")
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
     weights = our_names(read_state_dict(path), path)
@@ -43,11 +48,18 @@ def import_awd_lstm(config: RunConfig, path: Path, words: Path | None) -> dict[s
     weights = in_our_order(weights, vocabulary, tokens.dictionary, path, source)
     identity = {**lstm_identity(config.lstm, config.awd), **fresh_phases(), "finished": False}
     return write_first_checkpoint(
-        config, tokens, config.lstm, weights, str(path), identity, lambda folder: _valid_loss(config, tokens, folder)
+        config,
+        tokens,
+        config.lstm,
+        weights,
+        str(path),
+        config.train.tap,
+        identity,
+        lambda folder: _valid_loss(config, tokens, folder),
     )
 
 
-def _valid_loss(config: RunConfig, tokens: TokenFiles, folder: Path) -> float:
+def _valid_loss(config: LstmRun, tokens: TokenFiles, folder: Path) -> float:
     model: Any = load_model(folder)[0]
     columns = columns_of(tokens.split("valid"), config.awd.valid_batch, "awd.valid_batch", "valid")
     with torch.inference_mode():

@@ -15,13 +15,15 @@ import torch
 import xxhash
 from torch import Tensor
 
-from distlm.config.schema import AwdConfig, LstmConfig, TrainConfig
+from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm.bptt import ChunkPlan, columns_of
+from distlm.models.awd_lstm.config import AwdConfig, LstmConfig, LstmTraining
 from distlm.models.awd_lstm.lstm import State
 from distlm.models.awd_lstm.model import AwdLstm, Columns
 from distlm.models.awd_lstm.nt_asgd import AVERAGE, NTASGD
+from distlm.models.awd_lstm.objective import StreamModule
 from distlm.models.awd_lstm.phases import (
     ASGD,
     FINETUNE,
@@ -32,6 +34,7 @@ from distlm.models.awd_lstm.phases import (
 )
 from distlm.models.awd_lstm.stream_loss import StreamValidator
 from distlm.models.card import WEIGHTS
+from distlm.models.described import require_tap
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
@@ -39,7 +42,7 @@ from distlm.training.checkpoint import HIDDEN, Resume
 from distlm.training.dsconfig import merge_ds_config, zero_stage
 from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan, micro_seed
-from distlm.training.objective import Objective, StreamModule
+from distlm.training.objective import Objective
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
@@ -51,9 +54,13 @@ _SAME = {"micro_batch"}
 class LstmJob(Job):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
+    train: LstmTraining
+
     def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
         super().__init__(stage, Text.of(tokens), micro, deepspeed)
-        self.awd, self.lstm = stage.config.awd, stage.config.lstm
+        self.awd, self.lstm = stage.config.section(AwdConfig), stage.config.section(LstmConfig)
+        require_tap(self.lstm, self.train.tap, "train.tap")
+        self.tap = self.train.tap
         awd = self.awd
         self.columns = columns_of(tokens.split("train"), awd.batch, "awd.batch", "train")
         length = self.columns.shape[1]
@@ -70,11 +77,8 @@ class LstmJob(Job):
     @staticmethod
     def open(stage: Stage) -> "LstmJob":
         """Read the token files and check the settings against them and the rank count. Raises DistlmError."""
-        train, awd = stage.config.train, stage.config.awd
-        micro = plan_columns(awd, stage.comm.size)
-        # DeepSpeed wants the micro-batch's size for its own accounts.
-        sized = dataclasses.replace(train, micro_blocks=micro.micro_blocks)
-        deepspeed = merge_ds_config(train.deepspeed, sized, micro.accumulation)
+        train, micro = stage.config.train, plan_columns(stage.config.section(AwdConfig), stage.comm.size)
+        deepspeed = merge_ds_config(train, micro.micro_blocks, micro.accumulation)
         refuse_zero_stage(train, deepspeed)
         return LstmJob(stage, TokenFiles.open(stage.run.tokens(stage.config)), micro, deepspeed)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distlm.config.schema import LstmConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.lstm import State, WeightDropLstm
 from distlm.models.dropout import dropout_mask
 from distlm.models.language_model import LanguageModel, LMOutput

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distlm.config.schema import AwdConfig
+from distlm.models.awd_lstm.config import AwdConfig
 from distlm.models.awd_lstm.nt_asgd import trigger_fires
 
 SGD, ASGD, FINETUNE = "sgd", "asgd", "finetune"

@@ -1,25 +1,22 @@
 """What training an AWD-LSTM will need: updates, tokens, disk, memory, time."""
 
-from pathlib import Path
-
 import torch
 
-from distlm.config.schema import RunConfig
-from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
+from distlm.models.awd_lstm.config import LstmRun
 from distlm.models.awd_lstm.job import plan_columns, refuse_zero_stage
 from distlm.models.awd_lstm.model import FIRST_ID
 from distlm.models.awd_lstm.phases import finetune_epochs
-from distlm.models.kinds import model_config, parameter_count
+from distlm.models.described import parameter_count
 from distlm.models.linear_cross_entropy import chunk_rows
 from distlm.runtime.plan import StagePlan, machine_flops
-from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.plan import Corpus
 
 _ASSUMED_WORDS = 33280
+"""WikiText-2's."""
 
 
-def plan_lstm(config: RunConfig, ranks: int) -> StagePlan:
+def plan_lstm(config: LstmRun, ranks: int) -> StagePlan:
     """Needs of training at a rank count; fine-tuning may end sooner than is counted here.
 
     Time counts 6 FLOP per parameter (the tied matrix once) and token at this machine's CPU rate: on a GPU an upper
@@ -32,11 +29,9 @@ def plan_lstm(config: RunConfig, ranks: int) -> StagePlan:
     refuse_zero_stage(train, deepspeed)
     stage = zero_stage(deepspeed)
     notes = []
-    try:
-        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
-        vocabulary, corpus = len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"]
-    except DistlmError:
-        vocabulary, corpus = config.data.max_words or _ASSUMED_WORDS, 0
+    corpus = Corpus.of(config, config.data.max_words or _ASSUMED_WORDS)
+    vocabulary = corpus.vocabulary
+    if not corpus.tokens:
         notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
     parameters = parameter_count(lstm, vocabulary)
     epochs = awd.epochs + finetune_epochs(awd)
@@ -51,9 +46,9 @@ def plan_lstm(config: RunConfig, ranks: int) -> StagePlan:
     softmax = 4 * chunk_rows(vocabulary - FIRST_ID, torch.device("cpu")) * vocabulary
     # Gradients, dropped weights, and the copy while averages are swapped in or a checkpoint is gathered.
     resident = weights * 4 + weights // (ranks if stage else 1) * (2 if stage else 1)
-    seconds = epochs * corpus * 6.0 * parameters / (machine_flops() * ranks) if corpus else None
-    if corpus:
-        notes.append(f"one epoch: {corpus} tokens; epochs after the trigger of fine-tuning are not run")
+    seconds = epochs * corpus.tokens * 6.0 * parameters / (machine_flops() * ranks) if corpus.tokens else None
+    if corpus.tokens:
+        notes.append(f"one epoch: {corpus.tokens} tokens; epochs after the trigger of fine-tuning are not run")
     return StagePlan(
         "train",
         f"at most {awd.epochs} + {finetune_epochs(awd)} epochs of {awd.batch} columns x about {awd.bptt} tokens, "
@@ -63,19 +58,3 @@ def plan_lstm(config: RunConfig, ranks: int) -> StagePlan:
         seconds,
         notes,
     )
-
-
-def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
-    """Needs of `distlm evaluate`: 2 FLOP per parameter and token; one rank works, whatever `ranks` is."""
-    try:
-        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
-        vocabulary = len(tokens.dictionary)
-        count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
-    except DistlmError:
-        vocabulary, count = config.data.max_words or _ASSUMED_WORDS, 0
-    parameters = parameter_count(model_config(config), vocabulary)
-    if config.model.kind != "awd_lstm":
-        count = round(count * (1 + config.knn.context_window / config.knn.block))
-    seconds = count * 2.0 * parameters / machine_flops() if count else None
-    work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
-    return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait"])

@@ -9,7 +9,6 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 import difflib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors
@@ -20,35 +19,15 @@ from torch import Tensor, nn
 from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.models.empty import empty_model
+from distlm.models.hf.description import OUTPUT, SIDES, HfModel
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
 
-OUTPUT, SIDES = "output", ("input", "output")
 _NO_LIMIT = 65536
 """max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
 _DROPPED = ("model_type", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version")
-
-
-@dataclass
-class HfModel:
-    """What model.json records of a model."""
-
-    backbone: dict[str, Any] = field(default_factory=dict)
-    """Hugging Face's configuration."""
-    width: int = 0
-    """D of the hidden states."""
-    max_positions: int = 0
-    """Longest sequence, in tokens."""
-    line_end: int = 0
-    """Row of the embedding that </s> is."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the embedding; a model may have more than its tokenizer has pieces."""
-        text = self.backbone.get("text_config") or self.backbone
-        return int(text["vocab_size"])
 
 
 class HfLM(LanguageModel):
@@ -212,7 +191,7 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
 
 
 def require_tap(config: HfModel, tap: str, key: str) -> None:
-    """Raises DistlmError, naming the setting `key` and states that there are, for an unknown tap."""
+    """Raises UsageError, naming the setting `key` and states that there are, for an unknown tap."""
     if tap != OUTPUT:
         with empty_model():
             hf = _fresh(config)
@@ -228,7 +207,7 @@ def _find(hf: nn.Module, tap: str, key: str) -> tuple[str, str]:
     lists = [name for name, module in hf.named_modules() if isinstance(module, nn.ModuleList)]
     last = f"{lists[0]}.{len(hf.get_submodule(lists[0])) - 1}" if lists else ""  # type: ignore[arg-type]
     near = difflib.get_close_matches(path, names, 3, 0.6) or [name for name in names if name.startswith(last)][:20]
-    raise DistlmError(
+    raise UsageError(
         f"{key}={tap!r}: no such hidden state; choose {OUTPUT}, or MODULE:input or MODULE:output with a module of the "
         f"model, e.g. {', '.join(near)}"
     )

@@ -11,6 +11,7 @@ and with memory
 It is written under another name, flushed to the disk and renamed, so FOLDER is whole or not there.
 """
 
+import argparse
 import dataclasses
 import shutil
 from pathlib import Path
@@ -20,16 +21,29 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.files import load_table, save_table
 from distlm.models.complete import check_files, listing, marked_hashes
-from distlm.models.plm.model import Plm, PlmModel, transformers_library, values_to_come
+from distlm.models.plm.config import PlmRun
+from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.io import load_plm
+from distlm.models.plm.model import Plm, transformers_library
 from distlm.runtime.files import read_json, sync_file, sync_folder, write_json
+from distlm.runtime.rundir import RunDir
 
 CONFIG, MEMORY = "memory.json", "memory.safetensors"
 _FORMAT = 3
 _OF_MEMORY = ".memory."
+
+
+def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, Any]:
+    """`distlm export hf --out FOLDER`: the newest checkpoint of a run, with its tokenizer where there is one."""
+    run, out = RunDir(Path(config.run_dir)), Path(options.out)
+    checkpoint, tokenizer = run.newest_checkpoint(), run.shards(config) / TOKENIZER_FOLDER
+    save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
+    return {"checkpoint": str(checkpoint), "folder": str(out)}
 
 
 def save_pretrained(model: Plm, folder: Path, tokenizer: Path | None = None) -> None:

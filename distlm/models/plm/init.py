@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig, PlmConfig
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.models.io import read_weights
+from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.export import has_memory
 from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
 from distlm.runtime.progress import say

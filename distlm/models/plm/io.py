@@ -9,9 +9,10 @@ from distlm.errors import DistlmError
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
 from distlm.models.complete import check_files
+from distlm.models.described import model_of_card
 from distlm.models.io import read_weights
-from distlm.models.kinds import card_config
-from distlm.models.plm.model import Plm, PlmModel, values_to_come
+from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.model import Plm
 
 
 def load_plm(
@@ -24,7 +25,7 @@ def load_plm(
     another kind of model, damaged or missing files, and files of a memory that do not fit.
     """
     weights, card = read_weights(folder)
-    config = card_config(card)
+    config = model_of_card(card)
     if not isinstance(config, PlmModel):
         raise DistlmError(f"{folder}: a {card['kind']}, not a masked language model (model.kind=plm)")
     if config.memory:

@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from distlm.data.shards.order import rank_places
 from distlm.data.shards.reader import RowBatch, RowStream, ShardRows
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.models.plm.config import PlmConfig, PlmTraining
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.init import start_from
 from distlm.models.plm.measure.validate import PlmValidator
 from distlm.models.plm.memory_job import MemoryJob
-from distlm.models.plm.model import Plm, PlmModel
+from distlm.models.plm.model import Plm
+from distlm.models.plm.objective import MaskedModule
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.models.plm.text.short_rows import pieces_of_row, short_rows
 from distlm.models.row_dropout import row_keys
-from distlm.models.transformer.job import make_optimizer
+from distlm.optim.make import make_optimizer
 from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.ranks.collective import together
@@ -37,7 +41,6 @@ from distlm.training.dsconfig import merge_ds_config
 from distlm.training.engine import share
 from distlm.training.job import Text
 from distlm.training.microbatch import MicroBatchPlan
-from distlm.training.objective import MaskedModule
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
@@ -45,6 +48,7 @@ from distlm.training.validate import Validation
 class PlmJob(MemoryJob):
     """`train.updates` updates of `train.blocks_per_update` rows."""
 
+    train: PlmTraining
     model: PlmModel
     net: Plm
 
@@ -55,7 +59,7 @@ class PlmJob(MemoryJob):
         self.updates = self.train.updates
         self.model.backbone["pad_token_id"] = train.tokenizer.pad
         self.rows = train
-        self.plm = stage.config.plm
+        self.plm, self.settings = stage.config.section(PlmConfig), stage.config.section(MemoryConfig)
         self.short = short_rows(self.plm, train.row_tokens)
         self.stream: RowStream[list[_Piece]] | None = None
         self.waited = 0.0
@@ -65,9 +69,9 @@ class PlmJob(MemoryJob):
     @staticmethod
     def open(stage: Stage) -> "PlmJob":
         """Open the shards and check the settings against them and the rank count. Raises DistlmError."""
-        train, folder = stage.config.train, stage.run.shards(stage.config)
+        train, folder = stage.config.section(PlmTraining), stage.run.shards(stage.config)
         micro = plan_rows(train, stage.comm.size)
-        deepspeed = merge_ds_config(train.deepspeed, train, micro.accumulation)
+        deepspeed = merge_ds_config(train, train.micro_blocks, micro.accumulation)
         rows = ShardRows.open(folder, "train")
         job = PlmJob(stage, rows, ShardRows.open(folder, "valid"), micro, deepspeed)
         longest, checkpoint = backbone_sizes(job.model.backbone).positions, job.plm.checkpoint
@@ -88,13 +92,11 @@ class PlmJob(MemoryJob):
 
     def fresh_model(self) -> Plm:
         self.net = net = self.build()
-        together(self.comm, lambda: start_from(net, self.plm, self.stage.config.memory, self.text.dictionary))
+        together(self.comm, lambda: start_from(net, self.plm, self.settings, self.text.dictionary))
         return net
 
     def objective(self, model: Plm) -> MaskedModule:
-        self.values = SparseValueOptimizer(
-            self.stage.config.memory, [memory.table for memory in self.net.memories.values()]
-        )
+        self.values = SparseValueOptimizer(self.settings, [memory.table for memory in self.net.memories.values()])
         return MaskedModule(model)
 
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
@@ -135,7 +137,7 @@ class PlmJob(MemoryJob):
         return found
 
     def build(self) -> Plm:
-        return Plm(self.model, self.text.vocabulary, Exchange(self.stage.config.memory.columns))
+        return Plm(self.model, self.text.vocabulary, Exchange(self.settings.columns))
 
     def close(self) -> None:
         if self.stream is not None:

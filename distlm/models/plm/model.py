@@ -6,34 +6,22 @@ with PKM in the FFN's place, and (1, 1) for ResM. Weights keep the names that Hu
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import safetensors
 from torch import Tensor, nn
 
-from distlm.config.plm import MemoryConfig, PlmConfig
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
 from distlm.models.linear_cross_entropy import cross_entropy_sum
 from distlm.models.plm.attention import NAME, register
+from distlm.models.plm.config import PlmConfig
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.text.masking import NO_LABEL
 from distlm.models.row_dropout import RowDropout, Rows, drop_by_row, name_salt
-
-
-@dataclass
-class PlmModel:
-    """What model.json records of a masked language model."""
-
-    backbone: dict[str, Any] = field(default_factory=dict)
-    """Hugging Face's configuration, all but the vocabulary's size."""
-    memory: dict[str, Any] = field(default_factory=dict)
-    """MemoryConfig; empty: no memory."""
-    seed: int = 1
-    """Of the memory's values."""
-
 
 _BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _DROPOUTS = {
@@ -41,11 +29,6 @@ _DROPOUTS = {
     "distilbert": ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
 }  # fmt: skip
 """By architecture: Hugging Face's names of the dropout probabilities."""
-
-
-def values_to_come(memory: dict[str, Any]) -> dict[str, Any]:
-    """The memory's settings for a model whose values a file will give: none are drawn, none take memory until then."""
-    return {**memory, "values": "zero"} if memory else {}
 
 
 class Plm(nn.Module):

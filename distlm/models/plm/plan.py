@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from distlm.config.plm import MemoryConfig
-from distlm.config.schema import RunConfig
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import memory_size
 from distlm.memory.plan import Work, describe, other_ways, plan_memory
-from distlm.models.kinds import model_config, parameter_count
-from distlm.models.plm.model import PlmModel
+from distlm.models.described import model_of, parameter_count
+from distlm.models.plm.config import PlmRun
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.models.plm.text.short_rows import short_rows
@@ -19,7 +19,7 @@ from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
 
 
-def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
+def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     """Needs of training at a rank count.
 
     Time counts 6 FLOP per weight and token, and for the memory 6 for each of its query weights and half keys and for
@@ -72,7 +72,7 @@ def plan_plm(config: RunConfig, ranks: int) -> StagePlan:
     )
 
 
-def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
+def plan_evaluate_plm(config: PlmRun, ranks: int) -> StagePlan:
     """Needs of `distlm evaluate`: 2 FLOP per weight and token; every rank has the whole model."""
     vocabulary, row_tokens, notes = _rows_of(config, "valid")
     model = plm_of(config)
@@ -90,9 +90,9 @@ def plan_evaluate_plm(config: RunConfig, ranks: int) -> StagePlan:
     return StagePlan("evaluate", f"{tokens or 'unknown'} tokens", 0, 4 * (parameters + values), seconds, notes)
 
 
-def plm_of(config: RunConfig) -> PlmModel:
+def plm_of(config: PlmRun) -> PlmModel:
     """The masked language model of a configuration. Raises DistlmError when plm.checkpoint cannot be read."""
-    model = model_config(config)
+    model = model_of(config)
     assert isinstance(model, PlmModel)
     return model
 
@@ -110,7 +110,7 @@ def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str
     return chosen.resident + chosen.kept, describe(plans, columns, other_ways(memory, width, work))
 
 
-def _rows_of(config: RunConfig, split: str) -> tuple[int, int, list[str]]:
+def _rows_of(config: PlmRun, split: str) -> tuple[int, int, list[str]]:
     """Vocabulary, tokens of a row, and what is assumed where there are no shards yet."""
     try:
         rows = ShardRows.open(RunDir(Path(config.run_dir)).shards(config), split)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distlm.config.schema import ModelConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.models.transformer.config import TransformerConfig
 
 _METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 _LAYER_NAMES = {
@@ -98,7 +98,7 @@ def our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return ours
 
 
-def check_sizes(weights: Mapping[str, Tensor], args: Mapping[str, Any], model: ModelConfig, path: Path) -> None:
+def check_sizes(weights: Mapping[str, Tensor], args: Mapping[str, Any], model: TransformerConfig, path: Path) -> None:
     """Raises DistlmError, naming the settings to use, when the file's model is not that of `model`."""
     words = _bands(weights)
     widths = [weights[f"embedding.embedding_{band}"].shape[1] for band in range(len(words))]

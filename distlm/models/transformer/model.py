@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distlm.config.schema import ModelConfig
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.dropout import causal_attention, dropout
 from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.transformer.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
+from distlm.models.transformer.config import TransformerConfig
 
 TAPS: tuple[str, ...] = (
     "last_attention_residual",
@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm layer: hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
@@ -109,7 +109,7 @@ class TransformerLM(LanguageModel):
     Raises DistlmError when width and heads, or cutoffs and factor, do not fit.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: int) -> None:
+    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
         super().__init__()
         if config.width % config.heads:
             raise DistlmError(f"model.width={config.width}: must be a multiple of model.heads={config.heads}")
@@ -164,7 +164,7 @@ class TransformerLM(LanguageModel):
         return dropout(torch.add(positions, embedded, alpha=math.sqrt(self.width)), self.config.dropout, self.training)
 
 
-def count_parameters(config: ModelConfig, vocabulary: int) -> int:
+def count_parameters(config: TransformerConfig, vocabulary: int) -> int:
     """Parameters of the model, shared ones counted once; allocates nothing."""
     with empty_model():
         model = TransformerLM(config, vocabulary)

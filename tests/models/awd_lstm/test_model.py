@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distlm.config.schema import LstmConfig
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm import model as awd_lstm
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.lstm import WeightDropLstm
 from distlm.models.awd_lstm.model import AwdLstm, Columns
 from distlm.models.dropout import dropout

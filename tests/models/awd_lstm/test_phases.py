@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distlm.config.schema import AwdConfig
+from distlm.models.awd_lstm.config import AwdConfig
 from distlm.models.awd_lstm.phases import begin_finetuning, finetune_epochs, fresh_phases, judge
 
 

@@ -13,19 +13,19 @@ from support.lstm import lstm_config
 from support.train import curve, newest, same_end, tiny_tokens
 
 from distlm.config import load_config
-from distlm.config.schema import AwdConfig, LstmConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped, UsageError
 from distlm.models.awd_lstm.bptt import ChunkPlan
+from distlm.models.awd_lstm.config import AwdConfig, LstmConfig
 from distlm.models.awd_lstm.job import plan_columns
 from distlm.models.awd_lstm.model import AwdLstm, Columns
+from distlm.models.awd_lstm.objective import StreamModule
 from distlm.models.io import load_model
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
-from distlm.training.evaluate_lm import run_evaluate_lm
+from distlm.training.evaluate import run_evaluate
 from distlm.training.finished import evaluated_as_trained, trained
 from distlm.training.loop import plan_train, run_train
-from distlm.training.objective import StreamModule
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_evaluation_reads_each_split_in_one_go(finished: tuple[Path, dict[str, A
     config = lstm_config(tokens, folder, "train.save_every=40", "train.keep_last=99")
     with open_stage("train", config) as stage:
         assert not evaluated_as_trained(config, stage.run)
-        summary = run_evaluate_lm(stage)
+        summary = run_evaluate(stage)
         assert evaluated_as_trained(config, stage.run)
     results = read_json(folder / "lm.json", "")
     files = TokenFiles.open(tokens)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.models.hf.model import FIRST_PIECE, HfLM, HfModel, hf_model, pretrained, require_tap
+from distlm.models.described import parameter_count
+from distlm.models.hf.description import HfModel
+from distlm.models.hf.model import FIRST_PIECE, HfLM, hf_model, pretrained, require_tap
 from distlm.models.io import load_model, save_model
-from distlm.models.kinds import parameter_count
 
 PIECES = 300
 

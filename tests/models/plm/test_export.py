@@ -11,10 +11,10 @@ from support import distlm
 from support.finetune import finetune_config, pretrained, run, write_sst2
 from torch import Tensor
 
-from distlm.config.plm import FinetuneConfig
 from distlm.errors import DistlmError
 from distlm.finetune.source import open_source
 from distlm.memory.values.exchange import Exchange
+from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.export import from_pretrained, save_pretrained
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.model import Plm
@@ -108,7 +108,8 @@ def test_finetuning_from_the_folder_is_that_from_the_checkpoint(tmp_path: Path, 
 
 
 def test_a_rank_takes_its_columns_of_an_exported_memory(tmp_path: Path) -> None:
-    from distlm.finetune.model import TaskModel, TaskModelConfig
+    from distlm.finetune.description import TaskModelConfig
+    from distlm.finetune.model import TaskModel
     from distlm.memory.values.files import load_table
 
     model = load_plm(checkpoint(pretrained(tmp_path / "run")))[0]

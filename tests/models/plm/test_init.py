@@ -10,9 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support.finetune import hugging_face, pretrained, vocabulary
 
-from distlm.config.plm import MemoryConfig, PlmConfig
 from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
+from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.export import save_pretrained
 from distlm.models.plm.init import start_from
 from distlm.models.plm.io import load_plm

@@ -8,9 +8,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig, PlmConfig
 from distlm.errors import DistlmError
-from distlm.models.kinds import model_on_meta, parameter_count
+from distlm.memory.config import MemoryConfig
+from distlm.models.described import model_on_meta, parameter_count
+from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.export import from_pretrained, save_pretrained
 from distlm.models.plm.model import Plm, plm_model
 from distlm.models.plm.text.masking import NO_LABEL

@@ -19,13 +19,13 @@ from distlm.errors import DistlmError, Stopped, UsageError
 from distlm.models.plm.export import save_pretrained
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.measure.evaluate import run_evaluate_plm
+from distlm.models.plm.objective import MaskedModule
 from distlm.models.plm.plan import plm_of
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
-from distlm.training.objective import MaskedModule
 
 RESM = ["memory.kind=resm"]
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from distlm.config.schema import ModelConfig
+from distlm.models.transformer.config import TransformerConfig
 
 Weights = dict[str, Tensor]
 
@@ -25,7 +25,7 @@ def band_of(word: int, edges: list[int]) -> int:
     return max(i for i, edge in enumerate(edges[:-1]) if word >= edge)
 
 
-def states(weights: Weights, config: ModelConfig, edges: list[int], words: list[int]) -> dict[str, Tensor]:
+def states(weights: Weights, config: TransformerConfig, edges: list[int], words: list[int]) -> dict[str, Tensor]:
     """Taps of the last layer, each [T, D], for one row of input words."""
     w, width = weights, config.width
     rows = []

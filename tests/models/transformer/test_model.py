@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distlm.config.schema import ModelConfig
 from distlm.errors import DistlmError
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TAPS, TransformerLM, count_parameters, sinusoidal_positions
 
 # Test folders are no packages, so a helper beside the test is loaded by its path.
@@ -18,11 +18,11 @@ assert _spec and _spec.loader
 reference = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(reference)
 
-TINY = ModelConfig(layers=3, width=32, heads=4, ffn_width=48, cutoffs=[20, 45], factor=2, max_positions=24)
+TINY = TransformerConfig(layers=3, width=32, heads=4, ffn_width=48, cutoffs=[20, 45], factor=2, max_positions=24)
 VOCABULARY, EDGES = 80, [0, 20, 45, 80]
 
 
-def model(config: ModelConfig = TINY, seed: int = 0) -> TransformerLM:
+def model(config: TransformerConfig = TINY, seed: int = 0) -> TransformerLM:
     torch.manual_seed(seed)
     built = TransformerLM(config, VOCABULARY)
     # Away from initialisation, so that biases and norms are seen to be used.
@@ -184,7 +184,7 @@ def test_a_small_vocabulary_needs_no_tails() -> None:
 
 def test_initialisation_follows_fairseq() -> None:
     torch.manual_seed(3)
-    config = ModelConfig(layers=1, width=256, heads=4, ffn_width=512, cutoffs=[2000, 4000])
+    config = TransformerConfig(layers=1, width=256, heads=4, ffn_width=512, cutoffs=[2000, 4000])
     lm = TransformerLM(config, 9000)
     for band, width in enumerate((256, 64, 16)):
         assert lm.embedding.embedding(band).std().item() == pytest.approx(width**-0.5, rel=0.02)

@@ -12,13 +12,12 @@ from support.train import curve, newest, relative, same_end, tiny_config, tiny_t
 from torch import Tensor
 
 from distlm.config.load import load_config
-from distlm.config.schema import ModelConfig
 from distlm.errors import DistlmError, Stopped, UsageError
+from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
 from distlm.models.transformer.regularisers.encoder import MomentumEncoder
 from distlm.models.transformer.regularisers.exchange import UpdateWords, WordExchange
 from distlm.models.transformer.regularisers.files import load_table, save_table
-from distlm.models.transformer.regularisers.penalty import Pull, pull_penalty
 from distlm.models.transformer.regularisers.tables import RunningMeans, WordQueues, WordTable
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
@@ -66,7 +65,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_sum_over_explicit_queues(
     assert len(members[0]) == LENGTH and not members[5]
     states = random(6, WIDTH, seed=9).requires_grad_()
     wanted = literal(states, [members[word] for word in words.tolist()], reduction)
-    found = pull_penalty(states, held.read(words), reduction)
+    found = held.read(words).penalty(states, reduction)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(part.sum(), states)[0] for part in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
@@ -74,7 +73,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_sum_over_explicit_queues(
 
 def test_zero_queues_of_length_l_give_l_times_eq_2() -> None:
     torch.manual_seed(0)
-    config = ModelConfig(layers=1, width=16, heads=2, ffn_width=16, cutoffs=[20], max_positions=16, dropout=0.0)
+    config = TransformerConfig(layers=1, width=16, heads=2, ffn_width=16, cutoffs=[20], max_positions=16, dropout=0.0)
     model = TransformerLM(config, 32).eval()
     words = torch.randint(4, 32, (2, 9), generator=torch.Generator().manual_seed(1))
     held = WordQueues(32, 16, 8, 1, CPU)
@@ -102,11 +101,11 @@ def test_running_means_are_queues_while_both_hold_the_same_members() -> None:
             one_by_one.push(word[None], state[None])
     every = torch.arange(WORDS)
     targets = random(WORDS, WIDTH, seed=9).requires_grad_()
-    wanted = pull_penalty(targets, queues.read(every), "sum")
+    wanted = queues.read(every).penalty(targets, "sum")
     gradient = torch.autograd.grad(wanted.sum(), targets)[0]
     assert int(queues.pushed.max()) > 20 and float(wanted[5].detach()) == 0
     for held in (means, one_by_one):
-        found = pull_penalty(targets, held.read(every), "sum")
+        found = held.read(every).penalty(targets, "sum")
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(torch.autograd.grad(found.sum(), targets)[0], gradient, rtol=1e-5, atol=1e-4)
 
@@ -144,12 +143,12 @@ def test_a_word_counts_once_its_queue_is_filled(kind: type[WordTable]) -> None:
         assert pull.members.tolist() == [count if count >= 3 else 0, 0]
         assert (float(pull.spread[0]) > 0) == (count >= 3)
         held.push(torch.tensor([1]), random(1, WIDTH, seed=count))
-    assert float(pull_penalty(random(2, WIDTH), Pull(*held.read(torch.tensor([2, 2]))), "sum").sum()) == 0
+    assert float(held.read(torch.tensor([2, 2])).penalty(random(2, WIDTH), "sum").sum()) == 0
 
 
 def test_the_encoder_starts_as_the_model_and_follows_it() -> None:
     torch.manual_seed(0)
-    model = TransformerLM(ModelConfig(layers=1, width=8, heads=2, ffn_width=8, cutoffs=[8], max_positions=8), 16)
+    model = TransformerLM(TransformerConfig(layers=1, width=8, heads=2, ffn_width=8, cutoffs=[8], max_positions=8), 16)
     before = torch.random.get_rng_state()
     encoder = MomentumEncoder(model, "last_ffn_input", 0.75, CPU)
     assert torch.equal(before, torch.random.get_rng_state())

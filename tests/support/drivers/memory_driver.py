@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distlm.config.plm import MemoryConfig
+from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.norm import QueryNorm
 from distlm.memory.values.exchange import Exchange

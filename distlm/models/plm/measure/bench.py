@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from distlm.config.plm import MemoryConfig, PlmConfig
-from distlm.config.schema import RunConfig
 from distlm.errors import UsageError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.model import Plm, plm_model
 from distlm.models.row_dropout import row_keys
 from distlm.runtime.progress import say
@@ -51,7 +51,7 @@ class Timed:
 
 
 def run_bench(
-    config: RunConfig, tokens: int, turns: int, train_rows: int, device: torch.device, precision: str = "fp32"
+    config: PlmRun, tokens: int, turns: int, train_rows: int, device: torch.device, precision: str = "fp32"
 ) -> list[Timed]:
     """Time the recipe's model without memory, with PKM and with ResM, and a large one of twice the layers and 4/3 the
     width (BERT-large for BERT-base) likewise.
@@ -77,7 +77,7 @@ def run_bench(
     return found
 
 
-def enlarged(config: RunConfig) -> RunConfig:
+def enlarged(config: PlmRun) -> PlmRun:
     """Twice the layers, 4/3 the width, heads and inner width; memories at twice their positions."""
     plm, memory = config.plm, config.memory
     wider = {name: getattr(plm, name) * 4 // 3 for name in ("width", "heads", "ffn_width")}
@@ -116,7 +116,7 @@ def bench_table(found: list[Timed]) -> tuple[list[str], list[list[str]]]:
 class _Model:
     """A model, its optimizers, and the two things that are timed."""
 
-    def __init__(self, name: str, config: RunConfig, kind: str | None, device: torch.device, precision: str) -> None:
+    def __init__(self, name: str, config: PlmRun, kind: str | None, device: torch.device, precision: str) -> None:
         self.name, self.plm, self.device = name, config.plm, device
         memory = dataclasses.replace(config.memory, kind=kind or "none")  # type: ignore[arg-type]
         self.model = _build(config.plm, memory, config.shards.vocabulary_size).to(device, _DTYPES[precision])

@@ -18,7 +18,9 @@ from distlm.memory import measures
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
+from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.io import load_plm
+from distlm.models.plm.measure.finished import memory_files, open_texts
 from distlm.models.plm.measure.validate import masked_batch
 from distlm.models.plm.model import Plm
 from distlm.models.plm.text.masking import NO_LABEL
@@ -28,7 +30,7 @@ from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
-from distlm.training.finished import RESULT, memory_files, open_texts
+from distlm.training.finished import RESULT
 
 _TOKENS = 8192
 """Tokens of a batch, about; a result does not depend on it beyond rounding."""
@@ -41,6 +43,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
     Raises DistlmError for a model of another kind or tokenizer and for damaged files.
     """
     began, run, config = time.monotonic(), stage.run, stage.config
+    assert isinstance(config, PlmRun)
     checkpoint = run.newest_checkpoint()
     model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
     texts = together(stage.comm, lambda: _open(stage, card, str(checkpoint)))
@@ -70,6 +73,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
 
 def _open(stage: Stage, card: dict[str, Any], whose: str) -> dict[str, ShardRows]:
     """As open_texts. Raises DistlmError also for shards of another tokenizer than the model's (`whose`)."""
+    assert isinstance(stage.config, PlmRun)
     texts = open_texts(stage.config, stage.run)
     for rows in texts.values():
         rows.require_tokenizer(card["dictionary"], card["vocabulary"], whose)
@@ -101,8 +105,8 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[
 
 
 def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
-    config, device = stage.config, next(model.parameters()).device
-    batch = masked_batch(rows, numbers, config.train.seed, config.plm.mask_share)
+    seed, plm, device = stage.config.train.seed, stage.config.section(PlmConfig), next(model.parameters()).device
+    batch = masked_batch(rows, numbers, seed, plm.mask_share)
     given, wanted, mask, counted = (tensor.to(device) for tensor in batch)
     with torch.no_grad(), model.rows.set(None, mask, counted):
         return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())

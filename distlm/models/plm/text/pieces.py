@@ -1,11 +1,11 @@
 """How the rows of an update are cut into micro-batches of all ranks, and those into pieces."""
 
-from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import DistlmError
 from distlm.training.microbatch import MicroBatchPlan
 
 
-def plan_rows(train: TrainConfig, ranks: int) -> MicroBatchPlan:
+def plan_rows(train: UpdatesConfig, ranks: int) -> MicroBatchPlan:
     """The cut of `train.*`; see cut_rows."""
     rows, micro = ("train.blocks_per_update", train.blocks_per_update), ("train.micro_blocks", train.micro_blocks)
     return cut_rows(rows, micro, ranks, ": a masked language model's", "train.micro_blocks=")

@@ -4,8 +4,8 @@ The tokens of an update, their order and their masks stay what they are without 
 changes, and with it the cost (Press et al. 2021, "Shortformer"; Li et al. 2022, "The Stability-Efficiency Dilemma").
 """
 
-from distlm.config.plm import PlmConfig
 from distlm.errors import DistlmError
+from distlm.models.plm.config import PlmConfig
 
 
 def short_rows(plm: PlmConfig, row_tokens: int) -> list[tuple[int, int]]:

@@ -18,13 +18,12 @@ class Pull(NamedTuple):
     spread: Tensor
     """[n]: Σ_i ‖Q_i − Q̄‖²."""
 
+    def penalty(self, states: Tensor, reduction: str) -> Tensor:
+        """Σ_i ‖sg(Q_i) − r‖² of each token (Ton et al., eq. 1), summed or averaged over the width D: fp32 [n].
 
-def pull_penalty(states: Tensor, pull: Pull, reduction: str) -> Tensor:
-    """Σ_i ‖sg(Q_i) − r‖² of each token (Ton et al., eq. 1), summed or averaged over the width D: fp32 [n].
-
-    states: [n, D]. A queue of L zeros gives L ‖r‖², L times eq. 2.
-    """
-    gaps = (states.float() - pull.mean).square()
-    if reduction == "mean":
-        return pull.members * gaps.mean(-1) + pull.spread / states.shape[-1]
-    return pull.members * gaps.sum(-1) + pull.spread
+        states: [n, D]. A queue of L zeros gives L ‖r‖², L times eq. 2.
+        """
+        gaps = (states.float() - self.mean).square()
+        if reduction == "mean":
+            return self.members * gaps.mean(-1) + self.spread / states.shape[-1]
+        return self.members * gaps.sum(-1) + self.spread

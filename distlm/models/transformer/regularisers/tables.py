@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distlm.config.schema import TrainConfig
+from distlm.models.transformer.config import TransformerTraining
 from distlm.models.transformer.regularisers.penalty import Pull
 
 _READ = 1 << 24
@@ -149,7 +149,7 @@ TABLES: Mapping[str, type[WordTable]] = {"queue": WordQueues, "mean": RunningMea
 """Value of train.regulariser → its table."""
 
 
-def uses_queues(train: TrainConfig) -> bool:
+def uses_queues(train: TransformerTraining) -> bool:
     """Whether training has queues and a momentum encoder: with ω = 0 there is neither."""
     return train.regulariser != "l2" and train.l2_weight > 0
 

@@ -4,26 +4,31 @@ All reads see the queues as the update before left them, and pushes are in the o
 neither ranks nor micro-batches decide about anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distlm.config.schema import TrainConfig
 from distlm.models.language_model import LanguageModel
+from distlm.models.transformer.config import TransformerTraining
 from distlm.models.transformer.regularisers.encoder import MomentumEncoder
 from distlm.models.transformer.regularisers.exchange import UpdateWords, WordExchange
 from distlm.models.transformer.regularisers.files import load_encoder, load_table, save_encoder, save_table
 from distlm.models.transformer.regularisers.penalty import Pull
 from distlm.models.transformer.regularisers.tables import TABLES
+from distlm.training.microbatch import MicroBatchPlan
 
 
 class WordPull:
     """One rank's end of the queues of all words: those of the words that are its own, and the momentum encoder."""
 
-    def __init__(self, train: TrainConfig, model: LanguageModel, rank: int, ranks: int, device: torch.device) -> None:
+    def __init__(
+        self, train: TransformerTraining, model: LanguageModel, rank: int, ranks: int, device: torch.device
+    ) -> None:
         """model: fresh from building or loading, fp32. Local."""
         self.rank, self.ranks = rank, ranks
         words = len(range(rank, model.vocabulary, ranks))
@@ -33,8 +38,9 @@ class WordPull:
         self.states: list[Tensor] = []
         """The encoder's, of this rank's micro-batches so far."""
 
-    def begin(self, words: UpdateWords) -> None:
-        """Read the queues of the words of this rank's tokens. Collective."""
+    def begin(self, texts: Sequence[npt.NDArray[Any]], micro: MicroBatchPlan) -> None:
+        """Read the queues of the words of this rank's tokens; `texts`: the target words of each block. Collective."""
+        words = UpdateWords.of(texts, micro)
         self.words, self.states = words, []
         self.wanted = words.wanted(self.rank)
         rows = self.exchange.fetch(words, self._read)

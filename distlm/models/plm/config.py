@@ -1,52 +1,14 @@
-"""Settings of the masked language model: its shards of text, its backbone and its product-key memory."""
+"""Settings of the masked language models: backbone, training, fine-tuning."""
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from distlm.config.fields import VOLATILE, volatile
-
-
-@dataclass
-class ShardsConfig:
-    """Documents to shards of packed token rows (`distlm data shard`)."""
-
-    source: Literal["folder", "demo", "hub"] = "folder"
-    """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
-    text_dir: str = ""
-    """Folder that holds, for each split, SPLIT.txt, SPLIT.txt.xz, SPLIT.txt.gz, wiki.SPLIT.tokens, or a folder SPLIT
-    of .txt, .txt.xz and .txt.gz files (source=folder)."""
-    hub_name: str = ""
-    """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
-    hub_config: str = ""
-    """Configuration of the hub data set, e.g. wikitext-103-raw-v1."""
-    hub_field: str = "text"
-    """Column of the hub data set that holds the text."""
-    splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
-    """Splits that are made; training needs train and valid."""
-    documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
-    """Where a document ends: at a blank line; before a WikiText title (" = Title = " between blank lines); at each
-    line; at the end of a file or of a row of a hub data set. The demo corpus has its own ends."""
-    folder: str = ""
-    """Where the shards live; empty: RUN_DIR/shards. Several runs may share one."""
-    vocabulary: str = ""
-    """WordPiece vocabulary: a vocab.txt with one piece per line, as BERT's, or a folder that holds one; empty: one is
-    trained on the train split."""
-    vocabulary_size: int = 30522
-    """Pieces of a trained vocabulary, special tokens included."""
-    vocabulary_text: int = 1_000_000_000
-    """A vocabulary is trained on about so many bytes of text, taken from all over train (0: on all of it)."""
-    lower_case: bool = True
-    """Lower-case the text and strip accents (BERT's uncased models)."""
-    row_tokens: int = 512
-    """Tokens of a row, [CLS] and [SEP] included."""
-    cross_documents: bool = True
-    """Rows run on from one document into the next, with a [SEP] between them (RoBERTa's FULL-SENTENCES); false: each
-    document begins a row, and its last row is padded (DOC-SENTENCES). Text is cut at tokens, not at sentences."""
-    chunk_rows: int = 256
-    """Rows of a chunk, which is one file of a shard, read as a whole."""
-    shard_text: int = 32_000_000
-    """A shard takes whole documents until it has so many bytes of text; shards are what ranks share out."""
+from distlm.config.schema import ModelConfig, RunConfig
+from distlm.config.training import UpdatesConfig
+from distlm.data.shards.config import ShardsConfig
+from distlm.memory.config import MemoryConfig
 
 
 @dataclass
@@ -88,66 +50,11 @@ class PlmConfig:
 
 
 @dataclass
-class MemoryConfig:
-    """Product-key memory of Lample et al., placed as Kim & Jung do; the defaults are theirs."""
-
-    kind: Literal["none", "pkm", "resm"] = "none"
-    """pkm: in place of a layer's feed-forward network; resm: beside it, added inside its layer norm."""
-    positions: list[int] = field(default_factory=lambda: [4, 8])
-    """Layers that have a memory, counted from 1."""
-    fresh_ffn: bool = False
-    """With init_from: the feed-forward networks of these layers start fresh, too (Kim & Jung: ResM')."""
-    sub_keys: int = 512
-    """n: keys of each half; the memory has K = n² slots."""
-    heads: int = 4
-    """Heads H; their results are summed."""
-    k: int = 32
-    """Slots read by each head for each token."""
-    key_width: int = 256
-    """Width of a head's query; each half key has half of it."""
-    query_norm: bool = True
-    """Batch norm of the queries, over the tokens (no padding) of the micro-batch on all ranks."""
-    norm_momentum: float = 0.1
-    """Weight of the newest batch in the running mean and variance."""
-    input_dropout: float = 0.0
-    """Dropout on the memory's input."""
-    query_dropout: float = 0.0
-    """Dropout on the queries."""
-    value_dropout: float = 0.0
-    """Dropout on the memory's output."""
-    values: Literal["normal", "zero"] = "normal"
-    """Values start as N(0, 1/D), or as zero: then the first loss is that of the model without memory (resm)."""
-    alpha: float = 1.0
-    """Weight α of the feed-forward network's output (resm)."""
-    beta: float = 1.0
-    """Weight β of the memory's output."""
-    columns: int = volatile(0)  # type: ignore[assignment]
-    """Ranks that share the columns of one copy of the values (0: all ranks; 1: every rank has a full copy)."""
-    optimizer: Literal["sparse_adam", "adam"] = "sparse_adam"
-    """Where ε is added: to √v (torch's SparseAdam), or to the bias-corrected √v̂ (Adam)."""
-    row_steps: bool = False
-    """Bias correction by the number of a slot's own updates instead of the number of all updates."""
-    stale: Literal["lazy", "catch_up"] = "lazy"
-    """Slots that an update does not read: left alone, or (when read next) moved as Adam with zero gradients would."""
-    lr: float = 1e-3
-    """Learning rate of the values, constant."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Adam's β₁ and β₂ for the values."""
-    eps: float = 1e-8
-    """Adam's ε for the values."""
-    clip_norm: float = 0.0
-    """Largest 2-norm of the gradient of one memory's values (0: no clipping); apart from train.clip_norm."""
-    frozen: bool = False
-    """The values stay as they are."""
-
-
-@dataclass
 class FinetuneConfig:
     """Fine-tuning on a task of GLUE or on SQuAD 1.1 (`distlm finetune`).
 
-    The defaults are Kim & Jung's (table 3), who leave the batch open. Of the other sections it reads memory.columns,
-    and shards for the tokenizer. RUN_DIR/finetune/NAME names the settings that its results were made with and refuses
-    others.
+    The defaults are Kim & Jung's (table 3), who leave the batch open. RUN_DIR/finetune/NAME names the settings that its
+    results were made with and refuses others.
     """
 
     task: Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"] = field(
@@ -232,3 +139,28 @@ class FinetuneConfig:
             micro_rows=self.micro_rows or self.rows_per_update,
             name=self.folder,
         )
+
+
+@dataclass
+class PlmTraining(UpdatesConfig):
+    """Training with DeepSpeed by a fixed number of updates; their blocks are rows of the shards."""
+
+
+@dataclass
+class PlmRun(RunConfig):
+    """A run of a masked language model."""
+
+    WITHOUT: ClassVar[frozenset[str]] = frozenset({"data", "datastore", "index", "knn", "cache"})
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig("plm"))
+    """Its kind."""
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    """Shards of token rows for pretraining."""
+    plm: PlmConfig = field(default_factory=PlmConfig)
+    """The masked language model."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """Its product-key memory."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Fine-tuning."""
+    train: PlmTraining = field(default_factory=PlmTraining)
+    """Training."""

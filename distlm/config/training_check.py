@@ -1,0 +1,27 @@
+"""What training by numbered updates cannot work with (settings of training.py)."""
+
+from distlm.config.check import adam, at_least
+from distlm.config.schema import RunConfig
+from distlm.config.training import BlocksConfig, UpdatesConfig
+from distlm.models.kind import Refuse
+
+
+def check_updates(config: RunConfig, refuse: Refuse) -> None:
+    """Settings of UpdatesConfig."""
+    train = config.section(UpdatesConfig)
+    at_least(config, refuse, 1, ("train.blocks_per_update", "train.micro_blocks", "train.updates"))
+    at_least(config, refuse, 0, ("train.warmup_updates", "train.min_lr"))
+    adam(train.adam_betas, train.adam_eps, ("train.adam_betas", "train.adam_eps"), refuse)
+    if train.blocks_per_update % train.micro_blocks:
+        refuse(
+            "train.blocks_per_update", train.blocks_per_update,
+            f"must be a multiple of train.micro_blocks={train.micro_blocks}",
+        )  # fmt: skip
+
+
+def check_blocks(config: RunConfig, refuse: Refuse) -> None:
+    """Settings of BlocksConfig."""
+    config.section(BlocksConfig)
+    check_updates(config, refuse)
+    at_least(config, refuse, 1, ("train.tokens_per_sample",))
+    at_least(config, refuse, 0, ("train.l2_weight",))

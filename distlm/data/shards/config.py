@@ -1,0 +1,46 @@
+"""Settings of shards of token rows."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ShardsConfig:
+    """Documents to shards of packed token rows (`distlm data shard`)."""
+
+    source: Literal["folder", "demo", "hub"] = "folder"
+    """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
+    text_dir: str = ""
+    """Folder that holds, for each split, SPLIT.txt, SPLIT.txt.xz, SPLIT.txt.gz, wiki.SPLIT.tokens, or a folder SPLIT
+    of .txt, .txt.xz and .txt.gz files (source=folder)."""
+    hub_name: str = ""
+    """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
+    hub_config: str = ""
+    """Configuration of the hub data set, e.g. wikitext-103-raw-v1."""
+    hub_field: str = "text"
+    """Column of the hub data set that holds the text."""
+    splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
+    """Splits that are made; training needs train and valid."""
+    documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
+    """Where a document ends: at a blank line; before a WikiText title (" = Title = " between blank lines); at each
+    line; at the end of a file or of a row of a hub data set. The demo corpus has its own ends."""
+    folder: str = ""
+    """Where the shards live; empty: RUN_DIR/shards. Several runs may share one."""
+    vocabulary: str = ""
+    """WordPiece vocabulary: a vocab.txt with one piece per line, as BERT's, or a folder that holds one; empty: one is
+    trained on the train split."""
+    vocabulary_size: int = 30522
+    """Pieces of a trained vocabulary, special tokens included."""
+    vocabulary_text: int = 1_000_000_000
+    """A vocabulary is trained on about so many bytes of text, taken from all over train (0: on all of it)."""
+    lower_case: bool = True
+    """Lower-case the text and strip accents (BERT's uncased models)."""
+    row_tokens: int = 512
+    """Tokens of a row, [CLS] and [SEP] included."""
+    cross_documents: bool = True
+    """Rows run on from one document into the next, with a [SEP] between them (RoBERTa's FULL-SENTENCES); false: each
+    document begins a row, and its last row is padded (DOC-SENTENCES). Text is cut at tokens, not at sentences."""
+    chunk_rows: int = 256
+    """Rows of a chunk, which is one file of a shard, read as a whole."""
+    shard_text: int = 32_000_000
+    """A shard takes whole documents until it has so many bytes of text; shards are what ranks share out."""

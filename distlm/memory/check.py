@@ -1,0 +1,53 @@
+"""Settings of a memory that have the right type and cannot work; without torch, so that loading a recipe can ask."""
+
+import math
+from typing import NoReturn
+
+from distlm.errors import UsageError
+from distlm.memory.config import MemoryConfig
+from distlm.models.kind import Refuse
+
+_INT32_ROOT = 46340
+"""Half keys of which the square is still an int32."""
+
+
+def refuse_setting(key: str, value: object, mend: str) -> NoReturn:
+    """Raises UsageError: the way to refuse where no file is known that the setting stands in."""
+    raise UsageError(f"{key}={value}: {mend}")
+
+
+def check_sizes(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
+    """Calls `refuse` with the field of `memory` that cannot work, its value and what would."""
+    if config.key_width < 2 or config.key_width % 2:
+        refuse("memory.key_width", config.key_width, "a query has two halves; set an even number")
+    if not 1 <= config.sub_keys <= _INT32_ROOT:
+        refuse("memory.sub_keys", config.sub_keys, f"set 1 to {_INT32_ROOT} (its square is an int32)")
+    if not 1 <= config.k <= config.sub_keys:
+        refuse("memory.k", config.k, f"set 1 to memory.sub_keys={config.sub_keys}")
+    if config.heads < 1:
+        refuse("memory.heads", config.heads, "must be at least 1")
+
+
+def check_rule(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
+    """The same for what decides how values are updated."""
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        refuse("memory.betas", config.betas, "give two numbers from 0 up to, not including, 1")
+    if not config.eps > 0:
+        refuse("memory.eps", config.eps, "must be above 0, or slots without gradient become NaN")
+    for name in ("lr", "clip_norm"):
+        if getattr(config, name) < 0:
+            refuse(f"memory.{name}", getattr(config, name), "must not be below 0")
+    if config.stale == "catch_up":
+        if config.row_steps:
+            refuse(
+                "memory.row_steps", True,
+                "contradicts memory.stale=catch_up: catching up counts the updates that a slot missed; set "
+                "memory.row_steps=false or memory.stale=lazy",
+            )  # fmt: skip
+        beta1, beta2 = config.betas
+        if beta1 >= math.sqrt(beta2):
+            refuse(
+                "memory.betas", config.betas,
+                "with memory.stale=catch_up slots that nobody reads would speed up for ever; set β₁ below √β₂, or "
+                "memory.stale=lazy",
+            )  # fmt: skip

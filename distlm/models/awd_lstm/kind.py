@@ -1,0 +1,147 @@
+"""The AWD-LSTM as a kind of model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from distlm.config.check import at_least, fractions, lengths
+from distlm.errors import DistlmError, UsageError
+from distlm.models.awd_lstm.config import LstmConfig, LstmRun
+from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.training.kinds import CausalKind
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import nn
+
+    from distlm.runtime.plan import StagePlan
+    from distlm.runtime.rundir import RunDir
+    from distlm.runtime.stage import Stage
+    from distlm.training.job import Job
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help="state dict: .pt, .pth or .safetensors")
+    parser.add_argument(
+        "--vocabulary",
+        help="words in the order of the embedding's rows, one per line; default: as they first come in the text",
+    )
+
+
+class AwdLstmKind(CausalKind):
+    """The AWD-LSTM of Merity et al. (2017)."""
+
+    name = "awd_lstm"
+    description = LstmConfig
+    config = LstmRun
+    model_sections = ("data", "model", "lstm", "awd", "train")
+    importers = (
+        Exchange(
+            "awd-lstm", "a state dict of salesforce/awd-lstm-lm or fastai becomes a checkpoint", _import_arguments,
+            "distlm.models.awd_lstm.importer:import_options",
+        ),
+    )  # fmt: skip
+
+    def stages(self, config: LstmRun) -> tuple[str, ...]:
+        """It is evaluated as it is; what comes from a datastore are commands of their own."""
+        mixed = ("knn cache", "knn tune", "knn evaluate") if config.cache.use else ()
+        return ("data prepare", "train", "evaluate", *mixed)
+
+    def check(self, config: LstmRun, refuse: Refuse) -> None:
+        train, awd = config.train, config.awd
+        at_least(config, refuse, 1, (
+            "lstm.layers", "lstm.width", "lstm.hidden_width", "lstm.max_positions", "awd.batch", "awd.bptt",
+            "awd.epochs", "awd.nonmono", "awd.valid_batch",
+        ))  # fmt: skip
+        at_least(config, refuse, 0, ("awd.micro_batch", "awd.ar", "awd.tar", "awd.finetune_epochs", "awd.log_interval"))
+        fractions(config, refuse, (
+            "lstm.embedding_dropout", "lstm.input_dropout", "lstm.hidden_dropout", "lstm.output_dropout",
+            "lstm.weight_dropout",
+        ))  # fmt: skip
+        lengths(config, refuse, config.lstm.max_positions, "lstm.max_positions")
+        if train.precision != "fp32":
+            # A rate of 30 and a mean over 10^5 steps do not survive 11 bits of mantissa.
+            refuse("train.precision", train.precision, "model.kind=awd_lstm needs fp32 weights and averages; set fp32")
+        if config.data.tokenizer:
+            refuse("data.tokenizer", config.data.tokenizer, "model.kind=awd_lstm reads words; leave it out")
+        if awd.on_trigger != "nothing" and not train.valid_every:
+            refuse(
+                "train.valid_every", 0,
+                f"awd.on_trigger={awd.on_trigger} is triggered by validation losses, of which this makes none; "
+                "leave it out (an AWD-LSTM is validated after every epoch), or set awd.on_trigger=nothing",
+            )  # fmt: skip
+        if awd.micro_batch and awd.batch % awd.micro_batch:
+            refuse("awd.batch", awd.batch, f"must be a multiple of awd.micro_batch={awd.micro_batch}")
+
+    def require_ranks(self, config: LstmRun, ranks: int) -> None:
+        from distlm.models.awd_lstm.job import plan_columns
+
+        plan_columns(config.awd, ranks)
+
+    def describe(self, config: LstmRun) -> LstmConfig:
+        return config.lstm
+
+    def build(self, description: LstmConfig, vocabulary: int) -> nn.Module:
+        from distlm.models.awd_lstm.model import AwdLstm
+
+        return AwdLstm(description, vocabulary)
+
+    def card_extras(self, description: LstmConfig, vocabulary: int) -> dict[str, Any]:
+        """Which ids the rows of the embedding are."""
+        from distlm.models.awd_lstm.model import FIRST_ID
+
+        return {"rows": vocabulary - FIRST_ID, "first_id": FIRST_ID}
+
+    def require_tap(self, description: LstmConfig, tap: str, key: str) -> None:
+        from distlm.models.awd_lstm.model import TAPS
+
+        if tap not in TAPS:
+            raise UsageError(f"{key}={tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
+
+    def inner_floats(self, description: LstmConfig) -> int:
+        """The gates of a layer with its input and output."""
+        return 6 * description.hidden_width
+
+    def forward_flops(self, description: LstmConfig, tap: str, length: int) -> float:
+        widths = [description.width, *[description.hidden_width] * (description.layers - 1), description.width]
+        return float(sum(2 * 4 * after * (before + after) for before, after in pairwise(widths)))
+
+    def assumed_words(self, config: LstmRun) -> int:
+        """WikiText-2's."""
+        return config.data.max_words or 33280
+
+    def plan(self, config: LstmRun, ranks: int) -> StagePlan:
+        from distlm.models.awd_lstm.plan import plan_lstm
+
+        return plan_lstm(config, ranks)
+
+    def job(self, stage: Stage) -> Job:
+        from distlm.models.awd_lstm.job import LstmJob
+
+        return LstmJob.open(stage)
+
+    def finished(self, config: LstmRun, run: RunDir) -> bool:
+        """Its length is not known before: the newest checkpoint says so."""
+        from distlm.runtime.files import read_json
+        from distlm.training.finished import STATE
+
+        complete = run.complete_checkpoints()
+        try:
+            return bool(complete) and bool(read_json(complete[-1] / STATE, "state of a checkpoint").get("finished"))
+        except DistlmError:
+            return False
+
+    def plan_evaluate(self, config: LstmRun, ranks: int) -> StagePlan:
+        from distlm.training.evaluate import plan_tokens
+
+        return plan_tokens(config, 1.0)
+
+    def evaluate(self, stage: Stage) -> dict[str, Any]:
+        from distlm.models.awd_lstm.evaluate import evaluate_in_one_go
+
+        return evaluate_in_one_go(stage)
+
+
+KIND: Kind = AwdLstmKind()

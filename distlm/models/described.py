@@ -1,0 +1,73 @@
+"""Models by their descriptions, whatever their kind: from a configuration or model.json to the model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from distlm.config.schema import RunConfig
+from distlm.errors import DistlmError
+from distlm.models.empty import empty_model, nothing_drawn
+from distlm.models.kind import CausalDescription, Description, Kind
+from distlm.models.registry import kind, kind_of, model_kind, not_causal
+
+
+def model_of(config: RunConfig) -> Description:
+    """The model that a configuration describes. Raises DistlmError when what it names cannot be read."""
+    return kind(config.model.kind).describe(config)
+
+
+def model_of_card(card: Mapping[str, Any]) -> Description:
+    """The model that model.json describes. Raises TypeError for keys that this version does not know."""
+    return model_kind(card["kind"]).description(**card["config"])
+
+
+def causal(description: Description) -> CausalDescription:
+    """The same, of a model that predicts the next word. Raises DistlmError for another one."""
+    if isinstance(description, CausalDescription):
+        return description
+    raise DistlmError(not_causal())
+
+
+def causal_kind(description: CausalDescription) -> Kind:
+    """Its kind."""
+    found = kind_of(description)
+    assert isinstance(found, Kind)
+    return found
+
+
+def require_tap(description: CausalDescription, tap: str, key: str) -> None:
+    """Raises DistlmError, naming the setting `key` and the choices, when the model has no hidden state `tap`."""
+    causal_kind(description).require_tap(description, tap, key)
+
+
+def build_model(description: Description, vocabulary: int) -> Any:
+    """A freshly initialised model over a dictionary of `vocabulary` words."""
+    return kind_of(description).build(description, vocabulary)
+
+
+def model_on_meta(description: Description, vocabulary: int) -> Any:
+    """The model without memory for its parameters."""
+    found = kind_of(description)
+    with empty_model():
+        return found.build(found.undrawn(description), vocabulary)
+
+
+def model_for_weights(description: Description, vocabulary: int) -> Any:
+    """The model, without memory for its parameters where that can be; every parameter is yet to be assigned."""
+    found = kind_of(description)
+    if not found.computes_buffers:
+        return model_on_meta(description, vocabulary)
+    with nothing_drawn():
+        return found.build(description, vocabulary)
+
+
+def parameter_count(description: Description, vocabulary: int) -> int:
+    """Parameters of the model, shared ones counted once; allocates nothing."""
+    return sum(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
+
+
+def card_of(description: Description, vocabulary: int) -> dict[str, Any]:
+    """The head of model.json: kind, configuration and vocabulary, and what its kind adds."""
+    found = kind_of(description)
+    head = {"kind": found.name, "config": asdict(description), "vocabulary": vocabulary}  # type: ignore[call-overload]
+    return head | found.card_extras(description, vocabulary)

@@ -1,0 +1,30 @@
+"""What model.json records of a causal language model of Hugging Face."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from distlm.models.kind import CausalDescription
+
+OUTPUT, SIDES = "output", ("input", "output")
+
+
+@dataclass
+class HfModel(CausalDescription):
+    """What model.json records of a model."""
+
+    KIND: ClassVar[str] = "hf"
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's configuration."""
+    width: int = 0
+    """D of the hidden states."""
+    max_positions: int = 0
+    """Longest sequence, in tokens."""
+    line_end: int = 0
+    """Row of the embedding that </s> is."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding; a model may have more than its tokenizer has pieces."""
+        text = self.backbone.get("text_config") or self.backbone
+        return int(text["vocab_size"])

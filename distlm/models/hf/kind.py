@@ -1,0 +1,77 @@
+"""Any causal language model of Hugging Face as a kind of model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distlm.config.training_check import check_blocks
+from distlm.models.hf.config import HfRun
+from distlm.models.hf.description import OUTPUT, HfModel
+from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.training.kinds import BlocksKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from distlm.runtime.plan import StagePlan
+    from distlm.runtime.stage import Stage
+    from distlm.training.job import Job
+
+
+class Hf(BlocksKind):
+    """A causal language model of Hugging Face."""
+
+    name = "hf"
+    description = HfModel
+    config = HfRun
+    model_sections = ("data", "model", "hf", "train")
+    computes_buffers = True  # rotary angles and the like
+    importers = (
+        Exchange(
+            "hf", "a causal language model of Hugging Face (hf.name) becomes a checkpoint as it is",
+            lambda parser: None, "distlm.models.hf.importer:import_hf",
+        ),
+    )  # fmt: skip
+
+    def check(self, config: HfRun, refuse: Refuse) -> None:
+        # How long a text the model takes is known when its configuration is read.
+        check_blocks(config, refuse)
+
+    def describe(self, config: HfRun) -> HfModel:
+        from distlm.models.hf.model import hf_model
+
+        return hf_model(config.hf.name)
+
+    def build(self, description: HfModel, vocabulary: int) -> nn.Module:
+        from distlm.models.hf.model import HfLM
+
+        return HfLM(description, vocabulary)
+
+    def require_tap(self, description: HfModel, tap: str, key: str) -> None:
+        from distlm.models.hf.model import require_tap
+
+        require_tap(description, tap, key)
+
+    def inner_floats(self, description: HfModel) -> int:
+        return 4 * description.width
+
+    def forward_flops(self, description: HfModel, tap: str, length: int) -> float:
+        """Every weight once, but for the embedding, which is looked up and, where it is tied, no layer's own."""
+        from distlm.models.described import parameter_count
+
+        layers = parameter_count(description, 0) - description.rows * description.width
+        head = 2.0 * description.rows * description.width if tap == OUTPUT else 0.0
+        return 2.0 * max(layers, 0) + head
+
+    def plan(self, config: HfRun, ranks: int) -> StagePlan:
+        from distlm.models.hf.plan import plan_hf
+
+        return plan_hf(config, ranks)
+
+    def job(self, stage: Stage) -> Job:
+        from distlm.models.hf.job import HfJob
+
+        return HfJob.open(stage)
+
+
+KIND: Kind = Hf()

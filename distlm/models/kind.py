@@ -1,0 +1,163 @@
+"""What a kind of model says about itself, in one object: the rest of the house asks this and nothing else.
+
+A wing (`distlm/models/NAME/kind.py`), or another package, makes one `Kind` and calls it KIND. The module that does so
+is read whenever a configuration is: it imports no torch, and what computes is imported in the methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from distlm.errors import DistlmError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import nn
+
+    from distlm.config.schema import RunConfig
+    from distlm.runtime.plan import StagePlan
+    from distlm.runtime.rundir import RunDir
+    from distlm.runtime.stage import Stage
+    from distlm.training.job import Job
+
+Refuse = Callable[[str, object, str], NoReturn]
+"""refuse("section.key", value, what would do): raises UsageError that also says where the setting stands."""
+
+
+class Description:
+    """What model.json records of a model, as a dataclass: enough to build it."""
+
+    KIND: ClassVar[str]
+    """Name of its kind."""
+
+
+class CausalDescription(Description):
+    """That of a model that predicts the next word."""
+
+    width: int
+    """D of the hidden states."""
+    max_positions: int
+    """Longest sequence, in tokens."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A verb that brings models from another program, or takes them there: `distlm import NAME`, `export NAME`."""
+
+    name: str
+    """Word behind `import` or `export`."""
+    summary: str
+    """Its help."""
+    arguments: Callable[[argparse.ArgumentParser], None]
+    """Adds the arguments besides recipe and settings."""
+    run: str
+    """MODULE:FUNCTION of (configuration, options) → what was made, as names and figures. On one rank."""
+
+
+class ModelKind(ABC):
+    """Models that a checkpoint can hold: how they are described and built."""
+
+    name: str
+    description: type[Description]
+    """The class of model.json's "config"."""
+
+    @abstractmethod
+    def build(self, description: Any, vocabulary: int) -> nn.Module:
+        """A fresh model over a dictionary of `vocabulary` words, from torch's global generator."""
+
+    def undrawn(self, description: Any) -> Any:
+        """The description of the same model in which nothing is drawn or allocated that a file will give."""
+        return description
+
+    computes_buffers = False
+    """Its buffers are computed when it is built, so that it is never built without memory for them."""
+
+    def card_extras(self, description: Any, vocabulary: int) -> dict[str, Any]:
+        """Entries of model.json that only this kind has."""
+        return {}
+
+
+class Kind(ModelKind):
+    """A kind of model that a run trains: everything others ask of it.
+
+    Kinds that predict the next word start from distlm.training.kinds.BlocksKind, which answers most of it.
+    """
+
+    config: type[RunConfig]
+    """Configuration of its runs: the sections that they read."""
+    model_sections: tuple[str, ...]
+    """Sections whose settings decide the checkpoint."""
+    importers: tuple[Exchange, ...] = ()
+    exporters: tuple[Exchange, ...] = ()
+    causal = True
+    """Predicts the next word, so that datastore, neighbours and cache are for it."""
+
+    # The configuration.
+
+    @abstractmethod
+    def stages(self, config: Any) -> tuple[str, ...]:
+        """Verbs of `distlm run`, in order."""
+
+    def check(self, config: Any, refuse: Refuse) -> None:
+        """Call `refuse` for settings of this kind that have the right type and cannot work."""
+        return
+
+    def warnings(self, config: Any) -> list[str]:
+        """What will run and is unlikely to be meant."""
+        return []
+
+    @abstractmethod
+    def require_ranks(self, config: Any, ranks: int) -> None:
+        """Raises UsageError when the work of training does not divide over so many ranks."""
+
+    # The model. A description is one of this kind's.
+
+    @abstractmethod
+    def describe(self, config: Any) -> Description:
+        """The model that a configuration asks for. Raises DistlmError when what it names cannot be read."""
+
+    def require_tap(self, description: Any, tap: str, key: str) -> None:
+        """Raises DistlmError, naming the setting `key` and the choices, when there is no hidden state `tap`."""
+        raise DistlmError(f"{key}={tap!r}: a {self.name} has no hidden states to store")
+
+    def inner_floats(self, description: Any) -> int:
+        """Numbers per token that a forward pass holds of its widest layer, besides a handful of width D."""
+        raise DistlmError(f"a {self.name} has no hidden states to store")
+
+    def forward_flops(self, description: Any, tap: str, length: int) -> float:
+        """FLOP per token of a forward pass to the tap over sequences of `length` tokens."""
+        raise DistlmError(f"a {self.name} has no hidden states to store")
+
+    def assumed_words(self, config: Any) -> int:
+        """Size of the dictionary that plans assume before there are token files."""
+        return int(config.data.max_words) or 40_000
+
+    # Training and evaluation.
+
+    @abstractmethod
+    def plan(self, config: Any, ranks: int) -> StagePlan:
+        """Needs of `distlm train` on so many ranks."""
+
+    @abstractmethod
+    def job(self, stage: Stage) -> Job:
+        """Opens what `distlm train` needs. Raises DistlmError. Local."""
+
+    def finished(self, config: Any, run: RunDir) -> bool:
+        """Whether the training is finished in this run directory."""
+        return run.checkpoint(config.train.updates) in run.complete_checkpoints()
+
+    @abstractmethod
+    def plan_evaluate(self, config: Any, ranks: int) -> StagePlan:
+        """Needs of `distlm evaluate`."""
+
+    @abstractmethod
+    def evaluate(self, stage: Stage) -> dict[str, Any]:
+        """`distlm evaluate`: writes RUN/lm.json; name of a text → perplexity. Collective."""
+
+    @abstractmethod
+    def evaluated(self, config: Any, run: RunDir) -> bool:
+        """Whether RUN/lm.json is there and of the present checkpoint and texts."""

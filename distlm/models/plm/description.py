@@ -1,0 +1,25 @@
+"""What model.json records of a masked language model."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from distlm.models.kind import Description
+
+
+@dataclass
+class PlmModel(Description):
+    """What model.json records of a masked language model."""
+
+    KIND: ClassVar[str] = "plm"
+
+    backbone: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's configuration, all but the vocabulary's size."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """MemoryConfig; empty: no memory."""
+    seed: int = 1
+    """Of the memory's values."""
+
+
+def values_to_come(memory: dict[str, Any]) -> dict[str, Any]:
+    """The memory's settings for a model whose values a file will give: none are drawn, none take memory until then."""
+    return {**memory, "values": "zero"} if memory else {}

@@ -1,0 +1,164 @@
+"""Masked language models with or without product-key memory as a kind of model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from distlm.config.check import adam, at_least, fractions
+from distlm.config.training_check import check_updates
+from distlm.memory.check import check_rule, check_sizes
+from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.plm.config import FinetuneConfig, PlmRun
+from distlm.models.plm.description import PlmModel, values_to_come
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import nn
+
+    from distlm.runtime.plan import StagePlan
+    from distlm.runtime.rundir import RunDir
+    from distlm.runtime.stage import Stage
+    from distlm.training.job import Job
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="folder to write")
+
+
+class MaskedLm(Kind):
+    """BERT, DistilBERT or RoBERTa with the memories of Kim & Jung (2020)."""
+
+    name = "plm"
+    description = PlmModel
+    config = PlmRun
+    model_sections = ("model", "plm", "memory", "train")
+    exporters = (
+        Exchange(
+            "hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_arguments,
+            "distlm.models.plm.export:export_run",
+        ),
+    )  # fmt: skip
+    causal = False
+
+    def stages(self, config: PlmRun) -> tuple[str, ...]:
+        return ("data shard", "train", "evaluate")
+
+    def check(self, config: PlmRun, refuse: Refuse) -> None:
+        _check_shards(config, refuse)
+        check_updates(config, refuse)
+        _check_backbone(config, refuse)
+        _check_memory(config, refuse)
+        _check_finetune(config.finetune, refuse)
+
+    def require_ranks(self, config: PlmRun, ranks: int) -> None:
+        from distlm.models.plm.text.pieces import plan_rows
+
+        plan_rows(config.train, ranks)
+
+    def describe(self, config: PlmRun) -> PlmModel:
+        from distlm.models.plm.model import plm_model
+
+        return plm_model(config.plm, config.memory, config.train.seed)
+
+    def build(self, description: PlmModel, vocabulary: int) -> nn.Module:
+        from distlm.models.plm.model import Plm
+
+        return Plm(description, vocabulary)
+
+    def undrawn(self, description: PlmModel) -> PlmModel:
+        return dataclasses.replace(description, memory=values_to_come(description.memory))
+
+    def plan(self, config: PlmRun, ranks: int) -> StagePlan:
+        from distlm.models.plm.plan import plan_plm
+
+        return plan_plm(config, ranks)
+
+    def job(self, stage: Stage) -> Job:
+        from distlm.models.plm.job import PlmJob
+
+        return PlmJob.open(stage)
+
+    def plan_evaluate(self, config: PlmRun, ranks: int) -> StagePlan:
+        from distlm.models.plm.plan import plan_evaluate_plm
+
+        return plan_evaluate_plm(config, ranks)
+
+    def evaluate(self, stage: Stage) -> dict[str, Any]:
+        from distlm.models.plm.measure.evaluate import run_evaluate_plm
+
+        return run_evaluate_plm(stage)
+
+    def evaluated(self, config: PlmRun, run: RunDir) -> bool:
+        from distlm.models.plm.measure.finished import masked_as_trained
+
+        return masked_as_trained(config, run)
+
+
+def _check_shards(config: PlmRun, refuse: Refuse) -> None:
+    at_least(config, refuse, 1, ("shards.chunk_rows", "shards.shard_text"))
+    at_least(config, refuse, 0, ("shards.vocabulary_text",))
+    shards, known = config.shards, ("train", "valid", "test")
+    if not shards.splits or len({*shards.splits}) < len(shards.splits) or not {*shards.splits} <= {*known}:
+        refuse("shards.splits", shards.splits, f"name some of {', '.join(known)}, each once")
+    if shards.row_tokens < 8:
+        refuse("shards.row_tokens", shards.row_tokens, "must be at least 8; [CLS] and [SEP] count")
+
+
+def _check_backbone(config: PlmRun, refuse: Refuse) -> None:
+    plm = config.plm
+    at_least(config, refuse, 1, ("plm.layers", "plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions"))
+    fractions(config, refuse, ("plm.dropout", "plm.attention_dropout"))
+    if plm.width % plm.heads:
+        refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
+    if plm.init_std <= 0:
+        refuse("plm.init_std", plm.init_std, "must be above 0")
+    if any(tokens < 8 for tokens in plm.short_rows):
+        refuse("plm.short_rows", plm.short_rows, "must be at least 8 tokens each")
+    if len(plm.short_updates) != len(plm.short_rows) or any(updates < 1 for updates in plm.short_updates):
+        refuse("plm.short_updates", plm.short_updates, f"name one above 0 for each of plm.short_rows={plm.short_rows}")
+    if not 0 < plm.mask_share < 1:
+        refuse("plm.mask_share", plm.mask_share, "must be above 0 and below 1")
+
+
+def _check_memory(config: PlmRun, refuse: Refuse) -> None:
+    plm, memory = config.plm, config.memory
+    at_least(config, refuse, 0, ("memory.columns",))
+    fractions(config, refuse, ("memory.input_dropout", "memory.query_dropout", "memory.value_dropout"))
+    check_sizes(memory, refuse)
+    check_rule(memory, refuse)
+    if memory.kind == "none":
+        return
+    if memory.positions != sorted(set(memory.positions)) or not memory.positions or memory.positions[0] < 1:
+        refuse("memory.positions", memory.positions, "name layers, counted from 1, rising")
+    if not plm.checkpoint and memory.positions[-1] > plm.layers:
+        refuse("memory.positions", memory.positions, f"the model has the layers 1 to plm.layers={plm.layers}")
+    if memory.fresh_ffn and (memory.kind != "resm" or not plm.init_from):
+        refuse("memory.fresh_ffn", True, "belongs to memory.kind=resm with plm.init_from=")
+    if not plm.checkpoint and memory.columns and plm.width % memory.columns:
+        refuse("memory.columns", memory.columns, f"must divide the model's width, plm.width={plm.width}")
+
+
+def _check_finetune(tune: FinetuneConfig, refuse: Refuse) -> None:
+    for key, least in (
+        ("rows_per_update", 1), ("stride", 1), ("answer_tokens", 1), ("epochs", 0), ("length", 0), ("micro_rows", 0),
+        ("lr", 0), ("memory_lr", 0), ("clip_norm", 0), ("save_every", 0), ("max_updates_this_run", 0),
+        ("train_rows", 0),
+    ):  # fmt: skip
+        if getattr(tune, key) < least:
+            refuse(f"finetune.{key}", getattr(tune, key), f"must be at least {least}")
+    adam(tune.adam_betas, tune.adam_eps, ("finetune.adam_betas", "finetune.adam_eps"), refuse)
+    if not tune.seeds or len(set(tune.seeds)) < len(tune.seeds):
+        refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
+    if tune.train_rows and tune.task == "SQuAD":
+        refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
+    if tune.dropout != -1 and not 0 <= tune.dropout < 1:
+        refuse("finetune.dropout", tune.dropout, "must be in [0, 1), or -1 for the checkpoint's own")
+    if not 0 <= tune.warmup < 1:
+        refuse("finetune.warmup", tune.warmup, "must be in [0, 1)")
+    if "/" in tune.name or tune.name.startswith("."):
+        refuse("finetune.name", tune.name, "is the name of a folder: neither / in it nor . at its start")
+
+
+KIND: Kind = MaskedLm()

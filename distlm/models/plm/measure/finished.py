@@ -1,0 +1,54 @@
+"""Which texts a masked language model is evaluated on, and whether that is done. Without torch."""
+
+from pathlib import Path
+
+from distlm.data.shards.reader import ShardRows
+from distlm.errors import DistlmError
+from distlm.models.card import model_fingerprint
+from distlm.models.complete import marked_hashes
+from distlm.models.plm.config import PlmRun
+from distlm.runtime.files import read_json
+from distlm.runtime.rundir import RunDir
+from distlm.training.finished import RESULT
+
+
+def masked_as_trained(config: PlmRun, run: RunDir) -> bool:
+    """Whether lm.json is of the newest checkpoint's weights and values, and of these masks and rows. One that does not
+    say so, written by an older version, is of others."""
+    path = run.root / RESULT
+    if not path.exists():
+        return False
+    results = read_json(path, "evaluation results")
+    try:
+        texts = open_texts(config, run)
+    except DistlmError:
+        # What is wrong with them is for the evaluation to say.
+        return False
+    model, checkpoint = results["model"], run.newest_checkpoint()
+    there = [model["fingerprint"], model.get("memory_files"), results.get("mask_seed"), results.get("mask_share")]
+    now = [model_fingerprint(checkpoint), memory_files(checkpoint), config.train.seed, config.plm.mask_share]
+    rows = {name: found.get("rows_fingerprint") for name, found in results["splits"].items()}
+    return there == now and all(rows.get(name) == found.fingerprint for name, found in texts.items())
+
+
+def memory_files(checkpoint: Path) -> dict[str, str]:
+    """File → hash of the memories' values in a checkpoint, which the fingerprint of the model leaves out."""
+    return marked_hashes(checkpoint, "memory-")
+
+
+def open_texts(config: PlmRun, run: RunDir) -> dict[str, ShardRows]:
+    """Name → rows that a masked language model is evaluated on: valid and test of its shards, and those of plm.texts.
+
+    Raises DistlmError for shards that are missing or damaged, and for plm.texts that are no NAME=FOLDER.
+    """
+    folder = run.shards(config)
+    texts: dict[str, ShardRows] = {}
+    for split in ("valid", "test"):
+        if split in config.shards.splits:
+            texts[split] = ShardRows.open(folder, split)
+    for word in config.plm.texts:
+        name, equals, path = word.partition("=")
+        if not equals or name in texts:
+            raise DistlmError(f"plm.texts: {word!r}: give each as NAME=FOLDER of shards, every name once")
+        texts[name] = ShardRows.open(Path(path), "test")
+    return texts

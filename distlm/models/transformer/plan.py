@@ -1,0 +1,39 @@
+"""What training a transformer will need."""
+
+from distlm.models.described import parameter_count
+from distlm.models.transformer.config import TransformerRun
+from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
+from distlm.runtime.files import format_bytes
+from distlm.runtime.plan import StagePlan
+from distlm.training.plan import Corpus, Further, Shape, plan_blocks_training
+
+
+def plan_transformer(config: TransformerRun, ranks: int) -> StagePlan:
+    """Needs of training at a rank count; see plan_blocks_training."""
+    model = config.model
+    corpus = Corpus.of(config, config.data.max_words or 4 * max(model.cutoffs, default=12500))
+    parameters = parameter_count(model, corpus.vocabulary)
+    head = min([edge for edge in model.cutoffs if edge < corpus.vocabulary] or [corpus.vocabulary])
+    flops = 6 * ((4 * model.width**2 + 2 * model.width * model.ffn_width) * model.layers + model.width * head)
+    shape = Shape(parameters, model.layers, model.ffn_width, head, flops)
+    further = _queues(config, corpus.vocabulary, parameters, ranks)
+    if not corpus.tokens:
+        assumed = f"no token files yet: a vocabulary of {corpus.vocabulary} is assumed"
+        further = Further(further.rank_bytes, further.every_rank_bytes, further.passes, (assumed, *further.notes))
+    return plan_blocks_training(config, model, corpus, shape, ranks, further)
+
+
+def _queues(config: TransformerRun, vocabulary: int, parameters: int, ranks: int) -> Further:
+    """Queues of words and the momentum encoder, where eq. 1 of Ton et al. is asked for."""
+    train, width = config.train, config.model.width
+    if not uses_queues(train):
+        return Further()
+    tables, encoder = table_bytes(train.regulariser, vocabulary, width, train.queue_length, ranks), 4 * parameters
+    form = f"{train.queue_length} x " if train.regulariser == "queue" else ""
+    note = (
+        f"train.regulariser={train.regulariser}: {vocabulary} words x {form}{width} x 4 bytes / {ranks} ranks = "
+        f"{format_bytes(tables)} a rank, and a momentum encoder of {format_bytes(encoder)} on every rank; one more "
+        "forward pass"
+    )
+    # The encoder's forward pass is a third of forward and backward.
+    return Further(tables, encoder, 4 / 3, (note,))

@@ -1,0 +1,137 @@
+"""Training in blocks: updates over shuffled blocks of the corpus, for any model that predicts the next word."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from torch import Tensor
+
+from distlm.config.training import BlocksConfig
+from distlm.data.blocks import gather, training_blocks
+from distlm.data.order import rows_for_update
+from distlm.data.tokens import TokenFiles
+from distlm.models.described import require_tap
+from distlm.models.kind import CausalDescription
+from distlm.optim.make import make_optimizer
+from distlm.optim.schedule import learning_rate
+from distlm.runtime import metrics
+from distlm.runtime.stage import Stage
+from distlm.training.checkpoint import Resume
+from distlm.training.dsconfig import merge_ds_config
+from distlm.training.job import Job, Kept, Text
+from distlm.training.microbatch import MicroBatchPlan, micro_seed, plan_micro_batches
+from distlm.training.objective import Pull, TrainModule
+from distlm.training.update import Outcome, Part, combine
+from distlm.training.validate import Validation, Validator
+
+
+class Regulariser(Protocol):
+    """What the states of each token are pulled to in the course of an update."""
+
+    def begin(self, texts: Sequence[npt.NDArray[Any]], micro: MicroBatchPlan) -> None:
+        """Of an update with these target tokens, block by block. Collective."""
+
+    def target(self, number: int) -> Pull:
+        """Where the tokens of a micro-batch of this rank are pulled to. Local."""
+
+    def encode(self, inputs: Tensor, scored: Tensor | None) -> None:
+        """A micro-batch of this rank, in order. Local."""
+
+    def end(self, weights: Mapping[str, Tensor]) -> None:
+        """The update is done; `weights` are the new ones. Collective."""
+
+    def save(self, folder: Path) -> None:
+        """This rank's files of a checkpoint. Local. Raises OSError when the disk is full."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote on any number of ranks. Local. Raises DistlmError."""
+
+
+class BlocksJob(Job):
+    """`train.updates` updates of `train.blocks_per_update` blocks."""
+
+    train: BlocksConfig
+
+    def __init__(
+        self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any],
+        model: CausalDescription | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(stage, Text.of(tokens), micro, deepspeed, model)
+        assert isinstance(self.model, CausalDescription)
+        require_tap(self.model, self.train.tap, "train.tap")
+        self.tap = self.train.tap
+        self.updates = self.train.updates
+        self.ids = tokens.split("train")
+        self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
+        self.validator = Validator.in_training(tokens, self.train)
+        self.regulariser: Regulariser | None = None
+        """Besides ‖r‖², where it is asked for."""
+
+    @staticmethod
+    def parts(stage: Stage) -> tuple[TokenFiles, MicroBatchPlan, dict[str, Any]]:
+        """Token files, micro-batches and DeepSpeed's configuration for this number of ranks. Raises DistlmError."""
+        train = stage.config.section(BlocksConfig)
+        micro = plan_micro_batches(train, stage.comm.size)
+        deepspeed = merge_ds_config(train, train.micro_blocks, micro.accumulation)
+        return TokenFiles.open(stage.run.tokens(stage.config)), micro, deepspeed
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
+
+    def objective(self, model: Any) -> TrainModule:
+        return TrainModule(model, self.train.tap, self.train.l2_weight, self.train.l2_reduction)
+
+    def optimizer(self, objective: torch.nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(self.train, objective)
+
+    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+        """The loss is fairseq's: Σ token CE / number of tokens, whatever the cut."""
+        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        rate = learning_rate(train, update)
+        rows = rows_for_update(train.seed, update, train.blocks_per_update, len(self.blocks))
+        tokens = int(self.blocks.scored[rows].sum())
+        # DeepSpeed averages over the M micro-batches of all ranks, hence the factor M.
+        scale = micro.micro_batches / tokens
+        mine = micro.of_rank(self.comm.rank)
+        pulls = self.regulariser
+        if pulls is not None:
+            spans = zip(self.blocks.start[rows], self.blocks.end[rows], strict=True)
+            pulls.begin([self.ids[start:end] for start, end in spans], micro)
+        sums, given = [], 0
+        for number in mine:
+            chosen = rows[micro.blocks_of(number)]
+            batch = gather(self.ids, self.blocks, chosen)
+            inputs, targets = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets))
+            scored = None if batch.scored.all() else torch.from_numpy(batch.scored).to(engine.device)
+            torch.manual_seed(micro_seed(train.seed, update, number))
+            result = engine.forward(inputs, targets, scored, None if pulls is None else pulls.target(number))
+            if pulls is not None:
+                pulls.encode(inputs, scored)
+            loss = engine.module.loss(result, scale)  # type: ignore[operator]
+            engine.backward(loss, last=number == mine[-1])
+            sums.append(torch.stack([value.detach() for value in result]))
+            given += _fingerprint(batch.targets, self.blocks.lengths[chosen])
+        step = engine.update(rate)
+        if pulls is not None:
+            pulls.end(engine.names)
+        part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision), rate
+
+    def validate(self, state: dict[str, Any]) -> Validation:
+        return self.validator.run(self.engine, self.comm.rank, self.comm.size)
+
+    def kept(self, state: dict[str, Any]) -> Kept:
+        return Kept() if self.regulariser is None else Kept(write=self.regulariser.save)
+
+    def resumed(self, resume: Resume) -> None:
+        if self.regulariser is not None:
+            self.regulariser.load(resume.folder)
+
+
+def _fingerprint(targets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> int:
+    """Σ over rows of 32 bits of the hash of their tokens, padding left out: exact in fp64 for 2^21 rows."""
+    return sum(xxhash.xxh32_intdigest(row[:length].tobytes()) for row, length in zip(targets, lengths, strict=True))
