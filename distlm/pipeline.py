@@ -31,6 +31,7 @@ from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
+from distlm.training.records import LmResults
 from distlm.verbs import STAGE_VERBS
 
 
@@ -126,7 +127,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 def _show_results(config: RunConfig, run: RunDir) -> None:
     verbs = {step.words for step in steps_of(config)}
     if "evaluate" in verbs:
-        print(lm_table(read_json(run.root / RESULT, "evaluation results")))
+        print(lm_table(LmResults.read(run.root / RESULT)))
     from distlm.analysis.report import write_report
 
     report = write_report(run)

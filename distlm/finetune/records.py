@@ -4,12 +4,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, field
 
 from distlm.errors import DistlmError
 from distlm.memory.records import MemoryUse
 from distlm.models.plm.config import FinetuneConfig
 from distlm.runtime.records import CodeVersion, Part, Record
+from distlm.training.records import UpdatesState
 
 Scores = dict[str, int | float]
 """Metric → value."""
@@ -119,6 +120,24 @@ class SeedResult(Record):
     """finetune.keep_models: its last checkpoint lies beside this file."""
     seconds: float
     """Seconds that the last start took."""
+
+
+class FinetuneState(UpdatesState, kw_only=True):
+    """That of one seed's fine-tuning."""
+
+    FILE = "RUN/finetune/NAME/seed-N/checkpoints/step-NNNNNNNN/state.json"
+    WRITER = "distlm finetune"
+    READERS = ("distlm finetune",)
+    IDENTITY = (*UpdatesState.IDENTITY, "source")
+
+    source: str
+    """Fingerprint of weights, memory and tokenizer that it starts from."""
+    epochs: list[Scores] = field(default_factory=list)
+    """Of each epoch: update, loss on dev, and every metric."""
+    memory_before: dict[str, TaskMemoryUse] | None = None
+    """Layer → use of its memory with the source's weights; null without memory."""
+    memory_after: dict[str, TaskMemoryUse] | UnsetType = UNSET
+    """The same after the last epoch; absent until then."""
 
 
 class FinetuneResults(Record):

@@ -19,6 +19,7 @@ from distlm.finetune.tasks.spans import CANDIDATES
 from distlm.memory import measures
 from distlm.memory.records import MemoryUse
 from distlm.memory.usage import Usage, UsageCounts
+from distlm.runtime.metrics import Values
 from distlm.training.engine import Engine
 from distlm.training.validate import Validation, not_finite
 
@@ -37,7 +38,7 @@ class TaskValidation(Validation):
         return f"dev loss {self.loss:.4f}, {found} ({self.rule})"
 
     @property
-    def values(self) -> dict[str, float | str | None]:
+    def values(self) -> Values:
         memory: dict[str, float | None] = {}
         for layer, found in self.memory.items():
             measured: dict[str, float | None] = {name: getattr(found, name) for name in MemoryUse.__struct_fields__}

@@ -25,6 +25,7 @@ from distlm.finetune.plan import plan_finetune, plan_finetune_rows
 from distlm.finetune.records import (
     FinetuneResults,
     FinetuneSettings,
+    FinetuneState,
     MemoryChange,
     Scores,
     SeedResult,
@@ -133,19 +134,20 @@ def _done(folder: Path) -> bool:
 
 
 def _finish(
-    stage: Stage, config: FinetuneConfig, task: TaskData, state: dict[str, Any], folder: Path, seconds: float
+    stage: Stage, config: FinetuneConfig, task: TaskData, state: FinetuneState, folder: Path, seconds: float
 ) -> None:
-    epochs = state["epochs"]
+    epochs, train_loss = state.epochs, state.last["train_loss"]
+    assert not isinstance(train_loss, str)
     found = SeedResult(
-        seed=state["seed"],
-        updates=state["update"],
+        seed=state.seed,
+        updates=state.update,
         last=_scores(epochs[-1]),
         best_epoch=_scores(max(epochs, key=lambda epoch: epoch[task.main])),
-        train_loss=state["last"]["train_loss"],
+        train_loss=train_loss,
         epochs=epochs,
-        memory=_memory(*(msgspec.convert(state[name], _Use | None) for name in ("memory_before", "memory_after"))),
-        data_fingerprint=state["fingerprint"],
-        ranks=state["ranks"],
+        memory=_memory(state.memory_before, state.memory_after or {}),
+        data_fingerprint=state.fingerprint,
+        ranks=state.ranks,
         model_kept=config.keep_models,
         seconds=seconds,
     )

@@ -1,5 +1,7 @@
 """How a memory's slots were read, as results and checkpoints record it."""
 
+from math import nan
+
 from distlm.runtime.records import Part
 
 
@@ -16,3 +18,9 @@ class MemoryUse(Part, kw_only=True):
     """The same of the weights, in nats."""
     gini: float | None
     """Gini coefficient of the weights."""
+
+    @property
+    def words(self) -> str:
+        """All but the last, for people."""
+        mu, top1_mu, kl_u, kl_w = (nan if v is None else v for v in (self.mu, self.top1_mu, self.kl_u, self.kl_w))
+        return f"MU {100 * mu:.1f} %, top-1 MU {100 * top1_mu:.1f} %, KL_u {kl_u:.2f}, KL_w {kl_w:.2f}"

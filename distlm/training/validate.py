@@ -40,7 +40,7 @@ class Validation:
         return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property
-    def values(self) -> dict[str, float | str | None]:
+    def values(self) -> metrics.Values:
         """For metrics.jsonl."""
         return {metrics.VALID_LOSS: self.loss, metrics.VALID_PPL: self.perplexity, "valid/context": self.rule}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from support.records import example, mistyped
 
 from distlm.errors import DistlmError
 from distlm.files_page import records
 from distlm.runtime.records import Record
-from support.records import example, mistyped
 
 EVERY = pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
 

@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UnsetType
@@ -14,7 +14,10 @@ from distlm.runtime.records import Record
 _PLAIN: dict[Any, Any] = {int: 3, float: 0.5, str: "text", bool: True, Any: 1, object: 1, None: None}
 
 
-def example(kind: type[Record]) -> Record:
+R = TypeVar("R", bound=Record)
+
+
+def example(kind: type[R]) -> R:
     """A record with a value in every field, those that may be left out, too."""
     return kind(
         **{field.name: value_of(field.type) for field in msgspec.structs.fields(kind) if field.name != "format"}

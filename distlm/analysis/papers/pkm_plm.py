@@ -12,15 +12,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distlm.analysis import plots
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 MODELS = {
     "dense": "dense", "init": "+Init (dense, as long again)", "pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM",
@@ -35,8 +34,7 @@ _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' 
 
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the tables as text."""
-    results = {run: read_json(root / run / RESULT, "evaluation results")
-               for run in MODELS if (root / run / RESULT).exists()}  # fmt: skip
+    results = {run: LmResults.read(root / run / RESULT) for run in MODELS if (root / run / RESULT).exists()}
     parts = [_pretraining(root, results)]
     _curve(root)
     _staleness(root, results)
@@ -47,24 +45,26 @@ def write_tables(root: Path) -> str:
     return "\n\n".join([*filter(None, parts), f"tables and figures: {root}"])
 
 
-def _pretraining(root: Path, results: dict[str, Any]) -> str:
+def _pretraining(root: Path, results: dict[str, LmResults]) -> str:
     if not results:
         return "no model is finished yet"
-    texts = list(dict.fromkeys(name for found in results.values() for name in found["splits"]))
+    texts = list(dict.fromkeys(name for found in results.values() for name in found.splits))
     rows, raw = [], []
     layers: list[str] = []
     for run, found in results.items():
-        splits = found["splits"]
+        splits = found.splits
         # Not every run needs to have been evaluated on every text: each one's last is its own.
         last = list(splits)[-1]
-        use = splits[last]["memory"]
+        use = splits[last].memory or {}
         use_on = last if use else ""
         layers = list(use) or layers
-        ppl = [splits[text]["perplexity"] if text in splits else None for text in texts]
-        memory = [" / ".join(_share(name, layer[name]) for layer in use.values()) for name in _USE]
+        ppl = [splits[text].perplexity if text in splits else None for text in texts]
+        memory = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
         rows.append([MODELS[run], *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
-        for layer, measured in use.items() or [("", dict.fromkeys(_USE, ""))]:
-            raw.append([run, found["model"]["step"], *ppl, layer, *(measured[name] for name in _USE), use_on])
+        head = [run, found.model.step, *ppl]
+        raw += [[*head, layer, *(getattr(measured, name) for name in _USE), use_on] for layer, measured in use.items()]
+        if not use:
+            raw.append([*head, "", *("" for _ in _USE), use_on])
     write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on"], raw)
     text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS, "use on"], rows)
     note = f"Use of the memories of layers {' / '.join(layers)} on the text of the last column." if layers else ""
@@ -96,13 +96,13 @@ def _curve(root: Path) -> None:
     write_picture(root / "curve.png", plots.perplexity_curves({MODELS[run]: curves[run] for run in curves}, top))
 
 
-def _staleness(root: Path, results: dict[str, Any]) -> None:
+def _staleness(root: Path, results: dict[str, LmResults]) -> None:
     rows, shares, edges = [], {}, [0]
     for run, found in results.items():
-        for layer, last in found.get("staleness", {}).items():
-            edges = last["edges"]
-            rows += [[run, layer, edge, count] for edge, count in zip(edges, last["slots"], strict=True)]
-            shares[f"{MODELS[run]}, layer {layer}"] = [count / sum(last["slots"]) for count in last["slots"]]
+        for layer, last in (found.staleness or {}).items():
+            edges = last.edges
+            rows += [[run, layer, edge, count] for edge, count in zip(edges, last.slots, strict=True)]
+            shares[f"{MODELS[run]}, layer {layer}"] = [count / sum(last.slots) for count in last.slots]
     if not shares:
         return
     write_csv(root / "staleness.csv", ["run", "layer", "last_read_first_up_to_update", "slots"], rows)

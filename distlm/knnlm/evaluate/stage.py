@@ -146,7 +146,7 @@ def _evaluate(stage: Stage) -> dict[str, Any]:
         "name": stage.config.name,
         "model": {
             "parameters": card_parameters(card),
-            "fingerprint": first["model"], "step": card.get("step"), "checkpoint": str(checkpoint),
+            "fingerprint": first["model"], "step": card.step, "checkpoint": str(checkpoint),
         },
         "dictionary": {"hash": tokens.dictionary.hash, "words": len(tokens.dictionary)},
         "tokens": tokens.fingerprint,

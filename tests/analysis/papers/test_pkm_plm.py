@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import convert
 from support.records import example
 
 from distlm.analysis import plots
 from distlm.analysis.papers.pkm_plm import write_tables
 from distlm.finetune.records import FinetuneResults, SeedResult
+from distlm.memory.records import MemoryUse
 from distlm.runtime.files import write_json
+from distlm.training.records import LmResults, LmSplit
 
 USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
 MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.812}}
@@ -18,8 +21,13 @@ MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.81
 
 def evaluated(root: Path, run: str, perplexities: dict[str, float], memory: dict[str, Any] | None = None) -> None:
     """lm.json as `distlm evaluate` writes it, as far as the tables read it."""
-    splits = {text: {"perplexity": value, "memory": memory or {}} for text, value in perplexities.items()}
-    write_json(root / run / "lm.json", {"splits": splits, "model": {"step": 600}, "staleness": {}})
+    found = example(LmResults)
+    found.splits = {
+        text: LmSplit(tokens=9, loss_nats=2.0, perplexity=value, memory=convert(memory or {}, dict[str, MemoryUse]))
+        for text, value in perplexities.items()
+    }
+    found.model.step, found.staleness = 600, {}
+    found.write(root / run / "lm.json")
 
 
 def finetuned(
