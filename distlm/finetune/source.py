@@ -23,7 +23,7 @@ from distlm.models.card import CARD, model_of_card
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
-from distlm.models.plm.description import PlmModel
+from distlm.models.plm.description import Backbone, PlmModel
 from distlm.models.plm.export import has_memory, value_hashes, without_values
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
@@ -44,7 +44,7 @@ class Source:
     """As errors call it."""
     folder: Path | None
     """Where the memory's files are; None: a model without memory that distlm did not write."""
-    backbone: dict[str, Any]
+    backbone: Backbone
     memory: dict[str, Any]
     seed: int
     """Of the memory's keys."""
@@ -203,7 +203,7 @@ def _hugging_face(config: FinetuneConfig) -> Source:
                 f"{name}: neither a run directory or checkpoint of distlm, nor a folder or name on the hub that "
                 f"transformers can read ({error})"
             ) from error
-    found: dict[str, Any] = model.config.to_dict()
+    found: Backbone = model.config.to_dict()
     if found["model_type"] not in ("bert", "distilbert", "roberta"):
         raise DistlmError(f"{name}: a {found['model_type']}; bert, distilbert and roberta are known")
     size = found.pop("vocab_size")

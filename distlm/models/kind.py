@@ -158,7 +158,7 @@ class Kind(ModelKind):
         """Needs of `distlm evaluate`."""
 
     @abstractmethod
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         """`distlm evaluate`: writes RUN/lm.json; name of a text → perplexity. Collective."""
 
     @abstractmethod

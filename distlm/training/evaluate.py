@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
@@ -36,7 +35,7 @@ Score = Callable[[LanguageModel, TokenFiles, str], tuple[float, str]]
 """(model, token files, split) → nats per token, and the context rule."""
 
 
-def run_evaluate(stage: Stage) -> dict[str, Any]:
+def run_evaluate(stage: Stage) -> dict[str, float]:
     """RUN/lm.json; name of a text → perplexity. Collective."""
     return kind(stage.config.model.kind).evaluate(stage)
 
@@ -46,7 +45,7 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     return kind(config.model.kind).plan_evaluate(config, ranks)
 
 
-def evaluate_in_blocks(stage: Stage) -> dict[str, Any]:
+def evaluate_in_blocks(stage: Stage) -> dict[str, float]:
     """Perplexity per word of every split of knn.splits, in the blocks of knn.*; see evaluate_splits."""
     knn, tap = stage.config.knn, stage.config.section(BlocksConfig).tap
 
@@ -59,7 +58,7 @@ def evaluate_in_blocks(stage: Stage) -> dict[str, Any]:
     return evaluate_splits(stage, score)
 
 
-def evaluate_splits(stage: Stage, score: Score) -> dict[str, Any]:
+def evaluate_splits(stage: Stage, score: Score) -> dict[str, float]:
     """Perplexity per word of every split of knn.splits under the best checkpoint; RUN/lm.json.
 
     The input before a split's first token is </s>. Rank 0 works. Returns SPLIT → perplexity, and seconds. Raises
@@ -68,7 +67,7 @@ def evaluate_splits(stage: Stage, score: Score) -> dict[str, Any]:
     return rank0_first(stage.comm, lambda: _evaluate(stage, score))
 
 
-def _evaluate(stage: Stage, score: Score) -> dict[str, Any]:
+def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     began, run = time.monotonic(), stage.run
     checkpoint = run.model_checkpoint(stage.config)
     model, card = load_model(checkpoint, default_device())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distlm.config.check import at_least, fractions, lengths
 from distlm.errors import DistlmError, UsageError
@@ -139,7 +139,7 @@ class AwdLstmKind(CausalKind):
 
         return plan_tokens(config, 1.0)
 
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         from distlm.models.awd_lstm.evaluate import evaluate_in_one_go
 
         return evaluate_in_one_go(stage)

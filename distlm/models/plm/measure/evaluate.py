@@ -36,7 +36,7 @@ _TOKENS = 8192
 """Tokens of a batch, about; a result does not depend on it beyond rounding."""
 
 
-def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
+def run_evaluate_plm(stage: Stage) -> dict[str, float]:
     """Perplexity of the masked tokens of the run's valid and test rows, and of the shards of plm.texts; RUN/lm.json.
 
     Of the newest checkpoint: a masked language model is trained to its end. Returns NAME → perplexity, seconds.
