@@ -35,8 +35,8 @@ def page() -> str:
     lines = [_HEAD]
     for kind in records():
         lines += [f"## `{kind.FILE}`", "", _text(kind), ""]
-        readers = ", ".join(f"`{reader}`" for reader in kind.READERS) or "people"
-        lines += [f"Written by `{kind.WRITER}`, read by {readers}. Format {kind.FORMAT}.", ""]
+        readers = ", ".join(map(_who, kind.READERS)) or "people"
+        lines += [f"Written by {_who(kind.WRITER)}, read by {readers}. Format {kind.FORMAT}.", ""]
         lines += [*_table(kind)]
         for part in _parts(kind, set()):
             lines += [f"**{part.__name__}**: {_text(part)}", "", *_table(part)]
@@ -47,6 +47,10 @@ def _classes(module: str) -> Iterator[type[msgspec.Struct]]:
     for _, kind in inspect.getmembers(import_module(module), inspect.isclass):
         if kind.__module__ == module and issubclass(kind, msgspec.Struct):
             yield kind
+
+
+def _who(reader: str) -> str:
+    return f"`{reader}`" if reader.startswith(("distlm ", "python ")) else reader
 
 
 def _text(kind: type[msgspec.Struct]) -> str:

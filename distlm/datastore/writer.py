@@ -35,8 +35,8 @@ from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.settings import Settings
 from distlm.datastore.shard_writer import ShardWriter
 from distlm.errors import DistlmError
-from distlm.models.card import model_fingerprint, read_model_card
-from distlm.models.described import causal, model_of_card, require_tap
+from distlm.models.card import model_fingerprint, model_of_card, read_model_card
+from distlm.models.described import causal, require_tap
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
@@ -167,18 +167,19 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     store = config.datastore
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
-    require_tap(causal(model_of_card(card)), store.tap, "datastore.tap")
+    model = causal(model_of_card(card))
+    require_tap(model, store.tap, "datastore.tap")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)
     plan = plan_store(
         len(ids), store.context_window, store.block, store.batch_blocks, store.rows_per_shard,
-        card["config"]["max_positions"],
+        model.max_positions,
     )  # fmt: skip
     settings = Settings(
         split=store.split, tap=store.tap, context_window=store.context_window, block=store.block,
         batch_blocks=store.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=store.key_dtype,
-        width=card["config"]["width"], vocabulary=card["vocabulary"], model=model_fingerprint(checkpoint),
+        width=model.width, vocabulary=card.vocabulary, model=model_fingerprint(checkpoint),
         dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
     )  # fmt: skip
     return StoreJob(run.datastore, checkpoint, ids, plan, settings)

@@ -3,24 +3,19 @@
 Plans read this without torch; what builds a model imports it.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
 from distlm.models.kind import CausalDescription, Description, Kind
-from distlm.models.registry import kind, kind_of, model_kind, not_causal
+from distlm.models.records import ModelCard
+from distlm.models.registry import kind, kind_of, not_causal
 
 
 def model_of(config: RunConfig) -> Description:
     """The model that a configuration describes. Raises DistlmError when what it names cannot be read."""
     return kind(config.model.kind).describe(config)
-
-
-def model_of_card(card: Mapping[str, Any]) -> Description:
-    """The model that model.json describes. Raises TypeError for keys that this version does not know."""
-    return model_kind(card["kind"]).description(**card["config"])
 
 
 def causal(description: Description) -> CausalDescription:
@@ -72,8 +67,11 @@ def parameter_count(description: Description, vocabulary: int) -> int:
     return sum(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
 
 
-def card_of(description: Description, vocabulary: int) -> dict[str, Any]:
-    """The head of model.json: kind, configuration and vocabulary, and what its kind adds."""
+def card_of(description: Description, vocabulary: int, dictionary: str, weights: str, **more: Any) -> ModelCard:
+    """The card of a model whose weights have the hash `weights`; `more`: further fields that every kind has."""
     found = kind_of(description)
-    head = {"kind": found.name, "config": asdict(description), "vocabulary": vocabulary}  # type: ignore[call-overload]
-    return head | found.card_extras(description, vocabulary)
+    more |= found.card_extras(description, vocabulary)
+    config = asdict(description)  # type: ignore[call-overload]
+    return found.card(
+        kind=found.name, config=config, vocabulary=vocabulary, dictionary=dictionary, weights=weights, **more
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from distlm.errors import DistlmError
+from distlm.models.records import ModelCard
 
 if TYPE_CHECKING:
     import argparse
@@ -64,6 +65,8 @@ class ModelKind(ABC):
     name: str
     description: type[Description]
     """The class of model.json's "config"."""
+    card: type[ModelCard] = ModelCard
+    """The class of model.json."""
 
     @abstractmethod
     def build(self, description: Any, vocabulary: int) -> nn.Module:
@@ -76,8 +79,8 @@ class ModelKind(ABC):
     computes_buffers = False
     """Its buffers are computed when it is built, so that it is never built without memory for them."""
 
-    def card_extras(self, description: Any, vocabulary: int) -> dict[str, Any]:
-        """Entries of model.json that only this kind has."""
+    def card_extras(self, description: Any, vocabulary: int) -> dict[str, int | str]:
+        """Entries of model.json that only this kind has; fields of `card`."""
         return {}
 
 
@@ -155,7 +158,7 @@ class Kind(ModelKind):
         """Needs of `distlm evaluate`."""
 
     @abstractmethod
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         """`distlm evaluate`: writes RUN/lm.json; name of a text → perplexity. Collective."""
 
     @abstractmethod

@@ -49,7 +49,7 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
     line = json.loads(path.read_text("utf-8"))
     assert line["time"] > 0
     del line["time"]
-    assert line == {"job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
+    assert line == {"format": 1, "job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
     path.write_text('{"job": "7", "ma', "utf-8")  # cut short by a kill
     assert asked(tmp_path) is None
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from distlm.analysis.tables import markdown, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
-from distlm.runtime.files import read_json
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 PUBLISHED = {
     "awd-lstm": ("AWD-LSTM", 68.6, 65.8),
@@ -51,10 +51,10 @@ def write_tables(root: Path) -> str:
 def _perplexities(folder: Path) -> dict[str, Any] | None:
     if not (folder / RESULT).exists():
         return None
-    results = read_json(folder / RESULT, "evaluation results")
+    results = LmResults.read(folder / RESULT)
     return {
-        "updates": results["model"]["step"], "valid": results["splits"]["valid"]["perplexity"],
-        "test": results["splits"]["test"]["perplexity"],
+        "updates": results.model.step, "valid": results.splits["valid"].perplexity,
+        "test": results.splits["test"].perplexity,
     }  # fmt: skip
 
 

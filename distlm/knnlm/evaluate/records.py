@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from distlm.knnlm.search.records import SelfTest
 from distlm.knnlm.tune.records import BothSettings, CacheSettings, Figures, GateCurve, Stores
-from distlm.runtime.records import Part, Record, all_or_none, given
+from distlm.runtime.records import CodeVersion, Part, Record, all_or_none, given
 
 Interval = tuple[float, float]
 
@@ -241,19 +241,6 @@ class Ladder(Part):
     """Hash of all that this depends on."""
 
 
-class Code(Part):
-    """Which code made a result."""
-
-    distlm: str
-    """Version of distlm."""
-    git: str | None
-    """Its commit; null outside of a repository."""
-    python: str
-    """Version of Python."""
-    libraries: dict[str, str]
-    """Library → version, of those that are installed."""
-
-
 class Results(Record, kw_only=True):
     """Perplexities of every split with the frozen settings, and everything needed to read them.
 
@@ -296,7 +283,7 @@ class Results(Record, kw_only=True):
     """Stage → seconds of wall time over all its starts, this evaluation included."""
     hashes: dict[str, str]
     """What it was made from → fingerprint; settings: hash of knn.json without its format."""
-    code: Code
+    code: CodeVersion
     """The code of the evaluation."""
 
     def __post_init__(self) -> None:

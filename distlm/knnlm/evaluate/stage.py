@@ -36,7 +36,6 @@ from distlm.knnlm.evaluate.parts import (
 from distlm.knnlm.evaluate.records import (
     NAMES,
     AdaptiveSettings,
-    Code,
     DictionaryFacts,
     Ladder,
     ModelFacts,
@@ -111,7 +110,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
     searched = kept[0].manifest if kept else None
     results = Results(
         name=stage.config.name,
-        model=ModelFacts(card_parameters(card), first.model, card.get("step"), str(checkpoint)),
+        model=ModelFacts(card_parameters(card), first.model, card.step, str(checkpoint)),
         dictionary=DictionaryFacts(tokens.dictionary.hash, len(tokens.dictionary)),
         tokens=tokens.fingerprint,
         context_rule=first.context_rule,
@@ -133,7 +132,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
                if parts.neighbours},
             **{f"cache/{split}": parts.cache.fingerprint for split, parts in opened.items() if parts.cache},
         },
-        code=Code(**code_version()),
+        code=code_version(),
     )  # fmt: skip
     for split, result in splits.items():
         if result.shuffled and result.shuffled.alarm:
