@@ -72,6 +72,6 @@ def card_of(description: Description, vocabulary: int, dictionary: str, weights:
     found = kind_of(description)
     more |= found.card_extras(description, vocabulary)
     config = asdict(description)  # type: ignore[call-overload]
-    return found.card(
+    return (found.card or ModelCard)(
         kind=found.name, config=config, vocabulary=vocabulary, dictionary=dictionary, weights=weights, **more
     )

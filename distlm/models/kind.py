@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from distlm.errors import DistlmError
-from distlm.models.records import ModelCard
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distlm.config.schema import RunConfig
+    from distlm.models.records import ModelCard
     from distlm.runtime.plan import StagePlan
     from distlm.runtime.rundir import RunDir
     from distlm.runtime.stage import Stage
@@ -65,8 +65,8 @@ class ModelKind(ABC):
     name: str
     description: type[Description]
     """The class of model.json's "config"."""
-    card: type[ModelCard] = ModelCard
-    """The class of model.json."""
+    card: type[ModelCard] | None = None
+    """The class of model.json, where it has more than that of other kinds."""
 
     @abstractmethod
     def build(self, description: Any, vocabulary: int) -> nn.Module:
