@@ -87,7 +87,7 @@ class ModelKind(ABC):
 class Kind(ModelKind):
     """A kind of model that a run trains: everything others ask of it.
 
-    Kinds that predict the next word start from distlm.training.kinds.BlocksKind, which answers most of it.
+    Kinds that predict the next word start from distlm.training.blocks.kind.BlocksKind, which answers most of it.
     """
 
     config: type[RunConfig]

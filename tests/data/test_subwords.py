@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import write_text
-from support.hf import save_gpt2, save_llama
+from support.foreign.hf import save_gpt2, save_llama
 from support.knn import in_stage
 
 from distlm.config.load import load_config

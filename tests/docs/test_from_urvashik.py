@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support import TINY, write_text
-from support.fairseq import fairseq_model, write_checkpoint
+from support.foreign.fairseq import fairseq_model, write_checkpoint
 
 from distlm.cli import main
 

@@ -51,7 +51,7 @@ def test_every_generated_script_is_the_golden_one(case, job):
     """DISTLM_UPDATE_GOLDEN=1 writes them anew; read the difference before it is committed."""
     made = executor(plan(case), job, [f"<{name}>" for name in job.after])
     text = made.text(job.shares).replace(sys.executable, "PYTHON")
-    path = GOLDEN / f"{case}-{job.name}.sbatch"
+    path = GOLDEN / case / f"{job.name}.sbatch"
     if os.environ.get("DISTLM_UPDATE_GOLDEN") == "1":
         path.write_text(text, "utf-8")
     assert text == path.read_text("utf-8")
@@ -59,7 +59,8 @@ def test_every_generated_script_is_the_golden_one(case, job):
 
 
 def test_no_golden_file_is_left_over():
-    assert {path.stem for path in GOLDEN.iterdir()} == {f"{case}-{job.name}" for case, job in jobs()}
+    found = {(path.parent.name, path.stem) for path in GOLDEN.rglob("*.sbatch")}
+    assert found == {(case, job.name) for case, job in jobs()}
 
 
 def test_ranks_are_shown_with_node_and_gpu():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support import write_text
-from support.hf import save_gpt2
+from support.foreign.hf import save_gpt2
 
 from distlm.cli import main
 from distlm.config.load import recipe_names

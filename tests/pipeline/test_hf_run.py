@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import write_text
-from support.hf import save_gpt2, save_llama
+from support.foreign.hf import save_gpt2, save_llama
 from support.knn import in_stage
 
 from distlm.config.load import load_config

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.record_examples import example, mistyped
+from support.records.examples import example, mistyped
 
 from distlm.errors import DistlmError
 from distlm.files_page import records

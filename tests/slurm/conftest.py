@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.deadline import DEADLINE_S
-from support.slurm_cluster import CLUSTER, Cluster, Slurm
+from support.slurm.cluster import CLUSTER, Cluster, Slurm
 
 HERE = Path(__file__).parent
 NEEDED = ("slurmctld", "slurmd", "munged", "srun")

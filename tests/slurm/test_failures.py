@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.deadline import until
 from support.slurm import ON_TWO, REQUEUED, logged, long_training, rank_process, script
-from support.slurm_cluster import Slurm
+from support.slurm.cluster import Slurm
 from support.train import same_end, tiny_tokens
 
 WHERE = {

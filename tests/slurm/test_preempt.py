@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.deadline import until
 from support.slurm import FLAGS, ON_TWO, REQUEUED, logged, long_training, repeated, script, wait_for_updates
-from support.slurm_cluster import Slurm
+from support.slurm.cluster import Slurm
 from support.train import newest, relative, same_end, tiny_tokens
 
 STOPS: dict[str, Callable[[Slurm, str], object]] = {

@@ -14,7 +14,7 @@ from support import TINY, distlm
 from support.kinds import readable
 from support.plm import PLM
 from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
-from support.slurm_cluster import Slurm
+from support.slurm.cluster import Slurm
 
 ON_FOUR = ("--nodes=4", *FLAGS)
 CHAIN = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.slurm import ON_TWO, long_training, script, wait_for_updates
-from support.slurm_cluster import Slurm
+from support.slurm.cluster import Slurm
 from support.train import tiny_tokens
 
 Submit = Callable[[Slurm, Path], str]

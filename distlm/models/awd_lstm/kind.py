@@ -10,7 +10,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.config import LstmConfig, LstmRun
 from distlm.models.awd_lstm.records import LstmCard, LstmState
 from distlm.models.kind import Exchange, Kind, Refuse
-from distlm.training.kinds import CausalKind
+from distlm.training.blocks.kind import CausalKind
 
 if TYPE_CHECKING:
     import argparse
@@ -42,7 +42,7 @@ class AwdLstmKind(CausalKind):
     importers = (
         Exchange(
             "awd-lstm", "a state dict of salesforce/awd-lstm-lm or fastai becomes a checkpoint", _import_arguments,
-            "distlm.models.awd_lstm.importer:import_options",
+            "distlm.models.awd_lstm.exchange.importer:import_options",
         ),
     )  # fmt: skip
 

@@ -9,8 +9,8 @@ from distlm.models.awd_lstm.phases import finetune_epochs
 from distlm.models.described import parameter_count
 from distlm.models.linear_cross_entropy import chunk_rows
 from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.training.blocks.plan import Corpus
 from distlm.training.dsconfig import load_ds_config, zero_stage
-from distlm.training.plan import Corpus
 
 _ASSUMED_WORDS = 33280
 """WikiText-2's."""

@@ -10,7 +10,7 @@ from distlm.models.hf.description import HfModel
 from distlm.models.hf.model import hf_model, pretrained
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
-from distlm.training.blocks import BlocksJob
+from distlm.training.blocks.job import BlocksJob
 
 
 class HfJob(BlocksJob):

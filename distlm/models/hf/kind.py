@@ -8,7 +8,7 @@ from distlm.config.training_check import check_blocks
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
 from distlm.models.kind import Exchange, Kind, Refuse
-from distlm.training.kinds import BlocksKind
+from distlm.training.blocks.kind import BlocksKind
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from distlm.models.described import parameter_count
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.model import hf_model
 from distlm.runtime.plan import StagePlan
-from distlm.training.plan import Corpus, Further, Shape, plan_blocks_training
+from distlm.training.blocks.plan import Corpus, Further, Shape, plan_blocks_training
 
 
 def plan_hf(config: HfRun, ranks: int) -> StagePlan:

@@ -8,7 +8,7 @@ from distlm.models.transformer.config import TransformerConfig, TransformerTrain
 from distlm.models.transformer.regularisers.tables import uses_queues
 from distlm.models.transformer.regularisers.word_pull import WordPull
 from distlm.runtime.stage import Stage
-from distlm.training.blocks import BlocksJob
+from distlm.training.blocks.job import BlocksJob
 from distlm.training.dsconfig import zero_stage
 from distlm.training.objective import TrainModule
 

@@ -9,7 +9,7 @@ from distlm.config.training_check import check_blocks
 from distlm.errors import UsageError
 from distlm.models.kind import Exchange, Kind, Refuse
 from distlm.models.transformer.config import TransformerConfig, TransformerRun
-from distlm.training.kinds import BlocksKind
+from distlm.training.blocks.kind import BlocksKind
 
 if TYPE_CHECKING:
     import argparse

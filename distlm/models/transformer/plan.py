@@ -5,7 +5,7 @@ from distlm.models.transformer.config import TransformerRun
 from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan
-from distlm.training.plan import Corpus, Further, Shape, plan_blocks_training
+from distlm.training.blocks.plan import Corpus, Further, Shape, plan_blocks_training
 
 
 def plan_transformer(config: TransformerRun, ranks: int) -> StagePlan:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from msgspec import convert
-from support.record_examples import example
+from support.records.examples import example
 
 from distlm.analysis import plots
 from distlm.analysis.papers.pkm_plm import write_tables

@@ -15,8 +15,8 @@ from distlm.data.corpus import open_corpus
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.awd_lstm.checkpoint import first_seen
-from distlm.models.awd_lstm.importer import import_awd_lstm
+from distlm.models.awd_lstm.exchange.importer import import_awd_lstm
+from distlm.models.awd_lstm.exchange.state_dict import first_seen
 from distlm.models.io import load_model
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import run_train

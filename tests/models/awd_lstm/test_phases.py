@@ -1,6 +1,6 @@
 """What validation losses decide: averaging, halving, the end of fine-tuning; and what the log says."""
 
-from support.record_examples import example
+from support.records.examples import example
 
 from distlm.models.awd_lstm.config import AwdConfig
 from distlm.models.awd_lstm.phases import begin_finetuning, finetune_epochs, judge

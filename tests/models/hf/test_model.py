@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support import write_text
-from support.hf import save_gpt2, save_llama
+from support.foreign.hf import save_gpt2, save_llama
 from torch import Tensor
 
 from distlm.data.dictionary import Dictionary

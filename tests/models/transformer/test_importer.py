@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.fairseq import EDGES, HEADS, WIDTH, fairseq_model, write_checkpoint
+from support.foreign.fairseq import EDGES, HEADS, WIDTH, fairseq_model, write_checkpoint
 from support.store import arguments, ready_run, tiny_config
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import BlocksConfig
 from distlm.models.kind import CausalDescription, Kind
 from distlm.runtime.plan import StagePlan
-from distlm.training.kinds import BlocksKind
+from distlm.training.blocks.kind import BlocksKind
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Unigram(BlocksKind):
         return StagePlan("train", f"{config.train.updates} updates", 0, 100_000_000, None, [])
 
     def job(self, stage: Any) -> Any:
-        from distlm.training.blocks import BlocksJob
+        from distlm.training.blocks.job import BlocksJob
 
         tokens, micro, deepspeed = BlocksJob.parts(stage)
         return BlocksJob(stage, tokens, micro, deepspeed, stage.config.unigram)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support import TINY, write_text
-from support.slurm_cluster import Slurm
+from support.slurm.cluster import Slurm
 
-SCRIPTS = Path(__file__).parents[2] / "slurm"
+SCRIPTS = Path(__file__).parents[3] / "slurm"
 FLAGS = ("--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--mem=200", "--time=120")
 """What the test cluster's nodes are to the scripts, whose own shape is nodes of four V100."""
 LOST_AFTER = "launch.lost_after_s=20"

@@ -11,8 +11,8 @@ from distlm.data.corpus import open_corpus
 from distlm.data.tokens import SPLITS, TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm.bptt import columns_of
-from distlm.models.awd_lstm.checkpoint import check_sizes, first_seen, in_our_order, our_names, read_state_dict
 from distlm.models.awd_lstm.config import LstmRun
+from distlm.models.awd_lstm.exchange.state_dict import check_sizes, first_seen, in_our_order, our_names, read_state_dict
 from distlm.models.awd_lstm.records import LstmState
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.io import load_model
@@ -32,7 +32,7 @@ def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str
 
     `words`: one word per line, in the order of the embedding's rows; without it the order in which words first come in
     train, valid and test, which is salesforce's. `distlm train` then goes on from these weights.
-    Raises DistlmError for what distlm.models.awd_lstm.checkpoint refuses, and when the run has checkpoints.
+    Raises DistlmError for what distlm.models.awd_lstm.exchange.state_dict refuses, and when the run has checkpoints.
     """
     run = RunDir(Path(config.run_dir))
     refuse_trained(run)

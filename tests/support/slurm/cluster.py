@@ -11,7 +11,7 @@ import pytest
 from support import ENVIRONMENT, warm
 from support.deadline import DEADLINE_S, until
 
-CLUSTER = Path(__file__).parents[1] / "slurm" / "cluster.sh"
+CLUSTER = Path(__file__).parents[2] / "slurm" / "cluster.sh"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
 """States in which a job stays."""
 

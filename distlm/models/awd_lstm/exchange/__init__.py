@@ -1,0 +1,1 @@
+"""AWD-LSTMs that other programs trained."""

@@ -1,0 +1,1 @@
+"""Tiny models as other programs write them."""
