@@ -28,7 +28,7 @@ from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.plan import plan_knn
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
-from distlm.models.hf.job import import_hf
+from distlm.models.hf.importer import import_hf
 from distlm.models.io import load_model
 from distlm.pipeline import steps_of
 from distlm.runtime.rundir import RunDir

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from distlm.config import RunConfig, load_config
+from distlm.config import RunConfig
 from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
 from distlm.datastore.reader import Datastore
 from distlm.runtime.files import file_hash
@@ -17,6 +17,7 @@ from distlm.runtime.ranks.world import single
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
+from support.config import config_of
 
 WIDTH = 32
 DRIVER = Path(__file__).with_name("drivers") / "index.py"
@@ -52,7 +53,7 @@ def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, mode
 def config(run_dir: Path, **index: object) -> RunConfig:
     """Settings of an index run: index.NAME=value."""
     overrides = [f"run_dir={run_dir}", "launch.threads=1", *(f"index.{name}={value}" for name, value in index.items())]
-    return load_config("demo", overrides)
+    return config_of("demo", overrides)
 
 
 @contextmanager
