@@ -13,19 +13,17 @@ window + 1 tokens (the model alone) and --sample tokens that have a cache; rates
 again on the whole text, with one θ and with the default grid of θ.
 """
 
-import argparse
-import json
 import math
-import os
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from shared.command import Benchmark, Options, note, report, use_threads
 
-from distlm.config.schema import CacheConfig
+from distlm.config import load_config
 from distlm.knnlm.cache.scores import add_cache, block_bytes, cache_log_probs
 from distlm.knnlm.scoring import mean_loss
 from distlm.knnlm.search.states import States
@@ -46,8 +44,9 @@ class Case:
     about: dict[str, object]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(__doc__, tokens=800, width=16, vocabulary=300, window=128, sample=32)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--split", default="valid")
     parser.add_argument("--tokens", type=int, default=20_000)
@@ -57,18 +56,18 @@ def main() -> None:
     parser.add_argument("--theta", type=float, default=0.662)
     parser.add_argument("--weight", type=float, default=0.1279, help="λ")
     parser.add_argument("--sample", type=int, default=512, help="tokens with a cache that both evaluate")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
-    figures = measure(from_run(options) if options.run_dir else synthetic(options), options)
-    print(json.dumps(figures, indent=1, ensure_ascii=False))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    parser.add_threads()
+    parser.add_out()
+    return parser
 
 
-def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    torch.set_num_threads(use_threads(options.threads))
+    report(measure(from_run(options) if options.run_dir else synthetic(options), options), options)
+
+
+def measure(case: Case, options: Options) -> dict[str, object]:
     """Tokens per second and perplexity of both, on the same tokens."""
     window, theta, weight = options.window, options.theta, options.weight
     tokens = min(len(case.words), window + 1 + options.sample)
@@ -83,7 +82,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
     note("distlm, all tokens")
     whole = len(case.words)
     _, all_seconds = batched(case, whole, window, [theta], weight)
-    thetas = CacheConfig().thetas
+    thetas = load_config("demo").cache.thetas
     _, grid_seconds = batched(case, whole, window, thetas, weight)
     cached = whole - window - 1
     perplexity, loop_perplexity = math.exp(loss), math.exp(loop_loss)
@@ -135,7 +134,7 @@ def batched(case: Case, tokens: int, window: int, thetas: list[float], weight: f
     return loss, time.perf_counter() - start
 
 
-def from_run(options: argparse.Namespace) -> Case:
+def from_run(options: Options) -> Case:
     """States, words and probabilities of a run's split."""
     run = RunDir(options.run_dir)
     folder = run.neighbours(options.split)
@@ -146,7 +145,7 @@ def from_run(options: argparse.Namespace) -> Case:
     return Case(queries, words, states.log_probs(), max(options.vocabulary, int(words.max()) + 1), about)
 
 
-def synthetic(options: argparse.Namespace) -> Case:
+def synthetic(options: Options) -> Case:
     """Words by Zipf's law; states in [−1, 1] as an LSTM's, near each other for equal words."""
     random = np.random.default_rng(0)
     weights = 1 / np.arange(1, options.vocabulary + 1)
@@ -156,10 +155,6 @@ def synthetic(options: argparse.Namespace) -> Case:
     log_probs = np.log(random.beta(1, 30, options.tokens) + 1e-5)
     about = {"source": "synthetic", "width": options.width, "vocabulary": options.vocabulary}
     return Case(torch.from_numpy(states), torch.from_numpy(words), log_probs, options.vocabulary, about)
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ one only after the easy one.
 """
 
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from pairs import GLUE_COLUMNS, Words, folders, lines_of, part_of, rows_of
+from pairs import GLUE_COLUMNS, Words, lines_of, make_inputs, part_of, rows_of, show
+from pairs import parser as parser_of_pairs
+from shared.command import Benchmark, Options
 
 FOLDS = 3
 
@@ -41,8 +44,21 @@ HARD = Task(True, 20_000, 24_000, [16, 20, 26, 32, 40, 50], [0, 0.1, 0.3], [0, 0
 DEV_ROWS = 1_200
 
 
-def main() -> None:
-    options = folders(__doc__)
+def parser() -> Benchmark:
+    """The command line."""
+    return parser_of_pairs(__doc__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        make_inputs(options, Path(folder))
+        make(options)
+        show(options)
+
+
+def make(options: Options) -> None:
+    """Write all files."""
     options.out.mkdir(parents=True)
     of_glue = [
         cells[GLUE_COLUMNS[task][0]].split()
@@ -55,12 +71,12 @@ def main() -> None:
     common, common_of_valid = common_words(train), common_words(valid)
     for name, task in (("easy", EASY), ("hard", HARD)):
         random = Random(11)
-        rows = list(parts_or_not(train, task.rows, task, common, random))
+        rows = list(parts_or_not(train, round(task.rows * options.share), task, common, random))
         shuffled = of_glue.copy()
         random.shuffle(shuffled)
-        rows += parts_or_not(shuffled, task.rows_of_glue, task, common, random)
+        rows += parts_or_not(shuffled, round(task.rows_of_glue * options.share), task, common, random)
         write_task(options.out / name, "train", rows, random)
-        dev = list(parts_or_not(valid, DEV_ROWS, task, common_of_valid, random))
+        dev = list(parts_or_not(valid, round(DEV_ROWS * options.share), task, common_of_valid, random))
         write_task(options.out / name, "dev", dev, random)
     write_folds(options.glue / "RTE", options.out / "folds")
 

@@ -3,25 +3,24 @@
 Same model, same blocks, shard by shard in turns: the forward passes to the tap with nothing kept, then the whole
 write (forward, cast, checks, checksums, files, fsync). The ratio of the two times is the cost.
 
-    python benchmarks/datastore_write.py [--rows 65536] [--width 256] [--layers 4] [--threads N] [--out FILE.json]
+    python benchmarks/datastore_write.py [--rows 65536] [--width 256] [--layers 4] [--threads 2] [--out FILE.json]
 """
 
-import argparse
-import json
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from shared.clock import Seconds, clock
+from shared.command import Benchmark, Options, report, use_threads
+from shared.store import settings
 
 from distlm.data.blocks import gather
-from distlm.datastore.manifest import Settings
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.settings import Settings
 from distlm.datastore.writer import write_shard
 from distlm.models.device import default_device
 from distlm.models.transformer.config import TransformerConfig
@@ -30,8 +29,11 @@ from distlm.models.transformer.model import TransformerLM
 TAP = "last_ffn_input"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(
+        __doc__, rows=1024, rows_per_shard=256, width=32, layers=2, vocabulary=13_000, context_window=32, block=32
+    )
     parser.add_argument("--rows", type=int, default=65536)
     parser.add_argument("--rows-per-shard", type=int, default=8192)
     parser.add_argument("--width", type=int, default=256)
@@ -41,46 +43,45 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--batch-blocks", type=int, default=4)
     parser.add_argument("--key-dtype", choices=["float16", "float32"], default="float16")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_threads()
     parser.add_argument(
         "--folder", type=Path, help="where the store is written and removed again; default: a temporary"
     )
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    torch.set_num_threads(use_threads(options.threads))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        figures = measure(options, Path(folder))
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        report(measure(options, Path(folder)), options)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+def measure(options: Options, folder: Path) -> dict[str, object]:
     """Seconds per shard of each way, interleaved, and their ratios."""
     torch.manual_seed(0)
-    model, ids, plan, settings = prepare(options)
+    model, ids, plan, store = prepare(options)
     ways: dict[str, Callable[[ShardPlan], object]] = {
         "forward, threads share a pass": lambda shard: forward_shared(model, prepared[shard.index]),
         "forward, a pass per thread": lambda shard: forward_parallel(model, prepared[shard.index]),
-        "write": lambda shard: write_shard(model, ids, plan, shard, settings, folder),
+        "write": lambda shard: write_shard(model, ids, plan, shard, store, folder),
     }
     prepared = {shard.index: inputs_of(model, ids, plan, shard) for shard in plan.shards}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    processor = dict.fromkeys(ways, 0.0)
+    seconds: dict[str, list[Seconds]] = {name: [] for name in ways}
     names = list(ways)
     for way in ways.values():
         way(plan.shards[0])
     for shard in plan.shards:
         # Another one first each time, so that none always runs on what another left behind.
         for name in names[shard.index % 3 :] + names[: shard.index % 3]:
-            start, busy = time.perf_counter(), time.process_time()
+            start = clock()
             ways[name](shard)
-            seconds[name].append(time.perf_counter() - start)
-            processor[name] += time.process_time() - busy
-    totals = {name: sum(values) for name, values in seconds.items()}
-    best = min(names[:2], key=totals.__getitem__)
-    ratios = [after / before for after, before in zip(seconds["write"], seconds[best], strict=True)]
+            seconds[name].append(clock() - start)
+    totals = {name: np.sum(spent, axis=0) for name, spent in seconds.items()}
+    best = min(names[:2], key=lambda name: float(totals[name][0]))
+    ratios = [float(after[0] / before[0]) for after, before in zip(seconds["write"], seconds[best], strict=True)]
+    of_totals = totals["write"] / totals[best]
     device = next(model.parameters()).device
     return {
         "rows": plan.rows,
@@ -89,32 +90,27 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "key_dtype": options.key_dtype,
         "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
-        "rows_per_s": {name: round(plan.rows / total) for name, total in totals.items()},
+        "rows_per_s": {name: round(plan.rows / total[0]) for name, total in totals.items()},
         "baseline": best,
-        "ratio_of_totals": round(totals["write"] / totals[best], 4),
+        "ratio_of_totals": round(float(of_totals[0]), 4),
         "ratio_median_of_shards": round(statistics.median(ratios), 4),
-        "ratio_of_processor_time": round(processor["write"] / processor[best], 4),
+        "ratio_of_processor_time": round(float(of_totals[1]), 4),
         "bound": 1.10,
     }
 
 
-def prepare(options: argparse.Namespace) -> tuple[TransformerLM, np.ndarray, StorePlan, Settings]:
+def prepare(options: Options) -> tuple[TransformerLM, np.ndarray, StorePlan, Settings]:
     """A model with random weights, Zipf-like tokens, and the plan of their store."""
-    length = options.context_window + options.block
+    window, block = options.context_window, options.block
     config = TransformerConfig(
         layers=options.layers, width=options.width, heads=4, ffn_width=4 * options.width, cutoffs=[4000, 12000],
-        max_positions=length,
+        max_positions=window + block,
     )  # fmt: skip
     model = TransformerLM(config, options.vocabulary).to(default_device()).eval()
-    draws = np.random.default_rng(0).zipf(1.2, options.rows + options.context_window)
+    draws = np.random.default_rng(0).zipf(1.2, options.rows + window)
     ids = (4 + draws % (options.vocabulary - 4)).astype(np.int32)
-    plan = plan_store(len(ids), options.context_window, options.block, options.batch_blocks, options.rows_per_shard)
-    settings = Settings(
-        split="train", tap=TAP, context_window=options.context_window, block=options.block,
-        batch_blocks=options.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=options.key_dtype,
-        width=options.width, vocabulary=options.vocabulary, model="0", dictionary="0", tokens="0",
-    )  # fmt: skip
-    return model, ids, plan, settings
+    plan = plan_store(len(ids), window, block, options.batch_blocks, options.rows_per_shard)
+    return model, ids, plan, settings(options.width, options.vocabulary, plan.rows_per_shard, options.key_dtype)
 
 
 def inputs_of(model: TransformerLM, ids: np.ndarray, plan: StorePlan, shard: ShardPlan) -> list[torch.Tensor]:

@@ -12,56 +12,68 @@ this machine can do at best, multiplies matrices in 1 and in 2 processes.
     python benchmarks/index.py --store RUN/datastore [--rows 400000] [--pick PCA256,IVF4096,PQ128x4] [--out FILE]
 """
 
-import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from shared import process
+from shared.command import Benchmark, Options, note, report, use_threads
+from shared.store import random_keys, settings, write_store
 
 from distlm.datastore.reader import Datastore
 from distlm.index.build.encode import Encoder
 from distlm.index.build.template import train_template
 from distlm.index.choose.measure import recall, with_table
 from distlm.index.factory import fit_factory, inverted_file
-from distlm.index.faiss_module import usable_cores
 from distlm.index.layout import deserialise, serialise
-from distlm.index.search.searcher import SearchIndex
+from distlm.index.search.searcher import SearchIndex, Shape
 
 CHUNK = 100_000
 Array = np.ndarray
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, required=True)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(
+        __doc__, rows=50_000, sample=2000, width=64, nlist=16, codes=4, pick="PCA16,IVF16,PQ8x4", queries=50, k=16,
+        nprobe=4, repeat=1, worker_s=0.1,
+    )  # fmt: skip
+    parser.add_input("--store", "datastore whose keys are taken")
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--sample", type=int, default=400_000, help="keys that train")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--nlist", type=int, default=4096)
+    parser.add_argument("--codes", type=int, default=64, help="bytes of PQ of the plain index, and of `ours, same`")
     parser.add_argument("--pick", default="PCA256,IVF4096,PQ128x4")
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--nprobe", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--ranks", action="store_true", help="only the part with 1 and 2 ranks")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    if options.ranks:
-        figures = two_ranks(options)
-    else:
-        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
-        figures = measure(options)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    parser.add_argument("--worker-s", type=float, default=10.0, help="with --ranks: seconds of each work")
+    parser.add_argument("--worker", nargs=4, help=SUPPRESS)
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    if options.worker:
+        work, folder, rank, count = options.worker
+        print(add(Path(folder), int(rank), int(count), options) if work == "add" else multiply(options))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.store is None:
+            options.store = folder / "datastore"
+            write_store(options.store, options.rows + 1000, settings(16, 97, 20_000), random_keys(16))
+        report(two_ranks(options, folder) if options.ranks else measure(options), options)
 
 
 def wide_keys(store: Path, rows: int, width: int) -> Array:
@@ -85,9 +97,9 @@ def seconds(act: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, found
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Seconds of each way in every turn, recalls, and ratios of the best turns."""
-    cores = usable_cores()
+    cores = use_threads()
     faiss.omp_set_num_threads(cores)
     keys = wide_keys(options.store, options.rows + options.queries, options.width)
     asked = np.zeros(len(keys), bool)
@@ -95,13 +107,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     queries, keys = keys[asked].astype(np.float32), keys[~asked]
     sample = keys[np.sort(np.random.default_rng(1).choice(len(keys), options.sample, replace=False))].astype(np.float32)
     exact = brute(keys, queries, options.k)
-    same = f"IVF{options.nlist},PQ64"
+    same = f"IVF{options.nlist},PQ{options.codes}"
     times: dict[str, list[float]] = {}
 
     def timed(name: str, act: Callable[[], Any]) -> Any:
         took, found = seconds(act)
-        times.setdefault(name, []).append(round(took, 2))
-        print(f"{name}: {took:.1f} s", file=sys.stderr, flush=True)
+        times.setdefault(name, []).append(took)
+        note(f"{name}: {took:.1f} s")
         return found
 
     plain = timed("train: plain", lambda: plain_train(sample, options))
@@ -117,11 +129,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         differ = different(plain, mine)
         picked = timed("add: ours, pick", lambda: our_add(template, keys, cores))
         faiss.omp_set_num_threads(cores)
+    searched_plain: Any
     searched_plain, searched_mine, searched = (with_table(index) for index in (plain, mine, picked))
     inverted_file(searched_plain).nprobe = options.nprobe
-    record = {"rows": len(keys), "width": options.width, "merged": True}
-    mine_index = SearchIndex(searched_mine, {**record, "nlist": ours.nlist}, Path("same"))
-    pick_index = SearchIndex(searched, {**record, "nlist": pick.nlist}, Path("pick"))
+    mine_index = SearchIndex(searched_mine, Shape(len(keys), options.width, ours.nlist), Path("same"))
+    pick_index = SearchIndex(searched, Shape(len(keys), options.width, pick.nlist), Path("pick"))
     for _ in range(options.repeat):
         faiss.omp_set_num_threads(cores)
         found_plain = timed("search: plain", lambda: searched_plain.search(queries, options.k)[1])
@@ -131,7 +143,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "keys": len(keys), "width": options.width, "queries": len(queries), "k": options.k, "nprobe": options.nprobe,
         "same": ours.used, "pick": pick.used, "key_bytes": {"same": ours.key_bytes, "pick": pick.key_bytes},
-        "seconds": times, "codes_that_differ": differ,
+        "seconds": {name: [round(took, 2) for took in turns] for name, turns in times.items()},
+        "codes_that_differ": differ,
         "recall": {"plain": round(recall(found_plain, exact), 4), "ours, same": round(recall(found_mine, exact), 4),
                    "ours, pick": round(recall(found_pick, exact), 4)},
         "times_as_fast": {name: round(best[f"{name.split(':')[0]}: plain"] / value, 2)
@@ -150,11 +163,11 @@ def brute(keys: Array, queries: Array, k: int) -> Array:
     return heaps.I
 
 
-def plain_train(sample: Array, options: argparse.Namespace) -> Any:
+def plain_train(sample: Array, options: Options) -> Any:
     """The paper's index, as its recipe trains it."""
     quantizer = faiss.IndexFlatL2(options.width)
-    index = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, 64, 8)
-    index.referenced_objects = [quantizer]
+    index = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, options.codes, 8)
+    index.referenced_objects = [quantizer]  # type: ignore[attr-defined]
     index.train(sample)
     return index
 
@@ -196,34 +209,57 @@ def different(one: Any, other: Any) -> str:
     return f"{int(moved.sum())} of {len(moved)} keys in another list, {int(changed)} bytes of the others' codes"
 
 
-def two_ranks(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of adding on 1 and 2 ranks of one thread each, and of multiplying matrices in 1 and 2 processes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def two_ranks(options: Options, folder: Path) -> dict[str, Any]:
+    """Units per second of adding on 1 and 2 ranks of one thread each, and of multiplying matrices in so many."""
+    keys = wide_keys(options.store, options.rows, options.width)
+    np.save(folder / "keys.npy", keys)
+    sample = keys[:: max(1, len(keys) // 20_000)].astype(np.float32)
+    faiss.omp_set_num_threads(use_threads())
+    index: Any = faiss.index_factory(options.width, f"IVF{options.nlist},PQ{options.codes}")
+    # It is added to, not searched: any centroids will do, and codes in any order.
+    index.cp.niter, index.pq.cp.niter, index.cp.min_points_per_centroid = 1, 1, 1
+    index.do_polysemous_training = False
+    index.train(sample)
+    (folder / "trained").write_bytes(serialise(index))
     rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        keys = wide_keys(options.store, options.rows, options.width)
-        np.save(f"{folder}/keys.npy", keys)
-        sample = keys[:: max(1, len(keys) // 20_000)].astype(np.float32)
-        faiss.omp_set_num_threads(usable_cores())
-        index = faiss.index_factory(options.width, f"IVF{options.nlist},PQ64")
-        index.cp.niter, index.pq.cp.niter, index.cp.min_points_per_centroid = 1, 1, 1
-        index.train(sample)
-        Path(f"{folder}/trained").write_bytes(serialise(index))
-        for _ in range(options.repeat):
-            for work in ("add", "multiply"):
-                for count in (1, 2):
-                    command = [sys.executable, __file__.replace("index.py", "index_worker.py"), work, folder]
-                    workers = [
-                        subprocess.Popen([*command, str(rank), str(count)], env=environment, stdout=subprocess.PIPE)
-                        for rank in range(count)
-                    ]
-                    done = [float(worker.communicate()[0]) for worker in workers]
-                    rates.setdefault(f"{work}, {count}", []).append(round(sum(done), 1))
+    for _ in range(options.repeat):
+        for work in ("add", "multiply"):
+            for count in (1, 2):
+                words = ["--store", options.store, "--worker-s", options.worker_s, "--worker", work, folder]
+                workers = [process.start(__file__, [*words, rank, count], threads=1) for rank in range(count)]
+                rates.setdefault(f"{work}, {count}", []).append(round(sum(map(process.result, workers)), 1))
     best = {name: max(turns) for name, turns in rates.items()}
     return {
         "units_per_s": rates,
         "two_over_one": {work: round(best[f"{work}, 2"] / best[f"{work}, 1"], 2) for work in ("add", "multiply")},
     }
+
+
+def add(folder: Path, rank: int, count: int, options: Options) -> float:
+    """Keys per second; rank r takes every count-th batch."""
+    keys = np.load(folder / "keys.npy", mmap_mode="r")
+    index = deserialise((folder / "trained").read_bytes())
+    with Encoder(index, 1) as encoder:
+        starts = range(rank * encoder.batch, len(keys) - encoder.batch, count * encoder.batch)
+        done, began = 0, time.perf_counter()
+        for start in starts:
+            batch = keys[start : start + encoder.batch].astype(np.float32)
+            encoder.add(batch, np.arange(start, start + len(batch)))
+            done += len(batch)
+            if time.perf_counter() - began > options.worker_s:
+                break
+        return done / (time.perf_counter() - began)
+
+
+def multiply(options: Options) -> float:
+    """Products of 1,024 × 1,024 matrices per second."""
+    left = np.ones((1024, 1024), np.float32)
+    left @ left
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < options.worker_s:
+        left @ left
+        done += 1
+    return done / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

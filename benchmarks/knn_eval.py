@@ -20,11 +20,9 @@ same tokens (λ = 0.25, T = 1, as in the original) must agree to 1e-6, relativel
 neighbours, repeated to --tune-tokens: a grid of 10 λ × 10 T × 6 k.
 """
 
-import argparse
 import itertools
-import json
 import math
-import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,12 +31,15 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 import torch
-from rescoring import UNIT, Case, from_run, keep_best, note, read_all, sorted_units
+from rescoring import UNIT, Case, from_run, micro, read_all, sorted_units
+from shared.clock import Best, Seconds, clock
+from shared.command import Benchmark, Options, note, report, use_threads
+from shared.run import finished_run
 
-from distlm.config.schema import KnnConfig
+from distlm.config import load_config
 from distlm.index.layout import IndexFolder
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
-from distlm.knnlm.search.neighbours import Neighbours, Unit
+from distlm.knnlm.search.neighbours import ARRAYS, Neighbours, Unit
 from distlm.knnlm.tune.grid import grid_losses
 from distlm.runtime.rundir import RunDir
 
@@ -48,9 +49,10 @@ WEIGHT = 0.25
 """λ of the perplexities that are compared."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", type=Path, required=True)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(__doc__, k=16, queries=1000, sample=64, batch=32, tune_tokens=2000)
+    parser.add_input("--run-dir", "run with a store, an index and neighbours")
     parser.add_argument("--split", default="valid")
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--nprobe", type=int, help="default: the run's")
@@ -59,49 +61,52 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="tokens of a batch of the original")
     parser.add_argument("--tune-tokens", type=int, default=217_646, help="tokens of the grid (0: no tuning)")
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    options.index = None
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
-    figures = measure(from_run(options), options)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    parser.add_argument("--keep", type=Path, help="with --quick: keep the small run in this folder")
+    parser.add_threads()
+    parser.add_out()
+    parser.set_defaults(index=None)
+    return parser
 
 
-def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        options.run_dir = options.run_dir or finished_run(options.keep or Path(folder))
+        torch.set_num_threads(use_threads(options.threads))
+        report(measure(from_run(options), options), options)
+
+
+def measure(case: Case, options: Options) -> dict[str, Any]:
     """Rates of both, their ratios and perplexities, and the seconds of tuning."""
     search = next(iter(case.searches.values()))
     count = len(case.queries)
-    log_lm = Neighbours.open(RunDir(options.run_dir).neighbours(options.split)).log_probs()[:count]
+    neighbours = Neighbours.open(RunDir(options.run_dir).neighbours(options.split))
+    log_lm = neighbours.log_probs()[:count]
     read_all(case.store)
     values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
     batches = spread_batches(count, options.sample, options.batch)
     sample = np.concatenate(batches)
     plain = faiss_search(options.run_dir, case)
-    seconds: dict[str, float] = {}
-    core: dict[str, float] = {}
+    best = Best()
     for turn in range(options.repeat):
         note(f"turn {turn}: the original on {len(sample)} tokens")
         theirs, spent = original(case, search, plain, values, batches)
         for name, both in spent.items():
-            keep(name, both, len(sample), seconds, core)
+            best.keep(name, both, len(sample))
         note(f"turn {turn}: distlm on {count} tokens")
-        start = clocks()
+        start = clock()
         ids, near = np.empty((count, case.k), np.int64), np.empty((count, case.k), np.int32)
         for first in range(0, count, UNIT):
             unit = slice(first, first + UNIT)
             ids[unit] = search(case.queries[unit])
             near[unit] = np.where(ids[unit] < 0, -1, values[ids[unit]])
-        keep("distlm search", clocks() - start, count, seconds, core)
+        best.keep("distlm search", clock() - start, count)
         kept = [Kept(unit, *found) for unit, *found in sorted_units(case, ids, near)]
         ours = score(case, kept)
-        keep("distlm first", clocks() - start, count, seconds, core)
-        start = clocks()
+        best.keep("distlm first", clock() - start, count)
+        start = clock()
         score(case, kept)
-        keep("distlm further", clocks() - start, count, seconds, core)
+        best.keep("distlm further", clock() - start, count)
     figures = {name: perplexity(log_lm[sample], scores) for name, scores in theirs.items()}
     figures["distlm"] = perplexity(log_lm[sample], ours[sample])
     for value in figures.values():
@@ -109,21 +114,11 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **case.about, "k": case.k, "queries": count, "sample": len(sample), "batch": options.batch,
         "threads": torch.get_num_threads(), "perplexity": figures,
-        "tokens_per_s": {name: round(1 / value, 1) for name, value in seconds.items()},
-        "core_us_per_token": {name: round(1e6 * value, 1) for name, value in core.items()},
-        "ratios": {"time": ratios(seconds), "processor time": ratios(core)},
-        "tuning": tune(case, kept, log_lm, options.tune_tokens) if options.tune_tokens else None,
+        "tokens_per_s": {name: round(1 / seconds, 1) for name, seconds in best.wall.items()},
+        "core_us_per_token": {name: micro(seconds) for name, seconds in best.processor.items()},
+        "ratios": {"time": ratios(best.wall), "processor time": ratios(best.processor)},
+        "tuning": tune(case, kept, neighbours, options.tune_tokens) if options.tune_tokens else None,
     }  # fmt: skip
-
-
-def clocks() -> np.ndarray:
-    """Wall time and processor time, in seconds."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def keep(name: str, spent: np.ndarray, tokens: int, seconds: dict[str, float], core: dict[str, float]) -> None:
-    for times, value in zip((seconds, core), spent, strict=True):
-        keep_best(times, name, float(value) / tokens)
 
 
 def ratios(times: dict[str, float]) -> dict[str, float]:
@@ -145,7 +140,7 @@ def spread_batches(tokens: int, sample: int, batch: int) -> list[np.ndarray]:
 def faiss_search(run_dir: Path, case: Case) -> Callable[[np.ndarray], np.ndarray]:
     """Search of the index file by faiss alone, in memory."""
     index = faiss.read_index(str(IndexFolder(RunDir(run_dir).index).merged))
-    faiss.extract_index_ivf(index).nprobe = case.about["nprobe"]
+    faiss.extract_index_ivf(index).nprobe = case.nprobe
     faiss.omp_set_num_threads(torch.get_num_threads())
     return lambda queries: index.search(queries.astype(np.float32), case.k)[1]
 
@@ -153,7 +148,7 @@ def faiss_search(run_dir: Path, case: Case) -> Callable[[np.ndarray], np.ndarray
 def original(
     case: Case, search: Callable[[np.ndarray], np.ndarray], plain: Callable[[np.ndarray], np.ndarray],
     values: np.ndarray, batches: Sequence[np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+) -> tuple[dict[str, np.ndarray], dict[str, Seconds]]:  # fmt: skip
     """log p_kNN of the batches' tokens with each way of aggregating, and the clocks that each has used in all.
 
     The neighbours that are scored are those of `search`, distlm's, so that all score the same.
@@ -163,13 +158,13 @@ def original(
     spent = {way: np.zeros(2) for way in WAYS}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in spent}
     for places in batches:
-        start = clocks()
+        start = clock()
         plain(case.queries[places])
-        searches[""] += clocks() - start
-        start = clocks()
+        searches[""] += clock() - start
+        start = clock()
         ids = search(case.queries[places])
-        searches[OURS] += clocks() - start
-        start = clocks()
+        searches[OURS] += clock() - start
+        start = clock()
         present = np.maximum(ids, 0)
         near = torch.from_numpy(read_keys(keys, firsts, present)).float()
         queries = torch.from_numpy(case.queries[places].astype(np.float32))
@@ -177,11 +172,11 @@ def original(
         distances[torch.from_numpy(ids < 0)] = float("inf")
         log_weights = torch.log_softmax(-distances, dim=1)
         words, targets = torch.from_numpy(values[present]), torch.from_numpy(case.targets[places])
-        shared += clocks() - start
+        shared += clock() - start
         for name, aggregate in zip(WAYS, (by_mask, by_vocabulary), strict=True):
-            start = clocks()
+            start = clock()
             scores[name].append(aggregate(log_weights, words, targets, case.store.vocabulary))
-            spent[name] += clocks() - start
+            spent[name] += clock() - start
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
     return joined, {way + name: spent[way] + shared + took for way in WAYS for name, took in searches.items()}
 
@@ -234,12 +229,12 @@ def perplexity(log_lm: np.ndarray, log_knn: np.ndarray) -> float:
     return math.exp(mean_loss(interpolate(log_lm, log_knn, WEIGHT)))
 
 
-def tune(case: Case, kept: Sequence[Kept], log_lm: np.ndarray, tokens: int) -> dict[str, Any]:
+def tune(case: Case, kept: Sequence[Kept], neighbours: Neighbours, tokens: int) -> dict[str, Any]:
     """Seconds of choosing λ, T and k over the whole grid, from memory as a second start would find the files."""
-    units = []
+    units, log_lm = [], neighbours.log_probs()
     for part in kept:
-        blank = np.empty((len(part.values), 0))
-        units.append(Unit(blank, case.targets[part.unit], log_lm[part.unit], blank, part.distances, part.values))
+        keys, ids = np.empty((len(part.values), 0), np.float16), np.empty((len(part.values), 0), np.int64)
+        units.append(Unit(keys, case.targets[part.unit], log_lm[part.unit], ids, part.distances, part.values))
 
     class Repeated(Neighbours):
         @property
@@ -251,14 +246,16 @@ def tune(case: Case, kept: Sequence[Kept], log_lm: np.ndarray, tokens: int) -> d
             for unit in itertools.cycle(units):
                 if left <= 0:
                     return
-                yield unit if len(unit) <= left else Unit(*(getattr(unit, f)[:left] for f in Unit.__dataclass_fields__))
+                yield unit if len(unit) <= left else Unit(*(getattr(unit, name)[:left] for name in ARRAYS))
                 left -= len(unit)
 
     ks = sorted({max(1, case.k >> shift) for shift in range(6)})
-    knn = KnnConfig(lambdas=[i / 10 for i in range(10)], temperatures=[0.25 * 2.0**i for i in range(10)], ks=ks)
+    lambdas, temperatures = [i / 10 for i in range(10)], [0.25 * 2.0**i for i in range(10)]
+    grid = [f"knn.k={case.k}", f"knn.ks={ks}", f"knn.lambdas={lambdas}", f"knn.temperatures={temperatures}"]
+    knn = load_config("demo", grid).knn
     note(f"tuning on {tokens} tokens")
     start = time.perf_counter()
-    losses = grid_losses(Repeated(Path(), {}), knn)
+    losses = grid_losses(Repeated(neighbours.folder, neighbours.manifest), knn)
     seconds = time.perf_counter() - start
     return {"tokens": tokens, "points": losses.size, "seconds": round(seconds, 2), "best_nats": float(losses.min())}
 

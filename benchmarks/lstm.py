@@ -12,18 +12,15 @@ seconds (usual / distlm, for a CPU that others use too) and peak memory.
     python benchmarks/lstm.py [--vocabulary 33278] [--batch 20 80] [--steps 3] [--repeat 3] [--out FILE.json]
 """
 
-import argparse
-import json
-import os
 import resource
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from shared.clock import Best, clock
+from shared.command import Benchmark, Options, report, use_threads
 from torch import Tensor, nn
 
 from distlm.models.awd_lstm.config import LstmConfig
@@ -34,8 +31,9 @@ from distlm.models.awd_lstm.objective import StreamModule
 AR, TAR, CLIP, RATE, DECAY = 2.0, 1.0, 0.25, 30.0, 1.2e-6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(__doc__, vocabulary=500, width=16, hidden_width=24, batch=[4], bptt=10, steps=2, repeat=1)
     parser.add_argument("--vocabulary", type=int, default=33278)
     parser.add_argument("--width", type=int, default=400)
     parser.add_argument("--hidden-width", type=int, default=1150)
@@ -43,10 +41,14 @@ def main() -> None:
     parser.add_argument("--bptt", type=int, default=70)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    parser.add_threads()
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    torch.set_num_threads(use_threads(options.threads))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = LstmConfig(width=options.width, hidden_width=options.hidden_width)
     results = [compare(config, options, batch, device) for batch in options.batch]
@@ -56,42 +58,36 @@ def main() -> None:
         "width": options.width, "hidden_width": options.hidden_width, "results": results,
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }  # fmt: skip
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    report(figures, options)
 
 
-def compare(config: LstmConfig, options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, float]:
+def compare(config: LstmConfig, options: Options, batch: int, device: torch.device) -> dict[str, float]:
     """Tokens per second of both ways at one batch size, and their ratio."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.bptt + 1, batch)
     text = torch.randint(FIRST_ID, options.vocabulary + FIRST_ID, shape, generator=generator).to(device)
     ways = {"distlm": distlm_step(config, options.vocabulary, text), "usual": usual_step(config, options, text)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    processor: dict[str, list[float]] = {name: [] for name in ways}
+    best = Best()
     memory = dict.fromkeys(ways, 0)
-    for name in ways:
-        ways[name]()
+    for step in ways.values():
+        step()
     for _ in range(options.repeat):
         for name, step in ways.items():
-            wait(device)
+            start = clock(device.type)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            start, start_processor = time.perf_counter(), time.process_time()
             for _ in range(options.steps):
                 step()
-            wait(device)
-            seconds[name].append((time.perf_counter() - start) / options.steps)
-            processor[name].append((time.process_time() - start_processor) / options.steps)
+            best.keep(name, clock(device.type) - start, options.steps)
             if device.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated()
-    rates = {name: options.bptt * batch / min(found) for name, found in seconds.items()}
+    rates = {name: options.bptt * batch / seconds for name, seconds in best.wall.items()}
     return {
         "batch": batch,
         **{f"{name}_tokens_per_s": round(rate, 1) for name, rate in rates.items()},
         **{f"{name}_peak_device_bytes": value for name, value in memory.items() if value},
         "ratio": round(rates["distlm"] / rates["usual"], 3),
-        "ratio_of_processor_seconds": round(min(processor["usual"]) / min(processor["distlm"]), 3),
+        "ratio_of_processor_seconds": round(best.processor["usual"] / best.processor["distlm"], 3),
     }
 
 
@@ -120,14 +116,15 @@ class UsualModel(nn.Module):
         self.config = config
         widths = [config.width, *[config.hidden_width] * (config.layers - 1), config.width]
         self.embedding = nn.Embedding(vocabulary, config.width)
-        self.layers = nn.ModuleList(nn.LSTM(before, after) for before, after in pairwise(widths))
+        self.layers = [nn.LSTM(before, after) for before, after in pairwise(widths)]
         self.decoder = nn.Linear(config.width, vocabulary)
         self.decoder.weight = self.embedding.weight
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
         self.raw = nn.ParameterList()
-        for layer in self.layers:
-            self.raw.append(nn.Parameter(layer.weight_hh_l0.detach().clone()))
+        for number, layer in enumerate(self.layers):
+            self.add_module(f"layer_{number}", layer)
+            self.raw.append(nn.Parameter(layer.get_parameter("weight_hh_l0").detach().clone()))
             del layer._parameters["weight_hh_l0"]
             layer.flatten_parameters = lambda: None  # type: ignore[method-assign]
 
@@ -149,7 +146,7 @@ def locked(hidden: Tensor, p: float) -> Tensor:
     return hidden * (hidden.new_empty(1, *hidden.shape[1:]).bernoulli_(1 - p) / (1 - p))
 
 
-def usual_step(config: LstmConfig, options: argparse.Namespace, text: Tensor) -> Callable[[], None]:
+def usual_step(config: LstmConfig, options: Options, text: Tensor) -> Callable[[], None]:
     warnings.filterwarnings("ignore", message="RNN module weights")
     torch.manual_seed(1)
     model = UsualModel(config, options.vocabulary).to(text.device).train()
@@ -169,11 +166,6 @@ def usual_step(config: LstmConfig, options: argparse.Namespace, text: Tensor) ->
         optimizer.step()
 
     return step
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -22,20 +22,19 @@ All is fp32 (TF32 off, torch's default). With --device cuda the clock waits for 
 the peak is that of torch's allocator, not of the process; torch's Adam is then its foreach form unless it is fused.
 """
 
-import argparse
 import importlib.util
 import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
-import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from shared import process
+from shared.clock import Seconds, clock
+from shared.command import Benchmark, Options, note, report, use_threads
 from torch import Tensor, nn
 
 from distlm.memory.config import MemoryConfig
@@ -50,8 +49,12 @@ LR, VALUES_LR = 1e-4, 1e-3
 WARM_UP = 2
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(
+        __doc__, tokens=32, sub_keys=16, width=16, heads=2, k=4, key_width=8, steps=2, step_tokens=8,
+        step_sub_keys=[16], calls=2, copy_mib=1, variants=["distlm", "sparse", "dense_fused", "package"],
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--sub-keys", type=int, default=512, help="n; the memory has n² slots")
@@ -61,16 +64,21 @@ def main() -> None:
     parser.add_argument("--key-width", type=int, default=256)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--step-tokens", type=int, default=512, help="tokens of the optimizer step; 0: leave it out")
+    parser.add_argument("--step-sub-keys", type=int, nargs="+", default=[512, 1024], help="n of the optimizer step")
     parser.add_argument("--calls", type=int, default=10, help="lookups between two looks at the clock; 0: leave it out")
     parser.add_argument("--copy-mib", type=int, default=1024, help="size of the copy beside the lookup")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-    parser.add_argument("--variants", nargs="*", default=VARIANTS, choices=VARIANTS)
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.threads = options.threads or os.cpu_count() or 1
+    parser.add_threads()
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--only", help=SUPPRESS)
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    options.threads = use_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device")
+        parser().error("--device cuda: torch sees no CUDA device")
     if options.only:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
@@ -78,19 +86,17 @@ def main() -> None:
         measured = alone_only[options.only](options) if options.only in alone_only else layer(options, options.only)
         print(json.dumps(measured))
         return
-    figures = compare(options)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    report(compare(options), options)
 
 
-def compare(options: argparse.Namespace) -> dict[str, object]:
+def compare(options: Options) -> dict[str, object]:
     """All variants one after the other, and what each takes relative to distlm."""
     layers: dict[str, dict[str, float]] = {}
+    left_out = []
     for variant in options.variants:
         if variant == "package" and importlib.util.find_spec("product_key_memory") is None:
-            note("package: product-key-memory is not installed, left out")
+            left_out.append("package: product-key-memory is not installed")
+            note(f"{left_out[-1]}, left out")
             continue
         layers[variant] = alone(options, variant)
         note(f"{variant}: {layers[variant]}")
@@ -104,42 +110,34 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
     note(f"lookup: {found}")
     steps: dict[str, object] = {}
     if options.step_tokens:
-        for sub_keys in (512, 1024):
-            options.sub_keys = sub_keys
-            steps[str(sub_keys**2)] = alone(options, "step")
+        for sub_keys in options.step_sub_keys:
+            steps[str(sub_keys**2)] = alone(options, "step", sub_keys=sub_keys)
             note(f"step on {sub_keys**2} slots: {steps[str(sub_keys**2)]}")
     return {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
-        "load": [round(x, 1) for x in os.getloadavg()], "layers": layers, "times_as_much_as_distlm": times,
-        "lookup": found, "step": steps,
+        "load": [round(x, 1) for x in os.getloadavg()], "left_out": left_out, "layers": layers,
+        "times_as_much_as_distlm": times, "lookup": found, "step": steps,
     }  # fmt: skip
 
 
-def alone(options: argparse.Namespace, what: str) -> dict[str, float]:
-    """One variant in its own process."""
+def alone(options: Options, what: str, **changed: int) -> dict[str, float]:
+    """One variant in its own process, with some options changed."""
     names = (
         "device", "tokens", "sub_keys", "width", "heads", "k", "key_width", "steps", "step_tokens", "calls", "copy_mib",
         "threads",
     )  # fmt: skip
-    values = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
-    # The parent's setting would bind the threads of the child before it can choose.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-    done = subprocess.run(
-        [sys.executable, __file__, *values, "--only", what], env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{what}: {done.stderr}")
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    values = [f"--{name.replace('_', '-')}={changed.get(name, getattr(options, name))}" for name in names]
+    figures: dict[str, float] = process.result(process.start(__file__, [*values, "--only", what], options.threads))
     return figures
 
 
-def layer(options: argparse.Namespace, variant: str) -> dict[str, float]:
+def layer(options: Options, variant: str) -> dict[str, float]:
     """Forward, backward and update of one layer."""
     run, update = build(options, variant)
     device = options.device
     upstream = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(1)).to(device)
-    clocks: dict[str, list[tuple[float, float]]] = {phase: [] for phase in PHASES}
+    clocks: dict[str, list[Seconds]] = {phase: [] for phase in PHASES}
     for step in range(WARM_UP + options.steps):
         x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2 + step)).to(device)
         x.requires_grad_()
@@ -153,18 +151,18 @@ def layer(options: argparse.Namespace, variant: str) -> dict[str, float]:
                 update()
             now = clock(device)
             if step >= WARM_UP:
-                clocks[phase].append((now[0] - before[0], now[1] - before[1]))
+                clocks[phase].append(now - before)
             before = now
     figures = {}
     for i, name in enumerate(("seconds", "cpu_seconds")):
-        totals = [sum(clocks[phase][step][i] for phase in PHASES) for step in range(options.steps)]
-        figures[name] = round(statistics.median(totals), 6)
+        seconds = {phase: [float(step[i]) for step in clocks[phase]] for phase in PHASES}
+        figures[name] = round(statistics.median(map(sum, zip(*seconds.values(), strict=True))), 6)
         for phase in PHASES:
-            figures[f"{phase}_{name}"] = round(statistics.median(c[i] for c in clocks[phase]), 6)
+            figures[f"{phase}_{name}"] = round(statistics.median(seconds[phase]), 6)
     return figures | {"peak_gb": peak(device)}
 
 
-def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor], Tensor], Callable[[], object]]:
+def build(options: Options, variant: str) -> tuple[Callable[[Tensor], Tensor], Callable[[], object]]:
     """(forward [T, D] → [T, D], update)."""
     model: nn.Module
     if variant == "distlm":
@@ -209,7 +207,7 @@ def build(options: argparse.Namespace, variant: str) -> tuple[Callable[[Tensor],
 class PaperMemory(nn.Module):
     """Lample et al. 2019, §3: query network with batch norm, two half-key products, top k of each, k² sums, top k."""
 
-    def __init__(self, options: argparse.Namespace, sparse: bool) -> None:
+    def __init__(self, options: Options, sparse: bool) -> None:
         super().__init__()
         self.heads, self.n, self.k, half = options.heads, options.sub_keys, options.k, options.key_width // 2
         self.query = nn.Linear(options.width, self.heads * options.key_width)
@@ -230,7 +228,7 @@ class PaperMemory(nn.Module):
         return out.view_as(x)
 
 
-def step_alone(options: argparse.Namespace) -> dict[str, float]:
+def step_alone(options: Options) -> dict[str, float]:
     """The update of a table of which the same number of slots is read, whatever its size, twice each."""
     reads = options.heads * options.k
     rows = options.step_tokens * reads // 2
@@ -251,17 +249,16 @@ def step_alone(options: argparse.Namespace) -> dict[str, float]:
         table.gradient.add(slots.to(device), weights.to(device), gradient.to(device))
         before = clock(device)
         assert optimizer.step().rows == [rows]
-        now = clock(device)
-        found.append([now[0] - before[0], now[1] - before[1]])
-    wall, cpu = zip(*found[WARM_UP:], strict=True)
+        found.append(clock(device) - before)
+    wall, cpu = (statistics.median(float(step[i]) for step in found[WARM_UP:]) for i in range(2))
     return {
-        "rows": rows, "seconds": round(statistics.median(wall), 6), "cpu_seconds": round(statistics.median(cpu), 6),
+        "rows": rows, "seconds": round(wall, 6), "cpu_seconds": round(cpu, 6),
         "peak_gb": peak(device),
     }  # fmt: skip
 
 
 @torch.no_grad()
-def lookup(options: argparse.Namespace) -> dict[str, float]:
+def lookup(options: Options) -> dict[str, float]:
     """The weighted sums of the slots that fresh keys find for N(0, 1) tokens, beside a copy on the same device.
 
     Shares are of the bytes a second that the copy reads and writes. The same lookup is made again and again: its rows
@@ -297,7 +294,7 @@ def lookup_bytes(slots: Tensor, width: int) -> tuple[int, int]:
     return len(slots.unique()) * row + written, slots.numel() * row + written
 
 
-def in_turns(works: Sequence[Callable[[], object]], options: argparse.Namespace) -> list[float]:
+def in_turns(works: Sequence[Callable[[], object]], options: Options) -> list[float]:
     """Median seconds of one call of each, taken in turns, so that a noisy machine slows all of them.
 
     --calls calls follow each other without a look at the clock: a single one takes a GPU hardly longer than its launch.
@@ -308,22 +305,15 @@ def in_turns(works: Sequence[Callable[[], object]], options: argparse.Namespace)
             before = clock(options.device)[0]
             for _ in range(options.calls):
                 work()
-            seconds.append((clock(options.device)[0] - before) / options.calls)
+            seconds.append(float(clock(options.device)[0] - before) / options.calls)
     return [statistics.median(seconds[WARM_UP:]) for seconds in found]
 
 
-def memory_config(options: argparse.Namespace) -> MemoryConfig:
+def memory_config(options: Options) -> MemoryConfig:
     return MemoryConfig(
         kind="resm", sub_keys=options.sub_keys, heads=options.heads, k=options.k, key_width=options.key_width,
         lr=VALUES_LR,
     )  # fmt: skip
-
-
-def clock(device: str) -> tuple[float, float]:
-    """Seconds, and those of the processor, when the device has done all that it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
 
 
 def peak(device: str) -> float:
@@ -331,10 +321,6 @@ def peak(device: str) -> float:
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ and at the end faiss opens the result memory-mapped and counts its keys.
 Peak memory is the largest resident set seen in a rank, looked at every 20 ms; pages of files that faiss maps count.
 """
 
-import argparse
-import json
 import os
 import shutil
 import statistics
@@ -19,35 +17,43 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import psutil
+from shared.command import Benchmark, Options, note, report
 
-NLIST, CODE_BYTES = 4096, 64
+from distlm.config import load_config
+from distlm.pipeline import stage_environment
+
+CODE_BYTES = 64
 COPY_BYTES = 16 << 20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(__doc__, rows=20_000, width=64, nlist=16, parts=3, ranks=[2], repeat=1)
     parser.add_argument("--rows", type=int, default=103_225_485)
     parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--nlist", type=int, default=4096)
     parser.add_argument("--parts", type=int, default=8)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where parts and merged files lie; default: a temporary")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        figures = measure(options, Path(folder))
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        report(measure(options, Path(folder)), options)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: Options, folder: Path) -> dict[str, Any]:
     """Seconds of each way in every turn, and what they say."""
     parts = write_parts(options, folder)
     total = sum(part.stat().st_size for part in parts)
@@ -79,20 +85,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_parts(options: argparse.Namespace, folder: Path) -> list[Path]:
+def write_parts(options: Options, folder: Path) -> list[Path]:
     """Parts with random codes and consecutive ids; no k-means is needed to merge them."""
     random = np.random.default_rng(0)
     quantizer = faiss.IndexFlatL2(options.width)
-    quantizer.add(random.standard_normal((NLIST, options.width), dtype=np.float32))
-    empty = faiss.IndexIVFPQ(quantizer, options.width, NLIST, CODE_BYTES, 8)
+    quantizer.add(random.standard_normal((options.nlist, options.width), dtype=np.float32))
+    empty = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, CODE_BYTES, 8)
     faiss.copy_array_to_vector(random.standard_normal(256 * options.width, dtype=np.float32), empty.pq.centroids)
     empty.is_trained = True
     edges = np.linspace(0, options.rows, options.parts + 1).astype(np.int64)
     paths = []
     for number in range(options.parts):
-        index = faiss.clone_index(empty)
+        index: Any = faiss.clone_index(empty)
         first, rows = int(edges[number]), int(edges[number + 1] - edges[number])
-        sizes = random.multinomial(rows, np.full(NLIST, 1 / NLIST))
+        sizes = random.multinomial(rows, np.full(options.nlist, 1 / options.nlist))
         place = first
         for one, size in enumerate(sizes.tolist()):
             codes = random.integers(0, 256, (size, CODE_BYTES), dtype=np.uint8)
@@ -102,7 +108,7 @@ def write_parts(options: argparse.Namespace, folder: Path) -> list[Path]:
         index.ntotal = rows
         paths.append(folder / f"part_{number}.index")
         faiss.write_index(index, str(paths[-1]))
-        print(f"part {number + 1} of {options.parts} written", file=sys.stderr)
+        note(f"part {number + 1} of {options.parts} written")
     return paths
 
 
@@ -123,19 +129,23 @@ def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:
     """Seconds of the command from its start to its end, and the largest resident set of a rank in bytes."""
     program = [sys.executable, "-m", "distlm", "index", "merge", "--parts", *map(str, parts), "--out", str(out)]
     launcher = [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-    began = time.perf_counter()
-    process = subprocess.Popen(program if ranks == 1 else [*launcher, *program])
-    largest = 0
-    while process.poll() is None:
-        for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            try:
-                if "-m" in child.cmdline()[1:3]:
-                    largest = max(largest, child.memory_info().rss)
-            except (psutil.Error, IndexError):
-                continue
-        time.sleep(0.02)
-    assert process.returncode == 0
-    return time.perf_counter() - began, largest
+    command = program if ranks == 1 else [*launcher, *program]
+    with stage_environment(load_config("demo", [f"launch.ranks={ranks}"])) as environment:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+        largest = 0
+        while process.poll() is None:
+            for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                try:
+                    if "-m" in child.cmdline()[1:3]:
+                        largest = max(largest, child.memory_info().rss)
+                except (psutil.Error, IndexError):
+                    continue
+            time.sleep(0.02)
+        took = time.perf_counter() - began
+    if process.returncode:
+        sys.exit(f"exit {process.returncode}: {' '.join(command)}")
+    return took, largest
 
 
 if __name__ == "__main__":

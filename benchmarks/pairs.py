@@ -14,13 +14,17 @@ Changes are: words left out or exchanged, halves swapped, a short part taken out
     python benchmarks/pairs.py --text FOLDER --glue FOLDER --out FOLDER
 """
 
-import argparse
 import gzip
 import lzma
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import TextIO
+
+from shared.command import NO_FIGURES, Benchmark, Options
+from shared.text import write_glue, write_text
 
 Words = list[str]
 ROWS = {"train": 260_000, "valid": 2_000, "test": 1_000}
@@ -28,15 +32,33 @@ PAIRS = {"train": ("train", 48_000), "valid": ("dev", 1_000)}
 GLUE_COLUMNS = {"MRPC": (3, 4), "RTE": (1, 2)}
 
 
-def main() -> None:
-    options = folders(__doc__)
+def parser(description: str | None = __doc__) -> Benchmark:
+    """The command line, which benchmarks/contained.py shares."""
+    parser = Benchmark(description, share=0.005)
+    parser.add_input("--text", "folder of {train,valid,test}.txt(.xz, .gz)")
+    parser.add_input("--glue", "folder of MRPC/train.tsv and RTE/{train,dev}.tsv")
+    parser.add_input("--out", "folder to make")
+    parser.add_argument("--share", type=float, default=1.0, help="make this share of the rows")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        make_inputs(options, Path(folder))
+        make(options)
+        show(options)
+
+
+def make(options: Options) -> None:
+    """Write all files."""
     rows, task = options.out / "rows", options.out / "glue" / "MRPC"
     for folder in (rows, task):
         folder.mkdir(parents=True)
     random, labelling = Random(2), Random(7)
     for split, count in ROWS.items():
         texts = sentences(lines_of(options.text, split))
-        found = changed_copies(texts, count, random)
+        found = changed_copies(texts, round(count * options.share), random)
         if split == "train":
             found += 2 * glue_pairs(options.glue)
             random.shuffle(found)
@@ -45,25 +67,40 @@ def main() -> None:
             continue
         name, count = PAIRS[split]
         lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
-        labelled = same_or_not([words for words in texts if len(words) >= 7], count, labelling)
+        long = [words for words in texts if len(words) >= 7]
+        labelled = same_or_not(long, round(count * options.share), labelling)
         lines += [f"{int(same)}\t1\t2\t{one}\t{other}" for same, one, other in labelled]
         (task / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def folders(description: str | None) -> argparse.Namespace:
-    """The command line's `text`, `glue` and `out`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
-    parser.add_argument("--glue", type=Path, required=True, help="folder of MRPC/train.tsv and RTE/{train,dev}.tsv")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    return parser.parse_args()
+def make_inputs(options: Options, folder: Path) -> None:
+    """With --quick: what is not given, in `folder`."""
+    options.text = options.text or write_text(folder / "text")
+    options.glue = options.glue or write_glue(folder / "glue")
+    options.out = options.out or folder / "out"
+
+
+def show(options: Options) -> None:
+    """Print what was written."""
+    for path in sorted(path for path in options.out.rglob("*") if path.is_file()):
+        lines = path.read_text("utf-8").count("\n")
+        print(f"{path.relative_to(options.out)}: {lines} lines")
+    if options.quick:
+        print(NO_FIGURES)
 
 
 def lines_of(folder: Path, split: str) -> Iterator[str]:
     (path,) = folder.glob(f"{split}.txt*")
-    opened = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    with opened(path, "rt", encoding="utf-8") as stream:
+    with opened(path) as stream:
         yield from stream
+
+
+def opened(path: Path) -> TextIO:
+    if path.suffix == ".xz":
+        return lzma.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
 
 
 def sentences(lines: Iterable[str]) -> list[Words]:
@@ -134,10 +171,10 @@ def same_or_not(texts: list[Words], count: int, random: Random) -> Iterator[tupl
             number = max(2, int(len(other) * random.uniform(0.25, 0.6)))
             places = set(random.sample(range(len(other)), min(number, len(other))))
             other = [random.choice(near) if place in places else word for place, word in enumerate(other)]
-        pair = [" ".join(one), " ".join(other)]
+        first, second = " ".join(one), " ".join(other)
         if not long and random.random() < 0.5:
-            pair.reverse()
-        yield same, *pair
+            first, second = second, first
+        yield same, first, second
 
 
 def part_of(words: Words, length: int, room: int, random: Random) -> Words:

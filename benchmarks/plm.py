@@ -9,55 +9,68 @@ perplexity of the validation rows' masked tokens at the end, which must agree up
     python benchmarks/plm.py --text FOLDER [--updates 200] [--row-tokens 128] [--threads 1] [--repeat 2]
 """
 
-import argparse
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from shared import process
+from shared.command import NO_FIGURES, Benchmark, Options
+from shared.text import write_text
 
 from distlm.config import load_config
-from distlm.config.schema import RunConfig
 from distlm.data.shards.reader import ShardRows
+from distlm.models.plm.config import PlmRun
 from distlm.models.plm.measure.validate import masked_batch
 from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 from distlm.optim.schedule import learning_rate
 
-RECIPE, FIRST, VALID_ROWS = "plm-small", 20, 512
+RECIPE, VALID_ROWS = "plm-small", 512
 WAYS = ("distlm", "transformers", "transformers, predicted tokens only")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="folder of {train,valid,test}.txt(.xz, .gz)")
-    parser.add_argument("--updates", type=int, default=200, help=f"at least {2 * FIRST}")
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(__doc__, updates=4, first=2, row_tokens=16, vocabulary=300, rows=4, repeat=1)
+    parser.add_input("--text", "folder of {train,valid,test}.txt(.xz, .gz)")
+    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--first", type=int, default=20, help="updates that are not measured, half of them at most")
     parser.add_argument("--row-tokens", type=int, default=128)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=32, help="rows of an update")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.updates < 2 * FIRST:
-        parser.error(f"--updates={options.updates}: the first {FIRST} are not measured; give at least {2 * FIRST}")
+    parser.add_argument("--worker", nargs=2, help=SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    if options.updates < 2 * options.first:
+        parser().error(f"--updates={options.updates}: the first {options.first} are not measured; give twice as many")
     if options.worker:
         way, folder = options.worker
-        print(json.dumps(work(way, Path(folder), options)))
+        print(json.dumps(plain(way, Path(folder), options)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(["-m", "distlm", "data", "shard", RECIPE, *settings(folder / "prepare", options)])
+        options.text = options.text or write_text(folder / "text", sentences=300)
+        distlm(["data", "shard", RECIPE, *settings(folder / "prepare", options)])
         found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for turn in range(options.repeat):
             for way in WAYS:
-                words = [__file__, *sys.argv[1:], "--worker", way, str(folder / f"turn-{turn}")]
-                found[way].append(json.loads(run(words).splitlines()[-1]))
+                found[way].append(measure(way, folder / f"turn-{turn}", options))
                 print(f"turn {turn + 1}: {way}: {found[way][-1]}", flush=True)
     best = {way: min(turn["seconds_per_update"] for turn in turns) for way, turns in found.items()}
     print(f"\n{'':36}  s/update  others / distlm  peak GB  valid perplexity")
@@ -65,51 +78,63 @@ def main() -> None:
         last = found[way][-1]
         ratio, peak = best[way] / best["distlm"], last["peak_bytes"] / 1e9
         print(f"{way:36}  {best[way]:8.3f}  {ratio:15.2f}  {peak:7.2f}  {last['perplexity']:16.2f}")
+    if options.quick:
+        print(NO_FIGURES)
 
 
-def settings(folder: Path, options: argparse.Namespace) -> list[str]:
+def settings(folder: Path, options: Options) -> list[str]:
     """Overrides of the recipe; the shards lie beside the run's folder."""
     return [
         f"run_dir={folder}", f"shards.text_dir={options.text}", f"shards.folder={folder.parent / 'shards'}",
-        f"shards.row_tokens={options.row_tokens}", f"train.updates={options.updates}", "train.valid_every=0",
-        "train.save_every=0", f"train.log_every={FIRST}", f"train.warmup_updates={FIRST}", "launch.ranks=1",
-        f"launch.threads={options.threads}", "plm.short_rows=[]", "plm.short_updates=[]",
-        "train.blocks_per_update=32", "train.micro_blocks=32",
+        f"shards.row_tokens={options.row_tokens}", f"shards.vocabulary_size={options.vocabulary}",
+        f"train.updates={options.updates}", "train.valid_every=0", "train.save_every=0",
+        f"train.log_every={options.first}", f"train.warmup_updates={options.first}",
+        f"train.blocks_per_update={options.rows}", f"train.micro_blocks={options.rows}",
+        "plm.short_rows=[]", "plm.short_updates=[]", "launch.ranks=1", f"launch.threads={options.threads}",
     ]  # fmt: skip
 
 
-def run(words: list[str]) -> str:
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"exit {done.returncode}: {' '.join(words)}")
-    return done.stdout
+def distlm(words: Sequence[str]) -> int:
+    """Run the command; the peak resident bytes of its process."""
+    started = subprocess.Popen([sys.executable, "-m", "distlm", *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        sys.exit(f"exit {started.returncode}: distlm {' '.join(words)}")
+    return used.ru_maxrss * 1024
 
 
-def work(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    overrides = settings(folder, options)
+def measure(way: str, folder: Path, options: Options) -> dict[str, float]:
+    """One way, in a process of its own."""
     if way == "distlm":
-        run(["-m", "distlm", "train", RECIPE, *overrides])
-        return distlm_figures(folder)
-    torch.set_num_threads(options.threads)
-    return plain(load_config(RECIPE, overrides), all_tokens=way == "transformers")
+        peak = distlm(["train", RECIPE, *settings(folder, options)])
+        return {**distlm_figures(folder), "peak_bytes": peak}
+    names = ("text", "updates", "first", "row_tokens", "vocabulary", "rows", "threads")
+    words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
+    started = process.start(__file__, [*words, "--worker", way, folder], options.threads)
+    figures: dict[str, float] = process.result(started)
+    return figures
 
 
 def distlm_figures(folder: Path) -> dict[str, float]:
-    """Off metrics.jsonl: lines come every FIRST updates, the first of which hold the start."""
+    """Off metrics.jsonl: lines come every --first updates, the first of which hold the start."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     logged = [line for line in lines if "train/loss" in line]
     seconds = (logged[-1]["time"] - logged[0]["time"]) / (logged[-1]["step"] - logged[0]["step"])
     loss = next(line["valid/loss"] for line in reversed(lines) if "valid/loss" in line)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"seconds_per_update": seconds, "peak_bytes": peak, "perplexity": math.exp(loss)}
+    return {"seconds_per_update": seconds, "perplexity": math.exp(loss)}
 
 
-def plain(config: RunConfig, all_tokens: bool) -> dict[str, float]:
+def plain(way: str, folder: Path, options: Options) -> dict[str, float]:
+    """The plain loop, in this process."""
     from transformers import BertConfig, BertForMaskedLM
 
+    torch.set_num_threads(options.threads)
+    config, all_tokens = load_config(RECIPE, settings(folder, options)), way == "transformers"
+    assert isinstance(config, PlmRun)
     train, plm = config.train, config.plm
-    folder = Path(config.shards.folder)
-    rows, valid = ShardRows.open(folder, "train"), ShardRows.open(folder, "valid")
+    shards = Path(config.shards.folder)
+    rows, valid = ShardRows.open(shards, "train"), ShardRows.open(shards, "valid")
     torch.manual_seed(train.seed)
     model = BertForMaskedLM(
         BertConfig(
@@ -131,7 +156,7 @@ def plain(config: RunConfig, all_tokens: bool) -> dict[str, float]:
 
     began = 0.0
     for update in range(train.updates):
-        if update == FIRST:
+        if update == options.first:
             began = time.perf_counter()
         batch = rows.rows_for_update(train.seed, update, train.blocks_per_update)
         inputs, labels = mask_rows(batch.tokens, batch.rows, batch.epochs, train.seed, rows.tokenizer, plm.mask_share)
@@ -141,13 +166,13 @@ def plain(config: RunConfig, all_tokens: bool) -> dict[str, float]:
         loss(*(torch.from_numpy(x) for x in (inputs, labels, rows.is_text(batch.tokens)))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
-    seconds = (time.perf_counter() - began) / (train.updates - FIRST)
+    seconds = (time.perf_counter() - began) / (train.updates - options.first)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds_per_update": seconds, "peak_bytes": peak, "perplexity": math.exp(validate(loss, valid, config))}
 
 
 @torch.no_grad()
-def validate(loss: Any, valid: ShardRows, config: RunConfig) -> float:
+def validate(loss: Any, valid: ShardRows, config: PlmRun) -> float:
     """Mean over all masked tokens of the split, with distlm's masks."""
     total = count = 0.0
     for start in range(0, len(valid), VALID_ROWS):

@@ -20,22 +20,21 @@ of the same store to be used in place of the run's: the first one's neighbours a
 machine shared with other work it is the steadier figure; it has no meaning where the disk is waited for.
 """
 
-import argparse
-import json
 import os
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from shared.clock import Best, Seconds, clock
+from shared.command import Benchmark, Options, note, report, use_threads
+from shared.store import clustered_keys, settings, write_store
 
 from distlm.config import load_config
-from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.manifest import keys_path
 from distlm.datastore.reader import Datastore
 from distlm.index import SearchIndex, brute_search, open_index, run_index_build
 from distlm.index.pairs import sort_pairs
@@ -61,11 +60,16 @@ class Case:
     searches: Mapping[str, Callable[[np.ndarray], np.ndarray]]
     """By the name of the index; the neighbours of the first are scored."""
     k: int
+    nprobe: int
     about: dict[str, object]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> Benchmark:
+    """The command line."""
+    parser = Benchmark(
+        __doc__, rows=8000, width=16, queries=300, k=16, nprobe=4, factory="IVF16,PQ4x4", rows_per_shard=3000,
+        index_sample=2000, sample=200, recall=20,
+    )  # fmt: skip
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("--split", default="valid")
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -79,97 +83,94 @@ def main() -> None:
     parser.add_argument("--factory", default="IVF1024,PQ32")
     parser.add_argument("--sample", type=int, default=8192, help="queries of the random way (0: all)")
     parser.add_argument("--batch", type=int, default=64, help="queries of one gather of the random way")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--rows-per-shard", type=int, default=250_000, help="of the synthetic store")
+    parser.add_argument("--index-sample", type=int, default=65_536, help="keys that train the synthetic store's index")
+    parser.add_threads()
     parser.add_argument("--folder", type=Path, help="where the synthetic store is built and removed again")
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    parser.add_out()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().options(arguments)
+    torch.set_num_threads(use_threads(options.threads))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         case = from_run(options) if options.run_dir else synthetic(options, Path(folder))
-        figures = measure(case, options)
-    print(json.dumps(figures, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        report(measure(case, options), options)
 
 
-def measure(case: Case, options: argparse.Namespace) -> dict[str, object]:
+def measure(case: Case, options: Options) -> dict[str, object]:
     """Seconds per token of search and of each way of scoring, and their ratios."""
-    searched: dict[str, float] = {}
-    core: dict[str, float] = {}
+    searched, ours, random = Best(), Best(), Best()
     found: dict[str, np.ndarray] = {}
+    count = len(case.queries)
     for turn in range(options.repeat):
         for name, search in case.searches.items():
-            note(f"search {name}: {len(case.queries)} queries, k={case.k}, turn {turn}")
-            clock = time.process_time()
-            seconds, found[name] = timed(partial(in_units, search, case.queries), len(case.queries))
-            keep_best(core, f"search {name}", (time.process_time() - clock) / len(case.queries))
-            keep_best(searched, name, seconds)
+            note(f"search {name}: {count} queries, k={case.k}, turn {turn}")
+            spent, found[name] = timed(partial(in_units, search, case.queries))
+            searched.keep(name, spent, count)
     first, ids = next(iter(found.items()))
     recall = {name: recall_of(case, found[name], options.recall) for name in found} if options.recall else {}
     values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
     neighbour_values = np.where(ids < 0, -1, values[ids])
-    sample = min(options.sample or len(ids), len(ids))
-    ours: dict[str, float] = {}
-    random: dict[str, float] = {}
+    sample = min(options.sample or count, count)
+    few = slice(0, sample)
 
     note("sorted pass, cold")
     drop_cache(case.store)
-    ours["cold"], mine = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
-    ours["larger"] = ours["cold"]
+    spent, mine = timed(lambda: sorted_pass(case, ids, neighbour_values))
+    for state in ("cold", "larger"):
+        ours.keep(state, spent, count)
     read_all(case.store)
     for turn in range(options.repeat):
-        few = slice(0, sample)
         note(f"sorted pass and random reads, warm, turn {turn}")
-        clock = time.process_time()
-        seconds, _ = timed(lambda: sorted_pass(case, ids, neighbour_values), len(ids))
-        keep_best(ours, "warm", seconds)
-        keep_best(core, "sorted scoring", (time.process_time() - clock) / len(ids))
-        clock = time.process_time()
-        seconds, theirs = random_reads(case, ids[few], neighbour_values[few], options.batch)
-        keep_best(random, "warm", seconds)
-        keep_best(core, "random scoring", (time.process_time() - clock) / sample)
+        spent, _ = timed(lambda: sorted_pass(case, ids, neighbour_values))
+        ours.keep("warm", spent, count)
+        spent, theirs = random_reads(case, ids[few], neighbour_values[few], options.batch)
+        random.keep("warm", spent, sample)
 
     note(f"random reads of {sample} queries, cold")
     drop_cache(case.store)
-    random["cold"], _ = random_reads(case, ids[few], neighbour_values[few], options.batch)
+    random.keep("cold", random_reads(case, ids[few], neighbour_values[few], options.batch)[0], sample)
     few = slice(0, min(sample, EVICTED))
     note("random reads, cache dropped before every query")
-    random["larger"], _ = random_reads(case, ids[few], neighbour_values[few], 1, evict=True)
+    random.keep("larger", random_reads(case, ids[few], neighbour_values[few], 1, evict=True)[0], few.stop)
 
     finite = np.isfinite(theirs) & np.isfinite(mine[:sample])
     assert (np.isfinite(theirs) == np.isfinite(mine[:sample])).all()
     return {
         **case.about,
-        "queries": len(ids), "k": case.k, "random_sample": sample, "threads": torch.get_num_threads(),
+        "queries": count, "k": case.k, "random_sample": sample, "threads": torch.get_num_threads(),
         "recall": recall,
-        "largest_difference_of_log_p": float(np.abs(theirs - mine[:sample])[finite].max()),
+        "largest_difference_of_log_p": float(np.abs(theirs[finite] - mine[:sample][finite]).max()),
         "tokens_per_s": {
-            "search": {name: rate(seconds) for name, seconds in searched.items()},
-            "random_scoring": {state: rate(seconds) for state, seconds in random.items()},
-            "sorted_scoring": {state: rate(seconds) for state, seconds in ours.items()},
+            name: {state: round(1 / seconds, 1) for state, seconds in best.wall.items()}
+            for name, best in (("search", searched), ("random_scoring", random), ("sorted_scoring", ours))
         },
-        "core_us_per_token": {name: round(1e6 * seconds, 1) for name, seconds in core.items()},
+        "core_us_per_token": {
+            **{f"search {name}": micro(seconds) for name, seconds in searched.processor.items()},
+            "sorted scoring": micro(ours.processor["warm"]), "random scoring": micro(random.processor["warm"]),
+        },
         "ratios": {
-            state: {
-                "scoring": round(random[state] / ours[state], 2),
-                "random scoring / (search + sorted scoring)": round(random[state] / (searched[first] + ours[state]), 2),
-                "(search + random) / (search + sorted)": round(
-                    (searched[first] + random[state]) / (searched[first] + ours[state]), 2
-                ),
-            }
-            for state in random
-        } | {"warm, processor time": {
-            "scoring": round(core["random scoring"] / core["sorted scoring"], 2),
-            "random scoring / (search + sorted scoring)": round(
-                core["random scoring"] / (core[f"search {first}"] + core["sorted scoring"]), 2
-            ),
-        }},
+            state: ratios(searched.wall[first], random.wall[state], ours.wall[state]) for state in random.wall
+        } | {
+            "warm, processor time":
+                ratios(searched.processor[first], random.processor["warm"], ours.processor["warm"]),
+        },
     }  # fmt: skip
 
 
-def keep_best(times: dict[str, float], name: str, seconds: float) -> None:
-    times[name] = min(seconds, times.get(name, seconds))
+def ratios(search: float, random: float, ours: float) -> dict[str, float]:
+    """How many times faster the sorted way is: by seconds per token of the search and of both ways of scoring."""
+    return {
+        "scoring": round(random / ours, 2),
+        "random scoring / (search + sorted scoring)": round(random / (search + ours), 2),
+        "(search + random) / (search + sorted)": round((search + random) / (search + ours), 2),
+    }
+
+
+def micro(seconds: float) -> float:
+    return round(1e6 * seconds, 1)
 
 
 def in_units(search: Callable[[np.ndarray], np.ndarray], queries: np.ndarray) -> np.ndarray:
@@ -218,17 +219,17 @@ def sorted_units(case: Case, ids: np.ndarray, values: np.ndarray) -> Iterator[tu
 
 def random_reads(
     case: Case, ids: np.ndarray, values: np.ndarray, batch: int, evict: bool = False
-) -> tuple[float, np.ndarray]:
-    """Seconds per token and log p_kNN fp64 [Q], reading the keys of each batch of queries where they lie."""
+) -> tuple[Seconds, np.ndarray]:
+    """The clocks' seconds and log p_kNN fp64 [Q], reading the keys of each batch of queries where they lie."""
     shards = case.store.shards
-    seconds, result = 0.0, np.empty(len(ids))
+    seconds, result = np.zeros(2), np.empty(len(ids))
     firsts = np.array([shard.first_row for shard in shards])
     for first in range(0, len(ids), batch):
         rows = ids[first : first + batch]
         if evict:
             drop_cache(case.store)
         maps = [case.store.keys(shard.index) for shard in shards]
-        start = time.perf_counter()
+        start = clock()
         gathered = np.empty((*rows.shape, case.store.width), maps[0].dtype)
         present = np.maximum(rows, 0)
         if len(maps) == 1:
@@ -245,57 +246,43 @@ def random_reads(
         scores = torch.log_softmax(-distances.double(), dim=1)
         hits = torch.from_numpy(values[first : first + batch] == case.targets[first : first + len(rows), None])
         result[first : first + batch] = torch.logsumexp(scores.masked_fill(~hits, -float("inf")), dim=1).numpy()
-        seconds += time.perf_counter() - start
+        seconds += clock() - start
         # A page that is still mapped cannot be dropped.
         maps = keys = None  # type: ignore[assignment]
-    return seconds / len(ids), result
+    return seconds, result
 
 
-def from_run(options: argparse.Namespace) -> Case:
+def from_run(options: Options) -> Case:
     """The store, index and evaluation queries of a run."""
     run = RunDir(options.run_dir)
     store = Datastore.open(run.datastore)
     neighbours = Neighbours.open(run.neighbours(options.split))
     indexes = [open_index(folder, store) for folder in options.index or [run.index]]
-    k, nprobe = options.k or neighbours.k, options.nprobe or neighbours.manifest["nprobe"]
+    k, nprobe = options.k or neighbours.k, options.nprobe or neighbours.manifest.nprobe or 0
     last = options.queries or neighbours.tokens
     queries = np.concatenate([np.asarray(unit.queries) for unit in neighbours.units()])[:last]
     targets = np.concatenate([np.asarray(unit.targets) for unit in neighbours.units()])[:last]
     about = describe(store, indexes[0], nprobe) | {"source": f"{run.root.name}, {options.split}"}
-    searches = {str(index.record["factory"]): partial(search_ids, index, k, nprobe) for index in indexes}
-    return Case(store, queries, targets, searches, k, about)
+    searches = {factory_of(index): partial(search_ids, index, k, nprobe) for index in indexes}
+    return Case(store, queries, targets, searches, k, nprobe, about)
+
+
+def factory_of(index: SearchIndex) -> str:
+    assert index.record is not None
+    return index.record.factory
 
 
 def search_ids(index: SearchIndex, k: int, nprobe: int, queries: np.ndarray) -> np.ndarray:
     return index.search(queries.astype(np.float32), k, nprobe)[0]
 
 
-def synthetic(options: argparse.Namespace, folder: Path) -> Case:
-    """Clustered keys in shards of a quarter million rows, an index of them, and queries near stored keys."""
+def synthetic(options: Options, folder: Path) -> Case:
+    """Clustered keys in several shards, an index of them, and queries near stored keys."""
     note(f"building a store of {options.rows} x {options.width} and its index in {folder}")
-    random = np.random.default_rng(0)
-    centres = random.standard_normal((max(16, options.rows // 500), options.width), np.float32)
-    vocabulary, per_shard = 30_000, 250_000
-
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-        cluster = random.integers(0, len(centres), count)
-        noise = random.standard_normal((count, options.width), np.float32)
-        return (0.5 * centres[cluster] + 0.5 * noise).astype(np.float16), (cluster % vocabulary).astype(np.int32)
-
+    draw = clustered_keys(options.rows, options.width, vocabulary=30_000)
     run = RunDir(folder / "run")
-    run.datastore.mkdir(parents=True)
-    shards = []
-    for index, first in enumerate(range(0, options.rows, per_shard)):
-        keys, values = draw(min(per_shard, options.rows - first))
-        np.save(keys_path(run.datastore, index), keys)
-        np.save(values_path(run.datastore, index), values)
-        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), "0", "0"))
-    settings = Settings(
-        split="train", tap="last_ffn_input", context_window=8, block=1, batch_blocks=1, rows_per_shard=per_shard,
-        key_dtype="float16", width=options.width, vocabulary=vocabulary, model="0", dictionary="0", tokens="0",
-    )  # fmt: skip
-    write_manifest(run.datastore, Manifest(settings, options.rows, tuple(shards), True))
-    overrides = [f"run_dir={run.root}", f"index.factory={options.factory}", "index.sample=65536"]
+    write_store(run.datastore, options.rows, settings(options.width, 30_000, options.rows_per_shard), draw)
+    overrides = [f"run_dir={run.root}", f"index.factory={options.factory}", f"index.sample={options.index_sample}"]
     config = load_config("demo", [*overrides, f"launch.threads={torch.get_num_threads()}"])
     with open_stage("index", config) as stage:
         run_index_build(stage)
@@ -304,14 +291,14 @@ def synthetic(options: argparse.Namespace, folder: Path) -> Case:
     queries, targets = draw(options.queries)
     k, nprobe = options.k or 1024, options.nprobe or 32
     about = describe(store, opened, nprobe) | {"source": "synthetic"}
-    searches = {str(opened.record["factory"]): partial(search_ids, opened, k, nprobe)}
-    return Case(store, queries, targets, searches, k, about)
+    searches = {factory_of(opened): partial(search_ids, opened, k, nprobe)}
+    return Case(store, queries, targets, searches, k, nprobe, about)
 
 
 def describe(store: Datastore, index: SearchIndex, nprobe: int) -> dict[str, object]:
     return {
         "rows": store.rows, "width": store.width, "key_dtype": store.key_dtype.name, "shards": len(store.shards),
-        "factory": index.record["factory"], "nprobe": nprobe, "fast_scan": index.fast_scan,
+        "factory": factory_of(index), "nprobe": nprobe, "fast_scan": index.fast_scan,
     }  # fmt: skip
 
 
@@ -332,18 +319,10 @@ def read_all(store: Datastore) -> None:
                 pass
 
 
-def timed(action: Callable[[], np.ndarray], count: int) -> tuple[float, np.ndarray]:
-    start = time.perf_counter()
+def timed(action: Callable[[], np.ndarray]) -> tuple[Seconds, np.ndarray]:
+    start = clock()
     result = action()
-    return (time.perf_counter() - start) / count, result
-
-
-def rate(seconds: float) -> float:
-    return round(1 / seconds, 1)
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return clock() - start, result
 
 
 if __name__ == "__main__":

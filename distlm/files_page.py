@@ -4,6 +4,8 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
 import msgspec
@@ -33,8 +35,8 @@ def page() -> str:
     lines = [_HEAD]
     for kind in records():
         lines += [f"## `{kind.FILE}`", "", _text(kind), ""]
-        readers = ", ".join(f"`{reader}`" for reader in kind.READERS) or "people"
-        lines += [f"Written by `{kind.WRITER}`, read by {readers}. Format {kind.FORMAT}.", ""]
+        readers = ", ".join(map(_who, kind.READERS)) or "people"
+        lines += [f"Written by {_who(kind.WRITER)}, read by {readers}. Format {kind.FORMAT}.", ""]
         lines += [*_table(kind)]
         for part in _parts(kind, set()):
             lines += [f"**{part.__name__}**: {_text(part)}", "", *_table(part)]
@@ -47,6 +49,10 @@ def _classes(module: str) -> Iterator[type[msgspec.Struct]]:
             yield kind
 
 
+def _who(reader: str) -> str:
+    return f"`{reader}`" if reader.startswith(("distlm ", "python ")) else reader
+
+
 def _text(kind: type[msgspec.Struct]) -> str:
     return " ".join((docstring_parser.parse_from_object(kind).description or "").split())
 
@@ -54,7 +60,7 @@ def _text(kind: type[msgspec.Struct]) -> str:
 def _table(kind: type[msgspec.Struct]) -> list[str]:
     told = {entry.arg_name: entry for base in reversed(kind.__mro__[:-1]) for entry in _params(base)}
     lines = ["| field | type | meaning |", "|---|---|---|"]
-    for field in msgspec.structs.fields(kind):
+    for field in sorted(msgspec.structs.fields(kind), key=lambda field: field.name != "format"):
         described = told.get(field.name)
         meaning = " ".join((described.description or "").split()) if described else ""
         lines.append(f"| `{field.encode_name}` | {_type(field.type)} | {meaning.replace('|', chr(92) + '|')} |")
@@ -68,14 +74,16 @@ def _params(kind: type) -> list[docstring_parser.DocstringParam]:
         return []
 
 
-def _type(kind: object) -> str:
-    name = kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
-    for cut in ("typing.", "msgspec.UnsetType", "msgspec._core.UnsetType"):
-        name = name.replace(cut, "absent" if "Unset" in cut else "")
-    words = name.replace("NoneType", "null").replace("UnsetType", "absent").split("[")
-    return "[".join(word.rpartition(".")[2] if "." in word and "," not in word else word for word in words).replace(
-        "|", "or"
-    )
+def _type(kind: Any) -> str:
+    """A type in words: `list[float] or absent`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is NoneType or kind is msgspec.UnsetType:
+        return "null" if kind is NoneType else "absent"
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, inner))
+    return f"{origin.__name__}[{', '.join(map(_type, inner))}]" if origin else str(getattr(kind, "__name__", kind))
 
 
 def _parts(kind: type[msgspec.Struct], seen: set[type]) -> Iterator[type[msgspec.Struct]]:

@@ -20,10 +20,12 @@ from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
+from distlm.datastore.manifest import is_complete
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
-from distlm.runtime.files import read_json, require_free_disk
+from distlm.runtime.files import require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
@@ -31,6 +33,7 @@ from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
+from distlm.training.records import LmResults
 from distlm.verbs import STAGE_VERBS
 
 
@@ -48,8 +51,7 @@ def _searched(config: RunConfig, run: RunDir) -> bool:
 
 
 def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
-    manifest = run.datastore / "manifest.json"
-    return manifest.exists() and bool(read_json(manifest, "datastore manifest").get("complete"))
+    return is_complete(run.datastore)
 
 
 def _prepared(config: RunConfig, run: RunDir) -> bool:
@@ -126,7 +128,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 def _show_results(config: RunConfig, run: RunDir) -> None:
     verbs = {step.words for step in steps_of(config)}
     if "evaluate" in verbs:
-        print(lm_table(read_json(run.root / RESULT, "evaluation results")))
+        print(lm_table(LmResults.read(run.root / RESULT)))
     from distlm.analysis.report import write_report
 
     report = write_report(run)
@@ -135,7 +137,7 @@ def _show_results(config: RunConfig, run: RunDir) -> None:
         return
     from distlm.knnlm.evaluate.table import results_table
 
-    print(results_table(read_json(run.results, "evaluation results")))
+    print(results_table(Results.read(run.results)))
     print(f"\nreport: {report}\nresults: {run.results}", flush=True)
 
 

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
+from msgspec import structs
+
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
-from distlm.index.choose.calibrate import Rates, calibrate
+from distlm.index.choose.calibrate import calibrate
 from distlm.index.choose.cost import Cost, index_costs
 from distlm.index.choose.plan import Store, store_of
 from distlm.index.factory import fit_factory
+from distlm.index.records import Rates, RatesFile
 from distlm.models.described import causal, model_of
 from distlm.pipeline import Step, plan_step, steps_of
-from distlm.runtime.files import format_bytes, read_json, write_json
+from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds, say
 
 _HEAD = ("stage", "ranks", "disk", "memory/rank", "read", "written", "network", "time", "must read")
@@ -57,13 +60,14 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
     if store is None:
         return ["index build      the number of keys is not known yet: give --rows, or run `distlm data prepare`"]
     factory = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
-    facts = {"factory": factory.used, "width": store.width, "sample": factory.sample}
     if rates is not None and rates.exists():
-        found = read_json(rates, "measured rates")
-        if {name: found.get(name) for name in facts} != facts:
-            raise DistlmError(f"{rates}: measured for {found.get('factory')}, width {found.get('width')}, sample "
-                              f"{found.get('sample')}, wanted {facts}; remove it to measure again")  # fmt: skip
-        measured = Rates(**found["rates"])
+        found = RatesFile.read(rates)
+        if (found.factory, found.width, found.sample) != (factory.used, store.width, factory.sample):
+            raise DistlmError(
+                f"{rates}: measured for {found.factory}, width {found.width}, sample {found.sample}, wanted "
+                f"{factory.used}, width {store.width}, sample {factory.sample}; remove it to measure again"
+            )
+        measured = found.rates
     else:
         say(f"plan: measuring this machine for {factory.used} of {store.width} values, about a minute")
         folder = Path(config.run_dir)
@@ -71,7 +75,8 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
             folder = folder.parent
         measured = calibrate(factory, folder, lambda what: say(f"plan: measuring {what}"))
         if rates is not None:
-            write_json(rates, {**facts, "rates": dataclasses.asdict(measured)})
+            of = RatesFile(factory=factory.used, width=store.width, sample=factory.sample, rates=measured)
+            of.write(rates)
     table: list[tuple[str, ...]] = [_HEAD]
     for count in ranks:
         table += [_row(cost, count) for cost in index_costs(factory, store, measured, count)]
@@ -98,6 +103,6 @@ def _row(cost: Cost, ranks: int) -> tuple[str, ...]:
 
 
 def _rates_line(rates: Rates) -> str:
-    shown = json.dumps({name: float(f"{value:.3g}") for name, value in dataclasses.asdict(rates).items()
+    shown = json.dumps({name: float(f"{value:.3g}") for name, value in structs.asdict(rates).items()
                         if value not in (0, float("inf"))})  # fmt: skip
     return shown.strip("{}").replace('"', "")

@@ -38,7 +38,7 @@ def cancel(options: argparse.Namespace) -> int:
                 print(f"{run.root}: {found.stage}: SIGTERM to process {process}; its ranks stop after a step")
                 ended += 1
             elif front_state(found) == "RUNNING":
-                where = f"ssh {found.line.get('host')} kill {found.line.get('pid')}"
+                where = f"ssh {found.host} kill {found.pid}"
                 print(f"{run.root}: {found.stage} runs from another machine; end it there: {where}")
                 ended += 1
         if not ids and not ended:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
-from distlm.datastore.manifest import MANIFEST, SIDECARS
+from distlm.datastore.manifest import SIDECARS, is_complete
 from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
+from launchers.records import RestartLine
 from launchers.site import check_stage, load_site
 
 
@@ -30,8 +30,7 @@ def _train(_config: RunConfig, run: RunDir) -> str:
 
 
 def _datastore(_config: RunConfig, run: RunDir) -> str:
-    manifest = run.datastore / MANIFEST
-    if manifest.exists() and read_json(manifest, "datastore manifest").get("complete"):
+    if is_complete(run.datastore):
         return "complete"
     return f"{_count(run.datastore, SIDECARS)} shards"
 
@@ -75,10 +74,10 @@ def check_restart(
     mark = MARKS[check_stage(stage)](config, run)
     path = run.root / "launch" / f"attempts-{stage}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = [line["mark"] for line in _read(path) if line["job"] == job]
-    line = {"time": round(time.time(), 3), "job": job, "restarts": restarts, "owner": owner, "mark": mark}
+    before = [line.mark for line in _read(path) if line.job == job]
+    line = RestartLine(time=round(time.time(), 3), job=job, restarts=restarts, owner=owner, mark=mark)
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+        stream.write(line.line() + "\n")
     if len(before) >= max_same_start and set(before[-max_same_start:]) == {mark}:
         return (
             f"guard: not requeued: the last {max_same_start} restarts of {stage} in job {job} all began and ended at "
@@ -88,14 +87,15 @@ def check_restart(
     return None
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> list[RestartLine]:
     """Lines of the record; a line that a kill cut short is passed over."""
     lines = []
-    for text in path.read_text("utf-8").splitlines() if path.exists() else []:
+    for number, text in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
         try:
-            lines.append(json.loads(text))
+            tree = json.loads(text)
         except json.JSONDecodeError:
             continue
+        lines.append(RestartLine.of(tree, Path(f"{path}:{number}")))
     return lines
 
 

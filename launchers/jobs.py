@@ -2,8 +2,7 @@
 
 python -m launchers.jobs STAGE [--log FILE] RECIPE [section.key=value ...]     a Slurm job records itself
 
-Keys of a line: `time` (Unix seconds), `stage`, `job` (Slurm's id, or empty), `owner` (who submitted it and requeues it:
-sbatch, submitit, ...), `nodes`; further keys are the writer's own (`log`, `logs`: where its output is; `host`, `pid`).
+A line is a launchers.records.JobLine.
 """
 
 import argparse
@@ -20,7 +19,8 @@ from typing import Any
 from distlm.config.load import load_config, split_words
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.rundir import RunDir
-from launchers.hosts.rank import process_start, read
+from launchers.hosts.rank import process_start
+from launchers.records import JobLine, StartSpec
 from launchers.stages import slurm
 
 LAUNCH = "launch"
@@ -39,43 +39,48 @@ class Submission:
     """Slurm's job id; empty where Slurm did not start it."""
     owner: str
     nodes: str
-    line: dict[str, Any]
-    """The whole line."""
+    log: str = ""
+    """File of rank 0 or folder of all ranks, where the writer named one."""
+    host: str = ""
+    """Machine of a deepspeed front."""
+    pid: int = 0
+    """Its process there."""
 
-    @property
-    def log(self) -> str:
-        """File of rank 0 or folder of all ranks, where the writer named one."""
-        return str(self.line.get("logs") or self.line.get("log") or "")
 
+def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more: Any) -> None:
+    """Append a JobLine; `more`: its further fields.
 
-def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more: object) -> None:
-    """Append a line. Lines are short, so that writers on several nodes do not mix theirs."""
+    Lines are short, so that writers on several nodes do not mix theirs.
+    """
     path = run.root / LAUNCH / "jobs.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = {"time": round(time.time(), 3), "stage": stage, "job": job, "owner": owner, "nodes": nodes, **more}
+    line = JobLine(time=round(time.time(), 3), stage=stage, job=job, owner=owner, nodes=nodes, **more)
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+        stream.write(line.line() + "\n")
 
 
 def submissions(run: RunDir) -> list[Submission]:
-    """All submissions of a run, oldest first; a job that was recorded twice (a requeue records again) counts once."""
+    """All submissions of a run, oldest first; a job that was recorded twice (a requeue records again) counts once.
+
+    Raises DistlmError for a line that is whole, and no JobLine.
+    """
     path = run.root / LAUNCH / "jobs.jsonl"
     if not path.exists():
         return []
     found: dict[object, Submission] = {}
-    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines()):
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         try:
-            line = json.loads(text)
+            tree = json.loads(text)
         except json.JSONDecodeError:
             # Cut by a kill.
             continue
-        job = str(line.get("job") or "")
-        slurm_id = job if job[:1].isdigit() and line.get("front") != "local" else ""
+        line = JobLine.of(tree, Path(f"{path}:{number}"))
+        slurm_id = line.job if line.job[:1].isdigit() and line.front != "local" else ""
         found.setdefault(
-            (slurm_id, line.get("stage")) if slurm_id else number,
+            (slurm_id, line.stage) if slurm_id else number,
             Submission(
-                float(line.get("time", 0)), str(line.get("stage", "")), slurm_id,
-                str(line.get("owner") or line.get("front") or "?"), str(line.get("nodes", "")), line,
+                line.time, line.stage, slurm_id, line.owner, line.nodes, line.logs or line.log or "", line.host or "",
+                line.pid or 0,
             ),
         )  # fmt: skip
     return list(found.values())
@@ -91,7 +96,7 @@ def front_state(found: Submission) -> str:
     """RUNNING, ENDED or UNKNOWN for a start that is no job of its own: from its process or from its front's beat."""
     if front_process(found):
         return "RUNNING"
-    if found.line.get("host") == socket.gethostname():
+    if found.host == socket.gethostname():
         return "ENDED"
     try:
         silent_s = time.time() - (Path(found.log) / "order.json").stat().st_mtime
@@ -102,9 +107,10 @@ def front_state(found: Submission) -> str:
 
 def front_process(found: Submission) -> int:
     """Process of a deepspeed front where it runs on this machine; else 0."""
-    front = (read(Path(found.log) / "spec.json") or {}).get("front", {})
-    here = front.get("node") == socket.gethostname() and process_start(front["pid"]) == front["started"]
-    return int(front["pid"]) if here else 0
+    spec = StartSpec.peek(Path(found.log) / "spec.json")
+    if spec is None or spec.front.node != socket.gethostname():
+        return 0
+    return spec.front.pid if process_start(spec.front.pid) == spec.front.started else 0
 
 
 def named_runs(words: Sequence[str]) -> list[RunDir]:

@@ -5,14 +5,12 @@ progress, rate and time left from metrics.jsonl, and the command that follows th
 """
 
 import argparse
-import dataclasses
 import json
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
 from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
 from launchers.logs import find_logs, newest_logs, of_rank
+from launchers.records import JobStatus, Progress, Status
 from launchers.stages import slurm
 from launchers.stages.graph import SPECS
 
@@ -38,41 +37,6 @@ _TAIL_BYTES = 1 << 20
 """Of metrics.jsonl: thousands of lines, many times what is written between two progress lines."""
 _RATE_OVER = 50
 """Training lines from which the rate is taken."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The newest that metrics.jsonl says."""
-
-    stage: str
-    """Label of the line, e.g. `train` or `datastore write`."""
-    done: int
-    total: int | None
-    unit: str
-    rate: float | None
-    """Units a second."""
-    left_s: float | None
-    """Seconds left at that rate."""
-    time: float
-    """Of the newest line, Unix seconds."""
-    values: dict[str, float]
-    """Newest training loss and validation perplexity, by metric name."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """One run as it is now."""
-
-    run_dir: str
-    stages: dict[str, bool | None]
-    """Stage → finished; None where it cannot be told."""
-    jobs: list[dict[str, Any]]
-    """Newest submission of each stage and all that are active, oldest first."""
-    progress: Progress | None
-    stale_s: float | None
-    """Seconds without a line while a job runs, when that is too long; else None."""
-    follow: str
-    """Command that follows the log; empty where there is no log yet."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,7 +54,7 @@ def show(options: argparse.Namespace) -> int:
     """Print the status of every run named."""
     found = [status_of(run, options.stale_after) for run in named_runs(options.words)]
     if options.json:
-        print(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
+        print(json.dumps([each.tree() for each in found], indent=1))
     else:
         print("\n\n".join(as_text(each, time.time()) for each in found))
     return 0
@@ -102,12 +66,15 @@ def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
     progress = read_progress(run.root / "metrics.jsonl")
     jobs = [_about(found, states) for found, states in listed]
     stale = None
-    running = [job for job in jobs if job["state"].startswith("RUNNING")]
+    running = [job for job in jobs if job.state.startswith("RUNNING")]
     if running:
         newest = max(_started(job) for job in running)
         silent = time.time() - max(newest, progress.time if progress else 0)
         stale = silent if silent > stale_after_s else None
-    return Status(str(run.root), _stages(run), jobs, progress, stale, _follow(run, [found for found, _ in listed]))
+    return Status(
+        run_dir=str(run.root), stages=_stages(run), jobs=jobs, progress=progress, stale_s=stale,
+        follow=_follow(run, [found for found, _ in listed]),
+    )  # fmt: skip
 
 
 def read_progress(metrics: Path) -> Progress | None:
@@ -137,20 +104,20 @@ def as_text(status: Status, now: float) -> str:
     def row(name: str, text: str) -> None:
         lines.append(f"  {name:<9} {text}")
 
-    active = {job["stage"] for job in status.jobs if job["state"].startswith("RUNNING")}
+    active = {job.stage for job in status.jobs if job.state.startswith("RUNNING")}
     words = {True: "done", False: "not yet", None: "unknown"}
     shown = (f"{name} {'running' if name in active else words[done]}" for name, done in status.stages.items())
     if status.stages:
         row("stages", ", ".join(shown))
     for job in status.jobs:
         facts = [
-            " ".join(filter(None, [job["stage"], job["state"], job["elapsed"], job["nodes"] and f"on {job['nodes']}"])),
-            job["left"] and f"{job['left']} left to its limit",
-            job["restarts"] and f"{job['restarts']} restarts",
-            job["reason"] and f"({job['reason']})",
-            f"submitted with {job['owner']}",
+            " ".join(filter(None, [job.stage, job.state, job.elapsed, job.nodes and f"on {job.nodes}"])),
+            job.left and f"{job.left} left to its limit",
+            job.restarts and f"{job.restarts} restarts",
+            job.reason and f"({job.reason})",
+            f"submitted with {job.owner}",
         ]
-        row(f"job {job['job']}" if job["job"] else "process", ", ".join(filter(None, facts)))
+        row(f"job {job.job}" if job.job else "process", ", ".join(str(fact) for fact in facts if fact))
     if status.progress is not None:
         row("progress", _progress_text(status.progress, now))
     if status.stale_s is not None:
@@ -234,23 +201,23 @@ def _relevant(listed: list[tuple[Submission, list[slurm.Job]]]) -> list[tuple[Su
     ]
 
 
-def _about(found: Submission, states: Sequence[slurm.Job]) -> dict[str, Any]:
+def _about(found: Submission, states: Sequence[slurm.Job]) -> JobStatus:
     counts = Counter(state.state for state in states)
     shown = ", ".join(f"{count} {name}" for name, count in counts.items()) if len(states) > 1 else states[0].state
     if "RUNNING" in counts and len(states) > 1:
         shown = f"RUNNING ({shown})"
     first = next((state for state in states if state.state == "RUNNING"), states[0])
     details = slurm.details(found.job) if found.job and first.active else {}
-    return {
-        "job": found.job, "stage": found.stage, "owner": found.owner, "state": shown, "elapsed": first.elapsed,
-        "left": "" if first.left in ("UNLIMITED", "NOT_SET") else first.left, "nodes": first.nodes,
-        "restarts": int(details.get("Restarts", 0)), "reason": first.reason, "time": found.time,
-    }  # fmt: skip
+    return JobStatus(
+        job=found.job, stage=found.stage, owner=found.owner, state=shown, elapsed=first.elapsed,
+        left="" if first.left in ("UNLIMITED", "NOT_SET") else first.left, nodes=first.nodes,
+        restarts=int(details.get("Restarts", 0)), reason=first.reason, time=found.time,
+    )  # fmt: skip
 
 
-def _started(job: Mapping[str, Any]) -> float:
+def _started(job: JobStatus) -> float:
     """When this start of a job began, Unix seconds."""
-    return time.time() - _seconds(job["elapsed"]) if job["elapsed"] else float(job["time"])
+    return time.time() - _seconds(job.elapsed) if job.elapsed else job.time
 
 
 def _seconds(text: str) -> int:

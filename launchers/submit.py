@@ -23,7 +23,7 @@ from pathlib import Path
 from distlm.config.load import dump_config, load_config, recipe_names, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
-from distlm.runtime.files import atomic_path, bytes_hash, read_json
+from distlm.runtime.files import atomic_path, bytes_hash
 from distlm.runtime.rundir import RunDir
 from launchers.site import Site, StageSettings, load_site
 from launchers.stages.dispatch import clean_environment, log_of, run_debug, run_local, submit_slurm, submitted_before
@@ -83,9 +83,10 @@ def submit(options: argparse.Namespace) -> int:
         return EXIT_DONE
     (run_local if front == "local" else run_debug)(plan)
     if "evaluate" in stages:
+        from distlm.knnlm.evaluate.records import Results
         from distlm.knnlm.evaluate.table import results_table
 
-        print(f"{results_table(read_json(run.results, 'evaluation results'))}\n\nreport: {run.report}")
+        print(f"{results_table(Results.read(run.results))}\n\nreport: {run.report}")
     return EXIT_DONE
 
 

@@ -131,7 +131,7 @@ def _clusters(
     store = Datastore.open(run.datastore)
     searched = run.neighbours(split)
     states = States.open(searched if (searched / MANIFEST).is_file() else run.states(split))
-    store.require_model(states.manifest["model"])
+    store.require_model(states.manifest.model)
     if states.tap != store.tap or states.tokens != len(evaluation.losses.targets):
         raise DistlmError(
             f"{states.folder}: {states.tokens} states of {states.tap}; the losses are of "

@@ -8,7 +8,7 @@ import numpy as np
 
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.losses import Losses
-from distlm.knnlm.evaluate.parts import NAMES
+from distlm.knnlm.evaluate.records import NAMES
 from distlm.knnlm.evaluate.table import PART_WORDS
 from distlm.runtime.rundir import RunDir
 
@@ -49,7 +49,7 @@ def open_evaluations(texts: Sequence[str], split: str, names: Sequence[str]) -> 
     first = found[0].losses
     for evaluation in found[1:]:
         other = evaluation.losses
-        same = first.facts["dictionary"] == other.facts["dictionary"]
+        same = first.facts.dictionary == other.facts.dictionary
         if not same or not np.array_equal(first.targets, other.targets):
             raise DistlmError(
                 f"{first.folder / split} and {other.folder / split} are not of the same tokens: evaluate both on the "

@@ -10,10 +10,10 @@ from distlm.runtime.files import atomic_path
 
 def write_page(made: Generation, path: Path) -> None:
     """Write the page; nothing of it is loaded from elsewhere."""
-    weight = made.settings.get("lambda", 0.0)
+    weight = made.frozen.weight if made.frozen else 0.0
     shares = [share_of_neighbours(word, weight) for word in made.mixed]
     page = environment().get_template("generation.html").render(
-        made=made, settings=made.settings, mixed=list(zip(made.mixed, shares, strict=True))
+        made=made, mixed=list(zip(made.mixed, shares, strict=True))
     )  # fmt: skip
     with atomic_path(path) as temporary:
         temporary.write_text(page, "utf-8")

@@ -12,6 +12,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from distlm.knnlm.tune.records import GateCurve, Tuned
+from distlm.runtime.records import given
+
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1772e", "#808890"
 # Greys that are readable on a white and on a near-black page: the pictures have no ground of their own.
 STYLE: dict[Any, Any] = {
@@ -167,76 +170,76 @@ def paired_histograms(
         return _png(figure)
 
 
-def perplexity_over_weight(tuned: Mapping[str, Any]) -> bytes:
-    """Perplexity over λ on the tuning split for every temperature, at the best k; `tuned` is knn.json."""
-    grid = tuned["grid"]
-    lambdas = np.array(grid["lambdas"])
-    losses = np.array(grid["loss_nats"])[grid["ks"].index(tuned["k"])]
+def perplexity_over_weight(tuned: Tuned) -> bytes:
+    """Perplexity over λ on the tuning split for every temperature, at the best k; tuned with neighbours."""
+    grid = given(tuned.grid)
+    lambdas = np.array(grid.lambdas)
+    losses = np.array(grid.loss_nats)[grid.ks.index(given(tuned.k))]
     order = np.argsort(lambdas)
     with rc_context(STYLE):
-        figure, axes = _axes("λ", f"perplexity ({tuned['split']})")
+        figure, axes = _axes("λ", f"perplexity ({tuned.split})")
         colours = colormaps["viridis"](np.linspace(0.3, 0.85, len(losses)))
-        for temperature, row, colour in zip(grid["temperatures"], losses, colours, strict=True):
-            best = temperature == tuned["temperature"]
+        for temperature, row, colour in zip(grid.temperatures, losses, colours, strict=True):
+            best = temperature == tuned.temperature
             axes.plot(
                 lambdas[order], np.exp(row[order]), color=ORANGE if best else colour, linewidth=2.2 if best else 1.0,
                 zorder=3 if best else 2, label=f"T = {temperature:g}{' (best)' if best else ''}",
             )  # fmt: skip
-        axes.plot(tuned["lambda"], tuned["perplexity"], "o", color=ORANGE, markersize=6, zorder=4)
-        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        axes.plot(given(tuned.weight), given(tuned.perplexity), "o", color=ORANGE, markersize=6, zorder=4)
+        axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
         # Curves near λ = 1 rise without bound: show what lies around the LM.
         lowest = float(np.exp(losses.min()))
-        axes.set_ylim(lowest - 0.15 * (tuned["lm_perplexity"] - lowest) - 0.01 * lowest, 1.25 * tuned["lm_perplexity"])
+        axes.set_ylim(lowest - 0.15 * (tuned.lm_perplexity - lowest) - 0.01 * lowest, 1.25 * tuned.lm_perplexity)
         axes.legend(fontsize=7, ncols=2)
         return _png(figure)
 
 
-def perplexity_over_k(tuned: Mapping[str, Any]) -> bytes:
-    """The best perplexity on the tuning split for every number of neighbours; `tuned` is knn.json."""
-    grid = tuned["grid"]
-    best = np.exp(np.array(grid["loss_nats"]).min(axis=(1, 2)))
-    order = np.argsort(grid["ks"])
+def perplexity_over_k(tuned: Tuned) -> bytes:
+    """The best perplexity on the tuning split for every number of neighbours; tuned with neighbours."""
+    grid = given(tuned.grid)
+    best = np.exp(np.array(grid.loss_nats).min(axis=(1, 2)))
+    order = np.argsort(grid.ks)
     with rc_context(STYLE):
-        figure, axes = _axes("neighbours k", f"best perplexity ({tuned['split']})")
-        axes.plot(np.array(grid["ks"])[order], best[order], color=BLUE, marker="o", markersize=3.5, linewidth=1.2)
-        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        figure, axes = _axes("neighbours k", f"best perplexity ({tuned.split})")
+        axes.plot(np.array(grid.ks)[order], best[order], color=BLUE, marker="o", markersize=3.5, linewidth=1.2)
+        axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(grid["ks"], [str(k) for k in grid["ks"]])
+        axes.set_xticks(grid.ks, [str(k) for k in grid.ks])
         axes.legend()
         return _png(figure)
 
 
-def perplexity_over_skips(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Perplexity over the share of skipped searches, a line per split; `curves` are the gate_curve of results.json."""
+def perplexity_over_skips(curves: Mapping[str, GateCurve]) -> bytes:
+    """Perplexity over the share of skipped searches, a line per split."""
     with rc_context(STYLE):
         figure, axes = _axes("share of searches skipped", "perplexity")
         for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREY), strict=False):
             axes.plot(
-                curve["skipped"], curve["perplexity"], color=colour, marker="o", markersize=3, linewidth=1.2, label=name
+                curve.skipped, curve.perplexity, color=colour, marker="o", markersize=3, linewidth=1.2, label=name
             )
             # Skipping at random mixes the two losses in proportion.
-            ends = np.array([curve["loss_nats"][0], curve["loss_nats"][-1]])
+            ends = np.array([curve.loss_nats[0], curve.loss_nats[-1]])
             shares = np.linspace(0, 1, 21)
             axes.plot(shares, np.exp(ends[0] + shares * (ends[1] - ends[0])), color=colour, linewidth=1, linestyle="--")
         axes.legend()
         return _png(figure)
 
 
-def perplexity_over_theta(tuned: Mapping[str, Any]) -> bytes:
-    """Perplexity with the neural cache over θ for every window, at the best λ of each; `tuned` is knn.json."""
-    cache = tuned["cache"]
-    grid = cache["grid"]
-    best = np.exp(np.array(grid["loss_nats"]).min(axis=2))
-    order = np.argsort(grid["thetas"])
+def perplexity_over_theta(tuned: Tuned) -> bytes:
+    """Perplexity with the neural cache over θ for every window, at the best λ of each; tuned with a cache."""
+    cache = given(tuned.cache)
+    grid = cache.grid
+    best = np.exp(np.array(grid.loss_nats).min(axis=2))
+    order = np.argsort(grid.thetas)
     with rc_context(STYLE):
-        figure, axes = _axes("θ", f"perplexity ({tuned['split']})")
+        figure, axes = _axes("θ", f"perplexity ({tuned.split})")
         colours = colormaps["viridis"](np.linspace(0.3, 0.85, len(best)))
-        for window, row, colour in zip(grid["windows"], best, colours, strict=True):
+        for window, row, colour in zip(grid.windows, best, colours, strict=True):
             axes.plot(
-                np.array(grid["thetas"])[order], row[order], color=ORANGE if window == cache["window"] else colour,
+                np.array(grid.thetas)[order], row[order], color=ORANGE if window == cache.window else colour,
                 marker="o", markersize=3, linewidth=1.2, label=f"window {window}",
             )  # fmt: skip
-        axes.axhline(tuned["lm_perplexity"], color=GREY, linewidth=1, linestyle="--", label="LM alone")
+        axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
         axes.set_xscale("log")
         axes.legend(fontsize=7, ncols=2)
         return _png(figure)

@@ -1,21 +1,58 @@
 """report.html of a run: one file without external parts, derived from results.json, knn.json and metrics.jsonl."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distlm.analysis import plots
-from distlm.analysis.mixtures import bootstrap_words, difference_rows, result_rows
+from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
 from distlm.errors import DistlmError
-from distlm.knnlm.evaluate.table import PART_WORDS, cache_words
+from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.evaluate.table import cache_words
+from distlm.knnlm.tune.records import Tuned
 from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path, read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot of the page."""
+
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def source(self) -> str:
+        """The picture as data URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the page calls the run, and which of its mixtures it leads with: the one with the most parts."""
+
+    parts: list[str]
+    """Mixtures that every split has."""
+    headline: str
+    """The one it leads with."""
+    title: str
+    lead: str
+    without: str
+    """What it is compared with, in words."""
+    cache: str
+    """The cache's settings in words; empty without one."""
+    rows: list[ResultRow]
+    differences: list[DifferenceRow]
+    intervals: str
+    """How the intervals were made, in words; empty without any."""
 
 
 def write_report(run: RunDir) -> Path:
@@ -23,24 +60,28 @@ def write_report(run: RunDir) -> Path:
     evaluated."""
     alone = run.root / RESULT
     if run.results.exists():
-        name, results = "report.html", read_json(run.results, "evaluation results")
-        told = {"hashes": results["hashes"], **_headline(results)}
+        found = Results.read(run.results)
+        _render(run, "report.html", found, _of_run(run) + _of_mixtures(run, found), found.hashes, told=_headline(found))
     elif alone.exists():
-        name, results = "lm.html", read_json(alone, "evaluation results")
-        told = {"hashes": {"model": results["model"]["fingerprint"]}, **_alone(results)}
+        results = read_json(alone, "evaluation results")
+        hashes = {"model": results["model"]["fingerprint"]}
+        _render(run, "lm.html", results, _of_run(run), hashes, **_alone(results))
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
-    page = (
-        environment()
-        .get_template(name)
-        .render(results=results, figures=_figures(run, results), config=_config(run), **told)
-    )
-    with atomic_path(run.report) as temporary:
-        temporary.write_text(page, "utf-8")
     return run.report
 
 
-def _alone(results: dict[str, Any]) -> dict[str, Any]:
+def _render(
+    run: RunDir, name: str, results: object, figures: Sequence[Figure], hashes: Mapping[str, str], **more: object
+) -> None:
+    page = environment().get_template(name).render(
+        results=results, figures=figures, hashes=hashes, config=_config(run), **more
+    )  # fmt: skip
+    with atomic_path(run.report) as temporary:
+        temporary.write_text(page, "utf-8")
+
+
+def _alone(results: dict[str, Any]) -> dict[str, str]:
     """What the page calls a model that was evaluated without neighbours and cache."""
     if results["model"]["kind"] == "plm":
         memory = results["model"]["memory_values"]
@@ -49,10 +90,8 @@ def _alone(results: dict[str, Any]) -> dict[str, Any]:
     return {"title": "LM report", "lead": "Language model", "of": "tokens"}
 
 
-def _headline(results: dict[str, Any]) -> dict[str, Any]:
-    """What the page calls the run, and which of its mixtures it leads with: the one with the most parts."""
-    splits = results["splits"].values()
-    parts = [name for name in PART_WORDS if all(name in split for split in splits)]
+def _headline(results: Results) -> Headline:
+    parts = results.mixtures()
     # λ by distance and the gate are variants of kNN: the page leads with what is comparable from run to run.
     last = next(name for name in ("both", "knn", "cache", "lm") if name in parts)
     kinds = {
@@ -61,53 +100,55 @@ def _headline(results: dict[str, Any]) -> dict[str, Any]:
         "both": ("kNN-LM report", "kNN language model with a neural cache", "without neighbours and cache"),
     }  # fmt: skip
     title, lead, without = kinds[last]
-    cache = cache_words(results["settings"]["cache"]) if "cache" in parts else ""
-    return {
-        "parts": parts, "headline": last, "title": title, "lead": lead, "without": without, "cache": cache,
-        "rows": result_rows(results["splits"], parts), "differences": difference_rows(results["splits"]),
-        "intervals": bootstrap_words(results["splits"]),
-    }  # fmt: skip
+    cache = cache_words(results.settings.cache) if "cache" in parts and results.settings.cache else ""
+    return Headline(
+        parts, last, title, lead, without, cache, result_rows(results.splits, parts), difference_rows(results.splits),
+        bootstrap_words(results.splits),
+    )  # fmt: skip
 
 
-def _figures(run: RunDir, results: dict[str, Any]) -> list[dict[str, str]]:
-    """Title, caption and picture (data URL) of every plot there is data for."""
+def _of_run(run: RunDir) -> list[Figure]:
+    """Plots of the training, as far as metrics.jsonl has data for them."""
     lines = list(run.metrics.read("train"))
     train, valid = _points(lines, metrics.TRAIN_LOSS), _points(lines, metrics.VALID_LOSS)
     rates = _points(lines, metrics.LEARNING_RATE)
     drawn = []
     if train or valid:
-        drawn.append(("Training", "Loss in nats per token. Steep first updates may lie above the picture.",
-                      plots.loss_curve(train, valid)))  # fmt: skip
+        drawn.append(Figure("Training", "Loss in nats per token. Steep first updates may lie above the picture.",
+                            plots.loss_curve(train, valid)))  # fmt: skip
     if rates:
-        drawn.append(("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
+        drawn.append(Figure("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
     layers = sorted({name.split("/")[1] for line in lines for name in line if name.startswith("memory/")}, key=int)
     if layers:
         use = {f"layer {layer}": _points(lines, f"memory/{layer}/top1_mu") for layer in layers}
-        drawn.append(("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), in the "
-                      "updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
+        drawn.append(Figure("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), "
+                            "in the updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
+    return drawn
+
+
+def _of_mixtures(run: RunDir, results: Results) -> list[Figure]:
+    """Plots of tuning and evaluation, as far as knn.json and results.json have data for them."""
+    drawn = []
     if run.tuned.exists():
-        tuned = read_json(run.tuned, "frozen kNN settings")
-        if "temperature" in tuned:
-            where = f"on {tuned['split']}, with k = {tuned['k']}"
-            drawn.append(("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
-                          plots.perplexity_over_weight(tuned)))  # fmt: skip
-            if len(tuned["grid"]["ks"]) > 1:
-                drawn.append(("Number of neighbours", f"Best perplexity on {tuned['split']} at each k.",
-                              plots.perplexity_over_k(tuned)))  # fmt: skip
-        if "cache" in tuned:
-            where = f"on {tuned['split']}, at the best λ of each"
-            drawn.append(("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
-                          plots.perplexity_over_theta(tuned)))  # fmt: skip
-    curves = {name: split["gate_curve"] for name, split in results["splits"].items() if "gate_curve" in split}
+        tuned = Tuned.read(run.tuned)
+        if tuned.grid:
+            where = f"on {tuned.split}, with k = {tuned.k}"
+            drawn.append(Figure("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
+                                plots.perplexity_over_weight(tuned)))  # fmt: skip
+            if len(tuned.grid.ks) > 1:
+                drawn.append(Figure("Number of neighbours", f"Best perplexity on {tuned.split} at each k.",
+                                    plots.perplexity_over_k(tuned)))  # fmt: skip
+        if tuned.cache:
+            where = f"on {tuned.split}, at the best λ of each"
+            drawn.append(Figure("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
+                                plots.perplexity_over_theta(tuned)))  # fmt: skip
+    curves = {name: split.gate_curve for name, split in results.splits.items() if split.gate_curve}
     if curves:
-        drawn.append(("Skipped searches", "Perplexity when the gate leaves out the searches with the lowest λ; dashed: "
-                      "as many left out at random.", plots.perplexity_over_skips(curves)))  # fmt: skip
-    if seconds := results.get("seconds", {}):
-        drawn.append(("Time", "Wall time of each stage, all starts added.", plots.stage_bars(seconds)))
-    return [
-        {"title": title, "caption": caption, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
-        for title, caption, png in drawn
-    ]
+        drawn.append(Figure("Skipped searches", "Perplexity when the gate leaves out the searches with the lowest λ; "
+                            "dashed: as many left out at random.", plots.perplexity_over_skips(curves)))  # fmt: skip
+    if results.seconds:
+        drawn.append(Figure("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results.seconds)))
+    return drawn
 
 
 def _points(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.losses import Losses
-from distlm.knnlm.evaluate.parts import NAMES
+from distlm.knnlm.evaluate.records import NAMES
 from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 
@@ -31,7 +31,7 @@ class WordChange:
 
 
 def open_evaluation(text: str, run: RunDir, split: str) -> Losses:
-    """The losses that NAME of `run`, or RUN_DIR:NAME of another run, stands for; NAME is one of parts.NAMES.
+    """The losses that NAME of `run`, or RUN_DIR:NAME of another run, stands for; NAME is one of records.NAMES.
 
     Raises DistlmError for another name, or when the split was not evaluated.
     """
@@ -46,9 +46,9 @@ def word_changes(before: Losses, after: Losses, skip: int = 0) -> list[WordChang
 
     Raises DistlmError when the two are not of the same tokens, or nothing is left.
     """
-    if before.facts["dictionary"] != after.facts["dictionary"] or not np.array_equal(before.targets, after.targets):
+    if before.facts.dictionary != after.facts.dictionary or not np.array_equal(before.targets, after.targets):
         raise DistlmError(
-            f"{before.folder / before.facts['split']} and {after.folder / after.facts['split']} are not of the same "
+            f"{before.folder / before.facts.split} and {after.folder / after.facts.split} are not of the same "
             "tokens: evaluate both on the same split of the same token files"
         )
     if not 0 <= skip < len(before.targets):

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _index_info(options: argparse.Namespace, world: World) -> int:
     from distlm.index import index_info
     from distlm.runtime.rundir import RunDir
 
-    return print_once(json.dumps(index_info(RunDir(Path(config_of(options).run_dir)).index), indent=1), world)
+    return print_once(json.dumps(index_info(RunDir(Path(config_of(options).run_dir)).index).tree(), indent=1), world)
 
 
 def _index_merge(stage: Handler, options: argparse.Namespace, world: World) -> int:
@@ -65,7 +65,7 @@ def _index_merge(stage: Handler, options: argparse.Namespace, world: World) -> i
     with StopFlag() as stop:
         found = join_indexes(comm, stop, parts, out, options.ids, options.gaps)
     comm.close()
-    return print_once(f"index merge: {out}: {one_line(found)}", world)
+    return print_once(f"index merge: {out}: {one_line({**found.tree(), 'parts': len(found.parts)})}", world)
 
 
 def _index_search(options: argparse.Namespace, world: World) -> int:
@@ -150,7 +150,7 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _alone(options: argparse.Namespace, world: World, word: str, act: Callable[[], dict[str, object]]) -> int:
+def _alone(options: argparse.Namespace, world: World, word: str, act: Callable[[], Mapping[str, object]]) -> int:
     from distlm.runtime.stage import set_threads
 
     if options.words:

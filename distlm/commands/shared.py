@@ -1,8 +1,7 @@
 """What the verbs share: the configuration that they were given, and printing once."""
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from distlm.config.load import load_config, split_words
 from distlm.config.schema import RunConfig
@@ -30,10 +29,10 @@ def print_once(text: str, world: World) -> int:
     return EXIT_DONE
 
 
-def one_line(summary: dict[str, Any]) -> str:
+def one_line(summary: Mapping[str, object]) -> str:
     """name=value of a stage's figures."""
 
-    def show(value: Any) -> str:
+    def show(value: object) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
     return " ".join(f"{key}={show(value)}" for key, value in summary.items() if not isinstance(value, dict | list))

@@ -67,7 +67,7 @@ def _datastore_memmap(options: argparse.Namespace, world: World) -> int:
         raise UsageError(f"launch.share={config.launch.share}: `distlm datastore export-memmap` has no shares")
     with open_stage("datastore", config, world) as stage:
         if options.into == "import":
-            found = import_memmap(stage, options.prefix)
+            told = one_line(import_memmap(stage, options.prefix))
         else:
-            found = export_memmap(stage, options.prefix, options.keys, options.values)
-    return print_once(f"datastore {options.into}-memmap: {one_line(found)}", world)
+            told = one_line(export_memmap(stage, options.prefix, options.keys, options.values))
+    return print_once(f"datastore {options.into}-memmap: {told}", world)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.config.schema import DataConfig
+from distlm.data.records import HubSource, TextFile, TextSource
 from distlm.data.tokens import SPLITS
 from distlm.errors import DistlmError
 
@@ -21,8 +22,8 @@ _CHUNK = 8 << 20
 class Corpus:
     """Text of the three splits."""
 
-    description: dict[str, Any]
-    """What `meta.json` says about the source; for files of a folder also sha256 and bytes of each split's file."""
+    description: TextSource
+    """What `meta.json` says about the source."""
     lines: Mapping[str, int]
     """Lines of each split (rows of a hub data set, which may hold several)."""
     places: Mapping[str, str]
@@ -90,20 +91,21 @@ def _folder_corpus(files: Mapping[str, Path]) -> Corpus:
     for split, path in files.items():
         facts[split], lines[split] = _file_facts(path)
     return Corpus(
-        description={"source": "folder", "files": facts},
+        description=TextSource("folder", files=facts),
         lines=lines,
         places={split: str(path) for split, path in files.items()},
         read=lambda split: read_lines(files[split]),
     )
 
 
-def _file_facts(path: Path) -> tuple[dict[str, Any], int]:
+def _file_facts(path: Path) -> tuple[TextFile, int]:
+    """Size and hash of a file, and its lines."""
     digest, size, newlines, last = hashlib.sha256(), 0, 0, b"\n"
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
             size, newlines, last = size + len(chunk), newlines + chunk.count(b"\n"), chunk[-1:]
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}, newlines + (last != b"\n")
+    return TextFile(path.name, size, digest.hexdigest()), newlines + (last != b"\n")
 
 
 def _demo_corpus() -> Corpus:
@@ -111,7 +113,7 @@ def _demo_corpus() -> Corpus:
 
     demo = demo_text()
     return Corpus(
-        description={"source": "demo", "demo": demo.description},
+        description=TextSource("demo", demo=demo.description),
         lines={split: len(rows) for split, rows in demo.lines.items()},
         places={split: f"demo corpus, {split}" for split in SPLITS},
         read=lambda split: iter(demo.lines[split]),
@@ -121,18 +123,13 @@ def _demo_corpus() -> Corpus:
 def _hub_corpus(config: DataConfig) -> Corpus:
     tables = hub_tables("data", config.hub_name, config.hub_config, config.hub_field)
     what = hub_label("data", config.hub_name, config.hub_config)
+    rows = {split: len(table) for split, table in tables.items()}
     return Corpus(
-        description={
-            "source": "hub",
-            "hub": {
-                "name": config.hub_name,
-                "config": config.hub_config,
-                "field": config.hub_field,
-                "rows": {split: len(table) for split, table in tables.items()},
-                "datasets": metadata.version("datasets"),
-            },
-        },
-        lines={split: len(table) for split, table in tables.items()},
+        description=TextSource(
+            "hub",
+            hub=HubSource(config.hub_name, config.hub_config, config.hub_field, rows, metadata.version("datasets")),
+        ),
+        lines=rows,
         places={split: f"{what}, {split}" for split in SPLITS},
         read=lambda split: _hub_lines(tables[split], config.hub_field, f"{what}, {split}"),
     )
@@ -166,7 +163,7 @@ def load_hub(section: str, name: str, config: str) -> Any:
         ) from error
 
 
-def hub_tables(section: str, name: str, config: str, column: str, splits: Sequence[str] = SPLITS) -> dict[str, Any]:
+def hub_tables(section: str, name: str, config: str, column: str, splits: Sequence[str] = SPLITS) -> Mapping[str, Any]:
     """Split → table of the `datasets` library that has the column `column` only.
 
     Raises DistlmError, naming the settings of `section`, when the library, the data set, a split or the column is

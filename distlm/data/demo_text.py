@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from distlm.data.records import DemoSource
 from distlm.data.tokens import SPLITS
 from distlm.data.wikitext import article_lines, tokenise
 from distlm.runtime.progress import say
@@ -26,7 +26,7 @@ class DemoText:
     """Lines of each split, and what they are."""
 
     lines: dict[str, list[str]]
-    description: dict[str, Any]
+    description: DemoSource
 
 
 def demo_text() -> DemoText:
@@ -41,24 +41,20 @@ def demo_text() -> DemoText:
             f"demo corpus: {why}; using Python's help texts instead (far fewer words, other results); "
             f"for the Wikipedia articles: {INSTALL}"
         )
-        return _split(
-            list(help_articles()),
-            {
-                "source": "pydoc_data.topics",
-                "python": f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}",
-                "licence": "PSF-2.0",
-                "fallback": why,
-            },
+        lines, articles = _split(list(help_articles()))
+        python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+        return DemoText(
+            lines,
+            DemoSource(source="pydoc_data.topics", python=python, licence="PSF-2.0", fallback=why, articles=articles),
         )
-    return _split(
-        list(wikipedia_articles(path)),
-        {
-            "source": f"gensim {EXCERPT.rpartition('/')[2]}",
-            "sha256": EXCERPT_SHA256,
-            "licence": "CC BY-SA 3.0 (Wikipedia contributors)",
-            "fallback": None,
-        },
-    )
+    lines, articles = _split(list(wikipedia_articles(path)))
+    return DemoText(
+        lines,
+        DemoSource(
+            source=f"gensim {EXCERPT.rpartition('/')[2]}", sha256=EXCERPT_SHA256,
+            licence="CC BY-SA 3.0 (Wikipedia contributors)", fallback=None, articles=articles,
+        ),
+    )  # fmt: skip
 
 
 def find_excerpt() -> tuple[Path | None, str]:
@@ -100,11 +96,12 @@ def help_articles() -> Iterator[list[str]]:
         yield [f" = {name} = ", *(words for words in paragraphs if words)]
 
 
-def _split(articles: list[list[str]], description: dict[str, Any]) -> DemoText:
+def _split(articles: list[list[str]]) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Lines and number of articles of each split."""
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     number = dict.fromkeys(SPLITS, 0)
     for index, article in enumerate(articles):
         split = HELD_OUT.get(index % 20, "train")
         lines[split] += article
         number[split] += 1
-    return DemoText(lines, {**description, "articles": number})
+    return lines, number

@@ -1,8 +1,9 @@
 """The field's corpora, recognised by counts, vocabulary and hashes, so that a wrong copy is noticed before training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from distlm.data.records import EditionMatch
 from distlm.data.tokens import SPLITS
 
 
@@ -38,27 +39,7 @@ NEAR = 0.02
 """Counts within this fraction of an edition's are a near miss."""
 
 
-@dataclass(frozen=True)
-class Match:
-    """The nearest edition, what was compared, and every difference found (none: it is that edition)."""
-
-    name: str
-    compared: list[str]
-    differences: list[str] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Nothing differs."""
-        return not self.differences
-
-    def line(self) -> str:
-        """One line for people: a recognition, or a warning that says exactly what differs."""
-        if self.exact:
-            return f"recognised {self.name} (equal {', '.join(self.compared)})"
-        return f"WARNING: nearly {self.name}, but not it: {'; '.join(self.differences)}"
-
-
-def recognise(tokens: Mapping[str, int], types: int, sha256: Mapping[str, str] | None) -> Match | None:
+def recognise(tokens: Mapping[str, int], types: int, sha256: Mapping[str, str] | None) -> EditionMatch | None:
     """The edition that a corpus is or nearly is, or None.
 
     `tokens` per split, `types` as in `Edition`, `sha256` of each split's raw file or None when there are no files.
@@ -76,7 +57,7 @@ def _is_near(edition: Edition, tokens: Mapping[str, int]) -> bool:
     return any(ours == theirs for ours, theirs in pairs) or all(abs(a - b) <= NEAR * b for a, b in pairs)
 
 
-def _match(edition: Edition, tokens: Mapping[str, int], types: int, sha256: Mapping[str, str] | None) -> Match:
+def _match(edition: Edition, tokens: Mapping[str, int], types: int, sha256: Mapping[str, str] | None) -> EditionMatch:
     compared, differences = ["token counts", "vocabulary"], []
     for split, expected in zip(SPLITS, edition.tokens, strict=True):
         if tokens[split] != expected:
@@ -90,4 +71,4 @@ def _match(edition: Edition, tokens: Mapping[str, int], types: int, sha256: Mapp
         for split, digest in zip(SPLITS, edition.sha256, strict=True):
             if sha256[split] != digest:
                 differences.append(f"{split} has sha256 {sha256[split]}, {edition.name} {digest}")
-    return Match(edition.name, compared, differences)
+    return EditionMatch(edition.name, compared, differences, exact=not differences)

@@ -10,23 +10,25 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from msgspec import UNSET
 
 from distlm.config.schema import DataConfig, RunConfig
 from distlm.data.corpus import Corpus, folder_files, open_corpus
 from distlm.data.dictionary import Dictionary
 from distlm.data.editions import recognise
+from distlm.data.records import SplitFacts, TokenSettings, TokensMeta
 from distlm.data.subwords import TOKENIZER, Encoded, Subwords
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries, write_json
+from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
@@ -45,8 +47,21 @@ _DEMO_TOKENS = 530_000
 _BASE_MEMORY, _MEMORY_PER_TYPE = 160_000_000, 400
 
 
-def run_prepare(stage: Stage) -> dict[str, Any]:
-    """Text → token files. Returns folder, tokens of each split, vocabulary size, edition, and `already`: nothing done.
+class PrepareSummary(TypedDict):
+    """What the stage prints."""
+
+    folder: str
+    already: bool
+    """There was nothing to do."""
+    tokens: dict[str, int]
+    """Of each split."""
+    vocabulary: int
+    edition: str | None
+    """Of an exact copy of a published corpus."""
+
+
+def run_prepare(stage: Stage) -> PrepareSummary:
+    """Text → token files.
 
     Raises DistlmError on every rank for bad text or settings, when the folder was prepared with other settings, or
     when it holds files that are not token files. A folder already complete with the same settings is left as it is.
@@ -85,7 +100,8 @@ def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
     if not (folder / META).exists():
         return None
     tokens = TokenFiles.open(folder)
-    before, now = tokens.meta.get("settings", {}), _settings(data)
+    settings = _settings(data)
+    before, now = msgspec.to_builtins(tokens.meta.settings), msgspec.to_builtins(settings)
     changed = [
         f"data.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in dict.fromkeys([*before, *now])
@@ -96,11 +112,11 @@ def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
             f"{folder}: token files were prepared with other settings ({'; '.join(changed)}); "
             "use the same settings, or another data.tokens_dir or run_dir"
         )
-    for facts in tokens.meta.get("source", {}).get("files", {}).values():
-        path = Path(now["text_dir"]) / facts["name"]
-        if path.is_file() and path.stat().st_size != facts["bytes"]:
+    for facts in (tokens.meta.source.files or {}).values():
+        path = Path(settings.text_dir or "") / facts.name
+        if path.is_file() and path.stat().st_size != facts.bytes:
             raise DistlmError(
-                f"{path}: has {path.stat().st_size} bytes, and had {facts['bytes']} when {folder} was prepared; "
+                f"{path}: has {path.stat().st_size} bytes, and had {facts.bytes} when {folder} was prepared; "
                 f"put the old text back, or choose another data.tokens_dir or run_dir"
             )
     return tokens
@@ -148,7 +164,7 @@ def _estimate_tokens(files: Mapping[str, Path], data: DataConfig) -> int:
     return int(per_byte * sum(path.stat().st_size for path in files.values()))
 
 
-def _prepare(stage: Stage) -> dict[str, Any]:
+def _prepare(stage: Stage) -> PrepareSummary:
     data, folder = stage.config.data, stage.run.tokens(stage.config)
     if folder.exists() and not folder.is_dir():
         raise DistlmError(f"{folder}: token files need a folder, and this is a file; choose another data.tokens_dir")
@@ -174,7 +190,7 @@ def _prepare(stage: Stage) -> dict[str, Any]:
     return summary
 
 
-def _nothing_to_do(tokens: TokenFiles) -> dict[str, Any]:
+def _nothing_to_do(tokens: TokenFiles) -> PrepareSummary:
     say(f"data prepare: {tokens.folder} is complete with the same settings; nothing to do")
     return _summary(tokens, already=True)
 
@@ -211,31 +227,29 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
         with atomic_path(folder / TOKENIZER) as temporary:
             temporary.write_text(subwords.tokenizer.to_str(), "utf-8")
     dictionary.save(folder / DICTIONARY)
-    files = corpus.description.get("files")
+    files = corpus.description.files
     match = (
         None
         if subwords is not None
         else recognise(
-            {split: facts["tokens"] for split, facts in splits.items()},
+            {split: facts.tokens for split, facts in splits.items()},
             types,
-            None if files is None else {split: files[split]["sha256"] for split in SPLITS},
+            {split: files[split].sha256 for split in SPLITS} if files else None,
         )
     )
     if match is not None:
         say(f"data prepare: {match.line()}")
-    meta = {
-        "format": 1,
-        "dtype": "int32",
-        "vocabulary": len(dictionary),
-        "types": types,
-        "dictionary": dictionary.hash,
-        "splits": splits,
-        "settings": _settings(data),
-        "source": corpus.description,
-        "edition": None if match is None else {**asdict(match), "exact": match.exact},
-        **({} if subwords is None else {"tokenizer": subwords.facts}),
-    }
-    write_json(folder / META, meta)
+    TokensMeta(
+        dtype="int32",
+        vocabulary=len(dictionary),
+        types=types,
+        dictionary=dictionary.hash,
+        splits=splits,
+        settings=_settings(data),
+        source=corpus.description,
+        edition=match,
+        tokenizer=UNSET if subwords is None else subwords.facts,
+    ).write(folder / META)
 
 
 def _word_dictionary(corpus: Corpus, data: DataConfig, counts: Counter[str]) -> Dictionary:
@@ -270,9 +284,8 @@ def _write_split(
     split: str,
     encode: Callable[[Iterable[str]], Iterator[Encoded]],
     advance: Callable[[int], None],
-) -> dict[str, Any]:
-    """Encode one split to its file; its tokens, lines, <unk> tokens, words where a word has several tokens, and
-    xxh3-128 of the file."""
+) -> SplitFacts:
+    """Encode one split to its file."""
     digest, tokens, lines, unknown, words = xxhash.xxh3_128(), 0, 0, 0, 0
     with atomic_path(split_path(folder, split)) as temporary, temporary.open("wb") as stream:
         for ids, count, of_lines in encode(corpus.read(split)):
@@ -287,8 +300,7 @@ def _write_split(
             advance(count)
     if tokens == 0:
         raise DistlmError(f"{corpus.places[split]}: no lines; the {split} split needs text")
-    facts = {"tokens": tokens, "lines": lines, "unk": unknown, "hash": digest.hexdigest()}
-    return facts if words == tokens else {**facts, "words": words}
+    return SplitFacts(tokens, lines, unknown, digest.hexdigest(), UNSET if words == tokens else words)
 
 
 def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
@@ -302,22 +314,21 @@ def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
     raise RuntimeError(f"{corpus.places[split]}: the text changed while it was read")
 
 
-def _settings(data: DataConfig) -> dict[str, Any]:
+def _settings(data: DataConfig) -> TokenSettings:
     """The settings that decide the token files, for this source."""
-    settings: dict[str, Any] = {"source": data.source}
+    settings = TokenSettings(data.source)
     if data.source == "folder":
-        settings["text_dir"] = str(Path(data.text_dir).resolve())
+        settings.text_dir = str(Path(data.text_dir).resolve())
     elif data.source == "hub":
-        settings |= {"hub_name": data.hub_name, "hub_config": data.hub_config, "hub_field": data.hub_field}
+        settings.hub_name, settings.hub_config, settings.hub_field = data.hub_name, data.hub_config, data.hub_field
     if data.tokenizer:
-        return settings | {"tokenizer": Subwords.load(data.tokenizer, data.line_end).hash}
-    if given := _given_dictionary(data):
-        return settings | {"dictionary": given.hash}
-    return settings | {
-        "min_count": data.min_count,
-        "max_words": data.max_words,
-        "pad_to_multiple": data.pad_to_multiple,
-    }
+        settings.tokenizer = Subwords.load(data.tokenizer, data.line_end).hash
+    elif given := _given_dictionary(data):
+        settings.dictionary = given.hash
+    else:
+        settings.min_count, settings.max_words = data.min_count, data.max_words
+        settings.pad_to_multiple = data.pad_to_multiple
+    return settings
 
 
 def _given_dictionary(data: DataConfig) -> Dictionary | None:
@@ -329,14 +340,14 @@ def _given_dictionary(data: DataConfig) -> Dictionary | None:
     return Dictionary.load(Path(data.dictionary))
 
 
-def _summary(tokens: TokenFiles, already: bool) -> dict[str, Any]:
-    edition = tokens.meta.get("edition")
+def _summary(tokens: TokenFiles, already: bool) -> PrepareSummary:
+    meta, edition = tokens.meta, tokens.meta.edition
     return {
         "folder": str(tokens.folder),
         "already": already,
-        "tokens": {split: facts["tokens"] for split, facts in tokens.meta["splits"].items()},
-        "vocabulary": tokens.meta["vocabulary"],
-        "edition": edition["name"] if edition and edition["exact"] else None,
+        "tokens": {split: facts.tokens for split, facts in meta.splits.items()},
+        "vocabulary": meta.vocabulary,
+        "edition": edition.name if edition and edition.exact else None,
     }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.data.dictionary import Dictionary
+from distlm.data.records import TokenizerFacts
 from distlm.errors import DistlmError
 from distlm.runtime.files import bytes_hash
 
@@ -95,10 +96,9 @@ class Subwords:
         return [names.get(number, f"madeupword{number:06d}") for number in range(size)]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> TokenizerFacts:
         """For meta.json."""
-        return {"hash": self.hash, "pieces": len(self.pieces), "line_end": self.line_end,
-                "line_end_piece": self.pieces[self.line_end]}  # fmt: skip
+        return TokenizerFacts(self.hash, len(self.pieces), self.line_end, self.pieces[self.line_end])
 
     @property
     def size(self) -> int:

@@ -14,9 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+from msgspec import structs
+
 from distlm.data.corpus import hub_label, hub_tables
 from distlm.data.documents import cuts, is_blank, is_title
 from distlm.data.shards.config import ShardsConfig
+from distlm.data.shards.records import TextFacts
 from distlm.errors import DistlmError
 from distlm.runtime.progress import say
 
@@ -39,9 +42,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one look at a source found: facts for the manifest (name, bytes, sha256) and where it can be cut."""
+    """What one look at a source found: facts for the manifest, and where it can be cut."""
 
-    facts: dict[str, Any]
+    facts: TextFacts
     segments: list[Segment]
 
 
@@ -72,10 +75,16 @@ def open_sources(config: ShardsConfig) -> dict[str, list[Source]]:
         return _demo_sources(config.splits)
     tables = hub_tables("shards", config.hub_name, config.hub_config, config.hub_field, config.splits)
     what = hub_label("shards", config.hub_name, config.hub_config)
-    facts = {"hub": config.hub_name, "config": config.hub_config, "field": config.hub_field}
-    facts["datasets"], whole = metadata.version("datasets"), config.documents == "whole"
+    version, whole = metadata.version("datasets"), config.documents == "whole"
+
+    def facts(split: str) -> TextFacts:
+        return TextFacts(
+            name=split, hub=config.hub_name, config=config.hub_config, field=config.hub_field, datasets=version,
+            sha256="", text=0,
+        )  # fmt: skip
+
     return {
-        split: [TableSource(split, f"{what}, {split}", len(table), _column(table, config.hub_field), facts, whole)]
+        split: [TableSource(facts(split), f"{what}, {split}", len(table), _column(table, config.hub_field), whole)]
         for split, table in tables.items()
     }
 
@@ -130,8 +139,8 @@ class FileSource:
         with self.path.open("rb") as stream:
             while block := stream.read(_BLOCK):
                 digest.update(block)
-        facts = {"name": self.name, "bytes": self.path.stat().st_size, "sha256": digest.hexdigest(), "text": size}
-        return Scan(facts, segments)
+        size_on_disk = self.path.stat().st_size
+        return Scan(TextFacts(name=self.name, bytes=size_on_disk, sha256=digest.hexdigest(), text=size), segments)
 
     def lines(self, segment: Segment, advance: Callable[[int], None]) -> Iterator[str]:
         with _readable(self.path):
@@ -216,11 +225,10 @@ class TableSource:
     """Rows of text, each a line (or several) or a document."""
 
     def __init__(
-        self, name: str, place: str, rows: int, read: Callable[[int, int], Iterator[Any]], facts: dict[str, Any],
-        whole: bool = False,
-    ) -> None:  # fmt: skip
-        """`read` gives the rows [start, end); `facts` go into the manifest; `whole`: a row is a document."""
-        self.name, self._place, self._rows, self._read, self._facts = name, place, rows, read, facts
+        self, facts: TextFacts, place: str, rows: int, read: Callable[[int, int], Iterator[Any]], whole: bool = False
+    ) -> None:
+        """`facts`: what is known before reading; `read` gives the rows [start, end); `whole`: a row is a document."""
+        self.name, self._place, self._rows, self._read, self._facts = facts.name, place, rows, read, facts
         self._whole = whole
 
     def rule(self, rule: str) -> str:
@@ -249,7 +257,7 @@ class TableSource:
             check(len(data) + 1)
         if self._rows > start:
             segments.append(Segment(number, start, self._rows, size))
-        facts = {"name": self.name, **self._facts, "rows": self._rows, "sha256": digest.hexdigest(), "text": total}
+        facts = structs.replace(self._facts, rows=self._rows, sha256=digest.hexdigest(), text=total)
         return Scan(facts, segments)
 
     def lines(self, segment: Segment, advance: Callable[[int], None]) -> Iterator[str]:
@@ -288,6 +296,9 @@ def _demo_sources(splits: Sequence[str]) -> dict[str, list[Source]]:
     from distlm.data.demo_text import demo_text
 
     demo = demo_text()
+    known = structs.asdict(demo.description)
+    # That is of the package's file; these facts are of the rows.
+    del known["sha256"]
     sources: dict[str, list[Source]] = {}
     for split in splits:
         articles: list[list[str]] = []
@@ -298,8 +309,8 @@ def _demo_sources(splits: Sequence[str]) -> dict[str, list[Source]]:
         rows = ["\n".join(lines) for lines in articles]
         sources[split] = [
             TableSource(
-                split, f"demo corpus, {split}", len(rows), lambda start, end, rows=rows: iter(rows[start:end]),  # type: ignore[misc]
-                demo.description, whole=True,
+                TextFacts(name=split, sha256="", text=0, **known), f"demo corpus, {split}", len(rows),
+                lambda start, end, rows=rows: iter(rows[start:end]), whole=True,  # type: ignore[misc]
             )
         ]  # fmt: skip
     return sources

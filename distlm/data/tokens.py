@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distlm.data.dictionary import Dictionary
+from distlm.data.records import TokenizerFacts, TokensMeta
 from distlm.errors import DistlmError
-from distlm.runtime.files import json_hash, read_json
+from distlm.runtime.files import json_hash
 
 SPLITS = ("train", "valid", "test")
 DTYPE = np.dtype("<i4")
@@ -27,7 +27,7 @@ class TokenFiles:
     """An opened folder of token files: `{train,valid,test}.bin`, `dict.txt`, `meta.json` (the completeness marker)."""
 
     folder: Path
-    meta: dict[str, Any]
+    meta: TokensMeta
     dictionary: Dictionary
 
     @classmethod
@@ -40,17 +40,11 @@ class TokenFiles:
         folder = Path(folder)
         if not (folder / META).is_file():
             raise DistlmError(f"{folder}: no finished token files here (no {META}); run `distlm data prepare` first")
-        meta = read_json(folder / META, "description of token files")
-        if not isinstance(meta, dict) or not {"splits", "dictionary", "vocabulary"} <= set(meta):
-            raise DistlmError(
-                f"{folder / META}: not a description of token files; delete it and run `distlm data prepare`"
-            )
-        if meta.get("dtype") != "int32":
-            raise DistlmError(
-                f"{folder / META}: dtype {meta.get('dtype')!r}, expected 'int32'; run `distlm data prepare`"
-            )
-        for split, facts in meta["splits"].items():
-            path, expected = split_path(folder, split), facts["tokens"] * DTYPE.itemsize
+        meta = TokensMeta.read(folder / META)
+        if meta.dtype != "int32":
+            raise DistlmError(f"{folder / META}: dtype {meta.dtype!r}, expected 'int32'; run `distlm data prepare`")
+        for split, facts in meta.splits.items():
+            path, expected = split_path(folder, split), facts.tokens * DTYPE.itemsize
             size = path.stat().st_size if path.is_file() else None
             if size != expected:
                 found = "it is missing" if size is None else f"it has {size} bytes"
@@ -59,36 +53,35 @@ class TokenFiles:
                     f"delete {folder / META} and run `distlm data prepare`"
                 )
         dictionary = Dictionary.load(folder / DICTIONARY)
-        if dictionary.hash != meta["dictionary"]:
+        if dictionary.hash != meta.dictionary:
             raise DistlmError(
                 f"{folder / DICTIONARY}: not the dictionary these token files were made with (hash {dictionary.hash}, "
-                f"{META} says {meta['dictionary']}); put the right file back or prepare again"
+                f"{META} says {meta.dictionary}); put the right file back or prepare again"
             )
         return cls(folder, meta, dictionary)
 
     def split(self, name: str) -> np.memmap:
         """Ids of a split, read-only: int32 [tokens]. Raises DistlmError naming the split when there is none."""
-        if name not in self.meta["splits"]:
-            raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta['splits'])}")
+        if name not in self.meta.splits:
+            raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta.splits)}")
         return np.memmap(split_path(self.folder, name), DTYPE, "r")
 
     def words(self, name: str) -> int:
         """Words of a split, line ends counted: its tokens, unless these are sub-words. Perplexity is per word."""
-        facts = self.meta["splits"][name]
-        return int(facts.get("words", facts["tokens"]))
+        facts = self.meta.splits[name]
+        return facts.words or facts.tokens
 
     def tokens_per_word(self, name: str) -> float:
         """1 unless the tokens are sub-words."""
-        return float(self.meta["splits"][name]["tokens"] / self.words(name))
+        return self.meta.splits[name].tokens / self.words(name)
 
     @property
-    def tokenizer(self) -> dict[str, Any] | None:
-        """Facts of the tokenizer (subwords.Subwords.facts) when the tokens are sub-words."""
-        found: dict[str, Any] | None = self.meta.get("tokenizer")
-        return found
+    def tokenizer(self) -> TokenizerFacts | None:
+        """The tokenizer when the tokens are sub-words."""
+        return self.meta.tokenizer or None
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the dictionary and of every split's count and content: equal for equal token files."""
-        splits = {name: [facts["tokens"], facts["hash"]] for name, facts in self.meta["splits"].items()}
-        return json_hash({"dictionary": self.meta["dictionary"], "splits": splits})
+        splits = {name: [facts.tokens, facts.hash] for name, facts in self.meta.splits.items()}
+        return json_hash({"dictionary": self.meta.dictionary, "splits": splits})

@@ -8,8 +8,8 @@ from distlm.data.tokens import DTYPE, TokenFiles
 from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError
-from distlm.models.card import read_model_card
-from distlm.models.described import causal, causal_kind, model_of, model_of_card, parameter_count
+from distlm.models.card import model_of_card, read_model_card
+from distlm.models.described import causal, causal_kind, model_of, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir

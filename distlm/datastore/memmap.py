@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distlm.datastore.manifest import Shard, planned_shard, write_sidecar
+from distlm.datastore.manifest import planned_shard, write_sidecar
 from distlm.datastore.plan import ShardPlan
 from distlm.datastore.reader import Datastore
+from distlm.datastore.records import Shard
 from distlm.datastore.shard_writer import ShardWriter
-from distlm.datastore.writer import Fill, StoreJob, fill_store, open_job
+from distlm.datastore.writer import Fill, StoreJob, StoreSummary, fill_store, open_job
 from distlm.errors import DistlmError
 from distlm.runtime.files import require_free_disk, sync_file, sync_folder
 from distlm.runtime.progress import Progress
@@ -78,7 +79,7 @@ class RawStore:
         return found
 
 
-def import_memmap(stage: Stage, prefix: str) -> dict[str, Any]:
+def import_memmap(stage: Stage, prefix: str) -> StoreSummary:
     """PREFIX_keys.npy and PREFIX_vals.npy become RUN/datastore; finished shards of an earlier start are kept.
 
     The rows must be those that `datastore write` would store: N = tokens − datastore.context_window of
@@ -98,7 +99,7 @@ def import_memmap(stage: Stage, prefix: str) -> dict[str, Any]:
     return fill_store(stage, job, fill)
 
 
-def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: str = "int64") -> dict[str, Any]:
+def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: str = "int64") -> dict[str, int | str]:
     """RUN/datastore as PREFIX_keys.npy and PREFIX_vals.npy, every rank its own rows; a killed start begins anew.
 
     `key_dtype`: float16 or float32; empty: the store's. The files appear, whole, when all rows are written.

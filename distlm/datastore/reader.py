@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from distlm.datastore.manifest import (
-    Manifest,
-    Shard,
     file_problem,
     keys_path,
     read_manifest,
@@ -17,6 +15,7 @@ from distlm.datastore.manifest import (
     store_bytes,
     values_path,
 )
+from distlm.datastore.records import Manifest, Shard
 from distlm.errors import DistlmError
 
 __all__ = ["Datastore", "Shard"]
@@ -63,37 +62,37 @@ class Datastore:
     @property
     def width(self) -> int:
         """D."""
-        return self.manifest.settings.width
+        return self.manifest.width
 
     @property
     def key_dtype(self) -> np.dtype[np.floating]:
         """float16 or float32."""
-        return np.dtype(self.manifest.settings.key_dtype)
+        return np.dtype(self.manifest.key_dtype)
 
     @property
     def shards(self) -> list[Shard]:
         """In row order; shard i is shards[i]."""
-        return list(self.manifest.shards)
+        return self.manifest.shards
 
     @property
     def tap(self) -> str:
         """Hidden state that became the key."""
-        return self.manifest.settings.tap
+        return self.manifest.tap
 
     @property
     def vocabulary(self) -> int:
         """V: values are below it."""
-        return self.manifest.settings.vocabulary
+        return self.manifest.vocabulary
 
     @property
     def model_fingerprint(self) -> str:
         """Of the model that made the keys."""
-        return self.manifest.settings.model
+        return self.manifest.model
 
     @property
     def dictionary_hash(self) -> str:
         """Of the dictionary that the values are ids of."""
-        return self.manifest.settings.dictionary
+        return self.manifest.dictionary
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -13,9 +12,12 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import xxhash
+from msgspec import structs
 from torch import Tensor
 
-from distlm.datastore.manifest import VALUE_DTYPE, Settings, Shard, shard_files
+from distlm.datastore.manifest import VALUE_DTYPE, shard_files
+from distlm.datastore.records import Shard
+from distlm.datastore.settings import Settings
 from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path
 
@@ -101,7 +103,7 @@ class ShardWriter:
             if rows != self._shard.rows:
                 raise ValueError(f"shard {self._shard.index}: {rows} rows were put, planned were {self._shard.rows}")
         # Here both files are in their places, fsynced and renamed.
-        self.finished = replace(
+        self.finished = structs.replace(
             self._shard, keys_hash=keys_file.digest.hexdigest(), values_hash=values_file.digest.hexdigest()
         )
 

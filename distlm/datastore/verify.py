@@ -11,14 +11,13 @@ import xxhash
 from distlm.datastore.manifest import (
     MANIFEST,
     VALUE_DTYPE,
-    Settings,
-    Shard,
     file_problem,
     read_manifest,
     shard_files,
     sidecar_path,
     store_bytes,
 )
+from distlm.datastore.settings import Settings
 from distlm.errors import DistlmError
 from distlm.runtime.lock import is_lock
 from distlm.runtime.progress import Progress
@@ -55,11 +54,11 @@ def verify_datastore(folder: Path) -> list[str]:
     return problems
 
 
-def datastore_info(folder: Path) -> dict[str, Any]:
+def datastore_info(folder: Path) -> dict[str, object]:
     """What a store holds, finished or not, from its manifest alone. Raises DistlmError when there is none."""
     manifest = read_manifest(Path(folder))
     tree = manifest.tree()
-    shards: list[Shard] = list(manifest.shards)
+    shards = manifest.shards
     done = [shard for shard in shards if shard.done or sidecar_path(Path(folder), shard.index).exists()]
     del tree["shards"]
     return {

@@ -6,7 +6,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ from distlm.datastore.extract import batches_of_hidden_states
 from distlm.datastore.manifest import (
     MANIFEST,
     SIDECARS,
-    Manifest,
-    Settings,
-    Shard,
     keys_path,
     planned_manifest,
     planned_shard,
@@ -30,15 +27,16 @@ from distlm.datastore.manifest import (
     sidecar_path,
     store_bytes,
     values_path,
-    write_manifest,
     write_sidecar,
 )
 from distlm.datastore.manifest import file_problem as problem_of
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.settings import Settings
 from distlm.datastore.shard_writer import ShardWriter
 from distlm.errors import DistlmError
-from distlm.models.card import model_fingerprint, read_model_card
-from distlm.models.described import causal, model_of_card, require_tap
+from distlm.models.card import model_fingerprint, model_of_card, read_model_card
+from distlm.models.described import causal, require_tap
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
@@ -71,13 +69,25 @@ class StoreJob:
     settings: Settings
 
 
-def run_datastore_write(stage: Stage) -> dict[str, Any]:
+class StoreSummary(TypedDict):
+    """What the stage prints."""
+
+    rows: int
+    """Of the store, or the share; so are width, shards and bytes."""
+    width: int
+    shards: int
+    bytes: int
+    seconds: float
+    """Of this start; so are rows_written and rows_per_s."""
+    rows_written: int
+    rows_per_s: float
+
+
+def run_datastore_write(stage: Stage) -> StoreSummary:
     """Write RUN/datastore; finished shards of an earlier start are kept.
 
     With launch.share=K/N this process writes the shards K, K+N, … only, at once with other shares, and leaves the
     store unfinished: the same command without it completes it.
-    Returns rows, width, shards and bytes of the store (or share), and seconds, rows_written and rows_per_s of this
-    start.
     Raises DistlmError on every rank for: an unknown tap, a model of another dictionary, blocks that do not fit,
     a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
     datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
@@ -91,7 +101,7 @@ def run_datastore_write(stage: Stage) -> dict[str, Any]:
     return fill_store(stage, job, fill)
 
 
-def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> dict[str, Any]:
+def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> StoreSummary:
     """Write the shards of a store that are not there; what `fill` gives writes one. Otherwise as run_datastore_write.
 
     `fill` is called once, on every rank, and only when there is something to write.
@@ -114,7 +124,7 @@ def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> dict[st
             rank0_first(comm, lambda: _finish(job, whole, told or []))
     seconds = time.monotonic() - start
     written = sum(shard.rows for shard in left)
-    summary = {
+    summary: StoreSummary = {
         "rows": sum(shard.rows for shard in shards),
         "width": job.settings.width,
         "shards": len(shards),
@@ -157,18 +167,19 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     store = config.datastore
     checkpoint = run.model_checkpoint(config)
     card = read_model_card(checkpoint)
-    require_tap(causal(model_of_card(card)), store.tap, "datastore.tap")
+    model = causal(model_of_card(card))
+    require_tap(model, store.tap, "datastore.tap")
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)
     plan = plan_store(
         len(ids), store.context_window, store.block, store.batch_blocks, store.rows_per_shard,
-        card["config"]["max_positions"],
+        model.max_positions,
     )  # fmt: skip
     settings = Settings(
         split=store.split, tap=store.tap, context_window=store.context_window, block=store.block,
         batch_blocks=store.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=store.key_dtype,
-        width=card["config"]["width"], vocabulary=card["vocabulary"], model=model_fingerprint(checkpoint),
+        width=model.width, vocabulary=card.vocabulary, model=model_fingerprint(checkpoint),
         dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
     )  # fmt: skip
     return StoreJob(run.datastore, checkpoint, ids, plan, settings)
@@ -202,7 +213,7 @@ def _begin(job: StoreJob, share: Share | None) -> dict[int, Shard]:
         for shard in manifest.shards:
             if shard.index not in damaged:
                 write_sidecar(folder, settings, shard)
-    write_manifest(folder, planned_manifest(settings, job.plan))
+    planned_manifest(settings, job.plan).write(folder / MANIFEST)
     return _keep_whole(job, shards)
 
 
@@ -221,7 +232,7 @@ def _begin_share(job: StoreJob, share: Share, manifest: Manifest | None) -> dict
         for path, *_ in shard_files(job.folder, job.settings, planned_shard(shard)):
             sweep_temporaries(job.folder, path.name)
     if manifest is None:
-        write_manifest(job.folder, planned_manifest(job.settings, job.plan))
+        planned_manifest(job.settings, job.plan).write(job.folder / MANIFEST)
     say(f"{_LABEL}: share {share} of {len(job.plan.shards)} shards; a run without launch.share completes the store")
     return _keep_whole(job, shards)
 
@@ -307,7 +318,8 @@ def _finish(job: StoreJob, whole: dict[int, Shard], told: list[list[Shard]]) -> 
     if read_manifest(job.folder).complete:
         return
     shards = whole | {shard.index: shard for of_rank in told for shard in of_rank}
-    write_manifest(job.folder, Manifest(job.settings, job.plan.rows, tuple(shards[i] for i in sorted(shards)), True))
+    written = [shards[number] for number in sorted(shards)]
+    Manifest.of_store(job.settings, job.plan.rows, written, complete=True).write(job.folder / MANIFEST)
     _remove_sidecars(job.folder)
 
 

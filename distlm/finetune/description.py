@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from distlm.models.kind import Description
+from distlm.models.plm.description import Backbone
 
 
 @dataclass
@@ -12,8 +13,8 @@ class TaskModelConfig(Description):
 
     KIND: ClassVar[str] = "plm_task"
 
-    backbone: dict[str, Any] = field(default_factory=dict)
-    """Hugging Face's configuration, all but the vocabulary's size."""
+    backbone: Backbone = field(default_factory=dict)
+    """Hugging Face's configuration."""
     memory: dict[str, Any] = field(default_factory=dict)
     """MemoryConfig; empty: no memory."""
     seed: int = 1

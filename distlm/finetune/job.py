@@ -21,6 +21,7 @@ from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
 from distlm.finetune.objective import TaskModule
 from distlm.finetune.plan import plan_finetune_rows
+from distlm.finetune.records import FinetuneState, TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.config import MemoryConfig
@@ -33,6 +34,7 @@ from distlm.models.plm.memory_job import MemoryJob
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
 from distlm.optim.schedule import learning_rate
+from distlm.runtime.metrics import Values
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume
@@ -46,7 +48,7 @@ EXTRA = "memory-extra.safetensors"
 """What a checkpoint keeps of a memory whose values are frozen: all but the values."""
 
 
-class FinetuneJob(MemoryJob):
+class FinetuneJob(MemoryJob[FinetuneState]):
     """`stage.config.train` is what `train_config` makes of the section finetune; `stage.run` the seed's own folder."""
 
     unit = ROWS_PER_S
@@ -75,15 +77,9 @@ class FinetuneJob(MemoryJob):
         self.config, self.task, self.source, self.exchange = config, task, source, exchange
         self.updates = train.updates
         self.scorer = TaskScorer(task, train.micro_blocks)
-        self.before: dict[str, Any] | None = None
+        self.before: dict[str, TaskMemoryUse] | None = None
 
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {
-            "blocks_per_update": self.train.blocks_per_update,
-            "source": self.source.fingerprint,
-        }
-
-    def begin(self, resume: Resume | None) -> None:
+    def begin(self, resume: Resume[FinetuneState] | None) -> None:
         super().begin(resume)
         if resume is None and self.net.memories:
             self.before = self._score().memory
@@ -94,7 +90,7 @@ class FinetuneJob(MemoryJob):
         together(self.comm, self._load_memory)
         return self.net
 
-    def resumed(self, resume: Resume) -> None:
+    def resumed(self, resume: Resume[FinetuneState]) -> None:
         if (resume.folder / EXTRA).exists():
             self._load_memory()
             extra = safetensors.torch.load_file(resume.folder / EXTRA)
@@ -119,12 +115,15 @@ class FinetuneJob(MemoryJob):
         first, second = self.train.adam_betas
         return torch.optim.AdamW(groups, lr=self.train.lr, betas=(first, second), eps=self.train.adam_eps, fused=True)
 
-    def fresh_state(self) -> dict[str, Any]:
-        return {"epochs": [], "memory_before": self.before}
+    def fresh_state(self) -> FinetuneState:
+        return self.state_of(
+            FinetuneState, blocks_per_update=self.train.blocks_per_update, source=self.source.fingerprint,
+            memory_before=self.before,
+        )  # fmt: skip
 
-    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+    def run_update(self, state: FinetuneState) -> tuple[Outcome, float]:
         """The loss is the mean over the update's rows."""
-        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        train, micro, engine, update = self.train, self.micro, self.engine, state.update
         rate, rows = learning_rate(train, update), self.task.train
         numbers = rows_for_update(train.seed, update, train.blocks_per_update, len(rows))
         # DeepSpeed averages over the pieces of all ranks, hence their number as a factor.
@@ -154,21 +153,20 @@ class FinetuneJob(MemoryJob):
         part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
         return combine(part, (), micro, step, train.precision), rate
 
-    def validation_due(self, state: dict[str, Any]) -> bool:
+    def validation_due(self, state: FinetuneState) -> bool:
         """At the end of each epoch."""
         rows, size = len(self.task.train), self.train.blocks_per_update
-        done = state["update"] * size
+        done = state.update * size
         return self.finished(state) or done // rows > (done - size) // rows
 
-    def validate(self, state: dict[str, Any]) -> Validation:
+    def validate(self, state: FinetuneState) -> Validation:
         return self._score()
 
-    def judged(self, state: dict[str, Any], result: Validation) -> dict[str, Any]:
+    def judged(self, state: FinetuneState, result: Validation) -> Values:
         assert isinstance(result, TaskValidation)
-        found = {"update": state["update"], "loss": result.loss, **result.scores}
-        state["epochs"].append(found)
+        state.epochs.append({"update": state.update, "loss": result.loss, **result.scores})
         if self.finished(state):
-            state["memory_after"] = result.memory
+            state.memory_after = result.memory
         return {}
 
     def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:

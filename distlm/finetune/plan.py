@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.tasks.glue import TASKS, read_glue
 from distlm.finetune.tasks.squad import read_squad
-from distlm.models.card import CARD, read_model_card
+from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.io import card_parameters
 from distlm.models.plm.config import FinetuneConfig, PlmRun
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import cut_rows
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -62,6 +64,8 @@ def _sizes(config: PlmRun) -> tuple[int, int, list[str]]:
         what = "not a checkpoint of distlm" if config.finetune.checkpoint else "no checkpoint yet"
         return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
     card = read_model_card(folder)
-    memory = card["config"].get("memory") or {}
-    width = backbone_sizes(card["config"]["backbone"]).width
+    described = model_of_card(card)
+    if not isinstance(described, PlmModel | TaskModelConfig):
+        return _BASE, 0, [f"{folder}: a {card.kind}, not a masked language model"]
+    memory, width = described.memory, backbone_sizes(described.backbone).width
     return card_parameters(card), len(memory.get("positions", [])) * memory.get("sub_keys", 0) ** 2 * width, []

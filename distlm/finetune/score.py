@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,13 @@ from torch import Tensor
 from distlm.finetune.data import TaskData
 from distlm.finetune.model import TaskModel
 from distlm.finetune.objective import TaskOutput
+from distlm.finetune.records import LabelsApart, TaskMemoryUse
 from distlm.finetune.tasks.features import Rows
 from distlm.finetune.tasks.spans import CANDIDATES
 from distlm.memory import measures
+from distlm.memory.records import MemoryUse
 from distlm.memory.usage import Usage, UsageCounts
+from distlm.runtime.metrics import Values
 from distlm.training.engine import Engine
 from distlm.training.validate import Validation, not_finite
 
@@ -27,8 +29,8 @@ class TaskValidation(Validation):
     """A dev set's loss (per row) and metrics. `tokens` are rows."""
 
     scores: dict[str, float]
-    memory: dict[str, Any]
-    """Layer → measures of use on (the first split of) dev; for a task of labels also how the labels differ."""
+    memory: dict[str, TaskMemoryUse]
+    """Layer → use on (the first split of) dev; for a task of labels also how the labels differ."""
 
     @property
     def text(self) -> str:
@@ -36,17 +38,17 @@ class TaskValidation(Validation):
         return f"dev loss {self.loss:.4f}, {found} ({self.rule})"
 
     @property
-    def values(self) -> dict[str, Any]:
-        memory: dict[str, Any] = {}
+    def values(self) -> Values:
+        memory: dict[str, float | None] = {}
         for layer, found in self.memory.items():
-            labels = found.get("labels", {})
-            measured = {name: value for name, value in found.items() if name != "labels"}
-            measured |= {f"labels/{pair}/{name}": labels[pair][name] for pair in labels for name in labels[pair]}
+            measured: dict[str, float | None] = {name: getattr(found, name) for name in MemoryUse.__struct_fields__}
+            for pair, apart in (found.labels or {}).items():
+                measured |= {f"labels/{pair}/kl": apart.kl, f"labels/{pair}/iou": apart.iou}
             memory |= {f"memory/{layer}/dev/{name}": value for name, value in measured.items()}
         return {"valid/loss": self.loss, **{f"dev/{name}": value for name, value in self.scores.items()}, **memory}
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> dict[str, float]:
         return {"valid_loss": self.loss, **self.scores}
 
 
@@ -182,21 +184,25 @@ def _reduce(counters: Mapping[int, Usage], net: TaskModel, use: _Use) -> None:
         use[layer].append(usage.reduced(net.memories[layer].exchange))
 
 
-def _measures(counts: list[UsageCounts], labels: tuple[str, ...]) -> dict[str, Any]:
+def _measures(counts: list[UsageCounts], labels: tuple[str, ...]) -> TaskMemoryUse:
     """Of all rows, and `labels`: "B|A" → KL(B ‖ A) and IOU of the top-1 reads of two labels (Kim & Jung, Fig. 4)."""
-    found: dict[str, Any] = {name: _number(value) for name, value in UsageCounts.total(counts).measures().items()}
+    found = UsageCounts.total(counts).measures()
+    use = TaskMemoryUse(
+        mu=_number(found.mu), top1_mu=_number(found.top1_mu), kl_u=_number(found.kl_u), kl_w=_number(found.kl_w),
+        gini=_number(found.gini),
+    )  # fmt: skip
     if labels:
         pairs = [(i, j) for i in range(len(labels)) for j in range(i + 1, len(labels))]
-        found["labels"] = {
-            f"{labels[j]}|{labels[i]}": {
-                "kl": _number(measures.class_divergence(counts[j].top1, counts[i].top1)),
-                "iou": _number(measures.intersection_over_union(counts[j].top1, counts[i].top1)),
-            }
+        use.labels = {
+            f"{labels[j]}|{labels[i]}": LabelsApart(
+                _number(measures.class_divergence(counts[j].top1, counts[i].top1)),
+                _number(measures.intersection_over_union(counts[j].top1, counts[i].top1)),
+            )
             for i, j in pairs
         }
-    return found
+    return use
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | None) -> float | None:
     """JSON has no NaN."""
-    return value if np.isfinite(value) else None
+    return value if value is not None and np.isfinite(value) else None

@@ -19,13 +19,15 @@ from distlm.errors import DistlmError
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
 from distlm.memory.values.files import load_table
-from distlm.models.card import CARD
+from distlm.models.card import CARD, model_of_card
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
+from distlm.models.plm.description import Backbone, PlmModel
 from distlm.models.plm.export import has_memory, value_hashes, without_values
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
+from distlm.models.records import ModelCard
 from distlm.runtime.files import bytes_hash, json_hash
 
 _PADDED_VOCABULARY = 128
@@ -42,7 +44,7 @@ class Source:
     """As errors call it."""
     folder: Path | None
     """Where the memory's files are; None: a model without memory that distlm did not write."""
-    backbone: dict[str, Any]
+    backbone: Backbone
     memory: dict[str, Any]
     seed: int
     """Of the memory's keys."""
@@ -109,17 +111,17 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
         folder = found[-1]
     name = f"finetune.checkpoint={folder}"
     weights, card = read_weights(folder)
-    if card["kind"] not in ("plm", "plm_task"):
-        raise DistlmError(f"{name}: a {card['kind']}, not a masked language model")
-    memory = card["config"]["memory"]
-    for layer in memory.get("positions", []):
+    described = model_of_card(card)
+    if not isinstance(described, PlmModel | TaskModelConfig):
+        raise DistlmError(f"{name}: a {card.kind}, not a masked language model")
+    for layer in described.memory.get("positions", []):
         _require_memory(name, folder, layer)
     tokenizer = _tokenizer_of(config, folder, shards, card)
     tokenizer_hash = hash_of_tokenizer(tokenizer)
     return Source(
-        name, folder, card["config"]["backbone"], memory, card["config"]["seed"], card["vocabulary"], weights,
-        tokenizer, tokenizer_hash, int(card["config"]["backbone"]["pad_token_id"]),
-        json_hash([card["weights"], marked_hashes(folder, "memory-"), tokenizer_hash]),
+        name, folder, described.backbone, described.memory, described.seed, card.vocabulary, weights,
+        tokenizer, tokenizer_hash, int(described.backbone["pad_token_id"]),
+        json_hash([card.weights, marked_hashes(folder, "memory-"), tokenizer_hash]),
     )  # fmt: skip
 
 
@@ -151,13 +153,13 @@ def read_tokenizer(path: Path, wanted: str) -> Any:
     return tokenizer
 
 
-def _tokenizer_of(config: FinetuneConfig, folder: Path, shards: Path, card: Mapping[str, Any]) -> Any:
-    if card["kind"] == "plm":
-        wordpiece = _wordpiece(config, folder, shards, card["dictionary"], card["vocabulary"])
+def _tokenizer_of(config: FinetuneConfig, folder: Path, shards: Path, card: ModelCard) -> Any:
+    if card.kind == PlmModel.KIND:
+        wordpiece = _wordpiece(config, folder, shards, card.dictionary, card.vocabulary)
         tokenizer = wordpiece.bare_tokenizer()
         tokenizer.post_processor = wordpiece.tokenizer().post_processor
         return tokenizer
-    return read_tokenizer(folder / TOKENIZER, card["dictionary"])
+    return read_tokenizer(folder / TOKENIZER, card.dictionary)
 
 
 def _wordpiece(config: FinetuneConfig, folder: Path, shards: Path, wanted: str, size: int) -> WordPiece:
@@ -201,7 +203,7 @@ def _hugging_face(config: FinetuneConfig) -> Source:
                 f"{name}: neither a run directory or checkpoint of distlm, nor a folder or name on the hub that "
                 f"transformers can read ({error})"
             ) from error
-    found: dict[str, Any] = model.config.to_dict()
+    found: Backbone = model.config.to_dict()
     if found["model_type"] not in ("bert", "distilbert", "roberta"):
         raise DistlmError(f"{name}: a {found['model_type']}; bert, distilbert and roberta are known")
     size = found.pop("vocab_size")
@@ -288,10 +290,11 @@ def load_task_model(folder: Path, device: torch.device | str = "cpu") -> tuple[T
     Raises DistlmError for another kind of model and for missing or damaged files.
     """
     weights, card = read_weights(folder)
-    if card["kind"] != "plm_task":
-        raise DistlmError(f"{folder}: a {card['kind']}, not a fine-tuned model")
-    tokenizer = read_tokenizer(folder / TOKENIZER, card["dictionary"])
-    model = TaskModel(TaskModelConfig(**card["config"]), card["vocabulary"])
+    described = model_of_card(card)
+    if not isinstance(described, TaskModelConfig):
+        raise DistlmError(f"{folder}: a {card.kind}, not a fine-tuned model")
+    tokenizer = read_tokenizer(folder / TOKENIZER, card.dictionary)
+    model = TaskModel(described, card.vocabulary)
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
     for layer, memory in model.memories.items():

@@ -10,22 +10,33 @@ import gc
 import shutil
 import statistics
 import time
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.job import FinetuneJob, train_config
 from distlm.finetune.plan import plan_finetune, plan_finetune_rows
+from distlm.finetune.records import (
+    FinetuneResults,
+    FinetuneSettings,
+    FinetuneState,
+    MemoryChange,
+    Scores,
+    SeedResult,
+    TaskMemoryUse,
+)
 from distlm.finetune.source import Source, open_source
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.runtime import metrics
-from distlm.runtime.files import read_json, require_free_disk, write_json
+from distlm.runtime.files import require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first, together
@@ -35,11 +46,7 @@ from distlm.runtime.stage import Stage
 from distlm.training.loop import run_job
 
 SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
-# What may differ between two starts that go on with the same results.
-_FREE = (
-    "seeds", "deepspeed", "save_every", "keep_models", "max_updates_this_run", "data_dir", "hub_name", "source",
-    "checkpoint", "tokenizer",
-)  # fmt: skip
+_Use = dict[str, TaskMemoryUse]
 
 
 def run_finetune(stage: Stage) -> dict[str, Any]:
@@ -69,23 +76,22 @@ def run_finetune(stage: Stage) -> dict[str, Any]:
         run.metrics.write("finetune", {metrics.STAGE_SECONDS: round(seconds, 3)})
     say(results_text(results), comm.rank)
     return {
-        "task": config.task, **results["median"], "majority": task.baseline[task.main],
-        "seeds": ",".join(results["seeds"]), "seconds": round(seconds, 3),
+        "task": config.task, **results.median, "majority": task.baseline[task.main],
+        "seeds": ",".join(results.seeds), "seconds": round(seconds, 3),
     }  # fmt: skip
 
 
-def results_text(results: dict[str, Any]) -> str:
+def results_text(results: FinetuneResults) -> str:
     """results.json for people."""
-    lines = [f"finetune: {results['name']}, dev, median of {len(results['seeds'])} seeds (lowest to highest):"]
-    for name, value in results["median"].items():
-        values = [found["last"][name] for found in results["seeds"].values()]
+    lines = [f"finetune: {results.name}, dev, median of {len(results.seeds)} seeds (lowest to highest):"]
+    for name, value in results.median.items():
+        values = [found.last[name] for found in results.seeds.values()]
         lines.append(
             f"  {name:<24}{value:.4f}  ({min(values):.4f} to {max(values):.4f}); best epoch "
-            f"{results['median_best_epoch'][name]:.4f}; majority {results['majority'][name]:.4f}"
+            f"{results.median_best_epoch[name]:.4f}; majority {results.majority[name]:.4f}"
         )
-    for layer in results["memory"]:
-        row = results["memory"][layer]
-        text = ", ".join(f"{name} {row['before'][name]:.3g} → {row['after'][name]:.3g}" for name in _USE)
+    for layer, use in results.memory.items():
+        text = ", ".join(f"{name} {getattr(use.before, name):.3g} → {getattr(use.after, name):.3g}" for name in _USE)
         lines.append(f"  memory of layer {layer}, before → after: {text}")
     return "\n".join(lines)
 
@@ -122,43 +128,44 @@ def _done(folder: Path) -> bool:
     path = folder / RESULT
     if not path.exists():
         return False
-    if not read_json(path, "result of a seed")["model_kept"]:
+    if not SeedResult.read(path).model_kept:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return True
 
 
 def _finish(
-    stage: Stage, config: FinetuneConfig, task: TaskData, state: dict[str, Any], folder: Path, seconds: float
+    stage: Stage, config: FinetuneConfig, task: TaskData, state: FinetuneState, folder: Path, seconds: float
 ) -> None:
-    epochs = state["epochs"]
-    found = {
-        "seed": state["seed"],
-        "updates": state["update"],
-        "last": _scores(epochs[-1]),
-        "best_epoch": _scores(max(epochs, key=lambda epoch: epoch[task.main])),
-        "train_loss": state["last"]["train_loss"],
-        "epochs": epochs,
-        "memory": _memory(state["memory_before"], state["memory_after"]),
-        "data_fingerprint": state["fingerprint"],
-        "ranks": state["ranks"],
-        "model_kept": config.keep_models,
-        "seconds": seconds,
-    }
-    write_json(folder / RESULT, found)
+    epochs, train_loss = state.epochs, state.last["train_loss"]
+    assert not isinstance(train_loss, str)
+    found = SeedResult(
+        seed=state.seed,
+        updates=state.update,
+        last=_scores(epochs[-1]),
+        best_epoch=_scores(max(epochs, key=lambda epoch: epoch[task.main])),
+        train_loss=train_loss,
+        epochs=epochs,
+        memory=_memory(state.memory_before, state.memory_after or {}),
+        data_fingerprint=state.fingerprint,
+        ranks=state.ranks,
+        model_kept=config.keep_models,
+        seconds=seconds,
+    )
+    found.write(folder / RESULT)
     stage.run.metrics.write(
         "finetune",
-        {f"finetune/{config.name}/{name}": value for name, value in found["last"].items()} | {"seed": state["seed"]},
+        {f"finetune/{config.name}/{name}": value for name, value in found.last.items()} | {"seed": found.seed},
     )
     if not config.keep_models:
         shutil.rmtree(folder / "checkpoints")
 
 
-def _scores(epoch: dict[str, Any]) -> dict[str, float]:
+def _scores(epoch: Scores) -> Scores:
     return {name: value for name, value in epoch.items() if name not in ("update", "loss")}
 
 
-def _memory(before: dict[str, Any] | None, after: dict[str, Any]) -> dict[str, Any]:
-    return {layer: {"before": before[layer], "after": found} for layer, found in after.items()} if before else {}
+def _memory(before: _Use | None, after: _Use) -> dict[str, MemoryChange]:
+    return {layer: MemoryChange(before[layer], found) for layer, found in after.items()} if before else {}
 
 
 def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> None:
@@ -166,60 +173,51 @@ def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, s
     assert isinstance(stage.config, PlmRun)
     plan = plan_finetune(stage.config, stage.comm.size)
     say(plan.line())
-    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    now = {**settings, "source": source.fingerprint, "data": task.fingerprint}
+    now = FinetuneSettings(
+        config=config, source=source.fingerprint, data=task.fingerprint, checkpoint=source.name.partition("=")[2]
+    )
     path = folder / SETTINGS
     if path.exists():
-        before = read_json(path, "settings of a fine-tuning")
-        # A setting that is newer than the results had its default value then.
-        before = asdict(FinetuneConfig().with_defaults()) | before
-        different = [
-            f"finetune.{name}: {before[name]!r} there, {value!r} now"
-            for name, value in now.items()
-            if before[name] != value
-        ]
-        if different:
+        if different := FinetuneSettings.read(path).differences(now):
             raise DistlmError(
                 f"{folder}: results of another fine-tuning ({'; '.join(different)}); give this one a finetune.name= of "
                 "its own, or use the same settings, data and checkpoint"
             )
         return
     require_free_disk(folder, plan.disk_bytes, "fine-tuning")
-    write_json(path, now | {"checkpoint": source.name.partition("=")[2]})
+    now.write(path)
 
 
-def _combine(config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> dict[str, Any]:
+def _combine(config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> FinetuneResults:
     """Write results.json from the seeds that are done."""
     files = sorted(folder.glob(f"seed-*/{RESULT}"), key=lambda path: int(path.parent.name.partition("-")[2]))
-    seeds = {path.parent.name.partition("-")[2]: read_json(path, "result of a seed") for path in files}
-    results = {
-        "format": 1,
-        "name": config.name,
-        "task": config.task,
-        "memory_values": config.memory if source.memory else None,
-        "checkpoint": source.name.partition("=")[2],
-        "source": source.fingerprint,
-        "metric": task.main,
-        "median": _median(seeds, "last"),
-        "median_best_epoch": _median(seeds, "best_epoch"),
-        "majority": task.baseline,
-        "memory": _median_memory(seeds),
-        "rows": {"train": len(task.train), **{name: len(rows) for name, rows in task.dev.items()}},
-        "settings": asdict(config),
-        "seeds": seeds,
-        "code": code_version(),
-    }
-    write_json(folder / RESULTS, results)
+    seeds = {path.parent.name.partition("-")[2]: SeedResult.read(path) for path in files}
+    results = FinetuneResults(
+        name=config.name,
+        task=config.task,
+        memory_values=config.memory if source.memory else None,
+        checkpoint=source.name.partition("=")[2],
+        source=source.fingerprint,
+        metric=task.main,
+        median=_median([found.last for found in seeds.values()]),
+        median_best_epoch=_median([found.best_epoch for found in seeds.values()]),
+        majority=task.baseline,
+        memory=_median_memory([found.memory for found in seeds.values()]),
+        rows={"train": len(task.train), **{name: len(rows) for name, rows in task.dev.items()}},
+        settings=config,
+        seeds=seeds,
+        code=code_version(),
+    )
+    results.write(folder / RESULTS)
     return results
 
 
-def _median(seeds: dict[str, Any], which: str) -> dict[str, float]:
-    names = next(iter(seeds.values()))[which]
-    return {name: statistics.median(found[which][name] for found in seeds.values()) for name in names}
+def _median(seeds: Sequence[Scores]) -> Scores:
+    return {name: statistics.median(found[name] for found in seeds) for name in seeds[0]}
 
 
-def _median_memory(seeds: dict[str, Any]) -> dict[str, Any]:
-    """Layer → before, after → measure → median; of labels likewise."""
+def _median_memory(seeds: Sequence[dict[str, MemoryChange]]) -> dict[str, MemoryChange]:
+    """Of every measure, those of labels, too."""
 
     def median(parts: list[Any]) -> Any:
         if isinstance(parts[0], dict):
@@ -227,5 +225,4 @@ def _median_memory(seeds: dict[str, Any]) -> dict[str, Any]:
         known = [part for part in parts if part is not None]
         return statistics.median(known) if known else None
 
-    merged: dict[str, Any] = median([found["memory"] for found in seeds.values()])
-    return merged
+    return msgspec.convert(median(msgspec.to_builtins(seeds)), dict[str, MemoryChange])

@@ -1,51 +1,53 @@
 """Whether an index is finished, and whose it is."""
 
-from typing import Any
-
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.template import Template
 from distlm.index.layout import IndexFolder
-from distlm.runtime.files import read_json
+from distlm.index.records import IndexRecord
 
 
-def read_index_record(folder: IndexFolder, datastore: Datastore) -> dict[str, Any]:
-    """index.json, checked against the store and the sizes of its files. `merged`: whether it is one file.
+def finished_record(folder: IndexFolder) -> IndexRecord:
+    """index.json. Raises DistlmError when the index is unfinished."""
+    if not folder.index_json.exists():
+        raise DistlmError(f"{folder.root}: no finished index (no index.json); run `distlm index build` first")
+    return IndexRecord.read(folder.index_json)
+
+
+def read_index_record(folder: IndexFolder, datastore: Datastore) -> IndexRecord:
+    """index.json, checked against the store and the sizes of its files.
 
     Raises DistlmError when the index is unfinished, of another store, or truncated.
     """
-    if not folder.index_json.exists():
-        raise DistlmError(f"{folder.root}: no finished index (no index.json); run `distlm index build` first")
-    record: dict[str, Any] = read_json(folder.index_json, "index record")
-    if record["datastore"] != datastore.fingerprint:
+    record = finished_record(folder)
+    if record.datastore != datastore.fingerprint:
         raise DistlmError(
-            f"{folder.index_json}: index of another store (it was built from {record['datastore']}, this store is "
+            f"{folder.index_json}: index of another store (it was built from {record.datastore}, this store is "
             f"{datastore.fingerprint}); build the index of this store in another run_dir="
         )
-    record.setdefault("merged", True)
-    if not record["merged"]:
+    if not record.merged:
         _check_parts(folder, datastore, record)
         return record
     size = folder.merged.stat().st_size if folder.merged.exists() else 0
-    if size != record["bytes"]:
+    if size != record.bytes:
         raise DistlmError(
-            f"{folder.merged}: {size} bytes, index.json says {record['bytes']}; the file is damaged: remove "
+            f"{folder.merged}: {size} bytes, index.json says {record.bytes}; the file is damaged: remove "
             f"{folder.index_json} and run `distlm index build` again"
         )
     return record
 
 
-def _check_parts(folder: IndexFolder, datastore: Datastore, record: dict[str, Any]) -> None:
+def _check_parts(folder: IndexFolder, datastore: Datastore, record: IndexRecord) -> None:
     paths = [folder.part(shard.index) for shard in datastore.shards]
     size = sum(path.stat().st_size for path in paths if path.exists())
-    if size != record["bytes"]:
+    if size != record.bytes:
         raise DistlmError(
-            f"{folder.parts}: the parts have {size} bytes, index.json says {record['bytes']}; one is missing or "
+            f"{folder.parts}: the parts have {size} bytes, index.json says {record.bytes}; one is missing or "
             f"damaged: remove {folder.index_json} and run `distlm index build` again"
         )
 
 
-def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> dict[str, Any] | None:
+def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> IndexRecord | None:
     """index.json of a finished index, None when it is not finished.
 
     Raises DistlmError when it is of another store or another template, or damaged.
@@ -53,9 +55,9 @@ def merged_before(folder: IndexFolder, datastore: Datastore, template: Template)
     if not folder.index_json.exists():
         return None
     record = read_index_record(folder, datastore)
-    if record["template"] != template.id:
+    if record.template != template.id:
         raise DistlmError(
-            f"{folder.index_json}: index of another template (it has {record['template']}, template.json says "
+            f"{folder.index_json}: index of another template (it has {record.template}, template.json says "
             f"{template.id}); remove {folder.root} and build again"
         )
     return record

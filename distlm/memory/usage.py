@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distlm.memory import measures
+from distlm.memory.records import MemoryUse
 from distlm.memory.values.exchange import Exchange
 
 
@@ -40,15 +41,15 @@ class UsageCounts:
         }
         return UsageCounts(**sums, **last)
 
-    def measures(self) -> dict[str, float]:
-        """mu, top1_mu (shares of the slots), kl_u, kl_w (nats), gini (of the weights): Kim & Jung §3.2, XLM."""
-        return {
-            "mu": measures.used_share(self.reads),
-            "top1_mu": measures.used_share(self.top1),
-            "kl_u": measures.divergence_from_uniform(self.reads),
-            "kl_w": measures.divergence_from_uniform(self.weights),
-            "gini": measures.gini(self.weights),
-        }
+    def measures(self) -> MemoryUse:
+        """How the slots are used; NaN where there is no number."""
+        return MemoryUse(
+            mu=measures.used_share(self.reads),
+            top1_mu=measures.used_share(self.top1),
+            kl_u=measures.divergence_from_uniform(self.reads),
+            kl_w=measures.divergence_from_uniform(self.weights),
+            gini=measures.gini(self.weights),
+        )
 
     def stale_share(self, update: int) -> float:
         """Share of the slots whose last top-1 read, if any, is not among the latest fifth of updates 1 … `update`: all

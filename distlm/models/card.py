@@ -1,28 +1,47 @@
 """model.json, the description of a model in its folder; read without torch."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from distlm.errors import DistlmError
-from distlm.models.registry import model_names
+from distlm.models.kind import Description
+from distlm.models.records import ModelCard
+from distlm.models.registry import model_kind, model_names
 from distlm.runtime.files import json_hash, read_json
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
 
-def read_model_card(folder: Path) -> dict[str, Any]:
-    """Content of model.json. Raises DistlmError when it is missing, cut, incomplete or of another kind of model."""
+def read_model_card(folder: Path) -> ModelCard:
+    """Content of model.json. Raises DistlmError when it is missing, cut, incomplete or of another kind of model, and
+    for a configuration that its kind cannot read."""
     path = folder / CARD
-    meta = read_json(path, "description of a model; is this a checkpoint folder?")
+    meta = read_json(path, f"{ModelCard.WHAT}; is this a checkpoint folder?")
     if not isinstance(meta, dict) or meta.get("kind") not in model_names():
         kind = meta.get("kind") if isinstance(meta, dict) else meta
         raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {', '.join(map(repr, model_names()))}")
     if missing := [key for key in ("config", "vocabulary", "weights", "dictionary") if key not in meta]:
         raise DistlmError(f"{path}: {', '.join(missing)} missing; the file is incomplete, use another checkpoint")
-    return meta
+    card = (model_kind(meta["kind"]).card or ModelCard).of(meta, path)
+    try:
+        model_of_card(card)
+    except msgspec.ValidationError as error:
+        raise DistlmError(f"{path}: config: not a {card.kind} of this version of distlm: {error}") from error
+    return card
+
+
+def model_of_card(card: ModelCard) -> Description:
+    """The model that model.json describes. Raises msgspec.ValidationError for keys that its kind does not know and
+    for values of another type; a card that was read has none."""
+    kind = model_kind(card.kind).description
+    if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
+        raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
+    return msgspec.convert(card.config, kind)
 
 
 def model_fingerprint(folder: Path) -> str:
     """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
-    meta = read_model_card(folder)
-    return json_hash({key: meta[key] for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+    card = read_model_card(folder)
+    return json_hash({key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")})

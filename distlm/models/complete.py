@@ -5,20 +5,18 @@ Without torch.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import file_hash, read_json
-
-COMPLETE = "complete.json"
-
-
-def listing(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """What a marker has as "files": name → bytes and checksum; reads all of them once."""
-    return {path.name: {"bytes": path.stat().st_size, "hash": file_hash(path)} for path in files}
+from distlm.models.records import Complete, MarkedFile, Marker
+from distlm.runtime.files import file_hash
 
 
-def check_files(folder: Path, mend: str, prefix: str = "", marker: str = COMPLETE) -> list[str]:
+def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
+    """What a marker has as "files"; reads all of them once."""
+    return {path.name: MarkedFile(path.stat().st_size, file_hash(path)) for path in files}
+
+
+def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] = Complete) -> list[str]:
     """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
 
     Raises DistlmError when the marker is missing, and, ending in `mend`, when a file is missing, cannot be read or is
@@ -29,20 +27,20 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: str = COMPLET
         path = folder / name
         try:
             size = path.stat().st_size if path.exists() else None
-            whole = size == facts["bytes"] and file_hash(path) == facts["hash"]
+            whole = size == facts.bytes and file_hash(path) == facts.hash
         except OSError as error:
             raise DistlmError(f"{path}: cannot be read ({error}); {mend}") from error
         if not whole:
-            found = "missing" if size is None else f"{size} bytes" if size != facts["bytes"] else "other content"
-            raise DistlmError(f"{path}: damaged ({found}, {facts['bytes']} bytes were written); {mend}")
+            found = "missing" if size is None else f"{size} bytes" if size != facts.bytes else "other content"
+            raise DistlmError(f"{path}: damaged ({found}, {facts.bytes} bytes were written); {mend}")
     return list(files)
 
 
-def marked_hashes(folder: Path, prefix: str, marker: str = COMPLETE) -> dict[str, str]:
+def marked_hashes(folder: Path, prefix: str, marker: type[Marker] = Complete) -> dict[str, str]:
     """Name → checksum, by the marker, of the files that begin with `prefix`. Raises DistlmError without a marker."""
-    return {name: facts["hash"] for name, facts in _files(folder, prefix, marker).items()}
+    return {name: facts.hash for name, facts in _files(folder, prefix, marker).items()}
 
 
-def _files(folder: Path, prefix: str, marker: str) -> dict[str, Any]:
-    files = read_json(folder / marker, "marker of a whole folder")["files"]
+def _files(folder: Path, prefix: str, marker: type[Marker]) -> dict[str, MarkedFile]:
+    files = marker.read(folder / marker.NAME).files
     return {name: facts for name, facts in files.items() if name.startswith(prefix)}

@@ -1,24 +1,21 @@
-"""Models by their descriptions, whatever their kind: from a configuration or model.json to the model."""
+"""Models by their descriptions, whatever their kind: from a configuration or model.json to the model.
 
-from collections.abc import Mapping
+Plans read this without torch; what builds a model imports it.
+"""
+
 from dataclasses import asdict
 from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
-from distlm.models.empty import empty_model, nothing_drawn
 from distlm.models.kind import CausalDescription, Description, Kind
-from distlm.models.registry import kind, kind_of, model_kind, not_causal
+from distlm.models.records import ModelCard
+from distlm.models.registry import kind, kind_of, not_causal
 
 
 def model_of(config: RunConfig) -> Description:
     """The model that a configuration describes. Raises DistlmError when what it names cannot be read."""
     return kind(config.model.kind).describe(config)
-
-
-def model_of_card(card: Mapping[str, Any]) -> Description:
-    """The model that model.json describes. Raises TypeError for keys that this version does not know."""
-    return model_kind(card["kind"]).description(**card["config"])
 
 
 def causal(description: Description) -> CausalDescription:
@@ -47,6 +44,8 @@ def build_model(description: Description, vocabulary: int) -> Any:
 
 def model_on_meta(description: Description, vocabulary: int) -> Any:
     """The model without memory for its parameters."""
+    from distlm.models.empty import empty_model
+
     found = kind_of(description)
     with empty_model():
         return found.build(found.undrawn(description), vocabulary)
@@ -57,6 +56,8 @@ def model_for_weights(description: Description, vocabulary: int) -> Any:
     found = kind_of(description)
     if not found.computes_buffers:
         return model_on_meta(description, vocabulary)
+    from distlm.models.empty import nothing_drawn
+
     with nothing_drawn():
         return found.build(description, vocabulary)
 
@@ -66,8 +67,11 @@ def parameter_count(description: Description, vocabulary: int) -> int:
     return sum(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
 
 
-def card_of(description: Description, vocabulary: int) -> dict[str, Any]:
-    """The head of model.json: kind, configuration and vocabulary, and what its kind adds."""
+def card_of(description: Description, vocabulary: int, dictionary: str, weights: str, **more: Any) -> ModelCard:
+    """The card of a model whose weights have the hash `weights`; `more`: further fields that every kind has."""
     found = kind_of(description)
-    head = {"kind": found.name, "config": asdict(description), "vocabulary": vocabulary}  # type: ignore[call-overload]
-    return head | found.card_extras(description, vocabulary)
+    more |= found.card_extras(description, vocabulary)
+    config = asdict(description)  # type: ignore[call-overload]
+    return (found.card or ModelCard)(
+        kind=found.name, config=config, vocabulary=vocabulary, dictionary=dictionary, weights=weights, **more
+    )

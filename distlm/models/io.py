@@ -11,22 +11,16 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.models.card import CARD, WEIGHTS, read_model_card
-from distlm.models.described import (
-    card_of,
-    causal,
-    model_for_weights,
-    model_of_card,
-    model_on_meta,
-    parameter_count,
-)
+from distlm.models.card import CARD, WEIGHTS, model_of_card, read_model_card
+from distlm.models.described import card_of, causal, model_for_weights, model_on_meta, parameter_count
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.files import atomic_path, file_hash, write_json
+from distlm.models.records import ModelCard
+from distlm.runtime.files import atomic_path, file_hash
 
 
-def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, Any]) -> None:
-    """Write a model folder; `extra` holds at least the dictionary's hash ("dictionary") and the "step"."""
+def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, object]) -> None:
+    """Write a model folder; `extra`: fields of its card, at least the dictionary's hash ("dictionary") and "step"."""
     config: Description = model.config  # type: ignore[assignment]
     save_weights(dict(model.named_parameters()), config, model.vocabulary, folder, extra)
 
@@ -42,8 +36,7 @@ def save_weights(
     model = model_on_meta(config, vocabulary)
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise ValueError(f"weights do not fit the model: {problem}")
-    card = card_of(config, vocabulary)
-    if clash := [key for key in (*card, "weights") if key in extra]:
+    if clash := [key for key in ("kind", "config", "vocabulary", "weights") if key in extra]:
         raise ValueError(f"extra must not hold {clash}")
     if "dictionary" not in extra:
         raise ValueError("extra must hold the hash of the dictionary")
@@ -51,64 +44,63 @@ def save_weights(
     with atomic_path(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(ordered, temporary)
         digest = file_hash(temporary)
-    write_json(folder / CARD, {**card, **extra, "weights": digest})
+    card_of(config, vocabulary, weights=digest, **extra).write(folder / CARD)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, dict[str, Any]]:
-    """The model in eval mode on `device` (fp32), and the content of model.json.
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, ModelCard]:
+    """The model in eval mode on `device` (fp32), and its card.
 
     Not for masked language models, whose memories have files of their own.
     Raises DistlmError for missing files, another kind of model, weights that changed since they were written
     (checksum), and weights whose names or shapes do not fit the recorded configuration.
     """
-    model, weights, meta = _read(folder, device)
-    causal(model_of_card(meta))
+    model, weights, card = _read(folder, device)
+    causal(model_of_card(card))
     _assign(model, weights)
     # Buffers are where the model was built.
-    return model.to(device).eval(), meta
+    return model.to(device).eval(), card
 
 
-def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a model folder by parameter name (fp32), and the content of model.json; errors of load_model."""
+def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], ModelCard]:
+    """The weights of a model folder by parameter name (fp32), and its card; errors of load_model."""
     return _read(folder, device)[1:]
 
 
-def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-    """The model whose parameters are yet to be assigned, its weights, and model.json."""
-    meta = read_model_card(folder)
+def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tensor], ModelCard]:
+    """The model whose parameters are yet to be assigned, its weights, and its card."""
+    card = read_model_card(folder)
     path = folder / WEIGHTS
     if not path.is_file():
         raise DistlmError(f"{path}: no such file (weights of the model); copy the whole checkpoint folder")
-    if (found := file_hash(path)) != meta["weights"]:
+    if (found := file_hash(path)) != card.weights:
         raise DistlmError(
-            f"{path}: checksum {found} differs from {meta['weights']} in {CARD}: the file is damaged or belongs to "
+            f"{path}: checksum {found} differs from {card.weights} in {CARD}: the file is damaged or belongs to "
             "another checkpoint; copy the folder again or use another checkpoint"
         )
     try:
-        config = model_of_card(meta)
         weights = safetensors.torch.load_file(path, device=str(device))
-    except (TypeError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
-    model = model_for_weights(config, meta["vocabulary"])
+    model = model_for_weights(model_of_card(card), card.vocabulary)
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
-    return model, weights, meta
+    return model, weights, card
 
 
-def card_parameters(card: Mapping[str, Any]) -> int:
-    """Parameters of the model of `card` (model.json), shared ones counted once."""
-    return parameter_count(model_of_card(card), card["vocabulary"])
+def card_parameters(card: ModelCard) -> int:
+    """Parameters of the model of `card`, shared ones counted once."""
+    return parameter_count(model_of_card(card), card.vocabulary)
 
 
-def check_dictionary(meta: Mapping[str, Any], dictionary: Dictionary) -> None:
-    """Raises DistlmError when the model of `meta` (model.json) was trained with another dictionary.
+def check_dictionary(card: ModelCard, dictionary: Dictionary) -> None:
+    """Raises DistlmError when the model of `card` was trained with another dictionary.
 
     The same words in another order would run and give a perplexity about ten times too high.
     """
-    if meta["dictionary"] != dictionary.hash or meta["vocabulary"] != len(dictionary):
+    if card.dictionary != dictionary.hash or card.vocabulary != len(dictionary):
         raise DistlmError(
-            f"wrong dictionary for a model: the model was trained with {meta['vocabulary']} words (hash "
-            f"{meta['dictionary']}), the token files have {len(dictionary)} (hash {dictionary.hash}); "
+            f"wrong dictionary for a model: the model was trained with {card.vocabulary} words (hash "
+            f"{card.dictionary}), the token files have {len(dictionary)} (hash {dictionary.hash}); "
             "set data.tokens_dir to the token files that the model was trained on"
         )
 

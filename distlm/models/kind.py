@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from distlm.config.schema import RunConfig
+    from distlm.models.records import ModelCard
     from distlm.runtime.plan import StagePlan
     from distlm.runtime.rundir import RunDir
     from distlm.runtime.stage import Stage
@@ -64,6 +65,8 @@ class ModelKind(ABC):
     name: str
     description: type[Description]
     """The class of model.json's "config"."""
+    card: type[ModelCard] | None = None
+    """The class of model.json, where it has more than that of other kinds."""
 
     @abstractmethod
     def build(self, description: Any, vocabulary: int) -> nn.Module:
@@ -76,8 +79,8 @@ class ModelKind(ABC):
     computes_buffers = False
     """Its buffers are computed when it is built, so that it is never built without memory for them."""
 
-    def card_extras(self, description: Any, vocabulary: int) -> dict[str, Any]:
-        """Entries of model.json that only this kind has."""
+    def card_extras(self, description: Any, vocabulary: int) -> dict[str, int | str]:
+        """Entries of model.json that only this kind has; fields of `card`."""
         return {}
 
 
@@ -155,7 +158,7 @@ class Kind(ModelKind):
         """Needs of `distlm evaluate`."""
 
     @abstractmethod
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         """`distlm evaluate`: writes RUN/lm.json; name of a text → perplexity. Collective."""
 
     @abstractmethod

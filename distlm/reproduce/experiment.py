@@ -24,15 +24,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import yaml
 
 from distlm.config.load import yaml_names
 from distlm.errors import UsageError
+from distlm.runtime.records import Part
 
 _FOLDER = files("distlm.reproduce") / "experiments"
 _REFERENCE = re.compile(r"\{([\w.-]+)\}")
+
+
+Number = int | float
+Value = str | Number | list[str | Number]
+"""Of a variable."""
+
+
+class _Run(Part, kw_only=True):
+    """An entry of `runs`."""
+
+    name: str
+    recipe: str
+    loops: dict[str, str | list[str | Number]] = msgspec.field(name="for", default_factory=dict)
+    verb: str = "run"
+    into: str = ""
+    """Empty: its own folder."""
+    alone: bool = False
+    settings: list[str] = msgspec.field(default_factory=list)
+
+
+class _Description(Part, kw_only=True):
+    """experiments/NAME.yaml."""
+
+    title: str
+    tables: str
+    inputs: dict[str, str]
+    lists: dict[str, str] = msgspec.field(default_factory=dict)
+    scales: dict[str, dict[str, Value]]
+    settings: list[str] = msgspec.field(default_factory=list)
+    runs: list[_Run]
 
 
 @dataclass(frozen=True)
@@ -87,25 +118,26 @@ def load_experiment(
     """
     if name not in experiment_names():
         raise UsageError(f"no experiment {name!r}; there are {', '.join(experiment_names())}")
-    tree = _tree(name)
-    known = {key.rstrip("?"): text for key, text in tree["inputs"].items()}
-    lists = {key: _list(key, text) for key, text in inputs.items() if key in tree.get("lists", {})}
+    plan = _description(name)
+    known = {key.rstrip("?"): text for key, text in plan.inputs.items()}
+    lists = {key: _list(key, text) for key, text in inputs.items() if key in plan.lists}
     inputs = {key: folder for key, folder in inputs.items() if key not in lists}
     for given, folder in inputs.items():
         if given not in known:
-            raise UsageError(f"{name} has no input {given!r}; it takes {_told(tree)}")
+            raise UsageError(f"{name} has no input {given!r}; it takes {_told(plan)}")
         if not Path(folder).exists():
             raise UsageError(f"{given}={folder}: there is no such folder")
     # An optional one has its ? still and is not asked for.
-    if missing := [key for key in tree["inputs"] if not key.endswith("?") and key not in inputs]:
+    if missing := [key for key in plan.inputs if not key.endswith("?") and key not in inputs]:
         raise UsageError(f"{name} needs {missing[0]}=FOLDER: {known[missing[0]]}")
-    if scale not in tree["scales"]:
-        raise UsageError(f"{name} has no scale {scale!r}; there are {', '.join(tree['scales'])}")
-    variables = {**tree["scales"][scale], **lists}
-    common = [*tree.get("settings", []), *variables.pop("settings", [])]
+    if scale not in plan.scales:
+        raise UsageError(f"{name} has no scale {scale!r}; there are {', '.join(plan.scales)}")
+    variables: dict[str, Value] = {**plan.scales[scale], **lists}
+    more = variables.pop("settings", [])
+    common = [*plan.settings, *map(str, more if isinstance(more, list) else [more])]
     places = {key: str(Path(folder).absolute()) for key, folder in inputs.items()}
     items: dict[str, Item] = {}
-    for run in tree["runs"]:
+    for run in plan.runs:
         for entry in _each(run, variables):
             item = _item(entry, root, common, items, places)
             if item is not None:
@@ -113,33 +145,34 @@ def load_experiment(
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
     chosen = [replace(item, settings=(*item.settings, *overrides)) for item in _with_needs(items, only or list(items))]
-    return Experiment(name, tree["title"], root, tree["tables"], tuple(chosen))
+    return Experiment(name, plan.title, root, plan.tables, tuple(chosen))
 
 
 def experiment_help() -> str:
     """Every experiment with its inputs, as text."""
     lines = []
     for name in experiment_names():
-        tree = _tree(name)
-        lines.append(f"{name}: {tree['title']}")
-        for key, text in tree["inputs"].items():
+        plan = _description(name)
+        lines.append(f"{name}: {plan.title}")
+        for key, text in plan.inputs.items():
             lines.append(f"  {key.rstrip('?')}=FOLDER{' (optional)' if key.endswith('?') else ''}  {text}")
-        for key, text in tree.get("lists", {}).items():
-            lines.append(f"  {key}={_list_text(tree['scales']['small'][key])} (optional)  {text}")
+        for key, text in plan.lists.items():
+            values = plan.scales["small"][key]
+            assert isinstance(values, list)
+            lines.append(f"  {key}=[{','.join(map(str, values))}] (optional)  {text}")
     return "\n".join(lines)
 
 
-def _tree(name: str) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text("utf-8"))
-    return tree
+def _description(name: str) -> _Description:
+    return msgspec.convert(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text("utf-8")), _Description)
 
 
-def _told(tree: Mapping[str, Any]) -> str:
-    folders = [f"{key.rstrip('?')}=FOLDER ({text})" for key, text in tree["inputs"].items()]
-    return ", ".join([*folders, *(f"{key}=[VALUE, …] ({text})" for key, text in tree.get("lists", {}).items())])
+def _told(plan: _Description) -> str:
+    folders = [f"{key.rstrip('?')}=FOLDER ({text})" for key, text in plan.inputs.items()]
+    return ", ".join([*folders, *(f"{key}=[VALUE, …] ({text})" for key, text in plan.lists.items())])
 
 
-def _list(name: str, text: str) -> list[Any]:
+def _list(name: str, text: str) -> list[str | Number]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -149,46 +182,39 @@ def _list(name: str, text: str) -> list[Any]:
     return values
 
 
-def _list_text(values: Sequence[Any]) -> str:
-    return f"[{','.join(map(str, values))}]"
-
-
-def _each(run: Mapping[str, Any], scale: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _each(run: _Run, scale: Mapping[str, Value]) -> list[_Run]:
     """One entry for each combination of the values of `for`, filled in."""
-    variables = {key: scale[values[1:]] if isinstance(values, str) else values
-                 for key, values in run.get("for", {}).items()}  # fmt: skip
+    loops = [scale[values[1:]] if isinstance(values, str) else values for values in run.loops.values()]
     entries = []
-    for values in itertools.product(*variables.values()):
-        chosen = {**scale, **dict(zip(variables, values, strict=True))}
-        entries.append({key: _filled(value, chosen) for key, value in run.items() if key != "for"})
+    for values in itertools.product(*(loop if isinstance(loop, list) else [loop] for loop in loops)):
+        chosen = {**scale, **dict(zip(run.loops, values, strict=True))}
+        name, recipe, verb, into, *settings = (
+            string.Template(text).substitute(chosen)
+            for text in (run.name, run.recipe, run.verb, run.into, *run.settings)
+        )
+        entries.append(_Run(name=name, recipe=recipe, verb=verb, into=into, alone=run.alone, settings=settings))
     return entries
 
 
-def _filled(value: Any, chosen: Mapping[str, Any]) -> Any:
-    if isinstance(value, list):
-        return [_filled(part, chosen) for part in value]
-    return string.Template(value).substitute(chosen) if isinstance(value, str) else value
-
-
 def _item(
-    entry: Mapping[str, Any],
+    entry: _Run,
     root: Path,
     common: Sequence[str],
     before: Mapping[str, Item],
     inputs: Mapping[str, str],
 ) -> Item | None:
     """The command of an entry; None when something that it names is not there."""
-    name, into = entry["name"], entry.get("into", entry["name"])
+    name, into = entry.name, entry.into or entry.name
     folders = {**inputs, **{item.name: str(item.folder) for item in before.values()}}
 
     def needs(settings: Sequence[str]) -> list[str]:
         return [reference for setting in settings for reference in _REFERENCE.findall(setting)]
 
-    own = entry.get("settings", [])
+    own = entry.settings
     if any(reference not in folders for reference in needs(own)) or not (into == name or into in before):
         return None
     # What all runs share is left out where it cannot be had.
-    shared = [] if entry.get("alone") else [setting for setting in common if folders.keys() >= set(needs([setting]))]
+    shared = [] if entry.alone else [setting for setting in common if folders.keys() >= set(needs([setting]))]
     after = dict.fromkeys(reference for reference in [into, *needs([*shared, *own])] if reference in before)
 
     def filled(settings: Sequence[str]) -> list[str]:
@@ -196,7 +222,7 @@ def _item(
 
     # A run's folder refuses other settings than those it was trained with.
     first = (f"name={name}", f"run_dir={root / name}", *filled(shared)) if into == name else before[into].settings
-    return Item(name, entry.get("verb", "run"), entry["recipe"], root / into, (*first, *filled(own)), tuple(after))
+    return Item(name, entry.verb, entry.recipe, root / into, (*first, *filled(own)), tuple(after))
 
 
 def _with_needs(items: Mapping[str, Item], names: Sequence[str]) -> list[Item]:

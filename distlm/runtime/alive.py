@@ -7,7 +7,6 @@ not sockets, because the run directory is what all launchers share, and because 
 """
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -16,12 +15,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from distlm.errors import EXIT_ERROR, EXIT_STOPPED, DistlmError
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.ranks.world import World
+from distlm.runtime.records import RankAlive, RankLost, Record
 
 FOLDER = ".alive"
 """Under the run directory: one folder per running stage."""
@@ -44,23 +43,23 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="distlm-alive", daemon=True)
         self._beats = 0
-        self._peers: dict[int, dict[str, Any]] = {}
+        self._peers: dict[int, RankAlive] = {}
         self._changed: dict[int, tuple[int, float]] = {}
 
     def beat(self, ended: bool = False) -> None:
         """Write this rank's file: closed each time, which is when a network file system shows it to others."""
         self._beats += 1
-        about = {
-            "rank": self.world.rank, "node": self.world.node, "pid": os.getpid(), "started": _started(os.getpid()),
-            "beat": self._beats, "ended": ended,
-        }  # fmt: skip
+        about = RankAlive(
+            rank=self.world.rank, node=self.world.node, pid=os.getpid(), started=_started(os.getpid()),
+            beat=self._beats, ended=ended,
+        )  # fmt: skip
         _write(self._file(self.world.rank), about)
 
     def wait_for_files(self, ranks: list[int]) -> list[int]:
         """Wait until the files of `ranks` can be read here; returns those that cannot within VISIBLE_AFTER_S."""
         deadline = time.monotonic() + VISIBLE_AFTER_S
         while True:
-            self._peers |= {rank: about for rank in ranks if (about := _read(self._file(rank))) is not None}
+            self._peers |= {rank: about for rank in ranks if (about := self._read(rank)) is not None}
             missing = [rank for rank in ranks if rank not in self._peers]
             if not missing or time.monotonic() > deadline:
                 return missing
@@ -71,7 +70,7 @@ class Watch:
         # Where processes of one node cannot see each other (a container each), only the beats tell.
         self._local = {
             rank: about for rank, about in self._peers.items()
-            if about["node"] == self.world.node and about["started"] and _started(about["pid"]) == about["started"]
+            if about.node == self.world.node and about.started and _started(about.pid) == about.started
         }  # fmt: skip
         self._thread.start()
 
@@ -86,8 +85,8 @@ class Watch:
         """Until the peers have written their last word, so that none writes into a removed folder."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            latest = [_read(self._file(rank)) for rank in self._peers]
-            if all(about is not None and about["ended"] for about in latest):
+            latest = [self._read(rank) for rank in self._peers]
+            if all(about is not None and about.ended for about in latest):
                 return
             time.sleep(0.01)
 
@@ -119,27 +118,27 @@ class Watch:
 
     def _news(self, now: float) -> str | None:
         """What is known of a rank that is gone."""
-        if (lost := _read(self.folder / _LOST)) is not None:
-            self.exit_code = lost["exit_code"]
-            return str(lost["text"])
+        if (lost := RankLost.peek(self.folder / _LOST)) is not None:
+            self.exit_code = lost.exit_code
+            return lost.text
         for rank, about in self._peers.items():
-            if rank in self._local and _started(about["pid"]) != about["started"]:
-                latest = _read(self._file(rank))
+            if rank in self._local and _started(about.pid) != about.started:
+                latest = self._read(rank)
                 # It may have ended in order, and rank 0 may have removed the folder.
-                if latest is not None and not latest["ended"]:
-                    return self._tell(rank, about["node"], f"its process {about['pid']} is gone (killed?)")
-            if (self.world.rank == 0 or rank == 0) and (latest := _read(self._file(rank))) is not None:
+                if latest is not None and not latest.ended:
+                    return self._tell(rank, about.node, f"its process {about.pid} is gone (killed?)")
+            if (self.world.rank == 0 or rank == 0) and (latest := self._read(rank)) is not None:
                 count, since = self._changed.get(rank, (-1, now))
-                self._changed[rank] = (latest["beat"], since if count == latest["beat"] else now)
-                if now - self._changed[rank][1] > self.lost_after_s and not latest["ended"]:
-                    return self._tell(rank, about["node"], f"no sign of life for {self.lost_after_s:g} s (node down?)")
+                self._changed[rank] = (latest.beat, since if count == latest.beat else now)
+                if now - self._changed[rank][1] > self.lost_after_s and not latest.ended:
+                    return self._tell(rank, about.node, f"no sign of life for {self.lost_after_s:g} s (node down?)")
         return None
 
     def _tell(self, rank: int, node: str, reason: str) -> str:
         text = f"rank {rank} on {node} is lost: {reason}"
         with contextlib.suppress(OSError):
             if not (self.folder / _LOST).exists():
-                _write(self.folder / _LOST, {"rank": rank, "text": text, "exit_code": self.exit_code})
+                _write(self.folder / _LOST, RankLost(rank=rank, text=text, exit_code=self.exit_code))
         return text
 
     def _end(self, news: str) -> None:
@@ -153,6 +152,9 @@ class Watch:
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
+
+    def _read(self, rank: int) -> RankAlive | None:
+        return RankAlive.peek(self._file(rank))
 
 
 @contextlib.contextmanager
@@ -180,7 +182,7 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
         raise
     finally:
         watch.stop()
-        if world.rank == 0 and _read(watch.folder / _LOST) is None:
+        if world.rank == 0 and RankLost.peek(watch.folder / _LOST) is None:
             watch.wait_for_ends()
             shutil.rmtree(watch.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -231,15 +233,8 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
+def _write(path: Path, record: Record) -> None:
+    # Not flushed to the disk, as Record.write does: it is a sign to others, not to be kept.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value), "utf-8")
+    temporary.write_text(record.line(), "utf-8")
     temporary.replace(path)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ DATA_FINGERPRINT = "train/data_fingerprint"
 PROGRESS_DONE, PROGRESS_TOTAL, PROGRESS_UNIT = "progress/done", "progress/total", "progress/unit"
 PROGRESS_RATE, PROGRESS_ETA = "progress/rate", "progress/eta_s"
 
+Values = dict[str, float | str | None]
+"""Name of a metric → its value."""
+
 
 class MetricsFile:
     """Appends to metrics.jsonl. Write on rank 0 only. Losses are nats per token."""
@@ -24,9 +27,9 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, stage: str, values: dict[str, Any], step: int | None = None) -> None:
+    def write(self, stage: str, values: Mapping[str, object], step: int | None = None) -> None:
         """One line: time (Unix seconds), stage, step if any, and the values."""
-        line = {"time": round(time.time(), 3), "stage": stage}
+        line: dict[str, object] = {"time": round(time.time(), 3), "stage": stage}
         if step is not None:
             line["step"] = step
         with self.path.open("a", encoding="utf-8") as stream:

@@ -3,15 +3,18 @@
 A room's `records.py` defines its own; docs/files.md is made from all of them (distlm/files_page.py).
 """
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from distlm.errors import DistlmError
 from distlm.runtime.files import read_json, write_json
 
 _R = TypeVar("_R", bound="Record")
+_T = TypeVar("_T")
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,6 +54,14 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return cls.of(read_json(path, cls.WHAT), path)
 
     @classmethod
+    def peek(cls, path: Path) -> Self | None:
+        """The record where there is one that can be read; None while it is missing or just being written."""
+        try:
+            return cls.of(json.loads(path.read_text("utf-8")), path)
+        except (OSError, ValueError, DistlmError):
+            return None
+
+    @classmethod
     def of(cls, tree: Any, path: Path) -> Self:
         """The record of JSON that was read from `path`. Raises DistlmError as `read`."""
         if isinstance(tree, dict):
@@ -73,12 +84,136 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         self.format = self.FORMAT
         write_json(path, self.tree())
 
+    def line(self) -> str:
+        """As one line, for files of lines and those that are rewritten every few seconds."""
+        self.format = self.FORMAT
+        return json.dumps(self.tree())
+
     def tree(self) -> dict[str, Any]:
-        """As dicts, lists and numbers; optional fields (`x: T | UnsetType = UNSET`) that are unset are left out."""
+        """As dicts, lists and numbers, `format` first, the other fields in their order.
+
+        Optional fields (`x: T | UnsetType = UNSET`) that are unset are left out.
+        """
         built: dict[str, Any] = msgspec.to_builtins(self)
-        return built
+        return {"format": built.pop("format"), **built}
 
 
 def replaced(record: _R, **changes: Any) -> _R:
     """A copy with other values in some fields."""
     return msgspec.structs.replace(record, **changes)
+
+
+def given(value: _T | UnsetType) -> _T:
+    """An optional field that is known to be there."""
+    assert not isinstance(value, UnsetType)
+    return value
+
+
+def all_or_none(record: msgspec.Struct, *fields: str) -> None:
+    """For `__post_init__`: optional fields that are there together or not at all.
+
+    Raises ValueError, of which `Record.read` makes its error.
+    """
+    written = {field.name: field.encode_name for field in msgspec.structs.fields(record)}
+    absent = [written[name] for name in fields if getattr(record, name) is UNSET]
+    if absent and len(absent) < len(fields):
+        there = next(written[name] for name in fields if getattr(record, name) is not UNSET)
+        raise ValueError(f"Object missing field `{absent[0]}`, which goes with `{there}`")
+
+
+class RankAlive(Record):
+    """A rank's sign of life, rewritten every few seconds while its stage runs."""
+
+    FILE = "RUN/.alive/START/rank-NNNNN.json"
+    WHAT = "sign of life of a rank"
+    WRITER = "every stage on several ranks"
+    READERS = ("the other ranks of the stage",)
+
+    rank: int
+    """Number of the rank, from 0."""
+    node: str
+    """Name of the machine that it runs on."""
+    pid: int
+    """Its process there."""
+    started: str
+    """When that process started, in the kernel's ticks since boot; empty: not known."""
+    beat: int
+    """How often this file was written; a number that stands still is silence."""
+    ended: bool
+    """The rank ended in order: its silence means nothing from now on."""
+
+
+class RankLost(Record):
+    """Which rank was found dead, by the first that noticed: all others report that and end."""
+
+    FILE = "RUN/.alive/START/lost.json"
+    WHAT = "report of a lost rank"
+    WRITER = "every stage on several ranks"
+    READERS = ("the other ranks of the stage",)
+
+    rank: int
+    """Number of the lost rank, from 0."""
+    text: str
+    """What is known of it, for people."""
+    exit_code: int
+    """How the ranks end that are left over."""
+
+
+class CodeVersion(Part):
+    """Which code made a result."""
+
+    distlm: str
+    """Version of distlm."""
+    git: str | None
+    """Its commit (`git describe --always --dirty`); null outside of a repository."""
+    python: str
+    """Version of Python."""
+    libraries: dict[str, str]
+    """Library → version, of those that are installed."""
+
+
+class RunCode(Record):
+    """The code that ran the latest stage of a run."""
+
+    FILE = "RUN/code.json"
+    WHAT = "version of the code"
+    WRITER = "every stage"
+    READERS = ()
+
+    distlm: str
+    """Version of distlm."""
+    git: str | None
+    """Its commit (`git describe --always --dirty`); null outside of a repository."""
+    python: str
+    """Version of Python."""
+    libraries: dict[str, str]
+    """Library → version, of those that are installed."""
+
+
+class CodeSnapshot(Record):
+    """Where a copy of the code in a run directory came from."""
+
+    FILE = "RUN/code/HASH/VERSION.json"
+    WHAT = "version of the code's snapshot"
+    WRITER = "python -m launchers.submit"
+    READERS = ("every stage that runs from the copy",)
+
+    git: str | None
+    """Commit of the code that was copied; null outside of a repository."""
+    source: str = msgspec.field(name="tree")
+    """Folder that it was copied from."""
+
+
+class BestCheckpoint(Record):
+    """Name of the checkpoint with the lowest validation loss."""
+
+    FILE = "RUN/checkpoints/best.json"
+    WHAT = "name of the best checkpoint"
+    WRITER = "distlm train"
+    READERS = ("distlm datastore write", "distlm evaluate", "distlm knn search", "distlm knn cache")
+    MEND = "delete it and run `distlm train` again, which writes it anew"
+
+    checkpoint: str
+    """Folder below RUN/checkpoints."""
+    valid_loss: float
+    """Its validation loss in nats per token."""

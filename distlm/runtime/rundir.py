@@ -22,7 +22,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -31,8 +30,9 @@ from distlm.config.load import config_tree, dump_config, leaf_fields
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import DistlmError, UsageError
 from distlm.models.registry import kind, kind_names, not_causal
-from distlm.runtime.files import atomic_path, read_json, write_json
+from distlm.runtime.files import atomic_path
 from distlm.runtime.metrics import MetricsFile
+from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, RunCode
 
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
@@ -169,7 +169,7 @@ class RunDir:
         best = self.checkpoints / "best.json"
         if not best.exists():
             raise DistlmError(f"{self.checkpoints}: no trained model yet; run `distlm train` first")
-        return self.checkpoints / read_json(best, "name of the best checkpoint")["checkpoint"]
+        return self.checkpoints / BestCheckpoint.read(best).checkpoint
 
     def open_stage(self, config: RunConfig, stage: str) -> None:
         """Record the configuration of a stage that is about to run. Call on rank 0, before any work.
@@ -181,7 +181,10 @@ class RunDir:
         for name in ("config.yaml", f"configs/{stage}.yaml"):
             with atomic_path(self.root / name) as temporary:
                 temporary.write_text(dump_config(config), "utf-8")
-        write_json(self.root / "code.json", code_version())
+        code = code_version()
+        RunCode(distlm=code.distlm, git=code.git, python=code.python, libraries=code.libraries).write(
+            self.root / "code.json"
+        )
 
     def withdraw_stage(self, config: RunConfig, stage: str) -> None:
         """Forget the recorded configuration of a stage that was refused before it produced anything. On rank 0."""
@@ -225,7 +228,7 @@ class RunDir:
             )
 
 
-def code_version() -> dict[str, Any]:
+def code_version() -> CodeVersion:
     """Version of distlm (with git commit and whether the tree is changed, where there is one) and of its libraries."""
     here = Path(__file__).resolve().parent
     libraries = {}
@@ -234,20 +237,14 @@ def code_version() -> dict[str, Any]:
             libraries[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "distlm": __version__,
-        "git": _commit(here),
-        "python": sys.version.split()[0],
-        "libraries": libraries,
-    }
+    return CodeVersion(__version__, _commit(here), sys.version.split()[0], libraries)
 
 
 def _commit(here: Path) -> str | None:
     """The commit of the code; of a snapshot (launchers/stages/snapshot.py) the one it was made of."""
     snapshot = here.parents[1] / "VERSION.json"
     if snapshot.exists():
-        commit: str | None = read_json(snapshot, "version of the code's snapshot").get("git")
-        return commit
+        return CodeSnapshot.read(snapshot).git
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     except OSError:

@@ -21,10 +21,11 @@ from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume
-from distlm.training.dsconfig import merge_ds_config
+from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config
 from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan, micro_seed, plan_micro_batches
 from distlm.training.objective import Pull, TrainModule
+from distlm.training.records import UpdatesState
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation, Validator
 
@@ -51,13 +52,13 @@ class Regulariser(Protocol):
         """Read what `save` wrote on any number of ranks. Local. Raises DistlmError."""
 
 
-class BlocksJob(Job):
+class BlocksJob(Job[UpdatesState]):
     """`train.updates` updates of `train.blocks_per_update` blocks."""
 
     train: BlocksConfig
 
     def __init__(
-        self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any],
+        self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig,
         model: CausalDescription | None = None,
     ) -> None:  # fmt: skip
         super().__init__(stage, Text.of(tokens), micro, deepspeed, model)
@@ -72,15 +73,15 @@ class BlocksJob(Job):
         """Besides ‖r‖², where it is asked for."""
 
     @staticmethod
-    def parts(stage: Stage) -> tuple[TokenFiles, MicroBatchPlan, dict[str, Any]]:
+    def parts(stage: Stage) -> tuple[TokenFiles, MicroBatchPlan, DeepSpeedConfig]:
         """Token files, micro-batches and DeepSpeed's configuration for this number of ranks. Raises DistlmError."""
         train = stage.config.section(BlocksConfig)
         micro = plan_micro_batches(train, stage.comm.size)
         deepspeed = merge_ds_config(train, train.micro_blocks, micro.accumulation)
         return TokenFiles.open(stage.run.tokens(stage.config)), micro, deepspeed
 
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
+    def fresh_state(self) -> UpdatesState:
+        return self.state_of(UpdatesState, blocks_per_update=self.train.blocks_per_update)
 
     def objective(self, model: Any) -> TrainModule:
         return TrainModule(model, self.train.tap, self.train.l2_weight, self.train.l2_reduction)
@@ -88,9 +89,9 @@ class BlocksJob(Job):
     def optimizer(self, objective: torch.nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(self.train, objective)
 
-    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+    def run_update(self, state: UpdatesState) -> tuple[Outcome, float]:
         """The loss is fairseq's: Σ token CE / number of tokens, whatever the cut."""
-        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        train, micro, engine, update = self.train, self.micro, self.engine, state.update
         rate = learning_rate(train, update)
         rows = rows_for_update(train.seed, update, train.blocks_per_update, len(self.blocks))
         tokens = int(self.blocks.scored[rows].sum())
@@ -121,13 +122,13 @@ class BlocksJob(Job):
         part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
         return combine(part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision), rate
 
-    def validate(self, state: dict[str, Any]) -> Validation:
+    def validate(self, state: UpdatesState) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
 
-    def kept(self, state: dict[str, Any]) -> Kept:
+    def kept(self, state: UpdatesState) -> Kept:
         return Kept() if self.regulariser is None else Kept(write=self.regulariser.save)
 
-    def resumed(self, resume: Resume) -> None:
+    def resumed(self, resume: Resume[UpdatesState]) -> None:
         if self.regulariser is not None:
             self.regulariser.load(resume.folder)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import safetensors
 import safetensors.torch
@@ -27,16 +27,19 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.models.card import WEIGHTS
-from distlm.models.complete import COMPLETE, check_files, listing
+from distlm.models.complete import check_files, listing
 from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.files import read_json, sweep_temporaries, sync_file, sync_folder, write_json
+from distlm.models.records import Complete
+from distlm.runtime.files import sweep_temporaries, sync_file, sync_folder
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.training.engine import Engine
 from distlm.training.finished import STATE
+from distlm.training.records import Best, S, TrainState
 
 OPTIMIZER, BEST = "optimizer.safetensors", "best.json"
 HIDDEN = "hidden.safetensors"
@@ -51,12 +54,11 @@ _MEANING = {
 
 
 @dataclass(frozen=True)
-class Resume:
+class Resume(Generic[S]):
     """The checkpoint a run continues from."""
 
     folder: Path
-    state: dict[str, Any]
-    """Content of state.json."""
+    state: S
 
 
 def save_checkpoint(
@@ -65,13 +67,13 @@ def save_checkpoint(
     engine: Engine,
     model: Description,
     vocabulary: int,
-    state: Mapping[str, Any],
+    state: TrainState,
     keep_last: int,
     average: str | None = None,
     hidden: Mapping[str, Tensor] | None = None,
     write: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write the checkpoint of `state["update"]` updates, point best.json at `state["best"]`, remove old checkpoints.
+    """Write the checkpoint of `state.update` updates, point best.json at `state.best`, remove old checkpoints.
 
     `average` names the optimizer state that is the model to be used, if that is not the weights themselves; `hidden`
     are further tensors of rank 0; `write` puts this rank's further files into the folder.
@@ -79,11 +81,11 @@ def save_checkpoint(
     or the optimizer states (Adam 8, NAG 4 bytes per parameter) in host memory, the others one tensor.
     Raises DistlmError on every rank when the disk is full.
     """
-    final = run.checkpoint(state["update"])
+    final = run.checkpoint(state.update)
     # The dot keeps it out of every step-* listing, marker or not.
     folder = final.with_name(f".{final.name}.tmp")
-    extra = {"dictionary": state["dictionary"], "step": state["update"]} | {k: state[k] for k in ("tap",) if k in state}
-    keys = engine.state_keys()
+    extra = {"dictionary": state.dictionary, "step": state.update, "tap": state.tap}
+    state.optimizer = engine.scalars(average)
 
     def begin() -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,20 +95,19 @@ def save_checkpoint(
     tensors = _gather(comm, engine, [average], "")
     _on_rank0(comm, folder, partial(save_weights, tensors, model, vocabulary, folder, extra))
     tensors.clear()
-    tensors = _gather(comm, engine, [None if key == average else key for key in keys])
+    tensors = _gather(comm, engine, [None if key == average else key for key in state.optimizer.keys])
     _on_rank0(comm, folder, partial(safetensors.torch.save_file, tensors, folder / OPTIMIZER))
     tensors.clear()
-    scalars = engine.scalars()
     if write is not None:
         together(comm, lambda: _guarded(folder, partial(write, folder)))
 
     def finish() -> None:
         if hidden:
             safetensors.torch.save_file(dict(hidden), folder / HIDDEN)
-        write_json(folder / STATE, {**state, "optimizer": {"keys": keys, "average": average, **scalars}})
-        seal(folder, final, state["update"])
-        point_at_best(run, state["best"])
-        _remove_old(run, keep_last, state["best"])
+        state.write(folder / STATE)
+        seal(folder, final, state.update)
+        point_at_best(run, state.best)
+        _remove_old(run, keep_last, state.best)
 
     _on_rank0(comm, folder, finish)
     return final
@@ -117,73 +118,77 @@ def seal(folder: Path, final: Path, step: int) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for path in files:
         sync_file(path)
-    write_json(folder / COMPLETE, {"step": step, "files": listing(files)})
+    Complete(step=step, files=listing(files)).write(folder / Complete.NAME)
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     sync_folder(final.parent)
 
 
-def find_resume(run: RunDir, expected: Mapping[str, Any]) -> Resume | None:
+def find_resume(run: RunDir, fresh: S) -> Resume[S] | None:
     """The newest complete checkpoint, after removing what killed saves left; None when there is none. Rank 0 only.
 
-    Raises DistlmError when the checkpoint is damaged, or was made from other data: `expected` maps names in
-    state.json to what this run has.
+    Raises DistlmError when the checkpoint is damaged, or was made from other data: `fresh` is the state with which this
+    run would begin.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     for unfinished in run.checkpoints.glob(".step-*.tmp"):
         shutil.rmtree(unfinished)
     sweep_temporaries(run.checkpoints)
     for folder in run.checkpoints.glob("step-*"):
-        if not (folder / COMPLETE).exists():
+        if not (folder / Complete.NAME).exists():
             shutil.rmtree(folder)
     complete = run.complete_checkpoints()
     if not complete:
         return None
     folder = complete[-1]
     check_files(folder, f"delete {folder} to continue from the checkpoint before it")
-    state = read_json(folder / STATE, "state of a checkpoint")
-    for name, value in expected.items():
-        if state.get(name) != value:
+    state = type(fresh).read(folder / STATE)
+    there = state.identity()
+    for name, value in fresh.identity().items():
+        if there[name] != value:
             raise DistlmError(
-                f"{folder}: {_MEANING.get(name, name)} differs: {state.get(name)!r} there, {value!r} now; continue "
+                f"{folder}: {_MEANING.get(name, name)} differs: {there[name]!r} there, {value!r} now; continue "
                 "with what the checkpoint was made from, or start anew with another run_dir="
             )
-    point_at_best(run, state["best"])
+    point_at_best(run, state.best)
     return Resume(folder, state)
 
 
-def model_to_train(resume: Resume) -> LanguageModel:
+def model_to_train(resume: Resume[S]) -> LanguageModel:
     """The model with the weights that training goes on from: the checkpoint's, or those beside its averages."""
     model: LanguageModel = load_model(resume.folder)[0]
-    if resume.state["optimizer"].get("average"):
+    if resume.state.optimizer.average:
         with safetensors.safe_open(resume.folder / OPTIMIZER, framework="pt") as file:
             for name, parameter in model.named_parameters():
                 parameter.data = file.get_tensor(f"{_RAW}/{name}")
     return model
 
 
-def restore(engine: Engine, resume: Resume, weights: Mapping[str, Tensor]) -> None:
+def restore(engine: Engine, resume: Resume[S], weights: Mapping[str, Tensor]) -> None:
     """Give a fresh engine the optimizer's state and, in half precision, the exact fp32 master weights.
 
     `weights` are those of `model_to_train`, which the model had before the engine was made. Every rank reads the file.
     """
-    optimizer = resume.state["optimizer"]
-    engine.restore_scalars(optimizer, optimizer["keys"])
+    optimizer = resume.state.optimizer
+    engine.restore_scalars(optimizer)
     if engine.precision != "fp32":
         for name, value in weights.items():
             engine.write(name, value)
-    for key in optimizer["keys"]:
-        average = key == optimizer.get("average")
+    for key in optimizer.keys:
+        average = key == optimizer.average
         with safetensors.safe_open(resume.folder / (WEIGHTS if average else OPTIMIZER), framework="pt") as file:
             for name in engine.names:
                 engine.write(name, file.get_tensor(name if average else f"{key}/{name}"), key)
 
 
-def point_at_best(run: RunDir, best: Mapping[str, Any] | None) -> None:
+def point_at_best(run: RunDir, best: Best | None) -> None:
     """Write best.json unless it says so already."""
     path = run.checkpoints / BEST
-    if best is not None and not (path.exists() and read_json(path, "name of the best checkpoint") == best):
-        write_json(path, dict(best))
+    if best is None:
+        return
+    wanted = BestCheckpoint(checkpoint=best.checkpoint, valid_loss=best.valid_loss)
+    if not (path.exists() and BestCheckpoint.read(path) == wanted):
+        wanted.write(path)
 
 
 def _gather(comm: Comm, engine: Engine, keys: Sequence[str | None], prefix: str = "{}/") -> dict[str, Tensor]:
@@ -212,10 +217,10 @@ def _guarded(folder: Path, action: Callable[[], object]) -> None:
         ) from error
 
 
-def _remove_old(run: RunDir, keep_last: int, best: Mapping[str, Any] | None) -> None:
-    kept = {best["checkpoint"]} if best else set()
+def _remove_old(run: RunDir, keep_last: int, best: Best | None) -> None:
+    kept = {best.checkpoint} if best else set()
     for folder in run.complete_checkpoints()[:-keep_last]:
         if folder.name not in kept:
             # The marker goes first: a half-removed checkpoint is none.
-            (folder / COMPLETE).unlink()
+            (folder / Complete.NAME).unlink()
             shutil.rmtree(folder)

@@ -110,7 +110,11 @@ def find_ds_config(name: str) -> Path:
     )
 
 
-def load_ds_config(name: str) -> dict[str, Any]:
+DeepSpeedConfig = dict[str, Any]
+"""DeepSpeed's own configuration, as in its JSON files."""
+
+
+def load_ds_config(name: str) -> DeepSpeedConfig:
     """The checked content of `train.deepspeed`, without comments.
 
     Raises DistlmError for a missing file, broken JSON, an unknown key (with the nearest name), a key that `train.*`
@@ -137,7 +141,7 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
-def merge_ds_config(train: TrainConfig, micro_blocks: int, accumulation: int) -> dict[str, Any]:
+def merge_ds_config(train: TrainConfig, micro_blocks: int, accumulation: int) -> DeepSpeedConfig:
     """What deepspeed.initialize gets: the file of `train.deepspeed` plus what `train` and the micro-batch plan decide.
 
     `micro_blocks`: blocks in one forward pass, for DeepSpeed's own accounts; `accumulation`: micro-batches of one rank

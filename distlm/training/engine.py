@@ -28,7 +28,9 @@ from torch import Tensor
 from distlm.errors import DistlmError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import World
+from distlm.training.dsconfig import DeepSpeedConfig
 from distlm.training.objective import Objective
+from distlm.training.records import Number, OptimizerState
 
 
 @runtime_checkable
@@ -72,7 +74,7 @@ class Engine:
         self,
         module: Objective,
         optimizer: torch.optim.Optimizer,
-        config: dict[str, Any],
+        config: DeepSpeedConfig,
         world: World,
         device: torch.device,
     ) -> None:
@@ -216,30 +218,35 @@ class Engine:
         self._base.start_averaging()
         self._link_states()
 
-    def scalars(self) -> dict[str, Any]:
-        """The optimizer's and loss scaler's plain numbers (step count, lr_old, loss scale …), as JSON. Local."""
+    def scalars(self, average: str | None = None) -> OptimizerState:
+        """The optimizer's and loss scaler's plain numbers (step count, lr_old, loss scale …). Local.
+
+        `average`: the state that is the model to be used.
+        """
         state = self._base.state.get(self._holders()[0], {})
-        counts = {key: float(value) for key, value in state.items() if not torch.is_tensor(value) or value.dim() == 0}
+        counts: dict[str, Number] = {
+            key: float(value) for key, value in state.items() if not torch.is_tensor(value) or value.dim() == 0
+        }
         group = {key: self._base.param_groups[0][key] for key in _GROUP_FIELDS if key in self._base.param_groups[0]}
         scaler = self._scaler()
         fields = {} if scaler is None else {n: getattr(scaler, n) for n in _SCALER_FIELDS if hasattr(scaler, n)}
-        return {"state": counts, "group": group, "scaler": fields}
+        return OptimizerState(keys=self.state_keys(), average=average, state=counts, group=group, scaler=fields)
 
-    def restore_scalars(self, scalars: Mapping[str, Any], keys: Sequence[str]) -> None:
-        """Set what `scalars` gave, and make room for the states `keys`, which `write` then fills. Local."""
+    def restore_scalars(self, scalars: OptimizerState) -> None:
+        """Set what `scalars` gave, and make room for the states of its keys, which `write` then fills. Local."""
         self._base.state.clear()
-        if keys:
+        if scalars.keys:
             for holder in self._holders():
-                state: dict[str, Any] = {key: torch.zeros_like(holder, requires_grad=False) for key in keys}
+                state = {key: torch.zeros_like(holder, requires_grad=False) for key in scalars.keys}
                 # torch's Adam counts its steps in an fp32 tensor.
-                state |= {key: torch.tensor(value, dtype=torch.float32) for key, value in scalars["state"].items()}
+                state |= {key: torch.tensor(value, dtype=torch.float32) for key, value in scalars.state.items()}
                 self._base.state[holder] = state
             if hasattr(self._wrapper, "_lazy_init_hp_params_optimizer_state"):
                 self._wrapper._lazy_init_hp_params_optimizer_state()
         for group in self._base.param_groups:
-            group.update(scalars["group"])
+            group.update(scalars.group)
         scaler = self._scaler()
-        for key, value in scalars["scaler"].items():
+        for key, value in scalars.scaler.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value)
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
@@ -20,7 +19,6 @@ from distlm.models.device import default_device
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
 from distlm.models.registry import kind
-from distlm.runtime.files import write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import say
@@ -29,6 +27,7 @@ from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
 from distlm.training.objective import TrainModule
+from distlm.training.records import LmModel, LmResults, LmSplit
 from distlm.training.validate import Validator
 
 COUNTED = "every token scored once, </s> and <unk> included"
@@ -36,7 +35,7 @@ Score = Callable[[LanguageModel, TokenFiles, str], tuple[float, str]]
 """(model, token files, split) → nats per token, and the context rule."""
 
 
-def run_evaluate(stage: Stage) -> dict[str, Any]:
+def run_evaluate(stage: Stage) -> dict[str, float]:
     """RUN/lm.json; name of a text → perplexity. Collective."""
     return kind(stage.config.model.kind).evaluate(stage)
 
@@ -46,7 +45,7 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     return kind(config.model.kind).plan_evaluate(config, ranks)
 
 
-def evaluate_in_blocks(stage: Stage) -> dict[str, Any]:
+def evaluate_in_blocks(stage: Stage) -> dict[str, float]:
     """Perplexity per word of every split of knn.splits, in the blocks of knn.*; see evaluate_splits."""
     knn, tap = stage.config.knn, stage.config.section(BlocksConfig).tap
 
@@ -59,7 +58,7 @@ def evaluate_in_blocks(stage: Stage) -> dict[str, Any]:
     return evaluate_splits(stage, score)
 
 
-def evaluate_splits(stage: Stage, score: Score) -> dict[str, Any]:
+def evaluate_splits(stage: Stage, score: Score) -> dict[str, float]:
     """Perplexity per word of every split of knn.splits under the best checkpoint; RUN/lm.json.
 
     The input before a split's first token is </s>. Rank 0 works. Returns SPLIT → perplexity, and seconds. Raises
@@ -68,34 +67,37 @@ def evaluate_splits(stage: Stage, score: Score) -> dict[str, Any]:
     return rank0_first(stage.comm, lambda: _evaluate(stage, score))
 
 
-def _evaluate(stage: Stage, score: Score) -> dict[str, Any]:
+def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     began, run = time.monotonic(), stage.run
     checkpoint = run.model_checkpoint(stage.config)
     model, card = load_model(checkpoint, default_device())
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_dictionary(card, tokens.dictionary)
-    splits, rule = {}, ""
+    splits: dict[str, LmSplit] = {}
+    rule = ""
     for split in stage.config.knn.splits:
         loss, rule = score(model, tokens, split)
-        splits[split] = {
-            "tokens": len(tokens.split(split)), "loss_nats": loss,
-            "perplexity": math.exp(min(loss * tokens.tokens_per_word(split), 700.0)),
-        }  # fmt: skip
+        perplexity = math.exp(min(loss * tokens.tokens_per_word(split), 700.0))
+        found = LmSplit(tokens=len(tokens.split(split)), loss_nats=loss, perplexity=perplexity)
         if tokens.tokenizer:
-            splits[split] |= {"words": tokens.words(split), "token_perplexity": math.exp(min(loss, 700.0))}
-        say(f"evaluate: {split}: loss {loss:.4f}, ppl {splits[split]['perplexity']:.2f} ({rule})")
-    results = {
-        "format": 1, "name": stage.config.name, "splits": splits, "context_rule": rule,
-        "model": {
-            "kind": card["kind"], "parameters": card_parameters(card), "fingerprint": model_fingerprint(checkpoint),
-            "step": card.get("step"), "checkpoint": str(checkpoint),
-        },
-        "tokens": tokens.fingerprint, "code": code_version(),
-    }  # fmt: skip
+            found.words, found.token_perplexity = tokens.words(split), math.exp(min(loss, 700.0))
+        splits[split] = found
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} ({rule})")
+    results = LmResults(
+        name=stage.config.name,
+        splits=splits,
+        context_rule=rule,
+        model=LmModel(
+            kind=card.kind, parameters=card_parameters(card), fingerprint=model_fingerprint(checkpoint),
+            step=card.step, checkpoint=str(checkpoint),
+        ),
+        tokens=tokens.fingerprint,
+        code=code_version(),
+    )  # fmt: skip
     seconds = time.monotonic() - began
     run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
-    write_json(run.root / RESULT, results)
-    return {"seconds": seconds, **{split: result["perplexity"] for split, result in splits.items()}}
+    results.write(run.root / RESULT)
+    return {"seconds": seconds, **{split: result.perplexity for split, result in splits.items()}}
 
 
 def plan_blocks(config: RunConfig) -> StagePlan:
@@ -108,7 +110,7 @@ def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     try:
         tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
         vocabulary = len(tokens.dictionary)
-        count = sum(tokens.meta["splits"].get(split, {"tokens": 0})["tokens"] for split in config.knn.splits)
+        count = sum(tokens.meta.splits[split].tokens for split in config.knn.splits if split in tokens.meta.splits)
     except DistlmError:
         vocabulary, count = kind(config.model.kind).assumed_words(config), 0
     parameters = parameter_count(model_of(config), vocabulary)

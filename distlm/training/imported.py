@@ -17,11 +17,11 @@ from distlm.models.device import default_device
 from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
 from distlm.training.finished import STATE
 from distlm.training.objective import TrainModule
+from distlm.training.records import Best, TrainState, UpdatesState, fresh_state
 from distlm.training.validate import Validator
 
 
@@ -37,47 +37,43 @@ def write_first_checkpoint(
     model: Description,
     weights: Mapping[str, Tensor],
     source: str,
-    tap: str,
-    identity: Mapping[str, Any],
+    state: TrainState,
     valid_loss: Callable[[Path], float],
 ) -> dict[str, Any]:
     """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on.
 
-    `source` is what errors and model.json call the origin; `tap` the hidden state that a datastore will hold;
-    `identity` are entries of state.json that the kind of model has besides data, dictionary and seed; `valid_loss`
-    gives the nats per token of the written model folder.
+    `source` is what errors and model.json call the origin; `state` that of update 0; `valid_loss` gives the nats per
+    token of the written model folder.
     Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
     """
-    run, train, size = RunDir(Path(config.run_dir)), config.train, len(tokens.dictionary)
+    run, size = RunDir(Path(config.run_dir)), len(tokens.dictionary)
     final = run.checkpoint(0)
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    extra = {"dictionary": tokens.dictionary.hash, "step": 0, "tap": tap, "imported_from": Path(source).name}
+    extra = {"dictionary": state.dictionary, "step": 0, "tap": state.tap, "imported_from": Path(source).name}
     try:
         save_weights(weights, model, size, folder, extra)
     except ValueError as error:
         raise DistlmError(f"{source}: {error}") from error
     safetensors.torch.save_file({}, folder / OPTIMIZER)
     loss = valid_loss(folder)
-    best = {"checkpoint": final.name, "valid_loss": loss}
-    state = {
-        "data": tokens.fingerprint, "dictionary": tokens.dictionary.hash, "seed": train.seed, **identity,
-        "update": 0, "skipped": 0, "fingerprint": "", "best": best,
-        "last": {"train_loss": None, "valid_loss": loss, "valid_ppl": None, "tokens_per_s": 0.0},
-        "ranks": 1, "deepspeed": train.deepspeed, "precision": train.precision, "tap": tap,
-        "optimizer": {"keys": [], "average": None, "state": {}, "group": {}, "scaler": {}},
-    }  # fmt: skip
-    write_json(folder / STATE, state)
+    state.best = Best(final.name, loss)
+    state.last["valid_loss"] = loss
+    state.write(folder / STATE)
     seal(folder, final, 0)
-    point_at_best(run, best)
+    point_at_best(run, state.best)
     per_word = loss * tokens.tokens_per_word("valid")
     return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(per_word, 700.0))}
 
 
-def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Callable[[Path], float]]:
-    """`identity` and `valid_loss` of a model that is trained and validated in blocks of tokens."""
+def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[TrainState, Callable[[Path], float]]:
+    """`state` and `valid_loss` of a model that is trained and validated in blocks of tokens."""
     train = config.section(BlocksConfig)
+    state = fresh_state(
+        UpdatesState, tokens.fingerprint, tokens.dictionary.hash, train, 1, train.tap,
+        blocks_per_update=train.blocks_per_update,
+    )  # fmt: skip
 
     def valid_loss(folder: Path) -> float:
         device = default_device()
@@ -85,4 +81,4 @@ def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[dict[str, Any], Ca
         objective = TrainModule(model, train.tap, 0.0, "mean").eval()
         return Validator.in_training(tokens, train).run_alone(objective, device).loss
 
-    return {"blocks_per_update": train.blocks_per_update}, valid_loss
+    return state, valid_loss

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from distlm.runtime import metrics
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
+from distlm.training.dsconfig import DeepSpeedConfig
 from distlm.training.engine import Engine
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import Objective
+from distlm.training.records import S, fresh_state
 from distlm.training.update import Outcome
 from distlm.training.validate import Validation
 
@@ -49,10 +51,10 @@ class Kept(NamedTuple):
     """Writes this rank's further files into the folder of the checkpoint. Local."""
 
 
-class Job(ABC):
+class Job(ABC, Generic[S]):
     """One training run on this rank. Opened first, which checks the settings; `begin` then makes the engine.
 
-    `state` is the loop's, goes into state.json, and is the same on every rank.
+    `state`, a TrainState of the kind's own, is the loop's, goes into state.json, and is the same on every rank.
     """
 
     train: TrainConfig
@@ -69,7 +71,7 @@ class Job(ABC):
     """Whether the checkpoint with the lowest validation loss is made and kept."""
 
     def __init__(
-        self, stage: Stage, text: Text, micro: MicroBatchPlan, deepspeed: dict[str, Any],
+        self, stage: Stage, text: Text, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig,
         model: Description | None = None,
     ) -> None:  # fmt: skip
         """`model`: None: the configuration's."""
@@ -77,11 +79,16 @@ class Job(ABC):
         self.text, self.micro, self.deepspeed = text, micro, deepspeed
         self.model = model or model_of(stage.config)
 
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with this run: then its update number says which data comes next."""
-        return {"data": self.text.fingerprint, "dictionary": self.text.dictionary, "seed": self.train.seed}
+    @abstractmethod
+    def fresh_state(self) -> S:
+        """The state at update 0: `state_of` the kind's class with what only it has."""
 
-    def begin(self, resume: Resume | None) -> None:
+    def state_of(self, kind: type[S], **own: Any) -> S:
+        """`kind` at update 0 of this run; `own`: its fields that not every kind has."""
+        text, ranks = self.text, self.comm.size
+        return fresh_state(kind, text.fingerprint, text.dictionary, self.train, ranks, self.tap, **own)
+
+    def begin(self, resume: Resume[S] | None) -> None:
         """A fresh engine, or the checkpoint's. Collective."""
         device = default_device()
         if resume is None:
@@ -102,7 +109,7 @@ class Job(ABC):
         """The model at update 0, from torch's global generator, which is seeded. Collective."""
         return build_model(self.model, self.text.vocabulary)
 
-    def saved_model(self, resume: Resume) -> nn.Module:
+    def saved_model(self, resume: Resume[S]) -> nn.Module:
         """The model that training goes on from. Local."""
         return model_to_train(resume)
 
@@ -115,31 +122,27 @@ class Job(ABC):
         """The optimizer of `train.*` over all parameters."""
 
     @abstractmethod
-    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
-        """Update number state["update"] over all ranks, and its learning rate. Collective."""
+    def run_update(self, state: S) -> tuple[Outcome, float]:
+        """Update number state.update over all ranks, and its learning rate. Collective."""
 
-    def finished(self, state: dict[str, Any]) -> bool:
+    def finished(self, state: S) -> bool:
         """Whether there is no update left."""
-        return bool(state["update"] >= self.updates)
+        return state.update >= self.updates
 
-    def validation_due(self, state: dict[str, Any]) -> bool:
+    def validation_due(self, state: S) -> bool:
         """Whether to validate after the update just done."""
         every = self.train.valid_every
-        return self.finished(state) or (every > 0 and state["update"] % every == 0)
+        return self.finished(state) or (every > 0 and state.update % every == 0)
 
     @abstractmethod
-    def validate(self, state: dict[str, Any]) -> Validation:
+    def validate(self, state: S) -> Validation:
         """Loss on the valid split. Collective."""
 
-    def resumed(self, resume: Resume) -> None:
+    def resumed(self, resume: Resume[S]) -> None:
         """Read what `kept` wrote. Local."""
         return
 
-    def fresh_state(self) -> dict[str, Any]:
-        """Entries of `state` that only this kind of model has, at update 0."""
-        return {}
-
-    def counted(self, state: dict[str, Any], outcome: Outcome) -> None:
+    def counted(self, state: S, outcome: Outcome) -> None:
         """`state` counts the update just done."""
         return
 
@@ -147,14 +150,14 @@ class Job(ABC):
         """Training is over, or stops here. Local."""
         return
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> metrics.Values:
         """Further metrics since the last line of metrics. Collective."""
         return {}
 
-    def judged(self, state: dict[str, Any], result: Validation) -> dict[str, Any]:
+    def judged(self, state: S, result: Validation) -> metrics.Values:
         """Act upon a validation loss; further metrics of that update. Collective."""
         return {}
 
-    def kept(self, state: dict[str, Any]) -> Kept:
+    def kept(self, state: S) -> Kept:
         """What a checkpoint needs besides. Collective."""
         return Kept()

@@ -48,7 +48,7 @@ class BlocksKind(CausalKind):
 
         return plan_blocks(config)
 
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         from distlm.training.evaluate import evaluate_in_blocks
 
         return evaluate_in_blocks(stage)

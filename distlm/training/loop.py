@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from distlm.config.schema import RunConfig
 from distlm.errors import Stopped
@@ -18,6 +18,7 @@ from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, save_checkpoint
 from distlm.training.job import Job
+from distlm.training.records import Best, S
 from distlm.training.update import Outcome, Window
 
 
@@ -40,21 +41,20 @@ def run_train(stage: Stage) -> dict[str, Any]:
     state = run_job(stage, job, lambda resume: _announce(stage, resume))
     seconds = time.monotonic() - started
     if comm.rank == 0:
-        stage.run.metrics.write("train", {metrics.STAGE_SECONDS: seconds}, step=state["update"])
-    return {"step": state["update"], **state["last"], "seconds": round(seconds, 3)}
+        stage.run.metrics.write("train", {metrics.STAGE_SECONDS: seconds}, step=state.update)
+    return {"step": state.update, **state.last, "seconds": round(seconds, 3)}
 
 
-def run_job(stage: Stage, job: Job, announce: Callable[[Resume | None], object]) -> dict[str, Any]:
+def run_job(stage: Stage, job: Job[S], announce: Callable[[Resume[S] | None], object]) -> S:
     """Do what is left of a job, from the newest checkpoint of `stage.run` on; its final state. Collective.
 
     `announce` is called on rank 0 before there is work. Raises what run_train does.
     """
     comm = stage.comm
     with only_writer(stage.run.checkpoints, comm, "training"):
-        resume = rank0_first(comm, lambda: find_resume(stage.run, job.identity()))
+        resume = rank0_first(comm, lambda: find_resume(stage.run, job.fresh_state()))
         if resume is not None and job.finished(resume.state):
-            done = resume.state["update"]
-            say(f"{stage.name}: {resume.folder} is the last of {done} updates; nothing to do", comm.rank)
+            say(f"{stage.name}: {resume.folder} is the last of {resume.state.update} updates; nothing to do", comm.rank)
             return resume.state
         rank0_first(comm, lambda: announce(resume))
         join_group(stage.world)
@@ -64,52 +64,41 @@ def run_job(stage: Stage, job: Job, announce: Callable[[Resume | None], object])
             job.close()
 
 
-def _open_job(stage: Stage) -> Job:
+def _open_job(stage: Stage) -> Job[Any]:
     return kind(stage.config.model.kind).job(stage)
 
 
-class _Run:
+class _Run(Generic[S]):
     """One start of a training run: from a fresh model or a checkpoint to the end or a stop."""
 
-    def __init__(self, stage: Stage, job: Job, resume: Resume | None) -> None:
+    def __init__(self, stage: Stage, job: Job[S], resume: Resume[S] | None) -> None:
         self.stage, self.job, self.train = stage, job, job.train
         job.begin(resume)
-        before = {} if resume is None else resume.state
-        unknown = {"train_loss": None, "valid_loss": None, "valid_ppl": None, "tokens_per_s": 0.0}
-        self.start: int = before.get("update", 0)
+        fresh = job.fresh_state()
+        self.state = fresh if resume is None else resume.state
+        self.start = self.state.update
         """Updates done when this start began."""
-        self.state: dict[str, Any] = {
-            **job.identity(),
-            "update": self.start,
-            "skipped": before.get("skipped", 0),
-            "fingerprint": before.get("fingerprint", ""),
-            "best": before.get("best"),
-            "last": before.get("last", unknown),
-            "ranks": stage.comm.size,
-            "deepspeed": self.train.deepspeed,
-            "precision": self.train.precision,
-            **({} if job.tap is None else {"tap": job.tap}),
-            **{name: before.get(name, value) for name, value in job.fresh_state().items()},
-        }
-        self.state["last"]["parameters"] = job.parameters
+        for name in ("ranks", "deepspeed", "precision", "tap"):
+            setattr(self.state, name, getattr(fresh, name))
+        self.state.last["parameters"] = job.parameters
         self.window = Window(self.job.unit)
 
-    def to_the_end(self) -> dict[str, Any]:
+    def to_the_end(self) -> S:
         """All remaining updates; the final state. Raises Stopped after a checkpoint."""
         job, state = self.job, self.state
         job.engine.train()
         with Progress(self.stage.name, job.updates, "updates", self.stage.comm.rank, done=self.start) as progress:
             while not job.finished(state):
                 outcome, rate = job.run_update(state)
-                state["update"] += 1
-                state["skipped"] += outcome.step.skipped
-                state["fingerprint"] = bytes_hash(f"{state['fingerprint']} {outcome.fingerprint}".encode())
+                state.update += 1
+                state.skipped += outcome.step.skipped
+                state.fingerprint = bytes_hash(f"{state.fingerprint} {outcome.fingerprint}".encode())
                 job.counted(state, outcome)
                 progress.advance(1, loss=f"{outcome.loss:.4f}", lr=f"{rate:.3g}")
                 folder = self._at_boundary(outcome, rate)
                 if folder is not None and not job.finished(state):
                     raise Stopped(
-                        f"{self.stage.name}: stopped after update {state['update']} of {job.updates}; {folder} is "
+                        f"{self.stage.name}: stopped after update {state.update} of {job.updates}; {folder} is "
                         "complete, run the same command again to continue"
                     )
         return state
@@ -121,9 +110,9 @@ class _Run:
         self._log(outcome, rate, job.finished(state))
         began = time.monotonic()
         better = due and self._validate()
-        spent = train.max_updates_this_run > 0 and state["update"] - self.start >= train.max_updates_this_run
+        spent = train.max_updates_this_run > 0 and state.update - self.start >= train.max_updates_this_run
         folder = None
-        if outcome.stop or spent or better or job.finished(state) or _due(state["update"], train.save_every):
+        if outcome.stop or spent or better or job.finished(state) or _due(state.update, train.save_every):
             kept, vocabulary = job.kept(state), job.text.vocabulary
             folder = save_checkpoint(
                 comm, self.stage.run, job.engine, job.model, vocabulary, state, train.keep_last, *kept
@@ -132,28 +121,28 @@ class _Run:
         return folder if outcome.stop or spent else None
 
     def _log(self, outcome: Outcome, rate: float, last: bool) -> None:
-        done = self.state["update"]
+        done = self.state.update
         self.window.add(outcome)
         if done % self.train.log_every and not last:
             return
-        self.state["last"] |= {"train_loss": self.window.loss, "tokens_per_s": round(self.window.rate, 1)}
+        self.state.last |= {"train_loss": self.window.loss, "tokens_per_s": round(self.window.rate, 1)}
         measured = self.job.measured()
         if self.stage.comm.rank == 0:
-            line = self.window.line(rate, self.state["skipped"]) | measured
+            line = self.window.line(rate, self.state.skipped) | measured
             # A chain over all updates so far: two runs were given the same batches in the same order, or it differs.
-            line[metrics.DATA_FINGERPRINT] = self.state["fingerprint"]
+            line[metrics.DATA_FINGERPRINT] = self.state.fingerprint
             self.stage.run.metrics.write("train", line, step=done)
         self.window = Window(self.job.unit)
 
     def _validate(self) -> bool:
         """True when this is the best validation loss so far, so that a checkpoint must keep it."""
-        run, comm, done = self.stage.run, self.stage.comm, self.state["update"]
+        run, comm, done = self.stage.run, self.stage.comm, self.state.update
         result = self.job.validate(self.state)
-        self.state["last"] |= result.last
-        best = self.state["best"]
-        better = self.job.keeps_best and (best is None or result.loss < best["valid_loss"])
+        self.state.last |= result.last
+        best = self.state.best
+        better = self.job.keeps_best and (best is None or result.loss < best.valid_loss)
         if better:
-            self.state["best"] = {"checkpoint": run.checkpoint(done).name, "valid_loss": result.loss}
+            self.state.best = Best(run.checkpoint(done).name, result.loss)
         say(f"{self.stage.name}: update {done}: {result.text}", comm.rank)
         values = result.values
         values |= self.job.judged(self.state, result)
@@ -162,7 +151,7 @@ class _Run:
         return better
 
 
-def _announce(stage: Stage, resume: Resume | None) -> None:
+def _announce(stage: Stage, resume: Resume[S] | None) -> None:
     """Say what is needed, and refuse when the disk is not there. Rank 0."""
     run = stage.run
     plan = plan_train(stage.config, stage.comm.size)
@@ -170,7 +159,7 @@ def _announce(stage: Stage, resume: Resume | None) -> None:
     there = sum(path.stat().st_size for path in run.checkpoints.rglob("*") if path.is_file())
     require_free_disk(run.root, max(plan.disk_bytes - there, 0), "training")
     if resume is not None:
-        say(f"train: continuing from {resume.folder}, saved on {resume.state['ranks']} ranks")
+        say(f"train: continuing from {resume.folder}, saved on {resume.state.ranks} ranks")
 
 
 def _due(done: int, every: int) -> bool:

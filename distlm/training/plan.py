@@ -30,7 +30,7 @@ class Corpus:
             tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
         except DistlmError:
             return Corpus(assumed, 0)
-        return Corpus(len(tokens.dictionary), tokens.meta["splits"]["train"]["tokens"])
+        return Corpus(len(tokens.dictionary), tokens.meta.splits["train"].tokens)
 
 
 @dataclass(frozen=True)

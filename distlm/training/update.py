@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +102,7 @@ class Window:
     def rate(self) -> float:
         return self.tokens / max(time.monotonic() - self.began, 1e-9)
 
-    def line(self, rate: float, skipped: int) -> dict[str, Any]:
+    def line(self, rate: float, skipped: int) -> metrics.Values:
         """Means per token, without their weights in the loss; gradient norm, rate and loss scale are the last
         update's."""
         last = self.outcomes[-1]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,12 +40,12 @@ class Validation:
         return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property
-    def values(self) -> dict[str, Any]:
+    def values(self) -> metrics.Values:
         """For metrics.jsonl."""
         return {metrics.VALID_LOSS: self.loss, metrics.VALID_PPL: self.perplexity, "valid/context": self.rule}
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> dict[str, float]:
         """For the summary of a run."""
         return {"valid_loss": self.loss, "valid_ppl": self.perplexity}
 

@@ -6,7 +6,6 @@ second and signals its rank itself: all of them within a second, on every node, 
 since the runtime agrees over the ranks on a stop. A front that is killed falls silent, and the keepers then stop.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -16,12 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+
+from msgspec import UNSET, UnsetType
 
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.progress import say
-from launchers.hosts.rank import POLL_S, rank_file, read
+from launchers.hosts.rank import POLL_S, rank_file
+from launchers.records import FrontOrder, RankReport
 
 _LAST_WORDS_S = 5.0
 """A rank writes its exit code down before it ends, so soon after its launcher's end this can be read."""
@@ -46,7 +47,7 @@ class Front:
         self._asked = 0
         self._deadline, self._why = float("inf"), ""
         self._limits: set[str] = set()
-        self._known: dict[int, dict[str, Any]] = {}
+        self._known: dict[int, RankReport] = {}
         self._gone = 0.0
         self._beat_of: dict[int, tuple[object, float]] = {}
         self._ended = threading.Event()
@@ -95,18 +96,18 @@ class Front:
                 self._give("stop")
                 self._limit(self.stop_within_s, f"the ranks did not stop within {self.stop_within_s:g} s of {name}")
             records = self._records()
-            missing = [rank for rank in self.hosts if "pid" not in records[rank]]
+            missing = [rank for rank in self.hosts if rank not in records]
             if self.queued and len(missing) == len(self.hosts):
                 began = now
-            ended = [rank for rank in self.hosts if "code" in records[rank]]
+            codes = self._codes(records)
             silent = self._silent(records, now)
-            if len(ended) + len(silent) == len(self.hosts):
+            if len(codes) + len(silent) == len(self.hosts):
                 if launcher.poll() is not None:
                     return
                 self._limit(5 if silent else 30, "the launcher did not end although its ranks have")
             elif missing and now - began > self.start_within_s:
                 self._limit(0, f"{self._names(missing)} did not start within {self.start_within_s:g} s")
-            if failed := [rank for rank in ended if records[rank]["code"] not in _IN_ORDER] + silent:
+            if failed := [rank for rank, code in codes.items() if code not in _IN_ORDER] + silent:
                 # The ranks themselves notice a lost one; this is for those that cannot.
                 first = f"after {self._names(failed[:1])} failed the others did not end"
                 self._limit(self.lost_after_s + 30, first)
@@ -124,30 +125,29 @@ class Front:
                 return
             time.sleep(POLL_S)
 
-    def _silent(self, records: Mapping[int, Mapping[str, Any]], now: float) -> list[int]:
+    def _silent(self, records: Mapping[int, RankReport], now: float) -> list[int]:
         """Ranks whose keepers have stopped to beat without a word: their node is down, or both were killed."""
         silent = []
         for rank, record in records.items():
-            if "pid" not in record or "code" in record:
-                # Not begun, just being written, or ended.
+            if record.code is not UNSET:
                 continue
             beat, since = self._beat_of.get(rank, (None, now))
-            self._beat_of[rank] = (record.get("beat"), since if record.get("beat") == beat else now)
+            self._beat_of[rank] = (record.beat, since if record.beat == beat else now)
             if now - self._beat_of[rank][1] > self.lost_after_s:
                 silent.append(rank)
         return silent
 
     def _end(self, launcher: subprocess.Popen[bytes]) -> None:
         """Leave nothing behind: ranks that still run are killed by their keepers, then the launcher's processes."""
-        if launcher.poll() is not None and all("code" in record for record in self._records().values()):
+        if launcher.poll() is not None and len(self._codes(self._records())) == len(self.hosts):
             return
         if self._why:
             say(f"{self._why}; ending all of them")
         self._give("kill")
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
-            alive = [record for record in self._records().values() if "pid" in record and "code" not in record]
-            if launcher.poll() is not None and not alive:
+            records = self._records()
+            if launcher.poll() is not None and len(self._codes(records)) == len(records):
                 return
             time.sleep(POLL_S)
         # Asked to end, deepspeed's pdsh runner kills every deepspeed start of this user on those nodes (pkill -f).
@@ -161,7 +161,7 @@ class Front:
 
     def _verdict(self, code: int, finished: Callable[[], bool]) -> int:
         records = self._records()
-        codes = {rank: record["code"] for rank, record in records.items() if "code" in record}
+        codes = self._codes(records)
         clean = bool(codes) and all(value == EXIT_DONE for value in codes.values())
         deadline = time.monotonic() + (VISIBLE_AFTER_S if clean else 0)
         while not (done := finished()) and time.monotonic() < deadline:
@@ -170,10 +170,10 @@ class Front:
             if code != 0 or not clean:
                 say(f"note: the launcher ended with {code}, but the training is complete (its marker is written)")
             return EXIT_DONE
-        failed = sorted((records[rank]["time"], rank) for rank, value in codes.items() if value not in _IN_ORDER)
+        failed = sorted((records[rank].time, rank) for rank, value in codes.items() if value not in _IN_ORDER)
         first = failed[0][1] if failed else -1
         why = f"{self._names([first])} ended with exit code {codes[first]}" if failed else ""
-        lost = [rank for rank in self.hosts if "code" not in records[rank]]
+        lost = [rank for rank in self.hosts if rank not in codes]
         if lost and not failed:
             why = f"{self._names(lost)} did not say how they ended (node down?)"
         if EXIT_STOPPED in codes.values():
@@ -193,11 +193,18 @@ class Front:
             f"logs: {self.folder}"
         )
 
-    def _records(self) -> dict[int, dict[str, Any]]:
+    def _records(self) -> dict[int, RankReport]:
+        """Of the ranks that have begun, in their order."""
         for rank in self.hosts:
             # Nothing can be read while it is being rewritten: what it said before still holds.
-            self._known[rank] = read(rank_file(self.folder, rank, "json")) or self._known.get(rank, {})
-        return self._known
+            if (report := RankReport.peek(rank_file(self.folder, rank, "json"))) is not None:
+                self._known[rank] = report
+        return {rank: self._known[rank] for rank in self.hosts if rank in self._known}
+
+    @staticmethod
+    def _codes(records: Mapping[int, RankReport]) -> dict[int, int]:
+        """Rank → exit code, of those that have ended."""
+        return {rank: record.code for rank, record in records.items() if not isinstance(record.code, UnsetType)}
 
     def _names(self, ranks: Sequence[int]) -> str:
         """`rank 2 (node2)`, `ranks 2, 3 (node2)`."""
@@ -218,7 +225,8 @@ class Front:
 
     def _write(self) -> None:
         self._beats += 1
-        (self.folder / "order.json").write_text(json.dumps({"beat": self._beats, "order": self._order}), "utf-8")
+        order = FrontOrder(beat=self._beats, order=self._order)
+        (self.folder / "order.json").write_text(order.line(), "utf-8")
 
     def _beat(self) -> None:
         while not self._ended.wait(min(5.0, self.lost_after_s / 6)):

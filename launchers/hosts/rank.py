@@ -9,7 +9,9 @@ the two tell each other goes through files in FOLDER (under the run directory, w
   rank-NNNNN.json    this rank's node and process, its beat, and its exit code when it has ended
   rank-NNNNN.log     what it wrote
 
-Files are rewritten in place and opened anew for each look: that is when a network file system shows what is new.
+Files are rewritten in place and opened anew for each look: that is when a network file system shows what is new. They
+are StartSpec, FrontOrder and RankReport of launchers/records.py, here as plain dicts: this script is started by its
+path, on a node that may have another distlm or none, and learns from spec.json where to import anything from.
 """
 
 import ctypes
@@ -77,7 +79,7 @@ class Rank:
 
     def write(self, **values: object) -> None:
         """This rank's record."""
-        about = {"rank": self.rank, "node": self.node, "pid": os.getpid(), "time": time.time(), **values}
+        about = {"format": 1, "rank": self.rank, "node": self.node, "pid": os.getpid(), "time": time.time(), **values}
         rank_file(self.folder, self.rank, "json").write_text(json.dumps(about), "utf-8")
 
     def stop(self, number: int, _frame: FrameType | None) -> None:

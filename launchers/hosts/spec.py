@@ -22,6 +22,7 @@ from launchers.hosts.net import shell_safe
 from launchers.hosts.nodes import Host, write_hostfile
 from launchers.hosts.rank import process_start
 from launchers.jobs import LAUNCH
+from launchers.records import FrontProcess, StartSpec
 from launchers.stages.dispatch import clean_environment
 
 # A node's own, and what belongs to this shell only.
@@ -53,21 +54,21 @@ def prepare_folder(
     folder = run.root / LAUNCH / "deepspeed" / f"{time.strftime('%Y%m%d-%H%M%S')}-{node}-{pid}"
     folder.mkdir(parents=True)
     write_hostfile(folder / "hosts", hosts)
-    spec = {
-        "arguments": list(arguments),
-        "cwd": str(Path.cwd()),
-        "code": str(code_root()),
-        "via": via,
-        "ranks": list(ranks),
-        "env": rank_environment(via, sum(host.slots for host in hosts), master, port, interface),
-        "front": {"node": node, "pid": pid, "started": process_start(pid)},
-        "lost_after_s": lost_after_s,
+    spec = StartSpec(
+        arguments=list(arguments),
+        cwd=str(Path.cwd()),
+        code=str(code_root()),
+        via=via,
+        ranks=list(ranks),
+        env=rank_environment(via, sum(host.slots for host in hosts), master, port, interface),
+        front=FrontProcess(node, pid, process_start(pid)),
+        lost_after_s=lost_after_s,
         # A save of a large model takes minutes; nobody waits for a rank whose front is gone longer than this.
-        "kill_after_s": 600,
-    }
+        kill_after_s=600,
+    )
     descriptor = os.open(folder / "spec.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(spec, stream, indent=1)
+        json.dump(spec.tree(), stream, indent=1)
     return folder
 
 

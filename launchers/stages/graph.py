@@ -10,12 +10,11 @@ from math import ceil
 from pathlib import Path
 
 from distlm.config.schema import RunConfig
-from distlm.datastore.manifest import MANIFEST
+from distlm.datastore.manifest import read_manifest
 from distlm.errors import UsageError
 from distlm.index.layout import IndexFolder
 from distlm.models.registry import kind
 from distlm.pipeline import STEPS, steps_of
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from launchers.site import SERIAL, STAGES, Resources, Site, check_stage
 
@@ -39,8 +38,8 @@ def _added(config: RunConfig, run: RunDir) -> bool:
         return True
     if not _step("datastore write")(config, run):
         return False
-    shards = len(read_json(run.datastore / MANIFEST, "datastore manifest")["shards"])
-    return all(IndexFolder(run.index).part_json(shard).exists() for shard in range(shards))
+    shards = read_manifest(run.datastore).shards
+    return all(IndexFolder(run.index).part_json(shard.index).exists() for shard in shards)
 
 
 def _all(*verbs: str) -> Finished:

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from distlm.runtime.files import file_hash, json_hash, write_json
+from distlm.runtime.files import file_hash, json_hash
+from distlm.runtime.records import CodeSnapshot
 from distlm.runtime.rundir import code_version
 
 FOLDERS = ("distlm", "launchers", "ds_configs")
@@ -53,8 +54,8 @@ def take_snapshot(run: Path, tree: Path | None = None) -> Path:
         for name in names:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(tree / name, temporary / name)
-        git = code_version()["git"] if shutil.which("git") else None
-        write_json(temporary / VERSION, {"git": git, "tree": str(tree)})
+        git = code_version().git if shutil.which("git") else None
+        CodeSnapshot(git=git, source=str(tree)).write(temporary / VERSION)
         # Of a file edited while it was copied, the name must tell what was copied.
         final = _place(run, temporary, names)
         if not final.exists():

@@ -24,7 +24,7 @@ LM = np.log([0.5, 0.25, 0.5, 0.1, 0.01, 0.5, 0.25, 0.125])
 
 def evaluation(root: Path, targets: np.ndarray = TARGETS, **log_probs: np.ndarray) -> RunDir:
     run = RunDir(root)
-    write_losses(run.losses, "valid", targets, log_probs or {"lm": LM, "knn": LM / 2}, WORDS, {})
+    write_losses(run.losses, "valid", targets, log_probs or {"lm": LM, "knn": LM / 2}, WORDS, "all", "m", "t")
     return run
 
 

@@ -9,6 +9,7 @@ from support import write_text
 
 from distlm.config import DataConfig
 from distlm.data.corpus import Corpus, folder_files, open_corpus, read_lines
+from distlm.data.records import TextFile
 from distlm.errors import DistlmError
 
 
@@ -27,9 +28,9 @@ def test_folder_lines_are_unaltered_and_a_last_line_without_newline_counts(tmp_p
 
 def test_folder_description_holds_name_size_and_sha256(tmp_path: Path) -> None:
     write_text(tmp_path)
-    facts = folder(tmp_path).description["files"]["valid"]
+    facts = folder(tmp_path).description.files["valid"]
     raw = (tmp_path / "valid.txt").read_bytes()
-    assert facts == {"name": "valid.txt", "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    assert facts == TextFile("valid.txt", len(raw), hashlib.sha256(raw).hexdigest())
 
 
 def test_wikitext_file_names_are_understood(tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_hub_rows_are_lines_with_or_without_their_newline(local_hub: Path) -> No
     assert list(corpus.read("train")) == [" = A = ", "", "one two ", "three"]
     assert list(corpus.read("valid")) == ["v w"]
     assert list(corpus.read("test")) == ["t", "u", "v"]
-    assert corpus.description["hub"]["rows"] == {"train": 4, "valid": 1, "test": 2}
+    assert corpus.description.hub.rows == {"train": 4, "valid": 1, "test": 2}
 
 
 def test_hub_column_that_is_not_there_or_holds_no_text(local_hub: Path) -> None:

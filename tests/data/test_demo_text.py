@@ -18,14 +18,14 @@ def demo() -> DemoText:
 
 
 def test_demo_corpus_has_106_articles_and_the_recorded_words(demo: DemoText) -> None:
-    assert demo.description["articles"] == {"train": 95, "valid": 6, "test": 5}
-    assert sum(demo.description["articles"].values()) == 106
+    assert demo.description.articles == {"train": 95, "valid": 6, "test": 5}
+    assert sum(demo.description.articles.values()) == 106
     assert {split: sum(len(line.split()) for line in lines) for split, lines in demo.lines.items()} == {
         "train": 468_451, "valid": 25_688, "test": 26_174,
     }  # fmt: skip
     spelled = sum(any(c.isalnum() for c in word) for lines in demo.lines.values() for x in lines for word in x.split())
     assert 0.9 < spelled / 442_000 < 1.1
-    assert demo.description["fallback"] is None and "CC BY-SA" in demo.description["licence"]
+    assert demo.description.fallback is None and "CC BY-SA" in demo.description.licence
 
 
 def test_demo_splits_are_whole_articles_with_no_common_title_and_near_90_5_5(demo: DemoText) -> None:
@@ -33,7 +33,7 @@ def test_demo_splits_are_whole_articles_with_no_common_title_and_near_90_5_5(dem
         split: [line for line in lines if line.startswith(" = ") and not line.startswith(" = =")]
         for split, lines in demo.lines.items()
     }
-    assert {split: len(names) for split, names in titles.items()} == demo.description["articles"]
+    assert {split: len(names) for split, names in titles.items()} == demo.description.articles
     assert len(set().union(*titles.values())) == 106
     words = {split: sum(len(line.split()) for line in lines) for split, lines in demo.lines.items()}
     share = {split: count / sum(words.values()) for split, count in words.items()}
@@ -61,7 +61,7 @@ def test_without_gensim_falls_back_to_help_texts_and_says_why(
 
     monkeypatch.setattr(demo_text.metadata, "distribution", missing)
     found = demo_text.demo_text()
-    assert found.description["source"] == "pydoc_data.topics" and found.description["licence"] == "PSF-2.0"
+    assert found.description.source == "pydoc_data.topics" and found.description.licence == "PSF-2.0"
     said = capsys.readouterr().err
     assert "gensim is not installed" in said and "pip install 'distlm[demo]'" in said
     assert all(found.lines[split] for split in ("train", "valid", "test"))

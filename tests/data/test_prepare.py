@@ -48,13 +48,13 @@ def test_ids_are_those_of_a_plain_loop(prepare: Prepare, folder: list[str], text
             expected.append(Dictionary.EOS)
         assert tokens.split(split).dtype == np.int32
         assert tokens.split(split).tolist() == expected
-        facts = tokens.meta["splits"][split]
-        assert facts["tokens"] == len(expected) == summary["tokens"][split]
-        assert facts["lines"] == expected.count(Dictionary.EOS)
-        assert facts["unk"] == expected.count(Dictionary.UNK)
-        assert facts["hash"] == file_hash(tokens.folder / f"{split}.bin")
-    assert tokens.meta["splits"]["valid"]["unk"] == 2 + 5  # never-seen, <unk>; no, newline, at, the, end
-    assert summary["vocabulary"] == len(tokens.dictionary) == tokens.meta["vocabulary"]
+        facts = tokens.meta.splits[split]
+        assert facts.tokens == len(expected) == summary["tokens"][split]
+        assert facts.lines == expected.count(Dictionary.EOS)
+        assert facts.unk == expected.count(Dictionary.UNK)
+        assert facts.hash == file_hash(tokens.folder / f"{split}.bin")
+    assert tokens.meta.splits["valid"].unk == 2 + 5  # never-seen, <unk>; no, newline, at, the, end
+    assert summary["vocabulary"] == len(tokens.dictionary) == tokens.meta.vocabulary
 
 
 def test_chunks_do_not_show(
@@ -72,7 +72,7 @@ def test_min_count_max_words_and_padding_reach_the_dictionary(
     prepare(*folder, "data.max_words=10", "data.pad_to_multiple=4")
     tokens = TokenFiles.open(tmp_path / "run" / "tokens")
     assert len(tokens.dictionary) == 16 and tokens.dictionary.words[-1] == "madeupword0001"
-    assert tokens.meta["splits"]["train"]["unk"] == int((tokens.split("train") == 3).sum()) > 0
+    assert tokens.meta.splits["train"].unk == int((tokens.split("train") == 3).sum()) > 0
 
 
 def test_meta_records_settings_source_and_edition(prepare: Prepare, folder: list[str], tmp_path: Path) -> None:
@@ -218,10 +218,10 @@ def test_plan_of_missing_text_and_of_the_other_sources(configure: Configure, tmp
 
 def test_demo_corpus_through_the_stage(prepare: Prepare, tmp_path: Path) -> None:
     summary = prepare()
-    source = TokenFiles.open(tmp_path / "run/tokens").meta["source"]
-    if source["demo"]["fallback"] is None:
+    source = TokenFiles.open(tmp_path / "run/tokens").meta.source
+    if source.demo.fallback is None:
         assert summary["tokens"] == {"train": 477_392, "valid": 26_227, "test": 26_554}
-    assert source["demo"]["licence"]
+    assert source.demo.licence
 
 
 def test_hub_set_gives_the_tokens_of_the_same_text_in_a_folder(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distlm.data.shards.config import ShardsConfig
+from distlm.data.shards.records import TextFacts
 from distlm.data.text_source import FileSource, Segment, TableSource, folder_sources, open_sources
 from distlm.errors import DistlmError
 
@@ -44,7 +45,7 @@ def test_segments_and_lines_are_those_of_the_text_whatever_the_packing(tmp_path:
     for segment in (segments[4], segments[1]):
         assert "\n".join(source.lines(segment, quiet)) == TEXT[segment.start : segment.end].removesuffix("\n")
     facts = source.scan(0, "blank_line", 500, quiet).facts
-    assert facts["text"] == len(TEXT) and facts["bytes"] == (tmp_path / f"train.txt{suffix}").stat().st_size
+    assert facts.text == len(TEXT) and facts.bytes == (tmp_path / f"train.txt{suffix}").stat().st_size
 
 
 def test_blank_lines_at_the_ends_of_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +115,8 @@ def test_a_text_that_shrinks_after_the_scan_is_noticed(tmp_path: Path) -> None:
 
 
 def table(rows: list[Any], whole: bool = False) -> TableSource:
-    return TableSource("train", "set, train", len(rows), lambda start, end: iter(rows[start:end]), {}, whole)
+    facts = TextFacts(name="train", sha256="", text=0)
+    return TableSource(facts, "set, train", len(rows), lambda start, end: iter(rows[start:end]), whole)
 
 
 @pytest.mark.parametrize("rule", ["blank_line", "title", "line"])

@@ -56,7 +56,7 @@ def test_no_store_is_refused(tmp_path):
     [
         (lambda tree: tree.update(kind="shopping list"), "not the manifest of a datastore"),
         (lambda tree: tree.update(format=99), "format 99, this version of distlm reads 1"),
-        (lambda tree: tree.pop("model"), "field 'model' is missing"),
+        (lambda tree: tree.pop("model"), "missing required field `model`"),
         (lambda tree: tree.update(rows=tree["rows"] + 1), "lists"),
         (lambda tree: tree["shards"].pop(2), "shard 2 does not follow"),
         (lambda tree: tree.update(width=64), r"keys-00000.npy: truncated: \d+ bytes, the manifest says \d+"),

@@ -13,6 +13,7 @@ from support.store import add_checkpoint, file_hashes, ready_run, tiny_config
 
 from distlm.config.load import load_config
 from distlm.data.dictionary import Dictionary
+from distlm.data.records import SplitFacts, TextSource, TokenSettings, TokensMeta
 from distlm.data.tokens import TokenFiles
 from distlm.datastore import writer
 from distlm.datastore.manifest import write_sidecar
@@ -278,9 +279,11 @@ def test_the_plan_of_wikitext103_needs_the_papers_disk(tmp_path):
             stream.truncate(4 * count)
     dictionary = Dictionary([f"w{i}" for i in range(70_000)], [1] * 70_000)
     dictionary.save(tokens / "dict.txt")
-    splits = {split: {"tokens": count, "hash": "0" * 32} for split, count in counts.items()}
-    meta = {"dtype": "int32", "splits": splits, "dictionary": dictionary.hash, "vocabulary": len(dictionary)}
-    (tokens / "meta.json").write_text(json.dumps(meta))
+    splits = {split: SplitFacts(count, 0, 0, "0" * 32) for split, count in counts.items()}
+    TokensMeta(
+        dtype="int32", vocabulary=len(dictionary), types=len(dictionary), dictionary=dictionary.hash, splits=splits,
+        settings=TokenSettings("folder"), source=TextSource("folder"), edition=None,
+    ).write(tokens / "meta.json")  # fmt: skip
     config = load_config(
         "wikitext103", [f"run_dir={tmp_path / 'run'}", f"data.tokens_dir={tokens}", "launch.threads=1"]
     )

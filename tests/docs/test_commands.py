@@ -1,5 +1,6 @@
-"""Every `distlm` command that a page shows is accepted: its recipe, its settings and its flags."""
+"""Every `distlm` command and benchmark that a page shows is accepted: its recipe, its settings and its flags."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -58,6 +59,35 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code in (0, None), f"{page}: {command}\n{capfd.readouterr().err}"
+
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def shown_benchmarks() -> list[tuple[str, str]]:
+    """(page, `benchmarks/NAME.py …`) of pages, where a command may go on in the next line, and of how each is used."""
+    commands = []
+    for page in [*PAGES, *sorted(BENCHMARKS.glob("*.py"))]:
+        text = re.sub(r"\\?\n +(?=\[?--)", " ", page.read_text("utf-8"))
+        # In brackets: what may be left out.
+        found = re.findall(r"python (benchmarks/\w+\.py[^`\n]*)", text)
+        commands += [(page.name, re.sub(r"[\[\]]", "", command).strip()) for command in found]
+    return sorted(set(commands))
+
+
+@pytest.mark.parametrize(("page", "command"), shown_benchmarks(), ids=lambda value: value.replace(" ", "_")[:60])
+def test_a_shown_benchmark_is_accepted(page, command, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    path, *arguments = shlex.split(command)
+    try:
+        importlib.import_module(Path(path).stem).parser().options(arguments)
+    except SystemExit:
+        pytest.fail(f"{page}: {command}\n{capfd.readouterr().err}")
+
+
+def test_every_benchmark_says_how_it_is_used():
+    shown = {(page, command.split()[0]) for page, command in shown_benchmarks()}
+    assert {(path.name, f"benchmarks/{path.name}") for path in BENCHMARKS.glob("*.py")} <= shown
 
 
 def test_make_targets_that_the_readme_shows_exist():

@@ -4,6 +4,7 @@ import pytest
 
 from distlm.data.dictionary import Dictionary
 from distlm.models.awd_lstm.config import LstmConfig
+from distlm.models.awd_lstm.records import LstmCard
 from distlm.models.described import card_of, parameter_count
 
 LSTM_PARAMETERS = 7_139_200 + 10_589_200 + 2_483_200
@@ -16,8 +17,8 @@ def test_parameters_over_the_published_vocabularies(words: int, parameters: int)
     assert len(dictionary) == words + 2
     assert parameter_count(LstmConfig(), len(dictionary)) == parameters
     assert parameters == LSTM_PARAMETERS + words * 400 + words
-    card = card_of(LstmConfig(), len(dictionary))
-    assert (card["rows"], card["first_id"]) == (words, Dictionary.EOS)
+    card = card_of(LstmConfig(), len(dictionary), dictionary.hash, "hash of the weights")
+    assert isinstance(card, LstmCard) and (card.rows, card.first_id) == (words, Dictionary.EOS)
 
 
 def test_full_sized_embedding_of_the_ablations() -> None:

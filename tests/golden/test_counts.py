@@ -28,10 +28,10 @@ def prepared(wikitext2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_token_line_and_vocabulary_counts(prepared: tuple[dict[str, Any], TokenFiles]) -> None:
     summary, tokens = prepared
     assert summary["tokens"] == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
-    assert {split: facts["lines"] for split, facts in tokens.meta["splits"].items()} == {
+    assert {split: facts.lines for split, facts in tokens.meta.splits.items()} == {
         "train": 36_718, "valid": 3_760, "test": 4_358,
     }  # fmt: skip
-    assert tokens.meta["types"] == 33_278
+    assert tokens.meta.types == 33_278
     assert len(tokens.dictionary) == 33_280
     assert not [word for word in tokens.dictionary.words if word.startswith("madeupword")]
     assert tokens.dictionary.words[4:10] == ["the", ",", ".", "of", "and", "in"]
@@ -43,13 +43,13 @@ def test_unknown_words_are_those_of_the_text_alone(
     _, tokens = prepared
     for split in ("train", "valid", "test"):
         written = (wikitext2 / f"{split}.txt").read_text("utf-8").split().count("<unk>")
-        assert tokens.meta["splits"][split]["unk"] == written > 0
+        assert tokens.meta.splits[split].unk == written > 0
 
 
 def test_edition_is_recognised_by_hash(prepared: tuple[dict[str, Any], TokenFiles]) -> None:
     summary, tokens = prepared
     assert summary["edition"] == "WikiText-2"
-    assert tokens.meta["edition"]["compared"] == ["token counts", "vocabulary", "sha256"]
+    assert tokens.meta.edition.compared == ["token counts", "vocabulary", "sha256"]
 
 
 @pytest.mark.parametrize(("split", "blocks"), [("valid", 503), ("test", 569)])

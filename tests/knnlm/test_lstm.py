@@ -15,6 +15,7 @@ from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
 from distlm.index import run_index_build
 from distlm.knnlm.cache.stage import run_cache
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.search.neighbours import Neighbours
@@ -55,7 +56,7 @@ def test_an_lstm_is_evaluated_with_a_cache_alone(config):
     results = json.loads(run.results.read_text())
     assert States.open(run.states("valid")).tap == TAPS[-1]
     assert set(results["splits"]["valid"]) >= {"lm", "cache"}
-    assert "+ cache" in results_table(results)
+    assert "+ cache" in results_table(Results.read(run.results))
 
 
 def test_an_lstm_is_evaluated_as_a_knn_lm(config):
@@ -66,7 +67,7 @@ def test_an_lstm_is_evaluated_as_a_knn_lm(config):
         in_stage("knn", config, function)
     run = RunDir(Path(config.run_dir))
     store, found = Datastore.open(run.datastore), Neighbours.open(run.neighbours("valid"))
-    assert store.tap == found.manifest["tap"] == TAPS[-1]
+    assert store.tap == found.manifest.tap == TAPS[-1]
     # The first tokens have no full context and are not stored (datastore.context_window).
     assert store.rows == len(TokenFiles.open(run.tokens(config)).split("train")) - config.datastore.context_window
     results = json.loads(run.results.read_text())["splits"]["valid"]

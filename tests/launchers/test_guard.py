@@ -7,6 +7,7 @@ import sys
 import pytest
 from support import ENVIRONMENT
 from support.deadline import DEADLINE_S
+from support.manifest import write_complete_manifest
 
 from distlm.config.load import load_config
 from distlm.runtime.files import write_json
@@ -48,7 +49,7 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
     line = json.loads(path.read_text("utf-8"))
     assert line["time"] > 0
     del line["time"]
-    assert line == {"job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
+    assert line == {"format": 1, "job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
     path.write_text('{"job": "7", "ma', "utf-8")  # cut short by a kill
     assert asked(tmp_path) is None
 
@@ -75,7 +76,10 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
 def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
     config = load_config("demo", [f"run_dir={tmp_path}"])
     before = MARKS[stage](config, RunDir(tmp_path))
-    write_json(tmp_path / file, {"complete": True})
+    if file == "datastore/manifest.json":
+        write_complete_manifest(tmp_path / "datastore")
+    else:
+        write_json(tmp_path / file, {})
     assert MARKS[stage](config, RunDir(tmp_path)) != before
 
 

@@ -96,7 +96,7 @@ def test_status_from_files_alone(run, monkeypatch):
     record_job(run, "train", "4242", "sbatch", "node[1-2]")
     found = status_of(run)
     assert found.stages["train"] is False
-    assert [(job["job"], job["stage"], job["state"]) for job in found.jobs] == [("4242", "train", "UNKNOWN")]
+    assert [(job.job, job.stage, job.state) for job in found.jobs] == [("4242", "train", "UNKNOWN")]
     text = as_text(found, now)
     assert "job 4242" in text
     assert "train: 101/400 updates (25%)" in text
@@ -131,6 +131,19 @@ def test_a_job_that_records_itself_at_every_start_counts_once(run):
     assert [(each.job, each.stage) for each in submissions(run)] == [("7", "train"), ("8", "datastore")]
 
 
+def test_lines_without_a_format_are_read_and_a_mistyped_one_is_named(run):
+    record_job(run, "train", "", "deepspeed", "a,b", host="a", pid=7, logs="/somewhere")
+    path = run.root / "launch" / "jobs.jsonl"
+    line = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({name: value for name, value in line.items() if name != "format"}) + "\n", "utf-8")
+    (found,) = submissions(run)
+    assert (found.log, found.host, found.pid) == ("/somewhere", "a", 7)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line | {"pid": "seven"}) + "\n")
+    with pytest.raises(DistlmError, match=r"jobs\.jsonl:2: not a valid record of submitted jobs: .* at `\$\.pid`"):
+        submissions(run)
+
+
 def make(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
@@ -140,7 +153,7 @@ def test_logs_of_a_job_are_found_by_its_id(run):
     logs = run.root / "launch" / "submitit" / "x"
     for name in ("12_0_log.out", "12_1_log.out", "12_10_log.out", "112_0_log.out", "120_0_log.out", "12_0_result.pkl"):
         make(logs / name, name)
-    found = find_logs(run, Submission(0, "train", "12", "submitit", "", {}))
+    found = find_logs(run, Submission(0, "train", "12", "submitit", ""))
     assert [(log.path.name, log.rank) for log in found] == [
         ("12_0_log.out", 0), ("12_1_log.out", 1), ("12_10_log.out", 10),
     ]  # fmt: skip
@@ -155,9 +168,9 @@ def test_logs_of_scripts_and_arrays(run):
     ]
     for name in names:
         make(run.logs / name, name)
-    script = find_logs(run, Submission(0, "train", "12", "sbatch", "", {}))
+    script = find_logs(run, Submission(0, "train", "12", "sbatch", ""))
     assert [log.rank for log in script] == [None, 0, 1]
-    array = find_logs(run, Submission(0, "datastore", "13", "sbatch", "", {}))
+    array = find_logs(run, Submission(0, "datastore", "13", "sbatch", ""))
     assert [(log.task, log.rank) for log in array] == [(0, None), (0, 0), (1, 0)]
     assert [log.path.name for log in of_rank(array, 0)] == names[4:]
 

@@ -95,18 +95,18 @@ def test_kept_and_continued() -> None:
 
 def test_measures_of_counters() -> None:
     measures = used().counts().measures()
-    assert measures["mu"] == pytest.approx(4 / 6)
-    assert measures["top1_mu"] == pytest.approx(3 / 6)
+    assert measures.mu == pytest.approx(4 / 6)
+    assert measures.top1_mu == pytest.approx(3 / 6)
     # log 6 + (3/7 log 3/7 + 2/7 log 2/7 + 2 · 1/7 log 1/7)
-    assert measures["kl_u"] == pytest.approx(1.7917595 - 0.3631277 - 0.3579323 - 0.5559743, abs=1e-6)
+    assert measures.kl_u == pytest.approx(1.7917595 - 0.3631277 - 0.3579323 - 0.5559743, abs=1e-6)
     shares = [15 / 32, 10 / 32, 4 / 32, 3 / 32]
-    assert measures["kl_w"] == pytest.approx(math.log(6) + sum(share * math.log(share) for share in shares))
+    assert measures.kl_w == pytest.approx(math.log(6) + sum(share * math.log(share) for share in shares))
     # Sorted weights 0, 0, 3, 4, 10, 15 of 32: cumulated 0, 0, 3, 7, 17, 32.
-    assert measures["gini"] == pytest.approx(1 + 1 / 6 - 2 * (0 + 0 + 3 + 7 + 17 + 32) / 32 / 6)
+    assert measures.gini == pytest.approx(1 + 1 / 6 - 2 * (0 + 0 + 3 + 7 + 17 + 32) / 32 / 6)
     empty = Usage(4).counts().measures()
-    assert empty["mu"] == empty["top1_mu"] == 0
-    assert math.isnan(empty["kl_u"])
-    assert math.isnan(empty["gini"])
+    assert empty.mu == empty.top1_mu == 0
+    assert math.isnan(empty.kl_u)
+    assert math.isnan(empty.gini)
 
 
 @pytest.mark.parametrize("array", ARRAYS)

@@ -12,8 +12,10 @@ from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model, save_model, save_weights
+from distlm.models.records import ModelCard
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.records import replaced
 
 CONFIG = TransformerConfig(layers=2, width=16, heads=2, ffn_width=24, cutoffs=[10, 20], factor=2, max_positions=32)
 EXTRA = {"dictionary": "abc", "step": 7}
@@ -29,9 +31,9 @@ def saved(tmp_path: Path) -> tuple[TransformerLM, Path]:
 
 def test_round_trip(saved: tuple[TransformerLM, Path]) -> None:
     model, folder = saved
-    loaded, meta = load_model(folder, torch.device("cpu"))
+    loaded, card = load_model(folder, torch.device("cpu"))
     assert not loaded.training
-    assert (meta["step"], meta["vocabulary"], loaded.config) == (7, 40, CONFIG)
+    assert (card.step, card.vocabulary, loaded.config) == (7, 40, CONFIG)
     inputs = torch.randint(2, 40, (2, 9))
     assert torch.equal(loaded(inputs).hidden, model.eval()(inputs).hidden)
     assert loaded.softmax.embedding_1 is loaded.embedding.embedding_1
@@ -124,13 +126,13 @@ def test_only_the_names_of_parameters_are_on_disk(saved: tuple[TransformerLM, Pa
 
 def test_another_dictionary_is_refused() -> None:
     dictionary = Dictionary([f"w{i}" for i in range(36)], [1] * 36)
-    meta = {"vocabulary": 40, "dictionary": dictionary.hash}
-    check_dictionary(meta, dictionary)
+    card = ModelCard(kind="transformer_lm", config={}, vocabulary=40, dictionary=dictionary.hash, weights="")
+    check_dictionary(card, dictionary)
     swapped = Dictionary(["w1", "w0", *(f"w{i}" for i in range(2, 36))], [1] * 36)
     with pytest.raises(DistlmError, match="wrong dictionary for a model"):
-        check_dictionary(meta, swapped)
+        check_dictionary(card, swapped)
     with pytest.raises(DistlmError, match="48 words"):
-        check_dictionary({**meta, "vocabulary": 48}, dictionary)
+        check_dictionary(replaced(card, vocabulary=48), dictionary)
 
 
 def test_default_device_is_one_that_works() -> None:

@@ -23,6 +23,7 @@ from distlm.index import run_index_build
 from distlm.index.choose.plan import plan_index
 from distlm.knnlm.cache.plan import plan_cache
 from distlm.knnlm.cache.stage import run_cache
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.plan import plan_knn
@@ -118,7 +119,7 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     assert valid["knn"]["loss_nats"] <= valid["lm"]["loss_nats"]
     alone = in_stage("train", config, evaluate_alone)
     assert alone["valid"] == pytest.approx(valid["lm"]["perplexity"], rel=1e-4)
-    table = results_table(results)
+    table = results_table(Results.read(run.results))
     assert "perplexity per word" in table and "LM, per token" in table
 
 

@@ -73,11 +73,11 @@ def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path
     assert zero.wait_for_files([1]) == []
     about = zero._peers[1]
     zero._local = {1: about}
-    assert about["started"] == alive._started(about["pid"]) != ""
+    assert about.started == alive._started(about.pid) != ""
     assert zero._news(0.0) is None
-    os.kill(about["pid"], signal.SIGKILL)
+    os.kill(about.pid, signal.SIGKILL)
     news = until(lambda: zero._news(0.0), "news of the killed process")
-    assert news == f"rank 1 on here is lost: its process {about['pid']} is gone (killed?)"
+    assert news == f"rank 1 on here is lost: its process {about.pid} is gone (killed?)"
     process.join()
 
 

@@ -9,8 +9,9 @@ import faiss
 import numpy as np
 
 from distlm.config import RunConfig
-from distlm.datastore.manifest import Manifest, Settings, Shard, keys_path, values_path, write_manifest
+from distlm.datastore.manifest import MANIFEST, keys_path, values_path
 from distlm.datastore.reader import Datastore
+from distlm.datastore.records import Manifest, Shard
 from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.world import single
@@ -18,6 +19,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
 from support.config import config_of
+from support.manifest import settings as settings_of_store
 
 WIDTH = 32
 DRIVER = Path(__file__).with_name("drivers") / "index.py"
@@ -34,11 +36,7 @@ def vectors(rows: int, width: int = WIDTH, seed: int = 0, clusters: int = 50) ->
 def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, model: str = "m" * 32) -> Datastore:
     """A finished datastore of these keys; the value of row i is i mod 97."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings(
-        split="train", tap="last_ffn_input", context_window=8, block=1, batch_blocks=1, rows_per_shard=rows_per_shard,
-        key_dtype=keys.dtype.name, width=keys.shape[1], vocabulary=97, model=model, dictionary="d" * 32,
-        tokens="t" * 32,
-    )  # fmt: skip
+    of_store = settings_of_store(keys.shape[1], keys.dtype.name, rows_per_shard, model)
     shards = []
     for index, first in enumerate(range(0, len(keys), rows_per_shard)):
         part = keys[first : first + rows_per_shard]
@@ -46,7 +44,7 @@ def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, mode
         np.save(values_path(folder, index), (np.arange(first, first + len(part)) % 97).astype(np.int32))
         hashes = (file_hash(keys_path(folder, index)), file_hash(values_path(folder, index)))
         shards.append(Shard(index, first, len(part), first + 8, first + 8 + len(part), *hashes))
-    write_manifest(folder, Manifest(settings, len(keys), tuple(shards), True))
+    Manifest.of_store(of_store, len(keys), shards, complete=True).write(folder / MANIFEST)
     return Datastore.open(folder)
 
 

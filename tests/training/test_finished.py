@@ -20,7 +20,7 @@ from distlm.runtime.files import read_json, write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from distlm.training.checkpoint import seal
-from distlm.training.finished import evaluated_as_trained
+from distlm.training.finished import evaluated as is_evaluated
 from distlm.training.loop import run_train
 
 RESM = ["memory.kind=resm", "train.updates=2"]
@@ -54,7 +54,7 @@ def evaluated(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finished(shards: Path, run: Path, *overrides: str) -> bool:
-    return evaluated_as_trained(plm_config(shards, run, *RESM, *overrides), RunDir(run))
+    return is_evaluated(plm_config(shards, run, *RESM, *overrides), RunDir(run))
 
 
 def test_what_was_evaluated_is_current(shards: Path, evaluated: Path, tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ def test_best_json_is_restored_from_the_checkpoint(finished: tuple[Path, dict[st
 def test_validation_number_by_hand(finished: tuple[Path, dict[str, Any]], tokens: Path) -> None:
     """Each line-packed block of at most 32 tokens with the 32 before it, one by one, in full log-probabilities."""
     folder, summary = finished
-    model, meta = load_model(newest(folder))
+    model, card = load_model(newest(folder))
     files = TokenFiles.open(tokens)
-    assert meta["dictionary"] == files.dictionary.hash
-    assert meta["step"] == 12
+    assert card.dictionary == files.dictionary.hash
+    assert card.step == 12
     ids = np.asarray(files.split("valid"), dtype=np.int64)
     total, at = 0.0, 0
     while at < len(ids):

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from distlm.analysis.tables import markdown, write_csv, write_text
-from distlm.runtime.files import read_json
+from distlm.knnlm.evaluate.records import Results
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 PUBLISHED = {
     "awd-lstm": ("AWD-LSTM", 68.6, 65.8),
@@ -36,8 +37,8 @@ def write_tables(root: Path) -> str:
         raw.append([name, mine["updates"], mine["valid"], mine["test"], valid, test])
     path = root / "awd-lstm" / "results.json"
     if path.exists():
-        splits = read_json(path, "evaluation results")["splits"]
-        valid, test = (splits[split]["cache"]["perplexity"] for split in ("valid", "test"))
+        splits = Results.read(path).splits
+        valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))
         change = valid - base["valid"] if base else None
         rows.append(["AWD-LSTM + neural cache", "", *map(_number, (valid, test, change, 53.8, 52.0, 53.8 - 68.6))])
         raw.append(["cache", "", valid, test, 53.8, 52.0])
@@ -50,10 +51,10 @@ def write_tables(root: Path) -> str:
 def _perplexities(folder: Path) -> dict[str, Any] | None:
     if not (folder / RESULT).exists():
         return None
-    results = read_json(folder / RESULT, "evaluation results")
+    results = LmResults.read(folder / RESULT)
     return {
-        "updates": results["model"]["step"], "valid": results["splits"]["valid"]["perplexity"],
-        "test": results["splits"]["test"]["perplexity"],
+        "updates": results.model.step, "valid": results.splits["valid"].perplexity,
+        "test": results.splits["test"].perplexity,
     }  # fmt: skip
 
 

@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distlm.analysis import plots
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 MODELS = {
     "dense": "dense", "init": "+Init (dense, as long again)", "pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM",
@@ -34,8 +34,7 @@ _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' 
 
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the tables as text."""
-    results = {run: read_json(root / run / RESULT, "evaluation results")
-               for run in MODELS if (root / run / RESULT).exists()}  # fmt: skip
+    results = {run: LmResults.read(root / run / RESULT) for run in MODELS if (root / run / RESULT).exists()}
     parts = [_pretraining(root, results)]
     _curve(root)
     _staleness(root, results)
@@ -46,24 +45,26 @@ def write_tables(root: Path) -> str:
     return "\n\n".join([*filter(None, parts), f"tables and figures: {root}"])
 
 
-def _pretraining(root: Path, results: dict[str, Any]) -> str:
+def _pretraining(root: Path, results: dict[str, LmResults]) -> str:
     if not results:
         return "no model is finished yet"
-    texts = list(dict.fromkeys(name for found in results.values() for name in found["splits"]))
+    texts = list(dict.fromkeys(name for found in results.values() for name in found.splits))
     rows, raw = [], []
     layers: list[str] = []
     for run, found in results.items():
-        splits = found["splits"]
+        splits = found.splits
         # Not every run needs to have been evaluated on every text: each one's last is its own.
         last = list(splits)[-1]
-        use = splits[last]["memory"]
+        use = splits[last].memory or {}
         use_on = last if use else ""
         layers = list(use) or layers
-        ppl = [splits[text]["perplexity"] if text in splits else None for text in texts]
-        memory = [" / ".join(_share(name, layer[name]) for layer in use.values()) for name in _USE]
+        ppl = [splits[text].perplexity if text in splits else None for text in texts]
+        memory = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
         rows.append([MODELS[run], *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
-        for layer, measured in use.items() or [("", dict.fromkeys(_USE, ""))]:
-            raw.append([run, found["model"]["step"], *ppl, layer, *(measured[name] for name in _USE), use_on])
+        head = [run, found.model.step, *ppl]
+        raw += [[*head, layer, *(getattr(measured, name) for name in _USE), use_on] for layer, measured in use.items()]
+        if not use:
+            raw.append([*head, "", *("" for _ in _USE), use_on])
     write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on"], raw)
     text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS, "use on"], rows)
     note = f"Use of the memories of layers {' / '.join(layers)} on the text of the last column." if layers else ""
@@ -95,13 +96,13 @@ def _curve(root: Path) -> None:
     write_picture(root / "curve.png", plots.perplexity_curves({MODELS[run]: curves[run] for run in curves}, top))
 
 
-def _staleness(root: Path, results: dict[str, Any]) -> None:
+def _staleness(root: Path, results: dict[str, LmResults]) -> None:
     rows, shares, edges = [], {}, [0]
     for run, found in results.items():
-        for layer, last in found.get("staleness", {}).items():
-            edges = last["edges"]
-            rows += [[run, layer, edge, count] for edge, count in zip(edges, last["slots"], strict=True)]
-            shares[f"{MODELS[run]}, layer {layer}"] = [count / sum(last["slots"]) for count in last["slots"]]
+        for layer, last in (found.staleness or {}).items():
+            edges = last.edges
+            rows += [[run, layer, edge, count] for edge, count in zip(edges, last.slots, strict=True)]
+            shares[f"{MODELS[run]}, layer {layer}"] = [count / sum(last.slots) for count in last.slots]
     if not shares:
         return
     write_csv(root / "staleness.csv", ["run", "layer", "last_read_first_up_to_update", "slots"], rows)
@@ -116,45 +117,45 @@ class _Finetuning:
     """A fine-tuning with its results.json."""
 
     run: str
-    results: dict[str, Any]
+    results: FinetuneResults
 
     @property
     def task(self) -> str:
-        return str(self.results["task"])
+        return self.results.task
 
     @property
     def memory(self) -> str:
         """`updated`, `frozen`, or empty for a model without memory."""
-        return self.results["memory_values"] or ""
+        return self.results.memory_values or ""
 
     @property
     def model(self) -> str:
         """What tells it from the run's other fine-tunings on the task: the model, with the fine-tuning's name where
         that is its own (finetune.name)."""
-        name, usual = self.results["name"], self.task + ("-frozen" if self.memory == "frozen" else "")
+        name, usual = self.results.name, self.task + ("-frozen" if self.memory == "frozen" else "")
         return MODELS[self.run] + ("" if name == usual else f" ({name})")
 
 
 def _finetunings(root: Path) -> Iterator[_Finetuning]:
     for run in MODELS:
         for path in sorted((root / run / "finetune").glob("*/results.json")):
-            yield _Finetuning(run, read_json(path, "fine-tuning results"))
+            yield _Finetuning(run, FinetuneResults.read(path))
 
 
 def _finetuning(root: Path, found: list[_Finetuning]) -> str:
     tasks = [task for task in TASKS if any(each.task == task for each in found)]
     by = {(each.model, each.memory, each.task): each for each in found if each.task in tasks}
     one = {task: next(each.results for each in found if each.task == task) for task in tasks}
-    majority = ["majority", "", *(_hundred(one[task]["majority"][one[task]["metric"]]) for task in tasks)]
+    majority = ["majority", "", *(_hundred(one[task].majority[one[task].metric]) for task in tasks)]
     rows, raw = [majority], []
     for model, memory in dict.fromkeys((model, memory) for model, memory, _ in by):
         cells = [by.get((model, memory, task)) for task in tasks]
-        medians = (_hundred(cell.results["median"][cell.results["metric"]]) if cell else "" for cell in cells)
+        medians = (_hundred(cell.results.median[cell.results.metric]) if cell else "" for cell in cells)
         rows.append([model, memory, *medians])
         raw += [[*line] for cell in cells if cell for line in _seeds(cell)]
     head = ["run", "name", "memory", "task", "seed", "metric", "dev", "majority"]
     write_csv(root / "finetuning.csv", head, raw)
-    text = markdown(["model", "memory", *(f"{task} ({one[task]['metric']})" for task in tasks)], rows)
+    text = markdown(["model", "memory", *(f"{task} ({one[task].metric})" for task in tasks)], rows)
     write_text(root / "finetuning.md", text)
     return text
 
@@ -162,21 +163,20 @@ def _finetuning(root: Path, found: list[_Finetuning]) -> str:
 def _seeds(each: _Finetuning) -> Iterator[list[object]]:
     """Lines of finetuning.csv."""
     found = each.results
-    metric = found["metric"]
-    for seed, value in found["seeds"].items():
-        yield [each.run, found["name"], each.memory, each.task, seed, metric, value["last"][metric],
-               found["majority"][metric]]  # fmt: skip
+    metric = found.metric
+    for seed, value in found.seeds.items():
+        yield [each.run, found.name, each.memory, each.task, seed, metric, value.last[metric], found.majority[metric]]
 
 
 def _usage(root: Path, found: list[_Finetuning]) -> str:
     rows, raw = [], []
     for each in found:
-        for layer, use in each.results["memory"].items():
-            measured = [use["after"][name] for name in _USE]
+        for layer, use in each.results.memory.items():
+            measured = [getattr(use.after, name) for name in _USE]
             if each.memory == "updated":
                 cells = [_share(*pair) for pair in zip(_USE, measured, strict=True)]
                 rows.append([each.model, each.task, layer, *cells])
-            raw.append([each.run, each.results["name"], each.memory, each.task, layer, *measured])
+            raw.append([each.run, each.results.name, each.memory, each.task, layer, *measured])
     if not rows:
         return ""
     write_csv(root / "usage.csv", ["run", "name", "memory", "task", "layer", *_USE], raw)
@@ -191,11 +191,12 @@ def _classes(root: Path, found: list[_Finetuning]) -> None:
     for each in found:
         if each.task != "SST-2" or each.memory != "updated":
             continue
-        for layer, use in each.results["memory"].items():
-            (before,), (after,) = (use[when]["labels"].values() for when in ("before", "after"))
+        for layer, use in each.results.memory.items():
+            (before,), (after,) = ((side.labels or {}).values() for side in (use.before, use.after))
             for measure, words in _CLASS_WORDS.items():
-                rows.append([each.run, each.results["name"], layer, measure, before[measure], after[measure]])
-                panels[words][f"{each.model}\nlayer {layer}"] = {"before": before[measure], "after": after[measure]}
+                sides = {"before": getattr(before, measure), "after": getattr(after, measure)}
+                rows.append([each.run, each.results.name, layer, measure, *sides.values()])
+                panels[words][f"{each.model}\nlayer {layer}"] = sides
     if rows:
         write_csv(root / "classes.csv", ["run", "name", "layer", "measure", "before", "after"], rows)
         write_picture(root / "classes.png", plots.grouped_bars(panels))

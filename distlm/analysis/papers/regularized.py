@@ -13,15 +13,19 @@ temperature: only the second perplexity tells whether it does more than that.
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distlm.analysis import plots
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.data.records import TokensMeta
+from distlm.data.tokens import META
+from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.tune.records import Tuned
 from distlm.runtime import metrics
-from distlm.runtime.files import read_json
+from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
 
 LAMBDA, TEMPERATURE = 0.3, 1.0
@@ -52,7 +56,7 @@ class Run:
     seed: int
     perplexities: dict[str, float | None]
     """Of _MEASURES; the training split's with dropout, over the last tenth of the updates."""
-    settings: dict[str, Any]
+    settings: tuple[float, float, int]
     """λ, T and k as tuned."""
     norm: float | None
     """Mean ‖r‖ in the same updates."""
@@ -95,12 +99,11 @@ def write_tables(root: Path) -> str:
         key: {name: Cell.of([run.perplexities[name] for run in group]) for name in _MEASURES}
         for key, group in groups.items()
     }
-    settings = ("lambda", "temperature", "k")
     write_csv(
         root / "table.csv",
-        ["penalty", "weight", "seed", *_MEASURES, *settings, "norm"],
-        [[FORMS[run.form], run.weight, run.seed, *_blank(run.perplexities.values()),
-          *(run.settings[name] for name in settings), *_blank([run.norm])] for run in runs],
+        ["penalty", "weight", "seed", *_MEASURES, "lambda", "temperature", "k", "norm"],
+        [[FORMS[run.form], run.weight, run.seed, *_blank(run.perplexities.values()), *run.settings,
+          *_blank([run.norm])] for run in runs],
     )  # fmt: skip
     text = "\n\n".join([_table(groups, cells, _edition(root)), *_statements(cells)])
     write_text(root / "table.md", text)
@@ -112,30 +115,32 @@ def _read(folder: Path) -> Run | None:
     match, run = _NAME.fullmatch(folder.name), RunDir(folder)
     if not match or not (run.results.exists() and run.tuned.exists()):
         return None
-    results, tuned = read_json(run.results, "evaluation results"), read_json(run.tuned, "frozen kNN settings")
-    if "knn" not in results["splits"]["valid"]:
+    results, tuned = Results.read(run.results), Tuned.read(run.tuned)
+    if not results.splits["valid"].knn or not tuned.grid:
         return None
     perplexities: dict[str, float | None] = {"fixed": fixed_perplexity(tuned)}
     for split, suffix in (("valid", ""), ("test", "_test")):
-        found = results["splits"].get(split, {})
+        found = results.splits.get(split)
         for part, name in (("lm", "lm"), ("knn", "tuned")):
-            perplexities[name + suffix] = found[part]["perplexity"] if part in found else None
+            figures = found and found.of(part)
+            perplexities[name + suffix] = figures.perplexity if figures else None
     lines = [line for line in run.metrics.read("train") if metrics.TRAIN_LOSS in line]
     last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
     perplexities["train"] = math.exp(statistics.fmean(line[metrics.TRAIN_LOSS] for line in last)) if last else None
     norm = statistics.fmean(line[metrics.TRAIN_NORM] for line in last) if last else None
     ordered = {name: perplexities[name] for name in _MEASURES}
-    return Run(match[1], float(match[2]), int(match[3]), ordered, results["settings"], norm, tuned.get("edges", []))
+    settings = given(tuned.weight), given(tuned.temperature), given(tuned.k)
+    return Run(match[1], float(match[2]), int(match[3]), ordered, settings, norm, tuned.edges or [])
 
 
-def fixed_perplexity(tuned: Mapping[str, Any]) -> float | None:
+def fixed_perplexity(tuned: Tuned) -> float | None:
     """Perplexity on the tuning split at the paper's λ and T and the largest k; None when the grid of knn.json has no
     such point."""
-    grid = tuned["grid"]
-    if LAMBDA not in grid["lambdas"] or TEMPERATURE not in grid["temperatures"]:
+    grid = tuned.grid
+    if not grid or LAMBDA not in grid.lambdas or TEMPERATURE not in grid.temperatures:
         return None
-    at = grid["ks"].index(max(grid["ks"])), grid["temperatures"].index(TEMPERATURE), grid["lambdas"].index(LAMBDA)
-    return math.exp(grid["loss_nats"][at[0]][at[1]][at[2]])
+    at = grid.ks.index(max(grid.ks)), grid.temperatures.index(TEMPERATURE), grid.lambdas.index(LAMBDA)
+    return math.exp(grid.loss_nats[at[0]][at[1]][at[2]])
 
 
 def _table(groups: Mapping[tuple[str, float], Sequence[Run]], cells: Cells, edition: str | None) -> str:
@@ -146,7 +151,8 @@ def _table(groups: Mapping[tuple[str, float], Sequence[Run]], cells: Cells, edit
         rows.append([
             f"{FORMS[form]}, ω = {weight:g}", str(len(group)), *("" if cell is None else str(cell) for cell in
                                                                cells[form, weight].values()),
-            _each(group, "lambda"), _each(group, "temperature"), str(Cell.of([run.norm for run in group]) or ""),
+            *(_each(run.settings[place] for run in group) for place in (0, 1)),
+            str(Cell.of([run.norm for run in group]) or ""),
             *(f"{value:.2f}" for value in published or ()), *([""] * (0 if published else 3)),
         ])  # fmt: skip
     head = ["penalty", "seeds", *_MEASURES.values(), "λ", "T", "‖r‖", "paper train", "paper LM", "paper + kNN"]
@@ -162,9 +168,9 @@ def _table(groups: Mapping[tuple[str, float], Sequence[Run]], cells: Cells, edit
     return "\n\n".join([markdown(head, rows), note, *warnings])
 
 
-def _each(group: Sequence[Run], name: str) -> str:
+def _each(values: Iterable[float]) -> str:
     """The tuned values of the seeds, equal ones once."""
-    return " / ".join(f"{value:g}" for value in dict.fromkeys(run.settings[name] for run in group))
+    return " / ".join(f"{value:g}" for value in dict.fromkeys(values))
 
 
 def _statements(cells: Cells) -> list[str]:
@@ -210,9 +216,9 @@ def _figure(root: Path, cells: Cells) -> None:
 
 
 def _edition(root: Path) -> str | None:
-    path = root / "tokens" / "tokens" / "meta.json"
-    found = read_json(path, "description of token files").get("edition") if path.exists() else None
-    return found["name"] if found and found["exact"] else None
+    path = root / "tokens" / "tokens" / META
+    found = TokensMeta.read(path).edition if path.exists() else None
+    return found.name if found and found.exact else None
 
 
 def _blank(values: Any) -> list[Any]:

@@ -8,20 +8,28 @@ tokenizer/{vocab.txt,tokenizer.json,tokenizer_config.json}
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from distlm.data.shards.wordpiece import Tokenizer
+from distlm.data.shards.records import (
+    ManifestFile,
+    Marker,
+    PlanFile,
+    ShardEntry,
+    ShardSettings,
+    SplitEntry,
+    TextFacts,
+    Tokenizer,
+)
 from distlm.data.text_source import Scan, Segment
 from distlm.data.tokens import SPLITS
 from distlm.errors import DistlmError
-from distlm.runtime.files import json_hash, read_json, write_json
+from distlm.runtime.files import json_hash
 
-KIND, FORMAT = "distlm shards", 1
 MANIFEST, PLAN, TOKENIZER_FOLDER = "manifest.json", ".plan.json", "tokenizer"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
@@ -49,10 +57,9 @@ class Unit:
 class ShardsPlan:
     """Everything that decides the bytes of the shards, besides the text itself."""
 
-    settings: dict[str, Any]
-    """By the names of ShardsConfig; of a vocabulary file its hash."""
-    text: dict[str, list[dict[str, Any]]]
-    """Split → name, size, sha256 of each source."""
+    settings: ShardSettings
+    text: dict[str, list[TextFacts]]
+    """The sources of each split."""
     units: dict[str, tuple[Unit, ...]]
 
     @property
@@ -60,33 +67,36 @@ class ShardsPlan:
         """Of all splits, in order."""
         return [unit for units in self.units.values() for unit in units]
 
-    def tree(self) -> dict[str, Any]:
-        """The plan as JSON."""
-        segments = {
-            split: [[[*asdict(segment).values()] for segment in unit.segments] for unit in units]
-            for split, units in self.units.items()
-        }
-        return {"settings": self.settings, "text": self.text, "units": segments}
+    def record(self) -> PlanFile:
+        """As a file."""
+        units = {split: [[_numbers(part) for part in unit.segments] for unit in of] for split, of in self.units.items()}
+        return PlanFile(settings=self.settings, text=self.text, units=units)
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "ShardsPlan":
-        """What `tree` gave. Raises KeyError, TypeError or ValueError for something else."""
+    def read(cls, path: Path) -> "ShardsPlan":
+        """The plan of a file. Raises DistlmError when it is damaged."""
+        record = PlanFile.read(path)
         units = {
             split: tuple(
                 Unit(split, index, tuple(Segment(*numbers) for numbers in segments))
                 for index, segments in enumerate(of_split)
             )
-            for split, of_split in tree["units"].items()
+            for split, of_split in record.units.items()
         }
-        return cls(dict(tree["settings"]), dict(tree["text"]), units)
+        return cls(record.settings, record.text, units)
 
-    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+    def differences(self, settings: ShardSettings) -> list[str]:
         """'shards.NAME: … there, … now' of each setting that differs."""
+        there, now = msgspec.to_builtins(self.settings), msgspec.to_builtins(settings)
         return [
-            f"shards.{name}: {self.settings.get(name)!r} there, {settings.get(name)!r} now"
-            for name in dict.fromkeys([*self.settings, *settings])
-            if self.settings.get(name) != settings.get(name)
+            f"shards.{name}: {there.get(name)!r} there, {now.get(name)!r} now"
+            for name in dict.fromkeys([*there, *now])
+            if there.get(name) != now.get(name)
         ]
+
+
+def _numbers(segment: Segment) -> tuple[int, int, int, int]:
+    return segment.source, segment.start, segment.end, segment.bytes
 
 
 def plan_units(split: str, scans: list[Scan], at_least: int) -> tuple[Unit, ...]:
@@ -140,20 +150,19 @@ class Shard:
         size = path.stat().st_size
         return None if size == self.bytes else f"{size} bytes, and the manifest says {self.bytes}"
 
-    def tree(self) -> dict[str, Any]:
-        """The shard as JSON."""
-        head = {"name": self.name, "bytes": self.bytes, "xxh3": self.hash, "rows": self.rows, "tokens": self.tokens}
-        chunks = [" ".join([str(c.offset), str(c.bytes), str(c.rows), c.hash]) for c in self.chunks]
-        return {**head, "documents": self.documents, "chunks": chunks}
+    def entry(self) -> ShardEntry:
+        """As in the manifest."""
+        chunks = [" ".join(map(str, astuple(chunk))) for chunk in self.chunks]
+        return ShardEntry(self.name, self.bytes, self.hash, self.rows, self.tokens, self.documents, chunks)
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "Shard":
-        """What `tree` gave. Raises KeyError, TypeError or ValueError for something else."""
+    def of(cls, entry: ShardEntry | Marker) -> "Shard":
+        """The shard of an entry. Raises ValueError for a chunk that is none."""
         chunks = []
-        for line in tree["chunks"]:
+        for line in entry.chunks:
             offset, size, rows, digest = line.split(" ")
             chunks.append(Chunk(int(offset), int(size), int(rows), digest))
-        return cls(tree["name"], tree["bytes"], tree["xxh3"], tree["tokens"], tree["documents"], tuple(chunks))
+        return cls(entry.name, entry.bytes, entry.xxh3, entry.tokens, entry.documents, tuple(chunks))
 
 
 @dataclass(frozen=True)
@@ -167,7 +176,7 @@ class ShardsManifest:
     @property
     def row_tokens(self) -> int:
         """S, [CLS] and [SEP] included."""
-        return int(self.plan.settings["row_tokens"])
+        return self.plan.settings.row_tokens
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -176,31 +185,23 @@ class ShardsManifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json: from here on the folder is whole."""
-        plan = self.plan.tree()
-        splits = {}
-        for split, shards in self.shards.items():
-            splits[split] = {
-                "rows": sum(shard.rows for shard in shards),
-                "tokens": sum(shard.tokens for shard in shards),
-                "documents": sum(shard.documents for shard in shards),
-                "shards": [shard.tree() for shard in shards],
-            }
-        tree = {
-            "kind": KIND,
-            "format": FORMAT,
-            "dtype": str(self.dtype),
-            "chunk": "offset bytes rows xxh3-128",
-            "unit": "source,start,end,bytes of each piece of text of a shard",
-            "tokenizer": asdict(self.tokenizer),
-            "settings": plan["settings"],
-            "text": plan["text"],
-            "splits": splits,
-            "units": {
-                split: [" ".join(",".join(map(str, numbers)) for numbers in unit) for unit in units]
-                for split, units in plan["units"].items()
-            },
+        splits = {
+            split: SplitEntry(
+                rows=sum(shard.rows for shard in shards),
+                tokens=sum(shard.tokens for shard in shards),
+                documents=sum(shard.documents for shard in shards),
+                shards=[shard.entry() for shard in shards],
+            )
+            for split, shards in self.shards.items()
         }
-        write_json(folder / MANIFEST, tree)
+        units = {
+            split: [" ".join(",".join(map(str, _numbers(part))) for part in unit.segments) for unit in of_split]
+            for split, of_split in self.plan.units.items()
+        }
+        ManifestFile(
+            dtype=str(self.dtype), tokenizer=self.tokenizer, settings=self.plan.settings, text=self.plan.text,
+            splits=splits, units=units,
+        ).write(folder / MANIFEST)  # fmt: skip
 
     @classmethod
     def read(cls, folder: Path) -> "ShardsManifest":
@@ -210,33 +211,28 @@ class ShardsManifest:
             begun = f"unfinished: {len([*folder.glob('.*-*.json')])} whole shards yet"
             why = begun if (folder / PLAN).exists() else f"no {MANIFEST}"
             raise DistlmError(f"{folder}: no finished shards here ({why}); run `distlm data shard`")
-        tree = read_json(path, "manifest of shards")
-        if not isinstance(tree, dict) or tree.get("kind") != KIND:
-            raise DistlmError(f"{path}: not the manifest of shards; choose another shards.folder")
-        if tree.get("format") != FORMAT:
-            raise DistlmError(
-                f"{path}: format {tree.get('format')!r}, this version of distlm reads {FORMAT}; make the shards again"
-            )
+        record = ManifestFile.read(path)
         try:
             units = {
-                split: [[[int(n) for n in part.split(",")] for part in line.split(" ")] for line in lines]
-                for split, lines in tree["units"].items()
+                split: tuple(_unit_of(split, index, line) for index, line in enumerate(lines))
+                for split, lines in record.units.items()
             }
-            plan = ShardsPlan.from_tree({**tree, "units": units})
-            shards = {
-                split: tuple(Shard.from_tree(item) for item in facts["shards"])
-                for split, facts in tree["splits"].items()
-            }
-            manifest = cls(plan, Tokenizer(**tree["tokenizer"]), shards)
-            rows = {split: sum(shard.rows for shard in of_split) for split, of_split in shards.items()}
-            if rows != {split: facts["rows"] for split, facts in tree["splits"].items()}:
-                raise ValueError("the rows of the shards are not the sum")
-            int(manifest.row_tokens)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DistlmError(
-                f"{path}: the file was edited or is damaged ({error}): remove the folder and make the shards again"
-            ) from error
-        return manifest
+            shards = {split: tuple(map(Shard.of, facts.shards)) for split, facts in record.splits.items()}
+            for split, of_split in shards.items():
+                if sum(shard.rows for shard in of_split) != record.splits[split].rows:
+                    raise ValueError("the rows of the shards are not the sum")
+        except ValueError as error:
+            raise DistlmError(f"{path}: not a valid {record.WHAT} ({error}); {record.MEND}") from error
+        return cls(ShardsPlan(record.settings, record.text, units), record.tokenizer, shards)
+
+
+def _unit_of(split: str, index: int, line: str) -> Unit:
+    """The unit of a line of the manifest. Raises ValueError for something else."""
+    segments = []
+    for part in line.split(" "):
+        source, start, end, size = map(int, part.split(","))
+        segments.append(Segment(source, start, end, size))
+    return Unit(split, index, tuple(segments))
 
 
 def id_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -251,12 +247,15 @@ def marker_path(folder: Path, name: str) -> Path:
 
 def belonging(plan: ShardsPlan, tokenizer: Tokenizer) -> str:
     """What a shard's marker says it belongs to."""
-    return json_hash([plan.tree(), tokenizer.hash])
+    record = plan.record().tree()
+    # So that shards which were begun before plans had a format go on.
+    del record["format"]
+    return json_hash([record, tokenizer.hash])
 
 
 def write_marker(folder: Path, belongs: str, shard: Shard) -> None:
     """Mark a shard as whole; call after its file is in place."""
-    write_json(marker_path(folder, shard.name), {"belongs": belongs, **shard.tree()})
+    Marker(belongs=belongs, **msgspec.structs.asdict(shard.entry())).write(marker_path(folder, shard.name))
 
 
 def read_marker(folder: Path, belongs: str, unit: Unit) -> Shard | None:
@@ -265,10 +264,10 @@ def read_marker(folder: Path, belongs: str, unit: Unit) -> Shard | None:
     if not path.exists():
         return None
     try:
-        tree = read_json(path, "marker of a shard")
-        shard = Shard.from_tree(tree)
-        if tree["belongs"] != belongs or shard.name != unit.name:
-            return None
-    except (DistlmError, KeyError, TypeError, ValueError, AttributeError):
+        record = Marker.read(path)
+        shard = Shard.of(record)
+    except (DistlmError, ValueError):
         return None
-    return None if shard.problem(folder) else shard
+    if record.belongs != belongs or shard.name != unit.name or shard.problem(folder):
+        return None
+    return shard

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from distlm.data.shards.wordpiece import Tokenizer
+from distlm.data.shards.records import Tokenizer
 
 Ids = npt.NDArray[np.int32]
 

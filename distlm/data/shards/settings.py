@@ -1,32 +1,35 @@
 """Which settings decide the shards, and whether a folder holds the shards of some settings."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, ShardsManifest, ShardsPlan
+from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.data.text_source import folder_sources
 from distlm.errors import DistlmError
 
-_ALWAYS = ("splits", "documents", "lower_case", "row_tokens", "cross_documents", "chunk_rows", "shard_text")
 
-
-def shard_settings(config: ShardsConfig) -> dict[str, Any]:
+def shard_settings(config: ShardsConfig) -> ShardSettings:
     """The settings that decide the bytes of the shards. Reads the vocabulary file, of which the hash counts."""
-    settings: dict[str, Any] = {"source": config.source}
+    settings = ShardSettings(
+        source=config.source, splits=config.splits, documents=config.documents, lower_case=config.lower_case,
+        row_tokens=config.row_tokens, cross_documents=config.cross_documents, chunk_rows=config.chunk_rows,
+        shard_text=config.shard_text, vocabulary="",
+    )  # fmt: skip
     if config.source == "hub":
-        settings |= {name: getattr(config, name) for name in ("hub_name", "hub_config", "hub_field")}
-    settings |= {name: getattr(config, name) for name in _ALWAYS}
+        settings.hub_name, settings.hub_config = config.hub_name, config.hub_config
+        settings.hub_field = config.hub_field
     if config.vocabulary:
-        return settings | {"vocabulary": WordPiece.load(Path(config.vocabulary), config.lower_case).hash}
+        settings.vocabulary = WordPiece.load(Path(config.vocabulary), config.lower_case).hash
+        return settings
     if "train" not in config.splits:
         raise DistlmError(
             f"shards.splits={config.splits} has no train split to train a vocabulary on; set shards.vocabulary to a "
             "vocab.txt, e.g. that of other shards (their folder tokenizer)"
         )
-    return settings | {name: getattr(config, name) for name in ("vocabulary", "vocabulary_size", "vocabulary_text")}
+    settings.vocabulary_size, settings.vocabulary_text = config.vocabulary_size, config.vocabulary_text
+    return settings
 
 
 def finished_shards(folder: Path, config: ShardsConfig) -> ShardsManifest | None:
@@ -44,7 +47,7 @@ def finished_shards(folder: Path, config: ShardsConfig) -> ShardsManifest | None
     return manifest if whole and tokenizer else None
 
 
-def refuse_other_settings(folder: Path, plan: ShardsPlan, settings: Mapping[str, Any]) -> None:
+def refuse_other_settings(folder: Path, plan: ShardsPlan, settings: ShardSettings) -> None:
     """DistlmError naming the settings that differ from those of the plan."""
     if changed := plan.differences(settings):
         raise DistlmError(
@@ -58,7 +61,7 @@ def refuse_other_text(folder: Path, plan: ShardsPlan, config: ShardsConfig) -> N
     if config.source != "folder" or not Path(config.text_dir).is_dir() or not config.text_dir:
         return
     for split, files in folder_sources(config.text_dir, config.splits).items():
-        before = {facts["name"]: facts["bytes"] for facts in plan.text[split]}
+        before = {facts.name: facts.bytes for facts in plan.text[split]}
         now = {source.name: source.path.stat().st_size for source in files}
         changed = [
             f"{name}: {before.get(name, 'no')} bytes there, {now.get(name, 'no')} now"

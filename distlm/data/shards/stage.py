@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from distlm.data.documents import PIECE
 from distlm.data.shards.config import ShardsConfig
@@ -34,12 +33,13 @@ from distlm.data.shards.files import (
     read_marker,
     write_marker,
 )
+from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.settings import finished_shards, refuse_other_settings, refuse_other_text, shard_settings
 from distlm.data.shards.wordpiece import VOCABULARY, Encoder, WordPiece, train_wordpiece
 from distlm.data.shards.writer import UnitReader, write_shard
 from distlm.data.text_source import Scan, Source, open_sources
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.files import format_bytes, read_json, require_free_disk, sweep_temporaries, write_json
+from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
@@ -50,9 +50,11 @@ __all__ = ["finished_shards", "plan_shard", "run_shard"]
 
 _LABEL = "data shard"
 Sources = dict[str, list[Source]]
+ShardSummary = dict[str, str | bool | int | float]
+"""What the stage prints: folder, already, vocabulary, shards, SPLIT_rows, SPLIT_tokens, seconds, tokens_per_s."""
 
 
-def run_shard(stage: Stage) -> dict[str, Any]:
+def run_shard(stage: Stage) -> ShardSummary:
     """Make the shards; whole shards of an earlier start are kept.
 
     Returns folder, already (nothing was done), vocabulary, shards, rows and tokens of each split, and of this start
@@ -96,7 +98,7 @@ def run_shard(stage: Stage) -> dict[str, Any]:
     return _summary(folder, manifest, already=False) | {"seconds": seconds, "tokens_per_s": tokens / seconds}
 
 
-def _summary(folder: Path, manifest: ShardsManifest, already: bool) -> dict[str, Any]:
+def _summary(folder: Path, manifest: ShardsManifest, already: bool) -> ShardSummary:
     shards = manifest.shards
     return {
         "folder": str(folder),
@@ -124,7 +126,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _begun_plan(folder: Path, config: ShardsConfig, settings: dict[str, Any]) -> ShardsPlan | None:
+def _begun_plan(folder: Path, config: ShardsConfig, settings: ShardSettings) -> ShardsPlan | None:
     """The plan of an earlier start, None in a new folder. Damaged shards of a finished folder become unfinished ones.
 
     On rank 0 only. Raises DistlmError when the folder was begun with other settings.
@@ -139,21 +141,21 @@ def _begun_plan(folder: Path, config: ShardsConfig, settings: dict[str, Any]) ->
         for shard in shards:
             if shard.name not in damaged:
                 write_marker(folder, belonging(manifest.plan, manifest.tokenizer), shard)
-        write_json(folder / PLAN, manifest.plan.tree())
+        manifest.plan.record().write(folder / PLAN)
         (folder / MANIFEST).unlink()
         say(f"{_LABEL}: making missing or damaged files again: {', '.join(damaged) or TOKENIZER_FOLDER}")
     if not (folder / PLAN).exists():
         return None
     try:
-        plan = ShardsPlan.from_tree(read_json(folder / PLAN, "plan of shards"))
-    except (DistlmError, KeyError, TypeError, ValueError, AttributeError):
+        plan = ShardsPlan.read(folder / PLAN)
+    except DistlmError:
         return None
     refuse_other_settings(folder, plan, settings)
     refuse_other_text(folder, plan, config)
     return plan
 
 
-def _make_plan(stage: Stage, folder: Path, settings: dict[str, Any], sources: Sources) -> ShardsPlan:
+def _make_plan(stage: Stage, folder: Path, settings: ShardSettings, sources: Sources) -> ShardsPlan:
     """Scan the text, a source at a time on each rank, and write the plan. Collective."""
     comm, config = stage.comm, stage.config.section(ShardsConfig)
     flat = [(split, number, source) for split, files in sources.items() for number, source in enumerate(files)]
@@ -176,7 +178,7 @@ def _make_plan(stage: Stage, folder: Path, settings: dict[str, Any], sources: So
             if not of_split:
                 raise DistlmError(f"shards: the {split} split has no text; its files are empty")
         made = ShardsPlan(settings, {split: [one.facts for one in found] for split, found in by_split.items()}, units)
-        write_json(folder / PLAN, made.tree())
+        made.record().write(folder / PLAN)
         return made
 
     return rank0_first(comm, plan)
@@ -244,14 +246,14 @@ def _keep_whole(folder: Path, plan: ShardsPlan, sources: Sources, wordpiece: Wor
             say(f"{_LABEL}: {len(whole)} of {len(units)} shards are complete, continuing")
         say(
             f"{_LABEL}: {format_bytes(text)} of text to {len(left)} shards of rows of "
-            f"{plan.settings['row_tokens']} tokens, about {format_bytes(needed)}"
+            f"{plan.settings.row_tokens} tokens, about {format_bytes(needed)}"
         )
     return whole
 
 
 def _tokens_per_byte(plan: ShardsPlan, sources: Sources, wordpiece: WordPiece, unit: Unit) -> float:
     """Of a megabyte of text, and a tenth more: special tokens, padding, tar headers, other text."""
-    reader, encoder = UnitReader(sources, plan.settings["documents"]), Encoder(wordpiece)
+    reader, encoder = UnitReader(sources, plan.settings.documents), Encoder(wordpiece)
     with closing(reader.documents(unit)) as pieces:
         size = tokens = 0
         while size < PIECE and (piece := next(pieces, None)) is not None:
@@ -269,7 +271,7 @@ def _write_units(
     total = sum(unit.bytes for unit in plan.all_units)
     done = total - sum(unit.bytes for unit in left)
     # Its memory of words lasts over the shards of a rank; the ids do not depend on it.
-    encoder, reader = Encoder(wordpiece), UnitReader(sources, plan.settings["documents"])
+    encoder, reader = Encoder(wordpiece), UnitReader(sources, plan.settings.documents)
     owner = belonging(plan, wordpiece.facts)
     with closing(reader), Progress(_LABEL, total, "bytes", comm.rank, done=done) as progress:
         for turn in range(ceil(len(left) / comm.size)):

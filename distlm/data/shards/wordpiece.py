@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distlm.data.shards.records import Tokenizer
 from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path, json_hash, write_json
 
@@ -84,7 +85,7 @@ class WordPiece:
             temporary.write_bytes(("\n".join(self.pieces) + "\n").encode())
 
     @cached_property
-    def facts(self) -> "Tokenizer":
+    def facts(self) -> Tokenizer:
         """What readers of token ids need to know."""
         ids = {name: self.pieces.index(piece) for name, piece in zip(Tokenizer.NAMES, SPECIALS, strict=True)}
         return Tokenizer(len(self.pieces), self.hash, self.lower_case, **ids)
@@ -110,27 +111,6 @@ class WordPiece:
         ids = {piece: number for number, piece in enumerate(self.pieces)}
         model = library.models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=_LONGEST_WORD)
         return _with_bert_rules(library.Tokenizer(model), self.lower_case)
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """Facts of a tokenizer: size of the vocabulary, hash, and the ids of the special tokens."""
-
-    vocabulary: int
-    hash: str
-    lower_case: bool
-    pad: int
-    unk: int
-    cls: int
-    sep: int
-    mask: int
-
-    NAMES = ("pad", "unk", "cls", "sep", "mask")
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        """Never masked, never drawn as a replacement."""
-        return self.pad, self.unk, self.cls, self.sep, self.mask
 
 
 class Encoder:

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,9 @@ import xxhash
 
 from distlm.data.documents import documents
 from distlm.data.shards.files import Chunk, Shard, Unit, id_dtype
+from distlm.data.shards.records import ShardSettings, Tokenizer
 from distlm.data.shards.rows import RowPacker
-from distlm.data.shards.wordpiece import Encoder, Tokenizer
+from distlm.data.shards.wordpiece import Encoder
 from distlm.data.text_source import Source
 from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path, bytes_hash
@@ -47,20 +48,20 @@ class UnitReader:
 
 def write_shard(
     folder: Path, unit: Unit, texts: Iterator[tuple[str, bool]], encoder: Encoder, tokenizer: Tokenizer,
-    settings: dict[str, Any],
+    settings: ShardSettings,
 ) -> Shard:  # fmt: skip
     """Write one shard; `texts` are its documents. Holds some chunks of rows in memory.
 
     The file appears whole or not at all. Raises DistlmError for a full disk or a folder that cannot be written.
     """
-    packer = RowPacker(settings["row_tokens"], tokenizer, settings["cross_documents"], id_dtype(tokenizer.vocabulary))
+    packer = RowPacker(settings.row_tokens, tokenizer, settings.cross_documents, id_dtype(tokenizer.vocabulary))
     path = folder / f"{unit.name}.tar"
     try:
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            file = _ShardFile(stream, unit.name, settings["chunk_rows"])
+            file = _ShardFile(stream, unit.name, settings.chunk_rows)
             for text, ends in texts:
                 packer.add(encoder.encode(text), ends)
-                if packer.ready > settings["chunk_rows"]:
+                if packer.ready > settings.chunk_rows:
                     file.put(packer.rows())
             file.put(packer.rows(last=True))
             file.close()

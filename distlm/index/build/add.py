@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from distlm.index.build.encode import Encoder
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, IndexFolder, deserialise
 from distlm.index.build.sample import check_finite
+from distlm.index.records import PartRecord
 from distlm.index.state import merged_before
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
@@ -21,10 +22,8 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.files import (
     atomic_path,
     file_hash,
-    read_json,
     require_free_disk,
     sweep_temporaries,
-    write_json,
 )
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
@@ -33,11 +32,19 @@ from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.stage import Stage
 
 
-def run_index_add(stage: Stage) -> dict[str, Any]:
+class AddSummary(TypedDict):
+    """What the stage prints: parts and rows that this start added."""
+
+    seconds: float
+    parts: int
+    rows: int
+    done_before: NotRequired[bool]
+
+
+def run_index_add(stage: Stage) -> AddSummary:
     """Write RUN/index/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
 
-    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares.
-    Returns seconds, parts and rows added by this start. Raises DistlmError without a template, for a template of
+    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. Raises DistlmError without a template, for a template of
     another store, a full disk, and NaN or infinite keys.
     """
     start = time.monotonic()
@@ -99,16 +106,17 @@ def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
             yield start, current
 
 
-def part_record(datastore: Datastore, shard: int, template: Template) -> dict[str, Any]:
-    """What a part's sidecar must say, besides its bytes and checksum."""
-    return {
-        "format": 1,
-        "template": template.id,
-        "datastore": datastore.fingerprint,
-        "shard": shard,
-        "first_id": datastore.shards[shard].first_row,
-        "rows": datastore.shards[shard].rows,
-    }
+def part_record(datastore: Datastore, shard: int, template: Template, size: int, xxh3: str) -> PartRecord:
+    """What the sidecar of a part of `size` bytes and that checksum must say."""
+    return PartRecord(
+        template=template.id,
+        datastore=datastore.fingerprint,
+        shard=shard,
+        first_id=datastore.shards[shard].first_row,
+        rows=datastore.shards[shard].rows,
+        bytes=size,
+        xxh3=xxh3,
+    )
 
 
 def _plan(
@@ -124,7 +132,7 @@ def _plan(
             sweep_temporaries(folder.parts, folder.part(shard).name)
             sweep_temporaries(folder.parts, folder.part_json(shard).name)
     units = [shard for shard in shards if not _is_done(folder, datastore, shard, template)]
-    key_bytes = template.meta["code_size"] + 8
+    key_bytes = template.record.code_size + 8
     needed = sum(datastore.shards[unit].rows * key_bytes + len(template.data) for unit in units)
     require_free_disk(folder.parts, needed, f"{len(units)} index parts")
     return units
@@ -134,12 +142,11 @@ def _is_done(folder: IndexFolder, datastore: Datastore, shard: int, template: Te
     if not folder.part_json(shard).exists() or not folder.part(shard).exists():
         return False
     try:
-        record = read_json(folder.part_json(shard), "part sidecar")
+        record = PartRecord.read(folder.part_json(shard))
     except DistlmError:
         return False
-    expected = part_record(datastore, shard, template)
-    same = all(record.get(name) == value for name, value in expected.items())
-    return same and folder.part(shard).stat().st_size == record.get("bytes")
+    same = record == part_record(datastore, shard, template, record.bytes, record.xxh3)
+    return same and folder.part(shard).stat().st_size == record.bytes
 
 
 def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, mine: list[int], rank: int) -> None:
@@ -155,5 +162,5 @@ def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, min
             require_faiss().write_index(index, str(temporary))
         except RuntimeError as error:
             raise DistlmError(f"{path}: cannot be written ({error}); is the disk full?") from error
-        record = {"bytes": temporary.stat().st_size, "xxh3": file_hash(temporary)}
-    write_json(folder.part_json(shard), {**part_record(datastore, shard, template), **record})
+        record = part_record(datastore, shard, template, temporary.stat().st_size, file_hash(temporary))
+    record.write(folder.part_json(shard))

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -12,16 +12,15 @@ from distlm.index.factory import KEYS_PER_LIST, MOST_KEYS_PER_LIST, Factory, fit
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, serialise
 from distlm.index.build.sample import read_sample, sample_counts, sample_rows
+from distlm.index.records import TemplateRecord
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.files import (
     atomic_path,
     bytes_hash,
     format_bytes,
-    read_json,
     require_free_disk,
     sweep_temporaries,
-    write_json,
 )
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
@@ -37,7 +36,7 @@ class Template:
     """xxh3-128 of the file: every part and the merged index name it."""
     data: bytes
     """The faiss file."""
-    meta: dict[str, Any]
+    record: TemplateRecord
     """template.json."""
 
     @property
@@ -51,26 +50,38 @@ def load_template(folder: IndexFolder, datastore: Datastore) -> Template:
 
     Raises DistlmError when it is missing, damaged, or was trained on another store.
     """
-    meta = read_json(folder.template_json, "index template; run `distlm index train` first")
-    if meta["datastore"] != datastore.fingerprint:
+    if not folder.template_json.exists():
+        raise DistlmError(f"{folder.template_json}: no such file (index template); run `distlm index train` first")
+    record = TemplateRecord.read(folder.template_json)
+    if record.datastore != datastore.fingerprint:
         raise DistlmError(
-            f"{folder.template_json}: template of another store (trained on {meta['datastore']}, this store is "
+            f"{folder.template_json}: template of another store (trained on {record.datastore}, this store is "
             f"{datastore.fingerprint}); remove {folder.root} and train again, or use another run_dir="
         )
     try:
         data = folder.template.read_bytes()
     except FileNotFoundError as error:
         raise DistlmError(f"{folder.template}: missing; remove {folder.root} and run `distlm index train`") from error
-    if bytes_hash(data) != meta["template"]:
+    if bytes_hash(data) != record.template:
         raise DistlmError(
             f"{folder.template}: damaged ({len(data)} bytes with checksum {bytes_hash(data)}, {folder.template_json} "
-            f"says {meta['template']}); remove {folder.root} and train again"
+            f"says {record.template}); remove {folder.root} and train again"
         )
-    return Template(meta["template"], data, meta)
+    return Template(record.template, data, record)
 
 
-def run_index_train(stage: Stage) -> dict[str, Any]:
-    """Train RUN/index/template.index on a seeded sample of the datastore. Returns seconds, nlist, sample and id.
+class TrainSummary(TypedDict):
+    """What the stage prints."""
+
+    seconds: float
+    template: str
+    nlist: int
+    sample: NotRequired[int]
+    done_before: NotRequired[bool]
+
+
+def run_index_train(stage: Stage) -> TrainSummary:
+    """Train RUN/index/template.index on a seeded sample of the datastore.
 
     Every rank reads the sample of its shards; rank 0 trains with the node's cores while the others wait.
     Raises DistlmError for a refused factory, NaN or infinite keys, a template of another store or factory, and while
@@ -88,16 +99,16 @@ def run_index_train(stage: Stage) -> dict[str, Any]:
         return _nothing_to_do(stage, folder, datastore, plan) or _train_together(stage, folder, datastore, plan)
 
 
-def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> dict[str, Any] | None:
+def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary | None:
     """What run_index_train returns for a template that is there; None without one. Collective."""
     done = rank0_first(stage.comm, lambda: _trained_before(folder, datastore, plan, stage.config.index.seed))
     if not done:
         return None
     say(f"index train: {folder.template} is complete, nothing to do", stage.comm.rank)
-    return {"seconds": 0.0, "template": done["template"], "nlist": done["nlist"], "done_before": True}
+    return {"seconds": 0.0, "template": done.template, "nlist": done.nlist, "done_before": True}
 
 
-def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> dict[str, Any]:
+def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary:
     """The work of run_index_train. Collective; by the only writer."""
     start = time.monotonic()
     if stage.comm.rank == 0:
@@ -105,14 +116,14 @@ def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, pla
             say(f"index train: {message}")
     rank0_first(stage.comm, lambda: _prepare_folder(folder, plan))
     keys = gather_sample(stage, datastore, plan, stage.config.index.seed)
-    meta = rank0_first(
+    record = rank0_first(
         stage.comm, lambda: _train(stage, folder, datastore, plan, keys if keys is not None else np.empty((0, 0)))
     )
     seconds = time.monotonic() - start
     if stage.comm.rank == 0:
         stage.run.metrics.write("index train", {STAGE_SECONDS: round(seconds, 3), "sample": plan.sample})
     require_faiss().omp_set_num_threads(rank_threads())
-    return {"seconds": seconds, "template": meta["template"], "nlist": plan.nlist, "sample": plan.sample}
+    return {"seconds": seconds, "template": record.template, "nlist": plan.nlist, "sample": plan.sample}
 
 
 def gather_sample(stage: Stage, datastore: Datastore, plan: Factory, seed: int) -> Array | None:
@@ -174,7 +185,7 @@ def train_template(plan: Factory, keys: Array, seed: int, threads: int) -> bytes
     return data
 
 
-def _train(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, keys: Array) -> dict[str, Any]:
+def _train(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, keys: Array) -> TemplateRecord:
     faiss = require_faiss()
     # The other ranks of this node wait, so their cores are free; and the count must not follow the rank count, since
     # sums of another number of threads round differently.
@@ -187,37 +198,39 @@ def _train(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factor
     data = train_template(plan, keys, stage.config.index.seed, threads)
     with atomic_path(folder.template) as temporary:
         temporary.write_bytes(data)
-    meta = {
-        "format": 1,
-        "template": bytes_hash(data),
-        "datastore": datastore.fingerprint,
-        "factory_asked": plan.asked,
-        "factory": plan.used,
-        "metric": "L2",
-        "width": datastore.width,
-        "nlist": plan.nlist,
-        "code_size": plan.code_size,
-        "sample": plan.sample,
-        "seed": stage.config.index.seed,
-        "faiss": faiss.__version__,
-        "bytes": len(data),
-    }
-    write_json(folder.template_json, meta)
-    say(f"index train: trained in {time.monotonic() - began:.1f} s, template {meta['template']}")
-    return meta
+    record = TemplateRecord(
+        template=bytes_hash(data),
+        datastore=datastore.fingerprint,
+        factory_asked=plan.asked,
+        factory=plan.used,
+        metric="L2",
+        width=datastore.width,
+        nlist=plan.nlist,
+        code_size=plan.code_size,
+        sample=plan.sample,
+        seed=stage.config.index.seed,
+        faiss=faiss.__version__,
+        bytes=len(data),
+    )
+    record.write(folder.template_json)
+    say(f"index train: trained in {time.monotonic() - began:.1f} s, template {record.template}")
+    return record
 
 
-def _trained_before(folder: IndexFolder, datastore: Datastore, plan: Factory, seed: int) -> dict[str, Any] | None:
+def _trained_before(folder: IndexFolder, datastore: Datastore, plan: Factory, seed: int) -> TemplateRecord | None:
     if not folder.template_json.exists():
         return None
-    meta = load_template(folder, datastore).meta
-    for name, now in (("factory", plan.used), ("sample", plan.sample), ("seed", seed)):
-        if meta[name] != now:
+    record = load_template(folder, datastore).record
+    now_and_then = (
+        ("factory", record.factory, plan.used), ("sample", record.sample, plan.sample), ("seed", record.seed, seed)
+    )  # fmt: skip
+    for name, then, now in now_and_then:
+        if then != now:
             raise DistlmError(
-                f"{folder.template_json}: trained with {name} {meta[name]!r}, now {now!r}; remove {folder.root} to "
+                f"{folder.template_json}: trained with {name} {then!r}, now {now!r}; remove {folder.root} to "
                 f"train again, or set index.{name}= as it was"
             )
-    return meta
+    return record
 
 
 def _prepare_folder(folder: IndexFolder, plan: Factory) -> None:

@@ -3,23 +3,24 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
+from msgspec import UnsetType
 
 from distlm.errors import DistlmError, UsageError
 from distlm.index.layout import Array, Header, lists_header
 from distlm.index.merge.copy import disk_error, read_at
 from distlm.index.merge.join import check_merged
 from distlm.index.merge.part_file import Part, open_part
-from distlm.runtime.files import read_json, require_free_disk, sync_folder, write_json
+from distlm.index.records import DropRecord, JoinRecord
+from distlm.runtime.files import read_json, require_free_disk, sync_folder
 from distlm.runtime.progress import Progress
 
 Ranges = Sequence[tuple[int, int]]
 
 
-def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> dict[str, Any]:
+def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> dict[str, int]:
     """Write `index` without the ids of `ranges` [low, high) and of the parts `names` to `out`; `index` is only read.
 
     names: parts that `index` was merged from, as INDEX.json names them. Returns rows, dropped and bytes.
@@ -49,11 +50,9 @@ def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> d
         temporary.unlink(missing_ok=True)
     sync_folder(out.absolute().parent)
     dropped = part.rows - rows
-    write_json(
-        out.with_name(out.name + ".json"),
-        {"format": 1, "rows": rows, "bytes": count, "xxh3": digest, "of": str(index.absolute()),
-         "dropped": [list(pair) for pair in ranges]},
-    )  # fmt: skip
+    DropRecord(rows=rows, bytes=count, xxh3=digest, from_index=str(index.absolute()), dropped=list(ranges)).write(
+        out.with_name(out.name + ".json")
+    )
     return {"rows": rows, "dropped": dropped, "bytes": count}
 
 
@@ -61,14 +60,18 @@ def _part_ranges(index: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     """Ids of the parts of a merged index."""
     if not names:
         return []
-    record = read_json(index.with_name(index.name + ".json"), "what the index was merged from")
-    parts = [part for part in record.get("parts", []) if "first_id" in part]
-    known = {Path(part["path"]).name: part for part in parts} | {part["path"]: part for part in parts}
+    beside = index.with_name(index.name + ".json")
+    tree = read_json(beside, "what the index was merged from")
+    # Beside an index that was extended or dropped from lies another record.
+    other = isinstance(tree, dict) and "parts" not in tree
+    merged = [] if other else JoinRecord.of(tree, beside).parts
+    parts = {part.path: (part.first_id, part.rows) for part in merged if not isinstance(part.first_id, UnsetType)}
+    known = {Path(path).name: ids for path, ids in parts.items()} | parts
     unknown = [name for name in names if name not in known]
     if unknown:
-        few = ", ".join(sorted(Path(part["path"]).name for part in parts)[:8]) or "none with ids of their own"
+        few = ", ".join(sorted(Path(path).name for path in parts)[:8]) or "none with ids of their own"
         raise DistlmError(f"{index}: was not merged from {unknown[0]}; its parts are {few}")
-    return [(known[name]["first_id"], known[name]["first_id"] + known[name]["rows"]) for name in names]
+    return [(first, first + rows) for first, rows in (known[name] for name in names)]
 
 
 def _lists(part: Part) -> Iterator[tuple[int, int, int]]:

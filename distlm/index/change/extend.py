@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,12 +12,13 @@ from distlm.index.build.sample import not_finite
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.merge.part_file import open_part
+from distlm.index.records import AddedKeys, ExtendRecord
 from distlm.index.vectors import open_vectors
-from distlm.runtime.files import atomic_path, file_hash, require_free_disk, write_json
+from distlm.runtime.files import atomic_path, file_hash, require_free_disk
 from distlm.runtime.progress import Progress
 
 
-def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -1) -> dict[str, Any]:
+def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -1) -> dict[str, int]:
     """Encode `keys` (.npy files [n, D], float16 or float32) as `index` does, into the part `out`. `index` is only read.
 
     first_id: id of the first key; −1: the number of keys in `index`, so that both merge without a gap
@@ -53,9 +53,9 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
         except RuntimeError as error:
             raise DistlmError(f"{out}: cannot be written ({error}); is the disk full?") from error
         digest = file_hash(temporary)
-    record = {"format": 1, "rows": rows, "first_id": first, "xxh3": digest, "extends": str(index.absolute()),
-              "keys": [{"path": str(path.absolute()), "rows": len(vectors)} for path, vectors in files]}  # fmt: skip
-    write_json(out.with_name(out.name + ".json"), record)
+    added = [AddedKeys(str(path.absolute()), len(vectors)) for path, vectors in files]
+    record = ExtendRecord(rows=rows, first_id=first, xxh3=digest, extends=str(index.absolute()), keys=added)
+    record.write(out.with_name(out.name + ".json"))
     return {"rows": rows, "first_id": first}
 
 

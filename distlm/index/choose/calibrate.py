@@ -18,6 +18,7 @@ from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.write import UNIT_BYTES, write_merged
+from distlm.index.records import Rates
 from distlm.runtime.files import require_free_disk, sync_file
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.cores import usable_cores
@@ -25,58 +26,46 @@ from distlm.runtime.stop import StopFlag
 
 QUICK_KEYS = 64
 """Training keys per list of the stand-in template: it must have the right shape, not the right centroids."""
-KMEANS_KEYS = 32768
-TRANSFORM_KEYS = 4096, 16384
-"""Transforms are trained on so many keys, then on so many: what each key adds is the difference."""
-ADD_S = 5.0
-"""Seconds of adding that are measured."""
-DISK_BYTES = 512 << 20
 READ_PIECE = 16 << 20
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Measured on one rank with `threads` threads, training with `node_threads`."""
+class Amounts:
+    """How much of each work is measured."""
 
-    threads: int
-    node_threads: int
-    add_keys_s: float
-    """Keys encoded and added per second."""
-    kmeans_keys_s: float
-    """Keys through one iteration of coarse k-means per second."""
-    pq_s: float
-    """Seconds of training all codebooks; 0 without a product quantiser."""
-    transform_keys_s: float
-    """Keys per second through training of the transforms; infinite without."""
-    transform_fixed_s: float
-    """What training the transforms takes besides (eigenvectors)."""
-    write_bytes_s: float
-    """To the folder, fsync included."""
-    read_bytes_s: float
-    """From the folder, as far as the page cache can be left out."""
-    merge_bytes_s: float
-    """Of the merged file: parts read and checked, copied, flushed and read back."""
+    kmeans_keys: int = 32768
+    transform_keys: tuple[int, int] = (4096, 16384)
+    """Transforms are trained on so many keys, then on so many: what each key adds is the difference."""
+    add_s: float = 5.0
+    """Seconds of adding."""
+    disk_bytes: int = 512 << 20
+    """Bytes of the files that are written, read and merged."""
 
 
-def calibrate(factory: Factory, folder: Path, tick: Callable[[str], None] = lambda what: None) -> Rates:
-    """Measure the rates for `factory` with files in `folder` (1.5 GB, removed at the end).
+AMOUNTS = Amounts()
+
+
+def calibrate(
+    factory: Factory, folder: Path, tick: Callable[[str], None] = lambda what: None, amounts: Amounts = AMOUNTS
+) -> Rates:
+    """Measure the rates for `factory` with files in `folder` (1.5 GB by default, removed at the end).
 
     `tick` is told what is being measured. Raises DistlmError when the disk is too small.
     """
-    require_free_disk(folder, 3 * DISK_BYTES, "measuring the disk")
+    require_free_disk(folder, 3 * amounts.disk_bytes, "measuring the disk")
     random = np.random.Generator(np.random.Philox(key=[2, 0]))
     tick("transforms")
-    keys_s, fixed = _transforms(factory, random)
+    keys_s, fixed = _transforms(factory, random, amounts.transform_keys)
     tick("k-means")
-    kmeans, codebooks = _kmeans(factory, random), _codebooks(factory, random)
+    kmeans, codebooks = _kmeans(factory, random, amounts.kmeans_keys), _codebooks(factory, random)
     tick("adding")
     template = _stand_in(factory, random)
-    add = _adding(template, factory.width, random)
+    add = _adding(template, factory.width, random, amounts.add_s)
     tick("disk")
     with TemporaryDirectory(dir=folder, prefix=".calibrate-") as place:
-        write, read = _disk(Path(place))
+        write, read = _disk(Path(place), amounts.disk_bytes)
         tick("merging")
-        merge = _merging(template, Path(place), random)
+        merge = _merging(template, Path(place), random, amounts.disk_bytes)
     return Rates(rank_threads(), usable_cores(), add, kmeans, codebooks, keys_s, fixed, write, read, merge)
 
 
@@ -100,10 +89,10 @@ def _all_cores(act: Callable[[], float]) -> float:
         faiss.omp_set_num_threads(rank_threads())
 
 
-def _kmeans(factory: Factory, random: np.random.Generator) -> float:
+def _kmeans(factory: Factory, random: np.random.Generator, count: int) -> float:
     faiss = require_faiss()
     width = inverted_file(factory.build()).d
-    keys = _vectors(random, max(KMEANS_KEYS, factory.nlist), width)
+    keys = _vectors(random, max(count, factory.nlist), width)
 
     def train(iterations: int) -> float:
         means = faiss.Kmeans(width, factory.nlist, niter=iterations, min_points_per_centroid=1)
@@ -124,11 +113,11 @@ def _codebooks(factory: Factory, random: np.random.Generator) -> float:
     return float(inner.pq.M) * _all_cores(lambda: _seconds(lambda: means.train(keys)))
 
 
-def _transforms(factory: Factory, random: np.random.Generator) -> tuple[float, float]:
+def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float, float]:
     """(keys per second, fixed seconds) of training all vector transforms."""
     if not transforms_of(factory.build()):
         return float("inf"), 0.0
-    few, many = (_vectors(random, rows, factory.width) for rows in TRANSFORM_KEYS)
+    few, many = (_vectors(random, rows, factory.width) for rows in counts)
 
     def train(keys: Array) -> float:
         # The index keeps its transforms alive.
@@ -159,12 +148,12 @@ def _stand_in(factory: Factory, random: np.random.Generator) -> bytes:
     return serialise(index)
 
 
-def _adding(template: bytes, width: int, random: np.random.Generator) -> float:
+def _adding(template: bytes, width: int, random: np.random.Generator, seconds: float) -> float:
     index = deserialise(template)
     with Encoder(index, device=gpu_device()) as encoder:
         keys = _vectors(random, encoder.batch, width).astype(np.float16)
         done, start = 0, time.perf_counter()
-        while done < 2 * len(keys) or time.perf_counter() - start < ADD_S:
+        while done < 2 * len(keys) or time.perf_counter() - start < seconds:
             encoder.add(keys.astype(np.float32), np.arange(done, done + len(keys), dtype=np.int64))
             done += len(keys)
             if done == len(keys):
@@ -173,13 +162,13 @@ def _adding(template: bytes, width: int, random: np.random.Generator) -> float:
         return (done - len(keys)) / (time.perf_counter() - warm)
 
 
-def _disk(folder: Path) -> tuple[float, float]:
+def _disk(folder: Path, size: int) -> tuple[float, float]:
     """Bytes per second written (with fsync) and read."""
-    path, piece = folder / "disk", os.urandom(READ_PIECE)
+    path, piece = folder / "disk", os.urandom(min(READ_PIECE, size))
 
     def write() -> None:
         with path.open("wb") as stream:
-            for _ in range(DISK_BYTES // len(piece)):
+            for _ in range(size // len(piece)):
                 stream.write(piece)
         sync_file(path)
 
@@ -194,13 +183,13 @@ def _disk(folder: Path) -> tuple[float, float]:
 
         reading = _seconds(read)
     path.unlink()
-    return DISK_BYTES / writing, DISK_BYTES / reading
+    return size / writing, size / reading
 
 
-def _merging(template: bytes, folder: Path, random: np.random.Generator) -> float:
+def _merging(template: bytes, folder: Path, random: np.random.Generator, size: int) -> float:
     """Bytes per second of merging two parts of random codes."""
     header = Header(template)
-    rows = DISK_BYTES // 2 // (header.code_size + 8)
+    rows = size // 2 // (header.code_size + 8)
     sizes = np.stack([random.multinomial(rows, np.full(header.nlist, 1 / header.nlist)) for _ in range(2)])
     paths, starts = [], []
     for number in range(2):
@@ -208,7 +197,7 @@ def _merging(template: bytes, folder: Path, random: np.random.Generator) -> floa
         path = folder / f"part-{number}"
         with path.open("wb") as stream:
             stream.write(start)
-            left, piece = rows * (header.code_size + 8), os.urandom(READ_PIECE)
+            left, piece = rows * (header.code_size + 8), os.urandom(min(READ_PIECE, size))
             for first in range(0, left, len(piece)):
                 stream.write(piece[: min(len(piece), left - first)])
         sync_file(path)

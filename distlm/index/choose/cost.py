@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from math import ceil
 
 from distlm.index.build.encode import LEAST_BATCH
-from distlm.index.choose.calibrate import Rates
 from distlm.index.choose.plan import KMEANS_ITERATIONS, Store, add_memory, merge_memory, template_bytes, train_memory
 from distlm.index.factory import Factory
+from distlm.index.records import Rates
 
 KEY_BYTES = 2
 """float16 keys."""

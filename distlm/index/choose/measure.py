@@ -15,7 +15,7 @@ from distlm.index.build.template import train_template
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
-from distlm.index.search.searcher import SearchIndex
+from distlm.index.search.searcher import SearchIndex, Shape
 from distlm.runtime.ranks.cores import usable_cores
 
 PROBES = (8, 32, 128)
@@ -139,8 +139,7 @@ def measure(
             batch = sample.keys[first : first + encoder.batch]
             encoder.add(batch, np.arange(first, first + len(batch), dtype=np.int64))
     added = time.perf_counter()
-    record = {"rows": count, "width": width, "nlist": factory.nlist, "merged": True}
-    searched = SearchIndex(with_table(index), record, Path(asked))
+    searched = SearchIndex(with_table(index), Shape(count, width, factory.nlist), Path(asked))
     results = []
     for probe in sorted({min(probe, factory.nlist) for probe in probes}):
         began = time.perf_counter()

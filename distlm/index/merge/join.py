@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +23,9 @@ from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.ids import IdBits, require_range
 from distlm.index.merge.part_file import Part, open_like, open_part, part_ids
 from distlm.index.merge.write import UNIT_BYTES, write_merged
+from distlm.index.records import JoinedPart, JoinRecord
 from distlm.index.selfcheck import open_mapped
-from distlm.runtime.files import bytes_hash, format_bytes, sync_folder, write_json
+from distlm.runtime.files import bytes_hash, format_bytes, sync_folder
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -43,12 +44,12 @@ def join_indexes(
     ids: Ids,
     gaps: bool = False,
     unit_bytes: int = UNIT_BYTES,
-) -> dict[str, Any]:
+) -> JoinRecord:
     """Merge faiss files into `out`. Collective.
 
     ids: "keep" them (they number the whole store), or "shift" each file's by the keys of the files before it (every
     file numbers its own from 0; then the order of `paths` matters). gaps: ids may leave numbers out.
-    Returns rows, bytes, parts, xxh3 and self_found. Memory: about twice `unit_bytes`, the trained state, and on rank 0
+    Returns OUT.json, which lies beside it. Memory: about twice `unit_bytes`, the trained state, and on rank 0
     one bit for each id. Raises DistlmError or UsageError, with the inputs untouched and no output, for what cannot be
     merged.
     """
@@ -71,11 +72,12 @@ def join_indexes(
     )
     temporary = out.with_name(f".{out.name}.tmp")
     digest = write_merged(comm, stop, layout, temporary, unit_bytes)
-    record = [{"path": str(part.path.absolute()), "rows": part.rows} for part in parts]
+    joined = [JoinedPart(str(part.path.absolute()), part.rows) for part in parts]
     if _unbroken(parts, first_ids) and not gaps:
         # Then they can be dropped by name.
-        record = [{**entry, "first_id": first_id} for entry, first_id in zip(record, first_ids, strict=True)]
-    return rank0_first(comm, lambda: _finish(first.state, record, layout, temporary, out, digest, ids))
+        for entry, first_id in zip(joined, first_ids, strict=True):
+            entry.first_id = first_id
+    return rank0_first(comm, lambda: _finish(first.state, joined, layout, temporary, out, digest, ids))
 
 
 def plan_join(paths: Sequence[Path], out: Path, ids: Ids) -> str:
@@ -213,20 +215,18 @@ def _unbroken(parts: Sequence[Part], first_ids: Sequence[int]) -> bool:
 
 
 def _finish(
-    state: bytes, parts: Sequence[dict[str, Any]], layout: MergeLayout, temporary: Path, out: Path, digest: str,
-    ids: Ids,
-) -> dict[str, Any]:  # fmt: skip
+    state: bytes, parts: list[JoinedPart], layout: MergeLayout, temporary: Path, out: Path, digest: str, ids: Ids
+) -> JoinRecord:
     """Check the file with faiss, give it its name, and write OUT.json beside it."""
-    rows = sum(part["rows"] for part in parts)
+    rows = sum(part.rows for part in parts)
     found = check_merged(temporary, rows)
     temporary.replace(out)
     sync_folder(out.parent)
-    record = {
-        "format": 1, "rows": rows, "bytes": layout.bytes, "xxh3": digest, "trained": bytes_hash(state), "ids": ids,
-        "self_found": found, "parts": list(parts),
-    }  # fmt: skip
-    write_json(out.with_name(out.name + ".json"), record)
-    return {**record, "parts": len(parts)}
+    record = JoinRecord(
+        rows=rows, bytes=layout.bytes, xxh3=digest, trained=bytes_hash(state), ids=ids, self_found=found, parts=parts
+    )
+    record.write(out.with_name(out.name + ".json"))
+    return record
 
 
 def check_merged(path: Path, rows: int) -> float:

@@ -1,11 +1,12 @@
 """Which units of a merge are written, so that one that was killed goes on from there."""
 
-import json
 import time
 from pathlib import Path
 
+from distlm.errors import DistlmError
 from distlm.index.merge.copy import MergeLayout
-from distlm.runtime.files import atomic_path, bytes_hash, json_hash
+from distlm.index.records import MergeJournal
+from distlm.runtime.files import bytes_hash, json_hash
 
 SAVE_S = 2.0
 """Seconds between two records: a merge that is killed writes what came after the last one again."""
@@ -25,17 +26,16 @@ class Journal:
         if not self._file.exists() or self._file.stat().st_size != self._bytes:
             return {}
         try:
-            record = json.loads(self._path.read_text("utf-8"))
-            return {int(unit): digest for unit, digest in record["units"].items()} if record["key"] == self._key else {}
-        except (OSError, ValueError, KeyError):
+            record = MergeJournal.read(self._path)
+            return {int(unit): digest for unit, digest in record.units.items()} if record.key == self._key else {}
+        except (OSError, ValueError, DistlmError):
             return {}
 
     def save(self, units: dict[int, str], now: bool = False) -> None:
         """Record `units`, if it is time."""
         if not now and time.monotonic() - self._saved < SAVE_S:
             return
-        with atomic_path(self._path) as temporary:
-            temporary.write_text(json.dumps({"key": self._key, "units": units}), "utf-8")
+        MergeJournal(key=self._key, units={str(unit): digest for unit, digest in units.items()}).write(self._path)
         self._saved = time.monotonic()
 
     def remove(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
@@ -15,13 +16,14 @@ from distlm.index.build.template import Template
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, read_list_sizes, set_count
+from distlm.index.records import PartRecord
 from distlm.index.selfcheck import open_mapped
-from distlm.runtime.files import file_hash, read_json
+from distlm.runtime.files import file_hash
 
 _MEND = "run `distlm index add` again"
 
 
-def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template) -> list[dict[str, Any]]:
+def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template) -> list[PartRecord]:
     """Sidecars of all parts in shard order, which tile the store's rows exactly once.
 
     Raises DistlmError naming what is missing, superfluous, cut, of another template or of another store.
@@ -42,15 +44,15 @@ def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template
     next_id = 0
     for shard in datastore.shards:
         path = folder.part_json(shard.index)
-        record = read_json(path, "part sidecar")
-        _check_record(path, record, part_record(datastore, shard.index, template))
-        if record["first_id"] != next_id:
-            raise DistlmError(f"{path}: its ids start at {record['first_id']}, expected {next_id}; {_MEND}")
-        next_id += record["rows"]
+        record = PartRecord.read(path)
+        _check_record(path, record, part_record(datastore, shard.index, template, record.bytes, record.xxh3))
+        if record.first_id != next_id:
+            raise DistlmError(f"{path}: its ids start at {record.first_id}, expected {next_id}; {_MEND}")
+        next_id += record.rows
         part = folder.part(shard.index)
         size = part.stat().st_size if part.exists() else -1
-        if size != record["bytes"]:
-            found = "is missing" if size < 0 else f"is truncated or changed: {size} bytes, {record['bytes']} expected"
+        if size != record.bytes:
+            found = "is missing" if size < 0 else f"is truncated or changed: {size} bytes, {record.bytes} expected"
             raise DistlmError(f"{part} {found}; remove {path.name} and {_MEND}")
         records.append(record)
     if next_id != datastore.rows:
@@ -58,36 +60,34 @@ def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template
     return records
 
 
-def check_part(folder: IndexFolder, record: dict[str, Any], header: Header) -> Array:
+def check_part(folder: IndexFolder, record: PartRecord, header: Header) -> Array:
     """List sizes int64 [nlist] of one part after reading it whole.
 
     Raises DistlmError when its checksum is wrong, its trained state is not the template's, or its lists do not hold
     the rows that its sidecar names.
     """
-    path = folder.part(record["shard"])
+    path = folder.part(record.shard)
     found = file_hash(path)
-    if found != record["xxh3"]:
+    if found != record.xxh3:
         raise DistlmError(
-            f"{path}: damaged (checksum {found}, {record['xxh3']} when it was written); "
-            f"remove {folder.part_json(record['shard']).name} and {_MEND}"
+            f"{path}: damaged (checksum {found}, {record.xxh3} when it was written); "
+            f"remove {folder.part_json(record.shard).name} and {_MEND}"
         )
-    start = header.bytes(record["rows"])
+    start = header.bytes(record.rows)
     with path.open("rb") as stream:
         if stream.read(len(start)) != start:
             # Coarse centroids, codebooks, ranges, transforms, metric: merge tools of faiss compare only the sizes.
             raise DistlmError(
                 f"{path}: its trained state differs from the template's although its sidecar names the same template; "
-                f"remove {folder.part_json(record['shard']).name} and {_MEND}"
+                f"remove {folder.part_json(record.shard).name} and {_MEND}"
             )
         try:
             sizes = read_list_sizes(stream, header.nlist, header.code_size)
         except ValueError as error:
             raise DistlmError(f"{path}: {error}; remove it and {_MEND}") from error
         body = stream.tell()
-    if sizes.sum() != record["rows"] or body + record["rows"] * (header.code_size + 8) != record["bytes"]:
-        raise DistlmError(
-            f"{path}: its lists hold {sizes.sum()} keys, {record['rows']} expected; remove it and {_MEND}"
-        )
+    if sizes.sum() != record.rows or body + record.rows * (header.code_size + 8) != record.bytes:
+        raise DistlmError(f"{path}: its lists hold {sizes.sum()} keys, {record.rows} expected; remove it and {_MEND}")
     return sizes
 
 
@@ -121,16 +121,17 @@ def remove_parts(folder: IndexFolder) -> None:
                 path.unlink()
 
 
-def _check_record(path: Any, record: dict[str, Any], expected: dict[str, Any]) -> None:
+def _check_record(path: Path, record: PartRecord, expected: PartRecord) -> None:
     # The store first: a part of another store has another template too, and the store is the reason.
-    for name, what in (("datastore", "part of another store"), ("template", "part of another template")):
-        if record.get(name) != expected[name]:
-            raise DistlmError(
-                f"{path}: {what} (it names {record.get(name)}, expected {expected[name]}); remove it and {_MEND}"
-            )
-    for name, value in expected.items():
-        if record.get(name) != value:
-            raise DistlmError(f"{path}: {name} is {record.get(name)!r}, expected {value!r}; remove it and {_MEND}")
-    for name in ("bytes", "xxh3"):
-        if name not in record:
-            raise DistlmError(f"{path}: has no {name!r}; remove it and {_MEND}")
+    if record.datastore != expected.datastore:
+        raise _foreign(path, "store", record.datastore, expected.datastore)
+    if record.template != expected.template:
+        raise _foreign(path, "template", record.template, expected.template)
+    found = structs.asdict(record)
+    for name, value in structs.asdict(expected).items():
+        if found[name] != value:
+            raise DistlmError(f"{path}: {name} is {found[name]!r}, expected {value!r}; remove it and {_MEND}")
+
+
+def _foreign(path: Path, what: str, named: str, expected: str) -> DistlmError:
+    return DistlmError(f"{path}: part of another {what} (it names {named}, expected {expected}); remove it and {_MEND}")

@@ -5,7 +5,7 @@ taken for a whole.
 """
 
 import time
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from distlm.index.layout import Array, Header, IndexFolder, lists_header
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.parts import check_coverage, check_part, open_parts, remove_parts
 from distlm.index.merge.write import UNIT_BYTES, write_merged
+from distlm.index.records import IndexRecord, PartRecord
 from distlm.index.selfcheck import check_index, open_mapped
 from distlm.index.state import merged_before
-from distlm.runtime.files import format_bytes, json_hash, sync_folder, write_json
+from distlm.runtime.files import format_bytes, json_hash, sync_folder
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
@@ -26,8 +27,19 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.stage import Stage
 
 
-def run_index_merge(stage: Stage) -> dict[str, Any]:
-    """Write RUN/index/merged.index and index.json from the parts. Returns seconds, rows, bytes and self_found.
+class MergeSummary(TypedDict):
+    """What the stage prints."""
+
+    seconds: float
+    rows: int
+    bytes: int
+    self_found: NotRequired[float]
+    """As in index.json."""
+    done_before: NotRequired[bool]
+
+
+def run_index_merge(stage: Stage) -> MergeSummary:
+    """Write RUN/index/merged.index and index.json from the parts.
 
     With index.merge=false the parts are checked alike and stay where they lie: only index.json is written.
     Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, a result that does not find the store's
@@ -45,21 +57,19 @@ def run_index_merge(stage: Stage) -> dict[str, Any]:
         return _nothing_to_do(stage, folder, datastore, template) or _merge(stage, folder, datastore, template)
 
 
-def _nothing_to_do(
-    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template
-) -> dict[str, Any] | None:
+def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> MergeSummary | None:
     """What run_index_merge returns for a finished index; None when it is not finished. Collective."""
     comm = stage.comm
     before = rank0_first(comm, lambda: merged_before(folder, datastore, template))
-    if not before or (stage.config.index.merge and not before["merged"]):
+    if not before or (stage.config.index.merge and not before.merged):
         return None
-    say(f"index merge: {folder.merged if before['merged'] else folder.parts} is complete, nothing to do", comm.rank)
-    if before["merged"]:
+    say(f"index merge: {folder.merged if before.merged else folder.parts} is complete, nothing to do", comm.rank)
+    if before.merged:
         rank0_first(comm, lambda: None if stage.config.index.keep_parts else remove_parts(folder))
-    return {"seconds": 0.0, "rows": before["rows"], "bytes": before["bytes"], "done_before": True}
+    return {"seconds": 0.0, "rows": before.rows, "bytes": before.bytes, "done_before": True}
 
 
-def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> dict[str, Any]:
+def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> MergeSummary:
     """The work of run_index_merge. Collective; by the only writer."""
     start, comm, merge = time.monotonic(), stage.comm, stage.config.index.merge
     layout, digests = _layout(stage, folder, datastore, template)
@@ -75,13 +85,13 @@ def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Te
             remove_parts(folder)
         stage.run.metrics.write(
             "index merge",
-            {STAGE_SECONDS: round(seconds, 3), "bytes": record["bytes"], "self_found": record["self_found"]},
+            {STAGE_SECONDS: round(seconds, 3), "bytes": record.bytes, "self_found": record.self_found},
         )
     return {
         "seconds": seconds,
-        "rows": record["rows"],
-        "bytes": record["bytes"],
-        "self_found": record["self_found"],
+        "rows": record.rows,
+        "bytes": record.bytes,
+        "self_found": record.self_found,
     }
 
 
@@ -98,7 +108,7 @@ def _layout(
             stage.stop.check(comm, "index merge")
             unit = first + comm.rank
 
-            def check(due: list[dict[str, Any]] = records[unit : unit + 1]) -> list[Array]:
+            def check(due: list[PartRecord] = records[unit : unit + 1]) -> list[Array]:
                 return [check_part(folder, record, header) for record in due]
 
             for row in together(comm, check):
@@ -106,18 +116,18 @@ def _layout(
             progress.advance(min(comm.size, len(records) - first))
     every = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
     layout = make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
-    return layout, [record["xxh3"] for record in records]
+    return layout, [record.xxh3 for record in records]
 
 
-def make_layout(folder: IndexFolder, header: Header, records: list[dict[str, Any]], sizes: list[Array]) -> MergeLayout:
+def make_layout(folder: IndexFolder, header: Header, records: list[PartRecord], sizes: list[Array]) -> MergeLayout:
     """The merged file of parts whose sidecars and list sizes int64 [nlist] are given in shard order."""
     return MergeLayout(
-        header=header.bytes(sum(record["rows"] for record in records)),
+        header=header.bytes(sum(record.rows for record in records)),
         part_headers=tuple(
-            len(header.bytes(record["rows"])) + len(lists_header(row, header.code_size))
+            len(header.bytes(record.rows)) + len(lists_header(row, header.code_size))
             for record, row in zip(records, sizes, strict=True)
         ),
-        paths=tuple(folder.part(record["shard"]) for record in records),
+        paths=tuple(folder.part(record.shard) for record in records),
         sizes=np.stack(sizes),
         code_size=header.code_size,
     )
@@ -130,7 +140,7 @@ def _prepare(folder: IndexFolder, layout: MergeLayout) -> None:
 
 def _finish(
     stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template, layout: MergeLayout, digest: str
-) -> dict[str, Any]:
+) -> IndexRecord:
     """Check the merged file, or the parts, against the store, and write index.json last."""
     merge = stage.config.index.merge
     faiss = require_faiss()
@@ -143,27 +153,26 @@ def _finish(
     if found < 0.5:
         say(
             f"index merge: only {100 * found:.0f} % of sampled keys find themselves among 64 neighbours of their list: "
-            f"{template.meta['factory']} is coarse for this store; more bytes per key (PQ…, SQ8) keep more"
+            f"{template.record.factory} is coarse for this store; more bytes per key (PQ…, SQ8) keep more"
         )
     if merge:
         folder.merging.replace(folder.merged)
         sync_folder(folder.root)
-    record = {
-        "format": 1,
-        "fingerprint": json_hash([datastore.fingerprint, template.id, digest]),
-        "datastore": datastore.fingerprint,
-        "template": template.id,
-        "factory": template.meta["factory"],
-        "metric": "L2",
-        "width": template.meta["width"],
-        "nlist": template.meta["nlist"],
-        "code_size": layout.code_size,
-        "rows": datastore.rows,
-        "parts": len(layout.paths),
-        "merged": merge,
-        "bytes": layout.bytes if merge else sum(part.stat().st_size for part in layout.paths),
-        "xxh3": digest,
-        "self_found": found,
-    }
-    write_json(folder.index_json, record)
+    record = IndexRecord(
+        fingerprint=json_hash([datastore.fingerprint, template.id, digest]),
+        datastore=datastore.fingerprint,
+        template=template.id,
+        factory=template.record.factory,
+        metric="L2",
+        width=template.record.width,
+        nlist=template.record.nlist,
+        code_size=layout.code_size,
+        rows=datastore.rows,
+        parts=len(layout.paths),
+        merged=merge,
+        bytes=layout.bytes if merge else sum(part.stat().st_size for part in layout.paths),
+        xxh3=digest,
+        self_found=found,
+    )
+    record.write(folder.index_json)
     return record

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.rundir import RunDir
 
 
-def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, Any] | None:
+def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, int | float | str] | None:
     """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
 
     k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks

@@ -1,5 +1,6 @@
 """Searches an index, and the store itself where that is small enough."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.merge.parts import open_parts
+from distlm.index.records import IndexRecord
 from distlm.index.search.fastscan import pack
 from distlm.index.search.gpu import COMPARED, GpuLists, check_agreement
 from distlm.index.search.lists import BATCH, scan_by_list
@@ -32,6 +34,20 @@ BRUTE_SPARE = 16
 """Neighbours beyond k that brute_search keeps until distances are exact."""
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What an index must hold."""
+
+    rows: int
+    """N, keys."""
+    width: int
+    """D, numbers of a key."""
+    nlist: int
+    """Inverted lists."""
+    merged: bool = True
+    """It is one file, or in memory; false: parts side by side."""
+
+
 class SearchIndex:
     """A finished index, memory-mapped. Distances are squared L2 to the keys as the index encodes them.
 
@@ -39,44 +55,47 @@ class SearchIndex:
     carry the rounding of 8-bit look-up tables.
     """
 
-    def __init__(self, index: Any, record: dict[str, Any], path: Path, scan: str = "queries") -> None:
-        """index: of faiss, opened from `path`; record: its index.json. scan: knn.scan; it is repacked for `queries`
-        alone. Raises DistlmError when they do not agree, and for scan=gpu where that cannot be."""
+    def __init__(
+        self, index: Any, shape: Shape, path: Path, scan: str = "queries", record: IndexRecord | None = None
+    ) -> None:
+        """index: of faiss, opened from `path`; record: its index.json, where it has one. scan: knn.scan; it is
+        repacked for `queries` alone. Raises DistlmError when index and shape do not agree, and for scan=gpu where that
+        cannot be."""
         self._index = index
         self._inner = inverted_file(self._index)
-        packed = pack(self._inner, stacked=not record["merged"]) if scan == "queries" else None
+        packed = pack(self._inner, stacked=not shape.merged) if scan == "queries" else None
         self._scanned = packed or self._inner
         self._by_list = scan == "lists"
         self._gpu = GpuLists(self._inner) if scan == "gpu" else None
         self._agreed: set[tuple[int, int]] = set()
         self._transforms = transforms_of(self._index)
         self._pool = one_thread_workers(rank_threads())
-        self.record = record
-        if (self._index.ntotal, self._index.d, self._inner.nlist) != (record["rows"], record["width"], record["nlist"]):
+        self.shape, self.record = shape, record
+        if (self._index.ntotal, self._index.d, self._inner.nlist) != (shape.rows, shape.width, shape.nlist):
             raise DistlmError(
                 f"{path}: holds {self._index.ntotal} keys of width {self._index.d} in {self._inner.nlist} lists, "
-                f"index.json says {record['rows']}, {record['width']}, {record['nlist']}; build it again"
+                f"index.json says {shape.rows}, {shape.width}, {shape.nlist}; build it again"
             )
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the store, the template and the file's bytes."""
-        return str(self.record["fingerprint"])
+        """Hash of the store, the template and the file's bytes; empty without a record."""
+        return self.record.fingerprint if self.record else ""
 
     @property
     def rows(self) -> int:
         """N, keys in the index."""
-        return int(self.record["rows"])
+        return self.shape.rows
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
-        return int(self.record["bytes"])
+        """Size on disk; 0 without a record."""
+        return self.record.bytes if self.record else 0
 
     @property
     def nlist(self) -> int:
         """Inverted lists."""
-        return int(self.record["nlist"])
+        return self.shape.nlist
 
     @property
     def nprobe(self) -> int:
@@ -108,7 +127,7 @@ class SearchIndex:
         threads; of keys equally far at the k-th place any may be kept. Raises DistlmError for a wrong width, NaN or
         infinite queries, k or nprobe below 1.
         """
-        queries = check_queries(queries, self.record["width"], k)
+        queries = check_queries(queries, self.shape.width, k)
         probes = self.set_nprobe(nprobe)
         ids = np.empty((len(queries), k), np.int64)
         distances = np.empty((len(queries), k), np.float32)
@@ -165,7 +184,7 @@ class SearchIndex:
 
     def encoded_distances(self, keys: Array) -> Array:
         """Squared L2 fp32 [n] between each of `keys` [n, D] and its own encoding, behind the index's transforms."""
-        keys = check_queries(keys, self.record["width"], 1)
+        keys = check_queries(keys, self.shape.width, 1)
         distances = np.empty(len(keys), np.float32)
         with Encoder(self._index) as encoder:
             for start in range(0, len(keys), ENCODED_BLOCK):
@@ -186,12 +205,13 @@ def open_index(folder: Path, datastore: Datastore, scan: str = "queries") -> Sea
     """
     files = IndexFolder(folder)
     record = read_index_record(files, datastore)
-    if not record["merged"]:
+    shape = Shape(record.rows, record.width, record.nlist, record.merged)
+    if not record.merged:
         template = load_template(files, datastore)
         parts = [files.part(shard.index) for shard in datastore.shards]
-        return SearchIndex(open_parts(template, parts), record, files.parts, scan)
+        return SearchIndex(open_parts(template, parts), shape, files.parts, scan, record)
     # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
-    return SearchIndex(open_mapped(files.merged), record, files.merged, scan)
+    return SearchIndex(open_mapped(files.merged), shape, files.merged, scan, record)
 
 
 def check_queries(queries: Array, width: int, k: int) -> Array:

@@ -12,7 +12,7 @@ from distlm.errors import DistlmError
 from distlm.index.build.template import load_template
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.merge.parts import check_coverage, open_parts
-from distlm.index.search.searcher import SearchIndex, best_of_rows
+from distlm.index.search.searcher import SearchIndex, Shape, best_of_rows
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -39,9 +39,10 @@ def split_search(
     mine = records[comm.rank :: comm.size]
 
     def open_mine() -> SearchIndex:
-        index = open_parts(template, [files.part(record["shard"]) for record in mine])
-        rows = sum(record["rows"] for record in mine)
-        return SearchIndex(index, {**template.meta, "rows": rows, "merged": False}, files.parts, scan)
+        index = open_parts(template, [files.part(record.shard) for record in mine])
+        rows = sum(record.rows for record in mine)
+        shape = Shape(rows, template.record.width, template.record.nlist, merged=False)
+        return SearchIndex(index, shape, files.parts, scan)
 
     index = together(comm, open_mine)
     step = max(1, GATHERED_BYTES // (12 * k * comm.size))

@@ -4,7 +4,6 @@ A unit is the tokens of a unit of states: log_probs fp32 [q, windows, thetas], �
 window, NaN where the token has no cache yet. λ, θ and window are chosen from these files in seconds.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from distlm.config.schema import CacheConfig
 from distlm.errors import DistlmError
+from distlm.knnlm.cache.records import CacheManifest, CachePlan
 from distlm.knnlm.cache.scores import cache_log_probs, first_cached
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN
@@ -22,7 +22,6 @@ from distlm.knnlm.search.states import COMMAND, States
 from distlm.knnlm.search.units import UnitFolder, read_arrays, read_manifest
 from distlm.runtime.files import json_hash
 
-FORMAT = 1
 BYTES = 4
 """Of one stored log-probability."""
 
@@ -41,13 +40,14 @@ class CacheWork:
     """The cache of one split, unit by unit; no method is collective."""
 
     def __init__(self, cache: CacheConfig, states: States, folder: Path) -> None:
-        self.cache, self.states, self.split = cache, states, str(states.manifest["split"])
-        plan = {
-            "format": FORMAT, "kind": "cache", "split": self.split, "tokens": states.tokens, "fill": cache.fill,
-            "windows": cache.windows, "thetas": cache.thetas, "tap": states.tap, "states": states.fingerprint,
-            **{key: states.manifest[key] for key in ("context_rule", "model", "token_files")},
-        }  # fmt: skip
-        self.files = UnitFolder(folder, plan, len(states.bounds) - 1, COMMAND)
+        self.cache, self.states, self.split = cache, states, states.manifest.split
+        plan = CachePlan(
+            kind="cache", split=self.split, tokens=states.tokens, fill=cache.fill,
+            windows=cache.windows, thetas=cache.thetas, tap=states.tap, states=states.fingerprint,
+            context_rule=states.manifest.context_rule, model=states.manifest.model,
+            token_files=states.manifest.token_files,
+        )  # fmt: skip
+        self.files = UnitFolder(folder, plan, CacheManifest, len(states.bounds) - 1, COMMAND)
 
     def check_before(self) -> None:
         """Rank 0: the folder is ours and the disk is there."""
@@ -72,12 +72,12 @@ class Cache:
     """The finished cache of one split."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: CacheManifest
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
         """Open a finished folder. Raises DistlmError as units.read_manifest."""
-        return cls(folder, read_manifest(folder, ("cache",), FORMAT, COMMAND))
+        return cls(folder, read_manifest(folder, CacheManifest.read, COMMAND))
 
     @staticmethod
     def is_started(folder: Path) -> bool:
@@ -87,22 +87,22 @@ class Cache:
     @property
     def tokens(self) -> int:
         """Evaluated tokens Q."""
-        return int(self.manifest["tokens"])
+        return self.manifest.tokens
 
     @property
     def windows(self) -> list[int]:
         """Window sizes it holds, rising."""
-        return list(self.manifest["windows"])
+        return self.manifest.windows
 
     @property
     def thetas(self) -> list[float]:
         """Values of θ it holds."""
-        return list(self.manifest["thetas"])
+        return self.manifest.thetas
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the manifest, which holds the hash of every array."""
-        return json_hash(self.manifest)
+        return json_hash(self.manifest.tree())
 
     def log_probs(self, window: int, theta: float) -> Floats:
         """log p_cache of every token, in order: fp64 [Q]. Raises ValueError for a window or θ it does not hold."""
@@ -115,11 +115,12 @@ class Cache:
         units = np.concatenate(list(read_arrays(self.folder, self.manifest, "log_probs")))
         return np.ascontiguousarray(np.moveaxis(units, 0, -1))
 
-    def require(self, facts: Mapping[str, Any], where: str) -> None:
-        """Raises DistlmError when the cache was made from something else: `facts` is manifest key → value."""
+    def require(self, where: str, **facts: object) -> None:
+        """Raises DistlmError when the cache was made from something else: `facts` are fields of the manifest as `where`
+        has them."""
         for key, value in facts.items():
-            if self.manifest[key] != value:
+            if (found := getattr(self.manifest, key)) != value:
                 raise DistlmError(
-                    f"{self.folder / MANIFEST}: {key} {self.manifest[key]!r}, {where} has {value!r}: the cache belongs "
+                    f"{self.folder / MANIFEST}: {key} {found!r}, {where} has {value!r}: the cache belongs "
                     f"to another {key}; remove {self.folder} and run `{COMMAND}` again"
                 )

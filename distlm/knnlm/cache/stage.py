@@ -7,7 +7,6 @@ evaluation blocks, in both phases, so every file is the same for any number of r
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from distlm.data.tokens import TokenFiles
 from distlm.knnlm.cache.files import CacheWork, check_windows
@@ -23,7 +22,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.stage import Stage
 
 
-def run_cache(stage: Stage) -> dict[str, Any]:
+def run_cache(stage: Stage) -> dict[str, float]:
     """Compute p_cache of every token of knn.splits at every window and θ of the section `cache`, into RUN/cache/SPLIT.
 
     Finished splits are skipped, a killed start continues with the first unfinished unit. Returns seconds, tokens and

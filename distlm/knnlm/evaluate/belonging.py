@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index import index_info
+from distlm.index.layout import IndexFolder
+from distlm.index.state import finished_record
 from distlm.knnlm.evaluate.parts import Frozen, FrozenCache, Parts
+from distlm.knnlm.evaluate.records import IndexFacts
 from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
 
@@ -39,32 +40,34 @@ def check_tuned(
                 raise DistlmError(f"split {which.split} has no {name}; run `distlm {verb}` for all splits")
 
 
-def open_rest(
-    stage: Stage, tokens: TokenFiles, opened: dict[str, Parts]
-) -> tuple[Datastore | None, dict[str, Any] | None]:
+def open_rest(stage: Stage, tokens: TokenFiles, opened: dict[str, Parts]) -> tuple[Datastore | None, IndexFacts | None]:
     """Open the store where there are neighbours, and refuse what does not belong together."""
     run, knn = stage.run, stage.config.knn
     fingerprint = model_fingerprint(run.model_checkpoint(stage.config))
     first = opened[knn.splits[0]]
     for parts in opened.values():
         if parts.cache is not None and first.cache is not None:
-            parts.cache.require({"model": fingerprint}, "the checkpoint")
-            parts.cache.require({"token_files": tokens.fingerprint}, str(tokens.folder))
+            parts.cache.require("the checkpoint", model=fingerprint)
+            parts.cache.require(str(tokens.folder), token_files=tokens.fingerprint)
             alike = ("windows", "thetas", "fill", "tap", "context_rule")
-            parts.cache.require({key: first.cache.manifest[key] for key in alike}, str(first.cache.folder))
+            parts.cache.require(
+                str(first.cache.folder), **{key: getattr(first.cache.manifest, key) for key in alike}
+            )  # fmt: skip
     if first.neighbours is None:
         return None, None
     store = Datastore.open(run.datastore)
-    index = index_info(run.index)["index"] if knn.search == "index" else None
+    index = finished_record(IndexFolder(run.index)) if knn.search == "index" else None
     for parts in opened.values():
         neighbours = parts.neighbours
         assert neighbours is not None
-        neighbours.require({"datastore": store.fingerprint}, str(store.folder))
-        neighbours.require({"model": fingerprint}, "the checkpoint")
-        neighbours.require({"token_files": tokens.fingerprint}, str(tokens.folder))
-        neighbours.require({"index": index["fingerprint"] if index else "brute"}, str(run.index))
+        neighbours.require(str(store.folder), datastore=store.fingerprint)
+        neighbours.require("the checkpoint", model=fingerprint)
+        neighbours.require(str(tokens.folder), token_files=tokens.fingerprint)
+        neighbours.require(str(run.index), index=index.fingerprint if index else "brute")
         same = ("k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype")
-        neighbours.require({key: first.neighbours.manifest[key] for key in same}, str(first.neighbours.folder))
-    if index is not None:
-        index = {key: index[key] for key in ("factory", "nlist", "bytes", "fingerprint")}
-    return store, index
+        neighbours.require(
+            str(first.neighbours.folder), **{key: getattr(first.neighbours.manifest, key) for key in same}
+        )  # fmt: skip
+    if index is None:
+        return store, None
+    return store, IndexFacts(index.factory, index.nlist, index.bytes, index.fingerprint)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from distlm.knnlm.evaluate.documents import Groups
+from distlm.knnlm.evaluate.records import Bootstrap, Difference, Interval
 from distlm.knnlm.scoring import Floats
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
@@ -25,39 +26,34 @@ ADDED_TO = {
 """What each mixture is compared with."""
 
 
-def bootstrap(log_probs: Mapping[str, Floats], groups: Groups, tokens_per_word: float = 1.0) -> dict[str, Any]:
-    """Intervals for results.json: {over, groups, resamples, seed, level, intervals: name → [low, high] of the
-    perplexity, differences: name → other → {nats, nats_interval, perplexity, interval}}, where a difference is
-    `name` − `other`, below 0 where `name` is better.
+def bootstrap(log_probs: Mapping[str, Floats], groups: Groups, tokens_per_word: float = 1.0) -> Bootstrap:
+    """Intervals of the perplexity of each mixture, and of its differences to those of ADDED_TO.
 
     `log_probs` name → fp64 [Q]. tokens_per_word: of the split, where tokens are sub-words; perplexities are per word.
     Fewer than two groups have no intervals: only over and groups are there.
     """
-    head: dict[str, Any] = {"over": groups.kind, "groups": len(groups.starts)}
     if len(groups.starts) < 2:
-        return head
+        return Bootstrap(groups.kind, len(groups.starts))
     names = list(log_probs)
     sums = np.stack([-np.add.reduceat(log_probs[name], groups.starts) for name in names], axis=1)
     tokens = np.diff(groups.starts, append=groups.tokens)
     drawn = dict(zip(names, _resampled(sums, tokens).T, strict=True))
     losses = {name: float(-np.sum(log_probs[name]) / groups.tokens) for name in names}
-    return head | {
-        "resamples": RESAMPLES, "seed": SEED, "level": LEVEL,
-        "intervals": {name: _interval(np.exp(tokens_per_word * drawn[name])) for name in names},
-        "differences": {
+    return Bootstrap(
+        groups.kind, len(groups.starts), RESAMPLES, SEED, LEVEL,
+        intervals={name: _interval(np.exp(tokens_per_word * drawn[name])) for name in names},
+        differences={
             name: {
-                other: {
-                    "nats": losses[name] - losses[other], "nats_interval": _interval(drawn[name] - drawn[other]),
-                    "perplexity": math.exp(tokens_per_word * losses[name]) - math.exp(tokens_per_word * losses[other]),
-                    "interval": _interval(
-                        np.exp(tokens_per_word * drawn[name]) - np.exp(tokens_per_word * drawn[other])
-                    ),
-                }
+                other: Difference(
+                    losses[name] - losses[other], _interval(drawn[name] - drawn[other]),
+                    math.exp(tokens_per_word * losses[name]) - math.exp(tokens_per_word * losses[other]),
+                    _interval(np.exp(tokens_per_word * drawn[name]) - np.exp(tokens_per_word * drawn[other])),
+                )
                 for other in ADDED_TO[name] if other in losses
             }
             for name in names if name in ADDED_TO
         },
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 def _resampled(sums: Floats, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> Floats:
@@ -74,6 +70,7 @@ def _resampled(sums: Floats, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> Flo
     return losses
 
 
-def _interval(values: Floats) -> list[float]:
+def _interval(values: Floats) -> Interval:
     tail = (1 - LEVEL) / 2
-    return [float(value) for value in np.quantile(values, [tail, 1 - tail])]
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

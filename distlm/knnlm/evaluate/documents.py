@@ -4,15 +4,15 @@ Tokens of one text are not independent, so intervals and held-out halves are ove
 a line ` = Title = `; its sections have more signs (` = = Section = = `).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from distlm.data.blocks import eval_blocks
 from distlm.data.dictionary import Dictionary
+from distlm.knnlm.search.records import SplitPlan
 from distlm.runtime.files import json_hash
 
 LEAST_DOCUMENTS = 10
@@ -25,8 +25,7 @@ Ints = npt.NDArray[np.int64]
 class Groups:
     """The split's tokens, grouped."""
 
-    kind: str
-    """documents or blocks."""
+    kind: Literal["documents", "blocks"]
     starts: Ints
     """int64 [G]: first token of each group, rising from 0."""
     tokens: int
@@ -48,7 +47,7 @@ class Groups:
         return self.numbers % 2
 
 
-def group_tokens(targets: npt.NDArray[np.integer], dictionary: Dictionary, source: Mapping[str, Any]) -> Groups:
+def group_tokens(targets: npt.NDArray[np.integer], dictionary: Dictionary, source: SplitPlan) -> Groups:
     """Documents of a split's tokens [Q], or its evaluation blocks where it has fewer than LEAST_DOCUMENTS.
 
     `source` is the manifest of its neighbours or states, which holds the block plan.
@@ -59,7 +58,7 @@ def group_tokens(targets: npt.NDArray[np.integer], dictionary: Dictionary, sourc
         # What stands before the first title (a blank line) goes with the first document.
         starts[0] = 0
         return Groups("documents", starts, len(ids))
-    blocks = eval_blocks(ids, source["context_window"], source["block"])
+    blocks = eval_blocks(ids, source.context_window, source.block)
     return Groups("blocks", blocks.start, len(ids))
 
 

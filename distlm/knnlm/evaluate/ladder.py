@@ -4,13 +4,9 @@
   rescored   the index's neighbours, with squared L2 over the true keys
   quantised  the index's neighbours and distances as they are
 
-Each with the same frozen λ, temperature and k. results.json's `ladder`: {split, queries, k, searched (neighbours that
-the index was asked for), nprobe, lm: {loss_nats, perplexity}, exact, rescored, quantised: {loss_nats, perplexity,
-recall: share of the true k nearest among the k that were used}, key}. The sample is spread evenly over the split; its
-perplexities are not those of the whole split. Memory: that of brute_search and exact_distances, which is bounded.
+Each with the same frozen λ, temperature and k. The sample is spread evenly over the split; its perplexities are not
+those of the whole split. Memory: that of brute_search and exact_distances, which is bounded.
 """
-
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +16,7 @@ from distlm.index import SearchIndex, brute_search, exact_distances
 from distlm.index.choose.measure import recall
 from distlm.index.pairs import stored_values
 from distlm.knnlm.evaluate.parts import Frozen
+from distlm.knnlm.evaluate.records import Ladder, Rung
 from distlm.knnlm.scoring import interpolate, knn_log_probs
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.rescore import nearest_first
@@ -38,10 +35,11 @@ def ladder_key(neighbours: Neighbours, frozen: Frozen, sample: int) -> str:
 
 def exactness_ladder(
     store: Datastore, index: SearchIndex, neighbours: Neighbours, frozen: Frozen, sample: int
-) -> dict[str, Any]:
+) -> Ladder:
     """Score `sample` tokens of a split (at most all) on every rung; see the module's docstring."""
     queries, targets, log_lm = neighbours.sample(sample)
-    asked, nprobe = neighbours.k, int(neighbours.manifest["nprobe"])
+    asked, nprobe = neighbours.k, neighbours.manifest.nprobe
+    assert nprobe is not None, "neighbours by brute force have no ladder"
     say(f"knn evaluate: exactness ladder: {len(queries)} queries against all {store.rows:,} keys (knn.ladder_sample)")
     found, encoded = index.search(queries, asked, nprobe)
     rungs = {
@@ -49,17 +47,16 @@ def exactness_ladder(
         "rescored": (found, exact_distances(store, queries, found)),
         "quantised": (found, encoded),
     }
-    result: dict[str, Any] = {
-        "split": neighbours.manifest["split"], "queries": len(queries), "k": frozen.k, "searched": asked,
-        "nprobe": nprobe, "lm": figures(log_lm),
-    }  # fmt: skip
+    made: dict[str, Rung] = {}
     nearest: dict[str, Ids] = {}
     for name in RUNGS:
         ids, distances = rungs[name]
         ids, distances, values = nearest_first(ids, distances, stored_values(store, ids))
         nearest[name] = ids[:, : frozen.k]
         log_knn = knn_log_probs(distances, values, targets, frozen.temperature, [frozen.k])[0]
-        result[name] = figures(interpolate(log_lm, log_knn, frozen.weight)) | {
-            "recall": recall(nearest[name], nearest["exact"])
-        }
-    return result | {"key": ladder_key(neighbours, frozen, sample)}
+        mixed = figures(interpolate(log_lm, log_knn, frozen.weight))
+        made[name] = Rung(mixed.loss_nats, mixed.perplexity, recall(nearest[name], nearest["exact"]))
+    return Ladder(
+        split=neighbours.manifest.split, queries=len(queries), k=frozen.k, searched=asked, nprobe=nprobe,
+        lm=figures(log_lm), **made, key=ladder_key(neighbours, frozen, sample),
+    )  # fmt: skip

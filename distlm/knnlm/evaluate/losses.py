@@ -2,8 +2,8 @@
 
 RUN/losses/
   dict.txt        the dictionary that the token ids belong to
-  SPLIT/          targets int32 [Q]; lm, cache, knn … (those of parts.NAMES that there are) fp64 [Q]: nats, .npy
-  SPLIT/losses.json    what they are of; written last
+  SPLIT/          targets int32 [Q]; lm, cache, knn … (those of records.NAMES that there are) fp64 [Q]: nats, .npy
+  SPLIT/losses.json    what they are of; written last (records.py)
 """
 
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
-from distlm.runtime.files import atomic_path, file_hash, read_json, write_json
+from distlm.runtime.files import atomic_path, file_hash
 
-FORMAT = 1
 MARKER, WORDS = "losses.json", "dict.txt"
 
 
@@ -29,9 +29,11 @@ def write_losses(
     targets: npt.NDArray[np.integer],
     log_probs: Mapping[str, Floats],
     dictionary: Dictionary,
-    facts: Mapping[str, Any],
+    context_rule: str,
+    model: str,
+    token_files: str,
 ) -> None:
-    """Write FOLDER/SPLIT, and the dictionary beside it; `facts` go into losses.json."""
+    """Write FOLDER/SPLIT, and the dictionary beside it; `model` and `token_files` are fingerprints."""
     place = folder / split
     (place / MARKER).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,8 +45,10 @@ def write_losses(
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
         hashes[name] = file_hash(path)
-    head = {"format": FORMAT, "kind": "losses", "split": split, "tokens": len(targets), "dictionary": dictionary.hash}
-    write_json(place / MARKER, {**head, **facts, "hashes": hashes})
+    LossesFile(
+        kind="losses", split=split, tokens=len(targets), dictionary=dictionary.hash, context_rule=context_rule,
+        model=model, token_files=token_files, hashes=hashes,
+    ).write(place / MARKER)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Losses:
 
     folder: Path
     name: str
-    facts: dict[str, Any]
+    facts: LossesFile
     targets: npt.NDArray[np.int32]
     nats: Floats
 
@@ -65,8 +69,8 @@ class Losses:
             there = sorted(path.parent.name for path in folder.glob(f"*/{MARKER}"))
             found = f"; there are {', '.join(there)}" if there else "; run `distlm knn evaluate` first"
             raise DistlmError(f"{marker}: no losses of split {split}{found}")
-        facts = read_json(marker, "description of losses")
-        names = [key for key in facts["hashes"] if key != "targets"]
+        facts = LossesFile.read(marker)
+        names = [key for key in facts.hashes if key != "targets"]
         if name not in names:
             raise DistlmError(f"{marker.parent}: no losses of {name!r}; there are {', '.join(names)}")
         arrays = []

@@ -10,20 +10,20 @@ With a λ of 0 its part drops out bit for bit.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from msgspec import UnsetType
 
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.files import Cache
 from distlm.knnlm.cache.scores import add_cache
 from distlm.knnlm.scoring import Floats, interpolate
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN, Neighbours
+from distlm.knnlm.search.records import NeighboursManifest, StatesManifest
 from distlm.knnlm.search.states import States
+from distlm.knnlm.tune.records import Tuned
+from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
-
-NAMES = ("lm", "cache", "knn", "knn_buckets", "gate", "stores", "both", "both_buckets")
-"""The language model alone and its mixtures, as in results.json."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Parts:
     """Where the language model's log-probabilities are when there are no neighbours."""
 
     @property
-    def source(self) -> dict[str, Any]:
+    def source(self) -> StatesManifest | NeighboursManifest:
         """Manifest of the files that hold the language model's log-probabilities."""
         holder = self.neighbours or self.states
         assert holder is not None
@@ -70,7 +70,7 @@ class Parts:
     @property
     def tokens(self) -> int:
         """Evaluated tokens Q."""
-        return int(self.source["tokens"])
+        return self.source.tokens
 
     def log_lm(self) -> Floats:
         """The language model's log-probability of every token: fp64 [Q]."""
@@ -97,28 +97,29 @@ def open_parts(run: RunDir, split: str) -> Parts:
         neighbours = Neighbours.open(folder)
         if cache is not None:
             same = ("model", "token_files", "context_rule", "tokens")
-            cache.require({key: neighbours.manifest[key] for key in same}, str(folder))
+            cache.require(str(folder), **{key: getattr(neighbours.manifest, key) for key in same})
         return Parts(split, neighbours, cache, None)
     assert cache is not None
     states = States.open(run.states(split))
-    cache.require({"states": states.fingerprint}, str(states.folder))
+    cache.require(str(states.folder), states=states.fingerprint)
     return Parts(split, None, cache, states)
 
 
-def read_frozen(tuned: dict[str, Any]) -> Frozen | None:
+def read_frozen(tuned: Tuned) -> Frozen | None:
     """The neighbours' part of knn.json."""
-    if "temperature" not in tuned:
+    if isinstance(tuned.weight, UnsetType):
         return None
-    return Frozen(tuned["lambda"], tuned["temperature"], tuned["k"], tuned["split"], tuned["neighbours"])
+    return Frozen(tuned.weight, given(tuned.temperature), given(tuned.k), tuned.split, given(tuned.neighbours))
 
 
-def read_frozen_cache(tuned: dict[str, Any]) -> FrozenCache | None:
+def read_frozen_cache(tuned: Tuned) -> FrozenCache | None:
     """The cache's part of knn.json."""
-    if "cache" not in tuned:
+    own, both = tuned.cache, tuned.both
+    if not own:
         return None
-    own, both = tuned["cache"], tuned.get("both")
-    weights = None if both is None else (both["knn_lambda"], both["cache_lambda"])
-    return FrozenCache(own["lambda"], own["theta"], own["window"], own["cache"], weights)
+    return FrozenCache(
+        own.weight, own.theta, own.window, own.cache, (both.knn_lambda, both.cache_lambda) if both else None
+    )
 
 
 def mixtures(

@@ -6,12 +6,12 @@ values are hardly better than the permuted ones.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distlm.knnlm.evaluate.parts import Frozen
+from distlm.knnlm.evaluate.records import Shuffled
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
 
@@ -23,7 +23,7 @@ ALARM_NATS, ALARM_ERRORS = 0.005, 4.0
 
 def shuffled_check(
     neighbours: Neighbours, frozen: Frozen, log_lm: npt.NDArray[np.float64], log_knn: npt.NDArray[np.float64]
-) -> dict[str, Any]:
+) -> Shuffled:
     """The loss with every unit's values permuted, beside the bound it must come near. See the module's docstring."""
     weight = frozen.weight or ALARM_LAMBDA
     shuffled = []
@@ -34,12 +34,12 @@ def shuffled_check(
     mixed = interpolate(log_lm, np.concatenate(shuffled), weight)
     gain = interpolate(log_lm, log_knn, weight) - mixed
     noise = float(np.std(gain)) / math.sqrt(len(gain))
-    return {
-        "lambda": weight,
-        "loss_nats": mean_loss(mixed),
-        "ceiling_nats": mean_loss(log_lm) - math.log1p(-weight),
-        "alarm": bool(np.mean(gain) < max(ALARM_NATS, ALARM_ERRORS * noise)),
-    }
+    return Shuffled(
+        weight=weight,
+        loss_nats=mean_loss(mixed),
+        ceiling_nats=mean_loss(log_lm) - math.log1p(-weight),
+        alarm=bool(np.mean(gain) < max(ALARM_NATS, ALARM_ERRORS * noise)),
+    )
 
 
 def shuffle_values(values: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.int32]:

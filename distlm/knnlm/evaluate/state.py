@@ -1,22 +1,24 @@
 """Whether tuning and evaluation are done for the configuration at hand: their grids may change in a run directory."""
 
-from pathlib import Path
-from typing import Any
+from msgspec import UNSET, UnsetType
 
 from distlm.config.schema import RunConfig
-from distlm.runtime.files import json_hash, read_json
+from distlm.knnlm.cache.records import CacheManifest
+from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.search.records import NeighboursManifest
+from distlm.knnlm.tune.records import Tuned
+from distlm.runtime.files import json_hash
 from distlm.runtime.rundir import RunDir
 
 
 def cached_as_configured(config: RunConfig, run: RunDir) -> bool:
     """The neural cache of every split is there, with the windows and θ that the configuration names."""
-    wanted = {"windows": config.cache.windows, "thetas": config.cache.thetas, "fill": config.cache.fill}
+    wanted = config.cache
     for split in config.knn.splits:
-        path = run.cache(split) / "manifest.json"
-        if not path.exists():
+        manifest = _read_cache(run, split)
+        if manifest is None:
             return False
-        manifest = read_json(path, "description of a cache")
-        if any(manifest.get(name) != value for name, value in wanted.items()):
+        if (manifest.windows, manifest.thetas, manifest.fill) != (wanted.windows, wanted.thetas, wanted.fill):
             return False
     return True
 
@@ -24,47 +26,55 @@ def cached_as_configured(config: RunConfig, run: RunDir) -> bool:
 def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
     """knn.json was chosen from the grids and on the neighbours and cache that the configuration names."""
     split = config.knn.splits[0]
-    neighbours, cache = _fingerprint(run.neighbours(split)), _fingerprint(run.cache(split))
-    if not run.tuned.exists() or (neighbours is None and cache is None):
+    neighbours, cache = _fingerprint(_read_neighbours(run, split)), _fingerprint(_read_cache(run, split))
+    if not run.tuned.exists() or (neighbours is UNSET and cache is UNSET):
         return False
     if config.cache.use and not cached_as_configured(config, run):
         return False
-    tuned = read_json(run.tuned, "frozen kNN settings")
-    if tuned["split"] != split or tuned.get("neighbours") != neighbours:
+    tuned = Tuned.read(run.tuned)
+    if tuned.split != split or tuned.neighbours != neighbours:
         return False
     knn = config.knn
-    grid: dict[str, Any] = {"lambdas": knn.lambdas, "temperatures": knn.temperatures, "ks": knn.ks}
-    if neighbours is not None:
-        stores = tuned.get("stores", {"stores": [{}]})["stores"]
-        if [store["run"] for store in stores[1:]] != knn.extra_runs:
+    if tuned.grid:
+        others = tuned.stores.stores[1:] if tuned.stores else []
+        if [store.run for store in others] != knn.extra_runs:
             return False
-        fitted = {"buckets": tuned["grid"].get("buckets", 0), "gate": "gate" in tuned}
-        if fitted != {"buckets": knn.buckets, "gate": knn.gate}:
+        if (tuned.grid.buckets or 0, bool(tuned.gate)) != (knn.buckets, knn.gate):
             return False
-        if any(tuned["grid"][name] != values for name, values in grid.items()):
+        grid = tuned.grid.lambdas, tuned.grid.temperatures, tuned.grid.ks
+        if grid != (knn.lambdas, knn.temperatures, knn.ks):
             return False
-    of_cache = tuned.get("cache", {"cache": None, "grid": {"lambdas": config.cache.lambdas}})
-    return bool(of_cache["cache"] == cache and of_cache["grid"]["lambdas"] == config.cache.lambdas)
+    if not tuned.cache:
+        return cache is UNSET
+    return tuned.cache.cache == cache and tuned.cache.grid.lambdas == config.cache.lambdas
 
 
 def evaluated_as_tuned(config: RunConfig, run: RunDir) -> bool:
     """results.json holds the configured splits, evaluated with the settings of knn.json on the files there are."""
     if not (run.results.exists() and tuned_as_configured(config, run)):
         return False
-    results = read_json(run.results, "evaluation results")
-    splits = results["splits"]
+    results = Results.read(run.results)
     return (
-        list(splits) == config.knn.splits
-        and results["hashes"].get("settings") == json_hash(read_json(run.tuned, "frozen kNN settings"))
+        list(results.splits) == config.knn.splits
+        and results.hashes.get("settings") == Tuned.read(run.tuned).fingerprint
         and all(
-            figures.get("neighbours") == _fingerprint(run.neighbours(split))
-            and figures.get("cache_files") == _fingerprint(run.cache(split))
-            for split, figures in splits.items()
+            found.neighbours == _fingerprint(_read_neighbours(run, split))
+            and found.cache_files == _fingerprint(_read_cache(run, split))
+            for split, found in results.splits.items()
         )
     )
 
 
-def _fingerprint(folder: Path) -> str | None:
-    """Of the finished results in a folder, None without."""
-    manifest = folder / "manifest.json"
-    return json_hash(read_json(manifest, "description of a folder of results")) if manifest.exists() else None
+def _read_neighbours(run: RunDir, split: str) -> NeighboursManifest | None:
+    path = run.neighbours(split) / "manifest.json"
+    return NeighboursManifest.read(path) if path.exists() else None
+
+
+def _read_cache(run: RunDir, split: str) -> CacheManifest | None:
+    path = run.cache(split) / "manifest.json"
+    return CacheManifest.read(path) if path.exists() else None
+
+
+def _fingerprint(manifest: NeighboursManifest | CacheManifest | None) -> str | UnsetType:
+    """As a record says it that was made from these results; UNSET without."""
+    return UNSET if manifest is None else json_hash(manifest.tree())

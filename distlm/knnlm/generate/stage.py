@@ -1,7 +1,6 @@
 """`distlm generate`: one prompt continued without and with neighbours, from a run directory."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError, UsageError
@@ -9,7 +8,7 @@ from distlm.knnlm.evaluate.parts import Frozen, read_frozen
 from distlm.knnlm.generate.words import Generator, Sampling, Word
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.source import Source, open_source
-from distlm.runtime.files import read_json
+from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.stage import Stage
 
 
@@ -26,8 +25,9 @@ class Generation:
     """The language model's own continuation."""
     mixed: list[Word]
     """The kNN-LM's; empty without neighbours."""
-    settings: dict[str, Any]
-    """lambda, temperature and k, and the fields of Sampling."""
+    sampling: Sampling
+    frozen: Frozen | None
+    """λ, temperature and k; None without neighbours."""
 
 
 def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -> Generation:
@@ -46,14 +46,12 @@ def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -
     ids = [dictionary.encode(word) for word in words]
     unknown = [word for word, i in zip(words, ids, strict=True) if i == Dictionary.UNK and word != "<unk>"]
     alone = Generator(forward).run(ids, sampling)
-    settings: dict[str, Any] = asdict(sampling)
     if not isinstance(forward, Source):
-        return Generation(config.name, words, unknown, alone, [], settings)
+        return Generation(config.name, words, unknown, alone, [], sampling, None)
     frozen = _frozen(stage, forward)
     store = config.datastore
     mixed = Generator(forward, frozen, store.context_window, store.split).run(ids, sampling)
-    settings |= {"lambda": frozen.weight, "temperature": frozen.temperature, "k": frozen.k}
-    return Generation(config.name, words, unknown, alone, mixed, settings)
+    return Generation(config.name, words, unknown, alone, mixed, sampling, frozen)
 
 
 def generation_text(made: Generation) -> str:
@@ -61,13 +59,13 @@ def generation_text(made: Generation) -> str:
     lines = [f"prompt  {' '.join(made.prompt)}", f"LM      {_joined(made.alone)}"]
     if made.unknown:
         lines.append(f"<unk>   not in the dictionary: {' '.join(made.unknown)}")
-    if not made.mixed:
+    frozen = made.frozen
+    if not made.mixed or frozen is None:
         return "\n".join(lines)
-    settings = made.settings
     lines += [
         f"kNN-LM  {_joined(made.mixed)}",
         "",
-        f"λ={settings['lambda']:g}, T={settings['temperature']:g}, k={settings['k']}; each word with its probability, "
+        f"λ={frozen.weight:g}, T={frozen.temperature:g}, k={frozen.k}; each word with its probability, "
         "that of the LM, that among the neighbours, and some of them (* the same word):",
     ]
     for word in made.mixed:
@@ -85,13 +83,13 @@ def _joined(words: list[Word]) -> str:
 
 
 def _frozen(stage: Stage, source: Source) -> Frozen:
-    tuned = read_json(stage.run.tuned, "frozen kNN settings")
+    tuned = Tuned.read(stage.run.tuned)
     frozen = read_frozen(tuned)
     if frozen is None:
         raise DistlmError(f"{stage.run.tuned}: tuned without neighbours; run `distlm knn search` and `knn tune`")
-    if tuned["datastore"] != source.datastore.fingerprint:
+    if tuned.datastore != source.datastore.fingerprint:
         raise DistlmError(
-            f"{stage.run.tuned}: tuned on another datastore ({tuned['datastore']}; {source.datastore.folder} is "
+            f"{stage.run.tuned}: tuned on another datastore ({tuned.datastore}; {source.datastore.folder} is "
             f"{source.datastore.fingerprint}); run `distlm knn search` and `knn tune` again"
         )
     return frozen

@@ -12,7 +12,8 @@ from distlm.data.blocks import Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError
-from distlm.models.card import model_fingerprint
+from distlm.models.card import model_fingerprint, model_of_card
+from distlm.models.described import causal
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
@@ -46,9 +47,9 @@ def open_forward(stage: Stage) -> Forward:
     tokens = TokenFiles.open(run.tokens(stage.config))
     checkpoint = run.model_checkpoint(stage.config)
     fingerprint = model_fingerprint(checkpoint)
-    model, meta = load_model(checkpoint, default_device())
-    check_dictionary(meta, tokens.dictionary)
-    longest = int(meta["config"]["max_positions"])
+    model, card = load_model(checkpoint, default_device())
+    check_dictionary(card, tokens.dictionary)
+    longest = causal(model_of_card(card)).max_positions
     if knn.context_window + knn.block > longest:
         raise DistlmError(
             f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "

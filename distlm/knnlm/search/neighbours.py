@@ -1,7 +1,7 @@
 """Search results as files, so that λ, temperature and k are tuned offline in seconds.
 
 RUN/neighbours/SPLIT/
-  plan.json       what is being searched for; a start with other inputs is refused
+  plan.json       what is being searched for; a start with other inputs is refused (records.py)
   unit-00000/     queries [q, D] (the keys' dtype), targets int32 [q], log_probs fp64 [q] (of the LM), ids int64 [q, k],
                   distances fp32 [q, k] (squared L2; with knn.similarity=dot how much less the dot product is than the
                   row's greatest), values int32 [q, k]: .npy files; unit.json (rows and checksums)
@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import disk_is_full, file_hash, json_hash, read_json, sync_file, sync_folder, write_json
+from distlm.knnlm.search.records import NeighboursManifest, UnitFile
+from distlm.runtime.files import disk_is_full, file_hash, json_hash, sync_file, sync_folder
 
-FORMAT = 1
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
 ARRAYS = ("queries", "targets", "log_probs", "ids", "distances", "values")
 
@@ -71,7 +71,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             np.save(path, array)
             sync_file(path)
             hashes[name] = file_hash(path)
-        write_json(temporary / UNIT, {"rows": len(next(iter(arrays.values()))), "hashes": hashes})
+        UnitFile(rows=len(next(iter(arrays.values()))), hashes=hashes).write(temporary / UNIT)
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
@@ -111,7 +111,7 @@ class Neighbours:
     """The finished search results of one split."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: NeighboursManifest
 
     @classmethod
     def open(cls, folder: Path) -> "Neighbours":
@@ -124,15 +124,12 @@ class Neighbours:
         if not path.is_file():
             state = "the search has not finished" if (folder / PLAN).is_file() else "no search results"
             raise DistlmError(f"{folder}: {state} (no {MANIFEST}); run `distlm knn search`")
-        manifest = read_json(path, "description of neighbours")
-        if not isinstance(manifest, dict) or manifest.get("kind") != "neighbours" or manifest.get("format") != FORMAT:
-            raise DistlmError(f"{path}: not a description of neighbours of format {FORMAT}; remove {folder}")
-        neighbours = cls(folder, manifest)
-        for number, facts in enumerate(manifest["units"]):
+        neighbours = cls(folder, NeighboursManifest.read(path))
+        for number, facts in enumerate(neighbours.manifest.units):
             found = len(read_unit(unit_folder(folder, number)))
-            if found != facts["rows"]:
+            if found != facts.rows:
                 raise DistlmError(
-                    f"{unit_folder(folder, number)}: {found} rows, {MANIFEST} says {facts['rows']}; remove {folder} "
+                    f"{unit_folder(folder, number)}: {found} rows, {MANIFEST} says {facts.rows}; remove {folder} "
                     "and run `distlm knn search` again"
                 )
         return neighbours
@@ -140,21 +137,21 @@ class Neighbours:
     @property
     def tokens(self) -> int:
         """Evaluated tokens Q."""
-        return int(self.manifest["tokens"])
+        return self.manifest.tokens
 
     @property
     def k(self) -> int:
         """Neighbours of each token."""
-        return int(self.manifest["k"])
+        return self.manifest.k
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the manifest, which holds the hash of every array."""
-        return json_hash(self.manifest)
+        return json_hash(self.manifest.tree())
 
     def units(self) -> Iterator[Unit]:
         """The units in order of the split's tokens."""
-        for number in range(len(self.manifest["units"])):
+        for number in range(len(self.manifest.units)):
             yield read_unit(unit_folder(self.folder, number))
 
     def log_probs(self) -> npt.NDArray[np.float64]:
@@ -177,12 +174,13 @@ class Neighbours:
             first += len(unit)
         return np.concatenate(queries), np.concatenate(targets), np.concatenate(log_probs)
 
-    def require(self, facts: Mapping[str, Any], where: str) -> None:
-        """Raises DistlmError when these results were made from something else: `facts` is manifest key → value."""
+    def require(self, where: str, **facts: object) -> None:
+        """Raises DistlmError when these results were made from something else: `facts` are fields of the manifest as
+        `where` has them."""
         for key, value in facts.items():
-            if self.manifest[key] != value:
+            if (found := getattr(self.manifest, key)) != value:
                 raise DistlmError(
-                    f"{self.folder / MANIFEST}: {key} {self.manifest[key]}, {where} has {value}: the neighbours belong "
+                    f"{self.folder / MANIFEST}: {key} {found}, {where} has {value}: the neighbours belong "
                     f"to another {key}; remove {self.folder} and run `distlm knn search` again"
                 )
 
@@ -190,7 +188,7 @@ class Neighbours:
         """Names of the array files whose checksum is not the manifest's; reads everything."""
         return [
             str(path)
-            for number, facts in enumerate(self.manifest["units"])
-            for name, digest in facts["hashes"].items()
+            for number, facts in enumerate(self.manifest.units)
+            for name, digest in facts.hashes.items()
             if file_hash(path := unit_folder(self.folder, number) / f"{name}.npy") != digest
         ]

@@ -11,8 +11,6 @@ their values against the store's.
 `knn.self_test=false` (`--no-self-test`) leaves both out; the results then say so.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +19,7 @@ from distlm.errors import DistlmError
 from distlm.index.keys import gather_keys
 from distlm.index.pairs import stored_values
 from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.search.records import SelfTest
 from distlm.knnlm.search.source import Source
 
 KEYS = 256
@@ -33,19 +32,15 @@ MARGIN = 0.95
 """A key is expected to be found when its own encoding is nearer than this share of the k-th distance."""
 LEAST_FOUND = 0.1
 """An index that finds fewer of the store's own keys than this is useless, expected or not; random rows find k / N."""
-SKIPPED: dict[str, Any] = {"run": False}
-"""What the results hold of a test that was left out."""
 
 
-def self_test(source: Source) -> dict[str, Any]:
+def self_test(source: Source) -> SelfTest:
     """Look stored keys up and stop when they are not found, or when the search is broken in another way.
 
-    Returns run, keys (looked up), k, nprobe (as read back; None for brute force), expected (share that must find its
-    own row among the k), found (share that does) and first (share whose nearest neighbour is its own row); SKIPPED with
-    knn.self_test=false. Raises DistlmError with the reason.
+    With knn.self_test=false nothing is looked up, and the figures say so. Raises DistlmError with the reason.
     """
     if not source.knn.self_test:
-        return dict(SKIPPED)
+        return SelfTest(run=False)
     store, index = source.datastore, source.index
     random = np.random.Generator(np.random.Philox(key=[0, store.rows]))
     rows = np.sort(random.choice(store.rows, min(KEYS, store.rows), replace=False))
@@ -67,10 +62,10 @@ def self_test(source: Source) -> dict[str, Any]:
             "should; rows and index do not belong together, or its codes are far too coarse: build the index again "
             "(knn.self_test=false searches in spite of it, and the results will say so)"
         )
-    return {
-        "run": True, "keys": len(rows), "k": k, "nprobe": None if index is None else index.nprobe,
-        "expected": expected, "found": found, "first": float(own[:, 0].mean()),
-    }  # fmt: skip
+    return SelfTest(
+        run=True, keys=len(rows), k=k, nprobe=None if index is None else index.nprobe, expected=expected, found=found,
+        first=float(own[:, 0].mean()),
+    )  # fmt: skip
 
 
 def check_kept(neighbours: Neighbours, store: Datastore) -> int:

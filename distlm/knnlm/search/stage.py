@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+
+from msgspec import UnsetType
 
 from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.rescore import plan_groups
@@ -24,7 +25,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.stage import Stage
 
 
-def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
+def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/SPLIT.
 
     Finished splits are skipped, a killed search continues with the first unfinished unit. Returns seconds, tokens,
@@ -43,7 +44,7 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, Any]:
     for work in works:
         searched += _search_split(stage, work)
     seconds = time.monotonic() - start
-    self_found = {"self_found": test["found"]} if test["run"] else {}
+    self_found = {} if isinstance(test.found, UnsetType) else {"self_found": test.found}
     if stage.comm.rank == 0 and searched:
         stage.run.metrics.write(
             "knn search",

@@ -18,7 +18,8 @@ from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.knnlm.search.forward import Forward, context_rule, token_states, units_of_blocks
-from distlm.knnlm.search.neighbours import FORMAT, MANIFEST
+from distlm.knnlm.search.neighbours import MANIFEST
+from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, StatesPlan
 from distlm.knnlm.search.units import UnitFolder, read_array, read_arrays, read_manifest
 from distlm.runtime.files import json_hash, read_json
 from distlm.runtime.rundir import RunDir
@@ -27,7 +28,7 @@ HEAD = (
     "split", "tokens", "blocks", "blocks_per_unit", "batch_blocks", "context_window", "block", "context_rule", "tap",
     "key_dtype", "model", "dictionary", "token_files",
 )  # fmt: skip
-"""Manifest keys that decide the states; neighbours have them too."""
+"""Fields of the manifest that decide the states; that of neighbours has them too."""
 ARRAYS = ("queries", "targets", "log_probs")
 COMMAND = "distlm knn cache"
 
@@ -37,33 +38,33 @@ class States:
     """States of one split, from a finished search or from a forward pass of their own."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: StatesManifest | NeighboursManifest
 
     @classmethod
     def open(cls, folder: Path) -> "States":
         """Open a finished folder of states or neighbours. Raises DistlmError as units.read_manifest."""
-        return cls(folder, read_manifest(folder, ("states", "neighbours"), FORMAT, COMMAND))
+        return cls(folder, read_manifest(folder, read_kept, COMMAND))
 
     @property
     def tokens(self) -> int:
         """Evaluated tokens Q."""
-        return int(self.manifest["tokens"])
+        return self.manifest.tokens
 
     @property
     def tap(self) -> str:
         """Name of the hidden state."""
-        return str(self.manifest["tap"])
+        return self.manifest.tap
 
     @cached_property
     def bounds(self) -> list[int]:
         """First token of each unit, and the number of tokens."""
-        return [0, *accumulate(unit["rows"] for unit in self.manifest["units"])]
+        return [0, *accumulate(unit.rows for unit in self.manifest.units)]
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings and of every array; the same from neighbours and from a forward pass."""
-        units = [[unit["rows"], *(unit["hashes"][name] for name in ARRAYS)] for unit in self.manifest["units"]]
-        return json_hash([{key: self.manifest[key] for key in HEAD}, units])
+        units = [[unit.rows, *(unit.hashes[name] for name in ARRAYS)] for unit in self.manifest.units]
+        return json_hash([{key: getattr(self.manifest, key) for key in HEAD}, units])
 
     def targets(self) -> npt.NDArray[np.int32]:
         """The tokens: int32 [Q]."""
@@ -83,17 +84,23 @@ class States:
         return np.concatenate(parts)
 
 
-def states_head(config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks) -> dict[str, Any]:
-    """The HEAD of a split's states as the configuration wants them; `model` is the model's fingerprint."""
+def read_kept(path: Path) -> StatesManifest | NeighboursManifest:
+    """The manifest of a folder of states or of neighbours. Raises DistlmError as Record.read."""
+    tree = read_json(path, "description of a folder of results")
+    searched = isinstance(tree, dict) and tree.get("kind") == "neighbours"
+    return NeighboursManifest.of(tree, path) if searched else StatesManifest.of(tree, path)
+
+
+def states_plan(config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks) -> StatesPlan:
+    """A split's states as the configuration wants them; `model` is the model's fingerprint."""
     knn = config.knn
-    return {
-        "split": split, "tokens": int(blocks.scored.sum()), "blocks": len(blocks),
-        "blocks_per_unit": knn.blocks_per_unit, "batch_blocks": knn.batch_blocks,
-        "context_window": knn.context_window, "block": knn.block,
-        "context_rule": context_rule(knn.context_window, knn.block),
-        "tap": config.cache.tap or config.datastore.tap, "key_dtype": config.datastore.key_dtype,
-        "model": model, "dictionary": tokens.dictionary.hash, "token_files": tokens.fingerprint,
-    }  # fmt: skip
+    return StatesPlan(
+        kind="states", split=split, tokens=int(blocks.scored.sum()), blocks=len(blocks),
+        blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks,
+        context_window=knn.context_window, block=knn.block, context_rule=context_rule(knn.context_window, knn.block),
+        tap=config.cache.tap or config.datastore.tap, key_dtype=config.datastore.key_dtype,
+        model=model, dictionary=tokens.dictionary.hash, token_files=tokens.fingerprint,
+    )  # fmt: skip
 
 
 class StatesWork:
@@ -104,34 +111,33 @@ class StatesWork:
         self.split = split
         self.blocks = eval_blocks(tokens.split(split), knn.context_window, knn.block)
         self.units = units_of_blocks(len(self.blocks), knn.blocks_per_unit)
-        self.head = states_head(config, tokens, model, split, self.blocks)
-        plan = {"format": FORMAT, "kind": "states", **self.head}
-        self.files = UnitFolder(run.states(split), plan, len(self.units), COMMAND)
+        self.plan = states_plan(config, tokens, model, split, self.blocks)
+        self.files = UnitFolder(run.states(split), self.plan, StatesManifest, len(self.units), COMMAND)
         self._searched = run.neighbours(split)
 
     @property
     def tokens(self) -> int:
         """Tokens of the split."""
-        return int(self.head["tokens"])
+        return self.plan.tokens
 
     def kept(self) -> States | None:
         """The states, where a finished search or forward pass has left just these."""
         for folder in (self._searched, self.files.folder):
             path = folder / MANIFEST
             if path.is_file():
-                manifest = read_json(path, "description of a folder of results")
-                if all(manifest.get(key) == value for key, value in self.head.items()):
+                manifest = read_kept(path)
+                if all(getattr(manifest, key) == getattr(self.plan, key) for key in HEAD):
                     return States.open(folder)
         return None
 
     def check_before(self, width: int) -> None:
         """Rank 0: the folder is ours and the disk is there; `width` is D."""
-        self.files.check_before(self.tokens * (width * np.dtype(self.head["key_dtype"]).itemsize + 12))
+        self.files.check_before(self.tokens * (width * np.dtype(self.plan.key_dtype).itemsize + 12))
 
     def compute_unit(self, forward: Forward, number: int) -> None:
         """Forward passes of one unit."""
-        dtype = np.dtype(self.head["key_dtype"])
-        states = token_states(forward, self.split, self.blocks, self.units[number], self.head["tap"], dtype)
+        dtype = np.dtype(self.plan.key_dtype)
+        states = token_states(forward, self.split, self.blocks, self.units[number], self.plan.tap, dtype)
         self.files.write(number, states._asdict())
 
     def states(self) -> States:

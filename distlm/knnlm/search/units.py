@@ -1,22 +1,35 @@
 """Folders that a stage fills unit by unit, in any order and over any number of starts.
 
 FOLDER/
-  plan.json       what the results are made from; a start with other inputs is refused
+  plan.json       what the results are made from; a start with other inputs is refused (records.py)
   unit-00000/     arrays (.npy) and unit.json (rows and checksums), whole or absent
   manifest.json   plan and units; written last: its presence says that the folder is whole
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from distlm.errors import DistlmError
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN, UNIT, sweep, unit_folder, write_arrays
-from distlm.runtime.files import read_json, require_free_disk, write_json
+from distlm.knnlm.search.records import UnitFacts, UnitFile
+from distlm.runtime.files import require_free_disk
+from distlm.runtime.records import Record
+
+
+class Filled(Protocol):
+    """Manifest of a finished folder."""
+
+    @property
+    def units(self) -> list[UnitFacts]:
+        """Its units in order."""
+
+
+M = TypeVar("M", bound=Filled)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,9 @@ class UnitFolder:
     """A folder being filled; no method is collective."""
 
     folder: Path
-    plan: dict[str, Any]
+    plan: Record
+    manifest: type[Record]
+    """The plan's fields and `units`."""
     units: int
     command: str
     """What fills it, for messages."""
@@ -38,10 +53,10 @@ class UnitFolder:
 
     def check_before(self, needed: int) -> None:
         """Rank 0, before any work: the folder is ours and the disk has room for `needed` bytes in all."""
-        for name in (PLAN, MANIFEST):
+        for name, kind in ((PLAN, type(self.plan)), (MANIFEST, self.manifest)):
             path = self.folder / name
             if path.exists():
-                self._refuse_other(path, read_json(path, f"plan of `{self.command}`"))
+                self._refuse_other(path, kind.read(path))
         if not self.is_whole:
             done = sum(file.stat().st_size for file in self.folder.rglob("*.npy")) if self.folder.exists() else 0
             require_free_disk(self.folder, max(0, needed - done), f"`{self.command}`")
@@ -50,7 +65,7 @@ class UnitFolder:
         """Rank 0: claim the folder and remove what killed writers left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
-        write_json(self.folder / PLAN, self.plan)
+        self.plan.write(self.folder / PLAN)
 
     def is_written(self, number: int) -> bool:
         """A unit is final."""
@@ -62,40 +77,41 @@ class UnitFolder:
 
     def finish(self) -> None:
         """Rank 0: the manifest, last."""
-        units = [read_json(unit_folder(self.folder, number) / UNIT, "unit") for number in range(self.units)]
-        write_json(self.folder / MANIFEST, {**self.plan, "units": units})
+        files = [UnitFile.read(unit_folder(self.folder, number) / UNIT) for number in range(self.units)]
+        units = [{"rows": file.rows, "hashes": file.hashes} for file in files]
+        path = self.folder / MANIFEST
+        self.manifest.of({**self.plan.tree(), "units": units}, path).write(path)
 
-    def _refuse_other(self, path: Path, before: dict[str, Any]) -> None:
-        for key, value in self.plan.items():
-            if key not in self.measured and before.get(key) != value:
+    def _refuse_other(self, path: Path, before: Record) -> None:
+        old, new = before.tree(), self.plan.tree()
+        for key in self.plan.__struct_encode_fields__:
+            if key not in self.measured and old.get(key) != new.get(key):
                 raise DistlmError(
-                    f"{path}: {key} was {before.get(key)!r} and is {value!r} now: this folder holds results of another "
-                    f"{key}; remove {self.folder} and run `{self.command}` again"
+                    f"{path}: {key} was {old.get(key)!r} and is {new.get(key)!r} now: this folder holds results of "
+                    f"another {key}; remove {self.folder} and run `{self.command}` again"
                 )
 
 
-def read_manifest(folder: Path, kind: Sequence[str], version: int, command: str) -> dict[str, Any]:
-    """Manifest of a finished folder.
+def read_manifest(folder: Path, read: Callable[[Path], M], command: str) -> M:
+    """Manifest of a finished folder, as `read` gives it.
 
-    Raises DistlmError when it is missing, unfinished, or of another kind or format, or when a unit is missing.
+    Raises DistlmError when it is missing or unfinished, when a unit is missing, and as `read`.
     """
     path = folder / MANIFEST
     if not path.is_file():
         state = "not finished" if (folder / PLAN).is_file() else "nothing there"
         raise DistlmError(f"{folder}: {state} (no {MANIFEST}); run `{command}`")
-    manifest = read_json(path, "description of a folder of results")
-    if not isinstance(manifest, dict) or manifest.get("kind") not in kind or manifest.get("format") != version:
-        raise DistlmError(f"{path}: not a description of {' or '.join(kind)} of format {version}; remove {folder}")
-    for number, facts in enumerate(manifest["units"]):
-        for name in facts["hashes"]:
+    manifest = read(path)
+    for number, facts in enumerate(manifest.units):
+        for name in facts.hashes:
             if not (file := unit_folder(folder, number) / f"{name}.npy").is_file():
                 raise DistlmError(f"{file}: missing; remove {folder} and run `{command}` again")
     return manifest
 
 
-def read_array(folder: Path, manifest: Mapping[str, Any], number: int, name: str) -> npt.NDArray[Any]:
+def read_array(folder: Path, manifest: Filled, number: int, name: str) -> npt.NDArray[Any]:
     """One array of one unit, memory-mapped. Raises DistlmError when it is cut or has other rows."""
-    path, rows = unit_folder(folder, number) / f"{name}.npy", manifest["units"][number]["rows"]
+    path, rows = unit_folder(folder, number) / f"{name}.npy", manifest.units[number].rows
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
@@ -105,7 +121,7 @@ def read_array(folder: Path, manifest: Mapping[str, Any], number: int, name: str
     return array
 
 
-def read_arrays(folder: Path, manifest: Mapping[str, Any], name: str) -> Iterator[npt.NDArray[Any]]:
+def read_arrays(folder: Path, manifest: Filled, name: str) -> Iterator[npt.NDArray[Any]]:
     """One array of every unit in order; otherwise as read_array."""
-    for number in range(len(manifest["units"])):
+    for number in range(len(manifest.units)):
         yield read_array(folder, manifest, number, name)

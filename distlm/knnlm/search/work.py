@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.search.forward import context_rule, token_states, units_of_blocks
 from distlm.knnlm.search.neighbours import (
-    FORMAT,
     Neighbours,
     Unit,
     read_unit,
@@ -22,6 +22,7 @@ from distlm.knnlm.search.neighbours import (
     unit_folder,
     write_unit,
 )
+from distlm.knnlm.search.records import NeighboursManifest, NeighboursPlan, SelfTest
 from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first, unit_distances
 from distlm.knnlm.search.source import Source
 from distlm.knnlm.search.units import UnitFolder
@@ -35,7 +36,7 @@ class SplitWork:
     source: Source
     folder: Path
     split: str
-    self_test: dict[str, Any]
+    self_test: SelfTest
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -73,28 +74,29 @@ class SplitWork:
         return self.scores / f"group-{group:03d}-shard-{shard:05d}.npy"
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> NeighboursPlan:
         """What the results will be made from; the head of the manifest."""
         source, knn = self.source, self.source.knn
         store = source.datastore
-        return {
-            "format": FORMAT, "kind": "neighbours", "split": self.split, "tokens": self.tokens,
-            "blocks": len(self.blocks), "blocks_per_unit": knn.blocks_per_unit, "batch_blocks": knn.batch_blocks,
-            "context_window": knn.context_window, "block": knn.block,
-            "context_rule": context_rule(knn.context_window, knn.block),
-            "k": knn.k, "nprobe": knn.nprobe if source.index is not None else None, "search": knn.search,
-            "distances": "quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
-            "tap": store.tap, "width": store.width, "key_dtype": source.key_dtype.name,
-            "model": source.model_fingerprint, "dictionary": source.tokens.dictionary.hash,
-            "token_files": source.tokens.fingerprint, "datastore": store.fingerprint,
-            "index": "brute" if source.index is None else source.index.fingerprint, "self_test": self.self_test,
-            **({"similarity": "dot"} if source.dot else {}),
-        }  # fmt: skip
+        return NeighboursPlan(
+            kind="neighbours", split=self.split, tokens=self.tokens, blocks=len(self.blocks),
+            blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks, context_window=knn.context_window,
+            block=knn.block, context_rule=context_rule(knn.context_window, knn.block),
+            k=knn.k, nprobe=knn.nprobe if source.index is not None else None, search=knn.search,
+            distances="quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
+            tap=store.tap, width=store.width, key_dtype=source.key_dtype.name,
+            model=source.model_fingerprint, dictionary=source.tokens.dictionary.hash,
+            token_files=source.tokens.fingerprint, datastore=store.fingerprint,
+            index="brute" if source.index is None else source.index.fingerprint, self_test=self.self_test,
+            similarity="dot" if source.dot else UNSET,
+        )  # fmt: skip
 
     @cached_property
     def files(self) -> UnitFolder:
         """The folder that is being filled."""
-        return UnitFolder(self.folder, self.plan, len(self.units), "distlm knn search", measured=("self_test",))
+        return UnitFolder(
+            self.folder, self.plan, NeighboursManifest, len(self.units), "distlm knn search", measured=("self_test",)
+        )
 
     def check_before(self) -> None:
         """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""

@@ -3,19 +3,16 @@
 The first split's own figures are cross-fitted: its documents are dealt into two halves, and each half is mixed with
 what was fitted on the other, so that no figure is of tokens that it was fitted on. (Temperature and k are still those
 chosen on the whole split, as for the constant λ.)
-
-knn.json: {buckets: {edges, lambdas, halves: [the same twice], loss_nats, perplexity (both cross-fitted)}, gate: {bias,
-thresholds, weights, halves, loss_nats, perplexity}, both_buckets: buckets and cache_lambda, where there is a cache,
-halves_of: documents or blocks, halves: their fingerprint}.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UnsetType
 
 from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
@@ -26,6 +23,16 @@ from distlm.knnlm.scoring import Floats, mean_loss, mix
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.buckets import Buckets, fit_buckets
 from distlm.knnlm.tune.gate import SKIPS, Gate, features_of, fit_gate, skip_curve
+from distlm.knnlm.tune.records import (
+    BothSettings,
+    BucketValues,
+    Figures,
+    GateCurve,
+    Tuned,
+    TunedBothBuckets,
+    TunedBuckets,
+    TunedGate,
+)
 
 T = TypeVar("T", Buckets, Gate)
 
@@ -42,10 +49,6 @@ class Fit(Generic[T]):
         from the half that the token is not in."""
         return weigh(self.whole) if halves is None else swapped(self.halves, halves, weigh)
 
-    def as_json(self) -> dict[str, Any]:
-        """For knn.json."""
-        return {**self.whole.as_json(), "halves": [half.as_json() for half in self.halves]}
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -61,17 +64,13 @@ class Fitted:
     """Fingerprint of the groups whose halves were fitted on; empty where nothing was fitted."""
 
     @classmethod
-    def from_json(cls, tuned: Mapping[str, Any]) -> "Fitted":
+    def of(cls, tuned: Tuned) -> "Fitted":
         """From knn.json."""
-
-        def read(name: str, kind: type[T]) -> Fit[T] | None:
-            part = tuned.get(name)
-            return Fit(kind.from_json(part), tuple(map(kind.from_json, part["halves"]))) if part else None
-
-        both_cache = tuned.get("both_buckets", {}).get("cache_lambda", 0.0)
+        gate, both = tuned.gate, tuned.both_buckets
         return cls(
-            tuned["split"], read("buckets", Buckets), read("gate", Gate), read("both_buckets", Buckets), both_cache,
-            tuned.get("halves", ""),
+            tuned.split, _buckets_of(tuned.buckets),
+            Fit(Gate.of(gate), tuple(map(Gate.of, gate.halves))) if gate else None,
+            _buckets_of(both), both.cache_lambda if both else 0.0, tuned.halves or "",
         )  # fmt: skip
 
 
@@ -94,54 +93,60 @@ class SplitFacts:
 
 
 def tune_adaptive(
-    facts: SplitFacts, knn: KnnConfig, log_lm: Floats, log_knn: Floats, default: float
-) -> dict[str, Any]:  # fmt: skip
-    """The adaptive part of knn.json; `log_knn` fp64 [Q] at the frozen temperature and k, `default` the constant λ."""
+    tuned: Tuned, facts: SplitFacts, knn: KnnConfig, log_lm: Floats, log_knn: Floats, default: float
+) -> None:  # fmt: skip
+    """The adaptive part of `tuned`; `log_knn` fp64 [Q] at the frozen temperature and k, `default` the constant λ."""
     halves = facts.groups.halves
-    tuned: dict[str, Any] = {"halves_of": facts.groups.kind, "halves": facts.groups.fingerprint}
+    tuned.halves_of, tuned.halves = facts.groups.kind, facts.groups.fingerprint
     if knn.buckets:
         fit = fit_bucket_halves(facts, log_lm, log_knn, knn.buckets, default)
         weights = fit.weights(lambda part: part.weights(facts.nearest), halves)
-        tuned["buckets"] = fit.as_json() | figures(mix(log_lm, log_knn, weights))
+        found, whole = figures(mix(log_lm, log_knn, weights)), fit.whole.record()
+        tuned.buckets = TunedBuckets(
+            whole.edges, whole.lambdas, _halves(fit), found.loss_nats, found.perplexity
+        )  # fmt: skip
     if knn.gate:
         features = features_of(facts.neighbours, facts.dictionary)
         gates = [fit_gate(features, some, log_lm, log_knn, default) for some in whole_and_halves(halves)]
         gate = Fit(gates[0], tuple(gates[1:]))
         weights = gate.weights(lambda part: part.lambdas(features), halves)
-        tuned["gate"] = gate.as_json() | figures(mix(log_lm, log_knn, weights))
-    return tuned
+        found, values = figures(mix(log_lm, log_knn, weights)), gate.whole.record()
+        tuned.gate = TunedGate(
+            values.bias, values.thresholds, values.weights, [half.record() for half in gate.halves], found.loss_nats,
+            found.perplexity,
+        )  # fmt: skip
 
 
 def tune_both_buckets(
-    facts: SplitFacts, count: int, log_lm: Floats, log_knn: Floats, log_cache: Floats, both: Mapping[str, Any],
+    facts: SplitFacts, count: int, log_lm: Floats, log_knn: Floats, log_cache: Floats, both: BothSettings,
     cache_lambdas: Sequence[float],
-) -> dict[str, Any]:  # fmt: skip
-    """knn.json's `both_buckets`: {cache_lambda, edges, lambdas, halves, loss_nats, perplexity}.
+) -> TunedBothBuckets:  # fmt: skip
+    """Buckets beside the cache, and its λ.
 
     Begins at the two constant λ of `both`; the buckets are fitted beside the cache, its λ is chosen anew beside them
     (on the whole split, of equal losses the smallest), and they are fitted once more.
     """
-    fit, of_cache = None, both["cache_lambda"]
+    fit, of_cache = None, both.cache_lambda
     for _ in range(2):
         if fit is not None:
             mixed = mix(log_lm, log_knn, fit.whole.weights(facts.nearest))
             of_cache = min((mean_loss(add_cache(mixed, log_cache, weight)), weight) for weight in cache_lambdas)[1]
         without, with_knn = add_cache(log_lm, log_cache, of_cache), add_cache(log_knn, log_cache, of_cache)
-        fit = fit_bucket_halves(facts, without, with_knn, count, both["knn_lambda"])
+        fit = fit_bucket_halves(facts, without, with_knn, count, both.knn_lambda)
     assert fit is not None
     scores = _both(fit, of_cache, facts, facts.groups.halves, log_lm, log_knn, log_cache)
-    return {"cache_lambda": of_cache, **fit.as_json(), **figures(scores)}
+    found, whole = figures(scores), fit.whole.record()
+    return TunedBothBuckets(of_cache, whole.edges, whole.lambdas, _halves(fit), found.loss_nats, found.perplexity)
 
 
 def adaptive_mixtures(
     facts: SplitFacts, fitted: Fitted, log_lm: Floats, log_knn: Floats, log_cache: Floats | None
-) -> tuple[dict[str, Floats], dict[str, Any]]:
+) -> tuple[dict[str, Floats], GateCurve | None]:
     """Log-probability of each token, fp64 [Q], under knn_buckets, gate and both_buckets as far as they were fitted,
-    and what results.json holds besides: gate_curve {wanted, skipped, loss_nats, perplexity}, each one for every one of
-    SKIPS. Cross-fitted on the tuned split; DistlmError when its halves are not those that were fitted on. `log_cache`
-    as of Cache.log_probs.
+    and with a gate what skipped searches cost at every one of SKIPS. Cross-fitted on the tuned split; DistlmError when
+    its halves are not those that were fitted on. `log_cache` as of Cache.log_probs.
     """
-    own = facts.neighbours.manifest["split"] == fitted.split
+    own = facts.neighbours.manifest.split == fitted.split
     halves = facts.groups.halves if own else None
     now = facts.groups.fingerprint
     if own and fitted.halves and fitted.halves != now:
@@ -151,7 +156,7 @@ def adaptive_mixtures(
             "`distlm knn tune` again"
         )
     scores: dict[str, Floats] = {}
-    more: dict[str, Any] = {}
+    curve = None
     if fitted.buckets is not None:
         weights = fitted.buckets.weights(lambda part: part.weights(facts.nearest), halves)
         scores["knn_buckets"] = mix(log_lm, log_knn, weights)
@@ -162,13 +167,12 @@ def adaptive_mixtures(
         thresholds = fitted.gate.whole.thresholds
         if halves is not None:
             thresholds = np.stack([part.thresholds for part in fitted.gate.halves], axis=1)[:, 1 - halves]
-        curve = skip_curve(lambdas, thresholds, log_lm, scores["gate"])
-        perplexities = [math.exp(loss) for loss in curve["loss_nats"]]
-        more["gate_curve"] = {"wanted": list(SKIPS), **curve, "perplexity": perplexities}
+        skipped, losses = skip_curve(lambdas, thresholds, log_lm, scores["gate"])
+        curve = GateCurve(list(SKIPS), skipped, losses, [math.exp(loss) for loss in losses])
     if fitted.both is not None and log_cache is not None:
         both = _both(fitted.both, fitted.both_cache, facts, halves, log_lm, log_knn, log_cache)
         scores["both_buckets"] = both
-    return scores, more
+    return scores, curve
 
 
 def fit_bucket_halves(
@@ -192,10 +196,18 @@ def swapped(fits: Sequence[T], halves: npt.NDArray[np.int64], weigh: Callable[[T
     return np.where(halves == 0, weigh(fits[1]), weigh(fits[0]))
 
 
-def figures(scores: Floats) -> dict[str, float]:
+def figures(scores: Floats) -> Figures:
     """Loss and perplexity of log-probabilities [Q]."""
     loss = mean_loss(scores)
-    return {"loss_nats": loss, "perplexity": math.exp(loss)}
+    return Figures(loss, math.exp(loss))
+
+
+def _buckets_of(record: TunedBuckets | TunedBothBuckets | UnsetType) -> Fit[Buckets] | None:
+    return Fit(Buckets.of(record), tuple(map(Buckets.of, record.halves))) if record else None
+
+
+def _halves(fit: Fit[Buckets]) -> list[BucketValues]:
+    return [half.record() for half in fit.halves]
 
 
 def _both(

@@ -4,14 +4,13 @@ The nearer the nearest neighbour, the more the neighbours know. 64 buckets broug
 to 15.72 on valid (Drozdov et al. 2022, "You can't pick your neighbors, or can you?"; λ of 0, 0.01, …, 0.99 each).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distlm.knnlm.scoring import Floats
+from distlm.knnlm.tune.records import BucketValues, TunedBothBuckets
 
 LAMBDAS = np.arange(100) / 100
 
@@ -29,14 +28,14 @@ class Buckets:
         """λ of each token from its nearest distance [Q]: fp64 [Q]; 0 for a token without any neighbour (inf)."""
         return np.where(np.isposinf(nearest), 0.0, self.lambdas[np.searchsorted(self.edges, nearest, side="right")])
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> BucketValues:
         """For knn.json."""
-        return {"edges": self.edges.tolist(), "lambdas": self.lambdas.tolist()}
+        return BucketValues(self.edges.tolist(), self.lambdas.tolist())
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Buckets":
+    def of(cls, record: BucketValues | TunedBothBuckets) -> "Buckets":
         """The same again, every bit."""
-        return cls(np.array(value["edges"]), np.array(value["lambdas"]))
+        return cls(np.array(record.edges), np.array(record.lambdas))
 
 
 def fit_buckets(

@@ -6,7 +6,6 @@ kNN-LM; only the two λ are chosen anew for both together.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +13,11 @@ from distlm.config.schema import CacheConfig
 from distlm.knnlm.cache.files import Cache
 from distlm.knnlm.cache.scores import add_cache
 from distlm.knnlm.scoring import Floats, interpolate, mean_loss
+from distlm.knnlm.tune.records import BothGrid, CacheGrid, TunedBoth, TunedCache
 
 
-def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable[[], None]) -> dict[str, Any]:
-    """knn.json's `cache`: {lambda, theta, window, fill, loss_nats, perplexity, grid: {lambdas, thetas, windows,
-    loss_nats [windows][thetas][lambdas]}, edges, cache (fingerprint)}; of equal losses the smallest λ, window, θ.
-
-    `tick` is called per window.
-    """
+def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable[[], None]) -> TunedCache:
+    """The best settings of the cache; of equal losses the smallest λ, window, θ. `tick` is called per window."""
     losses = np.empty((len(cache.windows), len(cache.thetas), len(config.lambdas)))
     grid = cache.grid()
     for row, scores in enumerate(grid):
@@ -34,21 +30,17 @@ def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable
         for b, theta in enumerate(cache.thetas)
         for c, weight in enumerate(config.lambdas)
     )
-    return {
-        "lambda": weight, "theta": theta, "window": window, "fill": cache.manifest["fill"],
-        "tap": cache.manifest["tap"], "loss_nats": loss, "perplexity": math.exp(loss),
-        "grid": {
-            "lambdas": config.lambdas, "thetas": cache.thetas, "windows": cache.windows, "loss_nats": losses.tolist(),
-        },
-        "edges": _edges(weight, theta, window, cache, config.lambdas), "cache": cache.fingerprint,
-    }  # fmt: skip
+    return TunedCache(
+        weight=weight, theta=theta, window=window, fill=cache.manifest.fill, tap=cache.manifest.tap, loss_nats=loss,
+        perplexity=math.exp(loss), grid=CacheGrid(config.lambdas, cache.thetas, cache.windows, losses.tolist()),
+        edges=_edges(weight, theta, window, cache, config.lambdas), cache=cache.fingerprint,
+    )  # fmt: skip
 
 
 def tune_both(
-    log_lm: Floats, log_knn: Floats, log_cache: Floats, knn_lambdas: Sequence[float], cache_lambdas: Sequence[float]
-) -> dict[str, Any]:
-    """knn.json's `both`: {knn_lambda, cache_lambda, loss_nats, perplexity, grid: {knn_lambdas, cache_lambdas, loss_nats
-    [knn_lambdas][cache_lambdas]}, edges}; of equal losses the smallest λ, the neighbours' first."""
+    log_lm: Floats, log_knn: Floats, log_cache: Floats, knn_lambdas: list[float], cache_lambdas: list[float]
+) -> TunedBoth:
+    """The two best λ; of equal losses the smallest λ, the neighbours' first."""
     losses = np.empty((len(knn_lambdas), len(cache_lambdas)))
     for row, of_knn in enumerate(knn_lambdas):
         mixed = interpolate(log_lm, log_knn, of_knn)
@@ -63,11 +55,10 @@ def tune_both(
         edges.append(f"together with the cache the best λ={of_knn} is the largest of knn.lambdas; add larger ones")
     if len(cache_lambdas) > 1 and of_cache == max(cache_lambdas):
         edges.append(f"together with kNN the best λ={of_cache} is the largest of cache.lambdas; add larger ones")
-    return {
-        "knn_lambda": of_knn, "cache_lambda": of_cache, "loss_nats": loss, "perplexity": math.exp(loss),
-        "grid": {"knn_lambdas": knn_lambdas, "cache_lambdas": cache_lambdas, "loss_nats": losses.tolist()},
-        "edges": edges,
-    }  # fmt: skip
+    return TunedBoth(
+        knn_lambda=of_knn, cache_lambda=of_cache, loss_nats=loss, perplexity=math.exp(loss),
+        grid=BothGrid(knn_lambdas, cache_lambdas, losses.tolist()), edges=edges,
+    )  # fmt: skip
 
 
 def _edges(weight: float, theta: float, window: int, cache: Cache, lambdas: Sequence[float]) -> list[str]:

@@ -8,9 +8,8 @@ layer of 32, which only fitted valid better.) It minimises the loss of the mixtu
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from distlm.data.dictionary import Dictionary
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.tune.records import GateValues
 
 Rows = npt.NDArray[np.float32]
 
@@ -84,14 +84,14 @@ class Gate:
         logits = [chunk @ self.weights for chunk in features.chunks()]
         return _weights(np.concatenate([np.empty(0, np.float32), *logits]) + self.bias)
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> GateValues:
         """For knn.json."""
-        return {"bias": self.bias, "thresholds": self.thresholds.tolist(), "weights": self.weights.tolist()}
+        return GateValues(self.bias, self.thresholds.tolist(), self.weights.tolist())
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Gate":
+    def of(cls, record: GateValues) -> "Gate":
         """The same again, every bit."""
-        return cls(np.array(value["weights"], np.float32), value["bias"], np.array(value["thresholds"]))
+        return cls(np.array(record.weights, np.float32), record.bias, np.array(record.thresholds))
 
 
 def fit_gate(
@@ -126,16 +126,14 @@ def fit_gate(
 
 def skip_curve(
     lambdas: Floats, thresholds: Floats, log_lm: Floats, log_gate: Floats
-) -> dict[str, list[float]]:  # fmt: skip
-    """Skipped share of the searches and loss in nats at each of SKIPS, with p_LM where nothing is searched.
+) -> tuple[list[float], list[float]]:  # fmt: skip
+    """Skipped share of the searches, and loss in nats, at each of SKIPS, with p_LM where nothing is searched.
 
     `lambdas` fp64 [Q], `thresholds` fp64 [len(SKIPS)] or [len(SKIPS), Q], `log_gate` fp64 [Q] with every search done.
     """
     wanted = [lambdas >= threshold for threshold in thresholds]
-    return {
-        "skipped": [float(1 - np.mean(searched)) for searched in wanted],
-        "loss_nats": [float(-np.mean(np.where(searched, log_gate, log_lm))) for searched in wanted],
-    }
+    skipped = [float(1 - np.mean(searched)) for searched in wanted]
+    return skipped, [float(-np.mean(np.where(searched, log_gate, log_lm))) for searched in wanted]
 
 
 def _weights(logits: Floats) -> Floats:

@@ -5,14 +5,10 @@ tokens were searched with the same model: another corpus (a domain store), anoth
 the temperature and k that are best for it alone. The λ maximise the likelihood of the first split by expectation
 maximisation; it is concave in them, so that there is one best value and nothing to choose (λ_0 alone would be the best
 constant λ of the kNN-LM). They are frozen for the other splits.
-
-knn.json's `stores`: {lambdas, stores: [{run, neighbours, datastore, temperature, k}], loss_nats, perplexity}; the first
-store is the run's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +17,8 @@ from distlm.errors import DistlmError
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.adaptive import figures
-from distlm.knnlm.tune.grid import best_of, grid_losses, split_knn_log_probs
+from distlm.knnlm.tune.grid import Best, best_of, grid_losses, split_knn_log_probs
+from distlm.knnlm.tune.records import Store, Stores, TunedStores
 from distlm.runtime.rundir import RunDir
 
 ITERATIONS = 1000
@@ -30,40 +27,43 @@ GAIN = 1e-9
 
 
 def tune_stores(
-    own: Neighbours, frozen: Mapping[str, Any], knn: KnnConfig, log_lm: Floats, log_knn: Floats
-) -> dict[str, Any]:
-    """knn.json's `stores`; `frozen` holds the own store's temperature and k, `log_knn` fp64 [Q] is with them.
+    own: Neighbours, best: Best, knn: KnnConfig, log_lm: Floats, log_knn: Floats
+) -> TunedStores:  # fmt: skip
+    """The best λ of each store; `best` holds the own store's temperature and k, `log_knn` fp64 [Q] is with them.
 
     Raises DistlmError as open_extra, or when an extra run has fewer neighbours than knn.ks asks for.
     """
-    stores = [_entry("", own, frozen["temperature"], frozen["k"])]
+    stores = [_entry("", own, best.temperature, best.k)]
     scores = [log_knn]
     for run in knn.extra_runs:
         neighbours = open_extra(run, own)
         if max(knn.ks) > neighbours.k:
             raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
-        best = best_of(grid_losses(neighbours, knn), knn.lambdas, knn.temperatures, knn.ks)
-        stores.append(_entry(run, neighbours, best.temperature, best.k))
-        scores.append(split_knn_log_probs(neighbours, best.temperature, [best.k])[0])
+        its = best_of(grid_losses(neighbours, knn), knn.lambdas, knn.temperatures, knn.ks)
+        stores.append(_entry(run, neighbours, its.temperature, its.k))
+        scores.append(split_knn_log_probs(neighbours, its.temperature, [its.k])[0])
     lambdas = fit_lambdas(log_lm, scores)
-    return {"lambdas": lambdas.tolist(), "stores": stores, **figures(mix_stores(log_lm, scores, lambdas))}
+    found = figures(mix_stores(log_lm, scores, lambdas))
+    return TunedStores(lambdas.tolist(), stores, found.loss_nats, found.perplexity)
 
 
-def stores_mixture(own: Neighbours, tuned: Mapping[str, Any], log_lm: Floats, log_knn: Floats, first: bool) -> Floats:
-    """Log-probability of each token of a split under the mixture: fp64 [Q]; `tuned` is knn.json's `stores`, `first` on
-    the split that it was tuned on. Raises DistlmError as open_extra, or when that split's neighbours are others now."""
+def stores_mixture(own: Neighbours, tuned: Stores, log_lm: Floats, log_knn: Floats, first: bool) -> Floats:
+    """Log-probability of each token of a split under the mixture: fp64 [Q]; `first` on the split that it was tuned on.
+
+    Raises DistlmError as open_extra, or when that split's neighbours are others now.
+    """
     scores = [log_knn]
-    for store in tuned["stores"][1:]:
-        neighbours = open_extra(store["run"], own)
-        now = _entry(store["run"], neighbours, store["temperature"], store["k"])
+    for store in tuned.stores[1:]:
+        neighbours = open_extra(store.run, own)
+        now = _entry(store.run, neighbours, store.temperature, store.k)
         key = "neighbours" if first else "datastore"
-        if store[key] != now[key]:
+        if getattr(store, key) != getattr(now, key):
             raise DistlmError(
-                f"knn.extra_runs: {neighbours.folder}: {key} {now[key]}, tuned with {store[key]}; run `distlm knn "
-                "tune` again"
+                f"knn.extra_runs: {neighbours.folder}: {key} {getattr(now, key)}, tuned with {getattr(store, key)}; "
+                "run `distlm knn tune` again"
             )
-        scores.append(split_knn_log_probs(neighbours, store["temperature"], [store["k"]])[0])
-    return mix_stores(log_lm, scores, np.array(tuned["lambdas"]))
+        scores.append(split_knn_log_probs(neighbours, store.temperature, [store.k])[0])
+    return mix_stores(log_lm, scores, np.array(tuned.lambdas))
 
 
 def open_extra(run: str, own: Neighbours) -> Neighbours:
@@ -71,12 +71,13 @@ def open_extra(run: str, own: Neighbours) -> Neighbours:
 
     Raises DistlmError when there are none, or when they are of other tokens or another model.
     """
-    neighbours = Neighbours.open(RunDir(Path(run)).neighbours(own.manifest["split"]))
+    neighbours = Neighbours.open(RunDir(Path(run)).neighbours(own.manifest.split))
     for key in ("model", "dictionary", "tokens", "context_rule"):
-        if neighbours.manifest[key] != own.manifest[key]:
+        theirs, ours = getattr(neighbours.manifest, key), getattr(own.manifest, key)
+        if theirs != ours:
             raise DistlmError(
-                f"knn.extra_runs: {neighbours.folder}: {key} {neighbours.manifest[key]}, {own.folder} has "
-                f"{own.manifest[key]}: search there with the same model and settings, on the same tokens"
+                f"knn.extra_runs: {neighbours.folder}: {key} {theirs}, {own.folder} has {ours}: search there with the "
+                "same model and settings, on the same tokens"
             )
     if not np.array_equal(neighbours.targets(), own.targets()):
         raise DistlmError(f"knn.extra_runs: {neighbours.folder}: not the tokens of {own.folder}")
@@ -105,6 +106,5 @@ def fit_lambdas(log_lm: Floats, scores: Sequence[Floats]) -> Floats:
     return weights[1:] / weights.sum()
 
 
-def _entry(run: str, neighbours: Neighbours, temperature: float, k: int) -> dict[str, Any]:
-    return {"run": run, "neighbours": neighbours.fingerprint, "datastore": neighbours.manifest["datastore"],
-            "temperature": temperature, "k": k}  # fmt: skip
+def _entry(run: str, neighbours: Neighbours, temperature: float, k: int) -> Store:
+    return Store(run, neighbours.fingerprint, neighbours.manifest.datastore, temperature, k)

@@ -4,7 +4,6 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -106,7 +105,7 @@ def first_seen(lines: Iterable[str]) -> list[str]:
 
 def in_our_order(
     weights: Mapping[str, Tensor], words: Sequence[str], dictionary: Dictionary, path: Path, source: str
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     """Embedding and decoder bias with the rows of `words` moved to the dictionary's ids.
 
     Raises DistlmError when rows, words and dictionary are not the same set.

@@ -13,12 +13,12 @@ from distlm.errors import DistlmError
 from distlm.models.awd_lstm.bptt import columns_of
 from distlm.models.awd_lstm.checkpoint import check_sizes, first_seen, in_our_order, our_names, read_state_dict
 from distlm.models.awd_lstm.config import LstmRun
-from distlm.models.awd_lstm.job import lstm_identity
-from distlm.models.awd_lstm.phases import fresh_phases
+from distlm.models.awd_lstm.records import LstmState
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.io import load_model
 from distlm.runtime.rundir import RunDir
 from distlm.training.imported import refuse_trained, write_first_checkpoint
+from distlm.training.records import fresh_state
 
 
 def import_options(config: LstmRun, options: argparse.Namespace) -> dict[str, Any]:
@@ -46,16 +46,12 @@ def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str
     else:
         vocabulary, source = _read_words(words), str(words)
     weights = in_our_order(weights, vocabulary, tokens.dictionary, path, source)
-    identity = {**lstm_identity(config.lstm, config.awd), **fresh_phases(), "finished": False}
+    state = fresh_state(
+        LstmState, tokens.fingerprint, tokens.dictionary.hash, config.train, 1, config.train.tap,
+        lstm=config.lstm, awd=config.awd,
+    )  # fmt: skip
     return write_first_checkpoint(
-        config,
-        tokens,
-        config.lstm,
-        weights,
-        str(path),
-        config.train.tap,
-        identity,
-        lambda folder: _valid_loss(config, tokens, folder),
+        config, tokens, config.lstm, weights, str(path), state, lambda folder: _valid_loss(config, tokens, folder)
     )
 
 

@@ -4,7 +4,6 @@ The unit of work is a micro-batch of columns. Chunk lengths are keyed by (seed, 
 global column; hidden states belong to columns. So R ranks do what one rank does, up to the order of sums.
 """
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,18 @@ from distlm.models.awd_lstm.phases import (
     FINETUNE,
     begin_finetuning,
     finetune_epochs,
-    fresh_phases,
     judge,
 )
+from distlm.models.awd_lstm.records import EpochSums, LstmState
 from distlm.models.awd_lstm.stream_loss import StreamValidator
 from distlm.models.card import WEIGHTS
 from distlm.models.described import require_tap
+from distlm.runtime.metrics import Values
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import HIDDEN, Resume
-from distlm.training.dsconfig import merge_ds_config, zero_stage
+from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, zero_stage
 from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan, micro_seed
 from distlm.training.objective import Objective
@@ -47,16 +47,14 @@ from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
 AR, TAR = "train/ar", "train/tar"
-_SAME = {"micro_batch"}
-"""Fields that may change from start to start: they cut the work, not its result."""
 
 
-class LstmJob(Job):
+class LstmJob(Job[LstmState]):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
     train: LstmTraining
 
-    def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: dict[str, Any]) -> None:
+    def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig) -> None:
         super().__init__(stage, Text.of(tokens), micro, deepspeed)
         self.awd, self.lstm = stage.config.section(AwdConfig), stage.config.section(LstmConfig)
         require_tap(self.lstm, self.train.tap, "train.tap")
@@ -82,8 +80,8 @@ class LstmJob(Job):
         refuse_zero_stage(train, deepspeed)
         return LstmJob(stage, TokenFiles.open(stage.run.tokens(stage.config)), micro, deepspeed)
 
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | lstm_identity(self.lstm, self.awd)
+    def fresh_state(self) -> LstmState:
+        return self.state_of(LstmState, lstm=self.lstm, awd=self.awd)
 
     def objective(self, model: Any) -> StreamModule:
         assert isinstance(model, AwdLstm)
@@ -93,25 +91,22 @@ class LstmJob(Job):
         train = self.train
         return NTASGD(objective.parameters(), train.lr, train.weight_decay, self.awd.reference_eta_lag)
 
-    def fresh_state(self) -> dict[str, Any]:
-        return {**fresh_phases(), "finished": False, "epoch": _empty_epoch()}
+    def finished(self, state: LstmState) -> bool:
+        return state.finished
 
-    def finished(self, state: dict[str, Any]) -> bool:
-        return bool(state["finished"])
-
-    def validation_due(self, state: dict[str, Any]) -> bool:
-        chunk, every = self.plan.chunk(state["update"] - 1), self.awd.log_interval
+    def validation_due(self, state: LstmState) -> bool:
+        chunk, every = self.plan.chunk(state.update - 1), self.awd.log_interval
         due = chunk.last or (every > 0 and (chunk.number + 1) % every == 0)
         return self.finished(state) or (due and self.train.valid_every > 0)
 
-    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+    def run_update(self, state: LstmState) -> tuple[Outcome, float]:
         """Chunk of all columns: mean CE + α·AR + β·TAR over them, at the rate lr · drawn length / bptt."""
-        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        train, micro, engine, update = self.train, self.micro, self.engine, state.update
         self.began = time.monotonic()
         chunk = self.plan.chunk(update)
-        if chunk.epoch >= self.awd.epochs and state["phase"] != FINETUNE:
+        if chunk.epoch >= self.awd.epochs and state.phase != FINETUNE:
             self._begin_finetuning(state)
-        rate = train.lr * chunk.drawn / self.awd.bptt * 0.5 ** state["halvings"]
+        rate = train.lr * chunk.drawn / self.awd.bptt * 0.5**state.halvings
         if chunk.number == 0:
             self.hidden = {number: self._model.zero_states(micro.micro_blocks) for number in self._mine}
         sums, given = [], 0
@@ -136,35 +131,36 @@ class LstmJob(Job):
         part = Part(update, rate, tokens_given, sums, given, self.stage.stop.reason is not None)
         return combine(part, (AR, TAR), micro, step, train.precision), rate
 
-    def counted(self, state: dict[str, Any], outcome: Outcome) -> None:
-        epoch, chunk = state["epoch"], self.plan.chunk(state["update"] - 1)
+    def counted(self, state: LstmState, outcome: Outcome) -> None:
+        chunk = self.plan.chunk(state.update - 1)
         if chunk.number == 0:
-            epoch.update(_empty_epoch(), number=chunk.epoch + 1)
-        epoch["ce"] += outcome.ce
-        epoch["tokens"] += outcome.tokens
+            state.epoch = EpochSums(chunk.epoch + 1)
+        epoch = state.epoch
+        epoch.ce += outcome.ce
+        epoch.tokens += outcome.tokens
         # Updates alone: validation and saving are no part of an epoch's speed.
-        epoch["seconds"] += time.monotonic() - self.began
-        state["last"] |= {"phase": state["phase"], "epoch": epoch["number"]}
+        epoch.seconds += time.monotonic() - self.began
+        state.last |= {"phase": state.phase, "epoch": epoch.number}
         if chunk.last:
             self.hidden = {}
-        if state["update"] == self.updates:
-            state["finished"] = True
+        if state.update == self.updates:
+            state.finished = True
 
-    def validate(self, state: dict[str, Any]) -> Validation:
+    def validate(self, state: LstmState) -> Validation:
         """With the averages in place of the weights, where there are averages."""
         if not _averaging(state):
             return self.validator.run(self.engine, self._model, self.comm.rank, self.comm.size)
         with self.engine.weights_from(AVERAGE):
             return self.validator.run(self.engine, self._model, self.comm.rank, self.comm.size)
 
-    def judged(self, state: dict[str, Any], result: Validation) -> dict[str, Any]:
-        epoch, phase = state["epoch"], state["phase"]
-        decision = judge(state, self.awd, epoch["number"], result.loss)
-        entry, rank = state["log"][-1], self.comm.rank
+    def judged(self, state: LstmState, result: Validation) -> Values:
+        epoch, phase = state.epoch, state.phase
+        decision = judge(state, self.awd, epoch.number, result.loss)
+        entry, rank = state.log[-1], self.comm.rank
         if decision == "average":
             self.engine.start_averaging()
         elif decision == "stop":
-            state["finished"] = True
+            state.finished = True
         if decision:
             what = {
                 "average": "NT-ASGD averages from here on",
@@ -172,19 +168,19 @@ class LstmJob(Job):
                 "halve": "the rate halves",
             }
             say(
-                f"train: epoch {epoch['number']}: trigger ({self.awd.trigger}): {result.loss:.4f} > "
-                f"{entry['least']:.4f}: {what[decision]}", rank,
+                f"train: epoch {epoch.number}: trigger ({self.awd.trigger}): {result.loss:.4f} > "
+                f"{entry.least:.4f}: {what[decision]}", rank,
             )  # fmt: skip
-        speed = epoch["tokens"] / epoch["seconds"] if epoch["seconds"] else None
+        speed = epoch.tokens / epoch.seconds if epoch.seconds else None
         return {
-            "train/epoch": epoch["number"], "train/phase": phase, "train/epoch_loss": epoch["ce"] / epoch["tokens"],
-            "train/epoch_ppl": float(np.exp(min(epoch["ce"] / epoch["tokens"], 700))),
+            "train/epoch": epoch.number, "train/phase": phase, "train/epoch_loss": epoch.ce / epoch.tokens,
+            "train/epoch_ppl": float(np.exp(min(epoch.ce / epoch.tokens, 700))),
             "perf/epoch_tokens_per_s": None if speed is None else round(speed, 1),
-            "perf/epoch_seconds": round(epoch["seconds"], 3),
-            "trigger/rule": entry["rule"], "trigger/least": entry["least"], "trigger/fired": entry["fired"],
+            "perf/epoch_seconds": round(epoch.seconds, 3),
+            "trigger/rule": entry.rule, "trigger/least": entry.least, "trigger/fired": entry.fired,
         }  # fmt: skip
 
-    def kept(self, state: dict[str, Any]) -> Kept:
+    def kept(self, state: LstmState) -> Kept:
         mine = {number: [tensor.cpu() for pair in states for tensor in pair] for number, states in self.hidden.items()}
         everyone = self.comm.gather(mine)
         hidden: dict[str, Tensor] = {}
@@ -194,7 +190,7 @@ class LstmJob(Job):
                 hidden[name] = torch.cat([by_number[number][index] for number in sorted(by_number)], dim=1)
         return Kept(AVERAGE if _averaging(state) else None, hidden)
 
-    def resumed(self, resume: Resume) -> None:
+    def resumed(self, resume: Resume[LstmState]) -> None:
         path = resume.folder / HIDDEN
         if not path.exists():
             return
@@ -217,14 +213,15 @@ class LstmJob(Job):
     def _hidden_names(self) -> list[str]:
         return [f"{part}.{layer}" for layer in range(self.lstm.layers) for part in ("h", "c")]
 
-    def _begin_finetuning(self, state: dict[str, Any]) -> None:
+    def _begin_finetuning(self, state: LstmState) -> None:
         """Go on from the weights with the best validation loss, averaging anew. Collective."""
-        folder = self.stage.run.checkpoints / state["best"]["checkpoint"]
+        assert state.best is not None
+        folder = self.stage.run.checkpoints / state.best.checkpoint
         weights = together(self.comm, lambda: _best_weights(folder))
         self.engine.set_weights(weights)
         self.engine.start_averaging()
         begin_finetuning(state)
-        say(f"train: fine-tuning from {folder} (valid loss {state['best']['valid_loss']:.4f})", self.comm.rank)
+        say(f"train: fine-tuning from {folder} (valid loss {state.best.valid_loss:.4f})", self.comm.rank)
 
 
 def plan_columns(awd: AwdConfig, ranks: int) -> MicroBatchPlan:
@@ -242,7 +239,7 @@ def plan_columns(awd: AwdConfig, ranks: int) -> MicroBatchPlan:
     return MicroBatchPlan(micro, count, ranks)
 
 
-def refuse_zero_stage(train: TrainConfig, deepspeed: dict[str, Any]) -> None:
+def refuse_zero_stage(train: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     """ZeRO 0 keeps weights and averages on every rank, 1 and 2 shard the averages (and gradients); both are supported.
 
     Raises DistlmError for ZeRO 3, which shards the weights: they would be gathered for every time step's worth of work
@@ -261,23 +258,8 @@ def refuse_zero_stage(train: TrainConfig, deepspeed: dict[str, Any]) -> None:
         )
 
 
-def lstm_identity(lstm: LstmConfig, awd: AwdConfig) -> dict[str, Any]:
-    """Settings that a checkpoint must share with the run that continues it, by their names on the command line."""
-    sections = {"lstm": dataclasses.asdict(lstm), "awd": dataclasses.asdict(awd)}
-    return {
-        f"{section}.{name}": value
-        for section, fields in sections.items()
-        for name, value in fields.items()
-        if name not in _SAME
-    }
-
-
-def _averaging(state: dict[str, Any]) -> bool:
-    return state["phase"] in (ASGD, FINETUNE)
-
-
-def _empty_epoch() -> dict[str, Any]:
-    return {"number": 1, "ce": 0.0, "tokens": 0, "seconds": 0.0}
+def _averaging(state: LstmState) -> bool:
+    return state.phase in (ASGD, FINETUNE)
 
 
 def _best_weights(folder: Path) -> dict[str, Tensor]:

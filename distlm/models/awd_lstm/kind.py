@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distlm.config.check import at_least, fractions, lengths
 from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.config import LstmConfig, LstmRun
+from distlm.models.awd_lstm.records import LstmCard, LstmState
 from distlm.models.kind import Exchange, Kind, Refuse
 from distlm.training.kinds import CausalKind
 
@@ -35,6 +36,7 @@ class AwdLstmKind(CausalKind):
 
     name = "awd_lstm"
     description = LstmConfig
+    card = LstmCard
     config = LstmRun
     model_sections = ("data", "model", "lstm", "awd", "train")
     importers = (
@@ -88,7 +90,7 @@ class AwdLstmKind(CausalKind):
 
         return AwdLstm(description, vocabulary)
 
-    def card_extras(self, description: LstmConfig, vocabulary: int) -> dict[str, Any]:
+    def card_extras(self, description: LstmConfig, vocabulary: int) -> dict[str, int | str]:
         """Which ids the rows of the embedding are."""
         from distlm.models.awd_lstm.model import FIRST_ID
 
@@ -124,12 +126,11 @@ class AwdLstmKind(CausalKind):
 
     def finished(self, config: LstmRun, run: RunDir) -> bool:
         """Its length is not known before: the newest checkpoint says so."""
-        from distlm.runtime.files import read_json
         from distlm.training.finished import STATE
 
         complete = run.complete_checkpoints()
         try:
-            return bool(complete) and bool(read_json(complete[-1] / STATE, "state of a checkpoint").get("finished"))
+            return bool(complete) and LstmState.read(complete[-1] / STATE).finished
         except DistlmError:
             return False
 
@@ -138,7 +139,7 @@ class AwdLstmKind(CausalKind):
 
         return plan_tokens(config, 1.0)
 
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         from distlm.models.awd_lstm.evaluate import evaluate_in_one_go
 
         return evaluate_in_one_go(stage)

@@ -25,4 +25,4 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     model = model_for(name, tokens, config.train)
     require_tap(model, config.train.tap, "train.tap")
     weights = dict(pretrained(name, model, len(tokens.dictionary)).named_parameters())
-    return write_first_checkpoint(config, tokens, model, weights, name, config.train.tap, *of_blocks(config, tokens))
+    return write_first_checkpoint(config, tokens, model, weights, name, *of_blocks(config, tokens))

@@ -155,12 +155,12 @@ def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
             f"{tokens.folder}: token files of words, hf.name={name} has sub-words; prepare the text with its tokenizer "
             f"in a new folder: data.tokenizer={name}"
         )
-    if tokens.tokenizer["pieces"] > model.rows:
+    if tokens.tokenizer.pieces > model.rows:
         raise DistlmError(
-            f"{tokens.folder}: vocabulary mismatch: made with a tokenizer of {tokens.tokenizer['pieces']} pieces, "
+            f"{tokens.folder}: vocabulary mismatch: made with a tokenizer of {tokens.tokenizer.pieces} pieces, "
             f"hf.name={name} has {model.rows} rows; set data.tokenizer to the model's own"
         )
-    model.line_end = tokens.tokenizer["line_end"]
+    model.line_end = tokens.tokenizer.line_end
     return model
 
 

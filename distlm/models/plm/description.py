@@ -5,6 +5,9 @@ from typing import Any, ClassVar
 
 from distlm.models.kind import Description
 
+Backbone = dict[str, Any]
+"""Hugging Face's configuration of an encoder, all but the vocabulary's size; its fields are those of its library."""
+
 
 @dataclass
 class PlmModel(Description):
@@ -12,8 +15,8 @@ class PlmModel(Description):
 
     KIND: ClassVar[str] = "plm"
 
-    backbone: dict[str, Any] = field(default_factory=dict)
-    """Hugging Face's configuration, all but the vocabulary's size."""
+    backbone: Backbone = field(default_factory=dict)
+    """Hugging Face's configuration."""
     memory: dict[str, Any] = field(default_factory=dict)
     """MemoryConfig; empty: no memory."""
     seed: int = 1

@@ -30,11 +30,11 @@ from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel, values_to_come
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.model import Plm, transformers_library
-from distlm.runtime.files import read_json, sync_file, sync_folder, write_json
+from distlm.models.plm.records import MemoryExport
+from distlm.runtime.files import sync_file, sync_folder
 from distlm.runtime.rundir import RunDir
 
-CONFIG, MEMORY = "memory.json", "memory.safetensors"
-_FORMAT = 3
+MEMORY = "memory.safetensors"
 _OF_MEMORY = ".memory."
 
 
@@ -91,17 +91,17 @@ def _write(model: Plm, folder: Path, tokenizer: Path | None) -> None:
         save_table(memory.table, folder, layer, memory.extra_state_tensors())
     safetensors.torch.save_file(of_memory, folder / MEMORY)
     files = sorted(folder.glob("memory*.safetensors"))
-    write_json(folder / CONFIG, {"format": _FORMAT, "memory": dict(model.config.memory), "files": listing(files)})
+    MemoryExport(memory=MemoryConfig(**model.config.memory), files=listing(files)).write(folder / MemoryExport.NAME)
 
 
 def has_memory(folder: Path | str) -> bool:
     """Whether `save_pretrained` wrote a model with memory there."""
-    return any((Path(folder) / name).exists() for name in (CONFIG, MEMORY))
+    return any((Path(folder) / name).exists() for name in (MemoryExport.NAME, MEMORY))
 
 
 def value_hashes(folder: Path) -> dict[str, str]:
     """Name → checksum of the files of a memory's values, as the folder records them."""
-    return marked_hashes(folder, "memory-", CONFIG)
+    return marked_hashes(folder, "memory-", MemoryExport)
 
 
 def from_pretrained(folder: Path | str) -> Plm:
@@ -124,20 +124,20 @@ def without_values(folder: Path) -> Plm:
     """
     library = transformers_library()
     try:
-        backbone: dict[str, Any] = library.AutoConfig.from_pretrained(str(folder)).to_dict()
+        backbone = library.AutoConfig.from_pretrained(str(folder)).to_dict()
         weights = safetensors.torch.load_file(folder / "model.safetensors")
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
     memory = _memory_config(folder)
     if memory:
-        check_files(folder, "copy the whole folder, or export the checkpoint again", marker=CONFIG)
+        check_files(folder, "copy the whole folder, or export the checkpoint again", marker=MemoryExport)
         weights |= safetensors.torch.load_file(folder / MEMORY)
     vocabulary = backbone.pop("vocab_size")
     model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
     model.config.memory = memory
     if fault := _differences(model, weights):
         files = f"model.safetensors{f' and {MEMORY}' if memory else ''}"
-        described = f"config.json{f' and {CONFIG}' if memory else ''}"
+        described = f"config.json{f' and {MemoryExport.NAME}' if memory else ''}"
         raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
     model.hf.load_state_dict(weights, strict=False)
     return model
@@ -160,16 +160,9 @@ def _differences(model: Plm, weights: dict[str, Tensor]) -> str:
 
 
 def _memory_config(folder: Path) -> dict[str, Any]:
-    if not (folder / CONFIG).exists():
+    path = folder / MemoryExport.NAME
+    if not path.exists():
         if (folder / MEMORY).exists():
-            raise DistlmError(f"{folder / CONFIG}: missing beside {MEMORY}; copy the whole folder")
+            raise DistlmError(f"{path}: missing beside {MEMORY}; copy the whole folder")
         return {}
-    card = read_json(folder / CONFIG, "description of a memory")
-    known = {field.name for field in dataclasses.fields(MemoryConfig)}
-    if card.get("format") != _FORMAT or not set(card.get("memory", {"": 0})) <= known:
-        raise DistlmError(
-            f"{folder / CONFIG}: not a memory of format {_FORMAT}; written by another version of distlm: export the "
-            "checkpoint again (`distlm export hf`)"
-        )
-    found: dict[str, Any] = card["memory"]
-    return found
+    return dataclasses.asdict(MemoryExport.read(path).memory)

@@ -10,8 +10,10 @@ from torch import Tensor
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.models.card import model_of_card
 from distlm.models.io import read_weights
 from distlm.models.plm.config import PlmConfig
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.export import has_memory
 from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
 from distlm.runtime.progress import say
@@ -35,15 +37,16 @@ def start_from(model: Plm, plm: PlmConfig, memory: MemoryConfig, tokenizer: str)
     if plm.init_from:
         folder = checkpoint_of(Path(plm.init_from))
         weights, card = read_weights(folder)
-        if card["kind"] != "plm":
-            raise DistlmError(f"plm.init_from={plm.init_from}: a {card['kind']}, not a masked language model")
-        if card["dictionary"] != tokenizer or card["vocabulary"] != model.vocabulary:
+        described = model_of_card(card)
+        if not isinstance(described, PlmModel):
+            raise DistlmError(f"plm.init_from={plm.init_from}: a {card.kind}, not a masked language model")
+        if card.dictionary != tokenizer or card.vocabulary != model.vocabulary:
             raise DistlmError(
-                f"plm.init_from={plm.init_from}: trained with another tokenizer ({card['vocabulary']} tokens, hash "
-                f"{card['dictionary']}) than that of the shards ({model.vocabulary} tokens, hash {tokenizer}); make "
+                f"plm.init_from={plm.init_from}: trained with another tokenizer ({card.vocabulary} tokens, hash "
+                f"{card.dictionary}) than that of the shards ({model.vocabulary} tokens, hash {tokenizer}); make "
                 "shards with its vocabulary (shards.vocabulary)"
             )
-        if card["config"]["memory"]:
+        if described.memory:
             raise DistlmError(
                 f"plm.init_from={plm.init_from}: has a memory already; continue that run itself, or start from the "
                 "model without memory"

@@ -1,24 +1,24 @@
 """Masked language models from checkpoints: dense weights, and each memory's values from its own files."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from distlm.errors import DistlmError
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
+from distlm.models.card import model_of_card
 from distlm.models.complete import check_files
-from distlm.models.described import model_of_card
 from distlm.models.io import read_weights
 from distlm.models.plm.description import PlmModel, values_to_come
 from distlm.models.plm.model import Plm
+from distlm.models.records import ModelCard
 
 
 def load_plm(
     folder: Path, device: torch.device | str = "cpu", exchange: Exchange | None = None
-) -> tuple[Plm, dict[str, Any]]:
-    """The model of a checkpoint in eval mode, with its memories, and the content of model.json.
+) -> tuple[Plm, ModelCard]:
+    """The model of a checkpoint in eval mode, with its memories, and its card.
 
     `exchange` joins the ranks that share the values' columns; None: this process has them all. Memory: fp32 weights
     and values, no moments. Reads a memory's files twice: their checksums are compared first. Raises DistlmError for
@@ -27,12 +27,13 @@ def load_plm(
     weights, card = read_weights(folder)
     config = model_of_card(card)
     if not isinstance(config, PlmModel):
-        raise DistlmError(f"{folder}: a {card['kind']}, not a masked language model (model.kind=plm)")
+        raise DistlmError(f"{folder}: a {card.kind}, not a masked language model (model.kind=plm)")
     if config.memory:
         check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
-    config.memory = values_to_come(config.memory)
-    model = Plm(config, card["vocabulary"], exchange)
-    config.memory = dict(card["config"]["memory"])
+    settings = config.memory
+    config.memory = values_to_come(settings)
+    model = Plm(config, card.vocabulary, exchange)
+    config.memory = settings
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
     for layer, memory in model.memories.items():

@@ -7,10 +7,10 @@ over the micro-batch and may have its values' columns on several ranks. Order an
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import xxhash
+from msgspec import structs
 from torch import Tensor, nn
 
 from distlm.data.shards.order import rank_places
@@ -36,15 +36,16 @@ from distlm.optim.schedule import learning_rate
 from distlm.runtime import metrics
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
-from distlm.training.dsconfig import merge_ds_config
+from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config
 from distlm.training.engine import share
 from distlm.training.job import Text
 from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.records import UpdatesState
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
 
-class PlmJob(MemoryJob):
+class PlmJob(MemoryJob[UpdatesState]):
     """`train.updates` updates of `train.blocks_per_update` rows."""
 
     train: PlmTraining
@@ -52,7 +53,7 @@ class PlmJob(MemoryJob):
     net: Plm
 
     def __init__(
-        self, stage: Stage, train: ShardRows, valid: ShardRows, micro: MicroBatchPlan, deepspeed: dict[str, Any]
+        self, stage: Stage, train: ShardRows, valid: ShardRows, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig
     ) -> None:
         super().__init__(stage, Text(train.fingerprint, train.tokenizer.hash, train.vocabulary), micro, deepspeed)
         self.updates = self.train.updates
@@ -86,8 +87,8 @@ class PlmJob(MemoryJob):
             )
         return job
 
-    def identity(self) -> dict[str, Any]:
-        return super().identity() | {"blocks_per_update": self.train.blocks_per_update}
+    def fresh_state(self) -> UpdatesState:
+        return self.state_of(UpdatesState, blocks_per_update=self.train.blocks_per_update)
 
     def fresh_model(self) -> Plm:
         self.net = net = self.build()
@@ -101,9 +102,9 @@ class PlmJob(MemoryJob):
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(self.train, objective)
 
-    def run_update(self, state: dict[str, Any]) -> tuple[Outcome, float]:
+    def run_update(self, state: UpdatesState) -> tuple[Outcome, float]:
         """The loss is Σ CE of the predicted tokens / their number, whatever the cut."""
-        train, micro, engine, update = self.train, self.micro, self.engine, state["update"]
+        train, micro, engine, update = self.train, self.micro, self.engine, state.update
         rate = learning_rate(train, update)
         mine = self._next(update)
         self.begin_update(update + 1)
@@ -120,17 +121,17 @@ class PlmJob(MemoryJob):
         part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
         return combine(part, (), micro, step, train.precision), rate
 
-    def validate(self, state: dict[str, Any]) -> Validation:
+    def validate(self, state: UpdatesState) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> metrics.Values:
         """Seconds waited for rows, cost and use of each memory as memory/LAYER/NAME, since the last line; and staleness
         (KJ figure 2) of all updates so far."""
         found = super().measured() | {metrics.DATA_WAIT_S: round(self.waited, 4)}
         self.waited = 0.0
         for layer, memory in self.net.memories.items():
             counts = memory.usage.reduced(memory.exchange)
-            use = counts.measures() | {"stale": counts.stale_share(memory.update)}
+            use = structs.asdict(counts.measures()) | {"stale": counts.stale_share(memory.update)}
             found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
             memory.usage.reset()
         return found

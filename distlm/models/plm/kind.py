@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distlm.config.check import adam, at_least, fractions
 from distlm.config.training_check import check_updates
@@ -85,7 +85,7 @@ class MaskedLm(Kind):
 
         return plan_evaluate_plm(config, ranks)
 
-    def evaluate(self, stage: Stage) -> dict[str, Any]:
+    def evaluate(self, stage: Stage) -> dict[str, float]:
         from distlm.models.plm.measure.evaluate import run_evaluate_plm
 
         return run_evaluate_plm(stage)

@@ -15,9 +15,10 @@ from distlm.runtime import metrics
 from distlm.training.checkpoint import Resume
 from distlm.training.engine import Step
 from distlm.training.job import Job, Kept
+from distlm.training.records import S
 
 
-class MemoryJob(Job):
+class MemoryJob(Job[S]):
     """A job whose model `net` has `memories` (layer → memory), maybe none."""
 
     net: Any
@@ -36,14 +37,14 @@ class MemoryJob(Job):
     def build(self) -> Any:
         """The model with fresh weights. Collective."""
 
-    def saved_model(self, resume: Resume) -> Any:
+    def saved_model(self, resume: Resume[S]) -> Any:
         self.net = self.build()
         weights, _ = read_weights(resume.folder)
         for name, parameter in self.net.named_parameters():
             parameter.data = weights[name]
         return self.net
 
-    def resumed(self, resume: Resume) -> None:
+    def resumed(self, resume: Resume[S]) -> None:
         for layer, memory in self.net.memories.items():
             memory.load_extra(load_table(memory.table, resume.folder, layer))
 
@@ -68,10 +69,10 @@ class MemoryJob(Job):
             self._sent.append(sum(self.values.tables[0].exchange.bytes.values()))
         return step
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> metrics.Values:
         """Means over the updates since the last line: slots that were read (`rows`) and 2-norm of the values' gradient
         before clipping (`grad_norm`) of each memory, and bytes that a rank has sent for all of them."""
-        found: dict[str, Any] = {}
+        found: metrics.Values = {}
         if self._sent:
             found[metrics.MEMORY_SENT_BYTES] = fmean(self._sent)
         if self._steps and not self.values.config.frozen:
@@ -82,7 +83,7 @@ class MemoryJob(Job):
         self._sent.clear()
         return found
 
-    def kept(self, state: dict[str, Any]) -> Kept:
+    def kept(self, state: S) -> Kept:
         extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
         return Kept(write=lambda folder: self.write(folder, extra))
 

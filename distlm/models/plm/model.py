@@ -19,7 +19,7 @@ from distlm.memory.values.exchange import Exchange
 from distlm.models.linear_cross_entropy import cross_entropy_sum
 from distlm.models.plm.attention import NAME, register
 from distlm.models.plm.config import PlmConfig
-from distlm.models.plm.description import PlmModel
+from distlm.models.plm.description import Backbone, PlmModel
 from distlm.models.plm.text.masking import NO_LABEL
 from distlm.models.row_dropout import RowDropout, Rows, drop_by_row, name_salt
 
@@ -179,7 +179,7 @@ def plm_model(plm: PlmConfig, memory: MemoryConfig, seed: int, pad_id: int = 0) 
     return PlmModel(backbone, dataclasses.asdict(memory) if memory.kind != "none" else {}, seed)
 
 
-def _fresh_backbone(plm: PlmConfig, pad_id: int) -> dict[str, Any]:
+def _fresh_backbone(plm: PlmConfig, pad_id: int) -> Backbone:
     if plm.backbone == "distilbert":
         return {
             "model_type": "distilbert", "dim": plm.width, "n_layers": plm.layers, "n_heads": plm.heads,
@@ -201,14 +201,14 @@ def _fresh_backbone(plm: PlmConfig, pad_id: int) -> dict[str, Any]:
     return backbone
 
 
-def _read_backbone(checkpoint: str) -> dict[str, Any]:
+def _read_backbone(checkpoint: str) -> Backbone:
     try:
         config = transformers_library().AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: no model folder or name on the hub that transformers can read ({error})"
         ) from error
-    found: dict[str, Any] = config.to_dict()
+    found: Backbone = config.to_dict()
     if found["model_type"] not in ("bert", "distilbert", "roberta"):
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: a {found['model_type']}; bert, distilbert and roberta are known"
@@ -217,12 +217,12 @@ def _read_backbone(checkpoint: str) -> dict[str, Any]:
     return found
 
 
-def _masked_lm(backbone: dict[str, Any], vocabulary: int) -> Any:
+def _masked_lm(backbone: Backbone, vocabulary: int) -> Any:
     config = backbone_config(backbone, vocabulary)
     return transformers_library().AutoModelForMaskedLM.from_config(config, attn_implementation=NAME)
 
 
-def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
+def backbone_config(backbone: Backbone, vocabulary: int) -> Any:
     """Hugging Face's configuration object, for models with the attention NAME."""
     library = transformers_library()
     register()
@@ -235,7 +235,7 @@ def backbone_config(backbone: dict[str, Any], vocabulary: int) -> Any:
     return library.AutoConfig.for_model(backbone["model_type"], vocab_size=vocabulary, **rest)
 
 
-def with_dropout(backbone: Mapping[str, Any], p: float) -> dict[str, Any]:
+def with_dropout(backbone: Backbone, p: float) -> Backbone:
     """Hugging Face's configuration with the dropout p everywhere: embeddings, sublayers, attention weights, heads."""
     return {**backbone, **dict.fromkeys(_DROPOUTS[backbone["model_type"]], p)}
 

@@ -33,6 +33,4 @@ def import_fairseq(config: TransformerRun, path: Path, words: Path) -> dict[str,
     weights = our_names(tensors, path)
     check_sizes(weights, args, config.model, path)
     check_order(Dictionary.load(words).words, tokens.dictionary, vocabulary_size(weights), str(words), path)
-    return write_first_checkpoint(
-        config, tokens, config.model, weights, str(path), config.train.tap, *of_blocks(config, tokens)
-    )
+    return write_first_checkpoint(config, tokens, config.model, weights, str(path), *of_blocks(config, tokens))

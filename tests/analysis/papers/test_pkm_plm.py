@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import convert
+from support.record_examples import example
 
 from distlm.analysis import plots
 from distlm.analysis.papers.pkm_plm import write_tables
+from distlm.finetune.records import FinetuneResults, SeedResult
+from distlm.memory.records import MemoryUse
 from distlm.runtime.files import write_json
+from distlm.training.records import LmResults, LmSplit
 
 USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
 MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.812}}
@@ -16,8 +21,13 @@ MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.81
 
 def evaluated(root: Path, run: str, perplexities: dict[str, float], memory: dict[str, Any] | None = None) -> None:
     """lm.json as `distlm evaluate` writes it, as far as the tables read it."""
-    splits = {text: {"perplexity": value, "memory": memory or {}} for text, value in perplexities.items()}
-    write_json(root / run / "lm.json", {"splits": splits, "model": {"step": 600}, "staleness": {}})
+    found = example(LmResults)
+    found.splits = {
+        text: LmSplit(tokens=9, loss_nats=2.0, perplexity=value, memory=convert(memory or {}, dict[str, MemoryUse]))
+        for text, value in perplexities.items()
+    }
+    found.model.step, found.staleness = 600, {}
+    found.write(root / run / "lm.json")
 
 
 def finetuned(
@@ -26,9 +36,10 @@ def finetuned(
     """results.json as `distlm finetune` writes it; `values` of the task's metric, of seeds 1, 2, … (three of them)."""
     metric = next(iter(MAJORITY[task]))
     name = name or task + ("-frozen" if memory == "frozen" else "")
-    seeds = {str(seed): {"seed": seed, "last": {metric: value}} for seed, value in enumerate(values, 1)}
+    of_seed = example(SeedResult).tree()
+    seeds = {str(seed): {**of_seed, "seed": seed, "last": {metric: value}} for seed, value in enumerate(values, 1)}
     found = {
-        "format": 1, "name": name, "task": task, "memory_values": memory, "metric": metric,
+        **example(FinetuneResults).tree(), "name": name, "task": task, "memory_values": memory, "metric": metric,
         "median": {metric: sorted(values)[1]}, "majority": MAJORITY[task], "memory": use.get("use", {}), "seeds": seeds,
     }  # fmt: skip
     write_json(root / run / "finetune" / name / "results.json", found)

@@ -11,8 +11,11 @@ import pytest
 
 from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
 from distlm.config.schema import RunConfig
+from distlm.data.records import EditionMatch
+from distlm.data.tokens import TokenFiles
 from distlm.knnlm.scoring import interpolate, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.tune.records import Tuned
 from distlm.knnlm.tune.stage import split_knn_log_probs
 from distlm.runtime.files import read_json, write_json
 from distlm.runtime.rundir import RunDir
@@ -43,10 +46,11 @@ def test_the_fixed_point_is_that_of_the_neighbours(finished: RunConfig) -> None:
     neighbours = Neighbours.open(run.neighbours("valid"))
     scores = split_knn_log_probs(neighbours, 1.0, [16])[0]
     wanted = math.exp(mean_loss(interpolate(neighbours.log_probs(), scores, 0.3)))
-    tuned = read_json(run.tuned, "")
+    tuned = Tuned.read(run.tuned)
     # The grid is kept to about 1e-6 nats.
     assert fixed_perplexity(tuned) == pytest.approx(wanted, rel=1e-5)
-    tuned["grid"]["lambdas"] = [0.25 if weight == 0.3 else weight for weight in tuned["grid"]["lambdas"]]
+    assert tuned.grid
+    tuned.grid.lambdas = [0.25 if weight == 0.3 else weight for weight in tuned.grid.lambdas]
     assert fixed_perplexity(tuned) is None
 
 
@@ -95,7 +99,9 @@ def test_the_paper_s_numbers_stand_beside_ours_on_its_texts_only(finished: RunCo
     for weight in ("0", "0.1"):
         place(tmp_path, finished, f"w{weight}-s1", 70.0, 70.0)
     assert "74.11" not in write_tables(tmp_path)
-    write_json(tmp_path / "tokens" / "tokens" / "meta.json", {"edition": {"name": "WikiText-2", "exact": True}})
+    meta = TokenFiles.open(RunDir(Path(finished.run_dir)).tokens(finished)).meta
+    meta.edition = EditionMatch("WikiText-2", ["token counts"], [], exact=True)
+    meta.write(tmp_path / "tokens" / "tokens" / "meta.json")
     text = write_tables(tmp_path)
     assert all(value in text for value in ("19.99", "75.96", "74.11", "73.13"))
     assert "one seed alone does not tell" in text

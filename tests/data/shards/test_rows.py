@@ -4,8 +4,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from distlm.data.shards.records import Tokenizer
 from distlm.data.shards.rows import RowPacker
-from distlm.data.shards.wordpiece import Tokenizer
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 TOKENIZER = Tokenizer(1000, "hash", True, PAD, UNK, CLS, SEP, MASK)

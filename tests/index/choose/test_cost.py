@@ -9,10 +9,11 @@ from distlm.config import load_config
 from distlm.errors import DistlmError
 from distlm.index import run_index_build
 from distlm.index.choose import calibrate as calibration
-from distlm.index.choose.calibrate import Rates, calibrate
+from distlm.index.choose.calibrate import Amounts, calibrate
 from distlm.index.choose.cost import index_costs
 from distlm.index.choose.plan import Store, template_bytes
 from distlm.index.factory import fit_factory
+from distlm.index.records import Rates
 from distlm.plan_sheet import plan_sheet
 
 RATES = Rates(
@@ -40,13 +41,10 @@ def test_costs_are_what_the_rates_give() -> None:
 
 @pytest.mark.parametrize("factory", ["IVF32,PQ4", "PCA16,IVF32,SQ8", "OPQ4_16,IVF32,PQ4x4", "IVF32,RaBitQ"])
 def test_any_factory_can_be_measured(factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "DISK_BYTES", 1 << 20)
     monkeypatch.setattr(calibration, "READ_PIECE", 1 << 18)
-    monkeypatch.setattr(calibration, "KMEANS_KEYS", 2000)
-    monkeypatch.setattr(calibration, "TRANSFORM_KEYS", (300, 600))
-    monkeypatch.setattr(calibration, "ADD_S", 0.05)
+    few = Amounts(kmeans_keys=2000, transform_keys=(300, 600), add_s=0.05, disk_bytes=1 << 20)
     told: list[str] = []
-    rates = calibrate(fit_factory(factory, 32, 50_000, 50_000), tmp_path, told.append)
+    rates = calibrate(fit_factory(factory, 32, 50_000, 50_000), tmp_path, told.append, few)
     assert told == ["transforms", "k-means", "adding", "disk", "merging"]
     assert min(rates.add_keys_s, rates.kmeans_keys_s, rates.write_bytes_s, rates.read_bytes_s, rates.merge_bytes_s) > 0
     assert (rates.pq_s > 0) == ("PQ" in factory.split(",")[-1])

@@ -19,6 +19,7 @@ from distlm.index.merge import part_file
 from distlm.index.merge.ids import IdBits
 from distlm.index.merge.join import Ids, join_indexes, natural_order
 from distlm.index.merge.part_file import open_part, part_ids
+from distlm.index.records import JoinRecord
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stop import StopFlag
 
@@ -63,9 +64,7 @@ def whole(index: Any, folder: Path) -> Path:
     return added(index, np.arange(ROWS), folder / "one.index")
 
 
-def merge(
-    parts: Sequence[Path], out: Path, ids: Ids = "keep", gaps: bool = False, unit: int = 20_000
-) -> dict[str, Any]:
+def merge(parts: Sequence[Path], out: Path, ids: Ids = "keep", gaps: bool = False, unit: int = 20_000) -> JoinRecord:
     with StopFlag() as stop:
         return join_indexes(SingleComm(), stop, parts, out, ids, gaps, unit)
 
@@ -77,7 +76,7 @@ def test_it_is_what_one_process_writes(factory: str, tmp_path: Path) -> None:
     before = [path.read_bytes() for path in parts]
     found = merge(parts, tmp_path / "merged.index")
     assert filecmp.cmp(one, tmp_path / "merged.index", shallow=False)
-    assert found["rows"] == ROWS and found["self_found"] > 0.9
+    assert found.rows == ROWS and found.self_found > 0.9
     assert [path.read_bytes() for path in parts] == before
     opened = faiss.read_index(str(tmp_path / "merged.index"), faiss.IO_FLAG_MMAP)
     assert opened.ntotal == ROWS
@@ -184,7 +183,7 @@ def test_ids_that_do_not_number_the_keys_are_refused(tmp_path: Path) -> None:
     ):
         if not said:
             # The last file is missing: what is left numbers its keys without a gap.
-            assert merge(given, tmp_path / "three.index")["rows"] == 1900
+            assert merge(given, tmp_path / "three.index").rows == 1900
             continue
         with pytest.raises(DistlmError, match=said):
             merge(given, out, ids)  # type: ignore[arg-type]
@@ -198,7 +197,7 @@ def test_gaps_are_taken_when_told(tmp_path: Path) -> None:
     even = added(index, np.arange(0, ROWS, 2), tmp_path / "even.index")
     with pytest.raises(DistlmError, match=r"has the id 2\d+ among 1500 keys"):
         merge([even], tmp_path / "merged.index")
-    assert merge([even], tmp_path / "merged.index", gaps=True)["rows"] == ROWS // 2
+    assert merge([even], tmp_path / "merged.index", gaps=True).rows == ROWS // 2
 
 
 def test_a_missing_number_in_the_middle_is_named(tmp_path: Path) -> None:
@@ -252,7 +251,7 @@ def test_an_order_that_a_shell_makes_is_refused_for_shifted_ids(tmp_path: Path) 
     assert natural_order(sorted(names)) == names
     with pytest.raises(DistlmError, match=r"local_10.index stands where .*local_2.index is expected"):
         merge(sorted(names), tmp_path / "merged.index", "shift")
-    assert merge(names, tmp_path / "merged.index", "shift")["rows"] == 1200
+    assert merge(names, tmp_path / "merged.index", "shift").rows == 1200
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import distlm.index.merge.copy
 import distlm.index.merge.stage
 from distlm.errors import DistlmError
 from distlm.index import index_info, run_index_build, run_index_merge
+from distlm.index.build.stage import PartFiles
 from distlm.index.build.template import train_template
 from distlm.index.merge.copy import MergeLayout, preallocate
 from distlm.runtime.files import file_hash
@@ -42,9 +43,9 @@ def test_merged_is_identical_to_one_process(tmp_path: Path, factory: str, monkey
     assert filecmp.cmp(tmp_path / "one.index", tmp_path / "index" / "merged.index", shallow=False)
     assert result["rows"] == 3000
     assert result["self_found"] > 0.9
-    record = index_info(tmp_path / "index")["index"]
-    assert record["bytes"] == (tmp_path / "one.index").stat().st_size
-    assert record["xxh3"] == file_hash(tmp_path / "one.index")
+    record = index_info(tmp_path / "index").index
+    assert record.bytes == (tmp_path / "one.index").stat().st_size
+    assert record.xxh3 == file_hash(tmp_path / "one.index")
 
 
 def test_sparse_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,6 @@ def test_finished_stages_return_at_once_and_parts_can_go(tmp_path: Path, capsys:
     with one_rank(config(tmp_path, factory="IVF8,SQ8", keep_parts=False)) as stage:
         assert run_index_merge(stage)["done_before"]
     assert not list((tmp_path / "index" / "parts").iterdir())
-    assert index_info(tmp_path / "index")["parts"] == {"count": 0, "bytes": 0}
+    assert index_info(tmp_path / "index").parts == PartFiles(0, 0)
     metrics = (tmp_path / "metrics.jsonl").read_text()
     assert all(f'"stage": "index {name}", "stage/seconds"' in metrics for name in ("train", "add", "merge"))

@@ -23,6 +23,7 @@ from distlm.knnlm.cache.files import Cache, check_windows
 from distlm.knnlm.cache.plan import plan_cache
 from distlm.knnlm.cache.scores import add_cache, block_bytes, cache_log_probs, first_cached, rows_of_block
 from distlm.knnlm.cache.stage import run_cache
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.evaluate.table import results_table
@@ -176,7 +177,7 @@ def test_all_four_are_in_results_table_and_tuning(cached):
     assert tuned["both"]["loss_nats"] <= min(tuned["loss_nats"], tuned["cache"]["loss_nats"])
     assert results["settings"]["cache"]["fill"] == "full"
     assert results["settings"]["both"] == {name: tuned["both"][name] for name in ("knn_lambda", "cache_lambda")}
-    table = results_table(results)
+    table = results_table(Results.read(RunDir(Path(cached.run_dir)).results))
     for line in ("LM ", "+ cache ", "+ kNN ", "+ kNN + cache", "none until the window is full"):
         assert line in table
     losses = np.array(tuned["cache"]["grid"]["loss_nats"])
@@ -244,7 +245,7 @@ def test_buckets_beside_a_cache_are_the_mixture_of_three(cached):
     assert mean_loss(np.log(mixed)) == pytest.approx(figures["both_buckets"]["loss_nats"], rel=1e-9)
     assert results["splits"]["valid"]["both_buckets"]["loss_nats"] == pytest.approx(both["loss_nats"], rel=1e-12)
     assert set(figures["bootstrap"]["differences"]["both_buckets"]) == {"lm", "both", "knn_buckets"}
-    assert "+ kNN + cache, λ by distance" in results_table(results)
+    assert "+ kNN + cache, λ by distance" in results_table(Results.read(run.results))
 
 
 def test_a_model_without_datastore_gets_the_same_cache(cached, cache_alone):
@@ -259,7 +260,7 @@ def test_a_model_without_datastore_gets_the_same_cache(cached, cache_alone):
     for split, figures in results_alone["splits"].items():
         assert figures["cache"] == results["splits"][split]["cache"]
         assert "knn" not in figures
-    assert "+ kNN" not in results_table(results_alone)
+    assert "+ kNN" not in results_table(Results.read(alone.results))
     assert evaluated_as_tuned(cache_alone, alone)
 
 

@@ -14,12 +14,15 @@ from distlm.index.search import gpu as gpu_search
 from distlm.knnlm.evaluate import stage as evaluate
 from distlm.knnlm.evaluate.ladder import exactness_ladder
 from distlm.knnlm.evaluate.parts import read_frozen
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.records import Tuned
 from distlm.knnlm.tune.stage import run_tune
+from distlm.runtime.records import replaced
 from distlm.runtime.rundir import RunDir
 
 
@@ -27,7 +30,7 @@ def opened(config):
     run = RunDir(Path(config.run_dir))
     store = Datastore.open(run.datastore)
     neighbours = Neighbours.open(run.neighbours("test"))
-    return run, store, neighbours, read_frozen(json.loads(run.tuned.read_text()))
+    return run, store, neighbours, read_frozen(Tuned.read(run.tuned))
 
 
 def test_of_all_tokens_each_rung_is_a_search_of_that_kind(searched, tmp_path):
@@ -35,9 +38,9 @@ def test_of_all_tokens_each_rung_is_a_search_of_that_kind(searched, tmp_path):
     run, store, neighbours, frozen = opened(searched)
     ladder = exactness_ladder(store, open_index(run.index, store), neighbours, frozen, 10**9)
     results = json.loads(run.results.read_text())["splits"]["test"]
-    assert ladder["queries"] == neighbours.tokens
-    assert ladder["rescored"]["loss_nats"] == pytest.approx(results["knn"]["loss_nats"], abs=1e-6)
-    assert ladder["lm"]["loss_nats"] == pytest.approx(results["lm"]["loss_nats"], rel=1e-12)
+    assert ladder.queries == neighbours.tokens
+    assert ladder.rescored.loss_nats == pytest.approx(results["knn"]["loss_nats"], abs=1e-6)
+    assert ladder.lm.loss_nats == pytest.approx(results["lm"]["loss_nats"], rel=1e-12)
 
     units = list(neighbours.units())
     queries, targets = (np.concatenate([getattr(unit, name) for unit in units]) for name in ("queries", "targets"))
@@ -49,22 +52,22 @@ def test_of_all_tokens_each_rung_is_a_search_of_that_kind(searched, tmp_path):
     sorted_distances = np.take_along_axis(distances, near, 1).astype(np.float32)
     scores = knn_log_probs(sorted_distances, values[near], targets, frozen.temperature)[0]
     exact = mean_loss(interpolate(neighbours.log_probs(), scores, frozen.weight))
-    assert ladder["exact"]["loss_nats"] == pytest.approx(exact, abs=2e-4)
-    assert ladder["exact"]["recall"] == 1
+    assert ladder.exact.loss_nats == pytest.approx(exact, abs=2e-4)
+    assert ladder.exact.recall == 1
     own = np.concatenate([unit.ids for unit in units])[:, : frozen.k]
-    assert ladder["rescored"]["recall"] == pytest.approx(recall(own, near), abs=2e-3)
-    assert ladder["rescored"]["recall"] < 1
-    assert ladder["quantised"]["loss_nats"] != ladder["rescored"]["loss_nats"]
+    assert ladder.rescored.recall == pytest.approx(recall(own, near), abs=2e-3)
+    assert ladder.rescored.recall < 1
+    assert ladder.quantised.loss_nats != ladder.rescored.loss_nats
 
 
 def test_all_lists_and_room_to_rerank_give_the_oracle(searched):
     run, store, neighbours, frozen = opened(searched)
-    manifest = neighbours.manifest | {"nprobe": 10**6, "k": store.rows}
+    manifest = replaced(neighbours.manifest, nprobe=10**6, k=store.rows)
     ladder = exactness_ladder(store, open_index(run.index, store), Neighbours(neighbours.folder, manifest), frozen, 40)
-    assert ladder["queries"] == 40
-    assert ladder["rescored"]["recall"] > 0.999
-    assert ladder["rescored"]["loss_nats"] == pytest.approx(ladder["exact"]["loss_nats"], abs=1e-5)
-    assert ladder["quantised"]["recall"] < ladder["rescored"]["recall"]
+    assert ladder.queries == 40
+    assert ladder.rescored.recall > 0.999
+    assert ladder.rescored.loss_nats == pytest.approx(ladder.exact.loss_nats, abs=1e-5)
+    assert ladder.quantised.recall < ladder.rescored.recall
 
 
 def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path, monkeypatch):
@@ -72,7 +75,7 @@ def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path,
     run = RunDir(Path(config.run_dir))
     before = json.loads(run.results.read_text())
     assert before["ladder"]["split"] == "test"
-    assert "recall" in results_table(before)
+    assert "recall" in results_table(Results.read(run.results))
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "exactness_ladder", None)
         in_stage("knn", config, run_evaluate)
@@ -81,6 +84,8 @@ def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path,
         in_stage("knn", config, run_evaluate)
         assert json.loads(run.results.read_text())["ladder"] is None
     config.knn.ladder_sample = 8
+    # What cannot be read does not stand in the way of the evaluation that writes it anew.
+    run.results.write_text(json.dumps(before | {"ladder": 1}))
     in_stage("knn", config, run_evaluate)
     assert json.loads(run.results.read_text())["ladder"]["queries"] == 8
 

@@ -8,15 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
+from support.knn_files import NEIGHBOURS
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.shuffled import shuffle_values
 from distlm.knnlm.evaluate.stage import Frozen, evaluate_split, run_evaluate
 from distlm.knnlm.evaluate.state import evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours, Unit, unit_folder, write_unit
+from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.tune.grid import best_of, grid_losses
 from distlm.knnlm.tune.stage import edge_warnings, run_tune
 from distlm.runtime.rundir import RunDir
@@ -34,9 +37,8 @@ def write_neighbours(folder, distances, values, targets, log_probs, units=3):
         )  # fmt: skip
         write_unit(unit_folder(folder, number), unit)
         rows.append({"rows": len(part), "hashes": {}})
-    manifest = {"format": 1, "kind": "neighbours", "tokens": len(targets), "k": distances.shape[1], "blocks": 3,
-                "split": "valid", "units": rows}  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = {**NEIGHBOURS, "tokens": len(targets), "k": distances.shape[1], "units": rows}
+    NeighboursManifest.of(facts, folder).write(folder / "manifest.json")
     return Neighbours.open(folder)
 
 
@@ -90,11 +92,11 @@ def test_permuted_values_cost_what_the_mixture_gives_away(tmp_path):
     neighbours = informative(tmp_path / "plain")
     frozen = Frozen(0.25, 4.0, 8, "valid", "")
     result = evaluate_split(neighbours, frozen)
-    check = result["shuffled"]
-    assert check["ceiling_nats"] == pytest.approx(math.log(VOCABULARY) + 0.28768, abs=1e-5)
-    assert result["lm"]["loss_nats"] + 0.05 < check["loss_nats"] < check["ceiling_nats"]
-    assert not check["alarm"]
-    assert result["knn"]["loss_nats"] < result["lm"]["loss_nats"] < check["loss_nats"]
+    check = result.shuffled
+    assert check.ceiling_nats == pytest.approx(math.log(VOCABULARY) + 0.28768, abs=1e-5)
+    assert result.lm.loss_nats + 0.05 < check.loss_nats < check.ceiling_nats
+    assert not check.alarm
+    assert result.knn.loss_nats < result.lm.loss_nats < check.loss_nats
 
 
 def test_values_of_no_target_reach_the_ceiling_exactly():
@@ -108,7 +110,7 @@ def test_values_of_no_target_reach_the_ceiling_exactly():
 
 def test_misaligned_values_raise_the_alarm(tmp_path):
     neighbours = informative(tmp_path, uninformative=True)
-    assert evaluate_split(neighbours, Frozen(0.25, 4.0, 8, "valid", ""))["shuffled"]["alarm"]
+    assert evaluate_split(neighbours, Frozen(0.25, 4.0, 8, "valid", "")).shuffled.alarm
 
 
 def test_shuffling_keeps_the_values_and_the_absent_places():
@@ -135,7 +137,7 @@ def test_results_agree_with_the_files_and_the_table_shows_them(searched):
     assert results["tuned_on"] == "valid"
     assert set(results["seconds"]) >= {"prepare", "datastore write", "index merge", "knn search", "knn tune",
                                        "knn evaluate"}  # fmt: skip
-    table = results_table(results)
+    table = results_table(Results.read(run.results))
     for shown in (f"{tuned['perplexity']:.2f}", "4,311 rows", "IVF16,PQ4", "nprobe=4", "every token is scored once"):
         assert shown in table
     # </s> is a word like any other: as many of them as lines.
@@ -180,14 +182,17 @@ def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
         in_stage("knn", config, run_evaluate)
 
 
-@pytest.mark.parametrize("key", ["datastore", "model", "index", "token_files", "k", "distances"])
-def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key):
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("datastore", "x"), ("model", "x"), ("index", "x"), ("token_files", "x"), ("k", 9), ("distances", "quantised")],
+)
+def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key, other):
     config = copy_run(searched, tmp_path / "run")
     path = RunDir(Path(config.run_dir)).neighbours("test") / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest[key] = "other"
+    manifest[key] = other
     path.write_text(json.dumps(manifest))
-    with pytest.raises(DistlmError, match=f"{key} other, .* belong to another {key}"):
+    with pytest.raises(DistlmError, match=f"{key} {other}, .* belong to another {key}"):
         in_stage("knn", config, run_evaluate)
 
 

@@ -21,6 +21,7 @@ from distlm.knnlm.evaluate.parts import read_frozen
 from distlm.knnlm.generate.stage import Generation, generation_text, run_generate
 from distlm.knnlm.generate.words import Generator, Sampling, choose
 from distlm.knnlm.search.source import open_source
+from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.rundir import RunDir
 
 DRAWN = Sampling(tokens=12, greedy=False, seed=3, top_p=1.0, shown=4, context=6)
@@ -39,7 +40,7 @@ def test_the_next_word_has_the_probability_of_the_evaluation(searched):
     """Within the first block of a split the context is the same: every token's p_LM and mixture must be, too."""
     run = RunDir(Path(searched.run_dir))
     ids = TokenFiles.open(run.tokens(searched)).split("test").tolist()
-    tuned = json.loads(run.tuned.read_text())
+    tuned = Tuned.read(run.tuned)
 
     def probabilities(stage):
         store = searched.datastore
@@ -71,7 +72,7 @@ def test_contexts_are_those_of_the_training_text(searched, made):
         hits = sum(near.weight for near in word.neighbours if near.hit)
         assert hits <= word.p_knn + 1e-9
         assert (hits > 0) == (word.p_knn > 0)
-        weight = made.settings["lambda"]
+        weight = made.frozen.weight
         assert word.p == pytest.approx((1 - weight) * word.p_lm + weight * word.p_knn, rel=1e-9)
 
 
@@ -113,7 +114,7 @@ def test_words_that_no_text_holds_are_never_drawn(searched):
 
 def test_the_page_shows_every_word_and_escapes_the_text(made, tmp_path):
     angry = made.mixed[0].__class__("<b>&", 0.5, 0.25, 0.75, made.mixed[0].neighbours)
-    named = Generation("<run>", ["a<b"], ["<x>"], made.alone, [angry, *made.mixed], made.settings)
+    named = Generation("<run>", ["a<b"], ["<x>"], made.alone, [angry, *made.mixed], made.sampling, made.frozen)
     write_page(named, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page.count('class="word"') == 13

@@ -11,10 +11,11 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import open_index
 from distlm.index.search.searcher import SearchIndex
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.search.neighbours import Neighbours, unit_folder
-from distlm.knnlm.search.selftest import SKIPPED, check_kept, search_problem
+from distlm.knnlm.search.selftest import check_kept, search_problem
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.runtime.rundir import RunDir
@@ -28,7 +29,9 @@ def test_a_sound_search_passes_and_its_figures_are_in_the_results(searched):
     assert 0.5 < test["expected"] <= 1
     assert test["found"] >= 0.95 * test["expected"]
     assert test["checked"] > 500
-    assert "stored keys find their own row among 16" in results_table(results)
+    assert "stored keys find their own row among 16" in results_table(
+        Results.read(RunDir(Path(searched.run_dir)).results)
+    )
 
 
 def test_the_expectation_is_of_the_keys_own_codes(indexed):
@@ -82,9 +85,9 @@ def test_a_broken_search_stops_with_the_reason(indexed, tmp_path, monkeypatch, c
 def test_brute_force_and_absent_neighbours_pass(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.search=brute", "knn.splits=[test]")
     in_stage("knn", config, run_search)
-    test = Neighbours.open(RunDir(Path(config.run_dir)).neighbours("test")).manifest["self_test"]
-    assert test["nprobe"] is None
-    assert test["found"] >= test["expected"] > 0.5
+    test = Neighbours.open(RunDir(Path(config.run_dir)).neighbours("test")).manifest.self_test
+    assert test.nprobe is None
+    assert test.found >= test.expected > 0.5
     ids, distances = np.array([[4, 2, -1]]), np.array([[0.5, 1.0, np.inf]], np.float32)
     assert search_problem(ids, distances, 5) is None
     assert "infinite" in search_problem(np.array([[4, 2, 3]]), distances, 5)
@@ -112,11 +115,11 @@ def test_leaving_it_out_is_in_the_result(indexed, tmp_path):
     for function in (run_search, run_tune, run_evaluate):
         in_stage("knn", config, function)
     results = json.loads(RunDir(Path(config.run_dir)).results.read_text())
-    assert results["self_test"] == {**SKIPPED, "checked": 0}
-    assert "not run" in results_table(results)
+    assert results["self_test"] == {"run": False, "checked": 0}
+    assert "not run" in results_table(Results.read(RunDir(Path(config.run_dir)).results))
 
 
 def test_every_unit_of_the_kept_files_is_sampled(searched):
     run = RunDir(Path(searched.run_dir))
     neighbours = Neighbours.open(run.neighbours("valid"))
-    assert len(neighbours.manifest["units"]) <= check_kept(neighbours, Datastore.open(run.datastore))
+    assert len(neighbours.manifest.units) <= check_kept(neighbours, Datastore.open(run.datastore))

@@ -53,7 +53,7 @@ def test_every_token_is_there_once_with_the_models_probability(searched, split):
     np.testing.assert_allclose(joined(neighbours, "queries"), queries, atol=2e-3)
     assert joined(neighbours, "queries").dtype == store.key_dtype
     assert neighbours.tokens == len(ids) == sum(len(unit) for unit in neighbours.units())
-    assert len(neighbours.manifest["units"]) > 1
+    assert len(neighbours.manifest.units) > 1
 
 
 def test_neighbours_are_rows_of_the_store_at_their_true_distance(searched):
@@ -67,7 +67,7 @@ def test_neighbours_are_rows_of_the_store_at_their_true_distance(searched):
     np.testing.assert_array_equal(joined(neighbours, "values"), values[ids])
     np.testing.assert_allclose(distances, ((queries[:, None] - keys[ids]) ** 2).sum(-1), rtol=1e-5, atol=1e-4)
     assert (np.diff(distances, axis=1) >= 0).all()
-    assert neighbours.manifest["distances"] == "exact"
+    assert neighbours.manifest.distances == "exact"
     assert neighbours.damaged() == []
 
 
@@ -79,7 +79,7 @@ def test_brute_force_finds_the_nearest_rows_of_all(indexed, tmp_path):
     queries = joined(neighbours, "queries").astype(np.float64)
     true = np.sort(((queries[:, None] - all_keys(store)) ** 2).sum(-1), axis=1)[:, : config.knn.k]
     np.testing.assert_allclose(joined(neighbours, "distances"), true, rtol=1e-5, atol=1e-5)
-    assert neighbours.manifest["index"] == "brute"
+    assert neighbours.manifest.index == "brute"
     ids, _ = brute_search(store, queries.astype(np.float32), config.knn.k)
     assert (joined(neighbours, "ids") == ids).mean() > 0.99
 
@@ -90,7 +90,7 @@ def test_quantised_distances_are_the_indexs_own_and_say_so(indexed, searched, tm
     run, _, _ = parts(config)
     quantised = Neighbours.open(run.neighbours("valid"))
     exact = Neighbours.open(RunDir(Path(searched.run_dir)).neighbours("valid"))
-    assert quantised.manifest["distances"] == "quantised"
+    assert quantised.manifest.distances == "quantised"
     ids = joined(quantised, "ids")
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.sort(joined(exact, "ids"), axis=1))
     assert not np.allclose(joined(quantised, "distances"), joined(exact, "distances"), rtol=1e-3)
@@ -188,7 +188,7 @@ def test_one_split_can_be_searched_alone(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run")
     in_stage("knn", config, lambda stage: run_search(stage, "test"))
     run = RunDir(Path(config.run_dir))
-    assert Neighbours.open(run.neighbours("test")).manifest["split"] == "test"
+    assert Neighbours.open(run.neighbours("test")).manifest.split == "test"
     assert not run.neighbours("valid").exists()
 
 

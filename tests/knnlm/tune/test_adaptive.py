@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
@@ -18,6 +19,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.adaptive import Fitted, swapped
 from distlm.knnlm.tune.buckets import Buckets, fit_buckets
 from distlm.knnlm.tune.gate import BEFORE, SKIPS, Features, Gate, features_of, fit_gate, skip_curve
+from distlm.knnlm.tune.records import GateValues, Tuned
 from distlm.knnlm.tune.stage import run_tune
 from distlm.runtime.rundir import RunDir
 
@@ -95,7 +97,7 @@ def test_the_gate_finds_what_decides_and_holds_on_other_tokens():
     assert np.abs(gate.weights).argmax() == 3
     again = fit_gate(features, half, log_lm, log_knn, 0.3)
     np.testing.assert_array_equal(again.weights, gate.weights)
-    kept = Gate.from_json(json.loads(json.dumps(gate.as_json())))
+    kept = Gate.of(msgspec.json.decode(msgspec.json.encode(gate.record()), type=GateValues))
     np.testing.assert_array_equal(kept.lambdas(features), lambdas)
 
 
@@ -104,13 +106,13 @@ def test_the_curve_of_skipped_searches():
     gate = fit_gate(features, np.arange(12_000), log_lm, log_knn, 0.3)
     lambdas = gate.lambdas(features)
     gated = mix(log_lm, log_knn, lambdas)
-    curve = skip_curve(lambdas, gate.thresholds, log_lm, gated)
-    np.testing.assert_allclose(curve["skipped"], SKIPS, atol=1e-3)
-    assert curve["loss_nats"][0] == pytest.approx(mean_loss(gated), rel=1e-12)
-    assert curve["loss_nats"][-1] == pytest.approx(mean_loss(log_lm), rel=1e-12)
+    skipped, losses = skip_curve(lambdas, gate.thresholds, log_lm, gated)
+    np.testing.assert_allclose(skipped, SKIPS, atol=1e-3)
+    assert losses[0] == pytest.approx(mean_loss(gated), rel=1e-12)
+    assert losses[-1] == pytest.approx(mean_loss(log_lm), rel=1e-12)
     # Half of the tokens gain nothing: leaving those out costs far less than leaving out any half.
-    half = curve["loss_nats"][SKIPS.index(0.5)]
-    assert half - curve["loss_nats"][0] < 0.3 * (curve["loss_nats"][-1] - curve["loss_nats"][0]) / 2
+    half = losses[SKIPS.index(0.5)]
+    assert half - losses[0] < 0.3 * (losses[-1] - losses[0]) / 2
 
 
 def test_features_never_see_the_target(searched, monkeypatch):
@@ -154,7 +156,7 @@ def test_noise_looks_good_where_it_was_fitted_only():
 def test_results_hold_the_frozen_fits(searched):
     run = RunDir(Path(searched.run_dir))
     tuned, results = (json.loads(path.read_text()) for path in (run.tuned, run.results))
-    fitted = Fitted.from_json(tuned)
+    fitted = Fitted.of(Tuned.read(run.tuned))
     for name in ("buckets", "gate"):
         part = "knn_buckets" if name == "buckets" else "gate"
         assert results["splits"]["valid"][part]["loss_nats"] == pytest.approx(tuned[name]["loss_nats"], rel=1e-12)

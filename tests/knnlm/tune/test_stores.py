@@ -14,6 +14,7 @@ from distlm.config.schema import RunConfig
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import DistlmError
 from distlm.index import run_index_build
+from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.state import evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.evaluate.table import results_table
@@ -96,18 +97,18 @@ def test_two_stores_are_tuned_and_frozen(searched, other, tmp_path):
                  for u in Neighbours.open(place.neighbours("test")).units()]  # fmt: skip
         mixed += weight * np.exp(np.concatenate(parts))
     assert results["splits"]["test"]["stores"]["loss_nats"] == pytest.approx(-np.log(mixed).mean(), rel=1e-9)
-    assert "several stores" in results_table(results)
+    assert "several stores" in results_table(Results.read(run.results))
     assert f"{other.run_dir}: λ {stores['lambdas'][1]:.3f}" in write_report(run).read_text("utf-8")
     assert "knn" in results["splits"]["test"]["bootstrap"]["differences"]["stores"]
 
 
-@pytest.mark.parametrize("key", ["model", "tokens", "context_rule"])
-def test_neighbours_of_something_else_are_refused(searched, other, tmp_path, key):
+@pytest.mark.parametrize(("key", "theirs"), [("model", "x"), ("tokens", 7), ("context_rule", "x")])
+def test_neighbours_of_something_else_are_refused(searched, other, tmp_path, key, theirs):
     config, foreign = copy_run(searched, tmp_path / "run"), copy_run(other, tmp_path / "other")
     path = RunDir(Path(foreign.run_dir)).neighbours("valid") / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "other"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: theirs}))
     config.knn.extra_runs = [str(tmp_path / "other")]
-    with pytest.raises(DistlmError, match=f"knn.extra_runs: .*{key} other"):
+    with pytest.raises(DistlmError, match=f"knn.extra_runs: .*{key} {theirs}"):
         in_stage("knn", config, run_tune)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.deadline import DEADLINE_S
+from support.manifest import write_complete_manifest
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, UsageError
@@ -129,7 +130,7 @@ def test_finished_stages_are_left_out(tmp_path):
     index = tmp_path / "index"
     chosen = ("datastore", "index-train", "index-add", "index-merge")
     assert pending_stages(config(tmp_path), chosen) == chosen
-    write_json(tmp_path / "datastore" / "manifest.json", {"complete": True, "shards": [{}, {}]})
+    write_complete_manifest(tmp_path / "datastore", shards=2)
     write_json(index / "template.json", {})
     write_json(index / "parts" / "part-00000.json", {})
     assert pending_stages(config(tmp_path), chosen) == ("index-add", "index-merge")

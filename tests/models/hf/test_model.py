@@ -111,7 +111,7 @@ def test_saved_and_loaded_it_computes_the_same(gpt2: Path, tmp_path: Path, name:
     ids = rows().clamp(max=FIRST_PIECE + 19)
     with torch.inference_mode():
         assert torch.equal(loaded(ids).hidden, model(ids).hidden)
-    assert card["kind"] == "hf" and card["config"]["width"] == 32 and card["config"]["max_positions"] == 96
+    assert card.kind == "hf" and card.config["width"] == 32 and card.config["max_positions"] == 96
     assert parameter_count(config, FIRST_PIECE + 20) == sum(value.numel() for value in model.parameters())
     assert (
         json.loads((tmp_path / "model" / "model.json").read_text("utf-8"))["config"]["backbone"]["model_type"] == name

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distlm.data.shards.wordpiece import Tokenizer
+from distlm.data.shards.records import Tokenizer
 from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103

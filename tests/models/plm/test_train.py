@@ -261,7 +261,7 @@ def test_a_checkpoint_brings_its_own_sizes(shards: Path, dense: Path, tmp_path: 
     config = plm_config(shards, tmp_path / "run", *RESM, given, "plm.width=512")
     sizes = backbone_sizes(plm_of(config).backbone)
     other = dataclasses.replace(config.plm, width=model.width, checkpoint="")
-    assert (sizes.width, sizes.layers) == (model.width, card["config"]["backbone"]["num_hidden_layers"])
+    assert (sizes.width, sizes.layers) == (model.width, card.config["backbone"]["num_hidden_layers"])
     same = plan_train(dataclasses.replace(config, plm=other), 1)
     assert plan_train(config, 1).disk_bytes == same.disk_bytes
     settings = json.loads((tmp_path / "hf" / "config.json").read_text())

@@ -23,19 +23,20 @@ from distlm.models.plm.measure.finished import memory_files, open_texts
 from distlm.models.plm.measure.validate import masked_batch
 from distlm.models.plm.model import Plm
 from distlm.models.plm.text.masking import NO_LABEL
-from distlm.runtime.files import write_json
+from distlm.models.records import ModelCard
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
+from distlm.training.records import LmModel, LmResults, LmSplit, Staleness
 
 _TOKENS = 8192
 """Tokens of a batch, about; a result does not depend on it beyond rounding."""
 
 
-def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
+def run_evaluate_plm(stage: Stage) -> dict[str, float]:
     """Perplexity of the masked tokens of the run's valid and test rows, and of the shards of plm.texts; RUN/lm.json.
 
     Of the newest checkpoint: a masked language model is trained to its end. Returns NAME → perplexity, seconds.
@@ -46,42 +47,45 @@ def run_evaluate_plm(stage: Stage) -> dict[str, Any]:
     checkpoint = run.newest_checkpoint()
     model, card = together(stage.comm, lambda: load_plm(checkpoint, default_device()))
     texts = together(stage.comm, lambda: _open(stage, card, str(checkpoint)))
-    results: dict[str, Any] = {
-        "format": 1, "name": config.name, "splits": {}, "context_rule": "masked tokens of whole rows",
-        "model": {
-            "kind": card["kind"], "parameters": sum(p.numel() for p in model.parameters()),
-            "memory_values": model.memory_numbers, "fingerprint": model_fingerprint(checkpoint),
-            "memory_files": memory_files(checkpoint), "step": card["step"], "checkpoint": str(checkpoint),
-        },
-        "staleness": _staleness(model, card["step"]),
-        "mask_seed": config.train.seed, "mask_share": config.plm.mask_share, "code": code_version(),
-    }  # fmt: skip
+    results = LmResults(
+        name=config.name,
+        splits={},
+        context_rule="masked tokens of whole rows",
+        model=LmModel(
+            kind=card.kind, parameters=sum(p.numel() for p in model.parameters()), memory_values=model.memory_numbers,
+            fingerprint=model_fingerprint(checkpoint), memory_files=memory_files(checkpoint), step=card.step,
+            checkpoint=str(checkpoint),
+        ),
+        staleness=_staleness(model, card.step or 0),
+        mask_seed=config.train.seed,
+        mask_share=config.plm.mask_share,
+        code=code_version(),
+    )  # fmt: skip
     for name, rows in texts.items():
         found = evaluate_rows(stage, model, rows, name)
-        results["splits"][name] = found
+        results.splits[name] = found
         say(
-            f"evaluate: {name}: loss {found['loss_nats']:.4f}, ppl {found['perplexity']:.3f} of {found['tokens']} "
-            f"masked tokens{_use(found)}", stage.comm.rank,
+            f"evaluate: {name}: loss {found.loss_nats:.4f}, ppl {found.perplexity:.3f} of {found.tokens} masked "
+            f"tokens{_use(found)}", stage.comm.rank,
         )  # fmt: skip
     seconds = time.monotonic() - began
     if stage.comm.rank == 0:
         run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
-        write_json(run.root / RESULT, results)
-    return {**{name: found["perplexity"] for name, found in results["splits"].items()}, "seconds": round(seconds, 3)}
+        results.write(run.root / RESULT)
+    return {**{name: found.perplexity for name, found in results.splits.items()}, "seconds": round(seconds, 3)}
 
 
-def _open(stage: Stage, card: dict[str, Any], whose: str) -> dict[str, ShardRows]:
+def _open(stage: Stage, card: ModelCard, whose: str) -> dict[str, ShardRows]:
     """As open_texts. Raises DistlmError also for shards of another tokenizer than the model's (`whose`)."""
     assert isinstance(stage.config, PlmRun)
     texts = open_texts(stage.config, stage.run)
     for rows in texts.values():
-        rows.require_tokenizer(card["dictionary"], card["vocabulary"], whose)
+        rows.require_tokenizer(card.dictionary, card.vocabulary, whose)
     return texts
 
 
-def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[str, Any]:
-    """Tokens, rows and which those are, loss_nats, perplexity, and per layer the measures of its memory's use.
-    Collective."""
+def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> LmSplit:
+    """Loss of the masked tokens, and how each memory was used. Collective."""
     size = max(1, _TOKENS // rows.row_tokens)
     batches, comm = math.ceil(len(rows) / size), stage.comm
     total, tokens = 0.0, 0
@@ -95,11 +99,12 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> dict[
             progress.advance(min(comm.size, batches - number))
     everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in measured.items()}))
     total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
-    use = {str(layer): UsageCounts.total([each[2][layer] for each in everyone]).measures() for layer in measured}
-    return {
-        "tokens": tokens, "rows": len(rows), "rows_fingerprint": rows.fingerprint,
-        "loss_nats": total / max(tokens, 1), "perplexity": math.exp(min(total / max(tokens, 1), 700)), "memory": use,
-    }  # fmt: skip
+    totals = {layer: UsageCounts.total([each[2][layer] for each in everyone]) for layer in measured}
+    loss = total / max(tokens, 1)
+    return LmSplit(
+        tokens=tokens, rows=len(rows), rows_fingerprint=rows.fingerprint, loss_nats=loss,
+        perplexity=math.exp(min(loss, 700)), memory={str(layer): c.measures() for layer, c in totals.items()},
+    )  # fmt: skip
 
 
 def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
@@ -110,18 +115,13 @@ def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[flo
         return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())
 
 
-def _staleness(model: Plm, updates: int) -> dict[str, Any]:
-    """Layer → at which of five equal stretches of the training a slot was last read first (Kim & Jung, figure 2).
-
-    edges: the last update of each stretch, behind 0 for slots that never were; slots: how many.
-    """
+def _staleness(model: Plm, updates: int) -> dict[str, Staleness]:
+    """Layer → when its slots were last read first."""
     edges = sorted({round(updates * part / 5) for part in range(6)})
     last = {layer: memory.usage.counts().last_top1 for layer, memory in model.memories.items()}
-    return {
-        str(layer): {"edges": edges, "slots": measures.staleness(seen, edges).tolist()} for layer, seen in last.items()
-    }
+    return {str(layer): Staleness(edges, measures.staleness(seen, edges).tolist()) for layer, seen in last.items()}
 
 
-def _use(found: dict[str, Any]) -> str:
-    parts = [f"layer {layer}: top-1 MU {100 * use['top1_mu']:.1f} %" for layer, use in found["memory"].items()]
+def _use(found: LmSplit) -> str:
+    parts = [f"layer {layer}: top-1 MU {100 * (use.top1_mu or 0):.1f} %" for layer, use in (found.memory or {}).items()]
     return f" ({', '.join(parts)})" if parts else ""

@@ -7,9 +7,9 @@ from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
 from distlm.models.complete import marked_hashes
 from distlm.models.plm.config import PlmRun
-from distlm.runtime.files import read_json
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 
 def masked_as_trained(config: PlmRun, run: RunDir) -> bool:
@@ -18,16 +18,16 @@ def masked_as_trained(config: PlmRun, run: RunDir) -> bool:
     path = run.root / RESULT
     if not path.exists():
         return False
-    results = read_json(path, "evaluation results")
+    results = LmResults.read(path)
     try:
         texts = open_texts(config, run)
     except DistlmError:
         # What is wrong with them is for the evaluation to say.
         return False
-    model, checkpoint = results["model"], run.newest_checkpoint()
-    there = [model["fingerprint"], model.get("memory_files"), results.get("mask_seed"), results.get("mask_share")]
+    model, checkpoint = results.model, run.newest_checkpoint()
+    there = [model.fingerprint, model.memory_files, results.mask_seed, results.mask_share]
     now = [model_fingerprint(checkpoint), memory_files(checkpoint), config.train.seed, config.plm.mask_share]
-    rows = {name: found.get("rows_fingerprint") for name, found in results["splits"].items()}
+    rows = {name: found.rows_fingerprint for name, found in results.splits.items()}
     return there == now and all(rows.get(name) == found.fingerprint for name, found in texts.items())
 
 

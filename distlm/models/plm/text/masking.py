@@ -8,7 +8,7 @@ padding are never chosen, nor drawn as replacements.
 import numpy as np
 import numpy.typing as npt
 
-from distlm.data.shards.wordpiece import Tokenizer
+from distlm.data.shards.records import Tokenizer
 
 NO_LABEL = -100
 """Label of a token that is not predicted."""

@@ -1,0 +1,32 @@
+"""Clocks: what passed on the wall, and what this process's threads worked."""
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+Seconds = npt.NDArray[np.float64]
+"""[2]: of the wall, and of the processor over all threads; other work on the machine disturbs the latter less."""
+
+
+def clock(device: str = "cpu") -> Seconds:
+    """Both clocks, once the device has done all that it was given."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class Best:
+    """The best seconds of each name over several turns: other work on the machine only adds."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = {}
+        self.processor: dict[str, float] = {}
+
+    def keep(self, name: str, spent: Seconds, units: int = 1) -> None:
+        """`spent` for `units`, e.g. tokens: seconds of one are kept."""
+        for times, value in zip((self.wall, self.processor), spent, strict=True):
+            one = float(value) / units
+            times[name] = min(one, times.get(name, one))

@@ -1,0 +1,254 @@
+"""Records of an index: of its template, its parts, the finished index, and of files that tools of an index write."""
+
+from typing import ClassVar
+
+from msgspec import UNSET, UnsetType, field
+
+from distlm.runtime.records import Part, Record
+
+_MADE_WITH_INDEX = ("distlm index add", "distlm index merge", "distlm index build", "distlm knn search")
+
+
+class TemplateRecord(Record, kw_only=True):
+    """The trained index without keys, `template.index`; written after it."""
+
+    FILE: ClassVar[str] = "RUN/index/template.json"
+    WHAT: ClassVar[str] = "index template"
+    WRITER: ClassVar[str] = "distlm index train"
+    READERS: ClassVar[tuple[str, ...]] = (*_MADE_WITH_INDEX, "distlm index info")
+    MEND: ClassVar[str] = "remove the folder and run `distlm index train` again"
+
+    template: str
+    """xxh3-128 of template.index: every part and the merged index name it."""
+    datastore: str
+    """Fingerprint of the store that it was trained on."""
+    factory_asked: str
+    """index.factory."""
+    factory: str
+    """The same with as many lists as the store can train."""
+    metric: str
+    """L2: squared distances."""
+    width: int
+    """D, numbers of a key."""
+    nlist: int
+    """Inverted lists."""
+    code_size: int
+    """Bytes of a key's code, without its id."""
+    sample: int
+    """Keys that it was trained on."""
+    seed: int
+    """index.seed."""
+    faiss: str
+    """Version of faiss."""
+    bytes: int
+    """Size of template.index."""
+
+
+class PartRecord(Record, kw_only=True):
+    """The keys of one shard of the store, `part-00000.index`; written after it."""
+
+    FILE: ClassVar[str] = "RUN/index/parts/part-00000.json"
+    WHAT: ClassVar[str] = "part sidecar"
+    WRITER: ClassVar[str] = "distlm index add"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index add", "distlm index merge", "distlm knn search")
+    MEND: ClassVar[str] = "remove it and run `distlm index add` again"
+
+    template: str
+    """Template that the keys were added to."""
+    datastore: str
+    """Fingerprint of the store."""
+    shard: int
+    """Number of the shard, from 0."""
+    first_id: int
+    """Id of the first key: its row in the store."""
+    rows: int
+    """Keys; their ids follow one another."""
+    bytes: int
+    """Size of the part."""
+    xxh3: str
+    """xxh3-128 of the part."""
+
+
+class IndexRecord(Record, kw_only=True):
+    """The finished index, one file `merged.index` or its parts; written last."""
+
+    FILE: ClassVar[str] = "RUN/index/index.json"
+    WHAT: ClassVar[str] = "index record"
+    WRITER: ClassVar[str] = "distlm index merge"
+    READERS: ClassVar[tuple[str, ...]] = (
+        "distlm index add", "distlm index search", "distlm index info", "distlm knn search", "distlm knn evaluate",
+        "distlm generate",
+    )  # fmt: skip
+    MEND: ClassVar[str] = "delete it and run `distlm index build` again"
+
+    fingerprint: str
+    """Identifies the index: hash of the store, the template and the contents."""
+    datastore: str
+    """Fingerprint of the store that it was built from."""
+    template: str
+    """Template of its parts."""
+    factory: str
+    """As in template.json."""
+    metric: str
+    """L2: squared distances."""
+    width: int
+    """D, numbers of a key."""
+    nlist: int
+    """Inverted lists."""
+    code_size: int
+    """Bytes of a key's code, without its id."""
+    rows: int
+    """N, keys."""
+    parts: int
+    """Parts that it was made of."""
+    merged: bool = True
+    """It is one file; false: the parts are searched where they lie (index.merge=false)."""
+    bytes: int
+    """Size of merged.index, or of all parts."""
+    xxh3: str
+    """xxh3-128 of merged.index, or hash of the parts' checksums."""
+    self_found: float
+    """Share, from 0 to 1, of sampled keys of the store that find themselves among 64 neighbours of their list."""
+
+
+class JoinedPart(Part):
+    """A file that was merged."""
+
+    path: str
+    """Absolute."""
+    rows: int
+    """Keys."""
+    first_id: int | UnsetType = UNSET
+    """Least of its ids in the merged file, where each file's ids are one range: then it can be dropped by name."""
+
+
+class JoinRecord(Record, kw_only=True):
+    """What `distlm index merge --parts … --out MERGED.index` wrote."""
+
+    FILE: ClassVar[str] = "MERGED.index.json"
+    WHAT: ClassVar[str] = "record of a merge"
+    WRITER: ClassVar[str] = "distlm index merge --parts"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index drop",)
+    MEND: ClassVar[str] = "drop keys by --ids, or merge again"
+
+    rows: int
+    """Keys."""
+    bytes: int
+    """Size of the file."""
+    xxh3: str
+    """xxh3-128 of the file."""
+    trained: str
+    """xxh3-128 of the trained index that all parts have in common."""
+    ids: str
+    """--ids: keep or shift."""
+    self_found: float
+    """Share, from 0 to 1, of sampled keys that find themselves in their list."""
+    parts: list[JoinedPart]
+    """In the order of their ids."""
+
+
+class AddedKeys(Part):
+    """A file of keys."""
+
+    path: str
+    """Absolute, .npy."""
+    rows: int
+    """Keys."""
+
+
+class ExtendRecord(Record, kw_only=True):
+    """What `distlm index extend --out PART.index` wrote."""
+
+    FILE: ClassVar[str] = "PART.index.json"
+    WHAT: ClassVar[str] = "description of a part"
+    WRITER: ClassVar[str] = "distlm index extend"
+    READERS: ClassVar[tuple[str, ...]] = ()
+
+    rows: int
+    """Keys."""
+    first_id: int
+    """Id of the first key; the others follow."""
+    xxh3: str
+    """xxh3-128 of the part."""
+    extends: str
+    """The index that has its trained state, absolute."""
+    keys: list[AddedKeys]
+    """Where its keys are from, in order."""
+
+
+class DropRecord(Record, kw_only=True):
+    """What `distlm index drop --out SMALLER.index` wrote."""
+
+    FILE: ClassVar[str] = "SMALLER.index.json"
+    WHAT: ClassVar[str] = "description of a smaller index"
+    WRITER: ClassVar[str] = "distlm index drop"
+    READERS: ClassVar[tuple[str, ...]] = ()
+
+    rows: int
+    """Keys that stayed."""
+    bytes: int
+    """Size of the file."""
+    xxh3: str
+    """xxh3-128 of the file."""
+    from_index: str = field(name="of")
+    """The index that it was made from, absolute."""
+    dropped: list[tuple[int, int]]
+    """Ids that are gone, ranges [low, high)."""
+
+
+class MergeJournal(Record, kw_only=True):
+    """What is written of an unfinished merge, so that one that was killed goes on from there."""
+
+    FILE: ClassVar[str] = "RUN/index/.merged.index.tmp.json"
+    WHAT: ClassVar[str] = "journal of a merge"
+    WRITER: ClassVar[str] = "distlm index merge"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index merge",)
+
+    key: str
+    """Hash of what the merged file is made of: of another merge it says nothing."""
+    units: dict[str, str]
+    """Number of a unit (a range of lists) → xxh3-128 of what was written of it."""
+
+
+class Rates(Part):
+    """Measured on one rank with `threads` threads, training with `node_threads`."""
+
+    threads: int
+    """Of a rank."""
+    node_threads: int
+    """Of the node, for training."""
+    add_keys_s: float
+    """Keys encoded and added per second."""
+    kmeans_keys_s: float
+    """Keys through one iteration of coarse k-means per second."""
+    pq_s: float
+    """Seconds of training all codebooks; 0 without a product quantiser."""
+    transform_keys_s: float
+    """Keys per second through training of the transforms; infinite without."""
+    transform_fixed_s: float
+    """Seconds that training the transforms takes besides (eigenvectors)."""
+    write_bytes_s: float
+    """Bytes per second to the folder, fsync included."""
+    read_bytes_s: float
+    """Bytes per second from the folder, as far as the page cache can be left out."""
+    merge_bytes_s: float
+    """Bytes per second of the merged file: parts read and checked, copied, flushed and read back."""
+
+
+class RatesFile(Record, kw_only=True):
+    """How fast a machine builds one kind of index."""
+
+    FILE: ClassVar[str] = "--rates FILE"
+    WHAT: ClassVar[str] = "measured rates"
+    WRITER: ClassVar[str] = "distlm plan"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm plan",)
+    MEND: ClassVar[str] = "remove it to measure again"
+
+    factory: str
+    """Measured for this one."""
+    width: int
+    """D, numbers of a key."""
+    sample: int
+    """Keys that an index would be trained on."""
+    rates: Rates
+    """What was measured."""

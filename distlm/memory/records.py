@@ -1,0 +1,26 @@
+"""How a memory's slots were read, as results and checkpoints record it."""
+
+from math import nan
+
+from distlm.runtime.records import Part
+
+
+class MemoryUse(Part, kw_only=True):
+    """Use of the slots of one memory (Kim & Jung §3.2, XLM); null where there is no number, e.g. of no reads."""
+
+    mu: float | None
+    """Memory usage: share of the slots that were read."""
+    top1_mu: float | None
+    """Share of the slots that were the best of a read."""
+    kl_u: float | None
+    """Divergence of the reads from the uniform distribution, in nats."""
+    kl_w: float | None
+    """The same of the weights, in nats."""
+    gini: float | None
+    """Gini coefficient of the weights."""
+
+    @property
+    def words(self) -> str:
+        """All but the last, for people."""
+        mu, top1_mu, kl_u, kl_w = (nan if v is None else v for v in (self.mu, self.top1_mu, self.kl_u, self.kl_w))
+        return f"MU {100 * mu:.1f} %, top-1 MU {100 * top1_mu:.1f} %, KL_u {kl_u:.2f}, KL_w {kl_w:.2f}"
