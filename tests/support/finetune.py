@@ -1,18 +1,15 @@
 """Helpers of the fine-tuning tests: a tiny vocabulary, tiny models of Hugging Face, tiny tasks that can be learnt."""
 
-import copy
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from distlm.config import load_config
 from distlm.config.schema import RunConfig
 from distlm.data.shards.wordpiece import SPECIALS, WordPiece
+from support.config import config_of
 
 GOOD, BAD = [f"good{i}" for i in range(6)], [f"bad{i}" for i in range(6)]
 FILLER = [f"word{i}" for i in range(40)]
@@ -112,21 +109,8 @@ def settings(run: Path, data: Path, *overrides: str) -> list[str]:
 
 
 def finetune_config(run: Path, data: Path, *overrides: str) -> RunConfig:
-    """The same as a configuration; not through load_config, whose checks take a second."""
-    config = copy.deepcopy(_recipe())
-    for override in settings(run, data, *overrides):
-        key, _, value = override.partition("=")
-        section, _, name = key.rpartition(".")
-        place = getattr(config, section) if section else config
-        text = isinstance(getattr(place, name), str)
-        # YAML takes 1e-3 for text, as the command line does not.
-        setattr(place, name, value if text else type(getattr(place, name))(yaml.safe_load(value)))
-    return config
-
-
-@cache
-def _recipe() -> RunConfig:
-    return load_config("plm-base")
+    """The same as a configuration."""
+    return config_of("plm-base", settings(run, data, *overrides))
 
 
 def run(config: RunConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from distlm.config import RunConfig, load_config
+from distlm.config import RunConfig
 from distlm.datastore.manifest import MANIFEST, keys_path, values_path
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import Manifest, Shard
@@ -18,6 +18,7 @@ from distlm.runtime.ranks.world import single
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
+from support.config import config_of
 from support.manifest import settings as settings_of_store
 
 WIDTH = 32
@@ -50,7 +51,7 @@ def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, mode
 def config(run_dir: Path, **index: object) -> RunConfig:
     """Settings of an index run: index.NAME=value."""
     overrides = [f"run_dir={run_dir}", "launch.threads=1", *(f"index.{name}={value}" for name, value in index.items())]
-    return load_config("demo", overrides)
+    return config_of("demo", overrides)
 
 
 @contextmanager

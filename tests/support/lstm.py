@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from distlm.config import load_config
 from distlm.config.schema import RunConfig
+from support.config import config_of
 from support.kinds import readable
 from support.train import settings
 
@@ -25,4 +25,4 @@ def lstm_settings(tokens: Path, run: Path, *overrides: str) -> list[str]:
 
 def lstm_config(tokens: Path, run: Path, *overrides: str) -> RunConfig:
     """The same as a configuration."""
-    return load_config("awd-lstm-small", lstm_settings(tokens, run, *overrides))
+    return config_of("awd-lstm-small", lstm_settings(tokens, run, *overrides))

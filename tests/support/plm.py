@@ -5,11 +5,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, cat
 
-from distlm.config import load_config
 from distlm.config.schema import RunConfig
 from distlm.data.shards.stage import run_shard
 from distlm.runtime.stage import open_stage
 from support import TINY, write_text
+from support.config import config_of
 from support.kinds import readable
 from support.train import newest
 
@@ -27,7 +27,7 @@ def tiny_shards(folder: Path) -> Path:
     """Shards of about 350 rows of 24 tokens."""
     text, shards = write_text(folder / "text"), folder / "shards"
     words = [*TINY, *PLM, f"shards.text_dir={text}", f"shards.folder={shards}", f"run_dir={folder / 'prepare'}"]
-    with open_stage("shard", load_config("plm-base", readable(words))) as stage:
+    with open_stage("shard", config_of("plm-base", readable(words))) as stage:
         run_shard(stage)
     return shards
 
@@ -41,7 +41,7 @@ def plm_settings(shards: Path, run: Path, *overrides: str) -> list[str]:
 
 def plm_config(shards: Path, run: Path, *overrides: str) -> RunConfig:
     """The same as a configuration."""
-    return load_config("plm-base", plm_settings(shards, run, *overrides))
+    return config_of("plm-base", plm_settings(shards, run, *overrides))
 
 
 def memory_of(run: Path, layer: int) -> dict[str, Tensor]:

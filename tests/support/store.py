@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
@@ -16,6 +15,7 @@ from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from support import TINY, write_text
+from support.config import config_of
 from support.kinds import readable, recipe_of
 
 
@@ -28,7 +28,7 @@ def arguments(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> list[str]
 def tiny_config(run_dir: Path, text: Path, extra: Sequence[str] = ()) -> RunConfig:
     """The configuration those arguments resolve to."""
     recipe, *overrides = arguments(run_dir, text, extra)
-    return load_config(recipe, overrides)
+    return config_of(recipe, overrides)
 
 
 def ready_run(

@@ -7,11 +7,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distlm.config import load_config
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import run_prepare
 from distlm.runtime.stage import open_stage
 from support import TINY, mpirun, write_text
+from support.config import config_of
 
 DRIVER = Path(__file__).with_name("drivers") / "train.py"
 
@@ -21,7 +21,7 @@ def tiny_tokens(folder: Path, seed: int = 0) -> Path:
     text = write_text(folder / "text", seed=seed)
     tokens = folder / "tokens"
     settings = ["data.source=folder", f"data.text_dir={text}", f"data.tokens_dir={tokens}", "data.max_words=0"]
-    with open_stage("prepare", load_config("demo", [*TINY, *settings, f"run_dir={folder / 'prepare'}"])) as stage:
+    with open_stage("prepare", config_of("demo", [*TINY, *settings, f"run_dir={folder / 'prepare'}"])) as stage:
         run_prepare(stage)
     return tokens
 
@@ -34,7 +34,7 @@ def settings(tokens: Path, run: Path, *overrides: str) -> list[str]:
 
 def tiny_config(tokens: Path, run: Path, *overrides: str) -> RunConfig:
     """The same as a configuration."""
-    return load_config("demo", settings(tokens, run, *overrides))
+    return config_of("demo", settings(tokens, run, *overrides))
 
 
 def train_all(
