@@ -10,7 +10,7 @@ from typing import Any
 from distlm.config.schema import DataConfig
 from distlm.data.records import HubSource, TextFile, TextSource
 from distlm.data.tokens import SPLITS
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 
 STYLES: tuple[Callable[[str], str], ...] = (lambda split: f"{split}.txt", lambda split: f"wiki.{split}.tokens")
 """File names of a split: ours, and WikiText's."""
@@ -50,7 +50,7 @@ def folder_files(text_dir: str) -> dict[str, Path]:
     Raises DistlmError when the folder or a file is missing or empty, or both styles are there.
     """
     if not text_dir:
-        raise DistlmError("data.text_dir is empty; set it to a folder with train.txt, valid.txt and test.txt")
+        raise UsageError("data.text_dir is empty; set it to a folder with train.txt, valid.txt and test.txt")
     folder = Path(text_dir)
     if not folder.is_dir():
         raise DistlmError(f"data.text_dir={text_dir}: no such folder; give one with train.txt, valid.txt and test.txt")

@@ -20,7 +20,7 @@ from distlm.data.corpus import hub_label, hub_tables
 from distlm.data.documents import cuts, is_blank, is_title
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.records import TextFacts
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.runtime.progress import say
 
 SUFFIXES = (".txt", ".txt.xz", ".txt.gz")
@@ -92,7 +92,7 @@ def open_sources(config: ShardsConfig) -> dict[str, list[Source]]:
 def folder_sources(text_dir: str, splits: Sequence[str]) -> "dict[str, list[FileSource]]":
     """The files of each split. Raises DistlmError when a split is missing, empty, or there in two forms."""
     if not text_dir:
-        raise DistlmError("shards.text_dir is empty; set it to a folder with train.txt(.xz, .gz) or a folder train")
+        raise UsageError("shards.text_dir is empty; set it to a folder with train.txt(.xz, .gz) or a folder train")
     folder = Path(text_dir)
     if not folder.is_dir():
         raise DistlmError(f"shards.text_dir={text_dir}: no such folder")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distlm.data.blocks import Blocks, Ints, store_blocks
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def plan_store(
     and block are longer than the model's `max_positions`.
     """
     if max_positions is not None and context_window + block > max_positions:
-        raise DistlmError(
+        raise UsageError(
             f"datastore.context_window={context_window} + datastore.block={block}: {context_window + block} tokens are "
             f"more than the model's max_positions={max_positions}; make one of them smaller"
         )

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 from distlm.finetune.source import Source
 from distlm.finetune.tasks.features import Frame, Rows, encode_examples, encode_squad
 from distlm.finetune.tasks.glue import TASKS, Examples, GlueTask, read_glue
@@ -61,7 +61,7 @@ def open_task(config: FinetuneConfig, source: Source) -> TaskData:
     the task's, and for rows that are longer than the model takes.
     """
     if config.length > source.max_positions:
-        raise DistlmError(
+        raise UsageError(
             f"finetune.length={config.length}: {source.name} takes rows of at most {source.max_positions} tokens; set "
             "that or less"
         )

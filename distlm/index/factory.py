@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index.faiss_module import require_faiss
 
 KEYS_PER_LIST = 39
@@ -50,10 +50,10 @@ def fit_factory(asked: str, width: int, rows: int, sample: int) -> Factory:
     if rows < 1:
         raise DistlmError("the datastore is empty: an index needs at least one key")
     if sample < 1:
-        raise DistlmError(f"index.sample={sample}: must be at least 1")
+        raise UsageError(f"index.sample={sample}: must be at least 1")
     found = re.findall(r"IVF(\d+)", asked)
     if len(found) > 1:
-        raise DistlmError(f"index.factory={asked!r}: more than one IVF; write one, e.g. IVF4096,PQ64")
+        raise UsageError(f"index.factory={asked!r}: more than one IVF; write one, e.g. IVF4096,PQ64")
     index = build_factory(asked, width)
     check_mergeable(index, asked)
     nlist, messages = int(found[0]), []
@@ -84,7 +84,7 @@ def build_factory(text: str, width: int) -> Any:
         if "multiple of the number of subquantizers" in message or "d % M" in message:
             raise DistlmError(_wrong_divisor(text, width)) from error
         reason = message.rpartition("Error: ")[2].strip()
-        raise DistlmError(
+        raise UsageError(
             f"index.factory={text!r}: faiss cannot build it for width {width} ({reason}); write e.g. IVF4096,PQ64"
         ) from error
 
@@ -149,7 +149,7 @@ def _check_quantizer(index: Any, asked: str, sample: int) -> list[str]:
     if not bits:
         return []
     if sample < 1 << bits:
-        raise DistlmError(
+        raise UsageError(
             f"index.factory={asked!r}: a product quantiser of {bits} bits needs at least {1 << bits} training keys "
             f"and there are {sample}; use index.factory=IVF1,SQ8 or IVF1,Flat for so small a store"
             + ("" if bits <= 4 else f", or {bits - 4} bits")

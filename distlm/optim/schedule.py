@@ -3,7 +3,7 @@
 import math
 
 from distlm.config.training import UpdatesConfig
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 
 
 def learning_rate(config: UpdatesConfig, update: int) -> float:
@@ -32,7 +32,7 @@ def _cosine(config: UpdatesConfig, update: int) -> float:
     """Cosine with warm restarts (Loshchilov & Hutter 2017, eq. 5), as fairseq: cycle i is t_mult^i periods long and
     its peak and floor are scaled by shrink^i. `update` counts from the end of warm-up."""
     if config.cosine_period < 1 or config.cosine_t_mult < 1:
-        raise DistlmError(
+        raise UsageError(
             f"train.cosine_period={config.cosine_period}, train.cosine_t_mult={config.cosine_t_mult}: "
             "both must be at least 1"
         )

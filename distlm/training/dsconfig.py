@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.config.schema import TrainConfig
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 
 OWNED = {
     "train_batch_size": "train.blocks_per_update",
@@ -94,7 +94,7 @@ def find_ds_config(name: str) -> Path:
     if name.endswith(".json"):
         path = Path(name)
         if not path.is_file():
-            raise DistlmError(f"train.deepspeed={name}: no such file")
+            raise UsageError(f"train.deepspeed={name}: no such file")
         return path
     known: dict[str, Path] = {}
     for folder in config_folders():
@@ -104,7 +104,7 @@ def find_ds_config(name: str) -> Path:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DistlmError(
+    raise UsageError(
         f"train.deepspeed={name}: no such DeepSpeed configuration{hint} "
         f"Known: {', '.join(sorted(known)) or 'none'}; or give the path of a .json file"
     )
@@ -152,14 +152,14 @@ def merge_ds_config(train: TrainConfig, micro_blocks: int, accumulation: int) ->
     stage = zero_stage(config)
     if stage == 0 and train.precision == "fp16":
         # DeepSpeed 0.19.8: without ZeRO, engine.backward leaves the loss unscaled and step divides by the scale.
-        raise DistlmError(
+        raise UsageError(
             f"train.deepspeed={name} with train.precision=fp16: DeepSpeed does not scale the loss at ZeRO stage 0, "
             "so gradients would vanish; set train.deepspeed=zero1"
         )
     if stage == 0:
         gradients = config.get("data_types", {}).get("grad_accum_dtype", train.precision)
         if gradients != train.precision:
-            raise DistlmError(
+            raise UsageError(
                 f"train.deepspeed={name}: data_types.grad_accum_dtype={gradients} with "
                 f"train.precision={train.precision} needs ZeRO stage 1 to 3; set train.deepspeed=zero1"
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import xxhash
 
 from distlm.config.training import UpdatesConfig
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def plan_micro_batches(train: UpdatesConfig, ranks: int) -> MicroBatchPlan:
     """
     blocks, micro = train.blocks_per_update, train.micro_blocks
     if blocks % micro:
-        raise DistlmError(
+        raise UsageError(
             f"train.micro_blocks={micro} does not divide train.blocks_per_update={blocks}; "
             f"set train.blocks_per_update={_nearest(blocks, micro)}"
         )
     count = blocks // micro
     if count % ranks:
         fitting = max(size for size in range(1, ranks) if count % size == 0)
-        raise DistlmError(
+        raise UsageError(
             f"train.blocks_per_update={blocks} with train.micro_blocks={micro} gives {count} micro-batches, which do "
             f"not divide over {ranks} ranks; set train.blocks_per_update={_nearest(blocks, micro * ranks)} or start "
             f"{fitting} ranks"

@@ -11,7 +11,7 @@ from distlm.config.schema import KnnConfig
 from distlm.data.blocks import Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.models.card import model_fingerprint, model_of_card
 from distlm.models.described import causal
 from distlm.models.device import default_device
@@ -51,7 +51,7 @@ def open_forward(stage: Stage) -> Forward:
     check_dictionary(card, tokens.dictionary)
     longest = causal(model_of_card(card)).max_positions
     if knn.context_window + knn.block > longest:
-        raise DistlmError(
+        raise UsageError(
             f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
             f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
         )

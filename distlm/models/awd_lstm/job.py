@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.bptt import ChunkPlan, columns_of
 from distlm.models.awd_lstm.config import AwdConfig, LstmConfig, LstmTraining
 from distlm.models.awd_lstm.lstm import State
@@ -227,12 +227,12 @@ class LstmJob(Job[LstmState]):
 def plan_columns(awd: AwdConfig, ranks: int) -> MicroBatchPlan:
     """Deal the columns to the ranks in micro-batches. Raises DistlmError when they do not divide."""
     if awd.batch < ranks:
-        raise DistlmError(f"awd.batch={awd.batch} is smaller than the {ranks} ranks; start {awd.batch} ranks or fewer")
+        raise UsageError(f"awd.batch={awd.batch} is smaller than the {ranks} ranks; start {awd.batch} ranks or fewer")
     micro = awd.micro_batch or (awd.batch // ranks if awd.batch % ranks == 0 else 1)
     count = awd.batch // micro
     if awd.batch % ranks or count % ranks:
         fitting = max(size for size in range(1, ranks) if count % size == 0)
-        raise DistlmError(
+        raise UsageError(
             f"awd.batch={awd.batch} columns in micro-batches of {micro} do not divide over {ranks} ranks; set "
             f"awd.batch={max(1, round(awd.batch / (micro * ranks))) * micro * ranks} or start {fitting} ranks"
         )
@@ -246,13 +246,13 @@ def refuse_zero_stage(train: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
     of a model that fits on any device, and the averages again for every validation; and for offloaded states.
     """
     if zero_stage(deepspeed) == 3:
-        raise DistlmError(
+        raise UsageError(
             f"train.deepspeed={train.deepspeed}: ZeRO stage 3 shards the weights, and NT-ASGD's averages are "
             "swapped in for them whole; set train.deepspeed=zero0 (every rank averages), zero1 or "
             "zero2 (averages are sharded)"
         )
     if deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none":
-        raise DistlmError(
+        raise UsageError(
             f"train.deepspeed={train.deepspeed}: offload_optimizer would move NT-ASGD's averages off the device that "
             "updates them in every step; delete it, or set train.deepspeed=zero1"
         )

@@ -138,7 +138,7 @@ def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
     tokenizer has more pieces than the model has rows.
     """
     if not name:
-        raise DistlmError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
+        raise UsageError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
     library = _library()
     try:
         found = library.AutoConfig.from_pretrained(name)

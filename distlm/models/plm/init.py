@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.models.card import model_of_card
 from distlm.models.io import read_weights
@@ -30,7 +30,7 @@ def start_from(model: Plm, plm: PlmConfig, memory: MemoryConfig, tokenizer: str)
     another architecture, tokenizer or vocabulary, and when both are given.
     """
     if plm.init_from and plm.checkpoint:
-        raise DistlmError(
+        raise UsageError(
             f"plm.init_from={plm.init_from} and plm.checkpoint={plm.checkpoint}: a model starts from one of them; "
             "remove the other"
         )

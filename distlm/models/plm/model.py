@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 from torch import Tensor, nn
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
@@ -117,7 +117,7 @@ def equip(
     memories = {}
     for position in config.positions:
         if not 1 <= position <= len(layers):
-            raise DistlmError(
+            raise UsageError(
                 f"memory.positions={config.positions}: the model has layers 1 to {len(layers)}; choose among those"
             )
         memories[position] = ProductKeyMemory(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distlm.data.shards.reader import ShardRows
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import memory_size
 from distlm.memory.plan import Work, describe, other_ways, plan_memory
@@ -103,7 +103,7 @@ def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str
     plans = plan_memory(memory, width, work)
     chosen = next((plan for plan in plans if plan.columns == columns), None)
     if chosen is None:
-        raise DistlmError(
+        raise UsageError(
             f"memory.columns={memory.columns} (0: all {work.ranks} ranks) must divide {work.ranks} ranks and the "
             f"model's width {width}; set it to one of {', '.join(str(plan.columns) for plan in plans)}"
         )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 from distlm.models.dropout import dropout
 
 
@@ -35,7 +35,7 @@ class Bands:
         edges = (0, *(edge for edge in cutoffs if edge < vocabulary), vocabulary)
         widths = tuple(width // factor**band for band in range(len(edges) - 1))
         if widths[-1] < 1:
-            raise DistlmError(
+            raise UsageError(
                 f"model.cutoffs={list(cutoffs)} with model.factor={factor}: band {len(widths) - 1} of a model of width "
                 f"{width} would have embeddings of width 0; use fewer cutoffs or a smaller factor"
             )

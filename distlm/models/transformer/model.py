@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.models.dropout import causal_attention, dropout
 from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
@@ -112,7 +112,7 @@ class TransformerLM(LanguageModel):
     def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
         super().__init__()
         if config.width % config.heads:
-            raise DistlmError(f"model.width={config.width}: must be a multiple of model.heads={config.heads}")
+            raise UsageError(f"model.width={config.width}: must be a multiple of model.heads={config.heads}")
         self.config = config
         self.vocabulary = vocabulary
         self.width = config.width

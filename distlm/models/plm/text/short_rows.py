@@ -4,7 +4,7 @@ The tokens of an update, their order and their masks stay what they are without 
 changes, and with it the cost (Press et al. 2021, "Shortformer"; Li et al. 2022, "The Stability-Efficiency Dilemma").
 """
 
-from distlm.errors import DistlmError
+from distlm.errors import UsageError
 from distlm.models.plm.config import PlmConfig
 
 
@@ -17,7 +17,7 @@ def short_rows(plm: PlmConfig, row_tokens: int) -> list[tuple[int, int]]:
         return []
     for tokens in plm.short_rows:
         if tokens < row_tokens and row_tokens % tokens:
-            raise DistlmError(
+            raise UsageError(
                 f"plm.short_rows={plm.short_rows}: {tokens} does not divide the shards' rows of {row_tokens} tokens; "
                 "name divisors, or set plm.short_rows=[] plm.short_updates=[]"
             )
