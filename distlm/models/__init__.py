@@ -1,14 +1,13 @@
-"""Language models: the Baevski–Auli transformer, the AWD-LSTM, and those of Hugging Face.
+"""Language models: one wing per kind (transformer, awd_lstm, hf, plm), and what all kinds share.
 
-language_model        what every model offers
-kinds                 model.kind → configuration, class, tap points
-adaptive              adaptive input and tied adaptive softmax
-dropout               dropout, masks, and causal attention
-transformer_lm        the transformer and its tap points
-lstm                  an LSTM layer with weight drop
+registry              model.kind → kind; those of other packages by the entry point group distlm.kinds
+kind                  what a kind says about itself
+described             from a configuration or model.json to the model, whatever its kind
+language_model        what every model that predicts the next word offers
+io, card, records     model folders: safetensors weights and model.json
+complete              markers of whole folders
+dropout, row_dropout  dropout, masks, and causal attention
 linear_cross_entropy  softmax over a full vocabulary in chunks
-awd_lstm              the AWD-LSTM
-hf                    any causal language model of Hugging Face
-io                    model folders: safetensors weights and model.json
+empty                 models without memory for their parameters
 device                where a rank computes
 """

@@ -1,2 +1,2 @@
-"""Who am I (world), talk to the others (comm), stop cleanly (stop), write safely (files), run directory (rundir),
-metrics, progress, what a stage will need (plan), environment report (doctor)."""
+"""What every stage stands on: run directory (rundir), safe files, typed records, locks, signs of life (alive), clean
+stops, metrics, progress, what a stage will need (plan); ranks/ and doctor/."""

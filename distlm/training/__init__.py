@@ -1,1 +1,1 @@
-"""Training with DeepSpeed: engine adapter, objective, loop, validation, checkpoints that fit any rank count."""
+"""Training with DeepSpeed: engine adapter, loop, validation, checkpoints that fit any rank count; blocks/."""
