@@ -205,7 +205,7 @@ class MergeJournal(Record, kw_only=True):
     READERS: ClassVar[tuple[str, ...]] = ("distlm index merge",)
 
     key: str
-    """Hash of what the merged file is made of: of another merge it says nothing."""
+    """Hash of what the merged file is made of; a journal of another merge counts for nothing."""
     units: dict[str, str]
     """Number of a unit (a range of lists) → xxh3-128 of what was written of it."""
 

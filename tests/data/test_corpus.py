@@ -98,7 +98,7 @@ def test_hub_rows_are_lines_with_or_without_their_newline(local_hub: Path) -> No
     assert list(corpus.read("train")) == [" = A = ", "", "one two ", "three"]
     assert list(corpus.read("valid")) == ["v w"]
     assert list(corpus.read("test")) == ["t", "u", "v"]
-    assert corpus.description.hub.rows == {"train": 4, "valid": 1, "test": 2}
+    assert corpus.description.hub and corpus.description.hub.rows == {"train": 4, "valid": 1, "test": 2}
 
 
 def test_hub_column_that_is_not_there_or_holds_no_text(local_hub: Path) -> None:

@@ -8,7 +8,7 @@ import xxhash
 
 from distlm.config import LaunchConfig
 from distlm.data.shards.config import ShardsConfig
-from distlm.data.shards.stage import run_shard
+from distlm.data.shards.stage import ShardSummary, run_shard
 from distlm.data.shards.wordpiece import SPECIALS, WordPiece
 from distlm.models.plm.config import PlmRun
 from distlm.runtime.ranks.world import World
@@ -24,7 +24,7 @@ def shard_config(run: Path, text: Path | str = "", **settings: Any) -> PlmRun:
     return PlmRun(run_dir=str(run), shards=shards, launch=LaunchConfig(threads=1))
 
 
-def make_shards(run: Path, text: Path | str = "", **settings: Any) -> dict[str, Any]:
+def make_shards(run: Path, text: Path | str = "", **settings: Any) -> ShardSummary:
     """Run the stage; its summary."""
     with open_stage("shard", shard_config(run, text, **settings), World(0, 1, 0, 1, "here", "single")) as stage:
         return run_shard(stage)

@@ -11,6 +11,7 @@ from support.index import config, one_rank, vectors, write_store
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
+from distlm.index.build.add import AddSummary
 from distlm.index import run_index_add, run_index_merge, run_index_train
 from distlm.runtime.lock import only_writer
 
@@ -25,7 +26,7 @@ def trained(tmp_path: Path) -> RunConfig:
     return settings
 
 
-def add(settings: RunConfig, share: str = "") -> dict[str, object]:
+def add(settings: RunConfig, share: str = "") -> AddSummary:
     with one_rank(replace(settings, launch=replace(settings.launch, share=share))) as stage:
         return run_index_add(stage)
 

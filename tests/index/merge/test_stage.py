@@ -44,7 +44,7 @@ def test_merged_is_identical_to_one_process(tmp_path: Path, factory: str, monkey
     assert result["rows"] == 3000
     assert result["self_found"] > 0.9
     record = index_info(tmp_path / "index").index
-    assert record.bytes == (tmp_path / "one.index").stat().st_size
+    assert record is not None and record.bytes == (tmp_path / "one.index").stat().st_size
     assert record.xxh3 == file_hash(tmp_path / "one.index")
 
 
