@@ -120,6 +120,7 @@ def _sections_by_class(cls: type[RunConfig] | None) -> dict[tuple[str, type], li
     return found
 
 
+@cache
 def _section_help(section: str, cls: type, kinds: str) -> list[str]:
     """A section's title and, per key, its type, default and docstring; `kinds`: those that alone read it."""
     described = docstring_parser.parse_from_object(cls)

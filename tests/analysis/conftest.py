@@ -1,8 +1,11 @@
 """A tiny kNN run, trained and evaluated, that the reports of this folder read."""
 
+from pathlib import Path
+
 import pytest
 from support import write_text
 from support.knn import in_stage
+from support.shared import made_once
 from support.store import tiny_config
 
 from distlm.config.schema import RunConfig
@@ -17,12 +20,17 @@ from distlm.training.loop import run_train
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Brute-force neighbours, so that there is no index; read only."""
-    folder = tmp_path_factory.mktemp("finished")
-    text = write_text(folder / "text")
-    config = tiny_config(folder / "w0-s1", text, ["knn.search=brute", "train.l2_weight=0"])
-    in_stage("prepare", config, run_prepare)
-    in_stage("train", config, run_train)
-    in_stage("datastore", config, run_datastore_write)
-    for function in (run_search, run_tune, run_evaluate):
-        in_stage("knn", config, function)
-    return config
+
+    def make(folder: Path) -> None:
+        config = config_in(folder, write_text(folder / "text"))
+        in_stage("prepare", config, run_prepare)
+        in_stage("train", config, run_train)
+        in_stage("datastore", config, run_datastore_write)
+        for function in (run_search, run_tune, run_evaluate):
+            in_stage("knn", config, function)
+
+    def config_in(folder: Path, text: Path) -> RunConfig:
+        return tiny_config(folder / "w0-s1", text, ["knn.search=brute", "train.l2_weight=0"])
+
+    folder = made_once(tmp_path_factory, "brute", make)
+    return config_in(folder, folder / "text")

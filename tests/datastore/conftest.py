@@ -4,25 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.store import ready_run, tiny_config
+from support import shared
+from support.store import tiny_config
 
 from distlm.config.schema import RunConfig
-from distlm.datastore.writer import run_datastore_write
-from distlm.runtime.stage import open_stage
-
-
-def write_store(config: RunConfig) -> dict[str, object]:
-    """Run the stage in this process."""
-    with open_stage("datastore", config) as stage:
-        return run_datastore_write(stage)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run with a finished store; read only."""
-    config = ready_run(tmp_path_factory.mktemp("finished"))
-    write_store(config)
-    return config
+    return shared.stored(tmp_path_factory)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support import TINY, distlm, mpirun, write_text
+from support import TINY, distlm, mpirun, shared, write_text
 
 FAST = [*TINY, "train.updates=2", "train.valid_every=0", "train.save_every=0", "data.source=folder"]
 
@@ -12,10 +12,7 @@ FAST = [*TINY, "train.updates=2", "train.valid_every=0", "train.save_every=0", "
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished tiny run: (text folder, run folder)."""
-    root = tmp_path_factory.mktemp("bad")
-    text = write_text(root / "text", train_lines=300)
-    distlm("run", "demo", *FAST, f"data.text_dir={text}", f"run_dir={root / 'run'}")
-    return text, root / "run"
+    return shared.whole(tmp_path_factory)[:2]
 
 
 @pytest.fixture
@@ -23,7 +20,7 @@ def copy(finished, tmp_path):
     """A copy of the finished run that a test may damage, and its settings."""
     text, run = finished
     shutil.copytree(run, tmp_path / "run")
-    return tmp_path / "run", [*FAST, f"data.text_dir={text}", f"run_dir={tmp_path / 'run'}"]
+    return tmp_path / "run", shared.whole_settings(tmp_path / "run", text)
 
 
 def refused(*arguments, words, code=1, **keywords):

@@ -2,54 +2,55 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from support import ENVIRONMENT, TINY, distlm, write_text
+from support import ENVIRONMENT, distlm, shared
 from support.deadline import DEADLINE_S, until
-
-
-def settings(folder, text):
-    return [*TINY, "data.source=folder", f"data.text_dir={text}", f"run_dir={folder}", "launch.ranks=2"]
+from support.shared import whole_settings as settings
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("corpus") / "text", train_lines=600)
+    return shared.whole(tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, text):
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    done = distlm("run", "demo", *settings(folder, text))
-    return folder, done
+def finished(tmp_path_factory):
+    """Run directory and standard output."""
+    return shared.whole(tmp_path_factory)[1:]
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the run directory."""
+    return shutil.copytree(finished[0], tmp_path / "copy")
 
 
 def test_a_run_ends_with_the_table_results_and_report(finished):
-    folder, done = finished
+    folder, output = finished
     results = json.loads((folder / "results.json").read_text("utf-8"))
     for split in ("valid", "test"):
         assert results["splits"][split]["knn"]["perplexity"] > 1
-        assert f"{results['splits'][split]['lm']['perplexity']:.2f}" in done.stdout
-    assert "perplexity" in done.stdout and str(folder / "report.html") in done.stdout
+        assert f"{results['splits'][split]['lm']['perplexity']:.2f}" in output
+    assert "perplexity" in output and str(folder / "report.html") in output
     report = (folder / "report.html").read_text("utf-8")
     assert "<img" in report and "http" not in report.replace("http://www.w3.org", "")
     assert (folder / "logs" / "train.log").exists()
 
 
-def test_run_again_says_complete_and_does_nothing(finished, text):
-    folder, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
-    done = distlm("run", "demo", *settings(folder, text))
+def test_run_again_says_complete_and_does_nothing(copy, text):
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.npy")}
+    done = distlm("run", "demo", *settings(copy, text))
     assert "complete; nothing to do" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == before
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.npy")} == before
 
 
-def test_another_setting_is_refused_before_anything_starts(finished, text):
-    folder, _ = finished
-    done = distlm("run", "demo", *settings(folder, text), "knn.nprobe=8", check=False)
+def test_another_setting_is_refused_before_anything_starts(copy, text):
+    done = distlm("run", "demo", *settings(copy, text), "knn.nprobe=8", check=False)
     assert done.returncode == 1 and "knn.nprobe: 4 there, 8 now" in done.stderr
 
 
