@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.cache import per_token
+from support.knn.cache import per_token
 
 from distlm.knnlm.cache import scores as core
 from distlm.knnlm.cache.scores import add_cache, block_bytes, cache_log_probs, first_cached, rows_of_block

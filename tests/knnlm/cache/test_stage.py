@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cache import per_token
 from support.knn import copy_run, in_stage, one_writer_at_a_time
+from support.knn.cache import per_token
 from support.store import file_hashes
 
 from distlm.config import load_config
