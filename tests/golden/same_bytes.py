@@ -29,12 +29,14 @@ NOT_READ = {
 }
 # Safetensors writes a file's metadata in any order: `sha256` sorts it, what is made of the raw bytes is not compared.
 UNORDERED = "checksum of a memory's safetensors file, whose metadata are in any order"
+NO_TAP = "a masked language model has no state that a datastore could hold, and names none now"
 # Files → keys in them that are not compared (NAME, or with keys above it KEY/NAME; * as in a shell) → why.
 NOT_COMPARED = {
     "*.json": {
         "seconds": "time",
         "tokens_per_s": "speed",
         "code": "versions of code and libraries",
+        "format": "every record has the number of its format now",
     },
     "*/metrics.jsonl": {
         "time": "time",
@@ -47,11 +49,14 @@ NOT_COMPARED = {
     "*/tokens/meta.json": {"text_dir": "absolute path"},
     "*/complete.json": {
         "files/state.json/*": "size and checksum of a file that has speeds in it",
+        "files/model.json/*": "size and checksum of a file that has a format now",
         "files/memory-*/hash": UNORDERED,
     },
     "*/export/memory.json": {"files/memory-*/hash": UNORDERED},
     "*/lm.json": {"model/memory_files/*": UNORDERED},
     "finetune-*/finetune/*.json": {"source": UNORDERED},
+    "plm-*/checkpoints/*.json": {"tap": NO_TAP},
+    "finetune-*/*.json": {"tap": NO_TAP},
 }
 # Lines of metrics.jsonl with this key are not compared: how many there are depends on the time that they are about.
 PROGRESS = "progress/done"
