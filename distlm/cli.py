@@ -158,7 +158,9 @@ def _wants_help(arguments: Sequence[str]) -> bool:
 def _settings_help(stage: str, arguments: Sequence[str]) -> str:
     """Help of the settings that a verb reads: of the recipe's kind of model where one is named, else of all kinds."""
     try:
-        recipe, overrides = split_words([word for word in arguments if "=" in word or word in recipe_names()])
+        recipe, overrides = split_words(
+            [word for word in arguments if "=" in word or word in recipe_names() or Path(word).is_file()]
+        )
         cls = type(load_config(recipe, overrides))
         names = [name for name, found in run_classes().items() if found is cls]
     except UsageError:

@@ -133,7 +133,7 @@ def test_without_slurm_the_default_is_this_machine_and_its_ranks_are_the_recipes
     [
         (["--cluster=slurm"], 1, "sbatch: not found, so there is no Slurm on this machine"),
         (["--stages=trian"], 2, "--stages: unknown stage 'trian'; did you mean 'train'?"),
-        (["--ranks=3"], 1, "do not divide over 3 ranks"),
+        (["--ranks=3"], 2, "do not divide over 3 ranks"),
         (["--cluster=slurm", "--dry-run", "--nodes=2", "--ranks=3"], 2, "3 ranks do not divide over 2 nodes"),
         (["--nodes=2"], 2, "--cluster local is this one machine; use --ranks"),
         (["--cluster=debug", "--ranks=2"], 2, "--cluster debug runs one rank in this process"),

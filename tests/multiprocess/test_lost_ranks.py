@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, TINY, distlm, mpirun, write_text
+from support import ENVIRONMENT, TINY, distlm, mpirun, warm, write_text
 from support.deadline import DEADLINE_S, until
 
 pytestmark = pytest.mark.multiprocess
@@ -37,7 +37,10 @@ def test_a_killed_rank_ends_the_others_and_is_named(words: list[str], tmp_path: 
     command = [sys.executable, "-m", "distlm", "train", "demo", *words, f"run_dir={run}", "train.updates=100000"]
     command += ["train.valid_every=0", "train.save_every=5", "launch.lost_after_s=30"]
     ranks = [
-        subprocess.Popen(command, env={**ENVIRONMENT, **step_of_slurm(rank, 2)}, stderr=subprocess.PIPE, text=True)
+        # Cold: the process that is killed is the one that the others name.
+        subprocess.Popen(
+            command, env={**ENVIRONMENT, **warm.COLD, **step_of_slurm(rank, 2)}, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     try:

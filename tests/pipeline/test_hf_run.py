@@ -73,7 +73,7 @@ def nats_by_hand(model: Path, weights: Any, tokens: TokenFiles) -> float:
     hf.eval()
     facts = tokens.tokenizer
     assert facts is not None
-    end = facts["line_end"]
+    end = facts.line_end
     rows: list[int] = []
     for line in (model.parent.parent / "text.txt").read_text("utf-8").split("\n")[:-1]:
         rows += [*tokenizer.encode(line, add_special_tokens=False).ids, end]
@@ -97,7 +97,7 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     assert plan_prepare(config).disk_bytes > 0
     in_stage("prepare", config, run_prepare)
     tokens = TokenFiles.open(run.tokens(config))
-    assert tokens.tokenizer is not None and tokens.tokenizer["line_end_piece"] == MODELS[name][2]
+    assert tokens.tokenizer is not None and tokens.tokenizer.line_end_piece == MODELS[name][2]
     plans = [plan(config, 1) for plan in (plan_train, plan_datastore, plan_index, plan_knn, plan_cache)]
     assert all(plan.memory_bytes > 0 for plan in plans)
     summary = in_stage("train", config, run_train)

@@ -13,7 +13,11 @@ def test_an_awd_lstm_is_trained_and_evaluated(tmp_path: Path) -> None:
     short = ["awd.batch=40", "awd.epochs=2", "awd.finetune_epochs=0", "launch.ranks=2", "data.source=folder"]
     words = readable([*TINY, *LSTM, *short, f"data.text_dir={text}", f"run_dir={tmp_path / 'run'}"])
     dry = distlm("run", "awd-lstm-small", *words, "--dry-run").stdout
-    assert "distlm train demo" in dry and "distlm evaluate demo" in dry and "distlm datastore write" not in dry
+    assert (
+        "distlm train awd-lstm-small" in dry
+        and "distlm evaluate awd-lstm-small" in dry
+        and "distlm datastore write" not in dry
+    )
     done = distlm("run", "awd-lstm-small", *words)
     results = json.loads((tmp_path / "run" / "lm.json").read_text("utf-8"))
     for split in ("valid", "test"):

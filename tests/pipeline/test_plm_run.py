@@ -19,7 +19,7 @@ def test_dense_then_memory(tmp_path: Path) -> None:
     text, dense, memory = write_text(tmp_path / "text"), tmp_path / "dense", tmp_path / "memory"
     words = readable([*TINY, *PLM, *SHORT, f"shards.text_dir={text}"])
     dry = distlm("run", "plm-base", *words, f"run_dir={dense}", "--dry-run").stdout
-    assert "distlm data shard demo" in dry and "distlm evaluate demo" in dry and "datastore write" not in dry
+    assert "distlm data shard plm-base" in dry and "distlm evaluate plm-base" in dry and "datastore write" not in dry
     distlm("run", "plm-base", *words, f"run_dir={dense}")
     page = (dense / "report.html").read_text("utf-8")
     assert "Masked language model" in page and "top-1 MU" not in page

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, succeeds_as_nobody
+from support import ENVIRONMENT, succeeds_as_nobody, warm
 from support.drivers import lock as lock_driver
 
 from distlm.config import load_config
@@ -24,7 +24,7 @@ from distlm.runtime.stage import open_stage
 def holder(folder: Path, share: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until it is killed or told to end."""
     process = subprocess.Popen(
-        [sys.executable, lock_driver.__file__, str(folder), *filter(None, [share])], env={**ENVIRONMENT, **environment},
+        [sys.executable, lock_driver.__file__, str(folder), *filter(None, [share])], env={**ENVIRONMENT, **warm.COLD, **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

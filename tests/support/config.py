@@ -10,7 +10,7 @@ from distlm.config.schema import RunConfig
 
 PLACES = (
     "run_dir", "data.text_dir", "data.tokens_dir", "datastore.checkpoint", "finetune.checkpoint", "finetune.data_dir",
-    "plm.init_from", "shards.folder", "shards.text_dir",
+    "shards.folder", "shards.text_dir",
 )  # fmt: skip
 """Settings that are a path, and are checked where it is opened."""
 

@@ -20,7 +20,7 @@ LSTM = [
 
 def lstm_settings(tokens: Path, run: Path, *overrides: str) -> list[str]:
     """Overrides of a tiny AWD-LSTM."""
-    return readable(settings(tokens, run, *LSTM, *overrides))
+    return [*readable(settings(tokens, run, *LSTM)), *overrides]
 
 
 def lstm_config(tokens: Path, run: Path, *overrides: str) -> RunConfig:

@@ -36,7 +36,7 @@ def plm_settings(shards: Path, run: Path, *overrides: str) -> list[str]:
     """Overrides of a tiny masked language model; dropout and memory's dropouts are on."""
     dropout = ["plm.dropout=0.1", "plm.attention_dropout=0.1", "memory.value_dropout=0.1", "memory.query_dropout=0.1"]
     text = f"shards.text_dir={shards.parent / 'text'}"
-    return readable([*TINY, *PLM, *dropout, text, f"shards.folder={shards}", f"run_dir={run}", *overrides])
+    return [*readable([*TINY, *PLM, *dropout]), text, f"shards.folder={shards}", f"run_dir={run}", *overrides]
 
 
 def plm_config(shards: Path, run: Path, *overrides: str) -> RunConfig:

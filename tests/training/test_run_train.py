@@ -64,7 +64,7 @@ def test_best_and_newest_checkpoints_are_kept(finished: tuple[Path, dict[str, An
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert set(kept) == {"step-00000010", "step-00000012", f"step-{best:08d}"}
     pointer = read_json(folder / "checkpoints" / "best.json", "")
-    assert pointer == {"checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
+    assert pointer == {"format": 1, "checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
     assert {path.name for path in newest(folder).iterdir()} == {
         "model.safetensors", "model.json", "optimizer.safetensors", "state.json", "complete.json"
     }  # fmt: skip

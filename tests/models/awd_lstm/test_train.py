@@ -160,7 +160,7 @@ def test_best_is_one_running_minimum_over_all_phases(finished: tuple[Path, dict[
     valid = curve(folder, "valid/loss")
     best = min(valid, key=lambda step: valid[step])
     pointer = read_json(folder / "checkpoints" / "best.json", "")
-    assert pointer == {"checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
+    assert pointer == {"format": 1, "checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
 
 
 def test_validation_number_by_hand(finished: tuple[Path, dict[str, Any]], tokens: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from support.foreign.hf import save_gpt2, save_llama
 from torch import Tensor
 
 from distlm.data.dictionary import Dictionary
+from distlm.data.records import TokenizerFacts
 from distlm.errors import DistlmError
 from distlm.models.described import parameter_count
 from distlm.models.hf.description import HfModel
@@ -153,7 +153,7 @@ def test_unknown_taps_and_long_rows_are_refused(gpt2: Path, model: HfLM) -> None
 class Tokens:
     """As much of token files as hf_model looks at."""
 
-    def __init__(self, tokenizer: dict[str, Any] | None) -> None:
+    def __init__(self, tokenizer: TokenizerFacts | None) -> None:
         self.folder, self.tokenizer = Path("tokens"), tokenizer
 
 
@@ -165,8 +165,8 @@ def test_models_that_do_not_fit_are_refused(gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match=r"token files of words, .*data.tokenizer="):
         hf_model(str(gpt2), Tokens(None))  # type: ignore[arg-type]
     with pytest.raises(DistlmError, match=r"vocabulary mismatch: made with a tokenizer of 400 pieces, .* has 312 rows"):
-        hf_model(str(gpt2), Tokens({"pieces": 400, "line_end": 0}))  # type: ignore[arg-type]
-    assert hf_model(str(gpt2), Tokens({"pieces": 300, "line_end": 5})).line_end == 5  # type: ignore[arg-type]
+        hf_model(str(gpt2), Tokens(TokenizerFacts("h", 400, 0, "")))  # type: ignore[arg-type]
+    assert hf_model(str(gpt2), Tokens(TokenizerFacts("h", 300, 5, ""))).line_end == 5  # type: ignore[arg-type]
 
 
 def test_logits_that_are_scaled_afterwards_are_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def export(run_dir: Path, out: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["none", "pkm", "resm"])
 def test_the_command_writes_the_checkpoints_model(tmp_path: Path, kind: str) -> None:
     source, out = pretrained(tmp_path / "run", kind, **{} if kind == "none" else {"stale": "catch_up"}), tmp_path / "hf"
-    assert f"export hf: {checkpoint(source)} as {out}" in export(source, out).stdout
+    assert f"export hf: checkpoint={checkpoint(source)} folder={out}" in export(source, out).stdout
     model = load_plm(checkpoint(source))[0]
     assert torch.equal(states(from_pretrained(out)), states(model))
     if kind == "none":
@@ -79,7 +79,7 @@ def test_an_interrupted_export_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("distlm.models.plm.export.write_json", full)
+        patched.setattr("distlm.models.plm.export.MemoryExport.write", full)
         with pytest.raises(DistlmError, match=r"hf: cannot be written \(.*No space left"):
             save_pretrained(model, out)
     # What stood there meanwhile had another name, and is gone.

@@ -233,6 +233,7 @@ REFUSED = [
     (["memory.kind=resm", "memory.k=9"], "memory.k=9"),
     (["memory.kind=resm", "memory.positions=[3,1]"], "memory.positions"),
     (["memory.kind=pkm", "memory.fresh_ffn=true"], "memory.fresh_ffn"),
+    (["memory.kind=resm", "memory.columns=3"], "memory.columns=3"),
     (["plm.width=30", "plm.heads=4"], "plm.width=30"),
     (["plm.init_std=0"], "plm.init_std=0"),
     (["plm.short_rows=[4]", "plm.short_updates=[9]"], "plm.short_rows"),
@@ -290,6 +291,6 @@ def test_plan_of_the_recipes(recipe: str, tmp_path: Path) -> None:
 
 
 def test_columns_that_do_not_divide_are_refused_by_the_plan(shards: Path, tmp_path: Path) -> None:
-    config = plm_config(shards, tmp_path / "run", *RESM, "memory.columns=3")
-    with pytest.raises(DistlmError, match=r"memory.columns=3 .*must divide 4 ranks .* one of 1, 2, 4"):
+    config = plm_config(shards, tmp_path / "run", *RESM, "memory.columns=8")
+    with pytest.raises(UsageError, match=r"memory.columns=8 .*must divide 4 ranks .* one of 1, 2, 4"):
         plan_train(config, 4)

@@ -19,9 +19,12 @@ R = TypeVar("R", bound=Record)
 
 def example(kind: type[R]) -> R:
     """A record with a value in every field, those that may be left out, too."""
-    return kind(
-        **{field.name: value_of(field.type) for field in msgspec.structs.fields(kind) if field.name != "format"}
-    )
+    return kind(**{field.name: _value(field) for field in msgspec.structs.fields(kind) if field.name != "format"})
+
+
+def _value(field: msgspec.structs.FieldInfo) -> Any:
+    """The default of a text that has one (it says what sort of file this is), else any value of the type."""
+    return field.default if isinstance(field.default, str) and field.default else value_of(field.type)
 
 
 def value_of(kind: Any) -> Any:
