@@ -24,7 +24,9 @@ from distlm.runtime.stage import open_stage
 def holder(folder: Path, share: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lock until it is killed or told to end."""
     process = subprocess.Popen(
-        [sys.executable, lock_driver.__file__, str(folder), *filter(None, [share])], env={**ENVIRONMENT, **warm.COLD, **environment},
+        [sys.executable, lock_driver.__file__, str(folder), *filter(None, [share])],
+        # Cold: the process that is started is the one that holds the lock and is named.
+        env={**ENVIRONMENT, **warm.COLD, **environment},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

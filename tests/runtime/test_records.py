@@ -12,7 +12,9 @@ from distlm.errors import DistlmError
 from distlm.files_page import records
 from distlm.runtime.records import Record
 
-EVERY = pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
+# Records with rules of their own between fields, which a made-up example breaks, are tested in their rooms.
+PLAIN = [kind for kind in records() if kind.of.__func__ is Record.of.__func__]  # type: ignore[attr-defined]
+EVERY = pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
 
 
 @pytest.fixture
