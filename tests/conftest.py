@@ -16,8 +16,8 @@ SERVER = pytest.StashKey[warm.Server]()
 def pytest_configure(config: pytest.Config) -> None:
     """One server of warm starts for this process and those of xdist, which inherit its environment."""
     if warm.VARIABLE not in os.environ:
-        config.stash[SERVER] = warm.Server()
-        ENVIRONMENT[warm.VARIABLE] = os.environ[warm.VARIABLE]
+        config.stash[SERVER] = warm.Server(ENVIRONMENT)
+        os.environ[warm.VARIABLE] = ENVIRONMENT[warm.VARIABLE] = config.stash[SERVER].address
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -18,7 +18,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.runtime.rundir import RunDir
 
-# One block a unit: about 90 units of both splits, so that a signal meets the work half done.
+# One block a unit: about 45 units of both splits, so that a signal meets the work half done.
 UNITS = ["knn.blocks_per_unit=1", "knn.batch_blocks=1"]
 
 
@@ -36,7 +36,7 @@ def interrupt(words: list[str], folder: Path, pattern: str, number: int) -> int:
 
 
 def test_kills_in_every_phase_and_a_stop_change_nothing(tmp_path):
-    config = ready_run(tmp_path, lines=1600, extra=UNITS)
+    config = ready_run(tmp_path, lines=800, extra=UNITS)
     in_stage("datastore", config, run_datastore_write)
     in_stage("index", config, run_index_build)
     copy_run(config, tmp_path / "killed")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, TINY, distlm, warm, write_text
+from support import ENVIRONMENT, TINY, distlm, write_text
 
 from distlm.models.registry import GROUP, kind_names
 
@@ -22,7 +22,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: unigram-lm\nVersion: 1.0\n", "utf-8")
     (info / "entry_points.txt").write_text(f"[{GROUP}]\nunigram = unigram_lm:KIND\n", "utf-8")
-    return {**warm.COLD, "PYTHONPATH": os.pathsep.join([str(site), ENVIRONMENT["PYTHONPATH"]])}
+    return {"PYTHONPATH": os.pathsep.join([str(site), ENVIRONMENT["PYTHONPATH"]])}
 
 
 def test_it_is_trained_searched_and_evaluated_like_any_other(tmp_path: Path, installed: dict[str, str]) -> None:

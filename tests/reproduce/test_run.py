@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from support import ENVIRONMENT, warm, write_text
 from support import TINY as TINY_KNN
-from support import write_text
 from support.kinds import readable
 
 from distlm.cli import main
@@ -21,6 +21,13 @@ TINY = (
 )  # fmt: skip
 
 FAST = [word for word in readable([*TINY, "model.kind=plm"]) if word != "model.kind=plm"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the tests' other starts, for what an experiment starts."""
+    for name in ("PYTHONPATH", warm.VARIABLE):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import open_index, run_index_build, run_index_merge
 
+K = 256
+
 
 @pytest.mark.parametrize(
     ("factory", "count"), [("IVF32,PQ8", 10000), ("PCA16,IVF32,SQ8", 1000), ("IVF32,PQ16x4", 10000)]
@@ -23,16 +25,16 @@ def test_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory: str,
         built = run_index_build(stage)
     index = open_index(tmp_path / "index", datastore)
     assert not (tmp_path / "index" / "merged.index").exists() and built["rows"] == index.rows == 9000
-    ids, distances = index.search(queries, 1024, 8)
+    ids, distances = index.search(queries, K, 8)
     with one_rank(config(tmp_path, factory=factory)) as stage:
         run_index_merge(stage)
     merged = open_index(tmp_path / "index", datastore)
     assert (tmp_path / "index" / "merged.index").exists() and merged.fingerprint != index.fingerprint
-    expected, expected_distances = merged.search(queries, 1024, 8)
+    expected, expected_distances = merged.search(queries, K, 8)
     assert np.array_equal(distances, expected_distances) and np.array_equal(ids, expected)
     if merged.fast_scan:
         return
-    listed, listed_distances = open_index(tmp_path / "index", datastore, scan="lists").search(queries, 1024, 8)
+    listed, listed_distances = open_index(tmp_path / "index", datastore, scan="lists").search(queries, K, 8)
     assert np.array_equal(listed_distances, expected_distances)
     # Of those as far as the last any may have been kept.
     nearer = expected_distances < expected_distances[:, -1:]

@@ -8,9 +8,9 @@ child ends; when it is killed, so is the child. mpirun sees no difference.
 What is about starting (imports, launchers, processes found by their command line) starts cold: environment COLD.
 """
 
-import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,18 +27,18 @@ SITE = Path(__file__).with_name("site")
 class Server:
     """The process that forks; it imports nothing until something is started, and ends when this one does."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment`: that of the starts; of theirs only what is read after the imports may differ."""
         self._folder = TemporaryDirectory(prefix="distlm-tests-warm-")
         address = str(Path(self._folder.name) / "socket")
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("server.py")), address],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+            env={**environment, **COLD},
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        os.environ[VARIABLE] = address
+        self.address = address
 
     def close(self) -> None:
         """End it and wait, so that its processor time counts as this process's."""
-        os.environ.pop(VARIABLE, None)
         self._process.communicate()
         self._folder.cleanup()

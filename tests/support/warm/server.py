@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +36,14 @@ class Start:
     folder: str
     cores: list[int]
     streams: list[int]
+
+    def knows_the_code(self) -> bool:
+        """Whether it would import what is imported here: from the folders of PYTHONPATH here, and others perhaps."""
+        return set(_path(os.environ)) <= set(_path(self.environment))
+
+
+def _path(environment: Mapping[str, str]) -> list[str]:
+    return environment.get("PYTHONPATH", "").split(os.pathsep)
 
 
 def import_everything() -> None:
@@ -118,12 +127,16 @@ def serve(address: str) -> Start:
             except (OSError, ValueError):  # killed before it said all
                 starter.close()
                 continue
-            child = os.fork()
-            if child == 0:
-                return start
+            if start.knows_the_code():
+                child = os.fork()
+                if child == 0:
+                    return start
+                children.add(child, starter)
+            else:
+                with starter, contextlib.suppress(OSError):
+                    starter.sendall(b"0\n")
             for stream in start.streams:
                 os.close(stream)
-            children.add(child, starter)
 
 
 def receive(starter: socket.socket) -> Start:
@@ -139,12 +152,14 @@ def become(start: Start) -> None:
         os.dup2(stream, number)
     os.closerange(3, 1024)
     os.chdir(start.folder)
+    more = [folder for folder in _path(start.environment) if folder not in sys.path]
     os.environ.clear()
     os.environ.update(start.environment)
     os.sched_setaffinity(0, start.cores)
     given = filter(None, start.environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[1:1] = [path for path in given if path not in sys.path]
     sys.orig_argv[:] = start.arguments
+    sys.path[1:1] = more
     sys.argv[:] = start.arguments[1:]
     if sys.argv[0] == "-u":
         del sys.argv[0]

@@ -12,7 +12,7 @@ PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit", "torch")
 
 
 def hand_over(address: str) -> None:
-    """Returns only when there is no server, or it is another user's: then this start is an ordinary one."""
+    """Returns when this must be an ordinary start: no server, another user's, or one that imported other code."""
     import json
     import signal
     import socket
@@ -36,6 +36,9 @@ def hand_over(address: str) -> None:
     server.sendall(text)
     answers = server.makefile("r")
     child = int(answers.readline() or _gone())
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
+        return
     for number in passed_on:
         signal.signal(number, lambda number, _frame: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
