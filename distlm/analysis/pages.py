@@ -18,5 +18,14 @@ def environment() -> jinja2.Environment:
     )  # fmt: skip
     made.filters |= {
         "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
+        "percent": _percent, "hundredths": _hundredths,
     }  # fmt: skip
     return made
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _hundredths(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from msgspec import UNSET
 
 from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
@@ -16,9 +17,10 @@ from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import cache_words
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime import metrics
-from distlm.runtime.files import atomic_path, read_json
+from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,20 @@ def write_report(run: RunDir) -> Path:
         found = Results.read(run.results)
         _render(run, "report.html", found, _of_run(run) + _of_mixtures(run, found), found.hashes, told=_headline(found))
     elif alone.exists():
-        results = read_json(alone, "evaluation results")
-        hashes = {"model": results["model"]["fingerprint"]}
-        _render(run, "lm.html", results, _of_run(run), hashes, **_alone(results))
+        results = LmResults.read(alone)
+        _render(run, "lm.html", results, _of_run(run), {"model": results.model.fingerprint}, **_alone(results))
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
     return run.report
 
 
 def _render(
-    run: RunDir, name: str, results: object, figures: Sequence[Figure], hashes: Mapping[str, str], **more: object
+    run: RunDir,
+    name: str,
+    results: Results | LmResults,
+    figures: Sequence[Figure],
+    hashes: Mapping[str, str],
+    **more: object,
 ) -> None:
     page = environment().get_template(name).render(
         results=results, figures=figures, hashes=hashes, config=_config(run), **more
@@ -81,10 +87,10 @@ def _render(
         temporary.write_text(page, "utf-8")
 
 
-def _alone(results: dict[str, Any]) -> dict[str, str]:
+def _alone(results: LmResults) -> dict[str, str]:
     """What the page calls a model that was evaluated without neighbours and cache."""
-    if results["model"]["kind"] == "plm":
-        memory = results["model"]["memory_values"]
+    memory = results.model.memory_values
+    if memory is not UNSET:
         lead = "Masked language model with product-key memory" if memory else "Masked language model"
         return {"title": "masked LM report", "lead": lead, "of": "masked tokens"}
     return {"title": "LM report", "lead": "Language model", "of": "tokens"}

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 from support.knn_files import (
     BOOTSTRAP,
     CACHE_SETTINGS,
@@ -19,10 +20,13 @@ from support.knn_files import (
     TUNED_KNN,
     TUNED_LM,
 )
+from support.records.examples import example
 
 from distlm.analysis.report import write_report
 from distlm.errors import DistlmError
+from distlm.memory.records import MemoryUse
 from distlm.runtime.rundir import RunDir
+from distlm.training.records import LmResults, LmSplit
 
 
 @pytest.fixture
@@ -150,3 +154,20 @@ def test_intervals_differences_ladder_and_curve_are_shown(run):
         "16.12 from 18.65 without neighbours",
     ):  # fmt: skip
         assert shown.replace(" ", "") in words, shown
+
+
+@pytest.mark.parametrize("values", [UNSET, 0, 4096])
+def test_a_model_evaluated_alone_has_a_page(tmp_path, values):
+    found = example(LmResults)
+    found.splits = {"valid": LmSplit(tokens=217646, loss_nats=2.8, perplexity=16.44)}
+    if values is not UNSET:
+        # Of no reads there is no divergence.
+        use = MemoryUse(mu=0.9, top1_mu=0.25, kl_u=1.5, kl_w=None, gini=0.5)
+        found.splits["valid"].memory = {"3": use} if values else {}
+    found.model.memory_values = values
+    run = RunDir(tmp_path)
+    found.write(run.root / "lm.json")
+    words = re.sub(r"\s+", " ", read(write_report(run)).text)
+    assert "16.44" in words and "217,646" in words
+    assert ("Masked language model" in words) == (values is not UNSET)
+    assert ("Use of the memory" in words) == ("25.0 %" in words) == (values == 4096)

@@ -1,4 +1,7 @@
-"""The records of neighbours, cache, tuning and evaluation: files of older versions, and files that are none."""
+"""The records of neighbours, cache, tuning and evaluation: files of older versions, and faults deep in a file.
+
+What holds of every record alike is tested in tests/runtime/test_records.py.
+"""
 
 import copy
 import json
@@ -53,18 +56,6 @@ def test_a_file_of_an_older_version_is_read_and_written_with_its_bytes(kind: typ
     assert json.dumps(again) == json.dumps({"format": 1, **FILES[kind]})
     kind.read(tmp_path / "new.json").write(tmp_path / "newer.json")
     assert (tmp_path / "newer.json").read_bytes() == (tmp_path / "new.json").read_bytes()
-
-
-@EVERY
-def test_unknown_and_missing_fields_and_newer_formats_are_named(kind: type[Record], tmp_path: Path) -> None:
-    path, tree = tmp_path / "file.json", FILES[kind]
-    assert "`unheard_of`" in refused(kind, path, {**tree, "unheard_of": 1})
-    first = next(name for name in tree if name != "format")
-    assert f"`{first}`" in refused(kind, path, {name: value for name, value in tree.items() if name != first})
-    assert f"of format {kind.FORMAT + 1}" in refused(kind, path, {**tree, "format": kind.FORMAT + 1})
-    path.write_text(json.dumps(tree)[:-2], "utf-8")
-    with pytest.raises(DistlmError, match=r"file.json: not valid JSON"):
-        kind.read(path)
 
 
 @EVERY

@@ -1,7 +1,6 @@
 """The tables of `distlm reproduce awd-lstm`: table 4 of Merity et al. (2017), and the neural cache."""
 
 from pathlib import Path
-from typing import Any
 
 from distlm.analysis.tables import markdown, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
@@ -25,21 +24,22 @@ PUBLISHED = {
 
 def write_tables(root: Path) -> str:
     """Write table.md and table.csv of what is finished in `root`; gives the table."""
-    found = {name: _perplexities(root / name) for name in PUBLISHED}
+    found = {name: _evaluated(root / name) for name in PUBLISHED}
     head = ("model", "updates", "valid", "test", "Δ valid", "paper valid", "paper test", "paper Δ valid")
     base, rows, raw = found["awd-lstm"], [], []
     for name, (words, valid, test) in PUBLISHED.items():
         if (mine := found[name]) is None:
             continue
-        change = mine["valid"] - base["valid"] if base else None
+        own_valid, own_test = (mine.splits[split].perplexity for split in ("valid", "test"))
+        change = own_valid - base.splits["valid"].perplexity if base else None
         paper = (valid, test, valid - 68.6 if valid is not None else None)
-        rows.append([words, str(mine["updates"]), *map(_number, (mine["valid"], mine["test"], change, *paper))])
-        raw.append([name, mine["updates"], mine["valid"], mine["test"], valid, test])
+        rows.append([words, str(mine.model.step), *map(_number, (own_valid, own_test, change, *paper))])
+        raw.append([name, mine.model.step, own_valid, own_test, valid, test])
     path = root / "awd-lstm" / "results.json"
     if path.exists():
         splits = Results.read(path).splits
         valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))
-        change = valid - base["valid"] if base else None
+        change = valid - base.splits["valid"].perplexity if base else None
         rows.append(["AWD-LSTM + neural cache", "", *map(_number, (valid, test, change, 53.8, 52.0, 53.8 - 68.6))])
         raw.append(["cache", "", valid, test, 53.8, 52.0])
     write_csv(root / "table.csv", ("run", "updates", "valid", "test", "paper_valid", "paper_test"), raw)
@@ -48,14 +48,8 @@ def write_tables(root: Path) -> str:
     return f"{text}\n\ntable: {root / 'table.md'}"
 
 
-def _perplexities(folder: Path) -> dict[str, Any] | None:
-    if not (folder / RESULT).exists():
-        return None
-    results = LmResults.read(folder / RESULT)
-    return {
-        "updates": results.model.step, "valid": results.splits["valid"].perplexity,
-        "test": results.splits["test"].perplexity,
-    }  # fmt: skip
+def _evaluated(folder: Path) -> LmResults | None:
+    return LmResults.read(folder / RESULT) if (folder / RESULT).exists() else None
 
 
 def _number(value: float | None) -> str:
