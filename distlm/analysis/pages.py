@@ -1,5 +1,6 @@
 """The pages: templates of one file without external parts."""
 
+from collections.abc import Callable
 from importlib.resources import files
 
 import jinja2
@@ -16,10 +17,11 @@ def environment() -> jinja2.Environment:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         loader=jinja2.FunctionLoader(lambda name: (source / name).read_text("utf-8")),
     )  # fmt: skip
-    made.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
         "percent": _percent, "hundredths": _hundredths,
     }  # fmt: skip
+    made.filters |= filters
     return made
 
 

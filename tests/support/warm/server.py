@@ -156,8 +156,6 @@ def become(start: Start) -> None:
     os.environ.clear()
     os.environ.update(start.environment)
     os.sched_setaffinity(0, start.cores)
-    given = filter(None, start.environment.get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[1:1] = [path for path in given if path not in sys.path]
     sys.orig_argv[:] = start.arguments
     sys.path[1:1] = more
     sys.argv[:] = start.arguments[1:]
