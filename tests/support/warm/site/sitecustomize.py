@@ -7,8 +7,8 @@ child that the server forks. `python -c …` starts as ever.
 import os
 import sys
 
-PROGRAMS = ("distlm", "launchers", "deepspeed", "submitit", "torch")
-"""First words of the modules that the server knows."""
+PROGRAMS = ("distlm", "launchers", "deepspeed", "torch")
+"""First words of the modules that start warm. Not submitit: it names a local job by the number of its process."""
 
 
 def hand_over(address: str) -> None:
