@@ -27,7 +27,10 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     # Drivers (support/drivers/) use these helpers, too.
-    "PYTHONPATH": os.pathsep.join([str(warm.SITE), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    # The tree comes too: tests/launchers would hide the package of that name, were it not found beside it.
+    "PYTHONPATH": os.pathsep.join(
+        [str(warm.SITE), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS.parent)]
+    ),
 }
 
 
