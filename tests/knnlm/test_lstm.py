@@ -29,7 +29,7 @@ from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 
 SETTINGS = [
-    "model.kind=awd_lstm", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2",
+    "model.kind=awd_lstm", "train.optimizer=nt_asgd", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2",
     f"datastore.tap={TAPS[-1]}", "datastore.key_dtype=float32", "cache.windows=[20,60]", "cache.thetas=[0.5,2.0]",
 ]  # fmt: skip
 
