@@ -10,9 +10,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError
@@ -24,6 +23,8 @@ from distlm.runtime.metrics import (
     PROGRESS_UNIT,
     TRAIN_LOSS,
     VALID_PPL,
+    Line,
+    line_of,
 )
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
@@ -82,18 +83,21 @@ def read_progress(metrics: Path) -> Progress | None:
     lines = _tail(metrics)
     if not lines:
         return None
-    newest = next((line for line in reversed(lines) if PROGRESS_DONE in line), None)
-    training = [line for line in lines if TRAIN_LOSS in line and "step" in line]
-    values = {name: line[name] for name in (TRAIN_LOSS, VALID_PPL) for line in lines if name in line}
-    last = float(lines[-1]["time"])
-    if training and (newest is None or (newest["stage"] == "train" and training[-1]["time"] >= newest["time"])):
-        return _of_training(training, newest, last, values)
+    newest = next((line for line in reversed(lines) if line.number(PROGRESS_DONE) is not None), None)
+    training = [(line.step, line) for line in lines if line.step is not None and line.number(TRAIN_LOSS) is not None]
+    values = {
+        name: value for name in (TRAIN_LOSS, VALID_PPL) for line in lines if (value := line.number(name)) is not None
+    }
+    last = lines[-1].time
+    if training and (newest is None or (newest.stage == "train" and training[-1][1].time >= newest.time)):
+        return _of_training([(step, line.time) for step, line in training], newest, last, values)
     if newest is None:
-        return Progress(str(lines[-1]["stage"]), 0, None, "", None, None, last, values)
-    shown = values if newest["stage"] == "train" else {}
+        return Progress(lines[-1].stage, 0, None, "", None, None, last, values)
+    shown = values if newest.stage == "train" else {}
+    unit = str(newest.values.get(PROGRESS_UNIT, ""))
     return Progress(
-        newest["stage"], newest[PROGRESS_DONE], newest.get(PROGRESS_TOTAL), newest.get(PROGRESS_UNIT, ""),
-        newest.get(PROGRESS_RATE), newest.get(PROGRESS_ETA), last, shown,
+        newest.stage, _count(newest, PROGRESS_DONE) or 0, _count(newest, PROGRESS_TOTAL), unit,
+        newest.number(PROGRESS_RATE), newest.number(PROGRESS_ETA), last, shown,
     )  # fmt: skip
 
 
@@ -144,22 +148,28 @@ def _progress_text(progress: Progress, now: float) -> str:
 
 
 def _of_training(
-    lines: Sequence[Mapping[str, Any]], newest: Mapping[str, Any] | None, last: float, values: dict[str, float]
+    lines: Sequence[tuple[int, float]], newest: Line | None, last: float, values: dict[str, float]
 ) -> Progress:
+    """`lines`: step and time of each."""
     recent = lines[-_RATE_OVER:]
     # A restart goes back in steps: the rate is that of the lines after it.
     for index in range(len(recent) - 1, 0, -1):
-        if recent[index]["step"] <= recent[index - 1]["step"]:
+        if recent[index][0] <= recent[index - 1][0]:
             recent = recent[index:]
             break
-    steps, seconds = recent[-1]["step"] - recent[0]["step"], recent[-1]["time"] - recent[0]["time"]
+    steps, seconds = recent[-1][0] - recent[0][0], recent[-1][1] - recent[0][1]
     rate = steps / seconds if steps > 0 and seconds > 0 else None
-    total = newest.get(PROGRESS_TOTAL) if newest else None
-    left = (total - recent[-1]["step"]) / rate if total and rate else None
-    return Progress("train", recent[-1]["step"], total, "updates", rate, left, last, values)
+    total = _count(newest, PROGRESS_TOTAL) if newest else None
+    left = (total - recent[-1][0]) / rate if total and rate else None
+    return Progress("train", recent[-1][0], total, "updates", rate, left, last, values)
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
+def _count(line: Line, name: str) -> int | None:
+    value = line.number(name)
+    return None if value is None else int(value)
+
+
+def _tail(path: Path) -> list[Line]:
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
@@ -167,14 +177,8 @@ def _tail(path: Path) -> list[dict[str, Any]]:
             texts = stream.read().splitlines()[1 if size > _TAIL_BYTES else 0 :]
     except FileNotFoundError:
         return []
-    lines = []
-    for text in texts:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            # Cut by a kill, or being written.
-            continue
-    return lines
+    # One may be cut by a kill, or just being written.
+    return [line for text in texts if (line := line_of(text)) is not None]
 
 
 def _stages(run: RunDir) -> dict[str, bool | None]:

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from msgspec import UNSET
@@ -116,17 +115,19 @@ def _headline(results: Results) -> Headline:
 def _of_run(run: RunDir) -> list[Figure]:
     """Plots of the training, as far as metrics.jsonl has data for them."""
     lines = list(run.metrics.read("train"))
-    train, valid = _points(lines, metrics.TRAIN_LOSS), _points(lines, metrics.VALID_LOSS)
-    rates = _points(lines, metrics.LEARNING_RATE)
+    train, valid = metrics.points(lines, metrics.TRAIN_LOSS), metrics.points(lines, metrics.VALID_LOSS)
+    rates = metrics.points(lines, metrics.LEARNING_RATE)
     drawn = []
     if train or valid:
         drawn.append(Figure("Training", "Loss in nats per token. Steep first updates may lie above the picture.",
                             plots.loss_curve(train, valid)))  # fmt: skip
     if rates:
         drawn.append(Figure("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
-    layers = sorted({name.split("/")[1] for line in lines for name in line if name.startswith("memory/")}, key=int)
+    layers = sorted(
+        {name.split("/")[1] for line in lines for name in line.values if name.startswith("memory/")}, key=int
+    )
     if layers:
-        use = {f"layer {layer}": _points(lines, f"memory/{layer}/top1_mu") for layer in layers}
+        use = {f"layer {layer}": metrics.points(lines, f"memory/{layer}/top1_mu") for layer in layers}
         drawn.append(Figure("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), "
                             "in the updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
     return drawn
@@ -155,11 +156,6 @@ def _of_mixtures(run: RunDir, results: Results) -> list[Figure]:
     if results.seconds:
         drawn.append(Figure("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results.seconds)))
     return drawn
-
-
-def _points(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(update, value) of every line that holds `name`, by rising update."""
-    return sorted((float(line["step"]), float(line[name])) for line in lines if name in line and "step" in line)
 
 
 def _config(run: RunDir) -> list[tuple[str, str]]:

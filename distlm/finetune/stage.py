@@ -49,7 +49,7 @@ SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
 _Use = dict[str, TaskMemoryUse]
 
 
-def run_finetune(stage: Stage) -> dict[str, Any]:
+def run_finetune(stage: Stage) -> dict[str, object]:
     """Fine-tune on finetune.task with each of finetune.seeds; seeds that are done are not done again.
 
     Returns the medians over the seeds of the dev metrics after the last epoch, `majority` (the baseline of the task's

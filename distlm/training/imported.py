@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -39,7 +38,7 @@ def write_first_checkpoint(
     source: str,
     state: TrainState,
     valid_loss: Callable[[Path], float],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on.
 
     `source` is what errors and model.json call the origin; `state` that of update 0; `valid_loss` gives the nats per

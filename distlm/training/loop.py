@@ -27,7 +27,7 @@ def plan_train(config: RunConfig, ranks: int) -> StagePlan:
     return kind(config.model.kind).plan(config, ranks)
 
 
-def run_train(stage: Stage) -> dict[str, Any]:
+def run_train(stage: Stage) -> dict[str, object]:
     """Train the model of `stage.config` to its end, continuing from the newest checkpoint.
 
     Returns step, train_loss (nats per token over the last logged updates), valid_loss, valid_ppl, seconds, tokens_per_s

@@ -104,8 +104,8 @@ def test_the_summary_and_the_record(ready):
     assert summary["rows"] == summary["rows_written"] == store.rows
     assert summary["bytes"] == store.bytes == sum(path.stat().st_size for path in store.folder.glob("*.npy"))
     lines = list(RunDir(Path(ready.run_dir)).metrics.read("datastore write"))
-    assert lines[-1]["rows"] == store.rows
-    assert lines[-1]["stage/seconds"] > 0
+    assert lines[-1].values["rows"] == store.rows
+    assert lines[-1].number("stage/seconds") > 0
 
 
 def test_a_stop_signal_leaves_an_unfinished_store_that_the_next_start_finishes(ready, finished):

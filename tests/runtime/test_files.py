@@ -64,7 +64,7 @@ def test_metrics_keep_the_last_line_of_a_repeated_step_and_pass_a_cut_one(tmp_pa
     metrics.write("index", {"seconds": 1.0})
     with metrics.path.open("a", encoding="utf-8") as stream:
         stream.write('{"time": 1, "stage": "train", "st')
-    assert [line["loss"] for line in metrics.read("train")] == [1.5]
+    assert [line.values["loss"] for line in metrics.read("train")] == [1.5]
 
 
 def test_the_stop_flag_only_records_and_is_agreed(tmp_path):

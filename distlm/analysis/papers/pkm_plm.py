@@ -81,9 +81,8 @@ def _share(name: str, value: float | None) -> str:
 def _curve(root: Path) -> None:
     curves = {}
     for run in MODELS:
-        lines = RunDir(root / run).metrics.read("train")
-        points = [(line["step"], math.exp(line[metrics.VALID_LOSS])) for line in lines
-                  if metrics.VALID_LOSS in line]  # fmt: skip
+        losses = metrics.points(list(RunDir(root / run).metrics.read("train")), metrics.VALID_LOSS)
+        points = [(step, math.exp(loss)) for step, loss in losses]
         if points:
             curves[run] = points
     if not curves:

@@ -124,13 +124,17 @@ def _read(folder: Path) -> Run | None:
         for part, name in (("lm", "lm"), ("knn", "tuned")):
             figures = found and found.of(part)
             perplexities[name + suffix] = figures.perplexity if figures else None
-    lines = [line for line in run.metrics.read("train") if metrics.TRAIN_LOSS in line]
-    last = [line for line in lines if line["step"] > 0.9 * lines[-1]["step"]]
-    perplexities["train"] = math.exp(statistics.fmean(line[metrics.TRAIN_LOSS] for line in last)) if last else None
-    norm = statistics.fmean(line[metrics.TRAIN_NORM] for line in last) if last else None
+    lines = list(run.metrics.read("train"))
+    loss, norm = (_at_the_end(metrics.points(lines, name)) for name in (metrics.TRAIN_LOSS, metrics.TRAIN_NORM))
+    perplexities["train"] = None if loss is None else math.exp(loss)
     ordered = {name: perplexities[name] for name in _MEASURES}
     settings = given(tuned.weight), given(tuned.temperature), given(tuned.k)
     return Run(match[1], float(match[2]), int(match[3]), ordered, settings, norm, tuned.edges or [])
+
+
+def _at_the_end(points: Sequence[tuple[int, float]]) -> float | None:
+    """Mean over the last tenth of the updates."""
+    return statistics.fmean(value for step, value in points if step > 0.9 * points[-1][0]) if points else None
 
 
 def fixed_perplexity(tuned: Tuned) -> float | None:

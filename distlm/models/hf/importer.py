@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import require_tap
@@ -13,7 +12,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
-def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict[str, Any]:
+def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict[str, object]:
     """Write the weights of hf.name, as they are, as checkpoint step-00000000 and the best one, with its loss on valid.
 
     The later stages then work with that model, and `distlm train` fine-tunes it. Raises DistlmError for what

@@ -38,7 +38,7 @@ MEMORY = "memory.safetensors"
 _OF_MEMORY = ".memory."
 
 
-def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, Any]:
+def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, object]:
     """`distlm export hf --out FOLDER`: the newest checkpoint of a run, with its tokenizer where there is one."""
     run, out = RunDir(Path(config.run_dir)), Path(options.out)
     checkpoint, tokenizer = run.newest_checkpoint(), run.shards(config) / TOKENIZER_FOLDER

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
@@ -13,12 +12,12 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
-def import_options(config: TransformerRun, options: argparse.Namespace) -> dict[str, Any]:
+def import_options(config: TransformerRun, options: argparse.Namespace) -> dict[str, object]:
     """As the command line gives them: --weights, --dictionary."""
     return import_fairseq(config, Path(options.weights), Path(options.dictionary))
 
 
-def import_fairseq(config: TransformerRun, path: Path, words: Path) -> dict[str, Any]:
+def import_fairseq(config: TransformerRun, path: Path, words: Path) -> dict[str, object]:
     """Write fairseq's checkpoint `path` as checkpoint step-00000000 and the best one, with its loss on the valid split.
 
     `words`: the dict.txt of the data the model was trained on (data-bin/…/dict.txt). The optimizer's state is not

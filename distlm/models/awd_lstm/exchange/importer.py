@@ -21,13 +21,13 @@ from distlm.training.imported import refuse_trained, write_first_checkpoint
 from distlm.training.records import fresh_state
 
 
-def import_options(config: LstmRun, options: argparse.Namespace) -> dict[str, Any]:
+def import_options(config: LstmRun, options: argparse.Namespace) -> dict[str, object]:
     """As the command line gives them: --weights, --vocabulary."""
     words = Path(options.vocabulary) if options.vocabulary else None
     return import_awd_lstm(config, Path(options.weights), words)
 
 
-def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str, Any]:
+def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str, object]:
     """Write the state dict of `path` as checkpoint step-00000000 and the best one, with its loss on the valid split.
 
     `words`: one word per line, in the order of the embedding's rows; without it the order in which words first come in
