@@ -47,7 +47,7 @@ class Step:
 
 
 def _searched(config: RunConfig, run: RunDir) -> bool:
-    return all((run.neighbours(split) / "manifest.json").exists() for split in config.knn.splits)
+    return all((run.kept_neighbours(split) / "manifest.json").exists() for split in config.knn.splits)
 
 
 def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
@@ -90,7 +90,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 
     A stage that ends with 75 (stopped after a checkpoint) ends the run with 75: the same command continues it.
     """
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     run.refuse_other_config(config, "knn")
     steps = steps_of(config)
     pending = [step for step in steps if not step.finished(config, run)]

@@ -70,7 +70,7 @@ def train(options: argparse.Namespace) -> int:
     recipe, overrides = split_words(options.words)
     place = choose_place(options)
     config = load_config(recipe, overrides)
-    run = RunDir(Path(config.run_dir).absolute())
+    run = RunDir(Path(config.run_dir).absolute(), config)
     run.refuse_other_config(config, "train")
     step = STEPS["train"]
     if step.finished(config, run):

@@ -70,7 +70,7 @@ def check_restart(
 
     `owner` names who requeues, for the record.
     """
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     mark = MARKS[check_stage(stage)](config, run)
     path = run.root / "launch" / f"attempts-{stage}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _record_this(options: argparse.Namespace) -> int:
     recipe, overrides = split_words(options.words)
-    run = RunDir(Path(load_config(recipe, overrides).run_dir))
+    run = RunDir.of(load_config(recipe, overrides))
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
     if not job:

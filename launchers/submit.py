@@ -49,7 +49,7 @@ def submit(options: argparse.Namespace) -> int:
     config = load_config(options.recipe, options.overrides)
     # Jobs may start in another folder than this one.
     config.run_dir = str(Path(config.run_dir).resolve())
-    run, front = RunDir(Path(config.run_dir)), _front(options)
+    run, front = RunDir.of(config), _front(options)
     site, source = load_site(options.site)
     chosen = choose_stages(options.stages, options.array)
     run.refuse_other_config(config, "knn")

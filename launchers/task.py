@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from submitit import JobEnvironment
@@ -117,7 +116,7 @@ class StageTask:
         from launchers.stages.graph import SPECS
 
         config = load_config(self.recipe, self.overrides)
-        if not SPECS[self.stage].finished(config, RunDir(Path(config.run_dir))):
+        if not SPECS[self.stage].finished(config, RunDir.of(config)):
             raise StageFailed(f"{self.stage} ended with 0 but left no completion marker in {config.run_dir}")
 
 

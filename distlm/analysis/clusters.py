@@ -129,7 +129,7 @@ def _clusters(
     """`at`: places of the tokens whose target is one of `words`."""
     run = evaluation.run
     store = Datastore.open(run.datastore)
-    searched = run.neighbours(split)
+    searched = run.kept_neighbours(split)
     states = States.open(searched if (searched / MANIFEST).is_file() else run.states(split))
     store.require_model(states.manifest.model)
     if states.tap != store.tap or states.tokens != len(evaluation.losses.targets):

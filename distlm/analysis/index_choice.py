@@ -26,7 +26,7 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     factories: none names the usual ones for this width and the lists of index.factory. Perplexity is measured where
     `knn search` has kept the first split's queries. Raises DistlmError for a store that is too small.
     """
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     datastore = Datastore.open(run.datastore)
     # Of a tenth of the keys a tenth of the neighbours: they reach as far from a query as k do in the whole store.
     k = max(LEAST_NEIGHBOURS, round(config.knn.k * min(1.0, keys / datastore.rows)))
@@ -34,8 +34,8 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     found = re.search(r"IVF(\d+)", config.index.factory)
     wanted = list(factories) or default_factories(datastore.width, int(found[1]) if found else 1024)
     perplexity = None
-    if (run.neighbours(config.knn.splits[0]) / "manifest.json").exists():
-        perplexity = IndexPerplexity(Neighbours.open(run.neighbours(config.knn.splits[0])), datastore, sample,
+    if (kept := run.kept_neighbours(config.knn.splits[0]) / "manifest.json").exists():
+        perplexity = IndexPerplexity(Neighbours.open(kept.parent), datastore, sample,
                                      config.knn, queries)  # fmt: skip
     measured, messages = choose(
         sample, wanted, k, config.index.seed, lambda what: say(f"index tune: {what}"), perplexity

@@ -43,7 +43,7 @@ def _index_info(options: argparse.Namespace, world: World) -> int:
     from distlm.index import index_info
     from distlm.runtime.rundir import RunDir
 
-    return print_once(json.dumps(index_info(RunDir(Path(config_of(options).run_dir)).index).tree(), indent=1), world)
+    return print_once(json.dumps(index_info(RunDir.of(config_of(options)).index).tree(), indent=1), world)
 
 
 def _index_merge(stage: Handler, options: argparse.Namespace, world: World) -> int:

@@ -67,7 +67,7 @@ def _report(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.report import write_report
     from distlm.runtime.rundir import RunDir
 
-    return print_once(f"wrote {write_report(RunDir(Path(config.run_dir)))}", world)
+    return print_once(f"wrote {write_report(RunDir.of(config))}", world)
 
 
 def _report_words(options: argparse.Namespace, world: World) -> int:
@@ -75,7 +75,7 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)
-    run, split = RunDir(Path(config.run_dir)), options.split or config.knn.splits[0]
+    run, split = RunDir.of(config), options.split or config.knn.splits[0]
     before, after = (open_evaluation(text, run, split) for text in (options.before, options.after))
     rows = word_changes(before, after, options.skip)
     names = "-".join(Path(text.replace(":", "/")).name for text in (options.before, options.after))

@@ -32,7 +32,7 @@ def _data_verify(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)
-    folder = RunDir(Path(config.run_dir)).shards(config)
+    folder = RunDir.of(config).shards(config)
     return _verified(folder, verify_shards(folder), world)
 
 
@@ -40,7 +40,7 @@ def _datastore_verify(options: argparse.Namespace, world: World) -> int:
     from distlm.datastore.verify import verify_datastore
     from distlm.runtime.rundir import RunDir
 
-    folder = RunDir(Path(config_of(options).run_dir)).datastore
+    folder = RunDir.of(config_of(options)).datastore
     return _verified(folder, verify_datastore(folder), world)
 
 
@@ -55,7 +55,7 @@ def _datastore_info(options: argparse.Namespace, world: World) -> int:
     from distlm.datastore.verify import datastore_info
     from distlm.runtime.rundir import RunDir
 
-    return print_once(json.dumps(datastore_info(RunDir(Path(config_of(options).run_dir)).datastore), indent=1), world)
+    return print_once(json.dumps(datastore_info(RunDir.of(config_of(options)).datastore), indent=1), world)
 
 
 def _datastore_memmap(options: argparse.Namespace, world: World) -> int:

@@ -1,10 +1,17 @@
-"""How a setting says that it may differ between two runs of the same run directory."""
+"""How a setting says that it may differ between two starts in the same run directory."""
 
 from dataclasses import field
 
 VOLATILE = {"volatile": True}
+QUESTION = {"question": True}
+"""Each value has files of its own in the run directory (runtime/question.py): any number of them side by side."""
 
 
 def volatile(default: object) -> object:
     """A field that may differ between two runs of the same run directory: it changes speed, not results."""
     return field(default=default, metadata=VOLATILE)
+
+
+def question(default: object) -> object:
+    """A field of which each value has files of its own in the run directory."""
+    return field(default=default, metadata=QUESTION)

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from distlm.config.fields import VOLATILE, volatile
+from distlm.config.fields import QUESTION, VOLATILE, question, volatile
 from distlm.errors import UsageError
 
 _S = TypeVar("_S")
@@ -72,9 +72,9 @@ class TrainConfig:
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
     valid_every: int = 1400
     """Updates between validations (0: only at the end)."""
-    save_every: int = 1400
+    save_every: int = volatile(1400)  # type: ignore[assignment]
     """Updates between checkpoints (0: only at the end and at a stop)."""
-    keep_last: int = 2
+    keep_last: int = volatile(2)  # type: ignore[assignment]
     """Checkpoints kept besides the best one."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
@@ -86,6 +86,8 @@ class TrainConfig:
 class DatastoreConfig:
     """Keys and values of the training tokens."""
 
+    folder: str = volatile("")  # type: ignore[assignment]
+    """Where the datastore lies; empty: RUN_DIR/datastore. Several runs may read one."""
     checkpoint: str = ""
     """Checkpoint directory of the model; empty: the best one of this run."""
     tap: str = "last_ffn_input"
@@ -108,11 +110,15 @@ class DatastoreConfig:
 class IndexConfig:
     """The faiss index."""
 
-    factory: str = "IVF4096,PQ64"
+    name: str = question("")  # type: ignore[assignment]
+    """Name of its folder RUN_DIR/index/NAME; empty: made from the factory. A run may have any number of indexes."""
+    folder: str = question("")  # type: ignore[assignment]
+    """Where the index lies; empty: RUN_DIR/index/NAME. Several runs may read one."""
+    factory: str = question("IVF4096,PQ64")  # type: ignore[assignment]
     """faiss factory string; the list count is scaled down, with a message, when rows are few."""
-    sample: int = 1048576
+    sample: int = question(1048576)  # type: ignore[assignment]
     """Keys the template is trained on (fewer when the store is smaller)."""
-    seed: int = 1
+    seed: int = question(1)  # type: ignore[assignment]
     """Seed of the sample and of k-means."""
     merge: bool = volatile(True)  # type: ignore[assignment]
     """Merge the parts into one file; false: they are searched where they lie, with the same results."""
@@ -124,6 +130,8 @@ class IndexConfig:
 class KnnConfig:
     """Search, scoring and evaluation."""
 
+    folder: str = question("")  # type: ignore[assignment]
+    """Where the neighbours of each split lie; empty: RUN_DIR/neighbours/LABEL. Several runs may read them."""
     # Volatile: neighbours on disk stay true when these change, and tuning anew on them is what they are kept for.
     splits: list[str] = field(default_factory=lambda: ["valid", "test"], metadata=VOLATILE)
     """Splits that are searched: the first is for tuning, the others are evaluated with frozen settings."""
@@ -135,18 +143,18 @@ class KnnConfig:
     """Evaluation blocks in one forward pass."""
     blocks_per_unit: int = 16
     """Evaluation blocks in one unit of work (one file of neighbours)."""
-    k: int = 1024
+    k: int = question(1024)  # type: ignore[assignment]
     """Neighbours per query."""
-    nprobe: int = 32
+    nprobe: int = question(32)  # type: ignore[assignment]
     """Lists searched per query."""
-    distances: Literal["exact", "quantised"] = "exact"
+    distances: Literal["exact", "quantised"] = field(default="exact", metadata=QUESTION)
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
-    search: Literal["index", "brute"] = "index"
+    search: Literal["index", "brute"] = field(default="index", metadata=QUESTION)
     """index: the faiss index; brute: every key, exactly (small stores)."""
     scan: Literal["queries", "lists", "gpu"] = field(default="queries", metadata=VOLATILE)
     """queries: each query reads its lists, 4-bit codes from memory; lists: each list is read once for thousands of
     queries, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on some queries."""
-    similarity: Literal["l2", "dot"] = "l2"
+    similarity: Literal["l2", "dot"] = field(default="l2", metadata=QUESTION)
     """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
     self_test: bool = field(default=True, metadata=VOLATILE)
     """Stop when stored keys do not find themselves, or kept neighbours are not the store's; false: the results say so

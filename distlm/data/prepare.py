@@ -71,7 +71,7 @@ def run_prepare(stage: Stage) -> PrepareSummary:
 
 def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
     """Needs of the stage, estimated from file sizes and the start of train. One rank works, whatever `ranks` is."""
-    data, folder = config.data, RunDir(Path(config.run_dir)).tokens(config)
+    data, folder = config.data, RunDir.of(config).tokens(config)
     if finished_tokens(folder, data) is not None:
         return StagePlan("data prepare", f"{folder}: complete, nothing to do", 0, _BASE_MEMORY, 0.0)
     notes = ["one rank works, the others wait"] if ranks > 1 else []

@@ -1,7 +1,5 @@
 """What writing the datastore will need: disk, memory, time."""
 
-from pathlib import Path
-
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import plan_prepare
 from distlm.data.tokens import DTYPE, TokenFiles
@@ -23,7 +21,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
 
     Raises DistlmError for blocks that do not fit the model or leave nothing to store.
     """
-    store, run, notes = config.datastore, RunDir(Path(config.run_dir)), []
+    store, run, notes = config.datastore, RunDir.of(config), []
     try:
         described = model_of_card(read_model_card(run.model_checkpoint(config)))
     except DistlmError:

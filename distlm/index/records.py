@@ -12,7 +12,7 @@ _MADE_WITH_INDEX = ("distlm index add", "distlm index merge", "distlm index buil
 class TemplateRecord(Record, kw_only=True):
     """The trained index without keys, `template.index`; written after it."""
 
-    FILE: ClassVar[str] = "RUN/index/template.json"
+    FILE: ClassVar[str] = "RUN/index/NAME/template.json"
     WHAT: ClassVar[str] = "index template"
     WRITER: ClassVar[str] = "distlm index train"
     READERS: ClassVar[tuple[str, ...]] = (*_MADE_WITH_INDEX, "distlm index info")
@@ -47,7 +47,7 @@ class TemplateRecord(Record, kw_only=True):
 class PartRecord(Record, kw_only=True):
     """The keys of one shard of the store, `part-00000.index`; written after it."""
 
-    FILE: ClassVar[str] = "RUN/index/parts/part-00000.json"
+    FILE: ClassVar[str] = "RUN/index/NAME/parts/part-00000.json"
     WHAT: ClassVar[str] = "part sidecar"
     WRITER: ClassVar[str] = "distlm index add"
     READERS: ClassVar[tuple[str, ...]] = ("distlm index add", "distlm index merge", "distlm knn search")
@@ -72,7 +72,7 @@ class PartRecord(Record, kw_only=True):
 class IndexRecord(Record, kw_only=True):
     """The finished index, one file `merged.index` or its parts; written last."""
 
-    FILE: ClassVar[str] = "RUN/index/index.json"
+    FILE: ClassVar[str] = "RUN/index/NAME/index.json"
     WHAT: ClassVar[str] = "index record"
     WRITER: ClassVar[str] = "distlm index merge"
     READERS: ClassVar[tuple[str, ...]] = (
@@ -199,7 +199,7 @@ class DropRecord(Record, kw_only=True):
 class MergeJournal(Record, kw_only=True):
     """What is written of an unfinished merge, so that one that was killed goes on from there."""
 
-    FILE: ClassVar[str] = "RUN/index/.merged.index.tmp.json"
+    FILE: ClassVar[str] = "RUN/index/NAME/.merged.index.tmp.json"
     WHAT: ClassVar[str] = "journal of a merge"
     WRITER: ClassVar[str] = "distlm index merge"
     READERS: ClassVar[tuple[str, ...]] = ("distlm index merge",)

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import plan_prepare
@@ -125,7 +124,7 @@ def _code_bytes(config: RunConfig, width: int) -> int:
 def _count(config: RunConfig) -> _Counts:
     knn, window = config.knn, config.datastore.context_window
     try:
-        files = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        files = TokenFiles.open(RunDir.of(config).tokens(config))
         queries = sum(len(files.split(split)) for split in knn.splits)
         return _Counts(queries, max(0, len(files.split(config.datastore.split)) - window), len(files.dictionary), ())
     except DistlmError:

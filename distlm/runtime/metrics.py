@@ -11,6 +11,8 @@ LEARNING_RATE, GRADIENT_NORM, LOSS_SCALE = "train/lr", "train/grad_norm", "train
 VALID_LOSS, VALID_PPL = "valid/loss", "valid/ppl"
 TOKENS_PER_S = "perf/tokens_per_s"
 STAGE_SECONDS = "stage/seconds"
+QUESTION = "question"
+"""Label of the question that a search answered."""
 DATA_WAIT_S = "perf/data_wait_s"
 MEMORY_SENT_BYTES = "perf/memory_sent_bytes"
 DATA_FINGERPRINT = "train/data_fingerprint"

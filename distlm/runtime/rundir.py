@@ -8,31 +8,36 @@ RUN_DIR/
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
   finetune/NAME/         results.json of a fine-tuning, and a folder for each seed
-  datastore/  index/  neighbours/SPLIT/
+  datastore/             keys and values (unless datastore.folder)
+  index/NAME/            any number of indexes (unless index.folder)
+  neighbours/LABEL/SPLIT/   of each question that was asked of the store (question.py)
   states/SPLIT/          hidden states of the evaluated tokens, where no search has kept them
   cache/SPLIT/           the neural cache's probability of every evaluated token
-  knn.json               settings tuned on the first split, frozen for the others
-  results.json  report.html
-  losses/                loss of every evaluated token, LM and mixtures
+  tuned/LABEL.json       settings tuned on the first split, frozen for the others; knn.json the newest
+  results/LABEL.json     perplexities of a question; results.json the newest
+  losses/LABEL/          loss of every evaluated token, LM and mixtures
+  report.html
   logs/STAGE.log
 """
 
 import dataclasses
 import subprocess
 import sys
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
 import yaml
 
 from distlm import __version__
-from distlm.config.load import config_tree, dump_config, leaf_fields
+from distlm.config.load import config_tree, dump_config, leaf_fields, load_config
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import DistlmError, UsageError
 from distlm.models.registry import kind, kind_names, not_causal
+from distlm.runtime import question
 from distlm.runtime.files import atomic_path
 from distlm.runtime.metrics import MetricsFile
-from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, RunCode
+from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, Record, RunCode
 
 STAGES: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
@@ -44,6 +49,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     "knn": ("datastore", "index", "knn", "cache"),
 }
 """Stages in order, and the sections of their own whose settings decide their output."""
+NEWEST_TUNED, NEWEST_RESULTS = "knn.json", "results.json"
+_FILES_OF = {
+    "prepare": ("the token files", ""), "shard": ("the shards", ""), "train": ("the checkpoints", "train"),
+    "finetune": ("the results of finetune/", ""), "datastore": ("the datastore", "datastore"),
+    "index": ("the index", "index"), "knn": ("neighbours, cache and results", "search"),
+}  # fmt: skip
+"""Stage → its files in words, and what `distlm clean` calls them."""
 _OF_THE_MODEL = ("train", "datastore", "index", "knn")
 """Stages whose output depends on the model, too."""
 
@@ -70,6 +82,18 @@ class RunDir:
     """Paths of a run."""
 
     root: Path
+    config: RunConfig | None = dataclasses.field(default=None, compare=False, repr=False)
+    """Which datastore, index and question are meant; None: those of the latest stage, by its config.yaml."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunDir":
+        """The run directory of a configuration, and the files that it asks for."""
+        return cls(Path(config.run_dir), config)
+
+    @cached_property
+    def _asked(self) -> RunConfig:
+        recorded = self.root / "config.yaml"
+        return self.config or (load_config(str(recorded)) if recorded.is_file() else RunConfig())
 
     @property
     def metrics(self) -> MetricsFile:
@@ -84,22 +108,44 @@ class RunDir:
     @property
     def datastore(self) -> Path:
         """Datastore directory."""
-        return self.root / "datastore"
+        chosen = self._asked.datastore.folder
+        return Path(chosen) if chosen else self.root / "datastore"
 
     @property
     def index(self) -> Path:
         """Index directory."""
-        return self.root / "index"
+        return question.index_folder(self.root, self._asked)
+
+    @property
+    def label(self) -> str:
+        """Name of the question in names of files."""
+        return question.label(self._asked)
 
     @property
     def tuned(self) -> Path:
         """Frozen kNN settings."""
-        return self.root / "knn.json"
+        return question.answer(self.root, self._asked, "tuned", NEWEST_TUNED)
 
     @property
     def results(self) -> Path:
         """Evaluation results."""
-        return self.root / "results.json"
+        return question.answer(self.root, self._asked, "results", NEWEST_RESULTS)
+
+    def write_tuned(self, tuned: Record) -> None:
+        """Write the frozen settings of this question, and as the newest."""
+        tuned.write(question.own_answer(self.root, self._asked, "tuned"))
+        tuned.write(self.root / NEWEST_TUNED)
+
+    def write_results(self, results: Record) -> None:
+        """Write the results of this question, and as the newest."""
+        results.write(question.own_answer(self.root, self._asked, "results"))
+        results.write(self.root / NEWEST_RESULTS)
+
+    def all_results(self) -> dict[str, Path]:
+        """Label → results of every question that was answered; of an older version `results`."""
+        found = {path.stem: path for path in sorted((self.root / "results").glob("*.json"))}
+        old = self.root / NEWEST_RESULTS
+        return found or ({"results": old} if old.exists() else {})
 
     @property
     def report(self) -> Path:
@@ -113,7 +159,12 @@ class RunDir:
 
     def neighbours(self, split: str) -> Path:
         """Folder of a split's search results."""
-        return self.root / "neighbours" / split
+        return question.neighbours_folder(self.root, self._asked, split)
+
+    def kept_neighbours(self, split: str) -> Path:
+        """Finished search results that answer the question: its own, or those of a larger k; where its own will lie when
+        there are none."""
+        return question.kept_neighbours(self.root, self._asked, split)
 
     def states(self, split: str) -> Path:
         """Folder of a split's hidden states."""
@@ -126,7 +177,8 @@ class RunDir:
     @property
     def losses(self) -> Path:
         """Folder of per-token losses."""
-        return self.root / "losses"
+        old, own = self.root / "losses", self.root / "losses" / self.label
+        return old if (old / "dict.txt").exists() and not own.exists() else own
 
     def tokens(self, config: RunConfig) -> Path:
         """Folder of token files: data.tokens_dir or RUN_DIR/tokens."""
@@ -193,7 +245,7 @@ class RunDir:
             "shard": any((self.shards(config) / name).exists() for name in (".plan.json", "manifest.json")),
             "train": any(self.checkpoints.glob("step-*")),
             "datastore": (self.datastore / "manifest.json").exists(),
-            "index": (self.index / "template.json").exists(),
+            "index": any((self.root / "index").rglob("template.json")),
             "finetune": any((self.root / "finetune").glob("*/settings.json")),
             "knn": any((self.root / name).exists() for name in ("neighbours", "cache")),
         }
@@ -216,15 +268,17 @@ class RunDir:
         changed = []
         for key, item in leaf_fields(type(config)).items():
             section, _, name = key.partition(".")
-            if section not in sections or item.metadata.get("volatile"):
+            if section not in sections or item.metadata.get("volatile") or item.metadata.get("question"):
                 continue
             old, new = before.get(section, {}).get(name, defaults[section][name]), now[section][name]
             if old != new:
                 changed.append(f"{key}: {old!r} there, {new!r} now")
         if changed:
+            made, what = _FILES_OF[stage]
+            mend = f"remove them with `distlm clean {self.root} {what}`, or " if what else ""
             raise DistlmError(
-                f"{self.root}: stage {stage} was run here with another configuration ({'; '.join(changed)}); "
-                "use another run_dir= or the same settings"
+                f"{self.root}: {made} there were made with other settings ({'; '.join(changed)}); {mend}use another "
+                "run_dir= or the same settings"
             )
 
 

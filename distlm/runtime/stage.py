@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.errors import Busy, DistlmError
@@ -39,7 +38,7 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     world = world or resolve_world()
     set_threads(config.launch.threads, world)
     comm = open_comm(world)
-    run = RunDir(root=Path(config.run_dir))
+    run = RunDir.of(config)
     rank0_first(comm, lambda: run.open_stage(config, name))
     say(f"{name}: {world}", world.rank)
     record = run.metrics if world.rank == 0 else None

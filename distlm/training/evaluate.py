@@ -7,7 +7,6 @@ Here is what kinds that predict the next word share, and the way of those that a
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
@@ -108,7 +107,7 @@ def plan_blocks(config: RunConfig) -> StagePlan:
 def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     """Needs of an evaluation in which each token goes through the model `passes` times: 2 FLOP per parameter."""
     try:
-        tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+        tokens = TokenFiles.open(RunDir.of(config).tokens(config))
         vocabulary = len(tokens.dictionary)
         count = sum(tokens.meta.splits[split].tokens for split in config.knn.splits if split in tokens.meta.splits)
     except DistlmError:

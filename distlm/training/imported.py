@@ -45,7 +45,7 @@ def write_first_checkpoint(
     token of the written model folder.
     Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
     """
-    run, size = RunDir(Path(config.run_dir)), len(tokens.dictionary)
+    run, size = RunDir.of(config), len(tokens.dictionary)
     final = run.checkpoint(0)
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)

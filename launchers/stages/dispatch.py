@@ -130,7 +130,7 @@ def _await(plan: Plan, job: Job, started: Sequence[submitit.Job[Any]]) -> None:
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-    run = RunDir(Path(plan.config.run_dir))
+    run = RunDir.of(plan.config)
     for one in started:
         # A result of every rank, and the stage's own marker: no exit code is trusted.
         if not all(one.task(rank).paths.result_pickle.exists() for rank in range(job.ranks)) or one.exception():
@@ -148,7 +148,7 @@ def _last_words(log: Path) -> list[str]:
 
 def _record(plan: Plan, job: Job, job_id: str, front: str, after: list[str]) -> None:
     record_job(
-        RunDir(Path(plan.config.run_dir)), job.stage, job_id, "submitit", str(job.resources.nodes), front=front,
+        RunDir.of(plan.config), job.stage, job_id, "submitit", str(job.resources.nodes), front=front,
         name=job.name, ranks=job.ranks, shares=job.shares, after=after, log=str(log_of(plan, job, job_id, front)),
     )  # fmt: skip
 

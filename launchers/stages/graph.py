@@ -7,7 +7,6 @@ index-add are one MPI job each, or an array of independent shares and the job th
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import read_manifest
@@ -138,7 +137,7 @@ def choose_stages(text: str, array: int | None = None) -> tuple[str, ...]:
 
 def pending_stages(config: RunConfig, chosen: Iterable[str] = STAGES) -> tuple[str, ...]:
     """The chosen stages that the configuration asks for and that are not finished in the run directory."""
-    run, asked = RunDir(Path(config.run_dir)), [stage for stage in chosen if SPECS[stage].verbs_of(config)]
+    run, asked = RunDir.of(config), [stage for stage in chosen if SPECS[stage].verbs_of(config)]
     return tuple(stage for stage in asked if not SPECS[stage].finished(config, run))
 
 

@@ -28,7 +28,7 @@ def write(config: RunConfig, share: str = "") -> dict[str, object]:
 
 
 def folder_of(config: RunConfig) -> Path:
-    return RunDir(Path(config.run_dir)).datastore
+    return RunDir.of(config).datastore
 
 
 def finished_shards(config: RunConfig) -> list[int]:

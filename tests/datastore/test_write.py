@@ -33,11 +33,11 @@ def write(config, **changes):
 
 
 def store_of(config):
-    return Datastore.open(RunDir(Path(config.run_dir)).datastore)
+    return Datastore.open(RunDir.of(config).datastore)
 
 
 def train_ids(config):
-    return np.asarray(TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config)).split("train"))
+    return np.asarray(TokenFiles.open(RunDir.of(config).tokens(config)).split("train"))
 
 
 def all_keys(store):

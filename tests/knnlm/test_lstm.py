@@ -1,7 +1,6 @@
 """An AWD-LSTM with what the transformer has: neural cache, datastore, neighbours."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +38,7 @@ def config(tmp_path):
     """An untrained AWD-LSTM and its token files."""
     config = tiny_config(tmp_path / "run", write_text(tmp_path / "text"), SETTINGS)
     in_stage("prepare", config, run_prepare)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     dictionary = TokenFiles.open(run.tokens(config)).dictionary
     torch.manual_seed(0)
     folder = run.checkpoint(1)
@@ -52,7 +51,7 @@ def config(tmp_path):
 def test_an_lstm_is_evaluated_with_a_cache_alone(config):
     for function in (run_cache, run_tune, run_evaluate):
         in_stage("knn", config, function)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     results = json.loads(run.results.read_text())
     assert States.open(run.states("valid")).tap == TAPS[-1]
     assert set(results["splits"]["valid"]) >= {"lm", "cache"}
@@ -65,7 +64,7 @@ def test_an_lstm_is_evaluated_as_a_knn_lm(config):
     in_stage("index", config, run_index_build)
     for function in (run_search, run_cache, run_tune, run_evaluate):
         in_stage("knn", config, function)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     store, found = Datastore.open(run.datastore), Neighbours.open(run.neighbours("valid"))
     assert store.tap == found.manifest.tap == TAPS[-1]
     # The first tokens have no full context and are not stored (datastore.context_window).

@@ -45,7 +45,7 @@ def ready_run(
 
 def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, step: int = 12) -> Path:
     """A complete checkpoint with random weights, named the best one."""
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     dictionary = TokenFiles.open(run.tokens(config)).dictionary
     torch.manual_seed(seed)
     model = TransformerLM(config.model, len(dictionary))

@@ -4,7 +4,6 @@ import gzip
 import lzma
 import zlib
 from math import ceil
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.data.shards.config import ShardsConfig
@@ -27,7 +26,7 @@ _BASE_MEMORY, _TRAINING_MEMORY = 600_000_000, 400_000_000
 
 def plan_shard(config: RunConfig, ranks: int = 1) -> StagePlan:
     """Needs of the stage, estimated from file sizes and the start of the largest compressed file."""
-    shards, folder = config.section(ShardsConfig), RunDir(Path(config.run_dir)).shards(config)
+    shards, folder = config.section(ShardsConfig), RunDir.of(config).shards(config)
     if finished_shards(folder, shards) is not None:
         return StagePlan("data shard", f"{folder}: complete, nothing to do", 0, _BASE_MEMORY, 0.0)
     memory = _BASE_MEMORY + (0 if shards.vocabulary else _TRAINING_MEMORY)

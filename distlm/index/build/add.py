@@ -42,7 +42,7 @@ class AddSummary(TypedDict):
 
 
 def run_index_add(stage: Stage) -> AddSummary:
-    """Write RUN/index/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
+    """Write RUN/index/NAME/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
 
     With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. Raises DistlmError without a template, for a template of
     another store, a full disk, and NaN or infinite keys.

@@ -56,7 +56,8 @@ def load_template(folder: IndexFolder, datastore: Datastore) -> Template:
     if record.datastore != datastore.fingerprint:
         raise DistlmError(
             f"{folder.template_json}: template of another store (trained on {record.datastore}, this store is "
-            f"{datastore.fingerprint}); remove {folder.root} and train again, or use another run_dir="
+            f"{datastore.fingerprint}); remove {folder.root} and train again, or give the new index a name "
+            "of its own with index.name="
         )
     try:
         data = folder.template.read_bytes()
@@ -81,7 +82,7 @@ class TrainSummary(TypedDict):
 
 
 def run_index_train(stage: Stage) -> TrainSummary:
-    """Train RUN/index/template.index on a seeded sample of the datastore.
+    """Train RUN/index/NAME/template.index on a seeded sample of the datastore.
 
     Every rank reads the sample of its shards; rank 0 trains with the node's cores while the others wait.
     Raises DistlmError for a refused factory, NaN or infinite keys, a template of another store or factory, and while
@@ -227,8 +228,8 @@ def _trained_before(folder: IndexFolder, datastore: Datastore, plan: Factory, se
     for name, then, now in now_and_then:
         if then != now:
             raise DistlmError(
-                f"{folder.template_json}: trained with {name} {then!r}, now {now!r}; remove {folder.root} to "
-                f"train again, or set index.{name}= as it was"
+                f"{folder.template_json}: trained with {name} {then!r}, now {now!r}; give the new one a name of its own "
+                f"with index.name=, set index.{name}= as it was, or remove {folder.root}"
             )
     return record
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
@@ -128,7 +127,7 @@ def _rank_flops(config: RunConfig, ranks: int) -> float:
 
 def store_of(config: RunConfig) -> Store | None:
     """The datastore of a run, or what it will be by the token files; None without either."""
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     try:
         datastore = Datastore.open(run.datastore)
         return Store(datastore.rows, datastore.width, len(datastore.shards), written=True)

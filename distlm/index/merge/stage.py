@@ -39,7 +39,7 @@ class MergeSummary(TypedDict):
 
 
 def run_index_merge(stage: Stage) -> MergeSummary:
-    """Write RUN/index/merged.index and index.json from the parts.
+    """Write RUN/index/NAME/merged.index and index.json from the parts.
 
     With index.merge=false the parts are checked alike and stay where they lie: only index.json is written.
     Raises DistlmError for missing, cut, damaged or foreign parts, a full disk, a result that does not find the store's

@@ -28,7 +28,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     """
     start = time.monotonic()
     vectors = together(comm, lambda: open_vectors(queries))
-    run, knn = RunDir(Path(config.run_dir)), config.knn
+    run, knn = RunDir.of(config), config.knn
     datastore = together(comm, lambda: Datastore.open(run.datastore))
     if knn.search == "brute" and comm.size > 1:
         raise UsageError("knn.search=brute compares with every key in one process; start it on one rank")

@@ -1,7 +1,5 @@
 """What the neural cache will need: disk, memory, time."""
 
-from pathlib import Path
-
 import numpy as np
 
 from distlm.config.schema import RunConfig
@@ -28,7 +26,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
 
     Raises DistlmError when a window is longer than a split.
     """
-    knn, cache, run = config.knn, config.cache, RunDir(Path(config.run_dir))
+    knn, cache, run = config.knn, config.cache, RunDir.of(config)
     model, widest, cells = causal(model_of(config)), max(cache.windows), len(cache.windows) * len(cache.thetas)
     tap = cache.tap or config.datastore.tap
     work = f"{len(cache.windows)} windows up to {widest} x {len(cache.thetas)} θ of tap {tap}"

@@ -1,6 +1,6 @@
 """The loss of every evaluated token as files, so that any two evaluations can be compared word by word.
 
-RUN/losses/
+RUN/losses/LABEL/
   dict.txt        the dictionary that the token ids belong to
   SPLIT/          targets int32 [Q]; lm, cache, knn … (those of records.NAMES that there are) fp64 [Q]: nats, .npy
   SPLIT/losses.json    what they are of; written last (records.py)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from msgspec import UnsetType
 
+from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.files import Cache
 from distlm.knnlm.cache.scores import add_cache
@@ -79,13 +80,13 @@ class Parts:
         return holder.log_probs()
 
 
-def open_parts(run: RunDir, split: str) -> Parts:
-    """Open what a split has.
+def open_parts(run: RunDir, split: str, knn: KnnConfig) -> Parts:
+    """Open what a split has for the question of the run directory.
 
     Raises DistlmError when it has nothing, when something is unfinished, or when cache and neighbours are not of the
     same model and tokens.
     """
-    folder = run.neighbours(split)
+    folder = run.kept_neighbours(split)
     searched = any((folder / name).is_file() for name in (PLAN, MANIFEST))
     cache = Cache.open(run.cache(split)) if Cache.is_started(run.cache(split)) else None
     if cache is None and not searched:
@@ -94,7 +95,7 @@ def open_parts(run: RunDir, split: str) -> Parts:
             "the language model with a neural cache alone"
         )
     if searched:
-        neighbours = Neighbours.open(folder)
+        neighbours = Neighbours.asked(run, split, knn)
         if cache is not None:
             same = ("model", "token_files", "context_rule", "tokens")
             cache.require(str(folder), **{key: getattr(neighbours.manifest, key) for key in same})

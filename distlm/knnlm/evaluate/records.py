@@ -247,7 +247,7 @@ class Results(Record, kw_only=True):
     Without neighbours (language model and cache only) datastore, index, exactness, ladder and self_test are null.
     """
 
-    FILE = "RUN/results.json"
+    FILE = "RUN/results/LABEL.json, RUN/results.json"
     WHAT = "evaluation results"
     WRITER = "distlm knn evaluate"
     READERS = ("distlm knn evaluate", "distlm report", "distlm reproduce", "distlm run", "python -m launchers.submit")
@@ -306,7 +306,7 @@ NAMES = ("lm", "cache", "knn", "knn_buckets", "gate", "stores", "both", "both_bu
 class LossesFile(Record):
     """What the losses beside it are of: fp64 nats of every token under each mixture; written last."""
 
-    FILE = "RUN/losses/SPLIT/losses.json"
+    FILE = "RUN/losses/LABEL/SPLIT/losses.json"
     WHAT = "description of losses"
     WRITER = "distlm knn evaluate"
     READERS = ("distlm report",)

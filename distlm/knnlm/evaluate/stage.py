@@ -64,7 +64,8 @@ from distlm.runtime.stage import Stage
 
 
 def run_evaluate(stage: Stage) -> dict[str, float]:
-    """Evaluate every split of knn.splits with the settings frozen in knn.json and write results.json.
+    """Evaluate every split of knn.splits with the settings frozen in knn.json and write results/LABEL.json and
+    results.json.
 
     Returns the perplexities SPLIT/lm, and SPLIT/cache, SPLIT/knn and SPLIT/both as far as there are. Rank 0 works
     alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, when a split's neighbours
@@ -85,7 +86,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
             "run `distlm knn tune` again"
         )
     frozen, frozen_cache, fitted = read_frozen(tuned), read_frozen_cache(tuned), Fitted.of(tuned)
-    opened = {split: open_parts(run, split) for split in knn.splits}
+    opened = {split: open_parts(run, split, knn) for split in knn.splits}
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_tuned(run.tuned, opened, frozen, frozen_cache)
     store, index = open_rest(stage, tokens, opened)
@@ -143,7 +144,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
     seconds = time.monotonic() - start
     run.metrics.write("knn evaluate", {STAGE_SECONDS: round(seconds, 3)})
     results.seconds = stage_seconds(run.metrics.path)
-    results.write(run.results)
+    run.write_results(results)
     summary = {"seconds": seconds}
     for split, result in splits.items():
         summary |= {f"{split}/{name}": found.perplexity for name in NAMES if (found := result.of(name))}

@@ -2,9 +2,10 @@
 
 from msgspec import UNSET, UnsetType
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import KnnConfig, RunConfig
 from distlm.knnlm.cache.records import CacheManifest
 from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.search.neighbours import first_of
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.files import json_hash
@@ -26,7 +27,7 @@ def cached_as_configured(config: RunConfig, run: RunDir) -> bool:
 def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
     """knn.json was chosen from the grids and on the neighbours and cache that the configuration names."""
     split = config.knn.splits[0]
-    neighbours, cache = _fingerprint(_read_neighbours(run, split)), _fingerprint(_read_cache(run, split))
+    neighbours, cache = _fingerprint(_read_neighbours(run, split, config.knn)), _fingerprint(_read_cache(run, split))
     if not run.tuned.exists() or (neighbours is UNSET and cache is UNSET):
         return False
     if config.cache.use and not cached_as_configured(config, run):
@@ -58,16 +59,17 @@ def evaluated_as_tuned(config: RunConfig, run: RunDir) -> bool:
         list(results.splits) == config.knn.splits
         and results.hashes.get("settings") == Tuned.read(run.tuned).fingerprint
         and all(
-            found.neighbours == _fingerprint(_read_neighbours(run, split))
+            found.neighbours == _fingerprint(_read_neighbours(run, split, config.knn))
             and found.cache_files == _fingerprint(_read_cache(run, split))
             for split, found in results.splits.items()
         )
     )
 
 
-def _read_neighbours(run: RunDir, split: str) -> NeighboursManifest | None:
-    path = run.neighbours(split) / "manifest.json"
-    return NeighboursManifest.read(path) if path.exists() else None
+def _read_neighbours(run: RunDir, split: str, knn: KnnConfig) -> NeighboursManifest | None:
+    folder = run.kept_neighbours(split)
+    path = folder / "manifest.json"
+    return first_of(NeighboursManifest.read(path), folder, knn) if path.exists() else None
 
 
 def _read_cache(run: RunDir, split: str) -> CacheManifest | None:

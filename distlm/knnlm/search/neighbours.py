@@ -1,6 +1,6 @@
 """Search results as files, so that λ, temperature and k are tuned offline in seconds.
 
-RUN/neighbours/SPLIT/
+RUN/neighbours/LABEL/SPLIT/
   plan.json       what is being searched for; a start with other inputs is refused (records.py)
   unit-00000/     queries [q, D] (the keys' dtype), targets int32 [q], log_probs fp64 [q] (of the LM), ids int64 [q, k],
                   distances fp32 [q, k] (squared L2; with knn.similarity=dot how much less the dot product is than the
@@ -10,22 +10,27 @@ RUN/neighbours/SPLIT/
 Rows of the units in order are the split's tokens in order. In each row the neighbours stand nearest first, ties by
 id; where fewer than k were found the last ids are −1, with value −1 and distance inf.
 While distances are being recomputed there are also found/ (units with the index's distances) and rescore/.
+Where fewer neighbours are asked for than were searched, each row's first ones answer.
 """
 
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
+from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.search.records import NeighboursManifest, UnitFile
 from distlm.runtime.files import disk_is_full, file_hash, json_hash, sync_file, sync_folder
+from distlm.runtime.rundir import RunDir
 
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
 ARRAYS = ("queries", "targets", "log_probs", "ids", "distances", "values")
@@ -106,12 +111,39 @@ def sweep(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> NeighboursManifest:
+    """The manifest with the k that is asked for. Raises DistlmError where another question was answered."""
+    brute = knn.search == "brute"
+    asked = {
+        "search": knn.search, "nprobe": None if brute else knn.nprobe,
+        "distances": "exact" if brute else knn.distances, "similarity": knn.similarity,
+    }  # fmt: skip
+    for key, value in asked.items():
+        if (found := getattr(manifest, key) or ("l2" if key == "similarity" else None)) != value:
+            raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
+    if manifest.k < knn.k:
+        raise DistlmError(
+            f"{folder}: holds {manifest.k} neighbours of each token, knn.k={knn.k}; use knn.k={manifest.k}"
+        )
+    return manifest if manifest.k == knn.k else replace(manifest, k=knn.k)
+
+
 @dataclass(frozen=True)
 class Neighbours:
     """The finished search results of one split."""
 
     folder: Path
     manifest: NeighboursManifest
+    """`k` neighbours of each token are read; in its file is what was searched."""
+
+    @classmethod
+    def asked(cls, run: RunDir, split: str, knn: KnnConfig) -> "Neighbours":
+        """Open those that answer a question: its own, or the first of a larger k.
+
+        Raises DistlmError as `open`, and for a folder (knn.folder) in which something else was searched for.
+        """
+        found = cls.open(run.kept_neighbours(split))
+        return changed(found, manifest=first_of(found.manifest, found.folder, knn))
 
     @classmethod
     def open(cls, folder: Path) -> "Neighbours":
@@ -152,7 +184,8 @@ class Neighbours:
     def units(self) -> Iterator[Unit]:
         """The units in order of the split's tokens."""
         for number in range(len(self.manifest.units)):
-            yield read_unit(unit_folder(self.folder, number))
+            unit, k = read_unit(unit_folder(self.folder, number)), self.k
+            yield changed(unit, ids=unit.ids[:, :k], distances=unit.distances[:, :k], values=unit.values[:, :k])
 
     def log_probs(self) -> npt.NDArray[np.float64]:
         """The LM's log-probability of every token, in order: fp64 [Q]."""

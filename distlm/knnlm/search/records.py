@@ -19,7 +19,7 @@ class UnitFacts(Part):
 class UnitFile(Record):
     """The arrays beside it. The folder of a unit is whole or absent, and so is this file."""
 
-    FILE = "RUN/{neighbours,states,cache}/SPLIT/unit-NNNNN/unit.json"
+    FILE = "RUN/{neighbours/LABEL,states,cache}/SPLIT/unit-NNNNN/unit.json"
     WHAT = "description of a unit"
     WRITER = "distlm knn search, distlm knn cache"
     READERS = ("distlm knn search", "distlm knn cache")
@@ -117,7 +117,7 @@ class StatesManifest(StatesPlan):
 class NeighboursPlan(SplitPlan):
     """What is being searched for; a start with other inputs is refused."""
 
-    FILE = "RUN/neighbours/SPLIT/plan.json"
+    FILE = "RUN/neighbours/LABEL/SPLIT/plan.json"
     WHAT = "plan of neighbours"
     WRITER = "distlm knn search"
     READERS: ClassVar[tuple[str, ...]] = ("distlm knn search",)
@@ -158,7 +158,7 @@ class NeighboursPlan(SplitPlan):
 class NeighboursManifest(NeighboursPlan, kw_only=True):
     """Finished neighbours of a split; written last. Its hash is their fingerprint."""
 
-    FILE = "RUN/neighbours/SPLIT/manifest.json"
+    FILE = "RUN/neighbours/LABEL/SPLIT/manifest.json"
     WHAT = "description of neighbours"
     READERS = ("distlm knn tune", "distlm knn evaluate", "distlm knn cache", "distlm index tune", "distlm report")
 

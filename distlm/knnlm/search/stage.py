@@ -14,21 +14,24 @@ from functools import partial
 from msgspec import UnsetType
 
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.neighbours import MANIFEST
+from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
 from distlm.knnlm.search.source import open_source
 from distlm.knnlm.search.work import Group, SplitWork
 from distlm.runtime.lock import only_writer
-from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
+from distlm.runtime.metrics import QUESTION, STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
 
 def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
-    """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/SPLIT.
+    """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/LABEL/SPLIT.
 
-    Finished splits are skipped, a killed search continues with the first unfinished unit. Returns seconds, tokens,
+    Finished splits are skipped, and those of which more neighbours are kept; a killed search continues with the first unfinished unit. Returns seconds, tokens,
     k and, unless knn.self_test=false, the self-test's share of stored keys that find their own row.
     Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails,
     when a folder of neighbours was made from other ones, or while another run writes it; Stopped after a stop signal.
@@ -40,6 +43,7 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     splits = [split] if split else stage.config.knn.splits
     searched = 0
     works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
+    works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
     rank0_first(stage.comm, lambda: _check_before(works))
     for work in works:
         searched += _search_split(stage, work)
@@ -48,7 +52,12 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     if stage.comm.rank == 0 and searched:
         stage.run.metrics.write(
             "knn search",
-            {STAGE_SECONDS: round(seconds, 3), TOKENS_PER_S: round(searched / seconds, 1), **self_found},
+            {
+                STAGE_SECONDS: round(seconds, 3),
+                TOKENS_PER_S: round(searched / seconds, 1),
+                **self_found,
+                QUESTION: stage.run.label,
+            },
         )
     return {
         "seconds": seconds,
@@ -57,6 +66,18 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
         "k": source.knn.k,
         **self_found,
     }
+
+
+def _served(run: RunDir, work: SplitWork) -> bool:
+    """Finished neighbours of a larger k answer for this split, too."""
+    folder = run.kept_neighbours(work.split)
+    if folder == work.folder or work.is_begun:
+        return False
+    kept = NeighboursManifest.read(folder / MANIFEST)
+    if not work.alike(kept):
+        return False
+    say(f"knn search {work.split}: {folder} holds {kept.k} neighbours; their first {work.plan.k} answer, nothing to do")
+    return True
 
 
 def _check_before(works: Sequence[SplitWork]) -> None:

@@ -1,6 +1,6 @@
 """Hidden state, target and log-probability of every evaluated token, as files.
 
-`knn search` keeps them in RUN/neighbours/SPLIT. Where nothing was searched, or the neural cache uses another hidden
+`knn search` keeps them with the neighbours. Where nothing was searched, or the neural cache uses another hidden
 state than the datastore, they are computed alone, into RUN/states/SPLIT: the same units, the same bytes.
 """
 
@@ -113,7 +113,7 @@ class StatesWork:
         self.units = units_of_blocks(len(self.blocks), knn.blocks_per_unit)
         self.plan = states_plan(config, tokens, model, split, self.blocks)
         self.files = UnitFolder(run.states(split), self.plan, StatesManifest, len(self.units), COMMAND)
-        self._searched = run.neighbours(split)
+        self._searched = run.kept_neighbours(split)
 
     @property
     def tokens(self) -> int:

@@ -15,6 +15,7 @@ from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.search.forward import context_rule, token_states, units_of_blocks
 from distlm.knnlm.search.neighbours import (
+    PLAN,
     Neighbours,
     Unit,
     read_unit,
@@ -104,6 +105,16 @@ class SplitWork:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
         width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
         self.files.check_before(self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1))
+
+    @property
+    def is_begun(self) -> bool:
+        """The folder is ours already."""
+        return (self.folder / PLAN).exists()
+
+    def alike(self, kept: NeighboursPlan) -> bool:
+        """Whether those neighbours differ from what is planned in k alone."""
+        fields = set(NeighboursPlan.__struct_fields__) - {"k", "self_test", "format"}
+        return all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
 
     def begin(self) -> bool:
         """Rank 0: claim the folder; False when it is already whole."""

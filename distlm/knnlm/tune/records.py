@@ -221,7 +221,7 @@ class Tuned(Record, kw_only=True, rename={"weight": "lambda"}):
     Without neighbours only what belongs to the language model and the cache is there.
     """
 
-    FILE = "RUN/knn.json"
+    FILE = "RUN/tuned/LABEL.json, RUN/knn.json"
     WHAT = "frozen kNN settings"
     WRITER = "distlm knn tune"
     READERS = ("distlm knn evaluate", "distlm generate", "distlm report", "distlm reproduce", "distlm run")

@@ -23,7 +23,7 @@ from distlm.runtime.stage import Stage
 
 def run_tune(stage: Stage) -> dict[str, float]:
     """Choose λ, temperature and k on the first split of knn.splits, and λ, θ and window of a neural cache where there
-    is one, and write knn.json; no other split is opened.
+    is one, and write tuned/LABEL.json and knn.json; no other split is opened.
 
     Returns lambda, temperature, k, perplexity and lm_perplexity, and cache_* and both_* of a cache. Rank 0 works alone.
     Raises DistlmError when the split was neither searched nor given a cache, or was searched with fewer neighbours
@@ -35,7 +35,7 @@ def run_tune(stage: Stage) -> dict[str, float]:
 def _tune(stage: Stage) -> dict[str, float]:
     start = time.monotonic()
     config, knn = stage.config, stage.config.knn
-    parts = open_parts(stage.run, knn.splits[0])
+    parts = open_parts(stage.run, knn.splits[0], knn)
     neighbours, cache = parts.neighbours, parts.cache
     if config.cache.use and cache is None:
         raise DistlmError(
@@ -72,7 +72,7 @@ def _tune(stage: Stage) -> dict[str, float]:
     for part in (tuned, tuned.cache, tuned.both):
         for warning in (part and part.edges) or ():
             say(f"knn tune: warning: {warning}")
-    tuned.write(stage.run.tuned)
+    stage.run.write_tuned(tuned)
     seconds = time.monotonic() - start
     stage.run.metrics.write("knn tune", {STAGE_SECONDS: round(seconds, 3)})
     return {"seconds": seconds, **_summary(tuned)}

@@ -71,7 +71,7 @@ def open_extra(run: str, own: Neighbours) -> Neighbours:
 
     Raises DistlmError when there are none, or when they are of other tokens or another model.
     """
-    neighbours = Neighbours.open(RunDir(Path(run)).neighbours(own.manifest.split))
+    neighbours = Neighbours.open(RunDir(Path(run)).kept_neighbours(own.manifest.split))
     for key in ("model", "dictionary", "tokens", "context_rule"):
         theirs, ours = getattr(neighbours.manifest, key), getattr(own.manifest, key)
         if theirs != ours:

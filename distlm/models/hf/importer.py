@@ -1,7 +1,6 @@
 """`distlm import hf`: a causal language model of Hugging Face becomes the first checkpoint of a run, as it is."""
 
 import argparse
-from pathlib import Path
 
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import require_tap
@@ -18,7 +17,7 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     The later stages then work with that model, and `distlm train` fine-tunes it. Raises DistlmError for what
     distlm.models.hf.model refuses, and when the run has checkpoints.
     """
-    run, name = RunDir(Path(config.run_dir)), config.hf.name
+    run, name = RunDir.of(config), config.hf.name
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
     model = model_for(name, tokens, config.train)

@@ -40,7 +40,7 @@ _OF_MEMORY = ".memory."
 
 def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, object]:
     """`distlm export hf --out FOLDER`: the newest checkpoint of a run, with its tokenizer where there is one."""
-    run, out = RunDir(Path(config.run_dir)), Path(options.out)
+    run, out = RunDir.of(config), Path(options.out)
     checkpoint, tokenizer = run.newest_checkpoint(), run.shards(config) / TOKENIZER_FOLDER
     save_pretrained(load_plm(checkpoint)[0], out, tokenizer if tokenizer.is_dir() else None)
     return {"checkpoint": str(checkpoint), "folder": str(out)}

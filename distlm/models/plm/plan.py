@@ -1,7 +1,5 @@
 """What training and evaluating a masked language model will need."""
 
-from pathlib import Path
-
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError, UsageError
 from distlm.memory.config import MemoryConfig
@@ -82,7 +80,7 @@ def plan_evaluate_plm(config: PlmRun, ranks: int) -> StagePlan:
     rows = 0
     for split in ("valid", "test"):
         try:
-            rows += len(ShardRows.open(RunDir(Path(config.run_dir)).shards(config), split))
+            rows += len(ShardRows.open(RunDir.of(config).shards(config), split))
         except DistlmError:
             continue
     tokens = rows * row_tokens
@@ -113,7 +111,7 @@ def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str
 def _rows_of(config: PlmRun, split: str) -> tuple[int, int, list[str]]:
     """Vocabulary, tokens of a row, and what is assumed where there are no shards yet."""
     try:
-        rows = ShardRows.open(RunDir(Path(config.run_dir)).shards(config), split)
+        rows = ShardRows.open(RunDir.of(config).shards(config), split)
     except DistlmError:
         size = config.shards.vocabulary_size
         return size, config.shards.row_tokens, [f"no shards yet: a vocabulary of {size} is assumed"]

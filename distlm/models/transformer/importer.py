@@ -23,7 +23,7 @@ def import_fairseq(config: TransformerRun, path: Path, words: Path) -> dict[str,
     `words`: the dict.txt of the data the model was trained on (data-bin/…/dict.txt). The optimizer's state is not
     taken over. Raises DistlmError for what distlm.models.transformer.fairseq refuses, and when the run has checkpoints.
     """
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     refuse_trained(run)
     if not words.is_file():
         raise DistlmError(f"{words}: no such file; give the dict.txt of the data that the model was trained on")

@@ -1,7 +1,6 @@
 """What training in blocks of tokens will need: updates, tokens, disk, memory, time."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
@@ -27,7 +26,7 @@ class Corpus:
     def of(config: RunConfig, assumed: int) -> "Corpus":
         """Of a run's token files; without them `assumed` words."""
         try:
-            tokens = TokenFiles.open(RunDir(Path(config.run_dir)).tokens(config))
+            tokens = TokenFiles.open(RunDir.of(config).tokens(config))
         except DistlmError:
             return Corpus(assumed, 0)
         return Corpus(len(tokens.dictionary), tokens.meta.splits["train"].tokens)

@@ -51,7 +51,7 @@ def cached(searched, tmp_path_factory):
 def cache_alone(indexed, tmp_path_factory):
     """A model with a cache, without datastore and neighbours; read only."""
     config = copy_run(indexed, tmp_path_factory.mktemp("alone") / "run", *CACHE)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     shutil.rmtree(run.datastore)
     shutil.rmtree(run.index)
     for function in (run_cache, run_tune, run_evaluate):
@@ -60,7 +60,7 @@ def cache_alone(indexed, tmp_path_factory):
 
 
 def opened(config):
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     return run, json.loads(run.tuned.read_text()), json.loads(run.results.read_text())
 
 
@@ -182,7 +182,7 @@ def test_a_search_after_the_cache_joins_it(cache_alone, cached, tmp_path):
     in_stage("datastore", config, run_datastore_write)
     in_stage("index", config, run_index_build)
     in_stage("knn", config, run_search)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     assert not tuned_as_configured(config, run)
     with pytest.raises(DistlmError, match=r"tuned before .*neighbours.* run `distlm knn tune` again"):
         in_stage("knn", config, run_evaluate)
@@ -193,7 +193,7 @@ def test_a_search_after_the_cache_joins_it(cache_alone, cached, tmp_path):
 
 def test_another_tap_has_states_of_its_own(cached, tmp_path):
     config = copy_run(cached, tmp_path / "run", *CACHE)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     shutil.rmtree(run.root / "cache")
     config.cache.tap = "output"
     for function in (run_cache, run_tune, run_evaluate):
@@ -216,7 +216,7 @@ def test_the_partial_cache_is_recorded(searched, tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 4, 8])
 def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monkeypatch, stop_after):
     config = copy_run(cache_alone, tmp_path / "run", *CACHE)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     whole = {name: file_hashes(run.root / name) for name in ("states", "cache")}
     for name in whole:
         shutil.rmtree(run.root / name)
@@ -246,14 +246,14 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
 def test_another_run_that_fills_the_folder_is_not_disturbed(cache_alone, tmp_path, monkeypatch, name):
     monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
     config = copy_run(cache_alone, tmp_path / "run", *CACHE)
-    folder = RunDir(Path(config.run_dir)).root / name / "valid"
+    folder = RunDir.of(config).root / name / "valid"
     shutil.rmtree(folder)
     one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_cache))
 
 
 def test_a_finished_cache_is_not_repeated_and_another_grid_is_refused(cached, tmp_path, monkeypatch):
     config = copy_run(cached, tmp_path / "run", *CACHE)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     monkeypatch.setattr(cache_run, "open_forward", None)
     assert in_stage("knn", config, run_cache)["tokens"] == 0
     assert cached_as_configured(config, run)
@@ -265,7 +265,7 @@ def test_a_finished_cache_is_not_repeated_and_another_grid_is_refused(cached, tm
 
 def test_another_grid_of_weights_is_tuned_in_the_same_directory(cached, tmp_path):
     config = copy_run(cached, tmp_path / "run", *CACHE)
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     assert tuned_as_configured(config, run)
     assert evaluated_as_tuned(config, run)
     config.cache.lambdas = [0.0, 0.05]
@@ -304,7 +304,7 @@ def test_bad_settings_are_named(setting, words):
 
 def test_tuning_and_evaluation_say_what_is_missing(cached, indexed, tmp_path):
     config = copy_run(cached, tmp_path / "run", *CACHE, "cache.use=true")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     shutil.move(run.cache("test"), tmp_path / "test")
     with pytest.raises(DistlmError, match="split test has no cache; run `distlm knn cache` for all splits"):
         in_stage("knn", config, run_evaluate)
@@ -320,7 +320,7 @@ def test_tuning_and_evaluation_say_what_is_missing(cached, indexed, tmp_path):
 
 def test_a_cache_of_another_model_is_refused(cached, tmp_path):
     config = copy_run(cached, tmp_path / "run", *CACHE)
-    path = RunDir(Path(config.run_dir)).cache("test") / "manifest.json"
+    path = RunDir.of(config).cache("test") / "manifest.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["model"], "0" * 32))
     with pytest.raises(DistlmError, match="cache belongs to another model"):
         in_stage("knn", config, run_evaluate)
@@ -335,7 +335,7 @@ def test_the_plan_announces_the_disk(cached, cache_alone, tmp_path):
     assert stored == pytest.approx(announced.disk_bytes, rel=0.1)
 
     config = copy_run(cache_alone, tmp_path / "run", *CACHE)
-    states = RunDir(Path(config.run_dir)).root / "states"
+    states = RunDir.of(config).root / "states"
     stored += sum(path.stat().st_size for path in states.rglob("*.npy"))
     shutil.rmtree(states)
     announced = plan_cache(config, 1)

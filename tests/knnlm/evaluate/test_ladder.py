@@ -1,7 +1,6 @@
 """The exactness ladder: its rungs against what they claim to be, and that it is not climbed twice."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from distlm.runtime.rundir import RunDir
 
 
 def opened(config):
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     store = Datastore.open(run.datastore)
     neighbours = Neighbours.open(run.neighbours("test"))
     return run, store, neighbours, read_frozen(Tuned.read(run.tuned))
@@ -72,7 +71,7 @@ def test_all_lists_and_room_to_rerank_give_the_oracle(searched):
 
 def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path, monkeypatch):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     before = json.loads(run.results.read_text())
     assert before["ladder"]["split"] == "test"
     assert "recall" in results_table(Results.read(run.results))
@@ -94,7 +93,7 @@ def test_without_a_gpu_it_is_that_of_the_search_on_one(searched, tmp_path, monke
     """The stage is given no GPU on a cluster."""
     monkeypatch.setattr(gpu_search, "gpu_device", lambda: "")
     config = copy_run(searched, tmp_path / "run", "knn.scan=gpu")
-    path = RunDir(Path(config.run_dir)).results
+    path = RunDir.of(config).results
     before = json.loads(path.read_text())["ladder"]
     path.unlink()
     in_stage("knn", config, run_evaluate)
@@ -105,4 +104,4 @@ def test_without_an_index_there_is_no_ladder(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.search=brute", "knn.splits=[valid]")
     for function in (run_search, run_tune, run_evaluate):
         in_stage("knn", config, function)
-    assert json.loads(RunDir(Path(config.run_dir)).results.read_text())["ladder"] is None
+    assert json.loads(RunDir.of(config).results.read_text())["ladder"] is None

@@ -148,7 +148,7 @@ def test_results_agree_with_the_files_and_the_table_shows_them(searched):
 
 def test_tuning_never_opens_another_split(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     before = run.tuned.read_bytes()
     shutil.rmtree(run.neighbours("test"))
     (run.tokens(config) / "test.bin").unlink()
@@ -159,7 +159,7 @@ def test_tuning_never_opens_another_split(searched, tmp_path):
 
 def test_weight_zero_gives_the_language_model_exactly(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run", "knn.lambdas=[0.0]")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     in_stage("knn", config, run_tune)
     in_stage("knn", config, run_evaluate)
     for figures in json.loads(run.results.read_text())["splits"].values():
@@ -168,7 +168,7 @@ def test_weight_zero_gives_the_language_model_exactly(searched, tmp_path):
 
 def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     tuned = json.loads(run.tuned.read_text())
     run.tuned.write_text(json.dumps({**tuned, "neighbours": "0" * 32}))
     with pytest.raises(DistlmError, match="tuned on other neighbours"):
@@ -188,7 +188,7 @@ def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
 )
 def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key, other):
     config = copy_run(searched, tmp_path / "run")
-    path = RunDir(Path(config.run_dir)).neighbours("test") / "manifest.json"
+    path = RunDir.of(config).neighbours("test") / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest[key] = other
     path.write_text(json.dumps(manifest))
@@ -205,7 +205,7 @@ def test_more_neighbours_than_were_searched_are_refused(searched, tmp_path):
 
 def test_another_grid_is_tuned_in_the_same_directory(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     assert tuned_as_configured(config, run)
     assert evaluated_as_tuned(config, run)
     config.knn.temperatures = [100.0, 1000.0]

@@ -153,7 +153,7 @@ def test_impossible_numbers_are_refused(searched, change, message):
 
 def test_settings_of_another_store_and_missing_ones_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     tuned = json.loads(run.tuned.read_text())
     run.tuned.unlink()
     run.tuned.write_text(json.dumps(tuned | {"datastore": "0" * 32}))

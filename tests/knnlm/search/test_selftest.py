@@ -79,13 +79,13 @@ def test_a_broken_search_stops_with_the_reason(indexed, tmp_path, monkeypatch, c
     monkeypatch.setattr(SearchIndex, "search", broken)
     with pytest.raises(DistlmError, match=f"self-test failed: .*{reason}"):
         in_stage("knn", config, run_search)
-    assert not RunDir(Path(config.run_dir)).neighbours("valid").exists()
+    assert not RunDir.of(config).neighbours("valid").exists()
 
 
 def test_brute_force_and_absent_neighbours_pass(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.search=brute", "knn.splits=[test]")
     in_stage("knn", config, run_search)
-    test = Neighbours.open(RunDir(Path(config.run_dir)).neighbours("test")).manifest.self_test
+    test = Neighbours.open(RunDir.of(config).neighbours("test")).manifest.self_test
     assert test.nprobe is None
     assert test.found >= test.expected > 0.5
     ids, distances = np.array([[4, 2, -1]]), np.array([[0.5, 1.0, np.inf]], np.float32)
@@ -103,7 +103,7 @@ def replace(path: Path, array: np.ndarray) -> None:
                                           ("ids", "the store has rows")])  # fmt: skip
 def test_damaged_neighbours_stop_the_evaluation(searched, tmp_path, name, reason):
     config = copy_run(searched, tmp_path / "run")
-    path = unit_folder(RunDir(Path(config.run_dir)).neighbours("test"), 0) / f"{name}.npy"
+    path = unit_folder(RunDir.of(config).neighbours("test"), 0) / f"{name}.npy"
     array = np.load(path)
     replace(path, {"values": array[::-1], "distances": array[:, ::-1], "ids": array + 10**6}[name])
     with pytest.raises(DistlmError, match=rf"test, unit 0: self-test failed: .*{reason}"):
@@ -114,9 +114,9 @@ def test_leaving_it_out_is_in_the_result(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.self_test=false", "knn.splits=[valid]")
     for function in (run_search, run_tune, run_evaluate):
         in_stage("knn", config, function)
-    results = json.loads(RunDir(Path(config.run_dir)).results.read_text())
+    results = json.loads(RunDir.of(config).results.read_text())
     assert results["self_test"] == {"run": False, "checked": 0}
-    assert "not run" in results_table(Results.read(RunDir(Path(config.run_dir)).results))
+    assert "not run" in results_table(Results.read(RunDir.of(config).results))
 
 
 def test_every_unit_of_the_kept_files_is_sampled(searched):

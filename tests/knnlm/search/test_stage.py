@@ -26,7 +26,7 @@ from distlm.runtime.rundir import RunDir
 
 
 def parts(config):
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     return run, Datastore.open(run.datastore), TokenFiles.open(run.tokens(config))
 
 
@@ -125,7 +125,7 @@ def test_dot_products_of_encoded_keys_are_refused(indexed, tmp_path):
 def test_fewer_rows_than_k_are_marked_absent(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.k=4000", "knn.ks=[4000]", "knn.nprobe=1", "knn.splits=[valid]")
     in_stage("knn", config, run_search)
-    neighbours = Neighbours.open(RunDir(Path(config.run_dir)).neighbours("valid"))
+    neighbours = Neighbours.open(RunDir.of(config).neighbours("valid"))
     ids, values, distances = (joined(neighbours, name) for name in ("ids", "values", "distances"))
     absent = ids < 0
     assert absent.any()
@@ -155,7 +155,7 @@ def test_a_stopped_search_continues_to_the_same_files(indexed, searched, tmp_pat
     monkeypatch.setattr(search, "_each", dying)
     with pytest.raises(Killed):
         in_stage("knn", config, run_search)
-    folder = RunDir(Path(config.run_dir)).neighbours("valid")
+    folder = RunDir.of(config).neighbours("valid")
     with pytest.raises(DistlmError, match="has not finished"):
         Neighbours.open(folder)
     monkeypatch.undo()
@@ -180,14 +180,14 @@ def test_a_finished_search_is_not_repeated(searched, tmp_path, monkeypatch):
 def test_another_run_that_searches_the_split_is_not_disturbed(indexed, tmp_path, monkeypatch):
     monkeypatch.setattr("distlm.runtime.lock._PATIENCE_S", 0.1)
     config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
-    folder = RunDir(Path(config.run_dir)).neighbours("valid")
+    folder = RunDir.of(config).neighbours("valid")
     one_writer_at_a_time(folder, lambda: in_stage("knn", config, run_search))
 
 
 def test_one_split_can_be_searched_alone(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run")
     in_stage("knn", config, lambda stage: run_search(stage, "test"))
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     assert Neighbours.open(run.neighbours("test")).manifest.split == "test"
     assert not run.neighbours("valid").exists()
 
@@ -202,7 +202,7 @@ def test_a_store_of_another_model_is_refused(indexed, tmp_path):
 
 def test_neighbours_of_another_search_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    path = RunDir(Path(config.run_dir)).neighbours("valid") / "manifest.json"
+    path = RunDir.of(config).neighbours("valid") / "manifest.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["datastore"], "0" * 32))
     with pytest.raises(DistlmError, match="results of another datastore"):
         in_stage("knn", config, run_search)
@@ -222,7 +222,7 @@ def test_unknown_split_is_named_and_can_be_mended_in_place(indexed, tmp_path):
     assert not (Path(config.run_dir) / "neighbours" / "valid" / "plan.json").exists()
     config.knn.splits = ["valid"]
     in_stage("knn", config, run_search)
-    assert Neighbours.open(RunDir(Path(config.run_dir)).neighbours("valid")).tokens > 0
+    assert Neighbours.open(RunDir.of(config).neighbours("valid")).tokens > 0
 
 
 def test_missing_index_names_its_command(indexed, tmp_path):

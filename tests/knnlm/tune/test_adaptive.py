@@ -177,7 +177,7 @@ def test_results_hold_the_frozen_fits(searched):
 
 def test_other_halves_than_those_fitted_on_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     tuned = json.loads(run.tuned.read_text())
     run.tuned.unlink()
     run.tuned.write_text(json.dumps(tuned | {"halves": "0" * 32}))
@@ -187,7 +187,7 @@ def test_other_halves_than_those_fitted_on_are_refused(searched, tmp_path):
 
 def test_both_can_be_left_out_and_asked_for_again(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     config.knn.buckets, config.knn.gate = 0, False
     assert not tuned_as_configured(config, run)
     in_stage("knn", config, run_tune)

@@ -76,7 +76,7 @@ def other(searched, tmp_path_factory) -> RunConfig:
 
 def test_two_stores_are_tuned_and_frozen(searched, other, tmp_path):
     config = copy_run(searched, tmp_path / "run")
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     config.knn.extra_runs = [other.run_dir]
     assert not tuned_as_configured(config, run)
     in_stage("knn", config, run_tune)

@@ -308,7 +308,7 @@ def test_columns_over_ranks() -> None:
 def test_another_model_under_a_checkpoint_is_refused(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tokens, tmp_path / "run", "train.max_updates_this_run=3")
-    with pytest.raises(DistlmError, match=r"another configuration \(lstm.width: 12 there, 10 now\)"):
+    with pytest.raises(DistlmError, match=r"other settings \(lstm.width: 12 there, 10 now\)"):
         run(tokens, tmp_path / "run", "lstm.width=10")
     # The checkpoint knows it too, where the record of the settings is gone.
     (tmp_path / "run" / "configs" / "train.yaml").unlink()

@@ -223,7 +223,7 @@ def test_another_model_in_the_same_folder_is_refused(
 ) -> None:
     shutil.copytree(resm, tmp_path / "run")
     words = [*RESM, "train.updates=12", "train.lr=0.01", "memory.row_steps=true"]
-    with pytest.raises(DistlmError, match=f"another configuration \\({said}\\)"):
+    with pytest.raises(DistlmError, match=f"other settings \\({said}\\)"):
         run(shards, tmp_path / "run", *words, changed)
     # How many ranks share the columns decides about speed only.
     assert run(shards, tmp_path / "run", *words, "memory.columns=1")["step"] == 12

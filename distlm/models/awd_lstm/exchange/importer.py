@@ -34,7 +34,7 @@ def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str
     train, valid and test, which is salesforce's. `distlm train` then goes on from these weights.
     Raises DistlmError for what distlm.models.awd_lstm.exchange.state_dict refuses, and when the run has checkpoints.
     """
-    run = RunDir(Path(config.run_dir))
+    run = RunDir.of(config)
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
     weights = our_names(read_state_dict(path), path)

@@ -1,0 +1,114 @@
+"""Which files of a run answer a question: an index has a name, a search a label, and older versions' folders count too.
+
+RUN/index/NAME/                       one index; NAME from index.factory, e.g. IVF4096-PQ64
+RUN/neighbours/LABEL/SPLIT/           one search, e.g. IVF4096-PQ64_nprobe32_exact_k1024, brute_k64
+RUN/tuned/LABEL.json  results/LABEL.json  losses/LABEL/
+
+Up to version 0.1 a run had one index and one search: RUN/index, neighbours/SPLIT, knn.json, results.json, losses. They
+answer the question that they were made for.
+"""
+
+import glob
+import json
+import re
+from pathlib import Path
+
+from distlm.config.schema import IndexConfig, RunConfig
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
+_MANIFEST, _PLAN = "manifest.json", "plan.json"
+
+
+def index_name(index: IndexConfig) -> str:
+    """Name of an index: index.name, or that of its folder, or from the factory."""
+    if index.name or index.folder:
+        return index.name or Path(index.folder).name
+    return _NOT_IN_NAMES.sub("-", index.factory).strip("-")
+
+
+def label(config: RunConfig) -> str:
+    """Name of the question that the sections index and knn ask."""
+    return f"{_stem(config)}_k{config.knn.k}"
+
+
+def index_folder(root: Path, config: RunConfig) -> Path:
+    """Where the index lies, or will lie."""
+    if config.index.folder:
+        return Path(config.index.folder)
+    old, named = root / "index", root / "index" / index_name(config.index)
+    before = _facts(old / "template.json").get("factory_asked")
+    return old if before == config.index.factory and not config.index.name and not named.exists() else named
+
+
+def neighbours_folder(root: Path, config: RunConfig, split: str) -> Path:
+    """Where the neighbours of a split lie, or will lie."""
+    if config.knn.folder:
+        return Path(config.knn.folder) / split
+    named = root / "neighbours" / label(config) / split
+    return (
+        root / "neighbours" / split
+        if not named.exists() and _kept_before(root, config, split) == config.knn.k
+        else named
+    )
+
+
+def kept_neighbours(root: Path, config: RunConfig, split: str) -> Path:
+    """The finished neighbours that answer the question: its own, or those of a larger k; where its own will lie when
+    there are none."""
+    own = neighbours_folder(root, config, split)
+    if config.knn.folder or (own / _MANIFEST).is_file():
+        return own
+    larger = {}
+    for path in (root / "neighbours").glob(f"{glob.escape(_stem(config))}_k*/{glob.escape(split)}/{_MANIFEST}"):
+        if (k := path.parts[-3].rpartition("_k")[2]).isdigit():
+            larger[int(k)] = path.parent
+    old = root / "neighbours" / split
+    if (old / _MANIFEST).is_file():
+        larger.setdefault(_kept_before(root, config, split), old)
+    return min(((k, folder) for k, folder in larger.items() if k > config.knn.k), default=(0, own))[1]
+
+
+def answer(root: Path, config: RunConfig, folder: str, old: str) -> Path:
+    """RUN/FOLDER/LABEL.json; RUN/OLD in a run in which an older version has written it."""
+    return root / old if (root / old).exists() and not (root / folder).exists() else own_answer(root, config, folder)
+
+
+def own_answer(root: Path, config: RunConfig, folder: str) -> Path:
+    """RUN/FOLDER/LABEL.json."""
+    return root / folder / f"{label(config)}.json"
+
+
+def _stem(config: RunConfig) -> str:
+    knn = config.knn
+    dot = ["dot"] if knn.similarity == "dot" else []
+    if knn.search == "brute":
+        return "_".join([*filter(None, [config.index.name]), "brute", *dot])
+    return "_".join([index_name(config.index), f"nprobe{knn.nprobe}", knn.distances, *dot])
+
+
+def _kept_before(root: Path, config: RunConfig, split: str) -> int:
+    """k of the neighbours that an older version kept, or began, for this question; 0 without."""
+    folder, knn = root / "neighbours" / split, config.knn
+    facts = _facts(folder / _MANIFEST) or _facts(folder / _PLAN)
+    brute = knn.search == "brute"
+    asked = {
+        "search": knn.search,
+        "nprobe": None if brute else knn.nprobe,
+        "distances": "exact" if brute else knn.distances,
+        "similarity": knn.similarity,
+    }
+    if not facts or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked:
+        return 0
+    # Which index they were found in, their files say by its hash alone.
+    of_it = brute or index_folder(root, config) == root / "index" or not (root / "index" / "template.json").exists()
+    kept = facts.get("k")
+    return kept if of_it and isinstance(kept, int) else 0
+
+
+def _facts(path: Path) -> dict[str, object]:
+    """A JSON object; empty where there is none that can be read, which its reader will say."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
