@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm import __version__
-from distlm.commands import index, models, report, reproduce, store
+from distlm.commands import index, models, report, reproduce, runs, store
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
 from distlm.config.load import dump_config, format_help, load_config, recipe_names, run_classes, split_words
@@ -129,6 +129,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     store.add_verbs(add)
     index.add_verbs(add)
     models.add_verbs(add)
+    runs.add_verbs(add, verbs)
     add("config", "print the resolved configuration", _print_config)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")

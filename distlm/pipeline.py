@@ -85,8 +85,8 @@ def steps_of(config: RunConfig) -> list[Step]:
     return [STEPS[words] for words in kind(config.model.kind).stages(config)]
 
 
-def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:
-    """Run what is not finished; print each stage's command, the table and the report's place. Returns an exit code.
+def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show: bool = True) -> int:
+    """Run what is not finished; print each stage's command and (show) the table and the report's place. An exit code.
 
     A stage that ends with 75 (stopped after a checkpoint) ends the run with 75: the same command continues it.
     """
@@ -119,7 +119,8 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
             # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
             raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
         say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
-    _show_results(config, run)
+    if show:
+        _show_results(config, run)
     if pending:
         say(f"run took {format_seconds(time.monotonic() - start)}")
     return EXIT_DONE

@@ -165,8 +165,9 @@ class KnnConfig:
         default_factory=lambda: [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0], metadata=VOLATILE
     )
     """Temperatures tried on the first split."""
-    ks: list[int] = field(default_factory=lambda: [1024], metadata=VOLATILE)
-    """Numbers of neighbours tried on the first split; each at most k."""
+    ks: list[int] = field(default_factory=list, metadata=VOLATILE)
+    """Numbers of neighbours tried on the first split, those above k left out; none: k
+    alone."""
     ladder_sample: int = field(default=256, metadata=VOLATILE)
     """Tokens of the last split on which brute force, rescored and quantised distances are compared (0: none); the
     brute force reads the whole store once."""
@@ -177,6 +178,11 @@ class KnnConfig:
     """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
     gate: bool = field(default=True, metadata=VOLATILE)
     """Fit a gate on the first split: λ from what is known before the search, and what skipping searches costs."""
+
+    @property
+    def tried_ks(self) -> list[int]:
+        """Numbers of neighbours that tuning tries."""
+        return [k for k in self.ks if k <= self.k] or [self.k]
 
 
 @dataclass

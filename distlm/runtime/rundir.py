@@ -162,8 +162,7 @@ class RunDir:
         return question.neighbours_folder(self.root, self._asked, split)
 
     def kept_neighbours(self, split: str) -> Path:
-        """Finished search results that answer the question: its own, or those of a larger k; where its own will lie when
-        there are none."""
+        """Finished search results that answer the question: its own, or of a larger k; else the place of its own."""
         return question.kept_neighbours(self.root, self._asked, split)
 
     def states(self, split: str) -> Path:

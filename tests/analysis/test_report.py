@@ -32,8 +32,8 @@ from distlm.training.records import LmResults, LmSplit
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path)
-    run.results.write_text(json.dumps(KNN_RESULTS))
-    run.tuned.write_text(json.dumps(TUNED_KNN | TUNED_LM))
+    (tmp_path / "results.json").write_text(json.dumps(KNN_RESULTS))
+    (tmp_path / "knn.json").write_text(json.dumps(TUNED_KNN | TUNED_LM))
     for step in range(1, 30):
         run.metrics.write("train", {"train/loss": 9 / step + 3, "train/lr": 0.1}, step=step)
     run.metrics.write("train", {"valid/loss": 4.0, "valid/ppl": 54.6}, step=20)

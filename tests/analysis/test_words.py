@@ -22,7 +22,7 @@ CACHE = np.log([0.25, 0.08, 0.25, 0.25, 0.16, 0.25])
 
 def evaluation(root, name="valid", targets=TARGETS, **log_probs):
     run = RunDir(root)
-    write_losses(run.losses, name, targets, log_probs or {"lm": LM, "cache": CACHE}, WORDS, "all", "m", "t")
+    write_losses(root / "losses", name, targets, log_probs or {"lm": LM, "cache": CACHE}, WORDS, "all", "m", "t")
     return run
 
 

@@ -49,15 +49,20 @@ def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, mode
 
 
 def config(run_dir: Path, **index: object) -> RunConfig:
-    """Settings of an index run: index.NAME=value."""
-    overrides = [f"run_dir={run_dir}", "launch.threads=1", *(f"index.{name}={value}" for name, value in index.items())]
+    """Settings of an index run: index.NAME=value. The index lies in RUN_DIR/index."""
+    overrides = [
+        f"run_dir={run_dir}",
+        f"index.folder={run_dir}/index",
+        "launch.threads=1",
+        *(f"index.{name}={value}" for name, value in index.items()),
+    ]
     return config_of("demo", overrides)
 
 
 @contextmanager
 def one_rank(settings: RunConfig) -> Iterator[Stage]:
     """A stage of one rank in this process."""
-    run = RunDir(Path(settings.run_dir))
+    run = RunDir.of(settings)
     run.open_stage(settings, "index")
     yield Stage("index", settings, single({}), SingleComm(), StopFlag(), run)
 

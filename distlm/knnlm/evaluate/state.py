@@ -43,7 +43,7 @@ def tuned_as_configured(config: RunConfig, run: RunDir) -> bool:
         if (tuned.grid.buckets or 0, bool(tuned.gate)) != (knn.buckets, knn.gate):
             return False
         grid = tuned.grid.lambdas, tuned.grid.temperatures, tuned.grid.ks
-        if grid != (knn.lambdas, knn.temperatures, knn.ks):
+        if grid != (knn.lambdas, knn.temperatures, knn.tried_ks):
             return False
     if not tuned.cache:
         return cache is UNSET

@@ -31,8 +31,9 @@ from distlm.runtime.stage import Stage
 def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/LABEL/SPLIT.
 
-    Finished splits are skipped, and those of which more neighbours are kept; a killed search continues with the first unfinished unit. Returns seconds, tokens,
-    k and, unless knn.self_test=false, the self-test's share of stored keys that find their own row.
+    Finished splits are skipped, and those of which more neighbours are kept; a killed search continues with the first
+    unfinished unit. Returns seconds, tokens, k and, unless knn.self_test=false, the self-test's share of stored keys
+    that find their own row.
     Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails,
     when a folder of neighbours was made from other ones, or while another run writes it; Stopped after a stop signal.
     """

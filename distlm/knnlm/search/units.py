@@ -88,7 +88,8 @@ class UnitFolder:
             if key not in self.measured and old.get(key) != new.get(key):
                 raise DistlmError(
                     f"{path}: {key} was {old.get(key)!r} and is {new.get(key)!r} now: this folder holds results of "
-                    f"another {key}; remove {self.folder} (`distlm clean RUN_DIR search` removes all such) and run `{self.command}` again"
+                    f"another {key}; remove {self.folder} (`distlm clean RUN_DIR search` removes all such) "
+                    f"and run `{self.command}` again"
                 )
 
 

@@ -36,13 +36,13 @@ class Best:
 def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
     """Nats per token at every point of the grid: fp64 [ks, temperatures, lambdas]. `tick` is called per unit."""
     lambdas = np.array(knn.lambdas)
-    sums = np.zeros((len(knn.ks), len(knn.temperatures), len(lambdas)))
+    sums = np.zeros((len(knn.tried_ks), len(knn.temperatures), len(lambdas)))
     for unit in neighbours.units():
         step = max(1, CELLS // unit.distances.shape[1])
         for first in range(0, len(unit), step):
             rows = slice(first, first + step)
             log_lm = np.asarray(unit.log_probs[rows])
-            log_knn = grid_log_probs(_cut(unit, rows), knn.temperatures, knn.ks)
+            log_knn = grid_log_probs(_cut(unit, rows), knn.temperatures, knn.tried_ks)
             # log((1 − λ) + λ r) for the ratio r of the two; e^700 is about the largest fp64.
             ratio = np.expm1(np.minimum(log_knn - log_lm, 700))
             for place, weight in enumerate(lambdas):

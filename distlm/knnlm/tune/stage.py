@@ -27,7 +27,7 @@ def run_tune(stage: Stage) -> dict[str, float]:
 
     Returns lambda, temperature, k, perplexity and lm_perplexity, and cache_* and both_* of a cache. Rank 0 works alone.
     Raises DistlmError when the split was neither searched nor given a cache, or was searched with fewer neighbours
-    than knn.ks asks for.
+    than knn.k asks for.
     """
     return rank0_first(stage.comm, lambda: _tune(stage))
 
@@ -87,12 +87,12 @@ def _dictionary(stage: Stage, neighbours: Neighbours) -> Dictionary:
 
 
 def _tune_knn(tuned: Tuned, neighbours: Neighbours, knn: KnnConfig, progress: Progress) -> Best:
-    if max(knn.ks) > neighbours.k:
-        raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
+    if left_out := [k for k in knn.ks if k > knn.k]:
+        say(f"knn tune: knn.ks={left_out} is above knn.k={knn.k} and left out")
     losses = grid_losses(neighbours, knn, progress.advance)
-    best = best_of(losses, knn.lambdas, knn.temperatures, knn.ks)
+    best = best_of(losses, knn.lambdas, knn.temperatures, knn.tried_ks)
     tuned.weight, tuned.temperature, tuned.k = best.weight, best.temperature, best.k
-    tuned.grid = Grid(knn.lambdas, knn.temperatures, knn.ks, losses.tolist(), knn.buckets)
+    tuned.grid = Grid(knn.lambdas, knn.temperatures, knn.tried_ks, losses.tolist(), knn.buckets)
     tuned.edges = edge_warnings(best, knn, neighbours.k)
     tuned.neighbours = neighbours.fingerprint
     tuned.datastore, tuned.index = neighbours.manifest.datastore, neighbours.manifest.index
@@ -124,7 +124,7 @@ def edge_warnings(best: Best, knn: KnnConfig, searched: int) -> list[str]:
         warnings.append(
             f"the best temperature={best.temperature} is the {end} of knn.temperatures; add {end[:-3]}er ones"
         )
-    if len(knn.ks) > 1 and best.k == max(knn.ks):
+    if len(knn.tried_ks) > 1 and best.k == max(knn.tried_ks):
         more = "search with a larger knn.k" if best.k == searched else "add larger ones"
         warnings.append(f"the best k={best.k} is the largest of knn.ks; {more} if there is room")
     return warnings

@@ -37,9 +37,11 @@ def tune_stores(
     scores = [log_knn]
     for run in knn.extra_runs:
         neighbours = open_extra(run, own)
-        if max(knn.ks) > neighbours.k:
-            raise DistlmError(f"knn.ks={knn.ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more")
-        its = best_of(grid_losses(neighbours, knn), knn.lambdas, knn.temperatures, knn.ks)
+        if max(knn.tried_ks) > neighbours.k:
+            raise DistlmError(
+                f"knn.ks={knn.tried_ks}: {neighbours.folder} holds {neighbours.k} neighbours; search with more"
+            )
+        its = best_of(grid_losses(neighbours, knn), knn.lambdas, knn.temperatures, knn.tried_ks)
         stores.append(_entry(run, neighbours, its.temperature, its.k))
         scores.append(split_knn_log_probs(neighbours, its.temperature, [its.k])[0])
     lambdas = fit_lambdas(log_lm, scores)

@@ -21,6 +21,7 @@ from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours, Unit, unit_folder, write_unit
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.tune.grid import best_of, grid_losses
+from distlm.knnlm.tune.records import Tuned
 from distlm.knnlm.tune.stage import edge_warnings, run_tune
 from distlm.runtime.rundir import RunDir
 
@@ -184,7 +185,7 @@ def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "other"),
-    [("datastore", "x"), ("model", "x"), ("index", "x"), ("token_files", "x"), ("k", 9), ("distances", "quantised")],
+    [("datastore", "x"), ("model", "x"), ("index", "x"), ("token_files", "x"), ("key_dtype", "x")],
 )
 def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key, other):
     config = copy_run(searched, tmp_path / "run")
@@ -196,11 +197,12 @@ def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key, ot
         in_stage("knn", config, run_evaluate)
 
 
-def test_more_neighbours_than_were_searched_are_refused(searched, tmp_path):
+def test_more_neighbours_than_were_searched_are_left_out_with_a_word(searched, tmp_path, capsys):
     config = copy_run(searched, tmp_path / "run")
-    config.knn.ks = [32]
-    with pytest.raises(DistlmError, match=r"knn.ks=\[32\].*holds 16 neighbours"):
-        in_stage("knn", config, run_tune)
+    config.knn.ks = [8, 32]
+    in_stage("knn", config, run_tune)
+    assert Tuned.read(RunDir.of(config).tuned).grid.ks == [8]
+    assert "knn.ks=[32] is above knn.k=16 and left out" in capsys.readouterr().out
 
 
 def test_another_grid_is_tuned_in_the_same_directory(searched, tmp_path):

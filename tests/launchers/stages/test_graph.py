@@ -12,6 +12,7 @@ from distlm.config.load import load_config
 from distlm.errors import DistlmError, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.files import write_json
+from distlm.runtime.rundir import RunDir
 from distlm.verbs import STAGE_VERBS
 from launchers.guard import MARKS
 from launchers.site import STAGES, Site, StageSettings
@@ -127,7 +128,7 @@ def test_stages_are_chosen_by_name_and_range():
 
 
 def test_finished_stages_are_left_out(tmp_path):
-    index = tmp_path / "index"
+    index = RunDir.of(config(tmp_path)).index
     chosen = ("datastore", "index-train", "index-add", "index-merge")
     assert pending_stages(config(tmp_path), chosen) == chosen
     write_complete_manifest(tmp_path / "datastore", shards=2)

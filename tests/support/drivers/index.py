@@ -10,7 +10,9 @@ from distlm.runtime.stage import open_stage
 
 def main() -> int:
     action, run_dir, *overrides = sys.argv[1:]
-    config = load_config("demo", [f"run_dir={run_dir}", "launch.threads=1", *overrides])
+    config = load_config(
+        "demo", [f"run_dir={run_dir}", f"index.folder={run_dir}/index", "launch.threads=1", *overrides]
+    )
     try:
         with open_stage("index", config) as stage:
             import distlm.index

@@ -1,0 +1,44 @@
+"""What is done with a run directory as a whole: clean, sweep."""
+
+import argparse
+from pathlib import Path
+
+from distlm.commands.shared import Add, print_once, refuse_ranks
+from distlm.config.load import load_config, split_words
+from distlm.errors import UsageError
+from distlm.runtime.ranks.world import World
+
+
+def add_verbs(add: Add, verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """clean, sweep."""
+    summary = "remove a run's search, index, datastore or training, and all that was made from it"
+    child = verbs.add_parser("clean", help=summary, description=summary)
+    child.set_defaults(handler=_clean, print_config=False)
+    child.add_argument("run", metavar="RUN_DIR", help="a run directory, or a recipe for its run_dir")
+    child.add_argument("what", metavar="search|index|datastore|train", help="each takes the ones before it along")
+    child.add_argument("--only", default="", metavar="NAME", help="one index by name, or one question by its label")
+    child.add_argument("--dry-run", action="store_true", help="print what would be removed, with its size, and stop")
+    child = add("sweep", "ask a store every combination of some settings, and compare the answers", _sweep, stage="knn")
+    child.epilog = "Several values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
+    child.add_argument("--dry-run", action="store_true", help="print the questions, and stop")
+
+
+def _clean(options: argparse.Namespace, world: World) -> int:
+    from distlm.clean import as_text, doomed, remove
+
+    refuse_ranks(world, "clean", "is for one process")
+    root = Path(options.run) if Path(options.run).is_dir() else Path(load_config(options.run).run_dir)
+    things = doomed(root, options.what, options.only)
+    if not options.dry_run:
+        remove(root, things)
+    return print_once(as_text(things, removed=not options.dry_run), world)
+
+
+def _sweep(options: argparse.Namespace, world: World) -> int:
+    from distlm.sweep import run_sweep
+
+    refuse_ranks(world, "sweep", "starts the ranks itself")
+    recipe, overrides = split_words(options.words)
+    if not overrides:
+        raise UsageError("sweep: give at least one setting several values, e.g. knn.nprobe=1,8,32")
+    return run_sweep(recipe, overrides, options.dry_run)
