@@ -48,7 +48,8 @@ def test_first_tokens_can_be_left_out(tmp_path):
 
 def test_csv_and_text(tmp_path):
     run = evaluation(tmp_path)
-    rows = word_changes(*(Losses.open(run.losses, "valid", name) for name in ("lm", "cache")))
+    lm, cache = (Losses.open(run.losses, "valid", name) for name in ("lm", "cache"))
+    rows = word_changes(lm, cache)
     write_csv(rows, tmp_path / "words.csv")
     with (tmp_path / "words.csv").open(encoding="utf-8", newline="") as stream:
         read = list(csv.DictReader(stream))

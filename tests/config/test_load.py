@@ -13,6 +13,7 @@ from distlm.config.load import (
     recipe_names,
     run_classes,
 )
+from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
 
 
@@ -33,7 +34,8 @@ def test_every_shipped_recipe_loads_and_reads_back_unchanged(name, tmp_path):
 
 def test_precedence_is_default_then_file_then_command_line(recipe):
     config = load_config(recipe, ["train.lr=0.25"])
-    assert (config.train.updates, config.train.lr, config.train.momentum) == (7, 0.25, 0.99)
+    train = config.section(UpdatesConfig)
+    assert (train.updates, train.lr, train.momentum) == (7, 0.25, 0.99)
     assert config.run_dir == "runs/mine"
 
 

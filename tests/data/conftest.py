@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from distlm.config import DataConfig, LaunchConfig, RunConfig
-from distlm.data.prepare import run_prepare
+from distlm.data.prepare import PrepareSummary, run_prepare
 from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
 
-Prepare = Callable[..., dict[str, Any]]
+Prepare = Callable[..., PrepareSummary]
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def configure(tmp_path: Path) -> Callable[..., RunConfig]:
 def prepare(configure: Callable[..., RunConfig]) -> Prepare:
     """Run the stage; takes what `configure` takes."""
 
-    def act(*overrides: str, run: str = "run") -> dict[str, Any]:
+    def act(*overrides: str, run: str = "run") -> PrepareSummary:
         with open_stage("prepare", configure(*overrides, run=run), World(0, 1, 0, 1, "here", "single")) as stage:
             return run_prepare(stage)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from support import write_text
+from support.present import present
 
 from distlm.config import DataConfig
 from distlm.data.corpus import Corpus, folder_files, open_corpus, read_lines
@@ -28,7 +29,7 @@ def test_folder_lines_are_unaltered_and_a_last_line_without_newline_counts(tmp_p
 
 def test_folder_description_holds_name_size_and_sha256(tmp_path: Path) -> None:
     write_text(tmp_path)
-    facts = folder(tmp_path).description.files["valid"]
+    facts = present(folder(tmp_path).description.files)["valid"]
     raw = (tmp_path / "valid.txt").read_bytes()
     assert facts == TextFile("valid.txt", len(raw), hashlib.sha256(raw).hexdigest())
 

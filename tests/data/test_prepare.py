@@ -3,23 +3,23 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support import write_text
+from support.present import present
 
 from distlm.config import RunConfig
 from distlm.data import prepare as prepare_module
 from distlm.data.dictionary import Dictionary
-from distlm.data.prepare import finished_tokens, plan_prepare, run_prepare
+from distlm.data.prepare import PrepareSummary, finished_tokens, plan_prepare, run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
 
-Prepare = Callable[..., dict[str, Any]]
+Prepare = Callable[..., PrepareSummary]
 Configure = Callable[..., RunConfig]
 SPLITS = ("train", "valid", "test")
 
@@ -218,10 +218,10 @@ def test_plan_of_missing_text_and_of_the_other_sources(configure: Configure, tmp
 
 def test_demo_corpus_through_the_stage(prepare: Prepare, tmp_path: Path) -> None:
     summary = prepare()
-    source = TokenFiles.open(tmp_path / "run/tokens").meta.source
-    if source.demo.fallback is None:
+    demo = present(TokenFiles.open(tmp_path / "run/tokens").meta.source.demo)
+    if demo.fallback is None:
         assert summary["tokens"] == {"train": 477_392, "valid": 26_227, "test": 26_554}
-    assert source.demo.licence
+    assert demo.licence
 
 
 def test_hub_set_gives_the_tokens_of_the_same_text_in_a_folder(

@@ -1,18 +1,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support import write_text
 
+from distlm.data.prepare import PrepareSummary
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 
 
 @pytest.fixture
-def tokens(prepare: Callable[..., dict[str, Any]], tmp_path: Path) -> Path:
+def tokens(prepare: Callable[..., PrepareSummary], tmp_path: Path) -> Path:
     """A finished folder."""
     text = write_text(tmp_path / "text")
     return Path(prepare("data.source=folder", f"data.text_dir={text}")["folder"])

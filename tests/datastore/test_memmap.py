@@ -14,6 +14,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore import memmap
 from distlm.datastore.memmap import RawStore, export_memmap, import_memmap
 from distlm.datastore.reader import Datastore
+from distlm.datastore.writer import StoreSummary
 from distlm.errors import DistlmError
 from distlm.runtime.stage import open_stage
 
@@ -23,7 +24,7 @@ def exported(config: RunConfig, prefix: Path, **types: str) -> dict[str, Any]:
         return export_memmap(stage, str(prefix), **types)
 
 
-def imported(config: RunConfig, prefix: Path) -> dict[str, Any]:
+def imported(config: RunConfig, prefix: Path) -> StoreSummary:
     with open_stage("datastore", config) as stage:
         return import_memmap(stage, str(prefix))
 

@@ -16,13 +16,13 @@ from support.store import arguments, file_hashes
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.datastore.verify import verify_datastore
-from distlm.datastore.writer import run_datastore_write
+from distlm.datastore.writer import StoreSummary, run_datastore_write
 from distlm.errors import DistlmError
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 
 
-def write(config: RunConfig, share: str = "") -> dict[str, object]:
+def write(config: RunConfig, share: str = "") -> StoreSummary:
     with open_stage("datastore", replace(config, launch=replace(config.launch, share=share))) as stage:
         return run_datastore_write(stage)
 

@@ -42,7 +42,7 @@ def added(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def merged(added: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, merged, never disturbed."""
     folder = shutil.copytree(added, tmp_path_factory.mktemp("merged") / "run")
-    mpirun(1, driver("merge", folder, **SETTINGS), **SMALL_UNITS)
+    mpirun(1, driver("merge", folder, **SETTINGS), check=True, **SMALL_UNITS)
     return Path(folder)
 
 
@@ -98,5 +98,5 @@ def test_killed_at_random_moments(action: str, template: Path, added: Path, merg
         unfinished += not _finished(action, run_dir)
     # How many kills fall amid the work depends on the machine's speed; some must.
     assert killed and unfinished, "the stage was over before every kill: make it longer"
-    mpirun(2, driver(action, run_dir, **SETTINGS), **SMALL_UNITS)
+    mpirun(2, driver(action, run_dir, **SETTINGS), check=True, **SMALL_UNITS)
     _compare(run_dir / "index", expected / "index")

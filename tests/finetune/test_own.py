@@ -2,6 +2,7 @@
 over Hugging Face's model does."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_after_pretraining(tmp_path: Path) -> None:
         "finetune.epochs=1", "finetune.memory=frozen", "finetune.keep_models=true",
     ]  # fmt: skip
     with open_stage("finetune", plm_config(shards, run, *PRETRAINING, *settings)) as stage:
-        found = run_finetune(stage)
+        found: dict[str, Any] = run_finetune(stage)
     assert 0 <= found["accuracy"] <= 1 and found["majority"] == 0.5
     before, after = memory_of(run, 3), memory_of(run / "finetune" / "SST-2-frozen" / "seed-1", 3)
     assert torch.equal(before["values"], after["values"])

@@ -99,7 +99,7 @@ def test_window_starts() -> None:
     assert window_starts(0, 10, 4) == [0]
 
 
-def windows_of(folder: Path, squad: Squad, length: int, stride: int, train: bool = True):  # type: ignore[no-untyped-def]
+def windows_of(folder: Path, squad: Squad, length: int, stride: int, train: bool = True):
     wordpiece = vocabulary(folder)
     tokenizer = wordpiece.tokenizer()
     return wordpiece, encode_squad(tokenizer, Frame.of(tokenizer, 0), squad, length, stride, train)

@@ -1,14 +1,14 @@
 """Counts that the field agrees on, from the real WikiText-2."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.present import present
 
 from distlm.config import DataConfig, RunConfig
 from distlm.data.blocks import eval_blocks
-from distlm.data.prepare import run_prepare
+from distlm.data.prepare import PrepareSummary, run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.data
 
 
 @pytest.fixture(scope="module")
-def prepared(wikitext2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], TokenFiles]:
+def prepared(wikitext2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PrepareSummary, TokenFiles]:
     run_dir = tmp_path_factory.mktemp("wikitext2")
     config = RunConfig(run_dir=str(run_dir), data=DataConfig(source="folder", text_dir=str(wikitext2)))
     with open_stage("prepare", config, World(0, 1, 0, 1, "here", "single")) as stage:
@@ -25,7 +25,7 @@ def prepared(wikitext2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return summary, TokenFiles.open(Path(summary["folder"]))
 
 
-def test_token_line_and_vocabulary_counts(prepared: tuple[dict[str, Any], TokenFiles]) -> None:
+def test_token_line_and_vocabulary_counts(prepared: tuple[PrepareSummary, TokenFiles]) -> None:
     summary, tokens = prepared
     assert summary["tokens"] == {"train": 2_088_628, "valid": 217_646, "test": 245_569}
     assert {split: facts.lines for split, facts in tokens.meta.splits.items()} == {
@@ -38,7 +38,7 @@ def test_token_line_and_vocabulary_counts(prepared: tuple[dict[str, Any], TokenF
 
 
 def test_unknown_words_are_those_of_the_text_alone(
-    prepared: tuple[dict[str, Any], TokenFiles], wikitext2: Path
+    prepared: tuple[PrepareSummary, TokenFiles], wikitext2: Path
 ) -> None:
     _, tokens = prepared
     for split in ("train", "valid", "test"):
@@ -46,15 +46,15 @@ def test_unknown_words_are_those_of_the_text_alone(
         assert tokens.meta.splits[split].unk == written > 0
 
 
-def test_edition_is_recognised_by_hash(prepared: tuple[dict[str, Any], TokenFiles]) -> None:
+def test_edition_is_recognised_by_hash(prepared: tuple[PrepareSummary, TokenFiles]) -> None:
     summary, tokens = prepared
     assert summary["edition"] == "WikiText-2"
-    assert tokens.meta.edition.compared == ["token counts", "vocabulary", "sha256"]
+    assert present(tokens.meta.edition).compared == ["token counts", "vocabulary", "sha256"]
 
 
 @pytest.mark.parametrize(("split", "blocks"), [("valid", 503), ("test", 569)])
 def test_evaluation_blocks_of_the_published_setting(
-    prepared: tuple[dict[str, Any], TokenFiles], split: str, blocks: int
+    prepared: tuple[PrepareSummary, TokenFiles], split: str, blocks: int
 ) -> None:
     # WikiText-2 and WikiText-103 have the same valid and test lines up to <unk>: the counts are those of both.
     ids = prepared[1].split(split)

@@ -6,16 +6,18 @@ tests/golden/test_counts.py checks the evaluation blocks, which are WikiText-2's
 import math
 
 import pytest
+from support.config import run_of
 
 from distlm.config import load_config
 from distlm.data.blocks import store_blocks, training_blocks
 from distlm.data.order import rows_for_update
 from distlm.datastore.plan import plan_store
 from distlm.models.described import model_of, parameter_count
+from distlm.models.transformer.config import TransformerRun
 from distlm.optim.schedule import learning_rate
 
 TOKENS, VOCABULARY = 103_227_021, 267_744
-RECIPE = load_config("wikitext103")
+RECIPE = run_of(TransformerRun, load_config("wikitext103"))
 
 
 def test_parameters() -> None:

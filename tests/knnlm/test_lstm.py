@@ -21,6 +21,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.search.states import States
 from distlm.knnlm.tune.stage import run_tune
+from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import TAPS
 from distlm.models.described import build_model
 from distlm.models.io import save_model
@@ -42,7 +43,8 @@ def config(tmp_path):
     dictionary = TokenFiles.open(run.tokens(config)).dictionary
     torch.manual_seed(0)
     folder = run.checkpoint(1)
-    save_model(build_model(config.lstm, len(dictionary)), folder, {"dictionary": dictionary.hash, "step": 1})
+    model = build_model(config.section(LstmConfig), len(dictionary))
+    save_model(model, folder, {"dictionary": dictionary.hash, "step": 1})
     write_json(folder / "complete.json", {"step": 1})
     write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
     return config

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import pytest
 from support import ENVIRONMENT, TINY
 from support.deadline import DEADLINE_S
+from support.present import present
 
 from distlm.config.load import dump_config, load_config
 from distlm.errors import DistlmError, UsageError
@@ -58,7 +59,7 @@ def test_progress_of_a_stage_is_its_newest_line(run):
     write_lines(run, progress_line("datastore write", 10, 100, 1000), progress_line("datastore write", 40, 100, 1015))
     with run.metrics.path.open("a", encoding="utf-8") as stream:
         stream.write('{"time": 1016, "stage": "data')
-    found = read_progress(run.metrics.path)
+    found = present(read_progress(run.metrics.path))
     assert (found.stage, found.done, found.total, found.unit) == ("datastore write", 40, 100, "rows")
     assert (found.rate, found.left_s, found.time) == (2.0, 30.0, 1015)
 
@@ -67,7 +68,7 @@ def test_progress_of_training_comes_from_its_steps(run):
     write_lines(
         run, progress_line("train", 1, 400, 999), *(train_line(step, 1000 + step / 4) for step in range(2, 102))
     )
-    found = read_progress(run.metrics.path)
+    found = present(read_progress(run.metrics.path))
     assert (found.stage, found.done, found.total) == ("train", 101, 400)
     assert found.rate == pytest.approx(4)
     assert found.left_s == pytest.approx(299 / 4)
@@ -78,7 +79,7 @@ def test_the_rate_after_a_restart_is_that_of_the_new_start(run):
     before = [train_line(step, 1000 + step) for step in range(1, 11)]
     after = [train_line(step, 5000 + step / 2) for step in range(8, 12)]
     write_lines(run, *before, *after)
-    found = read_progress(run.metrics.path)
+    found = present(read_progress(run.metrics.path))
     assert (found.done, found.total, found.left_s) == (11, None, None)
     assert found.rate == pytest.approx(2)
 
@@ -86,7 +87,7 @@ def test_the_rate_after_a_restart_is_that_of_the_new_start(run):
 def test_what_the_runtime_writes_is_what_status_reads(run):
     with record_progress(MetricsFile(run.metrics.path)), Counter("index add", 8, "keys") as counter:
         counter.advance(3)
-    found = read_progress(run.metrics.path)
+    found = present(read_progress(run.metrics.path))
     assert (found.stage, found.done, found.total, found.unit) == ("index add", 3, 8, "keys")
 
 

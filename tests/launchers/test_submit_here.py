@@ -77,7 +77,7 @@ def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
     (rank,) = run.glob(".alive/*/rank-00001.json")
     os.kill(json.loads(rank.read_text("utf-8"))["pid"], signal.SIGUSR1)
     said = finish(running)
-    logs = {}
+    logs: dict[str, list[str]] = {}
     for name, log in re.findall(r"^(\S+): \d rank\(s\), process \d+; log (\S+)$", said, re.MULTILINE):
         logs.setdefault(name, []).append(Path(log).read_text("utf-8"))
     assert [len(logs[name]) for name in ("train", "datastore-shares", "datastore", "index-add-shares")] == [1, 2, 1, 2]

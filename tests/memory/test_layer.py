@@ -1,9 +1,11 @@
 """The memory layer on one rank against its definition, slot by slot; its parts beside the parameters; its size."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from support.present import present
 from torch import Tensor
 
 from distlm.memory.config import MemoryConfig
@@ -15,9 +17,9 @@ WIDTH = 8
 SMALL = MemoryConfig(kind="resm", sub_keys=6, heads=3, k=4, key_width=4)
 
 
-def make(seed: int = 1, layer: int = 4, dropout: object = None, **changes: object) -> ProductKeyMemory:
+def make(seed: int = 1, layer: int = 4, dropout: Any = None, **changes: Any) -> ProductKeyMemory:
     config = dataclasses.replace(SMALL, **changes)
-    rest = {} if dropout is None else {"dropout": dropout}
+    rest: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
     return ProductKeyMemory(config, WIDTH, layer, seed, Exchange.alone(), **rest)
 
 
@@ -34,7 +36,7 @@ def by_definition(memory: ProductKeyMemory, x: Tensor, mask: Tensor) -> Tensor:
     q = memory.retrieval.query(x.view(-1, width))
     counts = mask.view(-1)
     q = (q - q[counts].mean(0)) / (q[counts].var(0, unbiased=False) + 1e-5).sqrt()
-    norm = memory.retrieval.norm
+    norm = present(memory.retrieval.norm)
     q = (q * norm.weight + norm.bias).view(len(q), SMALL.heads, 2, -1)
     halves = torch.einsum("thsd,hsnd->thsn", q, memory.retrieval.keys)
     scores = (halves[:, :, 0, :, None] + halves[:, :, 1, None]).flatten(2)
@@ -46,7 +48,7 @@ def by_definition(memory: ProductKeyMemory, x: Tensor, mask: Tensor) -> Tensor:
 def test_output_and_gradients_are_those_of_the_definition() -> None:
     memory, (x, mask) = make(), batch()
     with torch.no_grad():
-        memory.retrieval.norm.weight.uniform_(0.5, 2)
+        present(memory.retrieval.norm).weight.uniform_(0.5, 2)
     upstream = torch.randn_like(x)
     found = []
     for function in (memory, lambda x, mask: by_definition(memory, x, mask)):
@@ -54,7 +56,7 @@ def test_output_and_gradients_are_those_of_the_definition() -> None:
         given = x.clone().requires_grad_()
         out = function(given, mask)
         out.backward(upstream)
-        found.append([out.detach(), given.grad, *(p.grad.clone() for p in memory.parameters())])
+        found.append([out.detach(), given.grad, *(present(p.grad).clone() for p in memory.parameters())])
     for mine, wanted in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
         assert wanted.abs().max() > 0.01 or wanted.shape == memory.retrieval.query.bias.shape
@@ -111,7 +113,7 @@ def test_dropouts_are_the_callers_and_keep_rows_apart() -> None:
         calls.append((tuple(tensor.shape), p, place))
         return tensor * 2 if p == 0.3 else tensor
 
-    rates = {"input_dropout": 0.1, "query_dropout": 0.2, "value_dropout": 0.3}
+    rates: dict[str, Any] = {"input_dropout": 0.1, "query_dropout": 0.2, "value_dropout": 0.3}
     memory, (x, mask) = make(dropout=dropout, **rates), batch()
     out = memory(x, mask)
     assert calls == [((3, 5, 8), 0.1, "input"), ((3, 5, 12), 0.2, "query"), ((3, 5, 8), 0.3, "value")]
@@ -138,15 +140,15 @@ def test_what_starts_a_memory_is_seed_and_layer() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     memory, reference, (x, mask) = make(), make(), batch()
     memory.to(dtype)
-    assert memory.table.values.dtype == memory.retrieval.norm.running_mean.dtype == torch.float32
+    assert memory.table.values.dtype == present(memory.retrieval.norm).running_mean.dtype == torch.float32
     for mine, theirs in zip(memory.parameters(), reference.parameters(), strict=True):
         theirs.data.copy_(mine.data)
     x = x.to(dtype).requires_grad_()
     out = memory(x, mask)
     assert out.dtype == dtype
     out.float().square().sum().backward()
-    assert x.grad.dtype == dtype
-    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in memory.parameters())
+    assert present(x.grad).dtype == dtype
+    assert all(g.dtype == dtype and g.isfinite().all() for g in (present(p.grad) for p in memory.parameters()))
     # A few queries near a tie may choose another slot.
     error = (out.float() - reference(x.detach().float(), mask)).abs()
     assert error.median() < 0.02

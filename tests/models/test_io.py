@@ -36,6 +36,7 @@ def test_round_trip(saved: tuple[TransformerLM, Path]) -> None:
     assert (card.step, card.vocabulary, loaded.config) == (7, 40, CONFIG)
     inputs = torch.randint(2, 40, (2, 9))
     assert torch.equal(loaded(inputs).hidden, model.eval()(inputs).hidden)
+    assert isinstance(loaded, TransformerLM)
     assert loaded.softmax.embedding_1 is loaded.embedding.embedding_1
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
@@ -105,7 +106,7 @@ def test_a_cut_description_is_refused(saved: tuple[TransformerLM, Path]) -> None
 
 
 def test_weights_that_do_not_fit_are_not_written(tmp_path: Path, saved: tuple[TransformerLM, Path]) -> None:
-    weights = dict(saved[0].named_parameters())
+    weights: dict[str, torch.Tensor] = dict(saved[0].named_parameters())
     weights["layers.0.fc1.weight"] = weights["layers.0.fc1.weight"][:-1]
     with pytest.raises(ValueError, match=r"layers\.0\.fc1\.weight has shape \[23, 16\]"):
         save_weights(weights, CONFIG, 40, tmp_path / "bad", EXTRA)

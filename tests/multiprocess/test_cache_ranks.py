@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
@@ -61,6 +62,6 @@ def test_stopped_and_killed_on_two_ranks_then_finished_by_one(tmp_path):
     assert interrupt("cache/valid/unit-00004", signal.SIGKILL) != 0
     assert not (run_dir / "cache" / "test" / "manifest.json").exists()
     mpirun(1, ["-m", "distlm", "knn", "cache", *words])
-    mpirun(1, ["-m", "distlm", "knn", "cache", *arguments(config.run_dir, tmp_path / "text", units)])
+    mpirun(1, ["-m", "distlm", "knn", "cache", *arguments(Path(config.run_dir), tmp_path / "text", units)])
     for name in ("states", "cache"):
         assert file_hashes(run_dir / name) == file_hashes(tmp_path / "run" / name)

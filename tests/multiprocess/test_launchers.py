@@ -121,7 +121,11 @@ def test_a_deepspeed_start_is_stopped_killed_and_continued(tmp_path, words):
     updates = 0
     for end in ("SIGTERM", "SIGKILL"):
         process = start(command)
-        until(lambda seen=updates: len(lines(run)) > seen, "the first updates")
+
+        def went_on(seen=updates):
+            return len(lines(run)) > seen
+
+        until(went_on, "the first updates")
         process.send_signal(signal.Signals[end])
         output = process.communicate(timeout=DEADLINE_S)[0]
         assert process.returncode == (EXIT_STOPPED if end == "SIGTERM" else -signal.SIGKILL), output

@@ -16,7 +16,7 @@ def closed_form(config: UpdatesConfig, update: int) -> float:
     """fairseq's cosine: cycle number by logarithm."""
     u, period, t = update - config.warmup_updates, config.cosine_period, config.cosine_t_mult
     if t == 1:
-        i, length, position = u // period, period, u % period
+        i, length, position = u // period, float(period), float(u % period)
     else:
         # The nudge keeps the logarithm of an exact cycle boundary on its upper side.
         i = math.floor(math.log(1 - u / period * (1 - t), t) + 1e-9)

@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import write_text
+from support.config import run_of
 from support.foreign.hf import save_gpt2, save_llama
 from support.knn import in_stage
 
 from distlm.config.load import load_config
-from distlm.config.schema import RunConfig
 from distlm.data.blocks import eval_blocks
 from distlm.data.prepare import plan_prepare, run_prepare
 from distlm.data.tokens import TokenFiles
@@ -29,6 +29,7 @@ from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.plan import plan_knn
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
+from distlm.models.hf.config import HfRun
 from distlm.models.hf.importer import import_hf
 from distlm.models.io import load_model
 from distlm.pipeline import steps_of
@@ -55,12 +56,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("hf") / "text", train_lines=240)
 
 
-def config_of(name: str, folder: Path, text: Path, *extra: str) -> RunConfig:
+def config_of(name: str, folder: Path, text: Path, *extra: str) -> HfRun:
     model, tap = folder / name, MODELS[name][1]
     if not model.exists():
         MODELS[name][0](model, text)
     settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={text}", f"run_dir={folder / 'run'}"]
-    return load_config("hf", [*settings, f"train.tap={tap}", f"datastore.tap={tap}", *SETTINGS, *extra])
+    settings += [f"train.tap={tap}", f"datastore.tap={tap}"]
+    return run_of(HfRun, load_config("hf", [*settings, *SETTINGS, *extra]))
 
 
 def nats_by_hand(model: Path, weights: Any, tokens: TokenFiles) -> float:
@@ -100,7 +102,7 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     assert tokens.tokenizer is not None and tokens.tokenizer.line_end_piece == MODELS[name][2]
     plans = [plan(config, 1) for plan in (plan_train, plan_datastore, plan_index, plan_knn, plan_cache)]
     assert all(plan.memory_bytes > 0 for plan in plans)
-    summary = in_stage("train", config, run_train)
+    summary: dict[str, Any] = in_stage("train", config, run_train)
     assert summary["step"] == 6 and math.isfinite(summary["valid_ppl"])
     for stage, function in (
         ("datastore", run_datastore_write), ("index", run_index_build), ("knn", run_search), ("knn", run_cache),
@@ -126,14 +128,14 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
 def test_a_model_as_it_is_and_then_tuned(text: Path, tmp_path: Path) -> None:
     config = config_of("gpt2", tmp_path, text, "train.updates=2")
     in_stage("prepare", config, run_prepare)
-    found = import_hf(config)
+    found: dict[str, Any] = import_hf(config)
     tokens = TokenFiles.open(tmp_path / "run" / "tokens")
     # A fresh model knows nothing: every token costs about ln V nats.
     assert found["valid_loss"] == pytest.approx(math.log(300), rel=0.02)
     per_word = found["valid_loss"] * len(tokens.split("valid")) / tokens.words("valid")
     assert found["valid_ppl"] == pytest.approx(math.exp(per_word))
     before = load_model(Path(found["checkpoint"]))[0].state_dict()
-    summary = in_stage("train", config, run_train)
+    summary: dict[str, Any] = in_stage("train", config, run_train)
     assert summary["step"] == 2 and summary["valid_loss"] < found["valid_loss"]
     after = load_model(tmp_path / "run" / "checkpoints" / "step-00000002")[0].state_dict()
     assert any(not np.array_equal(before[name], after[name]) for name in before)

@@ -32,7 +32,7 @@ def test_it_is_trained_searched_and_evaluated_like_any_other(tmp_path: Path, ins
     words = [word for word in TINY if not word.startswith(("model.", "index.factory"))]
     words += ["train.tap=word", "datastore.tap=word", "index.factory=IVF8,Flat", "data.source=folder"]
     words += [f"data.text_dir={text}", f"run_dir={run}", "train.lr=0.1", "train.updates=40", "launch.ranks=2"]
-    done = distlm("run", str(recipe), *words, **installed)
+    done = distlm("run", str(recipe), *words, ranks=1, check=True, **installed)
     assert "-n 2 distlm train" in done.stderr and "-n 2 distlm datastore write" in done.stderr
     results = json.loads((run / "results.json").read_text("utf-8"))
     lm, both = (results["splits"]["test"][name]["perplexity"] for name in ("lm", "knn"))
@@ -42,10 +42,10 @@ def test_it_is_trained_searched_and_evaluated_like_any_other(tmp_path: Path, ins
     config = (run / "config.yaml").read_text("utf-8")
     assert "unigram:" in config and "plm:" not in config
 
-    refused = distlm("train", str(recipe), *words, "model.layers=3", check=False, **installed)
+    refused = distlm("train", str(recipe), *words, "model.layers=3", ranks=1, check=False, **installed)
     assert refused.returncode == 2
     assert "model.layers is not read by model.kind=unigram, only by transformer_lm" in refused.stderr
-    helped = distlm("train", str(recipe), *words, "--help", **installed)
+    helped = distlm("train", str(recipe), *words, "--help", ranks=1, check=True, **installed)
     assert "unigram.width" in helped.stdout and "model.layers" not in helped.stdout
 
 

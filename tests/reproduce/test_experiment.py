@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from support.config import run_of
 
 from distlm.config.load import load_config
-from distlm.config.schema import RunConfig
+from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
+from distlm.models.plm.config import PlmRun
+from distlm.models.transformer.config import TransformerTraining
 from distlm.reproduce.experiment import Experiment, experiment_help, experiment_names, load_experiment
 from distlm.runtime.rundir import RunDir
 
@@ -36,12 +39,12 @@ def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, s
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
 def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(scale: str, tmp_path: Path) -> None:
-    trained: dict[Path, RunConfig] = {}
+    trained: dict[Path, PlmRun] = {}
     tuned = []
     for item in opened(
         tmp_path, "pkm-plm", ("books", "wikitext", "glue"), scale=scale, overrides=["train.seed=3"]
     ).items:
-        config = load_config(item.recipe, item.settings)
+        config = run_of(PlmRun, load_config(item.recipe, item.settings))
         if item.verb == "run":
             trained[item.folder] = config
             RunDir(item.folder).open_stage(config, "train")
@@ -89,7 +92,8 @@ def test_only_takes_what_it_needs_with_it(tmp_path: Path) -> None:
 
 def test_settings_of_the_user_come_last(tmp_path: Path) -> None:
     item = opened(tmp_path, overrides=["train.updates=7"]).items[1]
-    assert item.settings[-1] == "train.updates=7" and load_config(item.recipe, item.settings).train.updates == 7
+    assert item.settings[-1] == "train.updates=7"
+    assert load_config(item.recipe, item.settings).section(UpdatesConfig).updates == 7
 
 
 def test_lists_of_the_user_make_the_runs(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_lists_of_the_user_make_the_runs(tmp_path: Path) -> None:
     given = {"text": str(tmp_path / "text"), "weights": "[0, 2]", "seeds": "[7]", "queue_weights": "[]"}
     items = load_experiment("regularized-knnlm", tmp_path / "runs", given).items
     assert [item.name for item in items] == ["tokens", "w0-s7", "w2-s7"]
-    train = load_config(items[2].recipe, items[2].settings).train
+    train = load_config(items[2].recipe, items[2].settings).section(TransformerTraining)
     assert (train.l2_weight, train.seed, train.regulariser) == (2, 7, "l2")
     assert "weights=[0,0.1,1,10] (optional)" in experiment_help()
     for wrong in ("2", "[a]", "[1"):
@@ -109,7 +113,7 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
     small = opened(tmp_path, "regularized-knnlm", ("text",)).items
     assert len(small) == 1 + 4 * 3 + 3
     queue = next(item for item in small if item.name == "queue-w0.1-s1")
-    train = load_config(queue.recipe, queue.settings).train
+    train = load_config(queue.recipe, queue.settings).section(TransformerTraining)
     assert (train.l2_weight, train.regulariser, train.seed) == (0.1, "queue", 1)
     grid = load_config(queue.recipe, queue.settings).knn
     assert 0.3 in grid.lambdas and 1.0 in grid.temperatures

@@ -109,7 +109,14 @@ def test_stopped_and_killed_over_pdsh_and_continued_in_a_job(nodes, words, tmp_p
     ):  # fmt: skip
         with (tmp_path / "front.out").open("w") as out:
             process = subprocess.Popen(command, env=nodes.env, cwd=tmp_path, stdout=out, stderr=out)
-        until(lambda seen=steps: len(lines(run)) > seen, "an update", lambda it=process: it.poll() is None)
+
+        def went_on(seen=steps):
+            return len(lines(run)) > seen
+
+        def alive(it=process):
+            return it.poll() is None
+
+        until(went_on, "an update", alive)
         process.send_signal(end)
         assert process.wait(DEADLINE_S) == code, (tmp_path / "front.out").read_text("utf-8")
         # All ranks and what pdsh started there; without a front they notice its silence.

@@ -48,7 +48,7 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     distlm("train", *words["plain"], ranks=2)
     for name in SHARED:
         shutil.copytree(slurm.folder / "plain" / name, slurm.folder / "arrays" / name)
-    arrays = {
+    arrays: dict[str, tuple[str, ...]] = {
         "datastore-array": ("--array=0-2", *FLAGS), "datastore": ON_TWO, "index-train": ON_TWO,
         "index-add-array": ("--array=0-1", *FLAGS), "index-add": ON_TWO, "index-merge": ON_TWO,
     }  # fmt: skip

@@ -97,7 +97,11 @@ def test_a_held_job_is_released_and_an_array_is_one_job(slurm, run):
     slurm.wait(job, ["RUNNING"])
     assert f"job {job} (train): requeued, was RUNNING" in tool(slurm, "requeue", run, "--stage=train", "--now").stdout
     for said in ("released, was held", "waits already (BeginTime)"):
-        until(lambda text=said: text in tool(slurm, "requeue", run, "--stage=datastore").stdout, said)
+
+        def told(text=said):
+            return text in tool(slurm, "requeue", run, "--stage=datastore").stdout
+
+        until(told, said)
     tool(slurm, "cancel", run)
     slurm.wait(job, ["CANCELLED"])
     assert set(slurm.states(array)) == {"CANCELLED"}

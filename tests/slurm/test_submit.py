@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import ENVIRONMENT, TINY, distlm, write_text
 from support.deadline import DEADLINE_S, until
+from support.present import present
 from support.slurm import LOST_AFTER
 
 SITE = """
@@ -111,7 +112,7 @@ def test_it_says_what_was_submitted_and_how_to_follow_it(whole):
     for name, job in jobs.items():
         assert f"job {job}: {name}, " in said
     assert f"2 rank(s) on 2 node(s), after {jobs['prepare']} (prepare)" in said
-    followed = Path(re.search(r"tail -F (\S+)", said)[1])
+    followed = Path(present(re.search(r"tail -F (\S+)", said))[1])
     assert "rank 0 of 1" in followed.read_text("utf-8")
     # One folder for the files of this submission, a log for each rank.
     assert followed.parent.parent == run / "launch" / "submitit" and len(list(followed.parent.parent.iterdir())) == 1
@@ -227,7 +228,7 @@ def test_the_real_time_limit_requeues_without_loss(slurm, tmp_path):
     until(lambda: slurm.restarts(train) >= 3, lambda: f"three requeues\n{slurm.output(train)}", pause=1)
     slurm.run("scontrol", "update", f"jobid={train}", "timelimit=120")
     slurm.done(train)
-    for words, ranks in ((("data", "prepare"), 1), (("train",), 2)):
-        distlm(*words, "demo", *settings(text, plain, *long), ranks=ranks)
+    for verb, ranks in ((("data", "prepare"), 1), (("train",), 2)):
+        distlm(*verb, "demo", *settings(text, plain, *long), ranks=ranks)
     ends = [(root / "checkpoints" / "step-00014000" / "model.safetensors").read_bytes() for root in (run, plain)]
     assert ends[0] == ends[1]

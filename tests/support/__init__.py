@@ -38,7 +38,7 @@ NOBODY = 65534
 """A user and a group without rights."""
 
 
-def mpirun_command(ranks: int, arguments: Sequence[str]) -> list[str]:
+def mpirun_command(ranks: int, arguments: Sequence[object]) -> list[str]:
     """`mpirun -n RANKS python ARGUMENTS`; one rank runs without mpirun."""
     command = [sys.executable, *map(str, arguments)]
     if ranks == 1:
@@ -55,7 +55,7 @@ def _sessions() -> TemporaryDirectory[str]:
 
 
 def mpirun(
-    ranks: int, arguments: Sequence[str], check: bool = True, **environment: str
+    ranks: int, arguments: Sequence[object], check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` on some ranks and wait; on failure the assertion shows both streams."""
     done = subprocess.run(

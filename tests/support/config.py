@@ -4,6 +4,7 @@ parsed once."""
 import copy
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
@@ -15,6 +16,9 @@ PLACES = (
 """Settings that are a path, and are checked where it is opened."""
 
 
+C = TypeVar("C", bound=RunConfig)
+
+
 def config_of(recipe: str, overrides: Sequence[str]) -> RunConfig:
     """What load_config gives."""
     split = [word.partition("=")[::2] for word in overrides]
@@ -24,6 +28,12 @@ def config_of(recipe: str, overrides: Sequence[str]) -> RunConfig:
         if key in PLACES:
             section, _, name = key.rpartition(".")
             setattr(getattr(config, section) if section else config, name, value)
+    return config
+
+
+def run_of(kind: type[C], config: RunConfig) -> C:
+    """That configuration, which is of runs of this kind of model."""
+    assert isinstance(config, kind)
     return config
 
 

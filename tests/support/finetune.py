@@ -9,7 +9,8 @@ import torch
 
 from distlm.config.schema import RunConfig
 from distlm.data.shards.wordpiece import SPECIALS, WordPiece
-from support.config import config_of
+from distlm.models.plm.config import PlmRun
+from support.config import config_of, run_of
 
 GOOD, BAD = [f"good{i}" for i in range(6)], [f"bad{i}" for i in range(6)]
 FILLER = [f"word{i}" for i in range(40)]
@@ -108,9 +109,9 @@ def settings(run: Path, data: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
-def finetune_config(run: Path, data: Path, *overrides: str) -> RunConfig:
+def finetune_config(run: Path, data: Path, *overrides: str) -> PlmRun:
     """The same as a configuration."""
-    return config_of("plm-base", settings(run, data, *overrides))
+    return run_of(PlmRun, config_of("plm-base", settings(run, data, *overrides)))
 
 
 def run(config: RunConfig) -> dict[str, Any]:

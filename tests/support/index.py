@@ -86,5 +86,5 @@ def without_polysemous(index: Any) -> Any:
     found = faiss.try_extract_index_ivf(index)
     inner = found and faiss.downcast_index(found)
     if isinstance(inner, faiss.IndexIVFPQ):
-        inner.do_polysemous_training = False
+        inner.do_polysemous_training = False  # type: ignore[attr-defined]
     return index

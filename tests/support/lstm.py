@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from distlm.config.schema import RunConfig
-from support.config import config_of
+from distlm.models.awd_lstm.config import LstmRun
+from support.config import config_of, run_of
 from support.kinds import readable
 from support.train import settings
 
@@ -23,6 +23,6 @@ def lstm_settings(tokens: Path, run: Path, *overrides: str) -> list[str]:
     return [*readable(settings(tokens, run, *LSTM)), *overrides]
 
 
-def lstm_config(tokens: Path, run: Path, *overrides: str) -> RunConfig:
+def lstm_config(tokens: Path, run: Path, *overrides: str) -> LstmRun:
     """The same as a configuration."""
-    return config_of("awd-lstm-small", lstm_settings(tokens, run, *overrides))
+    return run_of(LstmRun, config_of("awd-lstm-small", lstm_settings(tokens, run, *overrides)))

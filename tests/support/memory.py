@@ -1,6 +1,7 @@
 """Helpers of the tests of a memory's values: tables cut by hand, random reads, the same by a dense table."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ READS = 6
 WIDTH = 20
 
 
-def settings(**changes: object) -> MemoryConfig:
+def settings(**changes: Any) -> MemoryConfig:
     return dataclasses.replace(SMALL, **changes)
 
 
@@ -26,11 +27,11 @@ def part_of(columns: int, column: int) -> Exchange:
     return exchange
 
 
-def make_table(width: int = WIDTH, columns: int = 1, column: int = 0, seed: int = 3, **changes: object) -> ValueTable:
+def make_table(width: int = WIDTH, columns: int = 1, column: int = 0, seed: int = 3, **changes: Any) -> ValueTable:
     return ValueTable(settings(**changes), width, 4, seed, part_of(columns, column))
 
 
-def make(**changes: object) -> tuple[ValueTable, SparseValueOptimizer]:
+def make(**changes: Any) -> tuple[ValueTable, SparseValueOptimizer]:
     """A table and its optimizer; with catch_up slots stay stale until they are read, however many are."""
     table = make_table(**changes)
     optimizer = SparseValueOptimizer(table.config, [table])

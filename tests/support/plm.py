@@ -5,11 +5,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, cat
 
-from distlm.config.schema import RunConfig
 from distlm.data.shards.stage import run_shard
+from distlm.models.plm.config import PlmRun
 from distlm.runtime.stage import open_stage
 from support import TINY, write_text
-from support.config import config_of
+from support.config import config_of, run_of
 from support.kinds import readable
 from support.train import newest
 
@@ -39,9 +39,9 @@ def plm_settings(shards: Path, run: Path, *overrides: str) -> list[str]:
     return [*readable([*TINY, *PLM, *dropout]), text, f"shards.folder={shards}", f"run_dir={run}", *overrides]
 
 
-def plm_config(shards: Path, run: Path, *overrides: str) -> RunConfig:
+def plm_config(shards: Path, run: Path, *overrides: str) -> PlmRun:
     """The same as a configuration."""
-    return config_of("plm-base", plm_settings(shards, run, *overrides))
+    return run_of(PlmRun, config_of("plm-base", plm_settings(shards, run, *overrides)))
 
 
 def memory_of(run: Path, layer: int) -> dict[str, Tensor]:

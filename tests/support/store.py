@@ -10,7 +10,8 @@ from distlm.config.schema import RunConfig
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.models.io import save_model
-from distlm.models.transformer.model import TransformerLM
+from distlm.models.transformer.config import TransformerConfig
+from distlm.models.transformer.model import DecoderLayer, TransformerLM
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
@@ -48,9 +49,11 @@ def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, ste
     run = RunDir.of(config)
     dictionary = TokenFiles.open(run.tokens(config)).dictionary
     torch.manual_seed(seed)
-    model = TransformerLM(config.model, len(dictionary))
+    model = TransformerLM(config.section(TransformerConfig), len(dictionary))
+    last = model.layers[-1]
+    assert isinstance(last, DecoderLayer)
     with torch.no_grad():
-        model.layers[-1].ffn_norm.weight.mul_(key_scale)
+        last.ffn_norm.weight.mul_(key_scale)
     folder = run.checkpoint(step)
     save_model(model, folder, {"dictionary": dictionary.hash, "step": step})
     write_json(folder / "complete.json", {"step": step})

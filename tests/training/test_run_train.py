@@ -11,6 +11,7 @@ import torch
 from support.train import curve, newest, settings, tiny_config, tiny_tokens
 
 from distlm.config import load_config
+from distlm.config.training import BlocksConfig
 from distlm.data.blocks import training_blocks
 from distlm.data.order import rows_for_update
 from distlm.data.tokens import TokenFiles
@@ -49,7 +50,7 @@ def test_summary_and_metrics(finished: tuple[Path, dict[str, Any]], tokens: Path
     assert summary["valid_ppl"] == pytest.approx(np.exp(summary["valid_loss"]))
     assert list(curve(folder)) == list(range(1, 13))
     assert list(curve(folder, "valid/loss")) == [3, 6, 9, 12]
-    train = tiny_config(tokens, folder).train
+    train = tiny_config(tokens, folder).section(BlocksConfig)
     assert curve(folder, "train/lr") == {step: learning_rate(train, step - 1) for step in range(1, 13)}
     # After layer norm with its initial gain 1, the mean square of the tapped state is 1.
     assert curve(folder, "train/l2_penalty")[1] == pytest.approx(1, rel=1e-3)
@@ -138,7 +139,7 @@ def test_lines_of_metrics_are_means_over_the_updates_between(tokens: Path, tmp_p
     run(tokens, tmp_path / "third", "train.updates=8", "train.valid_every=0", "train.log_every=3")
     each, third = curve(tmp_path / "every"), curve(tmp_path / "third")
     assert list(third) == [3, 6, 8]
-    train = tiny_config(tokens, tmp_path / "run").train
+    train = tiny_config(tokens, tmp_path / "run").section(BlocksConfig)
     blocks = training_blocks(len(TokenFiles.open(tokens).split("train")), train.tokens_per_sample)
     counts = {step: blocks.scored[rows_for_update(train.seed, step - 1, 4, len(blocks))].sum() for step in each}
     for end, steps in ((3, (1, 2, 3)), (6, (4, 5, 6)), (8, (7, 8))):
@@ -209,7 +210,7 @@ def test_bad_setting_is_refused_before_training(tokens: Path, tmp_path: Path, ov
 
 
 def test_full_disk_is_refused_before_training(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(DistlmError, match=r"training needs .* and the disk has 1 B free"):
         run(tokens, tmp_path / "run")
 

@@ -65,7 +65,12 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the bars are drawn of."""
     given: list[Any] = []
     bars = plots.grouped_bars
-    monkeypatch.setattr(plots, "grouped_bars", lambda panels: given.append(panels) or bars(panels))
+
+    def kept(panels: Any) -> Any:
+        given.append(panels)
+        return bars(panels)
+
+    monkeypatch.setattr(plots, "grouped_bars", kept)
     return given
 
 

@@ -31,7 +31,7 @@ def test_any_position_is_found_without_the_ones_before_it() -> None:
 
 def test_each_pool_is_read_once_in_an_epoch_and_its_chunks_forwards() -> None:
     order = ShardOrder(UNEVEN, 7, 3)
-    visited = []
+    visited: list[int] = []
     for position in range(sum(UNEVEN)):
         ((epoch, number, _, _),) = order.locate(np.array([position]))
         if not visited or visited[-1] != number:

@@ -1,5 +1,6 @@
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,7 +101,7 @@ def test_a_stream_begun_at_any_update_goes_on_as_one_from_the_start(made: Path, 
         fresh = ShardRows.open(made, "train")
         for rank in range(ranks):
             places = rank_places(60, 60, rank, ranks)
-            with RowStream(fresh, 7, start, 60, places, lambda batch, rows=fresh: masked(batch, rows)) as stream:
+            with RowStream(fresh, 7, start, 60, places, partial(masked, rows=fresh)) as stream:
                 for update in range(start, 60):
                     for ours, theirs in zip(next(stream), expected[update], strict=True):
                         assert np.array_equal(ours, theirs[places])

@@ -235,7 +235,7 @@ def test_a_hub_data_set(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         table = datasets.Dataset.from_dict({"text": lines, "id": [*range(len(lines))]})
         table.to_parquet(tmp_path / f"hub/{name}.parquet")
     letters().save(tmp_path / "vocabulary", 16)
-    settings = {"vocabulary": str(tmp_path / "vocabulary"), "shard_text": 10**9}
+    settings: dict[str, Any] = {"vocabulary": str(tmp_path / "vocabulary"), "shard_text": 10**9}
     make_shards(tmp_path / "plain", text, **settings)
     make_shards(tmp_path / "run", source="hub", hub_name=str(tmp_path / "hub"), **settings)
     for split in ("train", "valid", "test"):

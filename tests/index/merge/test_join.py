@@ -99,7 +99,7 @@ def test_local_ids_are_shifted_when_told(tmp_path: Path) -> None:
 def test_another_nprobe_is_no_other_index(tmp_path: Path) -> None:
     index = trained("IVF32,PQ8x4")
     parts = parts_of(index, tmp_path)
-    other = faiss.read_index(str(parts[1]))
+    other: Any = faiss.read_index(str(parts[1]))
     other.nprobe = 16
     faiss.write_index(other, str(parts[1]))
     merge(parts, tmp_path / "merged.index")
@@ -108,27 +108,27 @@ def test_another_nprobe_is_no_other_index(tmp_path: Path) -> None:
 
 def other_codebook(index: Any) -> Any:
     copy = faiss.clone_index(index)
-    inner = faiss.downcast_index(faiss.extract_index_ivf(copy))
+    inner: Any = faiss.downcast_index(faiss.extract_index_ivf(copy))
     centroids = faiss.vector_to_array(inner.pq.centroids)
     faiss.copy_array_to_vector(centroids[::-1].copy(), inner.pq.centroids)
     return copy
 
 
 def other_ranges(index: Any) -> Any:
-    copy = faiss.clone_index(index)
+    copy: Any = faiss.clone_index(index)
     faiss.copy_array_to_vector(faiss.vector_to_array(copy.sq.trained) * np.float32(1.1), copy.sq.trained)
     return copy
 
 
 def other_residual(index: Any) -> Any:
-    copy = faiss.clone_index(index)
+    copy: Any = faiss.clone_index(index)
     copy.by_residual = False
     return copy
 
 
 def other_rotation(index: Any) -> Any:
-    copy = faiss.clone_index(index)
-    matrix = faiss.downcast_VectorTransform(copy.chain.at(0))
+    copy: Any = faiss.clone_index(index)
+    matrix: Any = faiss.downcast_VectorTransform(copy.chain.at(0))
     faiss.copy_array_to_vector(-faiss.vector_to_array(matrix.A), matrix.A)
     return copy
 
@@ -173,7 +173,7 @@ def test_ids_that_do_not_number_the_keys_are_refused(tmp_path: Path) -> None:
     index = trained("IVF32,PQ8x4")
     parts, local = parts_of(index, tmp_path), parts_of(index, tmp_path, "local")
     out = tmp_path / "merged.index"
-    copy = shutil.copy(parts[0], tmp_path / "copy.index")
+    copy = Path(shutil.copy(parts[0], tmp_path / "copy.index"))
     for given, ids, said in (
         (local, "keep", r"the id \d+ is in .*local-0.index and in .*local-1.index.*use --ids shift"),
         ([*parts, copy], "keep", r"the id \d+ is in .*part-0.index and in .*copy.index; the files are copies"),

@@ -1,6 +1,7 @@
 """Searching on a GPU: what is believed of it, and what is said where there is none."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,8 @@ def test_search_by_a_stand_in_for_the_gpu_is_compared_once_for_each_k_and_nprobe
                 index.search(queries, 20, 4)
             continue
         ids, distances = index.search(queries, 20, 4)
-        assert index._gpu.calls == 3
+        used: Any = index._gpu
+        assert used.calls == 3
         assert np.array_equal(ids, expected[0])
         np.testing.assert_allclose(distances, expected[1], rtol=1e-3)
         checked: list[int] = []

@@ -38,7 +38,8 @@ def test_queries_find_the_same_in_the_parts_as_in_the_merged_index(factory: str,
     assert np.array_equal(listed_distances, expected_distances)
     # Of those as far as the last any may have been kept.
     nearer = expected_distances < expected_distances[:, -1:]
-    assert np.array_equal(*(np.sort(np.where(nearer, found, -2)) for found in (listed, expected)))
+    one, other = (np.sort(np.where(nearer, found, -2)) for found in (listed, expected))
+    assert np.array_equal(one, other)
 
 
 def test_list_by_list_over_the_parts_and_4_bit_codes(tmp_path: Path) -> None:

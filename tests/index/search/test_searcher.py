@@ -173,7 +173,7 @@ def test_bad_queries_are_refused(index: SearchIndex) -> None:
 def test_brute_search_is_exact(tmp_path: Path, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distlm.index.search.searcher.BRUTE_CHUNK_BYTES", 1024 * 4 * WIDTH)
     # Far from the origin: the matrix-product form of the distance would lose digits here.
-    keys = (vectors(4000).astype(np.float32) + 20).astype(dtype)
+    keys: np.ndarray = (vectors(4000).astype(np.float32) + 20).astype(dtype)
     keys[3000] = keys[10]
     datastore = write_store(tmp_path, keys)
     queries = np.concatenate([keys[:30], (vectors(20, seed=5) + 20).astype(dtype)]).astype(np.float32)

@@ -89,7 +89,12 @@ def test_tokens_before_the_first_window_cost_nothing(monkeypatch):
     states, words = text(tokens=2000)
     scored = []
     original = core._score_block
-    monkeypatch.setattr(core, "_score_block", lambda *args: scored.append(args[3]) or original(*args))
+
+    def score_block(*args):
+        scored.append(args[3])
+        return original(*args)
+
+    monkeypatch.setattr(core, "_score_block", score_block)
     arguments = (torch.from_numpy(states), torch.from_numpy(words), 0, 0, [1200], [0.3])
     full = cache_log_probs(*arguments)
     step = rows_of_block(1200)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn_files import STATES
+from support.present import present
 
 from distlm.data.blocks import eval_blocks
 from distlm.data.dictionary import Dictionary
@@ -71,26 +72,27 @@ def test_intervals_are_those_of_resampling_documents_one_by_one():
         lm, knn = (-log_probs[name][rows].mean() for name in ("lm", "knn"))
         perplexities.append(math.exp(lm))
         gaps.append(knn - lm)
-    np.testing.assert_allclose(found.intervals["lm"], np.quantile(perplexities, [0.025, 0.975]), rtol=1e-9)
-    gap = found.differences["knn"]["lm"]
+    np.testing.assert_allclose(present(found.intervals)["lm"], np.quantile(perplexities, [0.025, 0.975]), rtol=1e-9)
+    gap = present(found.differences)["knn"]["lm"]
     np.testing.assert_allclose(gap.nats_interval, np.quantile(gaps, [0.025, 0.975]), rtol=1e-9)
     assert gap.nats_interval[0] < gap.nats < gap.nats_interval[1] < 0
-    assert found.intervals["lm"][0] < math.exp(-log_probs["lm"].mean()) < found.intervals["lm"][1]
+    assert present(found.intervals)["lm"][0] < math.exp(-log_probs["lm"].mean()) < present(found.intervals)["lm"][1]
     assert bootstrap(log_probs, groups) == found
 
 
 def test_paired_differences_are_far_narrower_than_the_perplexities():
     groups = ragged(60)
     found = bootstrap(scores(groups), groups)
-    low, high = found.intervals["knn"]
-    gap = found.differences["knn"]["lm"].interval
+    low, high = present(found.intervals)["knn"]
+    gap = present(found.differences)["knn"]["lm"].interval
     assert gap[1] - gap[0] < (high - low) / 5
 
 
 def test_an_equal_model_has_no_difference_and_one_group_no_interval():
     groups = ragged()
     lm = scores(groups)["lm"]
-    assert bootstrap({"lm": lm, "cache": lm}, groups).differences["cache"]["lm"].interval == (0.0, 0.0)
+    same = bootstrap({"lm": lm, "cache": lm}, groups)
+    assert present(same.differences)["cache"]["lm"].interval == (0.0, 0.0)
     assert bootstrap({"lm": lm}, Groups("blocks", np.array([0]), len(lm))) == Bootstrap("blocks", 1)
 
 
@@ -100,7 +102,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         groups = Groups("documents", np.arange(0, 1500, 30), 1500)
         random = np.random.default_rng(seed)
         losses = 4 + random.normal(0, 0.5, 50)[groups.numbers] + random.normal(0, 1, 1500)
-        low, high = np.log(bootstrap({"lm": -losses}, groups).intervals["lm"])
+        low, high = np.log(present(bootstrap({"lm": -losses}, groups).intervals)["lm"])
         inside += low < 4 < high
     assert 50 <= inside <= 60
 
@@ -108,11 +110,12 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 def test_results_and_table_show_them(searched):
     results = Results.read(RunDir(Path(searched.run_dir)).results)
     for split in results.splits.values():
-        boot = split.bootstrap
+        boot, knn = present(split.bootstrap), present(split.knn)
+        intervals = present(boot.intervals)
         assert boot.over == "blocks"
         assert boot.groups == split.blocks
-        assert boot.intervals["knn"][0] < split.knn.perplexity < boot.intervals["knn"][1]
-        gap = boot.differences["knn"]["lm"]
-        assert gap.perplexity == pytest.approx(split.knn.perplexity - split.lm.perplexity, rel=1e-9)
-    low, high = results.splits["test"].bootstrap.intervals["lm"]
+        assert intervals["knn"][0] < knn.perplexity < intervals["knn"][1]
+        gap = present(boot.differences)["knn"]["lm"]
+        assert gap.perplexity == pytest.approx(knn.perplexity - split.lm.perplexity, rel=1e-9)
+    low, high = present(present(results.splits["test"].bootstrap).intervals)["lm"]
     assert f"[{low:.2f}, {high:.2f}]" in results_table(results)

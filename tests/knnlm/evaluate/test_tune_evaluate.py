@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
 from support.knn_files import NEIGHBOURS
+from support.present import present
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
@@ -93,11 +94,11 @@ def test_permuted_values_cost_what_the_mixture_gives_away(tmp_path):
     neighbours = informative(tmp_path / "plain")
     frozen = Frozen(0.25, 4.0, 8, "valid", "")
     result = evaluate_split(neighbours, frozen)
-    check = result.shuffled
+    check = present(result.shuffled)
     assert check.ceiling_nats == pytest.approx(math.log(VOCABULARY) + 0.28768, abs=1e-5)
     assert result.lm.loss_nats + 0.05 < check.loss_nats < check.ceiling_nats
     assert not check.alarm
-    assert result.knn.loss_nats < result.lm.loss_nats < check.loss_nats
+    assert present(result.knn).loss_nats < result.lm.loss_nats < check.loss_nats
 
 
 def test_values_of_no_target_reach_the_ceiling_exactly():
@@ -111,7 +112,7 @@ def test_values_of_no_target_reach_the_ceiling_exactly():
 
 def test_misaligned_values_raise_the_alarm(tmp_path):
     neighbours = informative(tmp_path, uninformative=True)
-    assert evaluate_split(neighbours, Frozen(0.25, 4.0, 8, "valid", "")).shuffled.alarm
+    assert present(evaluate_split(neighbours, Frozen(0.25, 4.0, 8, "valid", "")).shuffled).alarm
 
 
 def test_shuffling_keeps_the_values_and_the_absent_places():

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
+from support.present import present
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
@@ -167,7 +168,7 @@ def test_results_hold_the_frozen_fits(searched):
     # p_kNN back from the mixture with the constant λ, then mixed with the frozen λ of each bucket.
     weight = tuned["lambda"]
     p_knn = (np.exp(-knn) - (1 - weight) * np.exp(-lm)) / weight
-    own = fitted.buckets.whole.weights(nearest)
+    own = present(fitted.buckets).whole.weights(nearest)
     by_hand = np.log((1 - own) * np.exp(-lm) + own * p_knn)
     np.testing.assert_allclose(-Losses.open(run.losses, "test", "knn_buckets").nats, by_hand, atol=1e-9)
     curve = results["splits"]["test"]["gate_curve"]

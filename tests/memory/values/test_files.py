@@ -1,6 +1,7 @@
 """A memory's values on disk: written on one cut of the columns, read on another; every way the files can be wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,8 @@ def test_before_the_first_update(tmp_path: Path) -> None:
 
 def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     """All that an update depends on is in the files, for every kind of update."""
-    for number, changes in enumerate([{}, {"row_steps": True}, {"stale": "catch_up"}]):
+    kinds: list[dict[str, Any]] = [{}, {"row_steps": True}, {"stale": "catch_up"}]
+    for number, changes in enumerate(kinds):
         table = trained(**changes)
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -1,10 +1,12 @@
 """Updates of a table's values against torch's SparseAdam and Adam, and against what their definitions say."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from support.memory import WIDTH, backward, dense_gradient, dense_sums, make, make_table, reads, settings
+from support.present import present
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError
@@ -50,13 +52,13 @@ def test_sparse_adam_is_that_of_torch() -> None:
             close(out, wanted)
             wanted.backward(given.upstream)
         found = optimizer.step()
-        assert found.rows == [bag.weight.grad.coalesce().indices().shape[1]]
-        assert found.norms[0] == pytest.approx(bag.weight.grad.coalesce().values().norm().item(), rel=1e-5)
+        assert found.rows == [present(bag.weight.grad).coalesce().indices().shape[1]]
+        assert found.norms[0] == pytest.approx(present(bag.weight.grad).coalesce().values().norm().item(), rel=1e-5)
         theirs.step()
         theirs.zero_grad()
         close(table.values, bag.weight)
-    close(table.exp_avg, theirs.state[bag.weight]["exp_avg"])
-    close(table.exp_avg_sq, theirs.state[bag.weight]["exp_avg_sq"])
+    close(present(table.exp_avg), theirs.state[bag.weight]["exp_avg"])
+    close(present(table.exp_avg_sq), theirs.state[bag.weight]["exp_avg_sq"])
 
 
 def test_adam_is_that_of_torch_where_every_slot_is_read() -> None:
@@ -72,7 +74,7 @@ def test_adam_is_that_of_torch_where_every_slot_is_read() -> None:
         values.grad = dense_gradient(given, 9).float()
         theirs.step()
         close(table.values, values)
-    close(table.exp_avg, theirs.state[values]["exp_avg"], 1e-5)
+    close(present(table.exp_avg), theirs.state[values]["exp_avg"], 1e-5)
 
 
 def test_where_eps_is_added_matters_for_small_gradients() -> None:
@@ -104,7 +106,7 @@ def test_row_steps_count_a_slots_own_updates(form: str) -> None:
             rows[slot].grad = gradient[slot][None]
             theirs[slot].step()
         close(table.values, torch.cat(list(rows)))
-    assert torch.equal(table.row_steps, counts)
+    assert torch.equal(present(table.row_steps), counts)
     assert counts.min() < counts.max()
 
 
@@ -169,8 +171,8 @@ def test_catch_up_is_dense_adam(form: str, betas: list[float], sweep: float) -> 
     lazy = table.values.clone()
     table.settle()
     close(table.values, dense.values, 3e-5)
-    torch.testing.assert_close(table.exp_avg.double(), dense.m, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(table.exp_avg_sq.double(), dense.v, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(present(table.exp_avg).double(), dense.m, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(present(table.exp_avg_sq).double(), dense.v, rtol=1e-4, atol=1e-12)
     assert torch.equal(lazy, table.values) == (betas[0] == 0 or sweep < 1)
     assert not table.missed(torch.arange(SLOTS)).any()
 
@@ -206,7 +208,7 @@ def test_clipping() -> None:
         table, optimizer = make(clip_norm=limit)
         backward(table, given)
         assert optimizer.step(0.25).norms[0] == pytest.approx(norm, rel=1e-6)
-        close(table.exp_avg, 0.1 * 0.25 * factor * gradient, 1e-5)
+        close(present(table.exp_avg), 0.1 * 0.25 * factor * gradient, 1e-5)
     table, optimizer = make()
     backward(table, given)
     assert optimizer.step(0.25).norms[0] == pytest.approx(norm, rel=1e-5)
@@ -344,7 +346,7 @@ def _squares(table: object, given: object) -> Tensor:
     copy = make_table(sub_keys=20)
     copy.gradient.add(given.slots, given.weights, given.upstream)  # type: ignore[attr-defined]
     total = torch.zeros(WIDTH, dtype=torch.float64)
-    for _, gradient in copy.gradient.take().by_pieces(64):
+    for _, gradient in present(copy.gradient.take()).by_pieces(64):
         lookup.add_column_squares_(total, gradient)
     return total[table.first : table.last]  # type: ignore[attr-defined]
 
@@ -371,7 +373,7 @@ def test_frozen_values_stay() -> None:
     ],
     ids=str,
 )
-def test_settings_that_cannot_work(changes: dict[str, object], message: str) -> None:
+def test_settings_that_cannot_work(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DistlmError, match=message):
         make_table(**changes)
 

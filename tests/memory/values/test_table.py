@@ -5,6 +5,7 @@ from statistics import NormalDist
 import pytest
 import torch
 from support.memory import READS, WIDTH, backward, dense_gradient, dense_sums, make, make_table, reads
+from support.present import present
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -62,7 +63,7 @@ def test_outputs_and_gradients_are_those_of_a_dense_table(width: int) -> None:
     wanted.backward(given.upstream.double())
     torch.testing.assert_close(out.double(), wanted.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(of_weights, given.weights.grad, rtol=1e-5, atol=1e-6)
-    sums = table.gradient.take()
+    sums = present(table.gradient.take())
     found = torch.zeros(49, width)
     for rows, gradient in sums.by_pieces(64):
         found[rows] = gradient[: len(rows)]
@@ -126,7 +127,7 @@ class Largest(TorchDispatchMode):
         self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self.numbers, self.operation = 0, ""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else [out]:
             if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
@@ -184,7 +185,7 @@ def test_gradient_is_summed_when_it_would_outgrow_that_of_all_slots() -> None:
         most = max(most, table.gradient.bytes)
     one = 12 * (READS * 8 + WIDTH * 4)
     assert most <= table.gradient.limit + one + 49 * (4 * WIDTH + 8)
-    wanted = sum(dense_gradient(reads(micro)) for micro in range(8))
-    sums = table.gradient.take()
+    wanted = torch.stack([dense_gradient(reads(micro)) for micro in range(8)]).sum(0)
+    sums = present(table.gradient.take())
     rows, gradient = next(iter(sums.by_pieces(64)))
     torch.testing.assert_close(gradient[: len(rows)].double(), wanted[rows], rtol=1e-5, atol=1e-6)

@@ -10,11 +10,11 @@ from support.lstm import lstm_config, lstm_settings
 from torch import Tensor, nn
 
 from distlm.config import load_config
-from distlm.config.schema import RunConfig
 from distlm.data.corpus import open_corpus
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
+from distlm.models.awd_lstm.config import LstmRun
 from distlm.models.awd_lstm.exchange.importer import import_awd_lstm
 from distlm.models.awd_lstm.exchange.state_dict import first_seen
 from distlm.models.io import load_model
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config_of(text: Path, run: Path, *overrides: str) -> RunConfig:
+def config_of(text: Path, run: Path, *overrides: str) -> LstmRun:
     return lstm_config(text / "tokens", run, *data(text), *overrides)
 
 
@@ -109,7 +109,7 @@ def test_an_imported_model_computes_what_it_did(text: Path, tmp_path: Path, name
         torch.save(as_fastai(tensors) if names == "fastai" else tensors, path)
     lines = (text / "text" / "valid.txt").read_text("utf-8").split("\n")[:-1]
     expected = loss_by_hand(tensors, words, lines)
-    summary = import_awd_lstm(config_of(text, tmp_path / "run", "awd.valid_batch=1"), path, None)
+    summary: dict[str, Any] = import_awd_lstm(config_of(text, tmp_path / "run", "awd.valid_batch=1"), path, None)
     assert summary["valid_loss"] == pytest.approx(expected, rel=1e-5)
     model: Any = load_model(Path(summary["checkpoint"]))[0]
     dictionary = TokenFiles.open(text / "tokens").dictionary
@@ -131,7 +131,7 @@ def test_training_goes_on_from_an_import(text: Path, tmp_path: Path) -> None:
     assert "valid_ppl=" in done.stdout
     config = config_of(text, tmp_path / "run", *small)
     with open_stage("train", config) as stage:
-        summary = run_train(stage)
+        summary: dict[str, Any] = run_train(stage)
     assert summary["step"] > 5 and summary["train_loss"] < 4.5
     with pytest.raises(DistlmError, match="there are checkpoints already"):
         import_awd_lstm(config, path, None)

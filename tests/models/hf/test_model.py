@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_right_padding_and_threads_change_nothing(model: HfLM) -> None:
 
     @torch.inference_mode()
     def passed(tap: str) -> Tensor:
-        return model(ids, tap=tap).tapped  # type: ignore[return-value]
+        return model(ids, tap=tap).tapped
 
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(passed, taps))
@@ -172,8 +173,10 @@ def test_models_that_do_not_fit_are_refused(gpt2: Path, tmp_path: Path) -> None:
 def test_logits_that_are_scaled_afterwards_are_refused(tmp_path: Path) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM, T5Config
 
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 16,
-             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "head_dim": 16,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+    }  # fmt: skip
     config = Gemma2Config(**sizes, final_logit_softcapping=0.5)
     Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma2")
     name = str(tmp_path / "gemma2")

@@ -2,21 +2,24 @@
 
 import pytest
 import torch
+from support.config import run_of
+from support.present import present
 
 from distlm.config.load import load_config
-from distlm.config.schema import RunConfig
 from distlm.errors import UsageError
+from distlm.models.plm.config import PlmRun
 from distlm.models.plm.measure import bench as memory_bench
 from distlm.models.plm.measure.bench import PUBLISHED, bench_table, enlarged, run_bench
 
 
-def tiny(*more: str) -> RunConfig:
-    return load_config(
+def tiny(*more: str) -> PlmRun:
+    config = load_config(
         "plm-small-resm",
         ["shards.vocabulary_size=60", "plm.layers=2", "plm.width=12", "plm.heads=3", "plm.ffn_width=24",
          "plm.max_positions=16", "memory.positions=[1]", "memory.sub_keys=4", "memory.k=2", "memory.key_width=8",
          *more],
     )  # fmt: skip
+    return run_of(PlmRun, config)
 
 
 def test_every_model_of_table_1_is_timed_beside_the_base_model() -> None:
@@ -46,14 +49,14 @@ def test_a_step_in_half_precision_is_that_of_fp32(precision: str, dtype: torch.d
         dense = torch.cat([state["exp_avg"].flatten() for state in model.adam.state.values()])
         moments.append((dense, model.model.memories[1].table.exp_avg))
     assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
-    masters = model.adam.param_groups[0]["params"]
+    masters = present(model.adam).param_groups[0]["params"]
     assert {tensor.dtype for tensor in (*masters, model.model.memories[1].table.values)} == {torch.float32}
     for one, other in zip(*moments, strict=True):
         assert one.norm() > 0 and (one - other).norm() < 0.05 * one.norm()
 
 
 def test_the_large_model_is_to_the_base_model_as_bert_large_to_bert_base() -> None:
-    large = enlarged(load_config("plm-base-resm"))
+    large = enlarged(run_of(PlmRun, load_config("plm-base-resm")))
     assert (large.plm.layers, large.plm.width, large.plm.heads, large.plm.ffn_width) == (24, 1024, 16, 4096)
     assert large.memory.positions == [8, 16]
 

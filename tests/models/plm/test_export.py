@@ -72,7 +72,7 @@ def test_one_of_two_ranks_writes(tmp_path: Path) -> None:
 
 def test_an_interrupted_export_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, out = load_plm(checkpoint(pretrained(tmp_path / "run")))[0], tmp_path / "hf"
-    seen = []
+    seen: list[str] = []
 
     def full(*given: Any) -> None:
         seen.extend(path.name for path in tmp_path.iterdir())

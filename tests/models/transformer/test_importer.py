@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support.config import run_of
 from support.foreign.fairseq import EDGES, HEADS, WIDTH, fairseq_model, write_checkpoint
 from support.store import arguments, ready_run, tiny_config
 from torch import Tensor
@@ -21,6 +22,7 @@ from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.io import load_model
+from distlm.models.transformer.config import TransformerRun
 from distlm.models.transformer.importer import import_fairseq
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import run_train
@@ -32,8 +34,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return ready_run(tmp_path_factory.mktemp("fairseq"), lines=200)
 
 
-def config_of(prepared: RunConfig, run: Path, *extra: str) -> RunConfig:
-    return tiny_config(run, Path(prepared.data.text_dir), [tokens_of(prepared), *extra])
+def config_of(prepared: RunConfig, run: Path, *extra: str) -> TransformerRun:
+    return run_of(TransformerRun, tiny_config(run, Path(prepared.data.text_dir), [tokens_of(prepared), *extra]))
 
 
 def tokens_of(prepared: RunConfig) -> str:
@@ -87,7 +89,7 @@ def test_log_probabilities_are_those_of_the_checkpoint(prepared: RunConfig, tmp_
         state = fairseq_model(len(dictionary), joined)
         path = write_checkpoint(tmp_path / "checkpoint_best.pt", state)
         config = config_of(prepared, tmp_path / f"run-{joined}")
-        summary = import_fairseq(config, path, Path(prepared.run_dir) / "tokens" / "dict.txt")
+        summary: dict[str, Any] = import_fairseq(config, path, Path(prepared.run_dir) / "tokens" / "dict.txt")
         model = load_model(Path(summary["checkpoint"]))[0]
         with torch.no_grad():
             hidden = model(words[None]).hidden
@@ -125,11 +127,13 @@ def test_a_dictionary_of_another_order_is_refused_and_can_be_used(prepared: RunC
         DistlmError, match=f"id 7 is '{theirs}' there and '{ours}' in the token files.*data.dictionary="
     ):
         import_fairseq(config_of(prepared, tmp_path / "run"), path, other)
-    config = tiny_config(tmp_path / "run", Path(prepared.data.text_dir), [f"data.dictionary={other}"])
+    settings = [f"data.dictionary={other}"]
+    config = run_of(TransformerRun, tiny_config(tmp_path / "run", Path(prepared.data.text_dir), settings))
     with open_stage("prepare", config) as stage:
         run_prepare(stage)
     assert TokenFiles.open(tmp_path / "run" / "tokens").dictionary.words[7] == theirs
-    assert import_fairseq(config, path, other)["valid_loss"] > 0
+    summary: dict[str, Any] = import_fairseq(config, path, other)
+    assert summary["valid_loss"] > 0
     with pytest.raises(DistlmError, match=r"63 words with the four special ones, .* has 64"):
         other.write_text("\n".join(lines[:-1]) + "\n", "utf-8")
         import_fairseq(config_of(prepared, tmp_path / "again"), path, other)
@@ -185,4 +189,5 @@ def test_the_trainers_meters_are_no_obstacle(prepared: RunConfig, tmp_path: Path
     path = write_checkpoint(tmp_path / "checkpoint.pt", fairseq_model(64), extra_state={"train_meters": meters})
     monkeypatch.undo()
     words = Path(prepared.run_dir) / "tokens" / "dict.txt"
-    assert import_fairseq(config_of(prepared, tmp_path / "run"), path, words)["valid_loss"] > 0
+    summary: dict[str, Any] = import_fairseq(config_of(prepared, tmp_path / "run"), path, words)
+    assert summary["valid_loss"] > 0

@@ -157,7 +157,7 @@ def test_the_encoder_starts_as_the_model_and_follows_it() -> None:
     old = {name: value.detach().clone() for name, value in model.named_parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 1
+            parameter.add_(1)
     encoder.follow(dict(model.named_parameters()))
     for name, value in encoder.model.named_parameters():
         torch.testing.assert_close(value, old[name] + 0.25)

@@ -14,7 +14,7 @@ def test_mpi():
 
 
 def test_torch():
-    command = [BIN / "torchrun", "--standalone", "--nproc-per-node=3", driver.__file__, "torch"]
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc-per-node=3", driver.__file__, "torch"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stderr
 

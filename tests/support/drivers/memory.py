@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from support.present import present
 from torch import Tensor
 
 from distlm.memory.config import MemoryConfig
@@ -41,13 +42,13 @@ def run_norm(exchange: Exchange, masked: str) -> dict[str, Tensor]:
         norm.weight.copy_(torch.linspace(0.5, 2, CHANNELS))
     mine = slice(exchange.rank * ROWS // exchange.size, (exchange.rank + 1) * ROWS // exchange.size)
     mask = MASKS[masked](torch.ones(ROWS, TOKENS, dtype=torch.bool))[mine].reshape(-1)
-    found = {}
+    found: dict[str, Tensor] = {}
     for step in range(3):
         x, upstream = (tensor[mine].reshape(-1, CHANNELS) for tensor in global_batch(CHANNELS, step))
         out = norm(x.requires_grad_(), mask)
         out.backward(upstream * exchange.size)
-        found |= {f"out.{step}": out.detach(), f"x.{step}": x.grad / exchange.size}
-    found |= {"weight": norm.weight.grad / exchange.size, "bias": norm.bias.grad / exchange.size}
+        found |= {f"out.{step}": out.detach(), f"x.{step}": present(x.grad) / exchange.size}
+    found |= {"weight": present(norm.weight.grad) / exchange.size, "bias": present(norm.bias.grad) / exchange.size}
     return found | {"mean": norm.running_mean, "var": norm.running_var}
 
 
@@ -57,17 +58,17 @@ def run_layer(exchange: Exchange) -> dict[str, Tensor]:
     values = SparseValueOptimizer(CONFIG, [memory.table])
     mine = slice(exchange.rank * ROWS // exchange.size, (exchange.rank + 1) * ROWS // exchange.size)
     mask = MASKS["some"](torch.ones(ROWS, TOKENS, dtype=torch.bool))[mine]
-    found = {}
+    found: dict[str, Tensor] = {}
     for update in range(1, UPDATES + 1):
         memory.update = update
         x, upstream = (tensor[mine] for tensor in global_batch(WIDTH, update))
         out = memory(x.requires_grad_(), mask)
         out.backward(upstream * exchange.size)
         values.step(1 / exchange.size)
-        found |= {f"out.{update}": out.detach(), f"x.{update}": x.grad / exchange.size}
+        found |= {f"out.{update}": out.detach(), f"x.{update}": present(x.grad) / exchange.size}
         with torch.no_grad():
             for name, parameter in memory.named_parameters():
-                gradient = exchange.sum(parameter.grad.double()) / exchange.size
+                gradient = exchange.sum(present(parameter.grad).double()) / exchange.size
                 found[f"{name}.{update}"] = gradient.float()
                 parameter.sub_(0.1 * gradient)
                 parameter.grad = None

@@ -4,10 +4,12 @@ FOLDER/RANKS-COLUMNS-RANK.safetensors (tests/multiprocess/test_memory_table_rank
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from support.memory import READS, WIDTH, reads, settings
+from support.present import present
 from torch import Tensor
 
 from distlm.memory import lookup
@@ -17,7 +19,7 @@ from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable
 
 SUB_KEYS, TOKENS, MICRO_BATCHES, UPDATES = 20, 64, 2, 4
-VARIANTS: dict[str, dict[str, object]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "sparse_adam": {},
     "clipped": {"optimizer": "adam", "clip_norm": 2.0},
     "row_steps": {"row_steps": True},
@@ -50,7 +52,7 @@ def run(exchange: Exchange, name: str) -> tuple[dict[str, Tensor], ValueTable]:
             weights = mine.weights.requires_grad_()
             out = table(mine.slots, weights, dtype)
             out.backward((mine.upstream * exchange.size).to(dtype))
-            found |= {f"out.{seed}": out.detach(), f"weights.{seed}": weights.grad / exchange.size}
+            found |= {f"out.{seed}": out.detach(), f"weights.{seed}": present(weights.grad) / exchange.size}
         if update == 1:
             # An update that a loss scaler skips.
             assert optimizer.finite()

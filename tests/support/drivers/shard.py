@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from support.shards import make_shards
@@ -29,7 +30,7 @@ def main(run_dir: str, text: str, place: str, number: str) -> None:
         return real(*arguments)
 
     setattr(owner, name, dying)
-    make_shards(run_dir, text)
+    make_shards(Path(run_dir), text)
 
 
 if __name__ == "__main__":

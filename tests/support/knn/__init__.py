@@ -1,8 +1,9 @@
 """Stages of a kNN run in this process, copies of run directories, and neighbours made up."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import Stage, open_stage
 from support.store import tiny_config
 
+T = TypeVar("T")
 
-def in_stage(name: str, config: RunConfig, function: Callable[[Stage], dict]) -> dict:
+
+def in_stage(name: str, config: RunConfig, function: Callable[[Stage], T]) -> T:
     """Run a stage function on one rank in this process."""
     with open_stage(name, config) as stage:
         return function(stage)
@@ -40,7 +43,7 @@ def random_case(
     return distances, values, targets
 
 
-def one_writer_at_a_time(folder: Path, run: Callable[[], dict]) -> None:
+def one_writer_at_a_time(folder: Path, run: Callable[[], Mapping[str, object]]) -> None:
     """`run` is refused while another run fills the folder, and leaves that alone; then it fills it."""
     theirs = folder / ".unit-00000.9.tmp"
     theirs.mkdir(parents=True)

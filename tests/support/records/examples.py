@@ -42,7 +42,7 @@ def value_of(kind: Any) -> Any:
         return {value_of(inner[0]): value_of(inner[1])}
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return kind(**{field.name: value_of(field.type) for field in msgspec.structs.fields(kind)})
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return kind()
     raise TypeError(f"{kind}: no example known")
 

@@ -89,7 +89,7 @@ class Slurm:
 
     def sbatch(self, *arguments: object, **env: str) -> str:
         """`sbatch ARGUMENTS`; the job's id."""
-        job = self.run("sbatch", "--parsable", *arguments, **env).stdout.split(";")[0].strip()
+        job = self.run("sbatch", "--parsable", *arguments, check=True, **env).stdout.split(";")[0].strip()
         self.jobs.append(job)
         return job
 

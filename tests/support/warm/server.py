@@ -176,13 +176,14 @@ def become(start: Start) -> None:
 
 def end(start: Start) -> NoReturn:
     """Run it and end as Python does, but do not tear the modules down, which would copy all of the server's memory."""
-    code: object = 0
+    code = 0
     try:
         become(start)
     except SystemExit as leave:
-        code = leave.code
-        if code is not None and not isinstance(code, int):
-            print(code, file=sys.stderr)
+        if leave.code is None or isinstance(leave.code, int):
+            code = leave.code or 0
+        else:
+            print(leave.code, file=sys.stderr)
             code = 1
     except BaseException:
         traceback.print_exc()
@@ -193,7 +194,7 @@ def end(start: Start) -> NoReturn:
         mpi.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(code)
 
 
 if __name__ == "__main__":
