@@ -68,7 +68,7 @@ def compare(options: Options, rows: int, folder: Path) -> dict[str, Any]:
     factory = fit_factory(options.factory, options.width, rows, options.sample)
     store = Store(rows, options.width, ceil(rows / options.rows_per_shard), written=True)
     costs = index_costs(factory, store, calibrate(factory, folder, amounts=FEW if options.quick else AMOUNTS), 1)
-    run = RunDir(folder)
+    run = RunDir.of(config)
     run.open_stage(config, "index")
     stage = Stage("index", config, single({}), SingleComm(), StopFlag(), run)
     result: dict[str, Any] = {"rows": rows, "factory": factory.used}
@@ -76,7 +76,7 @@ def compare(options: Options, rows: int, folder: Path) -> dict[str, Any]:
     total = [0.0, 0.0]
     for cost in costs:
         took = STAGES[cost.stage](stage)["seconds"]
-        held = sum(path.stat().st_size for path in (folder / "index").glob(files[cost.stage]))
+        held = sum(path.stat().st_size for path in run.index.glob(files[cost.stage]))
         total = [total[0] + cost.seconds, total[1] + took]
         result[cost.stage] = {
             "predicted_s": round(cost.seconds, 1), "measured_s": round(took, 1),

@@ -75,8 +75,6 @@ def run_sweep(recipe: str, overrides: Sequence[str], dry_run: bool = False) -> i
     asked = []
     for own in questions(swept):
         given = [*fixed, *own]
-        if "knn.k" in swept and not any(word.startswith("knn.ks=") for word in fixed):
-            given.append(f"knn.ks=[{parse_overrides(own)['knn.k']}]")
         asked.append((given, load_config(recipe, given)))
     for number, (given, config) in enumerate(asked, 1):
         say(f"sweep [{number}/{len(asked)}] {' '.join(given[len(fixed) :])}: {RunDir.of(config).label}")

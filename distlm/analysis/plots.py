@@ -264,6 +264,19 @@ def recall_over_time(measured: Sequence[Any], front: Sequence[Any], label: str) 
         return _png(figure)
 
 
+def perplexity_over_recall(points: Mapping[str, Points], split: str) -> bytes:
+    """Perplexity over recall; index → (recall, perplexity) of each question."""
+    with rc_context(STYLE):
+        figure, axes = _axes("recall", f"perplexity ({split})")
+        colours = colormaps["viridis"](np.linspace(0.05, 0.9, len(points)))
+        for (name, own), colour in zip(points.items(), colours, strict=True):
+            axes.plot(
+                *zip(*sorted(own), strict=True), color=colour, marker="o", markersize=3.5, linewidth=1, label=name
+            )
+        axes.legend(fontsize=7)
+        return _png(figure)
+
+
 def stage_bars(seconds: Mapping[str, float]) -> bytes:
     """Time of each stage as horizontal bars, in minutes where any stage took more than five."""
     minutes = max(seconds.values(), default=0) > 300

@@ -20,7 +20,7 @@ class Answer:
     """Bytes of the index a key; None: brute force."""
     nprobe: int | None
     k: int
-    """Neighbours that were mixed in."""
+    """Neighbours that were mixed in: the best number that tuning tried."""
     recall: float | None
     """Share of the true k nearest that were used, on the ladder's sample; None where it was not measured."""
     search_s: float | None
@@ -56,7 +56,7 @@ def table_rows(found: Sequence[Answer]) -> tuple[list[str], list[list[str]]]:
         "index",
         "bytes/key",
         "nprobe",
-        "k",
+        "k used",
         "recall",
         "search s",
         *(f"{split} ppl" for split in splits),
@@ -78,7 +78,7 @@ def write_answers(run: RunDir) -> str:
     found = answers(run)
     text = answers_table(found)
     write_text(run.root / "questions.md", text)
-    head = ["question", "index", "bytes_per_key", "nprobe", "k", "recall", "search_seconds", "split", "perplexity",
+    head = ["question", "index", "bytes_per_key", "nprobe", "k_used", "recall", "search_seconds", "split", "perplexity",
             "lm_perplexity"]  # fmt: skip
     rows = [
         [one.label, one.index, one.key_bytes, one.nprobe, one.k, one.recall, one.search_s, split, perplexity,

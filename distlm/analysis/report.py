@@ -11,6 +11,7 @@ from msgspec import UNSET
 from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
+from distlm.analysis.questions import Answer, answers, table_rows
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import cache_words
@@ -62,7 +63,9 @@ def write_report(run: RunDir) -> Path:
     alone = run.root / RESULT
     if run.results.exists():
         found = Results.read(run.results)
-        _render(run, "report.html", found, _of_run(run) + _of_mixtures(run, found), found.hashes, told=_headline(found))
+        others = answers(run) if len(run.all_results()) > 1 else []
+        figures = _of_run(run) + _of_mixtures(run, found) + _of_questions(others)
+        _render(run, "report.html", found, figures, found.hashes, told=_headline(found), questions=table_rows(others))
     elif alone.exists():
         results = LmResults.read(alone)
         _render(run, "lm.html", results, _of_run(run), {"model": results.model.fingerprint}, **_alone(results))
@@ -131,6 +134,18 @@ def _of_run(run: RunDir) -> list[Figure]:
         drawn.append(Figure("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), "
                             "in the updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
     return drawn
+
+
+def _of_questions(found: Sequence[Answer]) -> list[Figure]:
+    measured = [one for one in found if one.recall is not None]
+    if len(measured) < 2:
+        return []
+    split = list(measured[0].perplexity)[-1]
+    points: dict[str, list[tuple[float, float]]] = {}
+    for one in measured:
+        points.setdefault(one.index, []).append((one.recall or 0.0, one.perplexity[split]))
+    return [Figure("Questions", f"Perplexity of {split} over recall, a point for each question of one index.",
+                   plots.perplexity_over_recall(points, split))]  # fmt: skip
 
 
 def _of_mixtures(run: RunDir, results: Results) -> list[Figure]:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.config.load import load_config, split_words
@@ -9,11 +10,11 @@ from distlm.errors import UsageError
 from distlm.runtime.ranks.world import World
 
 
-def add_verbs(add: Add, verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verbs(add: Add, verbs: Any) -> None:
     """clean, sweep."""
     summary = "remove a run's search, index, datastore or training, and all that was made from it"
     child = verbs.add_parser("clean", help=summary, description=summary)
-    child.set_defaults(handler=_clean, print_config=False)
+    child.set_defaults(handler=_clean, print_config=False, words=[])
     child.add_argument("run", metavar="RUN_DIR", help="a run directory, or a recipe for its run_dir")
     child.add_argument("what", metavar="search|index|datastore|train", help="each takes the ones before it along")
     child.add_argument("--only", default="", metavar="NAME", help="one index by name, or one question by its label")
@@ -27,11 +28,18 @@ def _clean(options: argparse.Namespace, world: World) -> int:
     from distlm.clean import as_text, doomed, remove
 
     refuse_ranks(world, "clean", "is for one process")
-    root = Path(options.run) if Path(options.run).is_dir() else Path(load_config(options.run).run_dir)
+    root = _root(options.run)
     things = doomed(root, options.what, options.only)
     if not options.dry_run:
         remove(root, things)
     return print_once(as_text(things, removed=not options.dry_run), world)
+
+
+def _root(word: str) -> Path:
+    """The run directory of a path or of a recipe."""
+    if "/" in word or Path(word).is_dir():
+        return Path(word)
+    return Path(load_config(word).run_dir)
 
 
 def _sweep(options: argparse.Namespace, world: World) -> int:

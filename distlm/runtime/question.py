@@ -13,7 +13,9 @@ import json
 import re
 from pathlib import Path
 
+from distlm.config.load import load_config
 from distlm.config.schema import IndexConfig, RunConfig
+from distlm.runtime.files import atomic_path
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 _MANIFEST, _PLAN = "manifest.json", "plan.json"
@@ -71,6 +73,19 @@ def kept_neighbours(root: Path, config: RunConfig, split: str) -> Path:
 def answer(root: Path, config: RunConfig, folder: str, old: str) -> Path:
     """RUN/FOLDER/LABEL.json; RUN/OLD in a run in which an older version has written it."""
     return root / old if (root / old).exists() and not (root / folder).exists() else own_answer(root, config, folder)
+
+
+def keep_old_answers(root: Path) -> None:
+    """Give the answers of an older version their label, before the next question's become the newest."""
+    asked = root / "configs" / "knn.yaml"
+    pairs = ((root / "tuned", root / "knn.json"), (root / "results", root / "results.json"))
+    old = [(folder, path) for folder, path in pairs if path.is_file() and not folder.exists()]
+    if not old or not asked.is_file():
+        return
+    name = f"{label(load_config(str(asked)))}.json"
+    for folder, path in old:
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(path.read_bytes())
 
 
 def own_answer(root: Path, config: RunConfig, folder: str) -> Path:

@@ -229,6 +229,8 @@ class RunDir:
         """
         self.refuse_other_config(config, stage)
         self.root.mkdir(parents=True, exist_ok=True)
+        if stage == "knn":
+            question.keep_old_answers(self.root)
         for name in ("config.yaml", f"configs/{stage}.yaml"):
             with atomic_path(self.root / name) as temporary:
                 temporary.write_text(dump_config(config), "utf-8")

@@ -50,6 +50,13 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd):
             main(arguments)
         assert end.value.code == 1 and "no such file" in capfd.readouterr().err, f"{page}: {command}"
         return
+    elif arguments[0] == "clean":
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2 and "no run directory" in capfd.readouterr().err, f"{page}: {command}"
+        return
+    elif arguments[0] == "sweep":
+        arguments = [*dict.fromkeys([*arguments, "--dry-run", f"run_dir={tmp_path}"])]
     elif "--parts" in arguments:
         # Its files are checked in tests/index/merge/test_join.py.
         assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]

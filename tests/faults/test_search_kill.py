@@ -39,16 +39,16 @@ def test_kills_in_every_phase_and_a_stop_change_nothing(tmp_path):
     config = ready_run(tmp_path, lines=800, extra=UNITS)
     in_stage("datastore", config, run_datastore_write)
     in_stage("index", config, run_index_build)
-    copy_run(config, tmp_path / "killed")
+    run = RunDir.of(copy_run(config, tmp_path / "killed", *UNITS))
     in_stage("knn", config, run_search)
     whole = file_hashes(Path(config.run_dir) / "neighbours")
-    run, words = RunDir(tmp_path / "killed"), arguments(tmp_path / "killed", tmp_path / "text", UNITS)
+    folder, words = run.neighbours("valid").parent, arguments(tmp_path / "killed", tmp_path / "text", UNITS)
 
     ended = [
-        interrupt(words, run.root / "neighbours", "valid/found/unit-00003", signal.SIGKILL),
-        interrupt(words, run.root / "neighbours", "valid/found/unit-00010", signal.SIGUSR1),
-        interrupt(words, run.root / "neighbours", "valid/rescore/*-00002.npy", signal.SIGKILL),
-        interrupt(words, run.root / "neighbours", "valid/unit-00001", signal.SIGKILL),
+        interrupt(words, folder, "valid/found/unit-00003", signal.SIGKILL),
+        interrupt(words, folder, "valid/found/unit-00010", signal.SIGUSR1),
+        interrupt(words, folder, "valid/rescore/*-00002.npy", signal.SIGKILL),
+        interrupt(words, folder, "valid/unit-00001", signal.SIGKILL),
     ]
     assert ended == [-signal.SIGKILL, EXIT_STOPPED, -signal.SIGKILL, -signal.SIGKILL]
     with pytest.raises(DistlmError, match="has not finished"):

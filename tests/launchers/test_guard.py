@@ -62,25 +62,26 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
         ("train", "checkpoints/step-00000001/complete.json"),
         ("datastore", "datastore/.shard-00000.json"),
         ("datastore", "datastore/manifest.json"),
-        ("index-train", "index/template.json"),
-        ("index-add", "index/parts/part-00000.json"),
-        ("index-merge", "index/index.json"),
-        ("search", "neighbours/valid/found/unit-00000/unit.json"),
-        ("search", "neighbours/test/rescore/group-000-shard-00000.npy"),
-        ("search", "neighbours/test/unit-00003/unit.json"),
+        ("index-train", "index/INDEX/template.json"),
+        ("index-add", "index/INDEX/parts/part-00000.json"),
+        ("index-merge", "index/INDEX/index.json"),
+        ("search", "neighbours/LABEL/valid/found/unit-00000/unit.json"),
+        ("search", "neighbours/LABEL/test/rescore/group-000-shard-00000.npy"),
+        ("search", "neighbours/LABEL/test/unit-00003/unit.json"),
         ("search", "cache/test/unit-00000.npy"),
-        ("evaluate", "knn.json"),
-        ("evaluate", "results.json"),
+        ("evaluate", "tuned/LABEL.json"),
+        ("evaluate", "results/LABEL.json"),
     ],
 )
 def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
     config = load_config("demo", [f"run_dir={tmp_path}"])
-    before = MARKS[stage](config, RunDir(tmp_path))
+    run = RunDir.of(config)
+    before = MARKS[stage](config, run)
     if file == "datastore/manifest.json":
         write_complete_manifest(tmp_path / "datastore")
     else:
-        write_json(tmp_path / file, {})
-    assert MARKS[stage](config, RunDir(tmp_path)) != before
+        write_json(tmp_path / file.replace("INDEX", run.index.name).replace("LABEL", run.label), {})
+    assert MARKS[stage](config, run) != before
 
 
 def test_the_command_answers_with_its_exit_code(tmp_path):

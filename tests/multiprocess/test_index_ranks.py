@@ -73,6 +73,7 @@ def _ranks_that_search_their_own_parts_find(
 ) -> None:
     np.save(run_dir / "queries.npy", queries)
     command = ["-m", "distlm", "index", "search", "demo", f"run_dir={run_dir}", "launch.threads=1"]
+    command += [f"index.folder={run_dir}/index"]
     command += ["knn.k=64", "knn.ks=[64]", "knn.nprobe=8", "knn.distances=quantised"]
     command += ["--queries", str(run_dir / "queries.npy")]
     mpirun(2, [*command, "--out", str(run_dir / "found.npz")])

@@ -12,6 +12,8 @@ from support import ENVIRONMENT, distlm, shared
 from support.deadline import DEADLINE_S, until
 from support.shared import whole_settings as settings
 
+from distlm.runtime.rundir import RunDir
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
@@ -64,7 +66,7 @@ def test_stages_one_by_one_give_the_same_numbers(finished, text, tmp_path):
         distlm(*words.split(), "demo", *settings(folder, text), ranks=ranks)
     one, other = (json.loads((path / "results.json").read_text("utf-8")) for path in (whole, folder))
     assert one["splits"] == other["splits"] and one["settings"] == other["settings"]
-    assert (whole / "index/merged.index").read_bytes() == (folder / "index/merged.index").read_bytes()
+    assert (RunDir(whole).index / "merged.index").read_bytes() == (RunDir(folder).index / "merged.index").read_bytes()
 
 
 def test_a_stop_signal_ends_with_75_and_the_same_command_continues(finished, text, tmp_path):

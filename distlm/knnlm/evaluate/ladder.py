@@ -38,7 +38,7 @@ def exactness_ladder(
 ) -> Ladder:
     """Score `sample` tokens of a split (at most all) on every rung; see the module's docstring."""
     queries, targets, log_lm = neighbours.sample(sample)
-    asked, nprobe = neighbours.k, neighbours.manifest.nprobe
+    asked, nprobe = neighbours.searched or neighbours.k, neighbours.manifest.nprobe
     assert nprobe is not None, "neighbours by brute force have no ladder"
     say(f"knn evaluate: exactness ladder: {len(queries)} queries against all {store.rows:,} keys (knn.ladder_sample)")
     found, encoded = index.search(queries, asked, nprobe)

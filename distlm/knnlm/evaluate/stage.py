@@ -122,7 +122,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
             store.rows, store.width, store.bytes, store.key_dtype.name, store.tap, store.fingerprint
         ),
         index=index,
-        exactness=None if searched is None else exactness(searched),
+        exactness=None if searched is None else exactness(searched) + _first_of(kept[0]),
         ladder=_ladder(stage, store, opened[knn.splits[-1]].neighbours, frozen),
         self_test=None if searched is None else replace(searched.self_test, checked=checked),
         hashes={
@@ -243,6 +243,10 @@ def evaluate_parts(
 def evaluate_split(neighbours: Neighbours, frozen: Frozen) -> SplitResults:
     """One split's entry of results.json, from its neighbours alone."""
     return evaluate_parts(Parts(neighbours.manifest.split, neighbours, None, None), frozen, None)[1]
+
+
+def _first_of(neighbours: Neighbours) -> str:
+    return f"; the first {neighbours.k} of {neighbours.searched} that were searched" if neighbours.searched else ""
 
 
 def exactness(manifest: NeighboursManifest) -> str:

@@ -134,7 +134,9 @@ class Neighbours:
 
     folder: Path
     manifest: NeighboursManifest
-    """`k` neighbours of each token are read; in its file is what was searched."""
+    """`k` neighbours of each token are read."""
+    searched: int = 0
+    """Neighbours of each token that there are, where only the first k of them are read; 0: those."""
 
     @classmethod
     def asked(cls, run: RunDir, split: str, knn: KnnConfig) -> "Neighbours":
@@ -143,7 +145,8 @@ class Neighbours:
         Raises DistlmError as `open`, and for a folder (knn.folder) in which something else was searched for.
         """
         found = cls.open(run.kept_neighbours(split))
-        return changed(found, manifest=first_of(found.manifest, found.folder, knn))
+        manifest = first_of(found.manifest, found.folder, knn)
+        return changed(found, manifest=manifest, searched=found.k if manifest.k < found.k else 0)
 
     @classmethod
     def open(cls, folder: Path) -> "Neighbours":

@@ -219,7 +219,7 @@ def test_unknown_split_is_named_and_can_be_mended_in_place(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid,dev]")
     with pytest.raises(DistlmError, match="no split 'dev'"):
         in_stage("knn", config, run_search)
-    assert not (Path(config.run_dir) / "neighbours" / "valid" / "plan.json").exists()
+    assert not (RunDir.of(config).neighbours("valid") / "plan.json").exists()
     config.knn.splits = ["valid"]
     in_stage("knn", config, run_search)
     assert Neighbours.open(RunDir.of(config).neighbours("valid")).tokens > 0
