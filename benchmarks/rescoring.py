@@ -280,12 +280,13 @@ def synthetic(options: Options, folder: Path) -> Case:
     """Clustered keys in several shards, an index of them, and queries near stored keys."""
     note(f"building a store of {options.rows} x {options.width} and its index in {folder}")
     draw = clustered_keys(options.rows, options.width, vocabulary=30_000)
-    run = RunDir(folder / "run")
-    write_store(run.datastore, options.rows, settings(options.width, 30_000, options.rows_per_shard), draw)
-    overrides = [f"run_dir={run.root}", f"index.factory={options.factory}", f"index.sample={options.index_sample}"]
+    run_dir = folder / "run"
+    write_store(RunDir(run_dir).datastore, options.rows, settings(options.width, 30_000, options.rows_per_shard), draw)
+    overrides = [f"run_dir={run_dir}", f"index.factory={options.factory}", f"index.sample={options.index_sample}"]
     config = load_config("demo", [*overrides, f"launch.threads={torch.get_num_threads()}"])
     with open_stage("index", config) as stage:
         run_index_build(stage)
+    run = RunDir.of(config)
     store = Datastore.open(run.datastore)
     opened = open_index(run.index, store)
     queries, targets = draw(options.queries)

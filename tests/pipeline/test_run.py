@@ -52,8 +52,8 @@ def test_run_again_says_complete_and_does_nothing(copy, text):
 
 
 def test_another_setting_is_refused_before_anything_starts(copy, text):
-    done = distlm("run", "demo", *settings(copy, text), "knn.nprobe=8", check=False)
-    assert done.returncode == 1 and "knn.nprobe: 4 there, 8 now" in done.stderr
+    done = distlm("run", "demo", *settings(copy, text), "knn.block=16", check=False)
+    assert done.returncode == 1 and "knn.block: 32 there, 16 now" in done.stderr
 
 
 def test_stages_one_by_one_give_the_same_numbers(finished, text, tmp_path):
