@@ -5,6 +5,8 @@ from dataclasses import field
 VOLATILE = {"volatile": True}
 QUESTION = {"question": True}
 """Each value has files of its own in the run directory (runtime/question.py): any number of them side by side."""
+LENGTH = {"length": True}
+"""How long training goes on: it may grow where the kind of model says that it may (Kind.may_grow)."""
 
 
 def volatile(default: object) -> object:

@@ -60,6 +60,9 @@ class TrainConfig:
 
     seed: int = 1
     """Seed of initialisation, block order and dropout."""
+    init_from: str = ""
+    """Run directory or checkpoint of the same kind of model to start from, with its memory: weights alone, everything
+    else begins anew; of a run directory the best checkpoint."""
     lr: float = 1.0
     """Peak learning rate."""
     weight_decay: float = 0.0

@@ -25,12 +25,10 @@ from distlm.finetune.records import FinetuneState, TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.config import MemoryConfig
-from distlm.memory.values.adam import Adam
 from distlm.memory.values.exchange import Exchange
-from distlm.memory.values.files import load_table
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.plm.config import FinetuneConfig, PlmTraining
-from distlm.models.plm.memory_job import MemoryJob
+from distlm.models.plm.memory_job import MemoryJob, take_memories
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
 from distlm.optim.schedule import learning_rate
@@ -186,13 +184,9 @@ class FinetuneJob(MemoryJob[FinetuneState]):
 
     def _load_memory(self) -> None:
         """The source's values and query statistics; moments and counters start anew."""
-        for layer, memory in self.net.memories.items():
+        if self.net.memories:
             assert self.source.folder is not None
-            # What memory.stale=catch_up still owes is due at the pretraining's rate.
-            rule, memory.table.rule = memory.table.rule, Adam.of(MemoryConfig(**self.source.memory))
-            extra = load_table(memory.table, self.source.folder, layer, moments=False)
-            memory.table.rule = rule
-            memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
+            take_memories(self.net.memories, self.source.memory, self.source.folder)
 
 
 def train_config(config: FinetuneConfig, seed: int, rows: int) -> PlmTraining:

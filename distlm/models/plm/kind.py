@@ -112,6 +112,9 @@ def _check_backbone(config: PlmRun, refuse: Refuse) -> None:
     fractions(config, refuse, ("plm.dropout", "plm.attention_dropout"))
     if plm.width % plm.heads:
         refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
+    started = [key for key in ("plm.init_from", "plm.checkpoint") if getattr(plm, key.partition(".")[2])]
+    if config.train.init_from and started:
+        refuse("train.init_from", config.train.init_from, f"a model starts from one place; leave out {started[0]}")
     if plm.init_std <= 0:
         refuse("plm.init_std", plm.init_std, "must be above 0")
     if any(tokens < 8 for tokens in plm.short_rows):
