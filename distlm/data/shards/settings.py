@@ -6,7 +6,8 @@ from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, ShardsManifest, ShardsPlan
 from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
-from distlm.data.text_source import folder_sources
+from distlm.data.text.choice import choice_of_shards
+from distlm.data.text.folder import folder_sources
 from distlm.errors import DistlmError
 
 
@@ -20,6 +21,12 @@ def shard_settings(config: ShardsConfig) -> ShardSettings:
     if config.source == "hub":
         settings.hub_name, settings.hub_config = config.hub_name, config.hub_config
         settings.hub_field = config.hub_field
+    if config.source == "folder" and config.text_field != ShardsConfig.text_field:
+        settings.text_field = config.text_field
+    if config.valid_share:
+        settings.valid_share = config.valid_share
+    if config.test_share:
+        settings.test_share = config.test_share
     if config.vocabulary:
         settings.vocabulary = WordPiece.load(Path(config.vocabulary), config.lower_case).hash
         return settings
@@ -60,9 +67,11 @@ def refuse_other_text(folder: Path, plan: ShardsPlan, config: ShardsConfig) -> N
     """DistlmError when the text files are not those of the plan, by name and size. Text that is gone is no error."""
     if config.source != "folder" or not Path(config.text_dir).is_dir() or not config.text_dir:
         return
-    for split, files in folder_sources(config.text_dir, config.splits).items():
+    choice = choice_of_shards(config)
+    sources = folder_sources(choice)
+    for split in choice.splits:
         before = {facts.name: facts.bytes for facts in plan.text[split]}
-        now = {source.name: source.path.stat().st_size for source in files}
+        now = {source.name: source.path.stat().st_size for source in sources[choice.origin(split)]}
         changed = [
             f"{name}: {before.get(name, 'no')} bytes there, {now.get(name, 'no')} now"
             for name in sorted({*before, *now})
