@@ -71,7 +71,8 @@ class _RecordFile(RowSource):
 
     def start(self, size: int) -> tuple[str, int]:
         """Texts of the rows in the first bytes, each with a newline, and how many bytes these rows have."""
-        lines = _Lines(whole_lines(self.stream.part(0, size)))
+        # What is cut within its last line could pass for a shorter record.
+        lines = _Lines(piece for piece in whole_lines(self.stream.part(0, size)) if piece.endswith(b"\n"))
         texts, read = [], 0
         try:
             for text in self._texts(lines, 0):

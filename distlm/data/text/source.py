@@ -1,6 +1,5 @@
 """What every source of text answers, and the plain one: a text file."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Protocol
 from distlm.data.documents import cuts
 from distlm.data.shards.records import TextFacts
 from distlm.data.text.check import Spelled, TextCheck
-from distlm.data.text.held_out import split_of
-from distlm.data.text.packed import packing
+from distlm.data.text.held_out import split_of, stem_of
 from distlm.data.text.stream import TextStream, whole_lines
 from distlm.errors import DistlmError
 
@@ -86,24 +84,24 @@ class Source(Protocol):
 class Segments:
     """Puts consecutive documents together to segments, each of one split."""
 
-    def __init__(self, number: int, name: str, cutting: Cutting) -> None:
-        self._number, self._cutting = number, cutting
-        # The same text packed otherwise is split alike.
-        self._name = name.removesuffix(packing(name))
+    def __init__(self, source: int, name: str, cutting: Cutting) -> None:
+        self._source, self._stem, self._cutting = source, stem_of(name), cutting
         self._by_split: dict[str, list[Segment]] = {split: [] for split in ("train", *cutting.shares)}
-        self._open: tuple[str, Segment] | None = None
+        # The segment that is being put together.
+        self._split, self._start, self._bytes = "train", 0, 0
+        self._documents = 0
         self.end = 0
         """Where the last document ends."""
 
     def add(self, end: int, size: int) -> None:
         """The documents (one, where splits share them) up to `end`, of `size` bytes."""
-        split = split_of(self._name, self.end, self._cutting.shares)
-        if self._open and self._open[0] == split and self._open[1].bytes < self._cutting.at_least:
-            before = self._open[1]
-            self._open = split, dataclasses.replace(before, end=end, bytes=before.bytes + size)
-        else:
+        shares = self._cutting.shares
+        split = split_of(self._stem, self._documents, shares) if shares else "train"
+        if split != self._split or self._bytes >= self._cutting.at_least:
             self._keep()
-            self._open = split, Segment(self._number, self.end, end, size)
+            self._split, self._start, self._bytes = split, self.end, 0
+        self._bytes += size
+        self._documents += 1
         self.end = end
 
     def scan(self, facts: TextFacts, lines: int, spelled: Spelled) -> Scan:
@@ -113,9 +111,9 @@ class Segments:
         return Scan(facts, lines, self._by_split["train"], held_out, dict(spelled.counts))
 
     def _keep(self) -> None:
-        if self._open:
-            self._by_split[self._open[0]].append(self._open[1])
-        self._open = None
+        if self._bytes:
+            segment = Segment(self._source, self._start, self.end, self._bytes)
+            self._by_split[self._split].append(segment)
 
 
 class FileSource:
