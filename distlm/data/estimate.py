@@ -8,7 +8,7 @@ from distlm.data.settings import finished_tokens
 from distlm.data.subwords import Subwords
 from distlm.data.text.choice import choice_of_data
 from distlm.data.text.folder import folder_sources
-from distlm.data.text.sample import sample
+from distlm.data.text.sample import text_bytes, text_start
 from distlm.data.tokens import DTYPE
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.rundir import RunDir
@@ -45,11 +45,11 @@ def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
 
 
 def _estimate_tokens(data: DataConfig) -> int:
-    files = {split: [sample(file) for file in of] for split, of in folder_sources(choice_of_data(data)).items()}
-    text = next((found.text for found in files["train"] if found.text), "\n")
+    sources = folder_sources(choice_of_data(data))
+    text = text_start(sources["train"]) or "\n"
     count = len(text.split()) + text.count("\n")
     if data.tokenizer:
         lines = text.split("\n")
         count = round(Subwords.load(data.tokenizer, data.line_end).tokens_per_line(lines) * len(lines))
     per_byte = count / len(text.encode())
-    return int(per_byte * sum(found.bytes for of in files.values() for found in of))
+    return int(per_byte * sum(map(text_bytes, sources.values())))

@@ -9,7 +9,7 @@ from distlm.data.shards.files import id_dtype
 from distlm.data.shards.settings import finished_shards
 from distlm.data.text.choice import choice_of_shards
 from distlm.data.text.folder import folder_sources
-from distlm.data.text.sample import sample
+from distlm.data.text.sample import text_bytes
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.rundir import RunDir
@@ -61,7 +61,7 @@ def _text_bytes(shards: ShardsConfig) -> dict[str, float]:
     if shards.source == "demo":
         return {split: _DEMO_TEXT * (0.9 if split == "train" else 0.05) for split in shards.splits}
     choice = choice_of_shards(shards)
-    sizes = {split: sum(sample(file).bytes for file in files) for split, files in folder_sources(choice).items()}
+    sizes = {split: text_bytes(files) for split, files in folder_sources(choice).items()}
     kept = 1 - sum(choice.shares.values())
     return {
         split: sizes[choice.origin(split)] * choice.shares.get(split, kept if split == "train" else 1)

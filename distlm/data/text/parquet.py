@@ -42,8 +42,8 @@ class ParquetSource(TableSource):
         if opened := self.__dict__.pop("_file", None):
             opened.close()
 
-    def start(self) -> tuple[str, float]:
-        """Texts of the first rows, each with a newline, and about how many bytes all of them have."""
+    def start(self, size: int) -> tuple[str, float]:
+        """Texts of the first rows, of about `size` bytes at most, each with a newline; bytes that all of them have."""
         rows = self._ends[-1] if self._ends else 0
         text = "".join(f"{row}\n" for row in self.rows(0, min(rows, _BATCH)))
         self.close()
@@ -54,7 +54,7 @@ class ParquetSource(TableSource):
         groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
         stored = sum(group.column(column).total_uncompressed_size for group in groups)
         # Repeated rows are stored once.
-        return text, max(stored, len(text.encode()) * rows / _BATCH)
+        return text[:size], max(stored, len(text.encode()) * rows / _BATCH)
 
     @cached_property
     def _file(self) -> Any:

@@ -70,7 +70,10 @@ class _RecordFile(RowSource):
             raise changed(self.path)
 
     def start(self, size: int) -> tuple[str, int]:
-        """Texts of the rows in the first bytes, each with a newline, and how many bytes these rows have."""
+        """Texts of the rows in the first bytes, each with a newline, and how many bytes these rows have.
+
+        Raises DistlmError for a row without the field.
+        """
         # What is cut within its last line could pass for a shorter record.
         lines = _Lines(piece for piece in whole_lines(self.stream.part(0, size)) if piece.endswith(b"\n"))
         texts, read = [], 0
@@ -78,9 +81,11 @@ class _RecordFile(RowSource):
             for text in self._texts(lines, 0):
                 texts.append(text + "\n")
                 read = lines.bytes
-        except (ValueError, csv.Error):
-            # The last row is cut; what is wrong with others is the scan's to say.
+        except csv.Error:
+            # The last row is cut, or else the scan will say so.
             pass
+        except ValueError as error:
+            raise DistlmError(f"{self.path}, line {lines.count}: {error}") from error
         return "".join(texts), read
 
     def facts(self, rows: int, text: int, sha256: str) -> TextFacts:

@@ -1,6 +1,7 @@
-"""How much text a file holds, told from its start: for plans, before it is read."""
+"""How much text files hold, told from the start of some: for plans, before they are read."""
 
-from typing import BinaryIO, NamedTuple, cast
+from collections.abc import Sequence
+from typing import BinaryIO, cast
 
 from distlm.data.text.folder import FolderSource
 from distlm.data.text.packed import packing, readable, unpacked
@@ -11,28 +12,51 @@ from distlm.data.text.stream import BLOCK, Hashed
 _SAMPLE = 1 << 20
 _MOST = 64 << 20
 """Bytes that are unpacked at most to see how well a file is packed."""
+_MEASURED = 3
+"""Files of each form that are looked into, the largest; others are taken to be like them."""
 
 
-class Sample(NamedTuple):
-    """The start of a text, and about how much the whole has."""
+def text_bytes(sources: Sequence[FolderSource]) -> float:
+    """About how many bytes of UTF-8 text files have; exact for plain text."""
+    sizes = {source.name: source.path.stat().st_size for source in sources}
+    plain = [source for source in sources if isinstance(source, FileSource) and not packing(source.name)]
+    total = float(sum(sizes[source.name] for source in plain))
+    by_form: dict[str, list[FolderSource]] = {}
+    for source in sources:
+        if source not in plain:
+            by_form.setdefault("".join(source.path.suffixes[-2:]), []).append(source)
+    for alike in by_form.values():
+        largest = sorted(alike, key=lambda source: -sizes[source.name])[:_MEASURED]
+        stored = sum(sizes[source.name] for source in largest)
+        found = sum(_text_bytes(source) for source in largest)
+        total += found + (sum(sizes[source.name] for source in alike) - stored) * found / max(stored, 1)
+    return total
 
-    text: str
-    bytes: float
-    """Of UTF-8 text; exact for a small file, and for a plain text."""
+
+def text_start(sources: Sequence[FolderSource]) -> str:
+    """About the first megabyte of text of the first file that has any. Raises DistlmError for records without text."""
+    for source in sources:
+        if isinstance(source, FileSource):
+            text = b"".join(source.stream.part(0, _SAMPLE)).decode("utf-8", "replace")
+        else:
+            text, _ = source.start(_SAMPLE)
+        source.close()
+        if text:
+            return text
+    return ""
 
 
-def sample(source: FolderSource) -> Sample:
-    """Of one file. Raises DistlmError for one that cannot be read at all."""
+def _text_bytes(source: FolderSource) -> float:
     if isinstance(source, ParquetSource):
-        return Sample(*source.start())
+        found = source.start(_SAMPLE)[1]
+        source.close()
+        return found
     size = _unpacked_size(source)
     if isinstance(source, FileSource):
-        text = b"".join(source.stream.part(0, _SAMPLE)).decode("utf-8", "replace")
-        source.close()
-        return Sample(text, size)
+        return size
     text, read = source.start(_SAMPLE)
     source.close()
-    return Sample(text, size * len(text.encode()) / read if read else size)
+    return size * len(text.encode()) / read if read else size
 
 
 def _unpacked_size(source: FolderSource) -> float:
@@ -46,5 +70,5 @@ def _unpacked_size(source: FolderSource) -> float:
             if not (block := file.read(BLOCK)):
                 return found
             found += len(block)
-    # What was read of the file last is not all unpacked yet.
+    # Of what was read last, not all is unpacked yet.
     return size * found / min(raw.size, size)

@@ -302,3 +302,17 @@ def test_the_same_text_in_another_form_gives_the_same_rows(
         other = all_rows(tmp_path / "run-rows/shards", split)
         assert np.array_equal(one[one >= 5], other[other >= 5])
         assert not (one == letters().facts.mask).any()
+
+
+def test_finished_shards_stay_so_beside_files_that_are_now_read(text: Path, tmp_path: Path) -> None:
+    """Shards of before .csv was a text: what lies beside their files was left out then."""
+    for split in ("train", "valid", "test"):
+        write_packed(tmp_path / f"text/{split}/a.txt", (text / f"{split}.txt").read_bytes())
+    settings = {"vocabulary": str(letters_of(tmp_path))}
+    make_shards(tmp_path, tmp_path / "text", **settings)
+    write_rows(tmp_path / "text/train/notes.csv", ["more"])
+    write_rows(tmp_path / "text/train.jsonl", ["more"])
+    assert make_shards(tmp_path, tmp_path / "text", **settings)["already"]
+    write_packed(tmp_path / "text/train/b.txt", b"more\n")
+    with pytest.raises(DistlmError, match=r"not the text of the shards .*train/b\.txt: no bytes there, 5 now"):
+        make_shards(tmp_path, tmp_path / "text", **settings)

@@ -9,9 +9,10 @@ import pytest
 from support.text import PACKINGS, write_packed, write_rows
 
 from distlm.data.shards.config import ShardsConfig
+from distlm.data.text import sample as text_sample
 from distlm.data.text.choice import choice_of_shards
 from distlm.data.text.folder import folder_sources
-from distlm.data.text.sample import sample
+from distlm.data.text.sample import text_bytes, text_start
 from distlm.data.text.source import Cutting, Scan
 from distlm.errors import DistlmError
 
@@ -149,6 +150,26 @@ def test_a_sample_tells_how_much_text_there_is(tmp_path: Path, name: str, monkey
     else:
         write_rows(tmp_path / name, rows, groups=700)
     monkeypatch.setattr("distlm.data.text.sample._SAMPLE", 100_000)
-    found = sample(source_of(tmp_path))
-    assert text.startswith(found.text) and len(found.text) > 50_000
-    assert 0.8 * len(text) < found.bytes < 1.25 * len(text)
+    source = source_of(tmp_path)
+    start = text_start([source])
+    assert text.startswith(start) and len(start) > 50_000
+    assert 0.8 * len(text) < text_bytes([source]) < 1.25 * len(text)
+
+
+def test_of_many_packed_files_some_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        write_packed(tmp_path / f"train/{number}.txt.gz", b"some words of text\n" * (100 + number))
+        write_packed(tmp_path / f"train/{number}.txt", b"some words of text\n" * 100)
+    choice = choice_of_shards(ShardsConfig(text_dir=str(tmp_path), splits=["train"]))
+    sources = folder_sources(choice)["train"]
+    opened: list[str] = []
+    real = text_sample._unpacked_size
+    monkeypatch.setattr(text_sample, "_unpacked_size", lambda source: opened.append(source.name) or real(source))
+    assert 0.9 < text_bytes(sources) / (19 * (900 + 936)) < 1.1
+    assert len(opened) == 3
+
+
+def test_a_plan_refuses_records_without_text(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", ["a"], field="body")
+    with pytest.raises(DistlmError, match=r"train\.jsonl, line 1: no field shards\.text_field=text; it has id, body"):
+        text_bytes([source_of(tmp_path)])
