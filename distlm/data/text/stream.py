@@ -10,8 +10,8 @@ from typing import BinaryIO, NamedTuple, cast
 from distlm.data.text.packed import TOOLS, packing, readable, unpacked
 from distlm.errors import DistlmError
 
-BLOCK = 1 << 20
-"""Bytes read at once."""
+BLOCK = 1 << 17
+"""Bytes read at once. Larger pieces are slower: each is fetched from the system anew."""
 # Longer ones first: UTF-32's begins with UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
