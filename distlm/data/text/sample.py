@@ -64,11 +64,13 @@ def _unpacked_size(source: FolderSource) -> float:
     if not packing(source.path.name) or size == 0:
         return size
     with readable(source.path), source.path.open("rb") as opened:
-        raw, found = Hashed(opened), 0
+        raw, found, packed = Hashed(opened), 0, 0
         file = unpacked(source.path.name, cast(BinaryIO, raw))
-        while raw.size < _SAMPLE and found < _MOST:
+        while found < _MOST:
             if not (block := file.read(BLOCK)):
                 return found
-            found += len(block)
-    # Of what was read last, not all is unpacked yet.
-    return size * found / min(raw.size, size)
+            # Behind the sample, all that it unpacks to is taken: bzip2 does that in large pieces.
+            if packed >= _SAMPLE and raw.size > packed:
+                break
+            found, packed = found + len(block), raw.size
+    return size * found / packed
