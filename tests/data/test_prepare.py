@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import write_text
-from support.text import write_packed, write_rows
+from support.foreign.text import write_packed, write_rows
 
 from distlm.config import RunConfig
 from distlm.data import prepare as prepare_module

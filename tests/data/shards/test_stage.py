@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import write_text
+from support.foreign.text import write_packed, write_rows
 from support.shards import hashes, letters, make_shards, manifest, shard_config, stop_now
-from support.text import write_packed, write_rows
 
 from distlm.data.documents import documents
 from distlm.data.shards import stage as stage_module

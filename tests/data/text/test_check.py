@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.text import write_packed
+from support.foreign.text import write_packed
 
 from distlm.data.text.check import LONGEST_WORD, Spelled, check_row, spelled_note
 from distlm.data.text.source import Cutting, FileSource

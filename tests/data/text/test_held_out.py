@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.foreign.text import write_packed, write_rows
 from support.shards import hashes, letters, make_shards, manifest, shard_config
-from support.text import write_packed, write_rows
 
 from distlm.config import DataConfig
 from distlm.config.load import load_config

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.text import PACKINGS, write_packed, write_rows
+from support.foreign.text import PACKINGS, write_packed, write_rows
 
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.text import sample as text_sample

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.text import PACKINGS, packed, write_packed
+from support.foreign.text import PACKINGS, packed, write_packed
 
 from distlm.data.text.source import Cutting, FileSource, Scan, Segment
 from distlm.errors import DistlmError
