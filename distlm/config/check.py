@@ -30,6 +30,7 @@ def check_values(config: RunConfig, where: str) -> None:
     at_least(config, refuse, 0, _AT_LEAST_ZERO)
     if config.data.tokenizer and config.data.dictionary:
         refuse("data.dictionary", config.data.dictionary, "the tokens of data.tokenizer are its own; leave one out")
+    shares(config, refuse, "data")
     kind(config.model.kind).check(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
@@ -51,6 +52,14 @@ def fractions(config: RunConfig, refuse: Refuse, keys: Sequence[str]) -> None:
     for key in keys:
         if not 0 <= (value := _value(config, key)) < 1:
             refuse(key, value, "must be in [0, 1)")
+
+
+def shares(config: RunConfig, refuse: Refuse, section: str) -> None:
+    """Refuse shares of the documents that leave train nothing; `section`: data or shards."""
+    keys = (f"{section}.valid_share", f"{section}.test_share")
+    fractions(config, refuse, keys)
+    if sum(_value(config, key) for key in keys) >= 1:
+        refuse(keys[1], _value(config, keys[1]), f"with {keys[0]}={_value(config, keys[0])} nothing is left for train")
 
 
 def adam(betas: Sequence[float], eps: float, keys: tuple[str, str], refuse: Refuse) -> None:

@@ -20,13 +20,24 @@ class DataConfig:
     source: Literal["folder", "demo", "hub"] = "folder"
     """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
     text_dir: str = ""
-    """Folder with {train,valid,test}.txt or wiki.{train,valid,test}.tokens (source=folder)."""
+    """Folder that holds, for each split, SPLIT.txt, SPLIT.jsonl or SPLIT.csv (also .gz, .xz, .bz2, .zst),
+    SPLIT.parquet, wiki.SPLIT.tokens, or a folder SPLIT of such files (source=folder)."""
+    text_field: str = "text"
+    """Field of .jsonl, column of .csv and .parquet files that holds the text."""
     hub_name: str = ""
     """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
     hub_config: str = ""
     """Configuration of the hub data set, e.g. wikitext-103-v1."""
     hub_field: str = "text"
     """Column of the hub data set that holds the lines."""
+    valid_share: float = 0.0
+    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    test_share: float = 0.0
+    """The same for the test split."""
+    documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
+    """Where a document ends, for these shares: at a blank line; before a WikiText title (" = Title = " between blank
+    lines); at each line; at the end of a file or of a row of a hub data set. A row of .jsonl, .csv and .parquet is a
+    document, unless this is line or title."""
     tokens_dir: str = ""
     """Where token files live; empty: RUN_DIR/tokens. Several runs may share one."""
     min_count: int = 1

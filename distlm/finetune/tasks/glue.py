@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.data.corpus import load_hub, read_lines
 from distlm.data.order import epoch_order
+from distlm.data.text.hub import load_hub
+from distlm.data.text.stream import read_lines
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distlm.data.corpus import load_hub
+from distlm.data.text.hub import load_hub
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig

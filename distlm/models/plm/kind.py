@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from distlm.config.check import adam, at_least, fractions
+from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates
 from distlm.memory.check import check_rule, check_sizes
 from distlm.models.kind import Exchange, Kind, Refuse
@@ -99,6 +100,7 @@ class MaskedLm(Kind):
 def _check_shards(config: PlmRun, refuse: Refuse) -> None:
     at_least(config, refuse, 1, ("shards.chunk_rows", "shards.shard_text"))
     at_least(config, refuse, 0, ("shards.vocabulary_text",))
+    check_shares(config, refuse, "shards")
     shards, known = config.shards, ("train", "valid", "test")
     if not shards.splits or len({*shards.splits}) < len(shards.splits) or not {*shards.splits} <= {*known}:
         refuse("shards.splits", shards.splits, f"name some of {', '.join(known)}, each once")
