@@ -20,10 +20,10 @@ from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
 from distlm.training.dsconfig import DeepSpeedConfig
 from distlm.training.engine import Engine
-from distlm.training.init import source_checkpoint, take_weights
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import Objective
 from distlm.training.records import S, fresh_state
+from distlm.training.start.init_from import source_checkpoint, take_weights
 from distlm.training.update import Outcome
 from distlm.training.validate import Validation
 

@@ -41,10 +41,10 @@ from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config
 from distlm.training.engine import share
-from distlm.training.init import take_weights
 from distlm.training.job import Text
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.records import UpdatesState
+from distlm.training.start.init_from import take_weights
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 

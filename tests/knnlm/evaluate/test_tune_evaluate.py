@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
-from support.knn_files import NEIGHBOURS
+from support.knn.files import NEIGHBOURS
 from support.present import present
 
 from distlm.config.schema import KnnConfig
