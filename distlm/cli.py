@@ -1,4 +1,4 @@
-"""The `distlm` command: `distlm VERB RECIPE_OR_FILE [section.key=value ...]`, one verb per stage."""
+"""The `distlm` command: `distlm VERB RECIPE [section.key=value ...]`, one verb per stage."""
 
 import argparse
 import os
@@ -11,9 +11,10 @@ from typing import Any
 
 from distlm import __version__
 from distlm.commands import index, models, report, reproduce, store
-from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
+from distlm.commands.shared import WORDS_HELP, config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
-from distlm.config.load import dump_config, format_help, load_config, recipe_names, run_classes, split_words
+from distlm.config.load import dump_config, dump_difference, format_help, load_config, run_classes, split_words
+from distlm.config.recipe import is_run_dir, recipe_names, recipe_summaries
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
@@ -104,7 +105,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             epilog=_settings_help(defaults.get("stage", ""), arguments) if _wants_help(arguments) else None,
         )
         child.set_defaults(handler=handler, **defaults)
-        child.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
+        child.add_argument("words", nargs="*", metavar="RECIPE section.key=value", help=WORDS_HELP)
         child.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
         return child
 
@@ -129,7 +130,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     store.add_verbs(add)
     index.add_verbs(add)
     models.add_verbs(add)
-    add("config", "print the resolved configuration", _print_config)
+    child = add("config", "print the resolved configuration", _print_config)
+    child.add_argument(
+        "--diff", action="store_true", help="print only what differs from the defaults of its kind of model"
+    )
+    child = verbs.add_parser("recipes", help="list the recipes of the package", description="List the recipes.")
+    child.set_defaults(handler=_recipes, print_config=False)
+    child.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     child = add("doctor", "check this machine and environment", _doctor)
     child.add_argument("--json", action="store_true", help="machine-readable output")
     child.add_argument("--cluster", action="store_true", help="check all ranks of this start together, e.g. under srun")
@@ -159,7 +166,11 @@ def _settings_help(stage: str, arguments: Sequence[str]) -> str:
     """Help of the settings that a verb reads: of the recipe's kind of model where one is named, else of all kinds."""
     try:
         recipe, overrides = split_words(
-            [word for word in arguments if "=" in word or word in recipe_names() or Path(word).is_file()]
+            [
+                word
+                for word in arguments
+                if "=" in word or word in recipe_names() or Path(word).is_file() or is_run_dir(word)
+            ]
         )
         cls = type(load_config(recipe, overrides))
         names = [name for name, found in run_classes().items() if found is cls]
@@ -180,6 +191,8 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
     verb: Verb = options.verb
     config = config_of(options)
     refuse_foreign_stage(config, verb.stage, verb.words)
+    if verb.recorded:
+        config = _load(verb.recorded)(config, world.rank)
     if options.dry_run:
         return print_once(
             _load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world
@@ -223,7 +236,16 @@ def _plan(options: argparse.Namespace, world: World) -> int:
 
 
 def _print_config(options: argparse.Namespace, world: World) -> int:
-    return print_once(dump_config(config_of(options)), world)
+    config = config_of(options)
+    return print_once(dump_difference(config) if getattr(options, "diff", False) else dump_config(config), world)
+
+
+def _recipes(options: argparse.Namespace, world: World) -> int:
+    if options.words:
+        raise UsageError(f"`distlm recipes` takes no arguments ({options.words[0]}); it lists the recipes")
+    found = recipe_summaries()
+    width = max(map(len, found))
+    return print_once("\n".join(f"{name:<{width}}  {summary}" for name, summary in found.items()), world)
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distlm.config.load import dump_config, load_config, recipe_names, split_words
+from distlm.config.load import dump_config, load_config, split_words
+from distlm.config.recipe import recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.runtime.files import atomic_path, bytes_hash
@@ -97,7 +98,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Submit the stages of a recipe, each after the one before it; finished ones are left out.",
         epilog=f"Recipes: {', '.join(recipe_names())}. Settings are given as section.key=value.",
     )
-    parser.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
+    parser.add_argument("words", nargs="*", metavar="RECIPE section.key=value", help="in any order")
     parser.add_argument("--cluster", choices=["slurm", "local", "debug"], help="default: slurm where sbatch is")
     parser.add_argument("--site", metavar="FILE", help="site file (default: $DISTLM_SITE, ./site.yaml, ~/.config/…)")
     parser.add_argument("--stages", default="", metavar="A,B or A..B", help="only these stages")

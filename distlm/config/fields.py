@@ -1,6 +1,7 @@
 """How a setting says that it may differ between two runs of the same run directory."""
 
-from dataclasses import field
+from dataclasses import Field, field
+from typing import Any
 
 VOLATILE = {"volatile": True}
 
@@ -8,3 +9,13 @@ VOLATILE = {"volatile": True}
 def volatile(default: object) -> object:
     """A field that may differ between two runs of the same run directory: it changes speed, not results."""
     return field(default=default, metadata=VOLATILE)
+
+
+def once(default: object) -> object:
+    """A volatile field that holds for one start: a run directory that is named as the recipe does not bring it back."""
+    return field(default=default, metadata={**VOLATILE, "once": True})
+
+
+def holds_once(item: Field[Any]) -> bool:
+    """Whether a setting holds for one start only."""
+    return bool(item.metadata.get("once"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -202,8 +203,19 @@ def test_runs_are_named_by_folder_or_recipe(run, monkeypatch):
     assert [named.root for named in named_runs(["demo", f"run_dir={run.root}"])] == [run.root]
     with pytest.raises(DistlmError, match="no run here yet"):
         named_runs(["demo", f"run_dir={run.root / 'other'}"])
-    with pytest.raises(UsageError, match="no recipe or file 'dmo'"):
+    with pytest.raises(UsageError, match="no recipe, file or run directory 'dmo'"):
         named_runs(["dmo"])
+
+
+def test_a_run_is_named_by_the_words_of_the_command_that_was_submitted(run, tmp_path, monkeypatch):
+    assert [named.root for named in named_runs([str(run.root), "train.updates=400"])] == [run.root]
+    with pytest.raises(UsageError, match=r"train\.updtes"):
+        named_runs([str(run.root), "train.updtes=400"])
+    other = shutil.copytree(run.root, tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert [named.root for named in named_runs([str(run.root), "./demo"])] == [run.root, other.relative_to(tmp_path)]
+    with pytest.raises(DistlmError, match="runs/demo: no run here yet"):
+        named_runs(["demo"])
 
 
 @pytest.mark.parametrize(("module", "error"), [("requeue", "no job to requeue"), ("cancel", "no job waits or runs")])
