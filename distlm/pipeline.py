@@ -27,7 +27,7 @@ from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned
 from distlm.models.registry import kind
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.plan import StagePlan
-from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
@@ -229,7 +229,7 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
 
 
 def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
-    """Run a stage, its output to the terminal and appended to its log; stop signals go to the ranks."""
+    """Run a stage, its output shown and, as plain lines, appended to its log; stop signals go to the ranks."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment:
         record.write(f"$ {shlex.join(command)}\n")
@@ -241,12 +241,11 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
         def forward(_number: int, _frame: FrameType | None) -> None:
             signal_ranks(process.pid)
 
-        with on_stop_signals(forward):
+        with on_stop_signals(forward), Output() as shown:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    sys.stdout.write(line)
-                    sys.stdout.flush()
+                    shown.write(line)
                     record.write(line)
                     record.flush()
                 return process.wait()

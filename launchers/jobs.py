@@ -138,13 +138,20 @@ def _is_recipe(word: str) -> bool:
     return "=" not in word or Path(word).exists()
 
 
-def command_line(program: str, summary: str, words: str = "RUN_DIR_OR_RECIPE") -> argparse.ArgumentParser:
+def command_line(
+    program: str, summary: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
     """Parser of a command that looks after runs."""
     parser = argparse.ArgumentParser(prog=f"python -m launchers.{program}", description=summary)
-    parser.add_argument(
-        "words", nargs="+", metavar=words, help="run directories, or a recipe and section.key=value ..."
-    )
+    add_arguments(parser)
     return parser
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """The argument of a command that looks after runs."""
+    parser.add_argument(
+        "words", nargs="+", metavar="RUN_DIR_OR_RECIPE", help="run directories, or a recipe and section.key=value ..."
+    )
 
 
 def run_command(program: str, function: Callable[[], int]) -> None:

@@ -145,7 +145,6 @@ def test_recipes_are_listed_with_a_line_each(capsys):
     lines = output_of(capsys, "recipes").out.splitlines()
     assert [line.split()[0] for line in lines] == recipe_names()
     assert "WikiText-2" in next(line for line in lines if line.startswith("wikitext2 "))
-    assert "takes no arguments (demo)" in output_of(capsys, "recipes", "demo", code=2).err
 
 
 def test_config_prints_what_differs_from_the_defaults(tmp_path, capsys):

@@ -6,10 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
-import jsonargparse
 import yaml
 
 from distlm.config.check import check_values
@@ -18,6 +16,10 @@ from distlm.config.recipe import Recipe, read_recipe, recipe_names
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
+
+if TYPE_CHECKING:
+    # A tenth of a second to import, which `distlm --help` does without.
+    import jsonargparse
 
 _KIND = "model.kind"
 
@@ -125,6 +127,8 @@ def _sections_by_class(cls: type[RunConfig] | None) -> dict[tuple[str, type], li
 @cache
 def _section_help(section: str, cls: type, kinds: str) -> list[str]:
     """A section's title and, per key, its type, default and docstring; `kinds`: those that alone read it."""
+    import docstring_parser
+
     described = docstring_parser.parse_from_object(cls)
     texts = {
         entry.arg_name: " ".join((entry.description or "").split())
@@ -177,7 +181,9 @@ def _check_key(key: str, where: str, cls: type[RunConfig], kind_name: str) -> No
 
 
 @cache
-def _parser(kind_name: str) -> jsonargparse.ArgumentParser:
+def _parser(kind_name: str) -> "jsonargparse.ArgumentParser":
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="distlm VERB RECIPE",
@@ -193,6 +199,8 @@ def _parser(kind_name: str) -> jsonargparse.ArgumentParser:
 def _build(
     values: Mapping[str, Any], from_command_line: Mapping[str, Any], recipe: Recipe, cls: type[RunConfig]
 ) -> RunConfig:
+    import jsonargparse
+
     parser = _parser(values[_KIND])
     try:
         namespace = parser.parse_args([f"--{key}={_as_argument(value)}" for key, value in values.items()])
@@ -203,13 +211,15 @@ def _build(
 
 
 def _raise_for_the_key(
-    parser: jsonargparse.ArgumentParser,
+    parser: "jsonargparse.ArgumentParser",
     values: Mapping[str, Any],
     from_command_line: Mapping[str, Any],
     recipe: Recipe,
     cls: type[RunConfig],
 ) -> None:
     """Parse one key at a time, so that the error names the key and where it was set."""
+    import jsonargparse
+
     # Those of the command line first: each takes a tenth of a second.
     for key, value in sorted(values.items(), key=lambda item: item[0] not in from_command_line):
         try:

@@ -68,6 +68,11 @@ def is_run_dir(word: str) -> bool:
     return word not in recipe_names() and Path(word).is_dir()
 
 
+def is_recipe(word: str) -> bool:
+    """Whether a RECIPE argument names something that is there."""
+    return word in recipe_names() or Path(word).exists()
+
+
 def read_recipe(recipe: str, sections: Set[str]) -> Recipe:
     """The settings of a recipe, over those of its bases; of a run directory its latest, with that folder as run_dir.
 

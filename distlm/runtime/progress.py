@@ -1,15 +1,14 @@
 """Progress of long work: a rich bar on a terminal, plain grep-able rank-tagged lines otherwise."""
 
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING
 
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
@@ -19,6 +18,11 @@ from distlm.runtime.metrics import (
     PROGRESS_UNIT,
     MetricsFile,
 )
+
+if TYPE_CHECKING:
+    # Imported where a bar is shown: without a terminal there is none.
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 RECORD_EVERY_S = 30.0
 """Progress goes into metrics.jsonl at most so often, and once at the end."""
@@ -50,11 +54,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._start = self._last = time.monotonic()
         self._recorded = self._start - RECORD_EVERY_S
-        if self.rank == 0 and sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+        if self.rank == 0 and _live():
+            self._bar = _bar()
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self
@@ -74,12 +75,15 @@ class Progress:
             return
         if now - self._last >= self.every_s or self.done >= self.total:
             self._last = now
-            percent = 100 * self.done / max(self.total, 1)
-            print(
-                f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
-                f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            print(self._line(rate, left, note), file=sys.stderr, flush=True)
+
+    def _line(self, rate: float, left: float, note: str) -> str:
+        """What `Output` reads again."""
+        percent = 100 * self.done / max(self.total, 1)
+        return (
+            f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
+            f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}"
+        )
 
     def _write_record(self, now: float, rate: float, left: float) -> None:
         record = _record.get()
@@ -95,6 +99,71 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+_LINE = re.compile(
+    r"\[rank 0\] (?P<label>[^:]+): (?P<done>\d+)/(?P<total>\d+) \S+ \(\d+%\) (?P<note>.*?) ?rate=\S+/s eta=\S+"
+)
+"""A plain line of a Progress."""
+
+
+class Output:
+    """Where the output of a started stage is shown: on a terminal its plain progress lines become one bar.
+
+    Its standard error is a pipe, so that it writes plain lines itself. Elsewhere, lines are written as they come.
+    """
+
+    def __enter__(self) -> "Output":
+        self._bar: RichProgress | None = None
+        self._task: tuple[str, TaskID] | None = None
+        if sys.stdout.isatty() and _live():
+            self._bar = _bar()
+            self._bar.start()
+        return self
+
+    def write(self, line: str) -> None:
+        """A line, its end included."""
+        if self._bar is None:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            return
+        found = _LINE.fullmatch(line.rstrip("\n"))
+        label, done, total = (found["label"], int(found["done"]), int(found["total"])) if found else ("", 0, 0)
+        if self._task is not None and found and (done >= total or label != self._task[0]):
+            self._bar.remove_task(self._task[1])
+            self._task = None
+        if not found or done >= total:
+            # What is finished stays as a line.
+            self._bar.console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            return
+        if self._task is None:
+            self._task = (label, self._bar.add_task(label, total=total, completed=done, note=found["note"]))
+        self._bar.update(self._task[1], completed=done, total=total, note=found["note"])
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task[1])
+            self._bar.stop()
+
+
+def _live() -> bool:
+    """Whether there is a terminal that can show a bar."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _bar() -> "RichProgress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), console=Console(stderr=True),
+        # What a command prints into a file must not go to the terminal while there is a bar.
+        redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
 
 
 def say(message: str, rank: int = 0) -> None:
