@@ -168,6 +168,8 @@ def test_bash_completes_verbs_options_recipes_settings_and_files(tmp_path: Path,
     assert completed(tmp_path, script, "distlm", "train", "demo", "train.upd") == {
         "train.updates=", "# compopt -o nospace",
     }  # fmt: skip
+    assert completed(tmp_path, script, "distlm", "report", "wo") == {"words"}
+    assert completed(tmp_path, script, "distlm", "report", "min") == {"mine.yaml"}
     assert completed(tmp_path, script, "distlm", "report", "words", "--sp") == {"--split"}
     assert completed(tmp_path, script, "distlm", "status", "--js") == {"--json"}
 
@@ -175,3 +177,6 @@ def test_bash_completes_verbs_options_recipes_settings_and_files(tmp_path: Path,
 def test_zsh_gets_a_script_of_its_own(capsys: pytest.CaptureFixture) -> None:
     script, _ = output_of(capsys, "completion", "zsh")
     assert script.startswith("#compdef distlm") and "_distlm_words() {" in script and "train.updates=" in script
+    # Every word behind the verb, not the first alone; of `report` those and its commands.
+    assert '"(*)::' not in script and script.count('settings, in any order:_distlm_words"') > 20
+    assert "_describe 'distlm report commands' _commands\n  _distlm_words\n" in script
