@@ -231,23 +231,21 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
 def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
     """Run a stage, its output shown and, as plain lines, appended to its log; stop signals go to the ranks."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment:
+    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
         record.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=environment,
+            env=environment | output.environment,
         )  # fmt: skip
 
         def forward(_number: int, _frame: FrameType | None) -> None:
             signal_ranks(process.pid)
 
-        with on_stop_signals(forward), Output() as shown:
+        with on_stop_signals(forward):
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    shown.write(line)
-                    record.write(line)
-                    record.flush()
+                    output.write(line)
                 return process.wait()
             except KeyboardInterrupt:
                 process.terminate()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+EVERY_S = 5.0
+"""Plain lines are written so often, and one at the end."""
+EVERY_VARIABLE = "DISTLM_PROGRESS_S"
+"""Environment variable with another number of seconds, for a stage whose lines are shown as a bar."""
+_LIVE_EVERY_S = 0.5
 RECORD_EVERY_S = 30.0
 """Progress goes into metrics.jsonl at most so often, and once at the end."""
 _record: ContextVar[MetricsFile | None] = ContextVar("progress record", default=None)
@@ -46,8 +51,12 @@ class Progress:
         progress.advance(1000, loss="3.21")
     """
 
-    def __init__(self, label: str, total: int, unit: str, rank: int = 0, every_s: float = 5.0, done: int = 0) -> None:
-        self.label, self.total, self.unit, self.rank, self.every_s = label, total, unit, rank, every_s
+    def __init__(
+        self, label: str, total: int, unit: str, rank: int = 0, every_s: float | None = None, done: int = 0
+    ) -> None:
+        """`every_s`: seconds between plain lines; None: as the environment says, else EVERY_S."""
+        self.label, self.total, self.unit, self.rank = label, total, unit, rank
+        self.every_s = float(os.environ.get(EVERY_VARIABLE, EVERY_S)) if every_s is None else every_s
         self.done, self._first = done, done
         self._bar: RichProgress | None = None
 
@@ -108,10 +117,13 @@ _LINE = re.compile(
 
 
 class Output:
-    """Where the output of a started stage is shown: on a terminal its plain progress lines become one bar.
+    """The output of a started stage: on a terminal its plain progress lines become one bar; `log` gets the lines.
 
-    Its standard error is a pipe, so that it writes plain lines itself. Elsewhere, lines are written as they come.
+    Its standard error is a pipe, so that it writes plain lines itself.
     """
+
+    def __init__(self, log: TextIO) -> None:
+        self._log, self._logged = log, 0.0
 
     def __enter__(self) -> "Output":
         self._bar: RichProgress | None = None
@@ -121,21 +133,34 @@ class Output:
             self._bar.start()
         return self
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the stage needs so that the bar moves."""
+        return {EVERY_VARIABLE: str(_LIVE_EVERY_S)} if self._bar is not None else {}
+
     def write(self, line: str) -> None:
         """A line, its end included."""
+        found = _LINE.fullmatch(line.rstrip("\n")) if self._bar is not None else None
+        label, done, total = (found["label"], int(found["done"]), int(found["total"])) if found else ("", 0, 0)
+        under_way = done < total
+        now = time.monotonic()
+        # A log has as many lines as without a terminal.
+        if not under_way or now - self._logged >= EVERY_S:
+            self._logged = now if under_way else self._logged
+            self._log.write(line)
+            self._log.flush()
         if self._bar is None:
             sys.stdout.write(line)
             sys.stdout.flush()
             return
-        found = _LINE.fullmatch(line.rstrip("\n"))
-        label, done, total = (found["label"], int(found["done"]), int(found["total"])) if found else ("", 0, 0)
-        if self._task is not None and found and (done >= total or label != self._task[0]):
+        if self._task is not None and found and (not under_way or label != self._task[0]):
             self._bar.remove_task(self._task[1])
             self._task = None
-        if not found or done >= total:
+        if not under_way:
             # What is finished stays as a line.
             self._bar.console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
             return
+        assert found is not None
         if self._task is None:
             self._task = (label, self._bar.add_task(label, total=total, completed=done, note=found["note"]))
         self._bar.update(self._task[1], completed=done, total=total, note=found["note"])

@@ -1,5 +1,6 @@
 """How far long work is: plain lines into pipes and files, one bar on a terminal, for a started stage too."""
 
+import io
 import os
 import pty
 import re
@@ -71,11 +72,35 @@ def test_a_plain_line_is_read_again(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_without_a_terminal_lines_are_written_as_they_come(capsys: pytest.CaptureFixture) -> None:
+    log = io.StringIO()
     lines = ["[rank 0] train: 1/4 updates (25%) rate=1/s eta=3s\n", "[bold] of \x1b its own\n"]
-    with Output() as shown:
-        for line in lines:
+    with Output(log) as shown:
+        assert shown.environment == {}
+        for line in lines * 3:
             shown.write(line)
-    assert capsys.readouterr().out == "".join(lines)
+    assert capsys.readouterr().out == log.getvalue() == "".join(lines * 3)
+
+
+def test_a_stage_tells_the_bar_more_often_than_its_log(folder: Path) -> None:
+    (folder / "stage.py").write_text(
+        "import os\nprint('every', os.environ['DISTLM_PROGRESS_S'])\n"
+        "for done in (1, 2, 3, 4):\n    print(f'[rank 0] train: {done}/4 updates ({25 * done}%) rate=9/s eta=1s')\n",
+        "utf-8",
+    )
+    assert "every 0.5\r\n" in on_a_terminal("run.py")
+    log = (folder / "run.log").read_text("utf-8")
+    assert re.findall(r"train: (\d)/4", log) == ["1", "4"]
+
+
+def test_the_environment_says_how_often_lines_are_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for seconds, lines in (("0", 4), ("1000", 1)):
+        monkeypatch.setenv("DISTLM_PROGRESS_S", seconds)
+        with Progress("train", total=4, unit="updates") as progress:
+            for _ in range(4):
+                progress.advance()
+        assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_a_stage_of_a_run_has_a_bar_on_a_terminal_and_lines_in_its_log(folder: Path) -> None:
