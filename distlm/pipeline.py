@@ -27,7 +27,7 @@ from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned
 from distlm.models.registry import kind
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.plan import StagePlan
-from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
@@ -230,13 +230,13 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
 
 
 def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
-    """Run a stage, its output to the terminal and appended to its log; stop signals go to the ranks."""
+    """Run a stage, its output shown and, as plain lines, appended to its log; stop signals go to the ranks."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment:
+    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
         record.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=environment,
+            env=environment | output.environment,
         )  # fmt: skip
 
         def forward(_number: int, _frame: FrameType | None) -> None:
@@ -246,10 +246,7 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
-                    sys.stdout.write(line)
-                    sys.stdout.flush()
-                    record.write(line)
-                    record.flush()
+                    output.write(line)
                 return process.wait()
             except KeyboardInterrupt:
                 process.terminate()

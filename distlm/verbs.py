@@ -14,6 +14,8 @@ class Verb:
     plan: str = ""
     ranks: bool = True
     """Worth several ranks."""
+    recorded: str = ""
+    """Takes (config, rank) and gives the config with what the run directory has recorded; empty: as it was given."""
 
 
 STAGE_VERBS: tuple[Verb, ...] = (
@@ -53,6 +55,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "finetune",
         "distlm.finetune.stage:run_finetune",
         "distlm.finetune.plan:plan_finetune",
+        recorded="distlm.finetune.pretraining:as_pretrained",
     ),
     Verb(
         "datastore write",

@@ -2,25 +2,25 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.config.load import load_config, split_words
 from distlm.errors import UsageError
 from distlm.runtime.ranks.world import World
 
+_VALUES = "values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
 
-def add_verbs(add: Add, verbs: Any) -> None:
+
+def add_verbs(add: Add) -> None:
     """clean, sweep."""
     summary = "remove a run's search, index, datastore or training, and all that was made from it"
-    child = verbs.add_parser("clean", help=summary, description=summary)
-    child.set_defaults(handler=_clean, print_config=False, words=[])
+    child = add("clean", summary, _clean, takes=None)
     child.add_argument("run", metavar="RUN_DIR", help="a run directory, or a recipe for its run_dir")
     child.add_argument("what", metavar="search|index|datastore|train", help="each takes the ones before it along")
     child.add_argument("--only", default="", metavar="NAME", help="one index by name, or one question by its label")
     child.add_argument("--dry-run", action="store_true", help="print what would be removed, with its size, and stop")
-    child = add("sweep", "ask a store every combination of some settings, and compare the answers", _sweep, stage="knn")
-    child.epilog = "Several values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
+    summary = "ask a store every combination of some settings, and compare the answers"
+    child = add("sweep", summary, _sweep, takes=("RECIPE section.key=value,value", _VALUES), stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print the questions, and stop")
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from distlm.config.fields import QUESTION, VOLATILE, question, volatile
+from distlm.config.fields import QUESTION, VOLATILE, once, question, volatile
 from distlm.errors import UsageError
 
 _S = TypeVar("_S")
@@ -92,7 +92,7 @@ class TrainConfig:
     """Checkpoints kept besides the best one."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
-    max_updates_this_run: int = volatile(0)  # type: ignore[assignment]
+    max_updates_this_run: int = once(0)  # type: ignore[assignment]
     """Stop after a checkpoint (exit 75) when this many updates were done by this start (0: no limit)."""
 
 
@@ -234,7 +234,7 @@ class LaunchConfig:
     """CPU threads per rank (0: the cores Slurm gives it, or that it may run on, shared where ranks are not bound)."""
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
-    share: str = volatile("")  # type: ignore[assignment]
+    share: str = once("")  # type: ignore[assignment]
     """K/N: this process is number K of N independent ones without MPI (`datastore write`, `index add`) and does units
     K, K+N, …; the same command without it then completes the stage."""
 

@@ -10,9 +10,9 @@ from distlm.config.load import (
     format_help,
     leaf_fields,
     load_config,
-    recipe_names,
     run_classes,
 )
+from distlm.config.recipe import recipe_names
 from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
 

@@ -8,7 +8,7 @@ from support import write_text
 from support.foreign.hf import save_gpt2
 
 from distlm.cli import main
-from distlm.config.load import recipe_names
+from distlm.config.recipe import recipe_names
 
 BY_NEIGHBOURS = ("data prepare", "train", "datastore write", "index build", "knn search", "knn tune", "knn evaluate")
 STAGES = {"awd-lstm": ("data prepare", "train", "evaluate"), "plm": ("data shard", "train", "evaluate")}

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from distlm.config.fields import VOLATILE, volatile
+from distlm.config.fields import VOLATILE, once, volatile
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import UpdatesConfig
 from distlm.data.shards.config import ShardsConfig
@@ -119,7 +119,7 @@ class FinetuneConfig:
     """Updates between checkpoints (0: only at a stop and at the end)."""
     keep_models: bool = volatile(False)  # type: ignore[assignment]
     """Keep the last checkpoint of each seed; false: only the results."""
-    max_updates_this_run: int = volatile(0)  # type: ignore[assignment]
+    max_updates_this_run: int = once(0)  # type: ignore[assignment]
     """Stop after a checkpoint (exit 75) when a seed has had this many updates in this start (0: no limit)."""
 
     @property
