@@ -97,7 +97,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show:
     if not pending:
         say(f"{run.root}: complete; nothing to do (remove the folder to start over)")
     else:
-        _check_disk(config, run, pending)
+        _check_before(config, run, pending)
     start = time.monotonic()
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.words}"
@@ -145,8 +145,9 @@ def _show_results(config: RunConfig, run: RunDir) -> None:
 def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> str:
     """Every stage's needs and command, as text."""
     lines = []
+    run = RunDir.of(config)
     for step in steps_of(config):
-        lines.append(plan_step(step, config).line())
+        lines.append(plan_or_finished(step, config, run).line())
         lines.append(f"{'':<16} $ {shlex.join(_short(stage_command(step, config, recipe, overrides)))}")
     return "\n".join(lines)
 
@@ -180,6 +181,13 @@ def verb_command(words: str, config: RunConfig, recipe: str, overrides: Sequence
     return [*_tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
 
 
+def plan_or_finished(step: Step, config: RunConfig, run: RunDir) -> StagePlan:
+    """What is left of a stage."""
+    if step.finished(config, run):
+        return StagePlan(step.words, "", 0, 0, 0.0, finished=True)
+    return plan_step(step, config)
+
+
 def plan_step(step: Step, config: RunConfig) -> StagePlan:
     """What a stage needs on launch.ranks ranks."""
     module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
@@ -187,12 +195,15 @@ def plan_step(step: Step, config: RunConfig) -> StagePlan:
     return plan
 
 
-def _check_disk(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
-    """Refuse before the first stage when the disk cannot hold the last one's output."""
-    # tune and evaluate share the plan of search: count it once.
-    parallel = [step for step in pending if step.parallel]
-    needed = sum(plan_step(step, config).disk_bytes for step in parallel)
-    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in parallel)})")
+def _check_before(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
+    """Refuse before the first stage what a later one could not do: its settings, and the disk that all need."""
+    plans = [plan_step(step, config) for step in pending]
+    for plan in plans:
+        for note in plan.notes:
+            if note.startswith("knn."):
+                say(f"{plan.stage}: {note}")
+    needed = sum(plan.disk_bytes for plan in plans)
+    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in pending)})")
 
 
 def _tool(name: str) -> list[str]:

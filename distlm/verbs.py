@@ -73,7 +73,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "neighbours of each split, to files",
         "knn",
         "distlm.knnlm.search.stage:run_search",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_search",
     ),
     Verb(
         "knn cache",
@@ -87,7 +87,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "choose λ, temperature and k (and λ, θ and window of the cache) on the first split",
         "knn",
         "distlm.knnlm.tune.stage:run_tune",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_tune",
         ranks=False,
     ),
     Verb(
@@ -95,7 +95,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "perplexities with the frozen settings",
         "knn",
         "distlm.knnlm.evaluate.stage:run_evaluate",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_evaluate",
         ranks=False,
     ),
 )

@@ -20,6 +20,10 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 
 
+SPLITS = ("train", "valid", "test")
+"""Splits of a text."""
+
+
 def check_values(config: RunConfig, where: str) -> None:
     """Raises UsageError naming the setting, its value and what would do; `where`: the recipe or file."""
 
@@ -96,6 +100,8 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
     knn = config.knn
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
+    if wrong := [split for split in knn.splits if split not in SPLITS or knn.splits.count(split) > 1]:
+        refuse("knn.splits", knn.splits, f"{wrong[0]!r}: name some of {', '.join(SPLITS)}, each once")
     if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
         refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
     if not all(k >= 1 for k in knn.ks):

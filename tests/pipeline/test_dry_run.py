@@ -14,6 +14,7 @@ BY_NEIGHBOURS = ("data prepare", "train", "datastore write", "index build", "knn
 STAGES = {"awd-lstm": ("data prepare", "train", "evaluate"), "plm": ("data shard", "train", "evaluate")}
 """By the beginning of the recipe's name; of the others the first."""
 SHORT = [f"{section}.{name}=32" for section in ("datastore", "knn") for name in ("context_window", "block")]
+SHORT += ["index.factory=IVF64,PQ8", "knn.k=64"]
 """The model of the recipe `hf` is a small one here."""
 
 
