@@ -21,7 +21,7 @@ from distlm.runtime.ranks.world import World, refuse_script_body, resolve_world
 from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import ignore_late_signals
-from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
+from distlm.verbs import EVALUATE_FINETUNED, SHARED_VERBS, STAGE_VERBS, Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,6 +113,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
         if verb.words == "index merge":
             index.add_join(child, _run_stage)
+        if verb.words == "finetune":
+            child.add_argument("--evaluate-only", dest="verb", action="store_const", const=EVALUATE_FINETUNED,
+                               help="train nothing: score the models that finetune.keep_models has kept (or the one of "
+                                    "finetune.checkpoint) on dev, and write their predictions")  # fmt: skip
         if verb.words in ("knn search", "knn evaluate"):
             _add_no_self_test(child)
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")

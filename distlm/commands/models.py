@@ -1,9 +1,9 @@
-"""Models from and for other programs, and what memories cost."""
+"""Models from and for other programs, fine-tuned ones, too, and what memories cost."""
 
 import argparse
 from importlib import import_module
 
-from distlm.commands.shared import Add, config_of, one_line, print_once
+from distlm.commands.shared import Add, config_of, one_line, print_once, refuse_ranks
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
 from distlm.runtime.ranks.world import World
@@ -17,6 +17,9 @@ def add_verbs(add: Add) -> None:
                 child = add(f"{verb} {exchange.name}", exchange.summary, _exchange, exchange=exchange, kind_name=name)
                 exchange.arguments(child)
                 child.set_defaults(exchange_verb=f"{verb} {exchange.name}")
+    child = add("export finetuned", "a fine-tuned model that was kept as a Hugging Face folder", _export_finetuned)
+    child.add_argument("--out", required=True, help="folder to write")
+    child.add_argument("--seed", type=int, help="which of finetune.seeds; may be left out where one was kept")
     child = add("memory bench", "what memories cost in inference and training (Kim & Jung, table 1)", _memory_bench)
     child.add_argument("--tokens", type=int, default=128, help="tokens of a row; default 128")
     child.add_argument("--turns", type=int, default=20, help="each model is timed so often; default 20")
@@ -38,6 +41,17 @@ def _exchange(options: argparse.Namespace, world: World) -> int:
     found = rank0_first(comm, lambda: getattr(import_module(module), name)(config, options))
     comm.close()
     return print_once(f"{verb}: {one_line(found)}", world)
+
+
+def _export_finetuned(options: argparse.Namespace, world: World) -> int:
+    from distlm.finetune.finished.export import export_finetuned
+    from distlm.models.plm.config import PlmRun
+
+    refuse_ranks(world, "export finetuned", "writes one folder")
+    config = config_of(options)
+    if not isinstance(config, PlmRun):
+        raise UsageError(f"`distlm export finetuned` is for model.kind=plm, not {config.model.kind}")
+    return print_once(f"export finetuned: {one_line(export_finetuned(config, options))}", world)
 
 
 def _memory_bench(options: argparse.Namespace, world: World) -> int:
