@@ -36,6 +36,8 @@ def write_all(place: Path, task: TaskData, outputs: Outputs, model: str, kept: f
     """
     for part in PARTS:
         if task.splits(part) and part not in kept:
+            rows = sum(map(len, task.splits(part).values()))
+            say(f"finetune: predictions for {part} ({rows} rows): {place / FOLDER / part}")
             try:
                 _write(place / FOLDER / part, task, part, outputs, model)
             except OSError as error:

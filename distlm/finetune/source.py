@@ -18,6 +18,7 @@ from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
+from distlm.finetune.tasks.glue import TASKS
 from distlm.memory.values.files import load_table
 from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.complete import check_files, marked_hashes
@@ -32,6 +33,9 @@ from distlm.runtime.files import bytes_hash, json_hash
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
+
+_TASK_NAMES = {task.hub_config: task.name for task in TASKS.values()} | {"squad": "SQuAD"}
+"""What transformers' examples call a task → finetune.task."""
 
 _TOKENIZER_FILES = (TOKENIZER, VOCABULARY, "vocab.json")
 
@@ -96,7 +100,9 @@ def open_finetuned(config: FinetuneConfig) -> Source:
         if read_model_card(_newest(path)).kind == TaskModelConfig.KIND:
             return _ours(path, config, path)
     elif (path / "config.json").is_file() and task_head(path):
-        return _exported_task(path, config)
+        source = _exported_task(path, config)
+        _require_label_order(source, config)
+        return source
     raise DistlmError(
         f"finetune.checkpoint={path}: not a fine-tuned model; name the folder of a seed that was kept "
         "(finetune.keep_models=true: RUN/finetune/NAME/seed-N), or an exported one"
@@ -283,11 +289,13 @@ def _exported_task(folder: Path, config: FinetuneConfig) -> Source:
     backbone = found.backbone
     if backbone["model_type"] not in ("bert", "distilbert", "roberta"):
         raise DistlmError(f"{name}: a {backbone['model_type']}; bert, distilbert and roberta are known")
+    named = str(backbone.get("finetuning_task") or "")
     size, labels = backbone.pop("vocab_size"), len(backbone.get("id2label") or (0, 1))
-    span, number = task_head(folder) == TASK_HEADS[1], backbone.get("problem_type") == "regression"
+    span = task_head(folder) == TASK_HEADS[1]
+    number = backbone.get("problem_type") == "regression" or (labels == 1 and not span)
     task = TaskModelConfig(
         backbone, found.memory, 1, "span" if span else "number" if number else "labels", 2 if span else labels,
-        backbone.get("finetuning_task") or "",
+        _TASK_NAMES.get(named, named),
     )  # fmt: skip
     weights = {f"hf.{key}": value.float() for key, value in found.weights.items()}
     tokenizer, pad = _transformers_tokenizer(config, name, size)
@@ -297,6 +305,18 @@ def _exported_task(folder: Path, config: FinetuneConfig) -> Source:
         name, folder if found.memory else None, backbone, found.memory, 1, size, weights, tokenizer, tokenizer_hash,
         pad, json_hash([_hash_of_weights(weights), values, tokenizer_hash]), task,
     )  # fmt: skip
+
+
+def _require_label_order(source: Source, config: FinetuneConfig) -> None:
+    """DistlmError when the model numbers the labels of finetune.task in another order: all scores would be wrong."""
+    named = source.backbone.get("id2label") or {}
+    theirs = [str(named[number]) for number in sorted(named)]
+    ours = list(TASKS[config.task].labels) if config.task in TASKS else []
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise DistlmError(
+            f"{source.name}: its labels are numbered {', '.join(theirs)} (id2label in config.json), those of "
+            f"finetune.task={config.task} {', '.join(ours)}; fine-tune it on the task here first"
+        )
 
 
 def _hash_of_weights(weights: Mapping[str, Tensor]) -> str:
