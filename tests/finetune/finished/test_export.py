@@ -143,9 +143,7 @@ def test_a_head_of_another_task_is_a_fresh_one(tmp_path: Path) -> None:
     # A kept model has its head with it.
     kept = dataclasses.replace(source, weights=dict(model.named_parameters()))
     start_from_source(other, kept)
-    with pytest.raises(
-        DistlmError, match=r"hf\.classifier\.weight is \[3, 32\] there, \[2, 32\] by"
-    ):
+    with pytest.raises(DistlmError, match=r"hf\.classifier\.weight is \[3, 32\] there, \[2, 32\] by"):
         start_from_source(other, kept, whole=True)
 
 
