@@ -23,7 +23,7 @@ from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve
 from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import ignore_late_signals
-from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
+from distlm.verbs import EVALUATE_FINETUNED, SHARED_VERBS, STAGE_VERBS, Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,6 +100,10 @@ def _commands() -> Commands:
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
         if verb.words == "index merge":
             index.add_join(child, _run_stage)
+        if verb.words == "finetune":
+            child.add_argument("--evaluate-only", dest="verb", action="store_const", const=EVALUATE_FINETUNED,
+                               help="train nothing: score the models that finetune.keep_models has kept (or the one of "
+                                    "finetune.checkpoint) on dev, and write their predictions")  # fmt: skip
         if verb.words in ("knn search", "knn evaluate"):
             _add_no_self_test(child)
     child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")

@@ -100,5 +100,14 @@ STAGE_VERBS: tuple[Verb, ...] = (
     ),
 )
 
+EVALUATE_FINETUNED = Verb(
+    "finetune",
+    "score fine-tuned models that are finished, and write their predictions",
+    "finetune",
+    "distlm.finetune.finished.evaluate:run_evaluate_finetuned",
+    "distlm.finetune.finished.evaluate:plan_evaluate_finetuned",
+)
+"""What `distlm finetune --evaluate-only` is."""
+
 SHARED_VERBS = ("datastore write", "index add")
 """Verbs whose units independent processes can share out (launch.share)."""

@@ -1,11 +1,11 @@
-"""Models from and for other programs, and what memories cost."""
+"""Models from and for other programs, fine-tuned ones, too, and what memories cost."""
 
 import argparse
 from functools import partial
 from importlib import import_module
 
 from distlm.commands.parser import Commands
-from distlm.commands.shared import config_of, one_line, print_once
+from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
 from distlm.runtime.ranks.world import World
@@ -33,6 +33,11 @@ def _add(commands: Commands, verb: str) -> None:
                 exchange_verb=f"{verb} {exchange.name}",
             )  # fmt: skip
             exchange.arguments(child)
+    if verb == "export":
+        summary = "a fine-tuned model that was kept as a Hugging Face folder"
+        child = commands.add("export finetuned", summary, _export_finetuned)
+        child.add_argument("--out", required=True, help="folder to write")
+        child.add_argument("--seed", type=int, help="which of finetune.seeds; may be left out where one was kept")
 
 
 def _exchange(options: argparse.Namespace, world: World) -> int:
@@ -48,6 +53,17 @@ def _exchange(options: argparse.Namespace, world: World) -> int:
     found = rank0_first(comm, lambda: getattr(import_module(module), name)(config, options))
     comm.close()
     return print_once(f"{verb}: {one_line(found)}", world)
+
+
+def _export_finetuned(options: argparse.Namespace, world: World) -> int:
+    from distlm.finetune.finished.export import export_finetuned
+    from distlm.models.plm.config import PlmRun
+
+    refuse_ranks(world, "export finetuned", "writes one folder")
+    config = config_of(options)
+    if not isinstance(config, PlmRun):
+        raise UsageError(f"`distlm export finetuned` is for model.kind=plm, not {config.model.kind}")
+    return print_once(f"export finetuned: {one_line(export_finetuned(config, options))}", world)
 
 
 def _memory_bench(options: argparse.Namespace, world: World) -> int:

@@ -7,7 +7,7 @@ RUN_DIR/
   metrics.jsonl          the record
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
-  finetune/NAME/         results.json of a fine-tuning, and a folder for each seed
+  finetune/NAME/         results.json of a fine-tuning, and a folder for each seed, with predictions/
   datastore/             keys and values (unless datastore.folder)
   index/NAME/            any number of indexes (unless index.folder)
   neighbours/LABEL/SPLIT/   of each question that was asked of the store (question.py)

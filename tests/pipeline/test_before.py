@@ -78,7 +78,7 @@ def test_stages_have_their_own_names_and_finished_ones_say_so(tmp_path_factory, 
     assert sum(line.endswith("finished; nothing to do") for line in lines) == 7
     config.data.source = "hub"
     unknown = plan_pipeline(config, "demo", [])
-    assert unknown.count("disk unknown, memory/rank unknown, time unknown") == 5 and "disk 0 B" not in unknown
+    assert unknown.count("disk unknown, memory/rank unknown, time unknown") == 6 and "disk 0 B" not in unknown
 
 
 def test_more_lists_than_there_are_is_a_word_and_more_neighbours_than_rows_a_refusal(tmp_path_factory):

@@ -94,7 +94,13 @@ class FinetuneConfig:
     """Rows in one forward pass, over all ranks (0: rows_per_update); the ranks must divide it. A memory's query norm
     pools its statistics over them."""
     length: int = field(default=0, metadata=VOLATILE)
-    """Longest row in tokens (0: 128 for GLUE, 384 for SQuAD). Pairs are cut at the longer part, as BERT does."""
+    """Longest row in tokens (0: 128 for GLUE, 384 for SQuAD)."""
+    truncation: Literal["longest_first", "only_first", "only_second"] = field(
+        default="longest_first", metadata=VOLATILE
+    )
+    """Which part of a pair is cut at its end where both are too long for a row: the longer one, token by token, of
+    equally long ones the second (BERT); or always the first or the second one. Not for SQuAD, whose paragraphs become
+    windows."""
     stride: int = field(default=128, metadata=VOLATILE)
     """Tokens from the start of one window of a SQuAD paragraph to the next."""
     answer_tokens: int = field(default=30, metadata=VOLATILE)

@@ -158,6 +158,8 @@ def _check_finetune(tune: FinetuneConfig, refuse: Refuse) -> None:
         refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
     if tune.train_rows and tune.task == "SQuAD":
         refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
+    if tune.truncation != "longest_first" and tune.task in ("CoLA", "SST-2", "SQuAD"):
+        refuse("finetune.truncation", tune.truncation, f"is for pairs of sentences; leave it out for {tune.task}")
     if tune.dropout != -1 and not 0 <= tune.dropout < 1:
         refuse("finetune.dropout", tune.dropout, "must be in [0, 1), or -1 for the checkpoint's own")
     if not 0 <= tune.warmup < 1:
