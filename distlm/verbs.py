@@ -106,6 +106,7 @@ EVALUATE_FINETUNED = Verb(
     "finetune",
     "distlm.finetune.finished.evaluate:run_evaluate_finetuned",
     "distlm.finetune.finished.evaluate:plan_evaluate_finetuned",
+    recorded="distlm.finetune.pretraining:as_pretrained",
 )
 """What `distlm finetune --evaluate-only` is."""
 

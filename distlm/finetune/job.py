@@ -26,6 +26,7 @@ from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
+from distlm.memory.values.files import load_table
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.plm.config import FinetuneConfig, PlmTraining
 from distlm.models.plm.memory_job import MemoryJob, take_memories

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distlm.data.corpus import read_lines
+from distlm.data.text.stream import read_lines
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.glue import DIAGNOSTIC, Examples, GlueTask, load_glue_hub, task_folder
 from distlm.finetune.tasks.hub import hub_rows
