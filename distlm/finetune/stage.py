@@ -43,6 +43,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
+from distlm.runtime.trackers.tracking import tracking
 from distlm.training.loop import run_job
 
 SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
@@ -113,7 +114,8 @@ def _one_seed(
             run=RunDir(folder),
         )  # fmt: skip
         job = together(comm, lambda: FinetuneJob(own, config, task, source, exchange))
-        state = run_job(own, job, lambda _: None)
+        with tracking(stage.config, own.run.metrics if comm.rank == 0 else None, f"{stage.config.name} {own.name}"):
+            state = run_job(own, job, lambda _: None)
         if comm.rank == 0:
             _finish(stage, config, task, state, folder, round(time.monotonic() - began, 3))
         del job
