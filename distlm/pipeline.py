@@ -32,6 +32,7 @@ from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
+from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
 from distlm.training.records import LmResults
 from distlm.verbs import STAGE_VERBS
@@ -90,6 +91,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show:
 
     A stage that ends with 75 (stopped after a checkpoint) ends the run with 75: the same command continues it.
     """
+    require_trackers(config)
     run = RunDir.of(config)
     run.refuse_other_config(config, "knn")
     steps = steps_of(config)

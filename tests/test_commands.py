@@ -1,5 +1,6 @@
 """The commands of the command line: which there are, what they cost to list, and how shells complete them."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from support.deadline import DEADLINE_S
 
 from distlm.cli import _commands, main
 from distlm.config.load import dump_config, load_config
+from distlm.runtime.metrics import MetricsFile
 from distlm.verbs import STAGE_VERBS
 
 JOBS = ("submit", "status", "logs", "cancel", "requeue", "site")
@@ -37,6 +39,25 @@ def run(tmp_path: Path) -> Path:
     config = load_config("plm-small", [f"run_dir={folder}", "shards.folder=/nowhere"])
     (folder / "config.yaml").write_text(dump_config(config), "utf-8")
     return folder
+
+
+def test_metrics_as_csv_and_as_a_table(run: Path, capsys: pytest.CaptureFixture) -> None:
+    said = output_of(capsys, "metrics", str(run), code=1)[1]
+    assert f"{run}/metrics.jsonl: no metrics yet" in said
+    record = MetricsFile(run / "metrics.jsonl")
+    record.write("index add", {"rows": 7, "unit": "a,b"})
+    for step, loss in ((1, 3.0), (2, 2.5), (3, 2.25), (2, 2.4), (3, float("nan")), (4, 0.1 + 0.2)):
+        record.write("train", {"train/loss": loss, "train/grad_norm": None}, step=step)
+    rows = list(csv.reader(output_of(capsys, "metrics", "--csv", str(run))[0].splitlines()))
+    assert rows[0] == ["time", "stage", "step", "name", "value"]
+    assert [row[1:] for row in rows[1:3]] == [["index add", "", "rows", "7"], ["index add", "", "unit", "a,b"]]
+    assert [row[2:] for row in rows if row[3] == "train/loss"] == [
+        ["1", "train/loss", "3.0"], ["2", "train/loss", "2.4"], ["3", "train/loss", "nan"],
+        ["4", "train/loss", "0.30000000000000004"],
+    ]  # fmt: skip
+    assert {row[4] for row in rows if row[3] == "train/grad_norm"} == {""}
+    table = [line.split() for line in output_of(capsys, "metrics", str(run))[0].splitlines()]
+    assert ["index", "add", "rows", "1", "7"] in table and ["train", "train/loss", "4", "4", "0.3"] in table
 
 
 def test_the_commands_there_are() -> None:

@@ -92,6 +92,8 @@ class TrainConfig:
     """Checkpoints kept besides the best one."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list, metadata=VOLATILE)
+    """Where every stage's metrics are shown besides metrics.jsonl: tensorboard, wandb, or both."""
     max_updates_this_run: int = once(0)  # type: ignore[assignment]
     """Stop after a checkpoint (exit 75) when this many updates were done by this start (0: no limit)."""
 

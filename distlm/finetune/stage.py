@@ -45,6 +45,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
+from distlm.runtime.trackers.tracking import tracking
 from distlm.training.loop import run_job
 
 SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
@@ -116,7 +117,8 @@ def _one_seed(
             run=RunDir(folder),
         )  # fmt: skip
         job = together(comm, lambda: FinetuneJob(own, config, task, source, exchange))
-        state = run_job(own, job, lambda _: None)
+        with tracking(stage.config, own.run.metrics if comm.rank == 0 else None, f"{stage.config.name} {own.name}"):
+            state = run_job(own, job, lambda _: None)
         finished = rank0_first(comm, own.run.newest_checkpoint)
         outputs = job.outputs(finished)
         model = rank0_first(comm, lambda: checkpoint_fingerprint(finished, source.tokenizer_hash))

@@ -5,6 +5,7 @@ RUN_DIR/
   configs/STAGE.yaml     the configuration each stage was started with
   code.json              version of the code, Python and main packages
   metrics.jsonl          the record
+  tensorboard/, wandb/   views of it (train.trackers)
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
   finetune/NAME/         results.json of a fine-tuning, and a folder for each seed, with predictions/

@@ -17,6 +17,7 @@ from distlm.runtime.ranks.cores import rank_cores
 from distlm.runtime.ranks.world import World, resolve_world
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
+from distlm.runtime.trackers.tracking import require_trackers, tracking
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     say(f"{name}: {world}", world.rank)
     record = run.metrics if world.rank == 0 else None
     with StopFlag() as stop:
-        with watching(run.root, world, comm, config.launch.lost_after_s), record_progress(record):
+        with (
+            watching(run.root, world, comm, config.launch.lost_after_s),
+            record_progress(record),
+            tracking(config, record, config.name),
+        ):
             try:
                 yield Stage(name, config, world, comm, stop, run)
             except DistlmError as error:
@@ -62,6 +67,7 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
 
 
 def _claim(run: RunDir, config: RunConfig, name: str) -> RunConfig:
+    require_trackers(config)
     run.open_stage(config, name)
     return config
 
