@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from support import ENVIRONMENT, distlm, mpirun_command
 from support.deadline import DEADLINE_S, until
-from support.trackers import scalars, wandb_curve, wandb_file, wandb_rows
+from support.foreign.trackers import scalars, wandb_curve, wandb_file, wandb_rows
 from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess

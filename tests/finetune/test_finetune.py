@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.finetune import BAD, FILLER, GOOD, finetune_config, hugging_face, lines, pretrained, run, write_sst2
-from support.trackers import scalars
+from support.foreign.trackers import scalars
 
 from distlm.errors import DistlmError, Stopped
 from distlm.finetune.job import train_config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.config import config_of
-from support.trackers import scalars
+from support.foreign.trackers import scalars
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from support.trackers import Curve, scalars, wandb_curve, wandb_file, wandb_records, wandb_rows
+from support.foreign.trackers import Curve, scalars, wandb_curve, wandb_file, wandb_records, wandb_rows
 
 from distlm.runtime.metrics import TRAIN_LOSS, VALID_LOSS, Line, MetricsFile, followed, points
 from distlm.runtime.trackers import wandb as module
