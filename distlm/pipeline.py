@@ -197,9 +197,15 @@ def plan_step(step: Step, config: RunConfig) -> StagePlan:
     return plan
 
 
+def check_settings(config: RunConfig) -> list[StagePlan]:
+    """The plans of what is not finished. Raises DistlmError for settings that one of these stages cannot work with."""
+    run = RunDir.of(config)
+    return [plan_step(step, config) for step in steps_of(config) if not step.finished(config, run)]
+
+
 def _check_before(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
     """Refuse before the first stage what a later one could not do: its settings, and the disk that all need."""
-    plans = [plan_step(step, config) for step in pending]
+    plans = check_settings(config)
     for plan in plans:
         for note in plan.notes:
             if note.startswith("knn."):

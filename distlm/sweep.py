@@ -9,7 +9,7 @@ from distlm.analysis.report import write_report
 from distlm.config.load import leaf_fields, load_config, parse_overrides
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, UsageError
-from distlm.pipeline import run_pipeline
+from distlm.pipeline import check_settings, run_pipeline
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir
 
@@ -76,6 +76,8 @@ def run_sweep(recipe: str, overrides: Sequence[str], dry_run: bool = False) -> i
     for own in questions(swept):
         given = [*fixed, *own]
         asked.append((given, load_config(recipe, given)))
+    for _, config in asked:
+        check_settings(config)
     for number, (given, config) in enumerate(asked, 1):
         say(f"sweep [{number}/{len(asked)}] {' '.join(given[len(fixed) :])}: {RunDir.of(config).label}")
         if dry_run:

@@ -58,6 +58,10 @@ def test_the_command_asks_what_is_missing_and_compares(tmp_path_factory, tmp_pat
     words = [str(recipe), f"run_dir={root}", "index.factory=IVF16,PQ4,IVF4,SQ8", "knn.k=8,16", "knn.ladder_sample=64"]
     refused = distlm("sweep", *words, "knn.nprobe=0,4", check=False)
     assert refused.returncode == 2 and "knn.nprobe" in refused.stderr
+    wrong = [word.replace("IVF4,SQ8", "IVF4,PQ7") for word in words]
+    refused = distlm("sweep", *wrong, check=False)
+    assert refused.returncode == 1 and "PQ7 does not divide" in refused.stderr
+    assert file_hashes(root / "index") == before["index"], "found before the first question was asked"
     done = distlm("sweep", *words)
     with (root / "questions.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -1,5 +1,6 @@
 """Values that have the right type and cannot work: refused at loading, before anything is started."""
 
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -104,6 +105,8 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
         refuse("knn.splits", knn.splits, f"{wrong[0]!r}: name some of {', '.join(SPLITS)}, each once")
     if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
         refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
+    if not re.fullmatch(r"[\w.-]*", config.index.name) or config.index.name.startswith("."):
+        refuse("index.name", config.index.name, "letters, digits, . _ and - alone: it is the name of a folder")
     if not all(k >= 1 for k in knn.ks):
         refuse("knn.ks", knn.ks, "each must be at least 1")
     if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):

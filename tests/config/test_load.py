@@ -60,6 +60,7 @@ def test_the_dumped_configuration_has_the_defaults(recipe):
         ("train.blocks_per_update=0", ["train.blocks_per_update", "0", "at least 1"]),
         ("model.dropout=1.5", ["model.dropout", "1.5"]),
         ("model.heads=7", ["model.width", "7"]),
+        ("index.name=../x", ["index.name", "../x"]),
         ("knn.splits=[foo]", ["knn.splits", "'foo'", "train, valid, test"]),
         ("knn.splits=[valid,valid]", ["knn.splits", "each once"]),
         ("knn.ks=[0,4]", ["knn.ks", "at least 1"]),
