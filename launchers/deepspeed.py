@@ -7,8 +7,15 @@
   --ranks 8 --hostfile hosts --via no_ssh --node-rank I     on every node, where there is neither ssh nor srun
 
 What can be checked is checked before anything starts. Exit codes: 0 the final checkpoint is there, 1 error, 2 usage,
-75 stopped after a checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop all ranks after a step.
+75 stopped after a checkpoint. SIGTERM, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C stop all ranks after a step, a second Ctrl-C
+ends them at once.
 """
+
+from distlm.runtime.stop import ignore_late_signals, listen
+
+if __name__ == "__main__":
+    # Before the other imports, as distlm.main.
+    listen()
 
 import argparse
 import os
@@ -232,4 +239,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        ignore_late_signals()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from distlm.config.schema import RunConfig
-from distlm.errors import Busy, DistlmError
+from distlm.errors import Busy, DistlmError, Stopped
 from distlm.runtime.alive import watching
 from distlm.runtime.progress import record_progress, say
 from distlm.runtime.ranks.collective import rank0_first
@@ -33,18 +33,21 @@ class Stage:
 def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iterator[Stage]:
     """Resolve the world, join the other ranks, claim the run directory (rank 0) and listen for stop signals.
 
-    `name` is a key of rundir.STAGES. A refusal on rank 0 is raised on every rank.
+    `name` is a key of rundir.STAGES. A refusal on rank 0 is raised on every rank. Raises Stopped when a signal came
+    before there was work.
     """
     world = world or resolve_world()
     set_threads(config.launch.threads, world)
-    comm = open_comm(world)
-    run = RunDir.of(config)
-    rank0_first(comm, lambda: run.open_stage(config, name))
-    say(f"{name}: {world}", world.rank)
-    record = run.metrics if world.rank == 0 else None
-    with StopFlag() as stop:
+    with StopFlag(world.rank) as stop:
+        comm = _join(world, stop)
+        run = RunDir.of(config)
+        rank0_first(comm, lambda: run.open_stage(config, name))
+        say(f"{name}: {world}", world.rank)
+        record = run.metrics if world.rank == 0 else None
         with watching(run.root, world, comm, config.launch.lost_after_s), record_progress(record):
             try:
+                if stop.agreed(comm):
+                    raise Stopped(f"{name}: stopped before its first unit of work; run the same command again")
                 yield Stage(name, config, world, comm, stop, run)
             except Busy:
                 raise
@@ -54,6 +57,16 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
                     run.withdraw_stage(config, name)
                 raise
         comm.close()
+
+
+def _join(world: World, stop: StopFlag) -> Comm:
+    try:
+        return open_comm(world)
+    except DistlmError as error:
+        if stop.reason is None:
+            raise
+        # The same signal may have ended the others before they could listen.
+        raise Stopped(f"stopped by {stop.reason} before all ranks had joined; run the same command again") from error
 
 
 def set_threads(threads: int, world: World) -> int:
