@@ -80,7 +80,7 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
     if failed:
         where = f"in {_log(experiment, failed[0])}" if at_once > 1 else "above"
         raise DistlmError(f"{failed[0].name} failed; its output is {where}. Alone: {command_line(failed[0])}")
-    if stopped:
+    if len(done) < len(experiment.items):
         say("stopped; run the same command again to continue")
         return EXIT_STOPPED
     say(f"all {len(experiment.items)} commands done in {format_seconds(time.monotonic() - began)}")

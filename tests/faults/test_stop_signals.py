@@ -8,19 +8,18 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from support import ENVIRONMENT, TINY, distlm, mpirun_command, warm, write_text
+from support import ENVIRONMENT, distlm, mpirun_command, warm
 from support.deadline import DEADLINE_S, until
 from support.lstm import lstm_settings
 from support.shared import whole_settings
-from support.train import newest, same_end, settings, tiny_tokens
+from support.train import same_end, settings, tiny_tokens
 
 from distlm.errors import EXIT_STOPPED
 from distlm.runtime.child import listens
@@ -28,7 +27,8 @@ from distlm.runtime.rundir import RunDir
 
 pytestmark = pytest.mark.multiprocess
 
-LONG = ["train.updates=150", "train.save_every=0", "train.valid_every=0"]
+SHORT = ["awd.epochs=2", "awd.finetune_epochs=0"]
+LONG = ["train.updates=100", "train.save_every=0", "train.valid_every=0"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,17 @@ CASES = [
 
 
 def _thirty() -> list[Case]:
-    """Every signal, command and number of ranks, at moments drawn once for all, from 0.05 s on."""
-    moments = random.Random(19)
-    kinds = [(name, command, ranks) for command in ("train demo", "run demo") for ranks in (1, 2)
-             for name in ("INT", "HUP", "TERM", "USR1", "USR2")]  # fmt: skip
-    last = {"train demo": 5.0, "run demo": 25.0}
-    drawn = [*kinds, *moments.sample(kinds, 10)]
-    return [
-        Case(name, round(0.05 * (last[command] / 0.05) ** moments.random(), 2), command, ranks)
-        for name, command, ranks in drawn
-    ]
+    """Every signal, command and number of ranks, at moments drawn once for all: from 0.05 s on, more of them early."""
+    draw = random.Random(19)
+    cases = []
+    for command, last in (("train demo", 5.0), ("run demo", 25.0)):
+        kinds = [(name, ranks) for ranks in (1, 2) for name in ("INT", "HUP", "TERM", "USR1", "USR2")]
+        kinds += draw.sample(kinds, 5)
+        draw.shuffle(kinds)
+        for number, (name, ranks) in enumerate(kinds):
+            part = (number + draw.random()) / len(kinds)
+            cases.append(Case(name, round(0.05 + (last - 0.05) * part**2, 2), command, ranks))
+    return cases
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Place:
         elif case.command == "train demo":
             own = settings(self.folder / "tokens", run, *LONG)
         else:
-            own = [word for word in lstm_settings(self.folder, run) if not word.startswith("data.tokens_dir")]
+            own = [word for word in lstm_settings(self.folder, run, *SHORT) if not word.startswith("data.tokens_dir")]
             own += [f"data.text_dir={self.folder / 'text'}", f"launch.ranks={case.ranks}"]
         return [*case.command.split(), *own]
 
