@@ -11,7 +11,7 @@ What can be checked is checked before anything starts. Exit codes: 0 the final c
 ends them at once.
 """
 
-from distlm.runtime.stop import ignore_late_signals, listen
+from distlm.runtime.stop import earlier, ignore_late_signals, listen
 
 if __name__ == "__main__":
     # Before the other imports, as distlm.main.
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.config.load import load_config, recipe_names, split_words
-from distlm.errors import EXIT_DONE, DistlmError, UsageError
+from distlm.errors import EXIT_DONE, DistlmError, Stopped, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.mpirun import mpirun_session
@@ -84,6 +84,8 @@ def train(options: argparse.Namespace) -> int:
         say(f"{run.root}: trained before; nothing to do")
         return EXIT_DONE
     lost_after_s = config.launch.lost_after_s or 60
+    if (name := earlier()) is not None:
+        raise Stopped(f"stopped by {name} before any rank was started; run the same command again")
     job = os.environ.get("SLURM_JOB_ID", "")
     port = choose_port(options.master_port, job or str(run.root), place.master, place.via != "no_ssh")
     folder = prepare_folder(run, place.hosts, list(place.ranks()), ["train", recipe, *overrides], place.via,

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE
+from distlm.runtime.alive import STARTER, this_process
 from distlm.runtime.stop import SIGNALS, WORD, StopFlag
 
 _PR_SET_PDEATHSIG = 1
@@ -48,9 +49,9 @@ def start_stage(command: Sequence[str], env: Mapping[str, str], **streams: Any) 
 
 @contextmanager
 def word_of_ranks() -> Iterator[dict[str, str]]:
-    """Variable that has ranks leave word when they end with 75, for `verdict`."""
+    """Variables by which ranks leave word when they end with 75, for `verdict`, and end when this process is gone."""
     with TemporaryDirectory(prefix="distlm-stopped-", ignore_cleanup_errors=True) as folder:
-        yield {WORD: str(Path(folder) / "word")}
+        yield {WORD: str(Path(folder) / "word"), STARTER: this_process()}
 
 
 def verdict(code: int, env: Mapping[str, str], stop: StopFlag) -> int:

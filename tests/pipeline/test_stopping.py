@@ -122,7 +122,10 @@ def training(text: Path, run: Path, launcher: str) -> Iterator[subprocess.Popen[
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("launcher", ["mpirun", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher",
+    ["mpirun", *(pytest.param(launcher, marks=pytest.mark.slow) for launcher in ("torchrun", "deepspeed"))],
+)
 def test_a_killed_run_leaves_no_ranks_behind(launcher: str, text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with training(text, run, launcher) as process:

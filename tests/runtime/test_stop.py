@@ -51,7 +51,7 @@ def test_a_flag_takes_up_what_came_before_it(number: signal.Signals) -> None:
 def test_other_ranks_and_what_a_run_starts_do_not_say_it_again(tmp_path: Path) -> None:
     code = "with StopFlag({}):\n " + KILL.format("TERM")
     assert run(code.format(1)).stderr == ""
-    assert run(code.format(0), **{WORD: str(tmp_path / "word")}).stderr == ""
+    assert run(code.format(0), None, **{WORD: str(tmp_path / "word")}).stderr == ""
 
 
 @pytest.mark.parametrize("first", ["INT", "TERM"])
