@@ -21,7 +21,7 @@ from support.lstm import lstm_settings
 from support.shared import whole_settings
 from support.train import same_end, settings, tiny_tokens
 
-from distlm.errors import EXIT_STOPPED
+from distlm.errors import EXIT_DONE, EXIT_STOPPED
 from distlm.runtime.child import listens
 from distlm.runtime.rundir import RunDir
 
@@ -130,6 +130,8 @@ def stop(case: Case, words: list[str]) -> tuple[int, float, str]:
     )  # fmt: skip
     began = time.monotonic()
     time.sleep(case.moment)
+    if process.poll() == EXIT_DONE:
+        pytest.skip(f"on this machine it is done within {case.moment} s")
 
     def alive() -> bool:
         return process.poll() is None
