@@ -1,4 +1,4 @@
-"""The `distlm` command: `distlm VERB RECIPE_OR_FILE [section.key=value ...]`, one verb per stage."""
+"""The `distlm` command: `distlm VERB RECIPE [section.key=value ...]`, one verb per stage."""
 
 import argparse
 import os
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from distlm import __version__
-from distlm.commands import index, models, report, reproduce, runs, store
+from distlm.commands import index, jobs, models, recipes, report, reproduce, runs, store
+from distlm.commands.parser import Commands
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
-from distlm.config.load import dump_config, format_help, load_config, recipe_names, run_classes, split_words
+from distlm.config.load import format_help, load_config, run_classes, split_words
+from distlm.config.recipe import is_recipe
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
-from distlm.runtime.ranks.world import World, refuse_script_body, resolve_world
+from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve_world
 from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import end_at_once
-from distlm.verbs import SHARED_VERBS, STAGE_VERBS, Verb
+from distlm.verbs import EVALUATE_FINETUNED, SHARED_VERBS, STAGE_VERBS, Verb
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,12 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch's sockets warn of every host name that has no reverse entry.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
-        world = resolve_world()
+        options = _commands().parse(sys.argv[1:] if arguments is None else arguments)
+        # What only looks after runs may be started where there are ranks of others, e.g. in the shell of a job.
+        world = ALONE if getattr(options, "alone", False) else resolve_world()
         if "verb" not in options:
             # No stage; those that start stages listen themselves.
             end_at_once()
-        code = (_print_config if options.print_config else options.handler)(options, world)
+        code = (recipes.print_config if options.print_config else options.handler)(options, world)
     except DistlmError as error:
         _leave_with(error, world, ends=arguments is None)
     except KeyboardInterrupt:
@@ -80,88 +83,58 @@ def _leave_ranks(world: World | None, code: int) -> None:
     sys.exit(code)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="distlm",
+def _commands() -> Commands:
+    commands = Commands(
         description="Memory-augmented language models over many nodes.",
-        epilog=f"Recipes: {', '.join(recipe_names())}. `distlm config --help` lists every setting.",
-    )
-    parser.add_argument("--version", action="version", version=f"distlm {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-    groups: dict[str, Any] = {}
-
-    def add(words: str, summary: str, handler: Callable[..., int], **defaults: Any) -> argparse.ArgumentParser:
-        group, _, word = words.rpartition(" ")
-        if group and group not in groups:
-            above = verbs.add_parser(group, help=f"{group} …", description=f"distlm {group}")
-            groups[group] = above.add_subparsers(metavar="VERB", required=True)
-        place = groups[group] if group else verbs
-        child = place.add_parser(
-            word,
-            help=summary,
-            description=summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=_settings_help(defaults.get("stage", ""), arguments) if _wants_help(arguments) else None,
-        )
-        child.set_defaults(handler=handler, **defaults)
-        child.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
-        child.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-        return child
-
+        epilog="`distlm recipes` lists the recipes, `distlm VERB --help` the settings that a verb reads, and `distlm "
+               "config --help` every setting.",
+        version=f"distlm {__version__}",
+        settings_help=_settings_help,
+    )  # fmt: skip
+    add = commands.add
+    child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
+    child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
+    _add_no_self_test(child)
     for verb in STAGE_VERBS:
         child = add(verb.words, verb.summary, _run_stage, verb=verb, stage=verb.stage)
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
         if verb.words == "index merge":
             index.add_join(child, _run_stage)
+        if verb.words == "finetune":
+            child.add_argument("--evaluate-only", dest="verb", action="store_const", const=EVALUATE_FINETUNED,
+                               help="train nothing: score the models that finetune.keep_models has kept (or the one of "
+                                    "finetune.checkpoint) on dev, and write their predictions")  # fmt: skip
         if verb.words in ("knn search", "knn evaluate"):
             _add_no_self_test(child)
-    child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
-    child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
-    _add_no_self_test(child)
     child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")
     child.add_argument("--ranks", type=int, nargs="+", default=[], help="rank counts; default: launch.ranks")
     child.add_argument("--rows", type=int, default=0, help="keys of the datastore; default: the run's")
     child.add_argument(
         "--rates", default="", metavar="FILE", help="measured rates (JSON): made, or used if it is there"
     )
-    reproduce.add_verb(verbs, _wants_help(arguments))
-    report.add_verbs(add, verbs)
     store.add_verbs(add)
     index.add_verbs(add)
-    models.add_verbs(add)
-    runs.add_verbs(add, verbs)
-    add("config", "print the resolved configuration", _print_config)
-    child = add("doctor", "check this machine and environment", _doctor)
+    report.add_verbs(add)
+    reproduce.add_verb(add)
+    models.add_verbs(commands)
+    runs.add_verbs(add)
+    jobs.add_verbs(add)
+    recipes.add_verbs(add, commands)
+    child = add("doctor", "check this machine and environment", _doctor, takes=None)
     child.add_argument("--json", action="store_true", help="machine-readable output")
     child.add_argument("--cluster", action="store_true", help="check all ranks of this start together, e.g. under srun")
     child.add_argument("--folder", default=".", help="with --cluster: where runs will live; default: this folder")
-
-    # `report` takes a recipe, so that argparse cannot give it a verb below it.
-    if arguments[:1] == ["report"] and arguments[1:2] and arguments[1] in ("words", "frequency", "clusters"):
-        arguments = [f"report-{arguments[1]}", *arguments[2:]]
-    # The deepspeed launcher appends --local_rank=K; the World reads the rank from the environment.
-    known, extras = parser.parse_known_args([a for a in arguments if not a.startswith("--local_rank=")])
-    for extra in extras:
-        if "=" not in extra:
-            raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
-    known.words = [*known.words, *extras]
-    return known
+    return commands
 
 
 def _add_no_self_test(child: argparse.ArgumentParser) -> None:
     child.add_argument("--no-self-test", action="store_true", help="knn.self_test=false; the results will say so")
 
 
-def _wants_help(arguments: Sequence[str]) -> bool:
-    return "-h" in arguments or "--help" in arguments
-
-
 def _settings_help(stage: str, arguments: Sequence[str]) -> str:
     """Help of the settings that a verb reads: of the recipe's kind of model where one is named, else of all kinds."""
     try:
-        recipe, overrides = split_words(
-            [word for word in arguments if "=" in word or word in recipe_names() or Path(word).is_file()]
-        )
+        recipe, overrides = split_words([word for word in arguments if "=" in word or is_recipe(word)])
         cls = type(load_config(recipe, overrides))
         names = [name for name, found in run_classes().items() if found is cls]
     except UsageError:
@@ -181,6 +154,8 @@ def _run_stage(options: argparse.Namespace, world: World) -> int:
     verb: Verb = options.verb
     config = config_of(options)
     refuse_foreign_stage(config, verb.stage, verb.words)
+    if verb.recorded:
+        config = _load(verb.recorded)(config, world.rank)
     if options.dry_run:
         return print_once(
             _load(verb.plan)(config, config.launch.ranks if world.size == 1 else world.size).line(), world
@@ -221,10 +196,6 @@ def _plan(options: argparse.Namespace, world: World) -> int:
     set_threads(config.launch.threads, world)
     rates = Path(options.rates) if options.rates else None
     return print_once(plan_sheet(config, options.ranks or [config.launch.ranks], options.rows, rates), world)
-
-
-def _print_config(options: argparse.Namespace, world: World) -> int:
-    return print_once(dump_config(config_of(options)), world)
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:

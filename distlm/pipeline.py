@@ -24,11 +24,12 @@ from distlm.models.registry import kind
 from distlm.runtime.child import start_stage, stopping, until_told_twice, verdict, word_of_ranks
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.plan import StagePlan
-from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
+from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
 from distlm.training.records import LmResults
 from distlm.verbs import STAGE_VERBS
@@ -96,6 +97,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
 
 def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: StopFlag) -> int:
     """Run what is not finished, and print each stage's command. An exit code: 75 when `stop` left something to do."""
+    require_trackers(config)
     run = RunDir.of(config)
     run.refuse_other_config(config, "knn")
     steps = steps_of(config)
@@ -103,7 +105,7 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
     if not pending:
         say(f"{run.root}: complete; nothing to do (remove the folder to start over)")
     else:
-        _check_disk(config, run, pending)
+        _check_before(config, run, pending)
     start = time.monotonic()
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.words}"
@@ -155,8 +157,9 @@ def _show_results(config: RunConfig, run: RunDir) -> None:
 def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> str:
     """Every stage's needs and command, as text."""
     lines = []
+    run = RunDir.of(config)
     for step in steps_of(config):
-        lines.append(plan_step(step, config).line())
+        lines.append(plan_or_finished(step, config, run).line())
         lines.append(f"{'':<16} $ {shlex.join(_short(stage_command(step, config, recipe, overrides)))}")
     return "\n".join(lines)
 
@@ -190,6 +193,13 @@ def verb_command(words: str, config: RunConfig, recipe: str, overrides: Sequence
     return [*_tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
 
 
+def plan_or_finished(step: Step, config: RunConfig, run: RunDir) -> StagePlan:
+    """What is left of a stage."""
+    if step.finished(config, run):
+        return StagePlan(step.words, "", 0, 0, 0.0, finished=True)
+    return plan_step(step, config)
+
+
 def plan_step(step: Step, config: RunConfig) -> StagePlan:
     """What a stage needs on launch.ranks ranks."""
     module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
@@ -197,12 +207,15 @@ def plan_step(step: Step, config: RunConfig) -> StagePlan:
     return plan
 
 
-def _check_disk(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
-    """Refuse before the first stage when the disk cannot hold the last one's output."""
-    # tune and evaluate share the plan of search: count it once.
-    parallel = [step for step in pending if step.parallel]
-    needed = sum(plan_step(step, config).disk_bytes for step in parallel)
-    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in parallel)})")
+def _check_before(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
+    """Refuse before the first stage what a later one could not do: its settings, and the disk that all need."""
+    plans = [plan_step(step, config) for step in pending]
+    for plan in plans:
+        for note in plan.notes:
+            if note.startswith("knn."):
+                say(f"{plan.stage}: {note}")
+    needed = sum(plan.disk_bytes for plan in plans)
+    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in pending)})")
 
 
 def _tool(name: str) -> list[str]:
@@ -241,18 +254,17 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
 
 
 def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: StopFlag) -> int:
-    """Run a stage, its output to the terminal and appended to its log; its ranks stop when this process is told to."""
+    """Run a stage, its output shown and, as plain lines, appended to its log; its ranks stop when this process is told
+    to."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment:
+    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
         record.write(f"$ {shlex.join(command)}\n")
         process = start_stage(
-            command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+            command, environment | output.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
+        )  # fmt: skip
         with stopping(process, stop):
             assert process.stdout is not None
             for line in process.stdout:
-                sys.stdout.write(line)
-                sys.stdout.flush()
-                record.write(line)
-                record.flush()
+                output.write(line)
             return verdict(process.wait(), environment, stop)

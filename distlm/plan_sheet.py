@@ -16,9 +16,10 @@ from distlm.index.choose.plan import Store, store_of
 from distlm.index.factory import fit_factory
 from distlm.index.records import Rates, RatesFile
 from distlm.models.described import causal, model_of
-from distlm.pipeline import Step, plan_step, steps_of
+from distlm.pipeline import Step, plan_or_finished, steps_of
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.rundir import RunDir
 
 _HEAD = ("stage", "ranks", "disk", "memory/rank", "read", "written", "network", "time", "must read")
 
@@ -43,7 +44,7 @@ def plan_sheet(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path |
 
 def _line(step: Step, config: RunConfig) -> str:
     try:
-        plan = plan_step(step, config)
+        plan = plan_or_finished(step, config, RunDir.of(config))
     except DistlmError as error:
         # A recipe is planned before its text is there.
         return f"{step.words:<16} not known yet: {error}"

@@ -14,6 +14,8 @@ class Verb:
     plan: str = ""
     ranks: bool = True
     """Worth several ranks."""
+    recorded: str = ""
+    """Takes (config, rank) and gives the config with what the run directory has recorded; empty: as it was given."""
 
 
 STAGE_VERBS: tuple[Verb, ...] = (
@@ -53,6 +55,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "finetune",
         "distlm.finetune.stage:run_finetune",
         "distlm.finetune.plan:plan_finetune",
+        recorded="distlm.finetune.pretraining:as_pretrained",
     ),
     Verb(
         "datastore write",
@@ -70,7 +73,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "neighbours of each split, to files",
         "knn",
         "distlm.knnlm.search.stage:run_search",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_search",
     ),
     Verb(
         "knn cache",
@@ -84,7 +87,7 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "choose λ, temperature and k (and λ, θ and window of the cache) on the first split",
         "knn",
         "distlm.knnlm.tune.stage:run_tune",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_tune",
         ranks=False,
     ),
     Verb(
@@ -92,10 +95,20 @@ STAGE_VERBS: tuple[Verb, ...] = (
         "perplexities with the frozen settings",
         "knn",
         "distlm.knnlm.evaluate.stage:run_evaluate",
-        "distlm.knnlm.plan:plan_knn",
+        "distlm.knnlm.plan:plan_evaluate",
         ranks=False,
     ),
 )
+
+EVALUATE_FINETUNED = Verb(
+    "finetune",
+    "score fine-tuned models that are finished, and write their predictions",
+    "finetune",
+    "distlm.finetune.finished.evaluate:run_evaluate_finetuned",
+    "distlm.finetune.finished.evaluate:plan_evaluate_finetuned",
+    recorded="distlm.finetune.pretraining:as_pretrained",
+)
+"""What `distlm finetune --evaluate-only` is."""
 
 SHARED_VERBS = ("datastore write", "index add")
 """Verbs whose units independent processes can share out (launch.share)."""

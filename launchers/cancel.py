@@ -9,15 +9,29 @@ import os
 import signal
 from collections.abc import Sequence
 
-from launchers.jobs import command_line, front_process, front_state, named_runs, run_command, submissions, with_states
+from launchers.jobs import (
+    add_runs,
+    command_line,
+    front_process,
+    front_state,
+    named_runs,
+    run_command,
+    submissions,
+    with_states,
+)
 from launchers.stages import slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = command_line("cancel", "End the jobs of runs.")
-    parser.add_argument("--stage", default="", help="only the jobs of this stage")
+    parser = command_line("cancel", "End the jobs of runs.", add_arguments)
     run_command("cancel", lambda: cancel(parser.parse_intermixed_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `cancel` takes."""
+    add_runs(parser)
+    parser.add_argument("--stage", default="", help="only the jobs of this stage")
 
 
 def cancel(options: argparse.Namespace) -> int:

@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.config.load import load_config, recipe_names, split_words
+from distlm.config.load import load_config, split_words
+from distlm.config.recipe import recipe_names
 from distlm.errors import EXIT_DONE, DistlmError, Stopped, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.progress import say

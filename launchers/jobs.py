@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.config.load import load_config, split_words
+from distlm.config.recipe import is_run_dir
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.rundir import RunDir
 from launchers.hosts.rank import process_start
@@ -114,13 +115,16 @@ def front_process(found: Submission) -> int:
 
 
 def named_runs(words: Sequence[str]) -> list[RunDir]:
-    """Runs that the arguments name: run directories, or one recipe with its overrides.
+    """Runs that the arguments name: run directories, or one recipe (or run directory) with its overrides.
 
     Raises DistlmError when a run directory is not there yet.
     """
-    folders = [Path(word) for word in words if Path(word).is_dir()]
-    rest = [word for word in words if not Path(word).is_dir()]
-    if rest:
+    folders = [Path(word) for word in words if is_run_dir(word)]
+    rest = [word for word in words if not is_run_dir(word)]
+    if len(folders) == 1 and rest and not any(_is_recipe(word) for word in rest):
+        # The words of the command that was submitted.
+        folders = [Path(load_config(*split_words(words)).run_dir)]
+    elif rest:
         folders.append(Path(load_config(*split_words(rest)).run_dir))
     if not folders:
         raise UsageError("expected run directories, or a recipe with its settings")
@@ -130,13 +134,24 @@ def named_runs(words: Sequence[str]) -> list[RunDir]:
     return [RunDir(folder) for folder in folders]
 
 
-def command_line(program: str, summary: str, words: str = "RUN_DIR_OR_RECIPE") -> argparse.ArgumentParser:
+def _is_recipe(word: str) -> bool:
+    return "=" not in word or Path(word).exists()
+
+
+def command_line(
+    program: str, summary: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
     """Parser of a command that looks after runs."""
     parser = argparse.ArgumentParser(prog=f"python -m launchers.{program}", description=summary)
-    parser.add_argument(
-        "words", nargs="+", metavar=words, help="run directories, or a recipe and section.key=value ..."
-    )
+    add_arguments(parser)
     return parser
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """The argument of a command that looks after runs."""
+    parser.add_argument(
+        "words", nargs="+", metavar="RUN_DIR_OR_RECIPE", help="run directories, or a recipe and section.key=value ..."
+    )
 
 
 def run_command(program: str, function: Callable[[], int]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.runtime.rundir import RunDir
-from launchers.jobs import LAUNCH, Submission, command_line, named_runs, run_command, submissions
+from launchers.jobs import LAUNCH, Submission, add_runs, command_line, named_runs, run_command, submissions
 from launchers.stages import slurm
 
 _LOGS = (".log", ".out", ".err")
@@ -32,7 +32,13 @@ class Log:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = command_line("logs", "Print or follow the logs of a run's ranks.")
+    parser = command_line("logs", "Print or follow the logs of a run's ranks.", add_arguments)
+    run_command("logs", lambda: show(parser.parse_intermixed_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `logs` takes."""
+    add_runs(parser)
     parser.add_argument("--stage", default="", help="of the newest job of this stage")
     parser.add_argument("--job", default="", help="of this job")
     which = parser.add_mutually_exclusive_group()
@@ -41,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lines", type=int, default=40, help="from the end of each file (default: %(default)s)")
     parser.add_argument("--follow", action="store_true", help="go on as the files grow, until Ctrl-C")
     parser.add_argument("--paths", action="store_true", help="print the paths only")
-    run_command("logs", lambda: show(parser.parse_intermixed_args(arguments)))
 
 
 def show(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from distlm.errors import DistlmError
-from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
+from launchers.jobs import Submission, add_runs, command_line, named_runs, run_command, submissions, with_states
 from launchers.stages import slurm
 
 # The one that each owner's handler expects; distlm takes both alike.
@@ -18,10 +18,15 @@ _FAILED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_M
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = command_line("requeue", "Let the jobs of runs start again.")
+    parser = command_line("requeue", "Let the jobs of runs start again.", add_arguments)
+    run_command("requeue", lambda: requeue(parser.parse_intermixed_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `requeue` takes."""
+    add_runs(parser)
     parser.add_argument("--stage", default="", help="only the jobs of this stage")
     parser.add_argument("--now", action="store_true", help="end running jobs at once, without a checkpoint")
-    run_command("requeue", lambda: requeue(parser.parse_intermixed_args(arguments)))
 
 
 def requeue(options: argparse.Namespace) -> int:

@@ -287,24 +287,35 @@ def _first(own: Any, other: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0, or 2 with one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m launchers.site", description="The cluster's settings.")
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        sys.exit(tell(options))
+    except DistlmError as error:
+        print(f"launchers.site: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `site` takes."""
     parser.add_argument("--site", metavar="FILE", help="site file (default: $DISTLM_SITE, ./site.yaml, ~/.config/…)")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("show", help="every setting, and where it comes from")
     actions.add_parser("flags", help="sbatch flags of a stage").add_argument("stage", metavar="STAGE")
     actions.add_parser("setup", help="shell lines to run before Python")
-    options = parser.parse_args(arguments)
-    try:
-        site, source = load_site(options.site)
-        if options.action == "show":
-            print(show(site, source))
-        elif options.action == "flags":
-            print(" ".join(sbatch_flags(site, options.stage)))
-        else:
-            # srun reads SLURM_MPI_TYPE as its --mpi.
-            print("\n".join([*site.setup_lines(), f"export SLURM_MPI_TYPE={shlex.quote(site.mpi)}"]))
-    except DistlmError as error:
-        print(f"launchers.site: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+
+
+def tell(options: argparse.Namespace) -> int:
+    """Print what is asked for; 0. Raises UsageError."""
+    site, source = load_site(options.site)
+    if options.action == "show":
+        print(show(site, source))
+    elif options.action == "flags":
+        print(" ".join(sbatch_flags(site, options.stage)))
+    else:
+        # srun reads SLURM_MPI_TYPE as its --mpi.
+        print("\n".join([*site.setup_lines(), f"export SLURM_MPI_TYPE={shlex.quote(site.mpi)}"]))
+    return 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from distlm.runtime.metrics import (
 )
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
-from launchers.jobs import Submission, command_line, named_runs, run_command, submissions, with_states
+from launchers.jobs import Submission, add_runs, command_line, named_runs, run_command, submissions, with_states
 from launchers.logs import find_logs, newest_logs, of_rank
 from launchers.records import JobStatus, Progress, Status
 from launchers.stages import slurm
@@ -42,13 +42,18 @@ _RATE_OVER = 50
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = command_line("status", "What runs are doing.")
+    parser = command_line("status", "What runs are doing.", add_arguments)
+    run_command("status", lambda: show(parser.parse_intermixed_args(arguments)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `status` takes."""
+    add_runs(parser)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument(
         "--stale-after", type=float, default=300, metavar="S",
         help="say so when a running job has written no line to metrics.jsonl for so long (default: %(default)s s)",
     )  # fmt: skip
-    run_command("status", lambda: show(parser.parse_intermixed_args(arguments)))
 
 
 def show(options: argparse.Namespace) -> int:
@@ -188,6 +193,8 @@ def _stages(run: RunDir) -> dict[str, bool | None]:
     loaded = load_config(str(config))
     finished: dict[str, bool | None] = {}
     for name, spec in SPECS.items():
+        if not spec.verbs_of(loaded):
+            continue
         try:
             finished[name] = spec.finished(loaded, run)
         except (DistlmError, OSError):

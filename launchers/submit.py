@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from distlm.config.load import dump_config, load_config, recipe_names, split_words
+from distlm.config.load import dump_config, load_config, split_words
+from distlm.config.recipe import recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.runtime.files import atomic_path, bytes_hash
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """Check, plan, and submit or show. Returns the exit code; raises DistlmError for what cannot work."""
-    config = load_config(options.recipe, options.overrides)
+    config = load_config(*split_words(options.words))
     # Jobs may start in another folder than this one.
     config.run_dir = str(Path(config.run_dir).resolve())
     run, front = RunDir.of(config), _front(options)
@@ -97,7 +98,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Submit the stages of a recipe, each after the one before it; finished ones are left out.",
         epilog=f"Recipes: {', '.join(recipe_names())}. Settings are given as section.key=value.",
     )
-    parser.add_argument("words", nargs="*", metavar="RECIPE_OR_FILE section.key=value", help="in any order")
+    add_arguments(parser)
+    options, extras = parser.parse_known_args(arguments)
+    for extra in extras:
+        if "=" not in extra:
+            raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
+    options.words = [*options.words, *extras]
+    return options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `submit` takes."""
+    parser.add_argument("words", nargs="*", metavar="RECIPE section.key=value", help="in any order")
     parser.add_argument("--cluster", choices=["slurm", "local", "debug"], help="default: slurm where sbatch is")
     parser.add_argument("--site", metavar="FILE", help="site file (default: $DISTLM_SITE, ./site.yaml, ~/.config/…)")
     parser.add_argument("--stages", default="", metavar="A,B or A..B", help="only these stages")
@@ -108,13 +120,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-snapshot", dest="snapshot", action="store_false", help="run the code where it lies")
     parser.add_argument("--dry-run", action="store_true", help="print scripts and placement; touch nothing")
     parser.add_argument("--test-only", action="store_true", help="ask sbatch --test-only when each job would start")
-    options, extras = parser.parse_known_args(arguments)
-    words = [*options.words, *extras]
-    for extra in extras:
-        if "=" not in extra:
-            raise UsageError(f"unknown argument {extra!r}; settings are given as section.key=value")
-    options.recipe, options.overrides = split_words(words)
-    return options
 
 
 def _positive(text: str) -> int:

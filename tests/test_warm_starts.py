@@ -75,4 +75,4 @@ def test_ranks_of_mpirun_are_children_of_the_server() -> None:
 
 def test_an_error_is_shown_as_python_shows_it() -> None:
     done = distlm("train", check=False)
-    assert done.returncode == 2 and done.stderr.count("expected one recipe or file") == 1
+    assert done.returncode == 2 and done.stderr.count("expected one recipe, file or run directory") == 1

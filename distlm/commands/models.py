@@ -1,28 +1,43 @@
-"""Models from and for other programs, and what memories cost."""
+"""Models from and for other programs, fine-tuned ones, too, and what memories cost."""
 
 import argparse
+from functools import partial
 from importlib import import_module
 
-from distlm.commands.shared import Add, config_of, one_line, print_once
+from distlm.commands.parser import Commands
+from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
 from distlm.runtime.ranks.world import World
 
 
-def add_verbs(add: Add) -> None:
+def add_verbs(commands: Commands) -> None:
     """import …, export …, memory bench."""
-    for name in kind_names():
-        for verb, exchanges in (("import", kind(name).importers), ("export", kind(name).exporters)):
-            for exchange in exchanges:
-                child = add(f"{verb} {exchange.name}", exchange.summary, _exchange, exchange=exchange, kind_name=name)
-                exchange.arguments(child)
-                child.set_defaults(exchange_verb=f"{verb} {exchange.name}")
+    commands.add_group("import", "models of other programs become checkpoints", partial(_add, commands, "import"))
+    commands.add_group("export", "checkpoints become models of other programs", partial(_add, commands, "export"))
+    add = commands.add
     child = add("memory bench", "what memories cost in inference and training (Kim & Jung, table 1)", _memory_bench)
     child.add_argument("--tokens", type=int, default=128, help="tokens of a row; default 128")
     child.add_argument("--turns", type=int, default=20, help="each model is timed so often; default 20")
     child.add_argument(
         "--train-rows", type=int, default=8, help="rows of a training step; 0: inference only; default 8"
     )
+
+
+def _add(commands: Commands, verb: str) -> None:
+    """The kinds of model say what they import and export."""
+    for name in kind_names():
+        for exchange in kind(name).importers if verb == "import" else kind(name).exporters:
+            child = commands.add(
+                f"{verb} {exchange.name}", exchange.summary, _exchange, exchange=exchange, kind_name=name,
+                exchange_verb=f"{verb} {exchange.name}",
+            )  # fmt: skip
+            exchange.arguments(child)
+    if verb == "export":
+        summary = "a fine-tuned model that was kept as a Hugging Face folder"
+        child = commands.add("export finetuned", summary, _export_finetuned)
+        child.add_argument("--out", required=True, help="folder to write")
+        child.add_argument("--seed", type=int, help="which of finetune.seeds; may be left out where one was kept")
 
 
 def _exchange(options: argparse.Namespace, world: World) -> int:
@@ -38,6 +53,17 @@ def _exchange(options: argparse.Namespace, world: World) -> int:
     found = rank0_first(comm, lambda: getattr(import_module(module), name)(config, options))
     comm.close()
     return print_once(f"{verb}: {one_line(found)}", world)
+
+
+def _export_finetuned(options: argparse.Namespace, world: World) -> int:
+    from distlm.finetune.finished.export import export_finetuned
+    from distlm.models.plm.config import PlmRun
+
+    refuse_ranks(world, "export finetuned", "writes one folder")
+    config = config_of(options)
+    if not isinstance(config, PlmRun):
+        raise UsageError(f"`distlm export finetuned` is for model.kind=plm, not {config.model.kind}")
+    return print_once(f"export finetuned: {one_line(export_finetuned(config, options))}", world)
 
 
 def _memory_bench(options: argparse.Namespace, world: World) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from distlm.commands.shared import Add, config_of, print_once, refuse_ranks
 from distlm.errors import UsageError
@@ -11,11 +10,10 @@ from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
 
 
-def add_verbs(add: Add, verbs: Any) -> None:
+def add_verbs(add: Add) -> None:
     """report, report words, report frequency, report clusters, generate."""
     add("report", "write report.html from results.json and metrics.jsonl", _report, stage="knn")
-    child = add("report-words", "change of the loss by word between two evaluations", _report_words, stage="knn")
-    child.prog = "distlm report words"
+    child = add("report words", "change of the loss by word between two evaluations", _report_words, stage="knn")
     child.add_argument(
         "--before", default="lm", help="a mixture of results.json, or RUN_DIR:NAME of another run; default lm"
     )
@@ -24,19 +22,18 @@ def add_verbs(add: Add, verbs: Any) -> None:
     child.add_argument("--top", type=int, default=20, help="words shown on either side; default 20")
     child.add_argument("--skip", type=int, default=0, help="leave out the first tokens, e.g. those without a cache")
     child.add_argument("--out", default="", help=".csv file; default: RUN_DIR/words-SPLIT-BEFORE-AFTER.csv")
-    _add_figures(verbs)
+    _add_figures(add)
     _add_generate(add)
 
 
-def _add_figures(verbs: Any) -> None:
+def _add_figures(add: Add) -> None:
     """Figures of Ton et al. over any runs: they take run directories and no recipe."""
     for name, summary, handler in (
         ("frequency", "loss by word frequency, of the LM and the kNN-LM of any runs", _report_frequency),
         ("clusters", "likelihood of frequent words' states under a Gaussian mixture, by loss", _report_clusters),
     ):
-        child = verbs.add_parser(f"report-{name}", prog=f"distlm report {name}", help=summary, description=summary)
-        child.set_defaults(handler=handler, print_config=False)
-        child.add_argument("words", nargs="+", metavar="RUN_DIR[:NAME]", help="NAME: lm, cache, knn or both")
+        takes = ("RUN_DIR[:NAME]", "runs; NAME: lm, cache, knn or both")
+        child = add(f"report {name}", summary, handler, takes=takes)
         child.add_argument("--split", default="valid", help="an evaluated split; default valid")
         child.add_argument("--out", default="", help=f".png file; default: RUN_DIR/{name}-SPLIT.png of the first run")
     child.add_argument("--words", type=int, default=20, dest="count", help="so many frequent words; default 20")
@@ -88,7 +85,7 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
 def _report_frequency(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.frequency import report_frequency
 
-    return print_once(report_frequency(options.words, options.split, _picture(options.out)), world)
+    return print_once(report_frequency(_runs(options, "frequency"), options.split, _picture(options.out)), world)
 
 
 def _report_clusters(options: argparse.Namespace, world: World) -> int:
@@ -97,7 +94,16 @@ def _report_clusters(options: argparse.Namespace, world: World) -> int:
     settings = Settings(
         options.count, options.rows, options.components, options.covariance, options.threshold, options.seed
     )
-    return print_once(report_clusters(options.words, options.split, settings, _picture(options.out)), world)
+    return print_once(
+        report_clusters(_runs(options, "clusters"), options.split, settings, _picture(options.out)), world
+    )
+
+
+def _runs(options: argparse.Namespace, name: str) -> list[str]:
+    if not options.words:
+        raise UsageError(f"`distlm report {name}` needs runs: RUN_DIR or RUN_DIR:NAME, NAME is lm, cache, knn or both")
+    words: list[str] = options.words
+    return words
 
 
 def _picture(out: str) -> Path | None:

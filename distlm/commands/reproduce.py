@@ -2,31 +2,31 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from distlm.commands.shared import print_once, refuse_ranks
+from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.errors import UsageError
 from distlm.runtime.ranks.world import World
 
 
-def add_verb(verbs: Any, help_wanted: bool) -> None:
+def add_verb(add: Add) -> None:
     """`distlm reproduce`."""
-    from distlm.reproduce.experiment import experiment_help
-
-    summary = "all runs of a paper's table, each resumable, then the table"
-    child = verbs.add_parser(
-        "reproduce", help=summary, description=summary, epilog=experiment_help() if help_wanted else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    child = add(
+        "reproduce", "all runs of a paper's table, each resumable, then the table", _reproduce,
+        takes=("EXPERIMENT INPUT=FOLDER section.key=value", "settings are those of every run"),
+        arguments=_add_experiments,
     )  # fmt: skip
-    child.set_defaults(handler=_reproduce, print_config=False)
-    child.add_argument("words", nargs="+", metavar="EXPERIMENT INPUT=FOLDER section.key=value",
-                       help="settings are those of every run")  # fmt: skip
     child.add_argument("--scale", default="small", help="small (default; CPU cores), paper, or another that it has")
     child.add_argument("--into", default="", help="folder of the runs; default: runs/EXPERIMENT")
     child.add_argument("--only", default="", help="these runs and what they need, separated by commas")
     child.add_argument("--at-once", type=int, default=1, help="runs that go on at the same time; default 1")
     child.add_argument("--dry-run", action="store_true", help="print every command, and stop")
     child.add_argument("--tables", action="store_true", help="only write the tables of what is finished")
+
+
+def _add_experiments(parser: argparse.ArgumentParser) -> None:
+    from distlm.reproduce.experiment import experiment_help
+
+    parser.epilog = experiment_help()
 
 
 def _reproduce(options: argparse.Namespace, world: World) -> int:

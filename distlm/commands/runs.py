@@ -1,26 +1,32 @@
-"""What is done with a run directory as a whole: clean, sweep."""
+"""What is done with a run directory as a whole: clean, metrics, sweep."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
-from typing import Any
 
 from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.config.load import load_config, split_words
-from distlm.errors import UsageError
+from distlm.errors import EXIT_DONE, DistlmError, UsageError
 from distlm.runtime.ranks.world import World
 
+_VALUES = "values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
 
-def add_verbs(add: Add, verbs: Any) -> None:
-    """clean, sweep."""
+
+def add_verbs(add: Add) -> None:
+    """clean, metrics, sweep."""
     summary = "remove a run's search, index, datastore or training, and all that was made from it"
-    child = verbs.add_parser("clean", help=summary, description=summary)
-    child.set_defaults(handler=_clean, print_config=False, words=[])
+    child = add("clean", summary, _clean, takes=None)
     child.add_argument("run", metavar="RUN_DIR", help="a run directory, or a recipe for its run_dir")
     child.add_argument("what", metavar="search|index|datastore|train", help="each takes the ones before it along")
     child.add_argument("--only", default="", metavar="NAME", help="one index by name, or one question by its label")
     child.add_argument("--dry-run", action="store_true", help="print what would be removed, with its size, and stop")
-    child = add("sweep", "ask a store every combination of some settings, and compare the answers", _sweep, stage="knn")
-    child.epilog = "Several values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
+    summary = "what a run has measured: the last value of every metric, or all of them as CSV"
+    child = add("metrics", summary, _metrics, takes=None, alone=True)
+    child.add_argument("run", metavar="RUN_DIR", help="a folder with metrics.jsonl in it, or a recipe for its run_dir")
+    child.add_argument("--csv", action="store_true", help="time, stage, step, name and value of each, on stdout")
+    summary = "ask a store every combination of some settings, and compare the answers"
+    child = add("sweep", summary, _sweep, takes=("RECIPE section.key=value,value", _VALUES), stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print the questions, and stop")
 
 
@@ -33,6 +39,24 @@ def _clean(options: argparse.Namespace, world: World) -> int:
     if not options.dry_run:
         remove(root, things)
     return print_once(as_text(things, removed=not options.dry_run), world)
+
+
+def _metrics(options: argparse.Namespace, _world: World) -> int:
+    from distlm.runtime.metrics import MetricsFile, metrics_table, write_csv
+
+    record = MetricsFile(_root(options.run) / "metrics.jsonl")
+    if not record.path.is_file():
+        raise DistlmError(f"{record.path}: no metrics yet; the stages of a run write them, `distlm train` first of all")
+    try:
+        if options.csv:
+            write_csv(record.read(), sys.stdout)
+        else:
+            print(metrics_table(record.read()))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `... | head`: nobody reads on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_DONE
 
 
 def _root(word: str) -> Path:

@@ -8,6 +8,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, UsageError
 from distlm.runtime.ranks.world import World
 
+WORDS_HELP = "a recipe (`distlm recipes` lists them), a YAML file or a run directory, and settings, in any order"
 Handler = Callable[[argparse.Namespace, World], int]
 """What a verb does; its exit code."""
 Add = Callable[..., argparse.ArgumentParser]

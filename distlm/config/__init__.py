@@ -3,7 +3,8 @@
 The sections of a kind of model lie with it: distlm/models/KIND/config.py.
 """
 
-from distlm.config.load import load_config, parse_overrides, recipe_names
+from distlm.config.load import load_config, parse_overrides
+from distlm.config.recipe import recipe_names
 from distlm.config.schema import (
     DataConfig,
     DatastoreConfig,

@@ -20,6 +20,10 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 
 
+SPLITS = ("train", "valid", "test")
+"""Splits of a text."""
+
+
 def check_values(config: RunConfig, where: str) -> None:
     """Raises UsageError naming the setting, its value and what would do; `where`: the recipe or file."""
 
@@ -30,6 +34,7 @@ def check_values(config: RunConfig, where: str) -> None:
     at_least(config, refuse, 0, _AT_LEAST_ZERO)
     if config.data.tokenizer and config.data.dictionary:
         refuse("data.dictionary", config.data.dictionary, "the tokens of data.tokenizer are its own; leave one out")
+    shares(config, refuse, "data")
     kind(config.model.kind).check(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
@@ -51,6 +56,14 @@ def fractions(config: RunConfig, refuse: Refuse, keys: Sequence[str]) -> None:
     for key in keys:
         if not 0 <= (value := _value(config, key)) < 1:
             refuse(key, value, "must be in [0, 1)")
+
+
+def shares(config: RunConfig, refuse: Refuse, section: str) -> None:
+    """Refuse shares of the documents that leave train nothing; `section`: data or shards."""
+    keys = (f"{section}.valid_share", f"{section}.test_share")
+    fractions(config, refuse, keys)
+    if sum(_value(config, key) for key in keys) >= 1:
+        refuse(keys[1], _value(config, keys[1]), f"with {keys[0]}={_value(config, keys[0])} nothing is left for train")
 
 
 def adam(betas: Sequence[float], eps: float, keys: tuple[str, str], refuse: Refuse) -> None:
@@ -87,6 +100,8 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
     knn = config.knn
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
+    if wrong := [split for split in knn.splits if split not in SPLITS or knn.splits.count(split) > 1]:
+        refuse("knn.splits", knn.splits, f"{wrong[0]!r}: name some of {', '.join(SPLITS)}, each once")
     if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
         refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
     if not all(k >= 1 for k in knn.ks):

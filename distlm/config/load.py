@@ -1,65 +1,54 @@
-"""Recipe or file + overrides → RunConfig. Precedence: default < file < command line, whatever the order."""
+"""Recipe + overrides → RunConfig. Precedence: default < base < recipe < command line, whatever the order."""
 
 import dataclasses
 import difflib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
-import jsonargparse
 import yaml
 
 from distlm.config.check import check_values
+from distlm.config.fields import holds_once
+from distlm.config.recipe import Recipe, read_recipe, recipe_names
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
 
+if TYPE_CHECKING:
+    # A tenth of a second to import, which `distlm --help` does without.
+    import jsonargparse
+
 _KIND = "model.kind"
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
-    return yaml_names(files("distlm.config") / "recipes")
-
-
-def yaml_names(folder: Traversable) -> list[str]:
-    """Names of the YAML files in a folder of the package, without the suffix, sorted."""
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run's configuration from a recipe name or a YAML file, with `section.key=value` overrides on top.
+    """The run's configuration from a recipe, a YAML file or a run directory, with `section.key=value` overrides on top.
 
-    It has the sections that its kind of model (model.kind) reads. Raises UsageError for a missing file, an unknown key
-    (with the nearest name), a key that only other kinds of model read, a value of the wrong type, and values that
-    cannot work.
+    It has the sections that its kind of model (model.kind) reads. A run directory gives the settings of its latest
+    stage, without those that hold for one start only; its run_dir is the folder that was named, wherever it was made.
+    Raises UsageError for a missing file, an unknown key (with the nearest name), a key that only other kinds of model
+    read, a value of the wrong type, and values that cannot work.
     """
-    where, text = _read_recipe(recipe)
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UsageError(f"{where}: expected sections and keys, found {type(tree).__name__}")
-    from_file = dict(_flatten(tree, where))
+    found = read_recipe(recipe, {section for cls in run_classes().values() for section in sections_of(cls)})
     from_command_line = parse_overrides(overrides)
-    name = str(from_command_line.get(_KIND, from_file.get(_KIND, RunConfig().model.kind)))
+    name = str(from_command_line.get(_KIND, found.values.get(_KIND, RunConfig().model.kind)))
     cls = kind(name).config
     # A file that an older version wrote has the sections of all kinds, at their defaults.
-    from_file = {key: value for key, value in from_file.items() if not _default_of_another(key, value, cls)}
+    from_file = {key: value for key, value in found.values.items() if not _default_of_another(key, value, cls)}
     for key in from_file:
-        _check_key(key, where, cls, name)
+        _check_key(key, found.places.get(key, found.where), cls, name)
     for key in from_command_line:
         _check_key(key, "command line", cls, name)
-    config = _build({**from_file, **from_command_line, _KIND: name}, from_file, where, cls)
+    if found.run:
+        from_file = {key: value for key, value in from_file.items() if not holds_once(leaf_fields(cls)[key])}
+        from_file["run_dir"] = str(Path(recipe))
+    config = _build({**from_file, **from_command_line, _KIND: name}, from_command_line, found, cls)
     if not config.run_dir:
         config.run_dir = f"runs/{config.name}"
-    check_values(config, where)
+    check_values(config, found.where)
     return config
 
 
@@ -83,6 +72,21 @@ def config_tree(config: RunConfig) -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, defaults included; `load_config` reads it back unchanged."""
     return yaml.safe_dump(config_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def dump_difference(config: RunConfig) -> str:
+    """What differs from the defaults of its kind of model, as YAML; as a recipe it is the same configuration."""
+    found: dict[str, Any] = {}
+    defaults = config_tree(type(config)())
+    # A reader finds the kind by its name, and the folder by the run's.
+    defaults["model"]["kind"], defaults["run_dir"] = RunConfig().model.kind, f"runs/{config.name}"
+    for name, value in config_tree(config).items():
+        if isinstance(value, dict):
+            found[name] = {key: inner for key, inner in value.items() if inner != defaults[name][key]}
+        elif value != defaults[name]:
+            found[name] = value
+    found = {name: value for name, value in found.items() if value != {}}
+    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else ""
 
 
 def leaf_fields(cls: type[RunConfig]) -> dict[str, dataclasses.Field[Any]]:
@@ -123,6 +127,8 @@ def _sections_by_class(cls: type[RunConfig] | None) -> dict[tuple[str, type], li
 @cache
 def _section_help(section: str, cls: type, kinds: str) -> list[str]:
     """A section's title and, per key, its type, default and docstring; `kinds`: those that alone read it."""
+    import docstring_parser
+
     described = docstring_parser.parse_from_object(cls)
     texts = {
         entry.arg_name: " ".join((entry.description or "").split())
@@ -146,31 +152,6 @@ def _type_name(kind: Any) -> str:
     if "Literal" in str(kind):
         return "one of " + ", ".join(str(choice) for choice in kind.__args__)
     return kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
-
-
-def _read_recipe(recipe: str) -> tuple[str, str]:
-    path = Path(recipe)
-    if recipe in recipe_names():
-        return f"recipe {recipe}", (files("distlm.config") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
-    if path.is_file():
-        try:
-            return str(path), path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not UTF-8 text ({error})") from error
-    near = difflib.get_close_matches(recipe, recipe_names(), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UsageError(f"no recipe or file {recipe!r}{hint} Recipes: {', '.join(recipe_names())}")
-
-
-def _flatten(tree: Mapping[str, Any], where: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    sections = {section for cls in run_classes().values() for section in sections_of(cls)}
-    for key, value in tree.items():
-        if isinstance(value, dict) and prefix == "" and key in sections:
-            yield from _flatten(value, where, f"{key}.")
-        elif prefix == "" and key in sections:
-            raise UsageError(f"{where}: section {key!r} must hold keys, found {value!r}")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _default_of_another(key: str, value: Any, cls: type[RunConfig]) -> bool:
@@ -200,11 +181,13 @@ def _check_key(key: str, where: str, cls: type[RunConfig], kind_name: str) -> No
 
 
 @cache
-def _parser(kind_name: str) -> jsonargparse.ArgumentParser:
+def _parser(kind_name: str) -> "jsonargparse.ArgumentParser":
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog="distlm VERB RECIPE",
-        usage="distlm VERB RECIPE_OR_FILE [section.key=value ...]",
+        usage="distlm VERB RECIPE [section.key=value ...]",
         exit_on_error=False,
         add_help=False,
         default_env=False,
@@ -213,30 +196,36 @@ def _parser(kind_name: str) -> jsonargparse.ArgumentParser:
     return parser
 
 
-def _build(values: Mapping[str, Any], from_file: Mapping[str, Any], where: str, cls: type[RunConfig]) -> RunConfig:
+def _build(
+    values: Mapping[str, Any], from_command_line: Mapping[str, Any], recipe: Recipe, cls: type[RunConfig]
+) -> RunConfig:
+    import jsonargparse
+
     parser = _parser(values[_KIND])
     try:
         namespace = parser.parse_args([f"--{key}={_as_argument(value)}" for key, value in values.items()])
     except (jsonargparse.ArgumentError, ValueError, TypeError):
-        _raise_for_the_key(parser, values, from_file, where, cls)
+        _raise_for_the_key(parser, values, from_command_line, recipe, cls)
         raise
     return cls(**_plain(parser.instantiate(namespace), cls))
 
 
 def _raise_for_the_key(
-    parser: jsonargparse.ArgumentParser,
+    parser: "jsonargparse.ArgumentParser",
     values: Mapping[str, Any],
-    from_file: Mapping[str, Any],
-    where: str,
+    from_command_line: Mapping[str, Any],
+    recipe: Recipe,
     cls: type[RunConfig],
 ) -> None:
     """Parse one key at a time, so that the error names the key and where it was set."""
+    import jsonargparse
+
     # Those of the command line first: each takes a tenth of a second.
-    for key, value in sorted(values.items(), key=lambda item: from_file.get(item[0]) is item[1]):
+    for key, value in sorted(values.items(), key=lambda item: item[0] not in from_command_line):
         try:
             parser.parse_args([f"--{key}={_as_argument(value)}"])
         except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-            source = where if key in from_file and from_file[key] is value else "command line"
+            source = "command line" if key in from_command_line else recipe.places.get(key, recipe.where)
             raise UsageError(f"{source}: {key}={value!r}: expected {_type_name(leaf_fields(cls)[key].type)}") from error
 
 
@@ -258,13 +247,13 @@ def _as_argument(value: Any) -> str:
 
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
-    """RECIPE_OR_FILE and section.key=value arguments in any order → the recipe and the overrides. UsageError else."""
-    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    """RECIPE and section.key=value arguments in any order → the recipe and the overrides. Raises UsageError."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
     recipes = [word for word in words if word not in overrides]
     if len(recipes) != 1:
         given = ", ".join(map(repr, recipes)) or "none"
         raise UsageError(
-            f"expected one recipe or file, found {given}; recipes: {', '.join(recipe_names())}; "
+            f"expected one recipe, file or run directory, found {given}; recipes: {', '.join(recipe_names())}; "
             "settings are given as section.key=value"
         )
     return recipes[0], overrides

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from distlm.config.fields import QUESTION, VOLATILE, question, volatile
+from distlm.config.fields import QUESTION, VOLATILE, once, question, volatile
 from distlm.errors import UsageError
 
 _S = TypeVar("_S")
@@ -20,13 +20,24 @@ class DataConfig:
     source: Literal["folder", "demo", "hub"] = "folder"
     """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
     text_dir: str = ""
-    """Folder with {train,valid,test}.txt or wiki.{train,valid,test}.tokens (source=folder)."""
+    """Folder that holds, for each split, SPLIT.txt, SPLIT.jsonl or SPLIT.csv (also .gz, .xz, .bz2, .zst),
+    SPLIT.parquet, wiki.SPLIT.tokens, or a folder SPLIT of such files (source=folder)."""
+    text_field: str = "text"
+    """Field of .jsonl, column of .csv and .parquet files that holds the text."""
     hub_name: str = ""
     """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
     hub_config: str = ""
     """Configuration of the hub data set, e.g. wikitext-103-v1."""
     hub_field: str = "text"
     """Column of the hub data set that holds the lines."""
+    valid_share: float = 0.0
+    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    test_share: float = 0.0
+    """The same for the test split."""
+    documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
+    """Where a document ends, for these shares: at a blank line; before a WikiText title (" = Title = " between blank
+    lines); at each line; at the end of a file or of a row of a hub data set. A row of .jsonl, .csv and .parquet is a
+    document, unless this is line or title."""
     tokens_dir: str = ""
     """Where token files live; empty: RUN_DIR/tokens. Several runs may share one."""
     min_count: int = 1
@@ -60,6 +71,9 @@ class TrainConfig:
 
     seed: int = 1
     """Seed of initialisation, block order and dropout."""
+    init_from: str = ""
+    """Run directory or checkpoint of the same kind of model to start from, with its memory: weights alone, everything
+    else begins anew; of a run directory the best checkpoint."""
     lr: float = 1.0
     """Peak learning rate."""
     weight_decay: float = 0.0
@@ -78,7 +92,9 @@ class TrainConfig:
     """Checkpoints kept besides the best one."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
-    max_updates_this_run: int = volatile(0)  # type: ignore[assignment]
+    trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list, metadata=VOLATILE)
+    """Where every stage's metrics are shown besides metrics.jsonl: tensorboard, wandb, or both."""
+    max_updates_this_run: int = once(0)  # type: ignore[assignment]
     """Stop after a checkpoint (exit 75) when this many updates were done by this start (0: no limit)."""
 
 
@@ -220,7 +236,7 @@ class LaunchConfig:
     """CPU threads per rank (0: the cores Slurm gives it, or that it may run on, shared where ranks are not bound)."""
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
-    share: str = volatile("")  # type: ignore[assignment]
+    share: str = once("")  # type: ignore[assignment]
     """K/N: this process is number K of N independent ones without MPI (`datastore write`, `index add`) and does units
     K, K+N, …; the same command without it then completes the stage."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distlm.config.fields import LENGTH
 from distlm.config.schema import TrainConfig
 
 
@@ -14,8 +15,8 @@ class UpdatesConfig(TrainConfig):
     """Blocks in one optimizer update, over all ranks and accumulation steps."""
     micro_blocks: int = 1
     """Blocks in one forward pass. blocks_per_update / micro_blocks must divide over the ranks."""
-    updates: int = 286000
-    """Optimizer updates in all."""
+    updates: int = field(default=286000, metadata=LENGTH)
+    """Optimizer updates in all. It may grow in a finished run, with a schedule that does not end."""
     optimizer: Literal["nag", "adam"] = "nag"
     """Nesterov accelerated gradient with lr_old (fairseq), or Adam."""
     momentum: float = 0.99

@@ -1,21 +1,21 @@
-"""Readers of text: each gives the lines of the train, valid and test split, unaltered, and says where they are from."""
+"""The text of token files: the lines of the train, valid and test split, and where they are from."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 from distlm.config.schema import DataConfig
 from distlm.data.records import HubSource, TextFile, TextSource
+from distlm.data.shards.records import TextFacts
+from distlm.data.text.choice import TextChoice, choice_of_data
+from distlm.data.text.folder import is_columnar
+from distlm.data.text.hub import hub_label
+from distlm.data.text.opened import open_sources, segments_of
+from distlm.data.text.packed import packing
+from distlm.data.text.source import Cutting, Scan, Segment, Source
 from distlm.data.tokens import SPLITS
-from distlm.errors import DistlmError, UsageError
-
-STYLES: tuple[Callable[[str], str], ...] = (lambda split: f"{split}.txt", lambda split: f"wiki.{split}.tokens")
-"""File names of a split: ours, and WikiText's."""
-HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid"), "test": ("test",)}
-_CHUNK = 8 << 20
+from distlm.errors import DistlmError
+from distlm.runtime.records import given
 
 
 @dataclass(frozen=True)
@@ -25,87 +25,117 @@ class Corpus:
     description: TextSource
     """What `meta.json` says about the source."""
     lines: Mapping[str, int]
-    """Lines of each split (rows of a hub data set, which may hold several)."""
+    """Lines of each split; about so many where splits share documents."""
     places: Mapping[str, str]
     """Split → the name that errors show: a file, or a data set and split."""
     read: Callable[[str], Iterator[str]]
-    """Split → its lines, without the newline. May be called again. Raises DistlmError for text that is not UTF-8."""
+    """Split → its lines, without the newline. May be called again."""
+    sha256: Mapping[str, str] | None = None
+    """Of each split's text, where each is one plain file."""
+    spelled: Mapping[str, int] | None = None
+    """Word that was asked for → how often the text has it."""
 
 
-def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that the settings name. Folder files are read once here, for their hashes.
+def open_corpus(
+    config: DataConfig, specials: Sequence[str] = (), check: Callable[[int], None] = lambda size: None
+) -> Corpus:
+    """The corpus that the settings name. All of it is read once here: for its hashes, and to refuse what is no text.
 
-    Raises DistlmError for a missing folder, split or library, an empty split, or a folder with two naming styles.
+    `specials`: words to count. `check` is told bytes of text as they are read. Raises DistlmError for a missing folder,
+    split or library, for an empty split, and naming file and line (or row) for text that cannot be used.
     """
-    if config.source == "folder":
-        return _folder_corpus(folder_files(config.text_dir))
-    if config.source == "demo":
+    if config.source == "demo" and not (config.valid_share or config.test_share):
         return _demo_corpus()
-    return _hub_corpus(config)
-
-
-def folder_files(text_dir: str) -> dict[str, Path]:
-    """The file of each split in a folder of {train,valid,test}.txt or wiki.{train,valid,test}.tokens.
-
-    Raises DistlmError when the folder or a file is missing or empty, or both styles are there.
-    """
-    if not text_dir:
-        raise UsageError("data.text_dir is empty; set it to a folder with train.txt, valid.txt and test.txt")
-    folder = Path(text_dir)
-    if not folder.is_dir():
-        raise DistlmError(f"data.text_dir={text_dir}: no such folder; give one with train.txt, valid.txt and test.txt")
-    found = [[name for split in SPLITS if (folder / (name := style(split))).is_file()] for style in STYLES]
-    if all(found):
-        raise DistlmError(
-            f"data.text_dir={text_dir}: two corpora in one folder ({', '.join(found[0])} and {', '.join(found[1])}); "
-            "move one of them to another folder"
-        )
-    style = STYLES[1] if found[1] else STYLES[0]
-    files = {split: folder / style(split) for split in SPLITS}
-    for split, path in files.items():
-        if not path.is_file():
-            raise DistlmError(f"{path}: no such file (the {split} split); all of {', '.join(SPLITS)} are needed")
-        if path.stat().st_size == 0:
-            raise DistlmError(f"{path}: empty file; the {split} split needs text")
-    return files
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, cut at newlines only; a last line without one counts.
-
-    Raises DistlmError naming the line for bytes that are not UTF-8.
-    """
-    with path.open("rb", buffering=_CHUNK) as stream:
-        for number, raw in enumerate(stream, 1):
-            try:
-                yield raw.removesuffix(b"\n").decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DistlmError(
-                    f"{path}, line {number}: not UTF-8 text (byte 0x{raw[error.start]:02x} at column "
-                    f"{error.start + 1}); convert the file, e.g. iconv -f LATIN1 -t UTF-8"
-                ) from error
-
-
-def _folder_corpus(files: Mapping[str, Path]) -> Corpus:
-    facts, lines = {}, {}
-    for split, path in files.items():
-        facts[split], lines[split] = _file_facts(path)
+    choice = choice_of_data(config)
+    sources = open_sources(choice, one_line=False)
+    scans = {
+        split: [
+            source.scan(number, _cutting(choice, source, split, specials), check) for number, source in enumerate(of)
+        ]
+        for split, of in sources.items()
+    }
+    segments = {split: segments_of(choice, split, scans[choice.origin(split)]) for split in SPLITS}
+    for split, found in segments.items():
+        if not found:
+            raise DistlmError(f"{_place(choice, split, sources)}: no lines; the {split} split needs text")
     return Corpus(
-        description=TextSource("folder", files=facts),
-        lines=lines,
-        places={split: str(path) for split, path in files.items()},
-        read=lambda split: read_lines(files[split]),
+        description=_described(choice, {split: [scan.facts for scan in found] for split, found in scans.items()}),
+        lines={split: _lines(scans[choice.origin(split)], found) for split, found in segments.items()},
+        places={split: _place(choice, split, sources) for split in SPLITS},
+        read=lambda split: _read(sources[choice.origin(split)], segments[split]),
+        sha256=_sha256(choice, scans),
+        spelled=_spelled(scans),
     )
 
 
-def _file_facts(path: Path) -> tuple[TextFile, int]:
-    """Size and hash of a file, and its lines."""
-    digest, size, newlines, last = hashlib.sha256(), 0, 0, b"\n"
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-            size, newlines, last = size + len(chunk), newlines + chunk.count(b"\n"), chunk[-1:]
-    return TextFile(path.name, size, digest.hexdigest()), newlines + (last != b"\n")
+def _cutting(choice: TextChoice, source: Source, split: str, specials: Sequence[str]) -> Cutting:
+    """Uncut, unless other splits take documents of this one."""
+    if split != "train" or not choice.shares:
+        return Cutting(source.rule("whole"), specials=specials)
+    return Cutting(source.rule(choice.documents), shares=choice.shares, specials=specials)
+
+
+def _read(sources: Sequence[Source], segments: Sequence[Segment]) -> Iterator[str]:
+    opened: Source | None = None
+    for segment in segments:
+        source = sources[segment.source]
+        if opened is not None and opened is not source:
+            opened.close()
+        opened = source
+        yield from source.lines(segment, lambda size: None)
+    if opened is not None:
+        opened.close()
+
+
+def _lines(scans: Sequence[Scan], segments: Sequence[Segment]) -> int:
+    """As many of the lines as of the bytes, which is all of them where nothing is shared."""
+    share = sum(segment.bytes for segment in segments) / sum(scan.facts.text for scan in scans)
+    return max(1, round(share * sum(scan.lines for scan in scans)))
+
+
+def _described(choice: TextChoice, facts: Mapping[str, list[TextFacts]]) -> TextSource:
+    if choice.source == "hub":
+        rows = {split: given(table.rows) for split, (table,) in facts.items()}
+        version = metadata.version("datasets")
+        return TextSource(
+            "hub", hub=HubSource(choice.hub_name, choice.hub_config, choice.hub_field, rows, version)
+        )  # fmt: skip
+    described = TextSource("folder")
+    for split, files in facts.items():
+        found = [TextFile(file.name, given(file.bytes), file.sha256) for file in files]
+        if found[0].name.startswith(f"{split}/"):
+            described.folders = {**(described.folders or {}), split: found}
+        else:
+            described.files = {**(described.files or {}), split: found[0]}
+    return described
+
+
+def _place(choice: TextChoice, split: str, sources: Mapping[str, Sequence[Source]]) -> str:
+    origin = choice.origin(split)
+    if choice.source == "hub":
+        place = f"{hub_label('data', choice.hub_name, choice.hub_config)}, {origin}"
+    else:
+        name = sources[origin][0].name
+        place = f"{choice.text_dir.rstrip('/')}/{f'{origin}/' if name.startswith(f'{origin}/') else name}"
+    return place if origin == split else f"{place} ({split})"
+
+
+def _sha256(choice: TextChoice, scans: Mapping[str, Sequence[Scan]]) -> dict[str, str] | None:
+    facts = {split: found[0].facts for split, found in scans.items() if len(found) == 1}
+    plain = choice.source == "folder" and not choice.shares and len(facts) == len(scans)
+    if not plain or any(packing(fact.name) or is_columnar(fact.name) for fact in facts.values()):
+        return None
+    return {split: fact.sha256 for split, fact in facts.items()}
+
+
+def _spelled(scans: Mapping[str, Sequence[Scan]]) -> dict[str, int]:
+    """Over all sources."""
+    total: dict[str, int] = {}
+    for found in scans.values():
+        for scan in found:
+            for word, count in scan.spelled.items():
+                total[word] = total.get(word, 0) + count
+    return total
 
 
 def _demo_corpus() -> Corpus:
@@ -118,80 +148,3 @@ def _demo_corpus() -> Corpus:
         places={split: f"demo corpus, {split}" for split in SPLITS},
         read=lambda split: iter(demo.lines[split]),
     )
-
-
-def _hub_corpus(config: DataConfig) -> Corpus:
-    tables = hub_tables("data", config.hub_name, config.hub_config, config.hub_field)
-    what = hub_label("data", config.hub_name, config.hub_config)
-    rows = {split: len(table) for split, table in tables.items()}
-    return Corpus(
-        description=TextSource(
-            "hub",
-            hub=HubSource(config.hub_name, config.hub_config, config.hub_field, rows, metadata.version("datasets")),
-        ),
-        lines=rows,
-        places={split: f"{what}, {split}" for split in SPLITS},
-        read=lambda split: _hub_lines(tables[split], config.hub_field, f"{what}, {split}"),
-    )
-
-
-def hub_label(section: str, name: str, config: str) -> str:
-    """A hub data set as errors name it; `section` is that of its settings."""
-    return f"{section}.hub_name={name}" + (f" ({config})" if config else "")
-
-
-def load_hub(section: str, name: str, config: str) -> Any:
-    """Splits of a data set of the `datasets` library: one on the hub, or a local folder that it can load.
-
-    Raises DistlmError, naming the settings of `section`, when the library or the data set is missing.
-    """
-    if not name:
-        raise DistlmError(f"{section}.hub_name is empty; name a data set, e.g. {section}.hub_name=Salesforce/wikitext")
-    try:
-        import datasets
-    except ImportError as error:
-        raise DistlmError(
-            f"{section}.source=hub needs the datasets library: pip install 'distlm[hub]' ({error})"
-        ) from error
-    try:
-        return datasets.load_dataset(name, config or None)
-    except Exception as error:  # the library raises many kinds: its own, of the network, of the file readers
-        what = hub_label(section, name, config)
-        raise DistlmError(
-            f"{what}: the datasets library cannot load it: {type(error).__name__}: {error}; check {section}.hub_name "
-            f"and {section}.hub_config, or download the text and use {section}.source=folder"
-        ) from error
-
-
-def hub_tables(section: str, name: str, config: str, column: str, splits: Sequence[str] = SPLITS) -> Mapping[str, Any]:
-    """Split → table of the `datasets` library that has the column `column` only.
-
-    Raises DistlmError, naming the settings of `section`, when the library, the data set, a split or the column is
-    missing, or a split is empty.
-    """
-    loaded = load_hub(section, name, config)
-    what = hub_label(section, name, config)
-    tables: dict[str, Any] = {}
-    for split in splits:
-        names = HUB_SPLITS[split]
-        found = next((word for word in names if word in loaded), None)
-        if found is None:
-            raise DistlmError(f"{what}: no {' or '.join(names)} split; it has {', '.join(loaded)}")
-        table = loaded[found]
-        if column not in table.column_names:
-            raise DistlmError(f"{what}: no column {section}.hub_field={column}; it has {', '.join(table.column_names)}")
-        if len(table) == 0:
-            raise DistlmError(f"{what}: the {found} split is empty")
-        tables[split] = table.select_columns([column])
-    return tables
-
-
-def _hub_lines(table: Any, field: str, place: str) -> Iterator[str]:
-    """A row is a line, with or without its newline; a row that holds several lines gives several."""
-    number = 0
-    for batch in table.iter(batch_size=1000):
-        for text in batch[field]:
-            number += 1
-            if not isinstance(text, str):
-                raise DistlmError(f"{place}, row {number}: column {field} holds {text!r}, expected text")
-            yield from text.removesuffix("\n").split("\n")

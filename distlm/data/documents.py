@@ -71,10 +71,16 @@ def cuts(blocks: Iterable[bytes], rule: str, at_least: int) -> Iterator[int]:
     pattern = CUTS[rule]
     shortest = 1 if rule == "line" else 2
     held, first, last = b"", 0, 0
+    waiting: list[bytes] = []
     for block in blocks:
         if pattern is None:
             continue
-        held += block
+        # A line of many blocks is looked through once.
+        waiting.append(block)
+        if b"\n" not in block:
+            continue
+        held = b"".join([held, *waiting])
+        waiting = []
         while match := pattern.search(held, max(last + at_least - first - shortest, 0)):
             last = first + match.end()
             yield last

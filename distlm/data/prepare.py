@@ -8,43 +8,38 @@ import fcntl
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from math import sqrt
 from pathlib import Path
 from typing import TypedDict
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from msgspec import UNSET
 
-from distlm.config.schema import DataConfig, RunConfig
-from distlm.data.corpus import Corpus, folder_files, open_corpus
+from distlm.config.schema import DataConfig
+from distlm.data.corpus import Corpus, open_corpus
 from distlm.data.dictionary import Dictionary
 from distlm.data.editions import recognise
-from distlm.data.records import SplitFacts, TokenSettings, TokensMeta
+from distlm.data.estimate import plan_prepare
+from distlm.data.records import SplitFacts, TokensMeta
+from distlm.data.settings import finished_tokens, given_dictionary, token_settings
 from distlm.data.subwords import TOKENIZER, Encoded, Subwords
+from distlm.data.text.check import spelled_note
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
-from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first
-from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
+
+__all__ = ["finished_tokens", "plan_prepare", "run_prepare"]
 
 CHUNK = 1 << 20
 """Ids encoded before they are written (and words counted at once)."""
 _LOCK = ".prepare.lock"
-# For plans: tokens per byte are measured on this much of train, and may be this much higher in the rest.
-_SAMPLE, _MARGIN = 1 << 20, 1.1
-_TOKENS_PER_SECOND = 2e6
-_DEMO_TOKENS = 530_000
-# Python with NumPy, plus the longest-lived chunk; then the counter and the dictionary, per distinct word.
-_BASE_MEMORY, _MEMORY_PER_TYPE = 160_000_000, 400
 
 
 class PrepareSummary(TypedDict):
@@ -67,59 +62,6 @@ def run_prepare(stage: Stage) -> PrepareSummary:
     when it holds files that are not token files. A folder already complete with the same settings is left as it is.
     """
     return rank0_first(stage.comm, lambda: _prepare(stage))
-
-
-def plan_prepare(config: RunConfig, ranks: int = 1) -> StagePlan:
-    """Needs of the stage, estimated from file sizes and the start of train. One rank works, whatever `ranks` is."""
-    data, folder = config.data, RunDir.of(config).tokens(config)
-    if finished_tokens(folder, data) is not None:
-        return StagePlan("data prepare", f"{folder}: complete, nothing to do", 0, _BASE_MEMORY, 0.0)
-    notes = ["one rank works, the others wait"] if ranks > 1 else []
-    if data.source == "hub":
-        notes.append("the size of a hub data set is known only when it is loaded; disk is checked then")
-        return StagePlan("data prepare", f"text of {data.hub_name} to {folder}", 0, 2 * _BASE_MEMORY, None, notes)
-    if data.source == "demo":
-        text, tokens = "the demo corpus", _DEMO_TOKENS
-    else:
-        text, tokens = data.text_dir, _estimate_tokens(folder_files(data.text_dir), data)
-    return StagePlan(
-        "data prepare",
-        f"{text} to {folder}, about {tokens:,} tokens",
-        disk_bytes=int(tokens * _MARGIN) * DTYPE.itemsize,
-        memory_bytes=_BASE_MEMORY + _MEMORY_PER_TYPE * int(100 * sqrt(tokens)),
-        seconds=2 + tokens / _TOKENS_PER_SECOND,
-        notes=notes,
-    )
-
-
-def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
-    """The token files of these settings, or None when the folder is not (completely) prepared.
-
-    Raises DistlmError when it was prepared with other settings, or the text files have changed in size since.
-    """
-    if not (folder / META).exists():
-        return None
-    tokens = TokenFiles.open(folder)
-    settings = _settings(data)
-    before, now = msgspec.to_builtins(tokens.meta.settings), msgspec.to_builtins(settings)
-    changed = [
-        f"data.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise DistlmError(
-            f"{folder}: token files were prepared with other settings ({'; '.join(changed)}); "
-            "use the same settings, or another data.tokens_dir or run_dir"
-        )
-    for facts in (tokens.meta.source.files or {}).values():
-        path = Path(settings.text_dir or "") / facts.name
-        if path.is_file() and path.stat().st_size != facts.bytes:
-            raise DistlmError(
-                f"{path}: has {path.stat().st_size} bytes, and had {facts.bytes} when {folder} was prepared; "
-                f"put the old text back, or choose another data.tokens_dir or run_dir"
-            )
-    return tokens
 
 
 def count_words(lines: Iterable[str], advance: Callable[[int], None]) -> Counter[str]:
@@ -153,17 +95,6 @@ def encode_lines(lines: Iterable[str], dictionary: Dictionary) -> Iterator[tuple
         yield np.frombuffer(ids, np.intc).astype(DTYPE), count
 
 
-def _estimate_tokens(files: Mapping[str, Path], data: DataConfig) -> int:
-    with files["train"].open("rb") as stream:
-        sample = stream.read(_SAMPLE)
-    count = len(sample.split()) + sample.count(b"\n")
-    if data.tokenizer:
-        lines = sample.decode("utf-8", "replace").split("\n")
-        count = round(Subwords.load(data.tokenizer, data.line_end).tokens_per_line(lines) * len(lines))
-    per_byte = count / len(sample)
-    return int(per_byte * sum(path.stat().st_size for path in files.values()))
-
-
 def _prepare(stage: Stage) -> PrepareSummary:
     data, folder = stage.config.data, stage.run.tokens(stage.config)
     if folder.exists() and not folder.is_dir():
@@ -180,7 +111,7 @@ def _prepare(stage: Stage) -> PrepareSummary:
         _refuse_foreign(folder)
         sweep_temporaries(folder)
         start = time.monotonic()
-        _write(stage, folder, open_corpus(data))
+        _write(stage, folder)
         seconds = time.monotonic() - start
         summary = _summary(TokenFiles.open(folder), already=False)
     rate = sum(summary["tokens"].values()) / seconds
@@ -195,16 +126,23 @@ def _nothing_to_do(tokens: TokenFiles) -> PrepareSummary:
     return _summary(tokens, already=True)
 
 
-def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
+def _write(stage: Stage, folder: Path) -> None:
     data = stage.config.data
     subwords = Subwords.load(data.tokenizer, data.line_end) if data.tokenizer else None
+
+    def obey(size: int = 0) -> None:
+        if stage.stop.reason is not None:
+            raise Stopped(f"{folder}: stopped while preparing tokens; the same command starts the stage over")
+
+    corpus = open_corpus(data, subwords.specials if subwords else (), obey)
+    if corpus.spelled:
+        say(f"data prepare: {spelled_note(corpus.spelled)}")
     total = sum(corpus.lines.values()) + (corpus.lines["train"] if subwords is None else 0)
     with Progress("data prepare", total, "lines") as progress:
 
         def advance(lines: int, doing: str) -> None:
             progress.advance(lines, doing=doing)
-            if stage.stop.reason is not None:
-                raise Stopped(f"{folder}: stopped while preparing tokens; the same command starts the stage over")
+            obey()
 
         if subwords is None:
             counts = count_words(corpus.read("train"), lambda lines: advance(lines, "count"))
@@ -227,14 +165,13 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
         with atomic_path(folder / TOKENIZER) as temporary:
             temporary.write_text(subwords.tokenizer.to_str(), "utf-8")
     dictionary.save(folder / DICTIONARY)
-    files = corpus.description.files
     match = (
         None
         if subwords is not None
         else recognise(
             {split: facts.tokens for split, facts in splits.items()},
             types,
-            {split: files[split].sha256 for split in SPLITS} if files else None,
+            corpus.sha256,
         )
     )
     if match is not None:
@@ -245,7 +182,7 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
         types=types,
         dictionary=dictionary.hash,
         splits=splits,
-        settings=_settings(data),
+        settings=token_settings(data),
         source=corpus.description,
         edition=match,
         tokenizer=UNSET if subwords is None else subwords.facts,
@@ -255,7 +192,7 @@ def _write(stage: Stage, folder: Path, corpus: Corpus) -> None:
 def _word_dictionary(corpus: Corpus, data: DataConfig, counts: Counter[str]) -> Dictionary:
     if any(word in counts for word in Dictionary.RESERVED):
         raise _reserved_word(corpus, "train")
-    dictionary = _given_dictionary(data) or Dictionary.from_counts(
+    dictionary = given_dictionary(data) or Dictionary.from_counts(
         counts, data.min_count, data.max_words, data.pad_to_multiple
     )
     if not any(dictionary.counts):
@@ -312,32 +249,6 @@ def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
                     "themselves (every line gets its own </s>); remove or rename it"
                 )
     raise RuntimeError(f"{corpus.places[split]}: the text changed while it was read")
-
-
-def _settings(data: DataConfig) -> TokenSettings:
-    """The settings that decide the token files, for this source."""
-    settings = TokenSettings(data.source)
-    if data.source == "folder":
-        settings.text_dir = str(Path(data.text_dir).resolve())
-    elif data.source == "hub":
-        settings.hub_name, settings.hub_config, settings.hub_field = data.hub_name, data.hub_config, data.hub_field
-    if data.tokenizer:
-        settings.tokenizer = Subwords.load(data.tokenizer, data.line_end).hash
-    elif given := _given_dictionary(data):
-        settings.dictionary = given.hash
-    else:
-        settings.min_count, settings.max_words = data.min_count, data.max_words
-        settings.pad_to_multiple = data.pad_to_multiple
-    return settings
-
-
-def _given_dictionary(data: DataConfig) -> Dictionary | None:
-    """The dictionary of data.dictionary, if that is set."""
-    if not data.dictionary:
-        return None
-    if not Path(data.dictionary).is_file():
-        raise DistlmError(f"data.dictionary={data.dictionary}: no such file")
-    return Dictionary.load(Path(data.dictionary))
 
 
 def _summary(tokens: TokenFiles, already: bool) -> PrepareSummary:

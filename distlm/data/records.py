@@ -35,6 +35,14 @@ class TokenSettings(Part):
     """data.hub_config."""
     hub_field: str | UnsetType = UNSET
     """data.hub_field."""
+    text_field: str | UnsetType = UNSET
+    """data.text_field; absent: text."""
+    valid_share: float | UnsetType = UNSET
+    """data.valid_share, of train's documents."""
+    test_share: float | UnsetType = UNSET
+    """data.test_share, of train's documents."""
+    documents: str | UnsetType = UNSET
+    """data.documents, where there is such a share."""
     tokenizer: str | UnsetType = UNSET
     """Hash of the tokenizer that data.tokenizer names."""
     dictionary: str | UnsetType = UNSET
@@ -51,7 +59,7 @@ class TextFile(Part):
     """A text file of a folder."""
 
     name: str
-    """In its folder."""
+    """In data.text_dir."""
     bytes: int
     """Its size."""
     sha256: str
@@ -91,12 +99,14 @@ class HubSource(Part):
 
 
 class TextSource(Part):
-    """The text: one of `files`, `demo` and `hub`, as `source` says."""
+    """The text: `files` and `folders`, or `demo`, or `hub`, as `source` says."""
 
     source: str
     """folder, demo or hub."""
     files: dict[str, TextFile] | UnsetType = UNSET
-    """The file of each split."""
+    """The file of each split that has one."""
+    folders: dict[str, list[TextFile]] | UnsetType = UNSET
+    """The files of each split that is a folder of them."""
     demo: DemoSource | UnsetType = UNSET
     """The demo corpus."""
     hub: HubSource | UnsetType = UNSET

@@ -4,8 +4,11 @@ Piece i has id FIRST_PIECE + i, so that the ids of <s>, <pad>, </s> and <unk> st
 ends with one </s>, which the model reads and predicts as the piece `line_end`, its own newline where it has one. The
 number of words (split at white space, and each line's end, as the papers count) is kept beside the number of tokens,
 because perplexity is per word.
+
+A special token that the text spells out ("</s>", "<|endoftext|>") is text like any other and never the token.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +91,30 @@ class Subwords:
         return bytes_hash(f"{self.tokenizer.to_str()} {self.line_end}".encode())
 
     @cached_property
+    def specials(self) -> list[str]:
+        """Special tokens of the tokenizer."""
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
+
+    @cached_property
+    def _text_tokenizer(self) -> Any:
+        """The same tokenizer, for which special tokens spelled in a text are text."""
+        from tokenizers import Tokenizer
+
+        tree = self.tokenizer.to_str()
+        found = Tokenizer.from_str(tree)
+        found.encode_special_tokens = True
+        # Models that look for whole words in their vocabulary find these there.
+        held = [
+            name
+            for name in self.specials
+            if found.token_to_id(name) in found.encode(name, add_special_tokens=False).ids
+        ]
+        if held and (other := _without(json.loads(tree), held)):
+            found = Tokenizer.from_str(json.dumps(other))
+            found.encode_special_tokens = True
+        return found
+
+    @cached_property
     def pieces(self) -> list[str]:
         """By number; numbers that the tokenizer leaves out are filled."""
         found = self.tokenizer.get_vocab(with_added_tokens=True)
@@ -114,7 +141,7 @@ class Subwords:
         waiting = iter(lines)
         while batch := list(islice(waiting, _LINES)):
             ids: list[int] = []
-            for encoding in self.tokenizer.encode_batch(batch, add_special_tokens=False):
+            for encoding in self._text_tokenizer.encode_batch(batch, add_special_tokens=False):
                 ids += [FIRST_PIECE + number for number in encoding.ids]
                 ids.append(Dictionary.EOS)
             yield Encoded(np.array(ids, np.dtype("<i4")), len(batch), sum(len(line.split()) + 1 for line in batch))
@@ -123,6 +150,24 @@ class Subwords:
         """Of the first lines."""
         first = next(self.encode(islice(lines, _LINES)), None)
         return 1.0 if first is None else len(first.ids) / first.lines
+
+
+def _without(tree: dict[str, Any], names: list[str]) -> dict[str, Any] | None:
+    """A tokenizer.json with other names for some pieces, under their old ids; None: its model needs the names.
+
+    Text has no NUL, so it never spells the new ones.
+    """
+    model, new = tree["model"], {name: f"\0{name}" for name in names}
+    if model["type"] == "Unigram":
+        model["vocab"] = [[new.get(piece, piece), score] for piece, score in model["vocab"]]
+    elif model["type"] in ("WordLevel", "WordPiece"):
+        model["vocab"] = {new.get(piece, piece): number for piece, number in model["vocab"].items()}
+        model["unk_token"] = new.get(model["unk_token"], model["unk_token"])
+    else:
+        return None
+    for token in tree["added_tokens"]:
+        token["content"] = new.get(token["content"], token["content"])
+    return tree
 
 
 def _in_one_line(piece: str) -> str:

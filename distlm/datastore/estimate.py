@@ -1,11 +1,10 @@
 """What writing the datastore will need: disk, memory, time."""
 
 from distlm.config.schema import RunConfig
-from distlm.data.prepare import plan_prepare
-from distlm.data.tokens import DTYPE, TokenFiles
+from distlm.data.estimate import expected_tokens
 from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.models.card import model_of_card, read_model_card
 from distlm.models.described import causal, causal_kind, model_of, parameter_count
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -21,7 +20,8 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
 
     Raises DistlmError for blocks that do not fit the model or leave nothing to store.
     """
-    store, run, notes = config.datastore, RunDir.of(config), []
+    store, run = config.datastore, RunDir.of(config)
+    notes: list[str] = []
     try:
         described = model_of_card(read_model_card(run.model_checkpoint(config)))
     except DistlmError:
@@ -29,16 +29,17 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     model = causal(described)
     found = causal_kind(model)
     found.require_tap(model, store.tap, "datastore.tap")
-    try:
-        files = TokenFiles.open(run.tokens(config))
-        tokens, vocabulary = len(files.split(store.split)), len(files.dictionary)
-    except DistlmError:
-        tokens = plan_prepare(config).disk_bytes // DTYPE.itemsize
-        vocabulary = found.assumed_words(config)
-        notes.append(f"no token files yet: at most about {tokens} tokens and {vocabulary} words are assumed")
+    expected = expected_tokens(config)
+    tokens, vocabulary = expected.tokens.get(store.split, 0), expected.words or found.assumed_words(config)
+    if expected.exact and store.split not in expected.tokens:
+        raise UsageError(
+            f"datastore.split={store.split!r}: the token files have {', '.join(expected.tokens)}; choose one of these"
+        )
+    notes += expected.note
+    if not expected.words and tokens:
+        notes.append(f"a dictionary of {vocabulary} words is assumed")
     if tokens == 0:
-        notes.append("rows, disk and time are known once the token files are there")
-        return StagePlan("datastore write", "rows unknown", 0, _BASE_MEMORY, None, notes)
+        return StagePlan("datastore write", "rows unknown", 0, 0, None, notes, known=False)
     plan = plan_store(
         tokens, store.context_window, store.block, store.batch_blocks, store.rows_per_shard, model.max_positions
     )

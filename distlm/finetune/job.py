@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distlm.data.order import rows_for_update
 from distlm.data.shards.wordpiece import TOKENIZER
-from distlm.finetune.data import TaskData
+from distlm.finetune.data import Outputs, TaskData
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
 from distlm.finetune.objective import TaskModule
@@ -25,12 +25,11 @@ from distlm.finetune.records import FinetuneState, TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.config import MemoryConfig
-from distlm.memory.values.adam import Adam
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.plm.config import FinetuneConfig, PlmTraining
-from distlm.models.plm.memory_job import MemoryJob
+from distlm.models.plm.memory_job import MemoryJob, take_memories
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
 from distlm.optim.schedule import learning_rate
@@ -39,6 +38,7 @@ from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume
 from distlm.training.dsconfig import merge_ds_config
+from distlm.training.finished import STATE
 from distlm.training.job import Text
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
@@ -64,7 +64,19 @@ class FinetuneJob(MemoryJob[FinetuneState]):
         train, ranks = stage.config.section(PlmTraining), stage.comm.size
         micro = plan_finetune_rows(config, ranks)
         self.values_frozen = config.memory == "frozen"
-        model = TaskModelConfig(
+        model = self.describe(config, task, source)
+        text = Text(task.fingerprint, source.tokenizer_hash, source.vocabulary)
+        super().__init__(stage, text, micro, merge_ds_config(train, train.micro_blocks, micro.accumulation), model)
+        self.config, self.task, self.source, self.exchange = config, task, source, exchange
+        self.updates = train.updates
+        self.scorer = TaskScorer(task, train.micro_blocks)
+        self.before: dict[str, TaskMemoryUse] | None = None
+        self.scored: TaskValidation | None = None
+        """What dev was scored last, in this start."""
+
+    def describe(self, config: FinetuneConfig, task: TaskData, source: Source) -> TaskModelConfig:
+        """The model that is trained."""
+        return TaskModelConfig(
             source.backbone if config.dropout < 0 else with_dropout(source.backbone, config.dropout),
             _memory(source.memory, config) if source.memory else {},
             source.seed,
@@ -72,17 +84,11 @@ class FinetuneJob(MemoryJob[FinetuneState]):
             task.outputs,
             task.name,
         )
-        text = Text(task.fingerprint, source.tokenizer_hash, source.vocabulary)
-        super().__init__(stage, text, micro, merge_ds_config(train, train.micro_blocks, micro.accumulation), model)
-        self.config, self.task, self.source, self.exchange = config, task, source, exchange
-        self.updates = train.updates
-        self.scorer = TaskScorer(task, train.micro_blocks)
-        self.before: dict[str, TaskMemoryUse] | None = None
 
     def begin(self, resume: Resume[FinetuneState] | None) -> None:
         super().begin(resume)
         if resume is None and self.net.memories:
-            self.before = self._score().memory
+            self.before = self.score().memory
 
     def fresh_model(self) -> TaskModel:
         self.net = self.build()
@@ -160,7 +166,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
         return self.finished(state) or done // rows > (done - size) // rows
 
     def validate(self, state: FinetuneState) -> Validation:
-        return self._score()
+        return self.score()
 
     def judged(self, state: FinetuneState, result: Validation) -> Values:
         assert isinstance(result, TaskValidation)
@@ -178,21 +184,60 @@ class FinetuneJob(MemoryJob[FinetuneState]):
         if self.config.keep_models and self.comm.rank == 0:
             (folder / TOKENIZER).write_text(self.source.tokenizer.to_str(), "utf-8")
 
-    def _score(self) -> TaskValidation:
-        return self.scorer.run(self.engine, self.net, self.comm.rank, self.comm.size)
+    def score(self) -> TaskValidation:
+        """Of dev. Collective. Raises DistlmError when the loss is not finite."""
+        self.scored = self.scorer.run(self.engine, self.net, self.comm.rank, self.comm.size)
+        return self.scored
+
+    def outputs(self, finished: Path) -> Outputs:
+        """What the trained model gives for dev, as it was scored last, and for test. Collective.
+
+        `finished`: its checkpoint, from which a start that had nothing left to do takes it.
+        """
+        if self.scored is None:
+            self.begin(Resume(finished, FinetuneState.read(finished / STATE)))
+            self.score()
+        assert self.scored is not None
+        return {**self.scored.outputs, **self.run_tests()}
+
+    def run_tests(self) -> Outputs:
+        """What the model gives for test. Collective."""
+        return self.scorer.run_tests(self.engine, self.net, self.comm.rank, self.comm.size)
 
     def build(self) -> TaskModel:
         return TaskModel(self.model, self.text.vocabulary, self.exchange)
 
     def _load_memory(self) -> None:
         """The source's values and query statistics; moments and counters start anew."""
+        if self.net.memories:
+            assert self.source.folder is not None
+            take_memories(self.net.memories, self.source.memory, self.source.folder)
+
+
+class EvaluationJob(FinetuneJob):
+    """A fine-tuned model that is not trained: `source` has its head and says what it is."""
+
+    def describe(self, config: FinetuneConfig, task: TaskData, source: Source) -> TaskModelConfig:
+        assert source.task is not None
+        return source.task
+
+    def begin(self, resume: Resume[FinetuneState] | None) -> None:
+        # The model as it is, without a score of its own before.
+        MemoryJob.begin(self, resume)
+
+    def fresh_model(self) -> TaskModel:
+        self.net = self.build()
+        together(self.comm, lambda: start_from_source(self.net, self.source, whole=True))
+        together(self.comm, self._load_memory)
+        return self.net
+
+    def _load_memory(self) -> None:
         for layer, memory in self.net.memories.items():
             assert self.source.folder is not None
-            # What memory.stale=catch_up still owes is due at the pretraining's rate.
-            rule, memory.table.rule = memory.table.rule, Adam.of(MemoryConfig(**self.source.memory))
-            extra = load_table(memory.table, self.source.folder, layer, moments=False)
-            memory.table.rule = rule
-            memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
+            owed = memory.table.config.stale == "catch_up"
+            # With what memory.stale=catch_up still owes: made up for in the table it would round otherwise than it did
+            # when the training scored.
+            memory.load_extra(load_table(memory.table, self.source.folder, layer, moments=owed))
 
 
 def train_config(config: FinetuneConfig, seed: int, rows: int) -> PlmTraining:

@@ -34,7 +34,8 @@ class TaskModel(nn.Module):
         self.hf = family.from_config(backbone_config(config.backbone | labels, vocabulary), attn_implementation=NAME)
         self.memories = equip(self.hf, values_to_come(config.memory), config.seed, self.rows, exchange)
         """Layer, counted from 1 → its memory."""
-        self._typed = getattr(self.hf.config, "type_vocab_size", 1) > 1
+        self.typed = getattr(self.hf.config, "type_vocab_size", 1) > 1
+        """Whether it tells the parts of a pair apart."""
 
     def forward(self, tokens: Tensor, types: Tensor) -> Tensor:
         """tokens, types int64 [B, T] → scores [B, C], or [B, T, 2] (span). Within `rows.set`, which says what is
@@ -42,7 +43,7 @@ class TaskModel(nn.Module):
         mask = self.rows.mask
         if mask is None:
             raise ValueError("TaskModel.forward outside Rows.set")
-        given = {"token_type_ids": types} if self._typed else {}
+        given = {"token_type_ids": types} if self.typed else {}
         output = self.hf(input_ids=tokens, attention_mask=mask, **given)
         if self.config.head == "span":
             return torch.stack((output.start_logits, output.end_logits), dim=-1)

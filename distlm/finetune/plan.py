@@ -4,7 +4,8 @@ from pathlib import Path
 
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.tasks.glue import TASKS, read_glue
-from distlm.finetune.tasks.squad import read_squad
+from distlm.finetune.tasks.squad import read_squad, read_squad_test
+from distlm.finetune.tasks.unlabelled import read_glue_tests
 from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.io import card_parameters
 from distlm.models.plm.config import FinetuneConfig, PlmRun
@@ -34,20 +35,22 @@ def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     settings = config.finetune.with_defaults()
     plan_finetune_rows(settings, ranks)
     stage = zero_stage(load_ds_config(settings.deepspeed))
-    splits = read_squad(settings) if settings.task == "SQuAD" else read_glue(TASKS[settings.task], settings)
-    train, dev = len(splits["train"]), sum(len(found) for name, found in splits.items() if name != "train")
-    parameters, values, notes = _sizes(config)
+    train, dev, test = count_rows(settings)
+    named = bool(settings.checkpoint)
+    parameters, values, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
     updates = -(-train * settings.epochs // settings.rows_per_update)
-    tokens = settings.length * len(settings.seeds) * settings.epochs
-    seconds = tokens * (6 * train + 2 * dev) * parameters / (machine_flops() * ranks)
+    rows = settings.epochs * (6 * train + 2 * dev) + 2 * test
+    seconds = settings.length * len(settings.seeds) * rows * parameters / (machine_flops() * ranks)
     moments = 3 if settings.memory == "updated" else 1
     checkpoint = 12 * parameters + 4 * moments * values
     kept = len(settings.seeds) if settings.keep_models else 0
     memory = 4 * parameters * (2 if stage == 3 else 4) + 4 * moments * values // max(config.memory.columns or ranks, 1)
+    tested = f", {test} of test" if test else ""
     return StagePlan(
         "finetune",
         f"{settings.task}: {len(settings.seeds)} seeds, each {updates} updates of {settings.rows_per_update} rows "
-        f"({settings.epochs} epochs of {train}; {dev} rows of dev), memory {settings.memory}, ZeRO {stage}",
+        f"({settings.epochs} epochs of {train}; {dev} rows of dev{tested}), "
+        f"memory {settings.memory}, ZeRO {stage}",
         checkpoint * (kept + 2),
         memory,
         seconds,
@@ -55,13 +58,23 @@ def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     )
 
 
-def _sizes(config: PlmRun) -> tuple[int, int, list[str]]:
-    """Parameters, numbers in the memories' values, notes."""
-    place = Path(config.finetune.checkpoint or config.run_dir)
+def count_rows(settings: FinetuneConfig, train: bool = True) -> tuple[int, int, int]:
+    """Examples of train (without `train` 0), dev and test. Raises DistlmError for missing or wrong data."""
+    if settings.task == "SQuAD":
+        asked = read_squad(settings, train)
+        return len(asked.get("train", ())), len(asked["dev"]), len(read_squad_test(settings) or ())
+    task = TASKS[settings.task]
+    splits, tests = read_glue(task, settings, train), read_glue_tests(task, settings)
+    dev = sum(len(splits[name]) for name in task.dev)
+    return len(splits.get("train", ())), dev, sum(len(found.ids) for found in tests.values())
+
+
+def model_sizes(place: Path, named: bool) -> tuple[int, int, list[str]]:
+    """Parameters, numbers in the memories' values, notes; of a run directory or of a checkpoint that was named."""
     found = sorted(marker.parent for marker in place.glob("checkpoints/step-*/complete.json"))
     folder = found[-1] if found else place
     if not (folder / CARD).exists():
-        what = "not a checkpoint of distlm" if config.finetune.checkpoint else "no checkpoint yet"
+        what = "not a checkpoint of distlm" if named else "no checkpoint yet"
         return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
     card = read_model_card(folder)
     described = model_of_card(card)

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType, field
 from distlm.errors import DistlmError
 from distlm.memory.records import MemoryUse
 from distlm.models.plm.config import FinetuneConfig
+from distlm.models.records import Marker
 from distlm.runtime.records import CodeVersion, Part, Record
 from distlm.training.records import UpdatesState
 
@@ -60,8 +61,13 @@ class FinetuneSettings(Record):
 
     def differences(self, now: Self) -> list[str]:
         """`finetune.NAME: … there, … now` of each setting, source or data that is another."""
-        pairs = {name: (getattr(self.config, name), getattr(now.config, name)) for name in DECIDING}
-        pairs |= {"source": (self.source, now.source), "data": (self.data, now.data)}
+        pairs = {"source": (self.source, now.source), "data": (self.data, now.data)}
+        others = [f"finetune.{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
+        return [*self.setting_differences(now.config), *others]
+
+    def setting_differences(self, now: FinetuneConfig) -> list[str]:
+        """The same of the settings alone."""
+        pairs = {name: (getattr(self.config, name), getattr(now, name)) for name in DECIDING}
         return [f"finetune.{name}: {a!r} there, {b!r} now" for name, (a, b) in pairs.items() if a != b]
 
 
@@ -120,6 +126,62 @@ class SeedResult(Record):
     """finetune.keep_models: its last checkpoint lies beside this file."""
     seconds: float
     """Seconds that the last start took."""
+
+
+class PredictionFiles(Marker):
+    """Predictions of one model for dev or test; written last."""
+
+    NAME = "manifest.json"
+    FILE = "RUN/finetune/NAME/seed-N/predictions/PART/manifest.json"
+    WHAT = "list of prediction files"
+    WRITER = "distlm finetune"
+    READERS = ("distlm finetune --evaluate-only",)
+    MEND = "remove the folder, and run `distlm finetune --evaluate-only`, which writes it again"
+
+    task: str
+    """finetune.task."""
+    model: str
+    """Fingerprint of weights, memory and tokenizer of the fine-tuned model."""
+    data: str
+    """Fingerprint of rows, labels and ids."""
+    rows: dict[str, int]
+    """Split → its predictions."""
+
+
+class TaskEvaluation(Record):
+    """A fine-tuned model's scores on dev, without training."""
+
+    FILE = "RUN/finetune/NAME/seed-N/evaluation.json (of a model from elsewhere RUN/finetune/NAME/evaluation.json)"
+    WHAT = "evaluation of a fine-tuned model"
+    WRITER = "distlm finetune --evaluate-only"
+    READERS = ("distlm finetune --evaluate-only",)
+
+    task: str
+    """finetune.task."""
+    checkpoint: str
+    """Where the model lies."""
+    model: str
+    """Fingerprint of its weights, memory and tokenizer."""
+    data: str
+    """Fingerprint of the rows and labels of dev."""
+    metric: str
+    """The task's metric."""
+    scores: Scores
+    """Metric → its value on dev."""
+    loss: float
+    """Mean over the rows of (the first split of) dev, in nats (of a number its squared error)."""
+    majority: Scores
+    """Metric → the best that a single answer for all of dev reaches; empty for SQuAD, where train decides that."""
+    memory: dict[str, TaskMemoryUse]
+    """Layer → use of its memory; empty without memory."""
+    rows: dict[str, int]
+    """Split of dev or test → rows."""
+    settings: FinetuneConfig
+    """The section finetune."""
+    ranks: int
+    """Ranks that did it."""
+    code: CodeVersion
+    """Which code wrote this file."""
 
 
 class FinetuneState(UpdatesState, kw_only=True):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distlm.finetune.data import TaskData
+from distlm.finetune.data import Outputs, TaskData
 from distlm.finetune.model import TaskModel
 from distlm.finetune.objective import TaskOutput
 from distlm.finetune.records import LabelsApart, TaskMemoryUse
@@ -31,6 +31,8 @@ class TaskValidation(Validation):
     scores: dict[str, float]
     memory: dict[str, TaskMemoryUse]
     """Layer → use on (the first split of) dev; for a task of labels also how the labels differ."""
+    outputs: Outputs
+    """What the scores were taken from."""
 
     @property
     def text(self) -> str:
@@ -130,12 +132,14 @@ _Use = dict[int, list[UsageCounts]]
 
 
 class TaskScorer:
-    """Runs a model over dev and scores it."""
+    """Runs a model over dev and scores it, and over test."""
 
     def __init__(self, task: TaskData, batch: int) -> None:
         self.task = task
         labels = len(task.labels)
-        self.splits = {name: SplitScorer(rows, task.head == "span", labels, batch) for name, rows in task.dev.items()}
+        span = task.head == "span"
+        self.splits = {name: SplitScorer(rows, span, labels, batch) for name, rows in task.dev.items()}
+        self.tests = {name: SplitScorer(rows, span, 0, batch) for name, rows in task.test.items()}
 
     def run(self, engine: Engine, net: TaskModel, rank: int, ranks: int) -> TaskValidation:
         """Collective. Raises DistlmError when the loss is not finite."""
@@ -150,7 +154,11 @@ class TaskScorer:
         if not np.isfinite(loss):
             raise not_finite()
         rows = sum(len(scorer.rows) for scorer in self.splits.values())
-        return TaskValidation(loss, rows, f"{rows} rows of dev", self.task.score(outputs), memory)
+        return TaskValidation(loss, rows, f"{rows} rows of dev", self.task.score(outputs), memory, outputs)
+
+    def run_tests(self, engine: Engine, net: TaskModel, rank: int, ranks: int) -> Outputs:
+        """What the model gives for the splits of test. Collective."""
+        return {name: scorer.run(engine, net, rank, ranks)[1].numpy() for name, scorer in self.tests.items()}
 
 
 def targets_of(rows: Rows, numbers: npt.NDArray[np.integer]) -> Tensor:

@@ -3,7 +3,7 @@ tokenizer."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
+from distlm.finetune.tasks.glue import TASKS
 from distlm.memory.values.files import load_table
-from distlm.models.card import CARD, model_of_card
+from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.description import Backbone, PlmModel
-from distlm.models.plm.export import has_memory, value_hashes, without_values
+from distlm.models.plm.export import TASK_HEADS, has_memory, read_folder, task_head, value_hashes, without_values
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.records import ModelCard
@@ -32,6 +33,9 @@ from distlm.runtime.files import bytes_hash, json_hash
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
+
+_TASK_NAMES = {task.hub_config: task.name for task in TASKS.values()} | {"squad": "SQuAD"}
+"""What transformers' examples call a task → finetune.task."""
 
 _TOKENIZER_FILES = (TOKENIZER, VOCABULARY, "vocab.json")
 
@@ -57,6 +61,8 @@ class Source:
     pad: int
     fingerprint: str
     """Of weights, memory and tokenizer."""
+    task: TaskModelConfig | None = None
+    """Of a fine-tuned model: what it is, with its head."""
 
     @property
     def max_positions(self) -> int:
@@ -78,20 +84,58 @@ def open_source(config: FinetuneConfig, run: Path, shards: Path) -> Source:
             )
         return _ours(run, config, shards)
     path = Path(config.checkpoint)
-    if (path / "complete.json").exists() or (path / CARD).exists() or (path / "checkpoints").is_dir():
+    if _is_ours(path):
         return _ours(path, config, shards)
     return _exported(path, config) if has_memory(path) else _hugging_face(config)
 
 
-def start_from_source(model: TaskModel, source: Source) -> None:
-    """Copy the source's weights into a fresh model; a head, and a pooler that the source lacks, stay fresh.
+def open_finetuned(config: FinetuneConfig) -> Source:
+    """The fine-tuned model that finetune.checkpoint names, with its head; Source.task describes it.
+
+    A seed's folder (RUN/finetune/NAME/seed-N) or a checkpoint in it, or a Hugging Face folder with the head of a task.
+    Raises DistlmError for what is not there or damaged, and for a model that was not fine-tuned.
+    """
+    path = Path(config.checkpoint)
+    if _is_ours(path):
+        if read_model_card(_newest(path)).kind == TaskModelConfig.KIND:
+            return _ours(path, config, path)
+    elif (path / "config.json").is_file() and task_head(path):
+        source = _exported_task(path, config)
+        _require_label_order(source, config)
+        return source
+    raise DistlmError(
+        f"finetune.checkpoint={path}: not a fine-tuned model; name the folder of a seed that was kept "
+        "(finetune.keep_models=true: RUN/finetune/NAME/seed-N), or an exported one"
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is a run directory or checkpoint of distlm."""
+    return (path / "complete.json").exists() or (path / CARD).exists() or (path / "checkpoints").is_dir()
+
+
+def _newest(path: Path) -> Path:
+    """The newest checkpoint of a run directory, or the checkpoint itself. DistlmError for a run without one."""
+    if not (path / "checkpoints").is_dir():
+        return path
+    found = sorted(marker.parent for marker in path.glob("checkpoints/step-*/complete.json"))
+    if not found:
+        raise DistlmError(f"finetune.checkpoint={path}: a run directory without a complete checkpoint")
+    return found[-1]
+
+
+def start_from_source(model: TaskModel, source: Source, whole: bool = False) -> None:
+    """Copy the source's weights into a fresh model; a head that the source lacks or has for another task, and a pooler
+    that it lacks, stay fresh. `whole`: all of them must be there.
 
     Raises DistlmError when the source lacks a weight of the encoder, or has it in another shape.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             found = source.weights.get(name)
-            if found is None and (not name.startswith(model.prefix) or ".pooler." in name):
+            head = not name.startswith(model.prefix)
+            fits = found is not None and (not head or found.shape == parameter.shape)
+            if not whole and not fits and (head or ".pooler." in name):
                 continue
             if found is None or found.shape != parameter.shape:
                 there = "missing" if found is None else str(list(found.shape))
@@ -103,12 +147,7 @@ def start_from_source(model: TaskModel, source: Source) -> None:
 
 
 def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
-    folder = path
-    if (path / "checkpoints").is_dir():
-        found = sorted(marker.parent for marker in path.glob("checkpoints/step-*/complete.json"))
-        if not found:
-            raise DistlmError(f"finetune.checkpoint={path}: a run directory without a complete checkpoint")
-        folder = found[-1]
+    folder = _newest(path)
     name = f"finetune.checkpoint={folder}"
     weights, card = read_weights(folder)
     described = model_of_card(card)
@@ -121,8 +160,13 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
     return Source(
         name, folder, described.backbone, described.memory, described.seed, card.vocabulary, weights,
         tokenizer, tokenizer_hash, int(described.backbone["pad_token_id"]),
-        json_hash([card.weights, marked_hashes(folder, "memory-"), tokenizer_hash]),
+        checkpoint_fingerprint(folder, tokenizer_hash), described if isinstance(described, TaskModelConfig) else None,
     )  # fmt: skip
+
+
+def checkpoint_fingerprint(folder: Path, tokenizer_hash: str) -> str:
+    """Of weights, memory and tokenizer of a checkpoint. Raises DistlmError when a file of it is missing."""
+    return json_hash([read_model_card(folder).weights, marked_hashes(folder, "memory-"), tokenizer_hash])
 
 
 def _require_memory(name: str, folder: Path, layer: int) -> None:
@@ -224,6 +268,11 @@ def _hugging_face(config: FinetuneConfig) -> Source:
 def _exported(folder: Path, config: FinetuneConfig) -> Source:
     """A folder of `distlm export hf` that has a memory."""
     name = f"finetune.checkpoint={folder}"
+    if task_head(folder):
+        source = _exported_task(folder, config)
+        # As from a folder without memory: the head is a fresh one.
+        encoder = f"hf.{source.backbone['model_type']}."
+        return replace(source, weights={n: w for n, w in source.weights.items() if n.startswith(encoder)})
     model = without_values(folder)
     weights = {key: value.detach() for key, value in model.named_parameters()}
     tokenizer, pad = _transformers_tokenizer(config, name, model.vocabulary)
@@ -232,6 +281,42 @@ def _exported(folder: Path, config: FinetuneConfig) -> Source:
         name, folder, model.config.backbone, model.config.memory, model.config.seed, model.vocabulary, weights,
         tokenizer, tokenizer_hash, pad, json_hash([_hash_of_weights(weights), value_hashes(folder), tokenizer_hash]),
     )  # fmt: skip
+
+
+def _exported_task(folder: Path, config: FinetuneConfig) -> Source:
+    """A Hugging Face folder with the head of a task, with or without memory."""
+    name, found = f"finetune.checkpoint={folder}", read_folder(folder)
+    backbone = found.backbone
+    if backbone["model_type"] not in ("bert", "distilbert", "roberta"):
+        raise DistlmError(f"{name}: a {backbone['model_type']}; bert, distilbert and roberta are known")
+    named = str(backbone.get("finetuning_task") or "")
+    size, labels = backbone.pop("vocab_size"), len(backbone.get("id2label") or (0, 1))
+    span = task_head(folder) == TASK_HEADS[1]
+    number = backbone.get("problem_type") == "regression" or (labels == 1 and not span)
+    task = TaskModelConfig(
+        backbone, found.memory, 1, "span" if span else "number" if number else "labels", 2 if span else labels,
+        _TASK_NAMES.get(named, named),
+    )  # fmt: skip
+    weights = {f"hf.{key}": value.float() for key, value in found.weights.items()}
+    tokenizer, pad = _transformers_tokenizer(config, name, size)
+    tokenizer_hash = hash_of_tokenizer(tokenizer)
+    values = value_hashes(folder) if found.memory else {}
+    return Source(
+        name, folder if found.memory else None, backbone, found.memory, 1, size, weights, tokenizer, tokenizer_hash,
+        pad, json_hash([_hash_of_weights(weights), values, tokenizer_hash]), task,
+    )  # fmt: skip
+
+
+def _require_label_order(source: Source, config: FinetuneConfig) -> None:
+    """DistlmError when the model numbers the labels of finetune.task in another order: all scores would be wrong."""
+    named = source.backbone.get("id2label") or {}
+    theirs = [str(named[number]) for number in sorted(named)]
+    ours = list(TASKS[config.task].labels) if config.task in TASKS else []
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        raise DistlmError(
+            f"{source.name}: its labels are numbered {', '.join(theirs)} (id2label in config.json), those of "
+            f"finetune.task={config.task} {', '.join(ours)}; fine-tune it on the task here first"
+        )
 
 
 def _hash_of_weights(weights: Mapping[str, Tensor]) -> str:
@@ -285,19 +370,15 @@ def _quiet(library: Any) -> Iterator[None]:
 
 
 def load_task_model(folder: Path, device: torch.device | str = "cpu") -> tuple[TaskModel, Any]:
-    """The model of a fine-tuned checkpoint (finetune.keep_models) in eval mode, and its tokenizer.
+    """A fine-tuned model in eval mode, and its tokenizer: see open_finetuned for what `folder` may be.
 
     Raises DistlmError for another kind of model and for missing or damaged files.
     """
-    weights, card = read_weights(folder)
-    described = model_of_card(card)
-    if not isinstance(described, TaskModelConfig):
-        raise DistlmError(f"{folder}: a {card.kind}, not a fine-tuned model")
-    tokenizer = read_tokenizer(folder / TOKENIZER, card.dictionary)
-    model = TaskModel(described, card.vocabulary)
-    for name, parameter in model.named_parameters():
-        parameter.data = weights[name]
+    source = open_finetuned(FinetuneConfig(checkpoint=str(folder)))
+    assert source.task is not None
+    model = TaskModel(source.task, source.vocabulary)
+    start_from_source(model, source, whole=True)
     for layer, memory in model.memories.items():
-        _require_memory(str(folder), folder, layer)
-        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
-    return model.to(device).eval(), tokenizer
+        assert source.folder is not None
+        memory.load_extra(load_table(memory.table, source.folder, layer, moments=False))
+    return model.to(device).eval(), source.tokenizer

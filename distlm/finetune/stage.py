@@ -3,6 +3,7 @@
 RUN_DIR/finetune/NAME/
   settings.json       what the results were made with
   seed-N/             metrics.jsonl, checkpoints while it runs (with finetune.keep_models also after), result.json
+  seed-N/predictions/ for dev and test (predictions.py)
   results.json        all seeds that are done, medians, the majority baseline
 """
 
@@ -22,6 +23,7 @@ from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.job import FinetuneJob, train_config
 from distlm.finetune.plan import plan_finetune, plan_finetune_rows
+from distlm.finetune.predictions import say_missing, write_all
 from distlm.finetune.records import (
     FinetuneResults,
     FinetuneSettings,
@@ -31,7 +33,7 @@ from distlm.finetune.records import (
     SeedResult,
     TaskMemoryUse,
 )
-from distlm.finetune.source import Source, open_source
+from distlm.finetune.source import Source, checkpoint_fingerprint, open_source
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun
@@ -43,6 +45,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
+from distlm.runtime.trackers.tracking import tracking
 from distlm.training.loop import run_job
 
 SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
@@ -66,6 +69,7 @@ def run_finetune(stage: Stage) -> dict[str, object]:
     rank0_first(comm, lambda: _claim(stage, config, folder, task, source))
     if task.left_out:
         say(f"finetune: {task.left_out} questions of train are left out: no answer at their answer_start", comm.rank)
+    say_missing(task, config, comm.rank)
     join_group(stage.world)
     exchange = Exchange(stage.config.section(MemoryConfig).columns if source.memory else 1)
     for seed in config.seeds:
@@ -113,7 +117,12 @@ def _one_seed(
             run=RunDir(folder),
         )  # fmt: skip
         job = together(comm, lambda: FinetuneJob(own, config, task, source, exchange))
-        state = run_job(own, job, lambda _: None)
+        with tracking(stage.config, own.run.metrics if comm.rank == 0 else None, f"{stage.config.name} {own.name}"):
+            state = run_job(own, job, lambda _: None)
+        finished = rank0_first(comm, own.run.newest_checkpoint)
+        outputs = job.outputs(finished)
+        model = rank0_first(comm, lambda: checkpoint_fingerprint(finished, source.tokenizer_hash))
+        rank0_first(comm, lambda: write_all(folder, task, outputs, model))
         if comm.rank == 0:
             _finish(stage, config, task, state, folder, round(time.monotonic() - began, 3))
         del job

@@ -40,23 +40,34 @@ class Factory:
         return build_factory(self.used, self.width)
 
 
+def check_factory(asked: str, width: int) -> Any:
+    """The index of a factory string for keys of `width` values, untrained.
+
+    Raises DistlmError for a string faiss does not know, one without inverted lists or with none of them, one whose
+    lists cannot be merged on disk, and a PQ that does not divide the width.
+    """
+    found = re.findall(r"IVF(\d+)", asked)
+    if len(found) > 1:
+        raise UsageError(f"index.factory={asked!r}: more than one IVF; write one, e.g. IVF4096,PQ64")
+    if found and int(found[0]) < 1:
+        raise UsageError(f"index.factory={asked!r}: an index needs at least one list; write e.g. IVF4096,PQ64")
+    index = build_factory(asked, width)
+    check_mergeable(index, asked)
+    return index
+
+
 def fit_factory(asked: str, width: int, rows: int, sample: int) -> Factory:
     """Fit a factory string to `rows` keys of `width` values, of which at most `sample` train it.
 
     The list count becomes the largest power of two n with 39·n ≤ min(rows, sample) when it was asked larger than that
-    allows. Raises DistlmError for a string faiss does not know, one without inverted lists, one whose lists cannot be
-    merged on disk, a PQ that does not divide the width, and too few keys for a PQ.
+    allows. Raises DistlmError as check_factory, and for too few keys for a PQ.
     """
     if rows < 1:
         raise DistlmError("the datastore is empty: an index needs at least one key")
     if sample < 1:
         raise UsageError(f"index.sample={sample}: must be at least 1")
-    found = re.findall(r"IVF(\d+)", asked)
-    if len(found) > 1:
-        raise UsageError(f"index.factory={asked!r}: more than one IVF; write one, e.g. IVF4096,PQ64")
-    index = build_factory(asked, width)
-    check_mergeable(index, asked)
-    nlist, messages = int(found[0]), []
+    index = check_factory(asked, width)
+    nlist, messages = int(re.findall(r"IVF(\d+)", asked)[0]), []
     usable = min(rows, sample)
     if usable < KEYS_PER_LIST * nlist:
         scaled = 1 << max(0, (usable // KEYS_PER_LIST).bit_length() - 1)

@@ -1,19 +1,18 @@
 """What the search will need: disk, memory, time."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distlm.config.schema import RunConfig
-from distlm.data.prepare import plan_prepare
-from distlm.data.tokens import DTYPE, TokenFiles
-from distlm.errors import DistlmError
+from distlm.data.estimate import expected_tokens
+from distlm.errors import UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
 from distlm.models.described import causal, causal_kind, model_of, parameter_count
 from distlm.models.kind import CausalDescription
 from distlm.models.registry import kind
 from distlm.runtime.plan import StagePlan, machine_flops
-from distlm.runtime.rundir import RunDir
 
 _BASE_MEMORY = 450_000_000
 """Python with torch and faiss."""
@@ -27,6 +26,14 @@ _DOT_BYTES_PER_S = 8e9
 """Bytes of fp32 keys a core multiplies with scattered queries in a second, from benchmarks/rescoring.py."""
 _DISK_BYTES_PER_S = 1e9
 """Assumed sequential read rate of all ranks together."""
+_START_S = 2.0
+"""Opening files and a model's description."""
+_CELL_S = 2.0e-9
+"""Seconds of one core for one distance at one temperature."""
+_MIXTURES = 6
+"""About how many mixtures are scored and resampled."""
+_RESAMPLED_S = 2.0e-7
+"""Seconds of one token of a mixture, the bootstrap included."""
 _PQ = re.compile(r"(?<!O)PQ(\d+)(?:x(\d+))?")
 """Sub-quantisers and, where they are not 8, bits of a product quantiser in a factory string."""
 
@@ -37,14 +44,19 @@ class _Counts:
     rows: int
     vocabulary: int
     notes: tuple[str, ...]
+    exact: bool
 
 
-def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
-    """Needs of the search of all splits; tuning and evaluation read its files and take seconds."""
+def plan_search(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of the search of all splits. Raises UsageError for more neighbours than the store has rows."""
     knn, model, k = config.knn, causal(model_of(config)), config.knn.k
     width = model.width
     counts = _count(config)
     notes = list(counts.notes)
+    if not counts.queries or not counts.rows:
+        work = f"{k} neighbours of each token ({', '.join(knn.splits)})"
+        return StagePlan("knn search", work, 0, 0, None, notes, known=False)
+    notes += _too_many(config, counts)
     rescores = knn.similarity == "dot" or (knn.search == "index" and knn.distances == "exact")
     item = 2 if config.datastore.key_dtype == "float16" else 4
     per_query = width * item + 12 + 16 * k
@@ -71,9 +83,59 @@ def plan_knn(config: RunConfig, ranks: int) -> StagePlan:
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, model, counts, rescores, item) / max(ranks, 1) if counts.queries else None,
+        seconds=_seconds(config, model, counts, rescores, item) / max(ranks, 1),
         notes=notes,
     )
+
+
+def plan_tune(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of choosing λ, temperature and k on the first split, on one rank."""
+    knn, counts = config.knn, _count(config, config.knn.splits[:1])
+    work = f"{len(knn.lambdas)} λ x {len(knn.temperatures)} T x {len(knn.tried_ks)} k on {knn.splits[0]}"
+    if not counts.queries:
+        return StagePlan("knn tune", work, 0, 0, None, list(counts.notes), known=False)
+    cells = counts.queries * knn.k
+    # Each temperature is one exponential of every distance; buckets and gate hold some numbers of each token.
+    seconds = _START_S + cells * (len(knn.temperatures) + 2) * _CELL_S
+    memory = _BASE_MEMORY + counts.queries * 8 * 24 + 12 * knn.blocks_per_unit * knn.block * knn.k
+    return StagePlan("knn tune", work, 1 << 20, memory, seconds, [*counts.notes, *_alone(ranks)])
+
+
+def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
+    """Needs of evaluating every split with the frozen settings, on one rank."""
+    knn, counts = config.knn, _count(config)
+    work = f"every mixture of {', '.join(knn.splits)}"
+    if not counts.queries:
+        return StagePlan("knn evaluate", work, 0, 0, None, list(counts.notes), known=False)
+    notes, width = [*counts.notes, *_alone(ranks)], causal(model_of(config)).width
+    seconds = _START_S + counts.queries * (knn.k * 4 * _CELL_S + _MIXTURES * _RESAMPLED_S)
+    if knn.search == "index" and knn.similarity == "l2" and knn.ladder_sample:
+        sample = min(knn.ladder_sample, counts.queries)
+        item = 2 if config.datastore.key_dtype == "float16" else 4
+        seconds += 2.0 * sample * counts.rows * width / machine_flops() + counts.rows * width * item / _DISK_BYTES_PER_S
+        notes.append(
+            f"the exactness ladder compares {sample} tokens with every key (knn.ladder_sample=0: it is left out)"
+        )
+    memory = _BASE_MEMORY + (128 << 20) + counts.queries * 8 * 3 * _MIXTURES
+    return StagePlan("knn evaluate", work, counts.queries * (8 * _MIXTURES + 4), memory, seconds, notes)
+
+
+def _alone(ranks: int) -> list[str]:
+    return ["one rank works, the others wait"] if ranks > 1 else []
+
+
+def _too_many(config: RunConfig, counts: _Counts) -> list[str]:
+    """What is asked for in vain. Raises UsageError where it is certain that a search for so many makes no sense."""
+    knn, notes = config.knn, []
+    if knn.k > counts.rows * (1 if counts.exact else 2):
+        raise UsageError(
+            f"knn.k={knn.k}: the datastore has {'' if counts.exact else 'about '}{counts.rows} rows; lower knn.k"
+        )
+    if knn.search == "index" and knn.nprobe > _lists(config):
+        notes.append(
+            f"knn.nprobe={knn.nprobe} is more than the {_lists(config)} lists of index.factory: all are searched"
+        )
+    return notes
 
 
 def _seconds(config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int) -> float:
@@ -121,18 +183,10 @@ def _code_bytes(config: RunConfig, width: int) -> int:
     return 4 * width
 
 
-def _count(config: RunConfig) -> _Counts:
-    knn, window = config.knn, config.datastore.context_window
-    try:
-        files = TokenFiles.open(RunDir.of(config).tokens(config))
-        queries = sum(len(files.split(split)) for split in knn.splits)
-        return _Counts(queries, max(0, len(files.split(config.datastore.split)) - window), len(files.dictionary), ())
-    except DistlmError:
-        tokens = plan_prepare(config).disk_bytes // DTYPE.itemsize
-        vocabulary = kind(config.model.kind).assumed_words(config)
-        note = (
-            f"no token files yet: at most about {tokens // 10} evaluation tokens are assumed"
-            if tokens
-            else "queries, disk and time are known once the token files are there"
-        )
-        return _Counts(tokens // 10, tokens, vocabulary, (note,))
+def _count(config: RunConfig, splits: Sequence[str] | None = None) -> _Counts:
+    """Tokens of the splits (of knn.splits) and rows of the store, from the token files or estimated from the text."""
+    found, store = expected_tokens(config), config.datastore
+    queries = sum(found.tokens.get(split, 0) for split in (config.knn.splits if splits is None else splits))
+    rows = max(0, found.tokens.get(store.split, 0) - store.context_window)
+    words = found.words or kind(config.model.kind).assumed_words(config)
+    return _Counts(queries, rows, words, found.note, found.exact)

@@ -7,7 +7,7 @@ is read whenever a configuration is: it imports no torch, and what computes is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -57,6 +57,16 @@ class Exchange:
     """Adds the arguments besides recipe and settings."""
     run: str
     """MODULE:FUNCTION of (configuration, options) → what was made, as names and figures. On one rank."""
+
+
+def schedule_may_grow(schedule: str) -> str:
+    """Why training with this schedule may not go on longer than it was asked for; empty: it may."""
+    if schedule in ("constant", "inverse_sqrt"):
+        return ""
+    return (
+        f"the rate of train.schedule={schedule} is laid out over the updates that were asked for; start from these "
+        "weights with another run_dir= and train.init_from="
+    )
 
 
 class ModelKind(ABC):
@@ -148,6 +158,11 @@ class Kind(ModelKind):
     @abstractmethod
     def job(self, stage: Stage) -> Job:
         """Opens what `distlm train` needs. Raises DistlmError. Local."""
+
+    def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
+        """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first
+        would have given. `before`: section → setting → value of the training that there is."""
+        return "" if key != "train.updates" else schedule_may_grow(config.train.schedule)
 
     def finished(self, config: Any, run: RunDir) -> bool:
         """Whether the training is finished in this run directory."""

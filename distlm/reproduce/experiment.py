@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from distlm.config.load import yaml_names
+from distlm.config.recipe import yaml_names
 from distlm.errors import UsageError
 from distlm.runtime.records import Part
 

@@ -1,10 +1,14 @@
 """metrics.jsonl: the record of a run, one flushed line per event; every other view is derived from it."""
 
+import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 TRAIN_LOSS, TRAIN_PENALTY, TRAIN_NORM = "train/loss", "train/l2_penalty", "train/tap_norm"
 LEARNING_RATE, GRADIENT_NORM, LOSS_SCALE = "train/lr", "train/grad_norm", "train/loss_scale"
@@ -58,6 +62,56 @@ def points(lines: Sequence[Line], name: str) -> list[tuple[int, float]]:
     return sorted((step, value) for step, value in found if step is not None and value is not None)
 
 
+def resolve(lines: Iterable[Line]) -> list[Line]:
+    """Of two lines with the same stage, step and names (after a resume) only the later one, in the earlier's place."""
+    found: dict[object, Line] = {}
+    for number, line in enumerate(lines):
+        found[number if line.step is None else (line.stage, line.step, names_of(line))] = line
+    return list(found.values())
+
+
+def names_of(line: Line) -> tuple[str, ...]:
+    """Names of its values, sorted."""
+    return tuple(sorted(line.values))
+
+
+def write_csv(lines: Iterable[Line], stream: TextIO) -> None:
+    """A header and one row for each value: time in Unix seconds, stage, step (empty: of no update), name, value."""
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("time", "stage", "step", "name", "value"))
+    for line in lines:
+        rows.writerows((line.time, line.stage, line.step, name, value) for name, value in line.values.items())
+
+
+def metrics_table(lines: Iterable[Line]) -> str:
+    """Of each stage's metrics: how many values, the step of the last one, and the last one."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        for name in line.values:
+            found.setdefault((line.stage, name), []).append(line)
+    stages, names = (max((len(key[part]) for key in found), default=0) + 2 for part in (0, 1))
+    rows = [f"{'stage':<{stages}}{'metric':<{names}}{'values':>8}{'step':>10}  last value"]
+    for (stage, name), of in found.items():
+        last = max(of, key=lambda line: -1 if line.step is None else line.step) if of[-1].step is not None else of[-1]
+        step, value = "" if last.step is None else last.step, last.values[name]
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        rows.append(f"{stage:<{stages}}{name:<{names}}{len(of):>8}{step:>10}  {shown}")
+    return "\n".join(rows)
+
+
+_followers: ContextVar[tuple[Callable[[Path], None], ...]] = ContextVar("followers of metrics", default=())
+
+
+@contextmanager
+def followed(told: Callable[[Path], None]) -> Iterator[None]:
+    """For the block, `told` is called with the path of a record after each line that this thread writes to one."""
+    token = _followers.set((*_followers.get(), told))
+    try:
+        yield
+    finally:
+        _followers.reset(token)
+
+
 class MetricsFile:
     """Appends to metrics.jsonl. Write on rank 0 only. Losses are nats per token."""
 
@@ -71,19 +125,21 @@ class MetricsFile:
             line["step"] = step
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({**line, **values}) + "\n")
+        for told in _followers.get():
+            told(self.path)
 
-    def read(self, stage: str) -> Iterator[Line]:
-        """Lines of one stage in order; of two lines for the same step (after a resume) only the later one.
+    def read(self, stage: str | None = None) -> Iterator[Line]:
+        """Lines of one stage (None: of all) in order, resolved: of two for the same step only the later one.
 
         A last line cut by a kill is passed over.
         """
-        by_step: dict[object, Line] = {}
+        yield from resolve(line for line in self._lines() if stage in (None, line.stage))
+
+    def _lines(self) -> Iterator[Line]:
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8") as stream:
-            for number, text in enumerate(stream):
+            for text in stream:
                 line = line_of(text)
-                if line is not None and line.stage == stage:
-                    key = number if line.step is None else (line.step, tuple(sorted(line.values)))
-                    by_step[key] = line
-        yield from by_step.values()
+                if line is not None:
+                    yield line

@@ -25,14 +25,19 @@ class StagePlan:
     """Estimated wall time, or None where nothing is known to estimate it from."""
     notes: list[str] = field(default_factory=list)
     """Anything the user should know before it starts."""
+    known: bool = True
+    """False: neither disk nor memory can be told yet, and they are 0 here."""
+    finished: bool = False
+    """There is nothing left to do."""
 
     def line(self) -> str:
         """One row for people."""
-        eta = "unknown" if self.seconds is None else format_seconds(self.seconds)
-        row = (
-            f"{self.stage:<16} {self.work}; disk {format_bytes(self.disk_bytes)}, "
-            f"memory/rank {format_bytes(self.memory_bytes)}, time about {eta}"
-        )
+        if self.finished:
+            return f"{self.stage:<16} finished; nothing to do"
+        eta = "unknown" if self.seconds is None else f"about {format_seconds(self.seconds)}"
+        sizes = (self.disk_bytes, self.memory_bytes)
+        disk, memory = (format_bytes(size) if self.known else "unknown" for size in sizes)
+        row = f"{self.stage:<16} {self.work}; disk {disk}, memory/rank {memory}, time {eta}"
         # Lines of a note that is a table stay below its first.
         notes = (note.replace("\n", f"\n{'':<17}") for note in self.notes)
         return "\n".join([row, *(f"{'':<16} note: {note}" for note in notes)])

@@ -1,15 +1,14 @@
 """Progress of long work: a rich bar on a terminal, plain grep-able rank-tagged lines otherwise."""
 
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from typing import TYPE_CHECKING, TextIO
 
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
@@ -20,6 +19,16 @@ from distlm.runtime.metrics import (
     MetricsFile,
 )
 
+if TYPE_CHECKING:
+    # Imported where a bar is shown: without a terminal there is none.
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+EVERY_S = 5.0
+"""Plain lines are written so often, and one at the end."""
+EVERY_VARIABLE = "DISTLM_PROGRESS_S"
+"""Environment variable with another number of seconds, for a stage whose lines are shown as a bar."""
+_LIVE_EVERY_S = 0.5
 RECORD_EVERY_S = 30.0
 """Progress goes into metrics.jsonl at most so often, and once at the end."""
 _record: ContextVar[MetricsFile | None] = ContextVar("progress record", default=None)
@@ -42,19 +51,20 @@ class Progress:
         progress.advance(1000, loss="3.21")
     """
 
-    def __init__(self, label: str, total: int, unit: str, rank: int = 0, every_s: float = 5.0, done: int = 0) -> None:
-        self.label, self.total, self.unit, self.rank, self.every_s = label, total, unit, rank, every_s
+    def __init__(
+        self, label: str, total: int, unit: str, rank: int = 0, every_s: float | None = None, done: int = 0
+    ) -> None:
+        """`every_s`: seconds between plain lines; None: as the environment says, else EVERY_S."""
+        self.label, self.total, self.unit, self.rank = label, total, unit, rank
+        self.every_s = float(os.environ.get(EVERY_VARIABLE, EVERY_S)) if every_s is None else every_s
         self.done, self._first = done, done
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> "Progress":
         self._start = self._last = time.monotonic()
         self._recorded = self._start - RECORD_EVERY_S
-        if self.rank == 0 and sys.stderr.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+        if self.rank == 0 and _live():
+            self._bar = _bar()
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, note="")
         return self
@@ -74,12 +84,15 @@ class Progress:
             return
         if now - self._last >= self.every_s or self.done >= self.total:
             self._last = now
-            percent = 100 * self.done / max(self.total, 1)
-            print(
-                f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
-                f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            print(self._line(rate, left, note), file=sys.stderr, flush=True)
+
+    def _line(self, rate: float, left: float, note: str) -> str:
+        """What `Output` reads again."""
+        percent = 100 * self.done / max(self.total, 1)
+        return (
+            f"[rank {self.rank}] {self.label}: {self.done}/{self.total} {self.unit} ({percent:.0f}%) {note}"
+            f"{' ' if note else ''}rate={rate:.3g}/s eta={format_seconds(left)}"
+        )
 
     def _write_record(self, now: float, rate: float, left: float) -> None:
         record = _record.get()
@@ -95,6 +108,87 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+_LINE = re.compile(
+    r"\[rank 0\] (?P<label>[^:]+): (?P<done>\d+)/(?P<total>\d+) \S+ \(\d+%\) (?P<note>.*?) ?rate=\S+/s eta=\S+"
+)
+"""A plain line of a Progress."""
+
+
+class Output:
+    """The output of a started stage: on a terminal its plain progress lines become one bar; `log` gets the lines.
+
+    Its standard error is a pipe, so that it writes plain lines itself.
+    """
+
+    def __init__(self, log: TextIO) -> None:
+        self._log, self._logged = log, 0.0
+
+    def __enter__(self) -> "Output":
+        self._bar: RichProgress | None = None
+        self._task: tuple[str, TaskID] | None = None
+        if sys.stdout.isatty() and _live():
+            self._bar = _bar()
+            self._bar.start()
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the stage needs so that the bar moves."""
+        return {EVERY_VARIABLE: str(_LIVE_EVERY_S)} if self._bar is not None else {}
+
+    def write(self, line: str) -> None:
+        """A line, its end included."""
+        found = _LINE.fullmatch(line.rstrip("\n")) if self._bar is not None else None
+        label, done, total = (found["label"], int(found["done"]), int(found["total"])) if found else ("", 0, 0)
+        under_way = done < total
+        now = time.monotonic()
+        # A log has as many lines as without a terminal.
+        if not under_way or now - self._logged >= EVERY_S:
+            self._logged = now if under_way else self._logged
+            self._log.write(line)
+            self._log.flush()
+        if self._bar is None:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            return
+        if self._task is not None and found and (not under_way or label != self._task[0]):
+            self._bar.remove_task(self._task[1])
+            self._task = None
+        if not under_way:
+            # What is finished stays as a line.
+            self._bar.console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
+            return
+        assert found is not None
+        if self._task is None:
+            self._task = (label, self._bar.add_task(label, total=total, completed=done, note=found["note"]))
+        self._bar.update(self._task[1], completed=done, total=total, note=found["note"])
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task[1])
+            self._bar.stop()
+
+
+def _live() -> bool:
+    """Whether there is a terminal that can show a bar."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _bar() -> "RichProgress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), console=Console(stderr=True),
+        # What a command prints into a file must not go to the terminal while there is a bar.
+        redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
 
 
 def say(message: str, rank: int = 0) -> None:

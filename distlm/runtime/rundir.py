@@ -5,9 +5,10 @@ RUN_DIR/
   configs/STAGE.yaml     the configuration each stage was started with
   code.json              version of the code, Python and main packages
   metrics.jsonl          the record
+  tensorboard/, wandb/   views of it (train.trackers)
   tokens/                token files (unless data.tokens_dir)
   checkpoints/step-NNNNNNNN/   complete only with complete.json; best.json names the best
-  finetune/NAME/         results.json of a fine-tuning, and a folder for each seed
+  finetune/NAME/         results.json of a fine-tuning, and a folder for each seed, with predictions/
   datastore/             keys and values (unless datastore.folder)
   index/NAME/            any number of indexes (unless index.folder)
   neighbours/LABEL/SPLIT/   of each question that was asked of the store (question.py)
@@ -26,6 +27,7 @@ import sys
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -272,8 +274,11 @@ class RunDir:
             if section not in sections or item.metadata.get("volatile") or item.metadata.get("question"):
                 continue
             old, new = before.get(section, {}).get(name, defaults[section][name]), now[section][name]
-            if old != new:
-                changed.append(f"{key}: {old!r} there, {new!r} now")
+            if old == new:
+                continue
+            why = kind(config.model.kind).may_grow(before, config, key) if _grows(item, old, new) else None
+            if why != "":
+                changed.append(f"{key}: {old!r} there, {new!r} now{': ' if why else ''}{why or ''}")
         if changed:
             made, what = _FILES_OF[stage]
             mend = f"remove them with `distlm clean {self.root} {what}`, or " if what else ""
@@ -281,6 +286,10 @@ class RunDir:
                 f"{self.root}: {made} there were made with other settings ({'; '.join(changed)}); {mend}use another "
                 "run_dir= or the same settings"
             )
+
+
+def _grows(item: dataclasses.Field[Any], old: Any, new: Any) -> bool:
+    return bool(item.metadata.get("length")) and new > old
 
 
 def code_version() -> CodeVersion:

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from distlm.config.recipe import RUN_CONFIG
 from distlm.config.schema import RunConfig
 from distlm.errors import Busy, DistlmError, Stopped
 from distlm.runtime.alive import watching
+from distlm.runtime.files import atomic_path
 from distlm.runtime.progress import record_progress, say
 from distlm.runtime.ranks.collective import rank0_first
 from distlm.runtime.ranks.comm import Comm, open_comm
@@ -15,6 +17,7 @@ from distlm.runtime.ranks.cores import rank_cores
 from distlm.runtime.ranks.world import World, resolve_world
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
+from distlm.runtime.trackers.tracking import require_trackers, tracking
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,26 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     with StopFlag(world.rank) as stop:
         comm = _join(world, stop)
         run = RunDir.of(config)
-        rank0_first(comm, lambda: run.open_stage(config, name))
+        before = _latest(run) if world.rank == 0 else None
+        # A run directory that is the recipe: its config.yaml may change between two ranks' reading, so rank 0's holds.
+        config = rank0_first(comm, lambda: _claim(run, config, name))
+        run = RunDir.of(config)
         say(f"{name}: {world}", world.rank)
         record = run.metrics if world.rank == 0 else None
-        with watching(run.root, world, comm, config.launch.lost_after_s), record_progress(record):
+        with (
+            watching(run.root, world, comm, config.launch.lost_after_s),
+            record_progress(record),
+            tracking(config, record, config.name),
+        ):
             try:
                 if stop.agreed(comm):
                     raise Stopped(f"{name}: stopped before its first unit of work; run the same command again")
                 yield Stage(name, config, world, comm, stop, run)
-            except Busy:
-                raise
-            except DistlmError:
-                # A refused setting must not lock the directory against its correction.
-                if world.rank == 0:
+            except DistlmError as error:
+                # A refused setting must not lock the directory against its correction, nor be the next start's.
+                if world.rank == 0 and not isinstance(error, Stopped):
+                    _put_back(run, before)
+                if world.rank == 0 and not isinstance(error, Busy):
                     run.withdraw_stage(config, name)
                 raise
         comm.close()
@@ -67,6 +77,25 @@ def _join(world: World, stop: StopFlag) -> Comm:
             raise
         # The same signal may have ended the others before they could listen.
         raise Stopped(f"stopped by {stop.reason} before all ranks had joined; run the same command again") from error
+
+
+def _claim(run: RunDir, config: RunConfig, name: str) -> RunConfig:
+    require_trackers(config)
+    run.open_stage(config, name)
+    return config
+
+
+def _latest(run: RunDir) -> str | None:
+    """What config.yaml says now."""
+    path = run.root / RUN_CONFIG
+    return path.read_text("utf-8") if path.is_file() else None
+
+
+def _put_back(run: RunDir, before: str | None) -> None:
+    """config.yaml as it was before a stage that failed; it stays where there was none."""
+    if before is not None:
+        with atomic_path(run.root / RUN_CONFIG) as temporary:
+            temporary.write_text(before, "utf-8")
 
 
 def set_threads(threads: int, world: World) -> int:

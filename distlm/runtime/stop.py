@@ -38,8 +38,8 @@ def listen() -> None:
     _Process.listening = True
     for number in _ours():
         signal.signal(number, _note)
-    if WORD in os.environ:
-        # Who reads the output may be gone before this is told to stop.
+    if WORD in os.environ or os.isatty(1) or os.isatty(2):
+        # Who reads the output, and a terminal, may be gone before this is told to stop.
         _outlast_readers()
 
 

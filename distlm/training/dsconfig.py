@@ -32,6 +32,14 @@ OWNED = {
 }
 """Keys of DeepSpeed that TrainConfig decides, and the setting that does."""
 
+MONITORS = {
+    "tensorboard": "set train.trackers=[tensorboard]",
+    "wandb": "set train.trackers=[wandb]",
+    "comet": "set train.trackers=[tensorboard] or [wandb]",
+    "csv_monitor": "`distlm metrics RUN_DIR --csv` prints all metrics of a run",
+}
+"""DeepSpeed's own trackers, and what stands in for each."""
+
 PASSED: dict[str, tuple[type, ...]] = {
     "comment": (str,),
     "zero_optimization": (dict,),
@@ -48,9 +56,6 @@ PASSED: dict[str, tuple[type, ...]] = {
     "wall_clock_breakdown": (bool,),
     "memory_breakdown": (bool,),
     "dump_state": (bool,),
-    "tensorboard": (dict,),
-    "csv_monitor": (dict,),
-    "wandb": (dict,),
 }
 """Keys that are handed on, with their JSON types. `comment` is for people and is dropped."""
 
@@ -128,6 +133,10 @@ def load_ds_config(name: str) -> DeepSpeedConfig:
     if not isinstance(config, dict):
         raise DistlmError(f"{path}: expected an object with keys, found {type(config).__name__}")
     for key in config:
+        if key in MONITORS:
+            raise DistlmError(
+                f"{path}: {key} would log the learning rate and little else; {MONITORS[key]} and delete {key} here"
+            )
         if key in OWNED:
             raise DistlmError(f"{path}: {key} is decided by {OWNED[key]}; set that and delete {key} here")
     _check(path, config, PASSED, "")

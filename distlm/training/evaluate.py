@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
+from distlm.data.estimate import expected_tokens
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
 from distlm.models.described import model_of, parameter_count
 from distlm.models.device import default_device
@@ -22,7 +22,7 @@ from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first
-from distlm.runtime.rundir import RunDir, code_version
+from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
 from distlm.training.objective import TrainModule
@@ -106,14 +106,11 @@ def plan_blocks(config: RunConfig) -> StagePlan:
 
 def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     """Needs of an evaluation in which each token goes through the model `passes` times: 2 FLOP per parameter."""
-    try:
-        tokens = TokenFiles.open(RunDir.of(config).tokens(config))
-        vocabulary = len(tokens.dictionary)
-        count = sum(tokens.meta.splits[split].tokens for split in config.knn.splits if split in tokens.meta.splits)
-    except DistlmError:
-        vocabulary, count = kind(config.model.kind).assumed_words(config), 0
+    expected = expected_tokens(config)
+    vocabulary = expected.words or kind(config.model.kind).assumed_words(config)
+    count = sum(expected.tokens.get(split, 0) for split in config.knn.splits)
     parameters = parameter_count(model_of(config), vocabulary)
     count = round(count * passes)
     seconds = count * 2.0 * parameters / machine_flops() if count else None
     work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
-    return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait"])
+    return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait", *expected.note])

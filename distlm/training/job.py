@@ -12,6 +12,7 @@ from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import build_model, model_of
 from distlm.models.device import default_device
+from distlm.models.io import read_weights
 from distlm.models.kind import Description
 from distlm.runtime import metrics
 from distlm.runtime.ranks.collective import together
@@ -22,6 +23,7 @@ from distlm.training.engine import Engine
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import Objective
 from distlm.training.records import S, fresh_state
+from distlm.training.start.init_from import source_checkpoint, take_weights
 from distlm.training.update import Outcome
 from distlm.training.validate import Validation
 
@@ -94,6 +96,8 @@ class Job(ABC, Generic[S]):
         if resume is None:
             torch.manual_seed(self.train.seed)
             model = self.fresh_model()
+            if self.train.init_from:
+                together(self.comm, lambda: self.start_from(model, source_checkpoint(self.train.init_from)))
         else:
             model = together(self.comm, lambda: self.saved_model(resume))
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -108,6 +112,11 @@ class Job(ABC, Generic[S]):
     def fresh_model(self) -> nn.Module:
         """The model at update 0, from torch's global generator, which is seeded. Collective."""
         return build_model(self.model, self.text.vocabulary)
+
+    def start_from(self, model: nn.Module, folder: Path) -> None:
+        """Take the weights of a checkpoint of train.init_from. Local. Raises DistlmError where they do not fit."""
+        weights, card = read_weights(folder)
+        take_weights(model, weights, card, self.text.dictionary, f"train.init_from={folder}")
 
     def saved_model(self, resume: Resume[S]) -> nn.Module:
         """The model that training goes on from. Local."""
@@ -150,8 +159,8 @@ class Job(ABC, Generic[S]):
         """Training is over, or stops here. Local."""
         return
 
-    def measured(self) -> metrics.Values:
-        """Further metrics since the last line of metrics. Collective."""
+    def measured(self, keep: bool = False) -> metrics.Values:
+        """Further metrics since the last line of metrics; `keep`: they count for the next line, too. Collective."""
         return {}
 
     def judged(self, state: S, result: Validation) -> metrics.Values:

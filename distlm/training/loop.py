@@ -81,7 +81,8 @@ class _Run(Generic[S]):
         for name in ("ranks", "deepspeed", "precision", "tap"):
             setattr(self.state, name, getattr(fresh, name))
         self.state.last["parameters"] = job.parameters
-        self.window = Window(self.job.unit)
+        # What earlier starts did since the last line of metrics.
+        self.window = Window(self.job.unit, self.state.window)
 
     def to_the_end(self) -> S:
         """All remaining updates; the final state. Raises Stopped after a checkpoint."""
@@ -113,6 +114,7 @@ class _Run(Generic[S]):
         spent = train.max_updates_this_run > 0 and state.update - self.start >= train.max_updates_this_run
         folder = None
         if outcome.stop or spent or better or job.finished(state) or _due(state.update, train.save_every):
+            state.window = self.window.state()
             kept, vocabulary = job.kept(state), job.text.vocabulary
             folder = save_checkpoint(
                 comm, self.stage.run, job.engine, job.model, vocabulary, state, train.keep_last, *kept
@@ -126,13 +128,16 @@ class _Run(Generic[S]):
         if done % self.train.log_every and not last:
             return
         self.state.last |= {"train_loss": self.window.loss, "tokens_per_s": round(self.window.rate, 1)}
-        measured = self.job.measured()
+        # The last line may come early: then its updates also count for the next one of a training that goes on longer.
+        early = bool(done % self.train.log_every)
+        measured = self.job.measured(keep=early)
         if self.stage.comm.rank == 0:
             line = self.window.line(rate, self.state.skipped) | measured
             # A chain over all updates so far: two runs were given the same batches in the same order, or it differs.
             line[metrics.DATA_FINGERPRINT] = self.state.fingerprint
             self.stage.run.metrics.write("train", line, step=done)
-        self.window = Window(self.job.unit)
+        if not early:
+            self.window = Window(self.job.unit)
 
     def _validate(self) -> bool:
         """True when this is the best validation loss so far, so that a checkpoint must keep it."""

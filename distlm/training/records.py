@@ -32,6 +32,39 @@ class OptimizerState(Part, kw_only=True):
         return OptimizerState(keys=[], state={}, group={}, scaler={})
 
 
+class UpdateSums(Part):
+    """One update since the last line of metrics."""
+
+    ce: float
+    """Σ cross entropy, in nats."""
+    others: dict[str, float]
+    """Metric → its sum over the tokens."""
+    tokens: int
+    """Tokens, of all ranks."""
+
+
+class ValueSums(Part):
+    """What an update did to the values of the memories; a number for each memory."""
+
+    rows: list[int]
+    """Slots that were read."""
+    norms: list[float]
+    """2-norm of the gradient before clipping."""
+
+
+class Window(Part, kw_only=True):
+    """The updates since the last line of metrics, so that its means go on over a stop."""
+
+    updates: list[UpdateSums]
+    """In order."""
+    seconds: float
+    """Seconds that they took, without validation and saving."""
+    values: list[ValueSums] | UnsetType = UNSET
+    """The same updates of the memories' values, those skipped left out; absent without memory."""
+    sent: list[int] | UnsetType = UNSET
+    """Bytes that rank 0 sent for the memories in each update; absent without memory."""
+
+
 class Best(Part):
     """The checkpoint with the lowest validation loss."""
 
@@ -79,6 +112,8 @@ class TrainState(Record, kw_only=True):
     """The hidden state that a datastore holds."""
     optimizer: OptimizerState
     """What goes with optimizer.safetensors."""
+    window: Window | UnsetType = UNSET
+    """Updates that no line of metrics has told of; absent: none."""
 
     def identity(self) -> dict[str, object]:
         """Name → value of what a checkpoint must share with the run that continues it."""

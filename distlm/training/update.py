@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from msgspec import UNSET, UnsetType
 from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.runtime import metrics
 from distlm.training.engine import Step, share
 from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.records import UpdateSums
+from distlm.training.records import Window as WindowState
 
 SKIPPED = "train/skipped_updates"
 
@@ -77,11 +80,22 @@ def combine(part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step
 class Window:
     """Sums over the updates since the last line of metrics."""
 
-    def __init__(self, unit: str = metrics.TOKENS_PER_S) -> None:
-        """`unit`: name of the rate."""
+    def __init__(self, unit: str = metrics.TOKENS_PER_S, kept: WindowState | UnsetType = UNSET) -> None:
+        """`unit`: name of the rate; `kept`: those of them that were done before a stop."""
         self.unit = unit
         self.outcomes: list[Outcome] = []
         self.began = time.monotonic()
+        if kept is not UNSET:
+            nothing = Step(0.0, False, 1.0)
+            self.outcomes = [Outcome(u.ce, u.others, u.tokens, nothing, False, 0) for u in kept.updates]
+            self.began -= kept.seconds
+
+    def state(self) -> WindowState | UnsetType:
+        """What a checkpoint keeps of it; UNSET when it is empty."""
+        if not self.outcomes:
+            return UNSET
+        sums = [UpdateSums(one.ce, dict(one.others), one.tokens) for one in self.outcomes]
+        return WindowState(updates=sums, seconds=round(time.monotonic() - self.began, 3))
 
     def add(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

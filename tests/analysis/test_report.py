@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from msgspec import UNSET
-from support.knn_files import (
+from support.knn.files import (
     BOOTSTRAP,
     CACHE_SETTINGS,
     GATE_CURVE,

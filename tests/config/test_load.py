@@ -10,9 +10,9 @@ from distlm.config.load import (
     format_help,
     leaf_fields,
     load_config,
-    recipe_names,
     run_classes,
 )
+from distlm.config.recipe import recipe_names
 from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
 
@@ -60,6 +60,8 @@ def test_the_dumped_configuration_has_the_defaults(recipe):
         ("train.blocks_per_update=0", ["train.blocks_per_update", "0", "at least 1"]),
         ("model.dropout=1.5", ["model.dropout", "1.5"]),
         ("model.heads=7", ["model.width", "7"]),
+        ("knn.splits=[foo]", ["knn.splits", "'foo'", "train, valid, test"]),
+        ("knn.splits=[valid,valid]", ["knn.splits", "each once"]),
         ("knn.ks=[0,4]", ["knn.ks", "at least 1"]),
         ("nonsense", ["nonsense", "section.key=value"]),
     ],

@@ -9,8 +9,9 @@ from support import write_text
 from support.present import present
 
 from distlm.config import DataConfig
-from distlm.data.corpus import Corpus, folder_files, open_corpus, read_lines
+from distlm.data.corpus import Corpus, open_corpus
 from distlm.data.records import TextFile
+from distlm.data.text.stream import read_lines
 from distlm.errors import DistlmError
 
 
@@ -43,15 +44,15 @@ def test_wikitext_file_names_are_understood(tmp_path: Path) -> None:
 def test_both_naming_styles_are_refused(tmp_path: Path) -> None:
     write_text(tmp_path)
     (tmp_path / "wiki.train.tokens").write_text("a\n")
-    with pytest.raises(DistlmError, match=r"two corpora in one folder .*train\.txt.*wiki\.train\.tokens.*move one"):
-        folder_files(str(tmp_path))
+    with pytest.raises(DistlmError, match=r"train\.txt.*wiki\.train\.tokens.*two corpora in one folder; move one"):
+        folder(tmp_path)
 
 
 def test_missing_folder_and_unset_field(tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match=r"data\.text_dir=.*nowhere: no such folder"):
-        folder_files(str(tmp_path / "nowhere"))
+        folder(tmp_path / "nowhere")
     with pytest.raises(DistlmError, match=r"data\.text_dir is empty"):
-        folder_files("")
+        open_corpus(DataConfig())
 
 
 @pytest.mark.parametrize("style", ["{}.txt", "wiki.{}.tokens"])
@@ -59,14 +60,14 @@ def test_missing_split_names_the_file_in_the_style_of_the_others(tmp_path: Path,
     for split in ("train", "test"):
         (tmp_path / style.format(split)).write_text("a\n")
     with pytest.raises(DistlmError, match=f"{style.format('valid')}: no such file .the valid split"):
-        folder_files(str(tmp_path))
+        folder(tmp_path)
 
 
 def test_empty_file(tmp_path: Path) -> None:
     write_text(tmp_path)
     (tmp_path / "test.txt").write_text("")
     with pytest.raises(DistlmError, match=r"test\.txt: empty file"):
-        folder_files(str(tmp_path))
+        folder(tmp_path)
 
 
 def test_bytes_that_are_not_utf8_name_file_line_and_byte(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_hub_column_that_is_not_there_or_holds_no_text(local_hub: Path) -> None:
     with pytest.raises(DistlmError, match=r"no column data\.hub_field=lines; it has text, id"):
         hub(local_hub, hub_field="lines")
     with pytest.raises(DistlmError, match=r"train, row 1: column id holds 0, expected text"):
-        list(hub(local_hub, hub_field="id").read("train"))
+        hub(local_hub, hub_field="id")
 
 
 def test_hub_split_that_is_not_there(local_hub: Path) -> None:

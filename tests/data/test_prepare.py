@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import write_text
+from support.foreign.text import write_packed, write_rows
 from support.present import present
 
 from distlm.config import RunConfig
@@ -141,16 +142,14 @@ def test_reserved_word_in_the_text_names_file_line_and_word(
     assert not (tmp_path / "run/tokens/meta.json").exists()
 
 
-def test_bad_bytes_in_the_last_split_leave_nothing_that_looks_whole(
+def test_bad_bytes_in_the_last_split_are_found_before_anything_is_written(
     prepare: Prepare, folder: list[str], text: Path, tmp_path: Path
 ) -> None:
     (text / "test.txt").write_bytes(b"fine\n\xff\n")
     with pytest.raises(DistlmError, match=r"test\.txt, line 2: not UTF-8"):
         prepare(*folder)
     tokens = tmp_path / "run/tokens"
-    assert sorted(path.name for path in tokens.iterdir() if not path.name.startswith(".prepare")) == [
-        "train.bin", "valid.bin",
-    ]  # fmt: skip
+    assert not [path.name for path in tokens.iterdir() if not path.name.startswith(".prepare")], "before any work"
     with pytest.raises(DistlmError, match=r"no finished token files here .*distlm data prepare"):
         TokenFiles.open(tokens)
     (text / "test.txt").write_bytes(b"fine\n")
@@ -237,3 +236,70 @@ def test_hub_set_gives_the_tokens_of_the_same_text_in_a_folder(
     prepare("data.source=hub", f"data.hub_name={hub}", run="hubrun")
     left, right = TokenFiles.open(tmp_path / "run/tokens"), TokenFiles.open(tmp_path / "hubrun/tokens")
     assert left.fingerprint == right.fingerprint
+
+
+@pytest.mark.parametrize("form", ["mark", "cr", "xz", "jsonl", "csv", "parquet", "folder"])
+def test_the_same_text_in_another_form_gives_the_same_tokens(
+    prepare: Prepare, configure: Configure, folder: list[str], text: Path, tmp_path: Path, form: str
+) -> None:
+    other = tmp_path / "other"
+    for split in SPLITS:
+        data = (text / f"{split}.txt").read_bytes()
+        lines = data.decode().removesuffix("\n").split("\n")
+        if form == "mark":
+            write_packed(other / f"{split}.txt", b"\xef\xbb\xbf" + data)
+        elif form == "cr":
+            write_packed(other / f"{split}.txt", data.replace(b"\n", b"\r"))
+        elif form == "xz":
+            write_packed(other / f"{split}.txt.xz", data)
+        elif form == "folder":
+            write_packed(other / split / "1.txt", "".join(line + "\n" for line in lines[:7]).encode())
+            write_rows(other / split / "2.jsonl.gz", ["\n".join(lines[7:9]) + "\n", *lines[9:11]])
+            write_packed(other / split / "3/a.txt", "".join(line + "\n" for line in lines[11:]).encode())
+        else:
+            write_rows(other / f"{split}.{form}", lines)
+    prepare(*folder)
+    settings = ["data.source=folder", f"data.text_dir={other}"]
+    plan = plan_prepare(configure(*settings, run="planned"))
+    prepare(*settings, run="second")
+    one, two = (TokenFiles.open(tmp_path / run / "tokens") for run in ("run", "second"))
+    assert one.fingerprint == two.fingerprint
+    assert [facts.lines for facts in one.meta.splits.values()] == [facts.lines for facts in two.meta.splits.values()]
+    written = sum(facts.tokens for facts in two.meta.splits.values()) * 4
+    assert 0.8 * written <= plan.disk_bytes <= 1.5 * written
+    assert prepare(*settings, run="second")["already"]
+    # A change of any file is noticed.
+    changed = sorted(path for path in other.rglob("*") if path.is_file())[-1]
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(DistlmError, match=rf"{changed.name}: has \d+ bytes, and had"):
+        prepare(*settings, run="second")
+
+
+def test_a_packed_edition_is_known_by_its_counts(
+    prepare: Prepare, folder: list[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(prepare_module, "recognise", lambda tokens, types, sha256: seen.append(sha256))
+    prepare(*folder)
+    data = (text / "test.txt").read_bytes()
+    (text / "test.txt").unlink()
+    write_packed(text / "test.txt.gz", data)
+    prepare(*folder, run="second")
+    assert set(seen[0]) == set(SPLITS) and seen[1] is None
+
+
+def test_new_settings_are_recorded_only_where_they_count(prepare: Prepare, folder: list[str], tmp_path: Path) -> None:
+    prepare(*folder)
+    settings = json.loads((tmp_path / "run/tokens/meta.json").read_text())["settings"]
+    assert [*settings] == ["source", "text_dir", "min_count", "max_words", "pad_to_multiple"]
+    shared = [*folder, f"data.tokens_dir={tmp_path / 'run/tokens'}"]
+    assert prepare(*shared, "data.documents=title", run="second")["already"], "it decides only where shares do"
+    with pytest.raises(DistlmError, match=r"data\.text_field: None there, 'body' now"):
+        prepare(*shared, "data.text_field=body", run="third")
+
+
+def test_text_that_unpacks_to_nothing(prepare: Prepare, folder: list[str], text: Path) -> None:
+    (text / "train.txt").unlink()
+    write_packed(text / "train.txt.gz", b"")
+    with pytest.raises(DistlmError, match=r"train\.txt\.gz: no lines; the train split needs text"):
+        prepare(*folder)

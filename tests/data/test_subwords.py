@@ -102,6 +102,68 @@ def test_the_piece_that_ends_a_line_can_be_chosen(text: Path, gpt2: Path) -> Non
         Subwords.load(str(gpt2), "[END]")
 
 
+def special_tokenizer(folder: Path, kind: str) -> Subwords:
+    """A tokenizer whose model holds its special tokens as whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = "<>/|sabn "
+    if kind == "Unigram":
+        # Its control pieces are in the vocabulary, and cheapest.
+        vocabulary = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -4.0) for letter in letters)]
+        tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    else:
+        words = ["<unk>", "</s>", *letters, *(f"##{letter}" for letter in letters), "ab"]
+        model = models.WordLevel if kind == "WordLevel" else models.WordPiece
+        tokenizer = Tokenizer(model({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Subwords.load(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "WordPiece"])
+def test_a_model_with_special_words_in_its_vocabulary_does_not_find_them(tmp_path: Path, kind: str) -> None:
+    found = special_tokenizer(tmp_path / kind, kind)
+    end = FIRST_PIECE + found.tokenizer.token_to_id("</s>")
+    ids = next(found.encode(["ab </s> ab", "a</s>b", "ab"])).ids.tolist()
+    assert end not in ids
+    if kind != "WordLevel":
+        assert FIRST_PIECE + found.tokenizer.token_to_id("<unk>") not in ids
+    # Other text is cut as before.
+    text = ["ab a b", "", "ab/", "ba q"]
+    expected: list[int] = []
+    for line in text:
+        expected += [FIRST_PIECE + n for n in found.tokenizer.encode(line, add_special_tokens=False).ids] + [2]
+    assert next(found.encode(text)).ids.tolist() == expected
+    assert found.pieces[found.line_end] == "</s>"
+
+
+@pytest.mark.parametrize(("kind", "special"), [("gpt2", "<|endoftext|>"), ("llama", "</s>")])
+def test_a_special_token_spelled_in_the_text_stays_text(
+    text: Path, gpt2: Path, tmp_path: Path, kind: str, special: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = gpt2 if kind == "gpt2" else save_llama(tmp_path / "llama", text)
+    spelled = tmp_path / "text"
+    spelled.mkdir()
+    for split in ("train", "valid", "test"):
+        (spelled / f"{split}.txt").write_text((text / f"{split}.txt").read_text("utf-8"), "utf-8")
+    with (spelled / "valid.txt").open("a", encoding="utf-8") as stream:
+        stream.write(f"w1 {special} w2{special}\n")
+    config = config_of(spelled, tmp_path / "run", f"data.tokenizer={folder}")
+    in_stage("prepare", config, run_prepare)
+    assert f"note: the text spells {special!r} 2 times; that stays text" in capsys.readouterr().err
+    tokens, found = TokenFiles.open(tmp_path / "run" / "tokens"), Subwords.load(str(folder))
+    number = FIRST_PIECE + found.tokenizer.token_to_id(special)
+    assert number not in tokens.split("valid")
+    # The text without that line has the tokens that it had.
+    in_stage("prepare", config_of(text, tmp_path / "b", f"data.tokenizer={folder}"), run_prepare)
+    before = TokenFiles.open(tmp_path / "b" / "tokens")
+    valid = before.split("valid")
+    assert np.array_equal(tokens.split("valid")[: len(valid)], valid)
+    assert tokens.meta.tokenizer == before.meta.tokenizer and "the text spells" not in capsys.readouterr().err
+
+
 def test_what_is_no_tokenizer_is_refused(text: Path, gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DistlmError, match=r"no tokenizer.json in it; make one with transformers"):

@@ -36,9 +36,11 @@ def refused(*arguments, words, code=1, **keywords):
         (lambda text: (text / "valid.txt").unlink(), ["valid.txt"]),
         (lambda text: (text / "train.txt").write_text("", "utf-8"), ["train.txt", "empty"]),
         (lambda text: (text / "test.txt").write_bytes(b"fine\nnot \xff fine\n"), ["test.txt", "2", "UTF-8"]),
+        (lambda text: (text / "test.txt").write_text("all of it\n", "utf-16"), ["test.txt", "UTF-16", "iconv"]),
+        (lambda text: (text / "test.txt").write_bytes(b"fine\nn\0t\n"), ["test.txt, line 2", "NUL"]),
         (lambda text: shutil.rmtree(text), ["text"]),
     ],
-    ids=["missing split", "empty file", "not UTF-8", "missing folder"],
+    ids=["missing split", "empty file", "not UTF-8", "UTF-16", "NUL", "missing folder"],
 )
 def test_text(damage, words, tmp_path):
     text = write_text(tmp_path / "text", train_lines=50)

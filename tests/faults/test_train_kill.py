@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from support import ENVIRONMENT, distlm, mpirun_command
 from support.deadline import DEADLINE_S, until
+from support.foreign.trackers import scalars, wandb_curve, wandb_file, wandb_rows
 from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
 
 pytestmark = pytest.mark.multiprocess
@@ -73,7 +74,7 @@ def leave_halves(checkpoints: Path) -> None:
 
 @pytest.mark.parametrize(("ranks", "seed"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 3)])
 def test_killed_run_ends_in_the_same_bytes(folder: Path, tmp_path: Path, ranks: int, seed: int) -> None:
-    overrides = settings(folder / "tokens", tmp_path / "run", *LONG)
+    overrides = settings(folder / "tokens", tmp_path / "run", *LONG, "train.trackers=[tensorboard,wandb]")
     process = start(ranks, overrides, tmp_path / "log")
     wait_for_update(tmp_path / "run", random.Random(seed).randrange(9, 26), process)
     pids = ranks_of(process) if ranks > 1 else [process.pid]
@@ -89,6 +90,11 @@ def test_killed_run_ends_in_the_same_bytes(folder: Path, tmp_path: Path, ranks: 
     assert curve(folder / f"zero1-{ranks}", "valid/loss") == curve(tmp_path / "run", "valid/loss")
     kept = [{path.name for path in (run / "checkpoints").iterdir()} for run in (folder / "zero1-1", tmp_path / "run")]
     assert kept[0] == kept[1]
+    board, rows = scalars(tmp_path / "run" / "tensorboard" / "train"), wandb_rows(wandb_file(tmp_path / "run"))
+    for name in ("train/loss", "valid/loss"):
+        undisturbed = list(curve(folder / f"zero1-{ranks}", name).items())
+        assert wandb_curve(rows, name) == undisturbed
+        assert board[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in undisturbed]
 
 
 def test_signal_to_one_rank_stops_all_with_75(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.finetune import BAD, FILLER, GOOD, finetune_config, hugging_face, lines, pretrained, run, write_sst2
+from support.foreign.trackers import scalars
 
 from distlm.errors import DistlmError, Stopped
 from distlm.finetune.job import train_config
@@ -47,10 +48,12 @@ def tables(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_it_learns_from_a_hugging_face_encoder(tmp_path: Path, data: Path) -> None:
     model = hugging_face(tmp_path / "hf", initializer_range=0.2)
-    given = (f"finetune.checkpoint={model}", "finetune.seeds=[1,2,3]", *LEARN)
+    given = (f"finetune.checkpoint={model}", "finetune.seeds=[1,2,3]", "train.trackers=[tensorboard]", *LEARN)
     summary = run(finetune_config(tmp_path / "run", data, *given))
     assert summary["accuracy"] > 0.75 > summary["majority"] == 0.55
     folder = tmp_path / "run" / "finetune" / "SST-2"
+    assert scalars(folder / "seed-2" / "tensorboard" / "train")["train/loss"]
+    assert scalars(tmp_path / "run" / "tensorboard" / "finetune")["stage/seconds"]
     found = results_of(folder)
     each = [found["seeds"][seed]["last"]["accuracy"] for seed in ("1", "2", "3")]
     assert found["median"]["accuracy"] == summary["accuracy"] == sorted(each)[1]

@@ -9,6 +9,7 @@ import pytest
 
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.glue import TASKS, read_glue
+from distlm.finetune.tasks.unlabelled import read_glue_tests
 from distlm.models.plm.config import FinetuneConfig
 
 # Header, then rows: as the benchmark has them.
@@ -149,19 +150,21 @@ def test_the_datasets_library_gives_the_same_examples(tmp_path: Path, monkeypatc
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("task", "train", "dev", "positive"),
+    ("task", "train", "dev", "test", "positive"),
     [
-        ("CoLA", 8551, 1043, None),
-        ("SST-2", 67349, 872, None),
-        ("MRPC", 3668, 408, (2474, 279)),
-        ("RTE", 2490, 277, None),
+        ("CoLA", 8551, 1043, 1063, None),
+        ("SST-2", 67349, 872, 1821, None),
+        ("MRPC", 3668, 408, 1725, (2474, 279)),
+        ("RTE", 2490, 277, 3000, None),
     ],
 )
-def test_published_counts(task: str, train: int, dev: int, positive: tuple[int, int] | None) -> None:
+def test_published_counts(task: str, train: int, dev: int, test: int, positive: tuple[int, int] | None) -> None:
     folder = Path(os.environ.get("DISTLM_TEST_DATA", "")) / "glue"
     if not (folder / task).is_dir():
         pytest.skip(f"no GLUE files: set DISTLM_TEST_DATA to a folder that holds glue/{task}/train.tsv")
     splits = read_glue(TASKS[task], config(task, folder))
     assert (len(splits["train"]), len(splits["dev"])) == (train, dev)
+    # The benchmark counts what is to be predicted from 0.
+    assert read_glue_tests(TASKS[task], config(task, folder))["test"].ids == [str(row) for row in range(test)]
     if positive:
         assert (splits["train"].labels.sum(), splits["dev"].labels.sum()) == positive

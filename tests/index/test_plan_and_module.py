@@ -10,7 +10,7 @@ from support import ENVIRONMENT
 from support.deadline import DEADLINE_S
 from support.index import config, one_rank, vectors, write_store
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index import faiss_module, plan_index, run_index_build
 from distlm.index.faiss_module import require_faiss
 
@@ -37,8 +37,15 @@ def test_plan_agrees_with_what_is_written(tmp_path: Path, factory: str, key_byte
 
 
 def test_plan_without_a_store(tmp_path: Path) -> None:
-    plan = plan_index(config(tmp_path), 1)
-    assert plan.disk_bytes == 0 and plan.seconds is None and "distlm data prepare" in plan.line()
+    estimated = plan_index(config(tmp_path), 1)
+    assert estimated.disk_bytes > 10_000_000 and "the rows" not in estimated.line()
+    hub = config(tmp_path)
+    hub.data.source = "hub"
+    plan = plan_index(hub, 1)
+    assert plan.seconds is None and "distlm data prepare" in plan.line() and "disk unknown" in plan.line()
+    hub.index.factory = "IVFF64,PQ8"
+    with pytest.raises(UsageError, match="IVFF64,PQ8"):
+        plan_index(hub, 1)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from support.present import present
 
 from distlm.config import load_config
 from distlm.knnlm import plan
-from distlm.knnlm.plan import plan_knn
+from distlm.knnlm.plan import plan_search
 from distlm.runtime.rundir import RunDir
 
 
@@ -20,7 +20,7 @@ def a_machine_of_known_speed(monkeypatch):
 def test_disk_is_announced_within_a_fifth(searched):
     run = RunDir(Path(searched.run_dir))
     arrays = sum(path.stat().st_size for path in (run.root / "neighbours").rglob("*.npy"))
-    announced = plan_knn(searched, 1)
+    announced = plan_search(searched, 1)
     # Exact distances: two copies of every unit, and fp32 distances, while the search runs.
     peak = 2 * arrays + arrays / 5
     assert arrays < peak * 0.8 < announced.disk_bytes < peak * 1.2
@@ -28,25 +28,25 @@ def test_disk_is_announced_within_a_fifth(searched):
 
 
 def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
-    counts = plan._Counts(217_646 + 245_569, 103_225_485, 267_744, ())
-    monkeypatch.setattr(plan, "_count", lambda config: counts)
+    counts = plan._Counts(217_646 + 245_569, 103_225_485, 267_744, (), True)
+    monkeypatch.setattr(plan, "_count", lambda config, splits=None: counts)
     config = load_config("wikitext103", ["data.text_dir=unused"])
-    exact = plan_knn(config, 32)
+    exact = plan_search(config, 32)
     # 1024 neighbours of 16 bytes and a key of 2 kB a token.
     assert exact.disk_bytes == pytest.approx(463_215 * (2 * (16384 + 2048) + 4096), rel=0.01)
     assert any("211.4 GB of keys are read once" in note for note in exact.notes)
-    assert present(plan_knn(config, 64).seconds) == pytest.approx(present(exact.seconds) / 2, rel=0.5)
+    assert present(plan_search(config, 64).seconds) == pytest.approx(present(exact.seconds) / 2, rel=0.5)
     config.knn.distances = "quantised"
-    quantised = plan_knn(config, 32)
+    quantised = plan_search(config, 32)
     assert quantised.disk_bytes < exact.disk_bytes / 2
     assert quantised.memory_bytes < exact.memory_bytes
 
 
 def test_fast_scan_costs_memory_and_saves_time(monkeypatch):
-    counts = plan._Counts(200_000, 2_000_000, 30_000, ())
-    monkeypatch.setattr(plan, "_count", lambda config: counts)
+    counts = plan._Counts(200_000, 2_000_000, 30_000, (), True)
+    monkeypatch.setattr(plan, "_count", lambda config, splits=None: counts)
     eight, four = (
-        plan_knn(load_config("wikitext2-small", [f"index.factory=IVF2048,{code}", "data.text_dir=unused"]), 1)
+        plan_search(load_config("wikitext2-small", [f"index.factory=IVF2048,{code}", "data.text_dir=unused"]), 1)
         for code in ("PQ64", "PQ128x4")
     )
     # The same bytes on disk, and once more in memory: 72 a key, and at most 32 more codes a list.
@@ -56,10 +56,10 @@ def test_fast_scan_costs_memory_and_saves_time(monkeypatch):
     assert any("repacks for FastScan, 0.1 GB" in note for note in four.notes)
     assert not any("FastScan" in note for note in eight.notes)
     monkeypatch.setattr(plan, "MOST_BYTES", 1 << 20)
-    large = plan_knn(load_config("wikitext2-small", ["index.factory=IVF2048,PQ128x4", "data.text_dir=unused"]), 1)
+    large = plan_search(load_config("wikitext2-small", ["index.factory=IVF2048,PQ128x4", "data.text_dir=unused"]), 1)
     assert large.memory_bytes == eight.memory_bytes and present(large.seconds) > present(eight.seconds)
 
 
 def test_without_tokens_the_assumption_is_told(tmp_path):
-    announced = plan_knn(load_config("demo", [f"run_dir={tmp_path}"]), 1)
+    announced = plan_search(load_config("demo", [f"run_dir={tmp_path}"]), 1)
     assert "no token files yet" in announced.line()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import knn_files as old
+from support.knn import files as old
 
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.records import CacheManifest, CachePlan

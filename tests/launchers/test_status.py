@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -203,8 +204,38 @@ def test_runs_are_named_by_folder_or_recipe(run, monkeypatch):
     assert [named.root for named in named_runs(["demo", f"run_dir={run.root}"])] == [run.root]
     with pytest.raises(DistlmError, match="no run here yet"):
         named_runs(["demo", f"run_dir={run.root / 'other'}"])
-    with pytest.raises(UsageError, match="no recipe or file 'dmo'"):
+    with pytest.raises(UsageError, match="no recipe, file or run directory 'dmo'"):
         named_runs(["dmo"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("demo", ["prepare", "train", "datastore", "index-train", "index-add", "index-merge", "search", "evaluate"]),
+        ("plm-small", ["shard", "train", "evaluate"]),
+        ("awd-lstm-small", ["prepare", "train", "evaluate"]),
+    ],
+)
+def test_a_run_has_the_stages_of_its_recipe(recipe, stages, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(recipe, [f"run_dir={tmp_path}"])), "utf-8")
+    found = status_of(RunDir(tmp_path))
+    assert list(found.stages) == stages and not any(found.stages.values())
+    shown = as_text(found, time.time()).splitlines()[1]
+    assert shown.split("stages")[1].split(", ") == [
+        f"    {stages[0]} not yet",
+        *(f"{name} not yet" for name in stages[1:]),
+    ]
+
+
+def test_a_run_is_named_by_the_words_of_the_command_that_was_submitted(run, tmp_path, monkeypatch):
+    assert [named.root for named in named_runs([str(run.root), "train.updates=400"])] == [run.root]
+    with pytest.raises(UsageError, match=r"train\.updtes"):
+        named_runs([str(run.root), "train.updtes=400"])
+    other = shutil.copytree(run.root, tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert [named.root for named in named_runs([str(run.root), "./demo"])] == [run.root, other.relative_to(tmp_path)]
+    with pytest.raises(DistlmError, match="runs/demo: no run here yet"):
+        named_runs(["demo"])
 
 
 @pytest.mark.parametrize(("module", "error"), [("requeue", "no job to requeue"), ("cancel", "no job waits or runs")])

@@ -143,7 +143,7 @@ def test_without_slurm_the_default_is_this_machine_and_its_ranks_are_the_recipes
         (["train.updatse=3"], 2, "unknown key 'train.updatse'; did you mean 'train.updates'?"),
         (["--rank=2"], 2, "unknown key 'rank'"),
         (["--rank"], 2, "unknown argument '--rank'"),
-        (["wikitext103"], 2, "expected one recipe or file, found 'demo', 'wikitext103'"),
+        (["wikitext103"], 2, "expected one recipe, file or run directory, found 'demo', 'wikitext103'"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(run, tmp_path, words, code, message):
@@ -163,3 +163,16 @@ def test_a_run_directory_of_another_configuration_is_refused(run, tmp_path):
     config.write_text(dump_config(load_config("demo", ["train.seed=2"])), "utf-8")
     code, _, err = run("--dry-run")
     assert code == 1 and "train.seed: 2 there, 1 now" in err
+
+
+def test_a_run_directory_is_submitted_as_its_recipe(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(load_config("demo", ["run_dir=/elsewhere", "train.lr=0.5"])), "utf-8")
+    with pytest.raises(SystemExit) as end:
+        command.main([str(run), "train.updates=400", "--dry-run", "--cluster", "local"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and f"# run directory: {run}" in shown and "distlm train" in shown
+    with pytest.raises(SystemExit) as end:
+        command.main([str(tmp_path), "--dry-run"])
+    assert end.value.code == 2 and "a folder without config.yaml" in capsys.readouterr().err

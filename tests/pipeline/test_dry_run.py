@@ -8,12 +8,13 @@ from support import write_text
 from support.foreign.hf import save_gpt2
 
 from distlm.cli import main
-from distlm.config.load import recipe_names
+from distlm.config.recipe import recipe_names
 
 BY_NEIGHBOURS = ("data prepare", "train", "datastore write", "index build", "knn search", "knn tune", "knn evaluate")
 STAGES = {"awd-lstm": ("data prepare", "train", "evaluate"), "plm": ("data shard", "train", "evaluate")}
 """By the beginning of the recipe's name; of the others the first."""
 SHORT = [f"{section}.{name}=32" for section in ("datastore", "knn") for name in ("context_window", "block")]
+SHORT += ["index.factory=IVF64,PQ8", "knn.k=64"]
 """The model of the recipe `hf` is a small one here."""
 
 

@@ -26,7 +26,7 @@ from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
-from distlm.knnlm.plan import plan_knn
+from distlm.knnlm.plan import plan_search
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.models.hf.config import HfRun
@@ -100,7 +100,7 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     in_stage("prepare", config, run_prepare)
     tokens = TokenFiles.open(run.tokens(config))
     assert tokens.tokenizer is not None and tokens.tokenizer.line_end_piece == MODELS[name][2]
-    plans = [plan(config, 1) for plan in (plan_train, plan_datastore, plan_index, plan_knn, plan_cache)]
+    plans = [plan(config, 1) for plan in (plan_train, plan_datastore, plan_index, plan_search, plan_cache)]
     assert all(plan.memory_bytes > 0 for plan in plans)
     summary: dict[str, Any] = in_stage("train", config, run_train)
     assert summary["step"] == 6 and math.isfinite(summary["valid_ppl"])

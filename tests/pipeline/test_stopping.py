@@ -52,8 +52,8 @@ def at_terminal(words: list[str]) -> tuple[subprocess.Popen[bytes], int]:
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        [*OUTER, *words], env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        preexec_fn=take_terminal,
+        [*OUTER, *words], env={**ENVIRONMENT, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(theirs)
     return process, ours

@@ -101,6 +101,12 @@ def write_sst2(folder: Path, train: int = 96, dev: int = 40) -> Path:
     return folder
 
 
+def write_test(folder: Path, count: int = 13) -> None:
+    """SST-2's test set beside the others: such sentences, without labels, under ids of their own."""
+    rows = [f"{100 + number}\t{text} " for number, (text, _) in enumerate(sentences(count, 3))]
+    (folder / "SST-2" / "test.tsv").write_text("\n".join(["index\tsentence", *rows]) + "\n", "utf-8")
+
+
 def settings(run: Path, data: Path, *overrides: str) -> list[str]:
     """Overrides of a tiny fine-tuning over the recipe plm-base."""
     return [
@@ -121,6 +127,15 @@ def run(config: RunConfig) -> dict[str, Any]:
 
     with open_stage("finetune", config) as stage:
         return run_finetune(stage)
+
+
+def evaluate(config: RunConfig) -> dict[str, Any]:
+    """`distlm finetune --evaluate-only` in this process."""
+    from distlm.finetune.finished.evaluate import run_evaluate_finetuned
+    from distlm.runtime.stage import open_stage
+
+    with open_stage("finetune", config) as stage:
+        return run_evaluate_finetuned(stage)
 
 
 def lines(path: Path) -> Sequence[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from distlm.config.schema import TrainConfig
 from distlm.errors import DistlmError
-from distlm.training.dsconfig import OWNED, config_folders, load_ds_config, merge_ds_config, zero_stage
+from distlm.training.dsconfig import MONITORS, OWNED, config_folders, load_ds_config, merge_ds_config, zero_stage
 
 SHIPPED = sorted(config_folders()[0].glob("*.json"))
 
@@ -62,6 +62,13 @@ def test_key_that_train_decides_is_refused(tmp_path: Path, key: str, setting: st
     with pytest.raises(DistlmError) as caught:
         load_ds_config(written(tmp_path, {key: 1}))
     assert f"{key} is decided by {setting}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "instead"), MONITORS.items())
+def test_deepspeed_s_own_trackers_are_refused(tmp_path: Path, key: str, instead: str) -> None:
+    with pytest.raises(DistlmError) as caught:
+        load_ds_config(written(tmp_path, {key: {"enabled": True}}))
+    assert f"{instead} and delete {key} here" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ class ShardsConfig:
     source: Literal["folder", "demo", "hub"] = "folder"
     """Where the text comes from: a folder, the small demo corpus, or the Hugging Face hub."""
     text_dir: str = ""
-    """Folder that holds, for each split, SPLIT.txt, SPLIT.txt.xz, SPLIT.txt.gz, wiki.SPLIT.tokens, or a folder SPLIT
-    of .txt, .txt.xz and .txt.gz files (source=folder)."""
+    """Folder that holds, for each split, SPLIT.txt, SPLIT.jsonl or SPLIT.csv (also .gz, .xz, .bz2, .zst),
+    SPLIT.parquet, wiki.SPLIT.tokens, or a folder SPLIT of such files (source=folder)."""
+    text_field: str = "text"
+    """Field of .jsonl, column of .csv and .parquet files that holds the text."""
     hub_name: str = ""
     """Data set on the hub, or a local folder that `datasets` can load (source=hub), e.g. Salesforce/wikitext."""
     hub_config: str = ""
@@ -21,9 +23,14 @@ class ShardsConfig:
     """Column of the hub data set that holds the text."""
     splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
     """Splits that are made; training needs train and valid."""
+    valid_share: float = 0.0
+    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    test_share: float = 0.0
+    """The same for the test split."""
     documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
     """Where a document ends: at a blank line; before a WikiText title (" = Title = " between blank lines); at each
-    line; at the end of a file or of a row of a hub data set. The demo corpus has its own ends."""
+    line; at the end of a file or of a row of a hub data set. A row of .jsonl, .csv and .parquet is a document, unless
+    this is line or title. The demo corpus has its own ends."""
     folder: str = ""
     """Where the shards live; empty: RUN_DIR/shards. Several runs may share one."""
     vocabulary: str = ""

@@ -1,15 +1,14 @@
 """What making the shards will need: disk, memory, time."""
 
-import gzip
-import lzma
-import zlib
 from math import ceil
 
 from distlm.config.schema import RunConfig
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import id_dtype
 from distlm.data.shards.settings import finished_shards
-from distlm.data.text_source import FileSource, folder_sources
+from distlm.data.text.choice import choice_of_shards
+from distlm.data.text.folder import folder_sources
+from distlm.data.text.sample import text_bytes
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.rundir import RunDir
@@ -18,7 +17,6 @@ from distlm.runtime.rundir import RunDir
 _BYTES_PER_TOKEN, _MARGIN = 4.2, 1.1
 # One process, unpacking included; scanning is unpacking and hashing.
 _TEXT_PER_SECOND, _SCAN_PER_SECOND, _TRAINING_PER_SECOND = 7e6, 40e6, 1.5e6
-_SAMPLE = 1 << 20
 _DEMO_TEXT = 3_000_000
 # Python with webdataset (which loads torch), the memory of words, a chunk of text and rows; then what training counts.
 _BASE_MEMORY, _TRAINING_MEMORY = 600_000_000, 400_000_000
@@ -42,9 +40,9 @@ def plan_shard(config: RunConfig, ranks: int = 1) -> StagePlan:
         notes.append(f"about {units} shards: {ranks - units} of {ranks} ranks will have nothing to do")
     seconds = 5 + text / _SCAN_PER_SECOND + text / (_TEXT_PER_SECOND * min(ranks, units))
     if not shards.vocabulary:
-        sample = min(sizes["train"], shards.vocabulary_text or sizes["train"])
-        seconds += sample / _TRAINING_PER_SECOND
-        notes.append(f"a vocabulary is trained on {format_bytes(sample)} of text, on one rank")
+        learned = min(sizes["train"], shards.vocabulary_text or sizes["train"])
+        seconds += learned / _TRAINING_PER_SECOND
+        notes.append(f"a vocabulary is trained on {format_bytes(learned)} of text, on one rank")
     # Without a file the size of a trained vocabulary counts, which both fit their type by the same bound.
     itemsize = id_dtype(shards.vocabulary_size if not shards.vocabulary else 30522).itemsize
     return StagePlan(
@@ -61,21 +59,10 @@ def _text_bytes(shards: ShardsConfig) -> dict[str, float]:
     """Bytes of text of each split."""
     if shards.source == "demo":
         return {split: _DEMO_TEXT * (0.9 if split == "train" else 0.05) for split in shards.splits}
+    choice = choice_of_shards(shards)
+    sizes = {split: text_bytes(files) for split, files in folder_sources(choice).items()}
+    kept = 1 - sum(choice.shares.values())
     return {
-        split: sum(_unpacked_size(source) for source in files)
-        for split, files in folder_sources(shards.text_dir, shards.splits).items()
+        split: sizes[choice.origin(split)] * choice.shares.get(split, kept if split == "train" else 1)
+        for split in shards.splits
     }
-
-
-def _unpacked_size(source: FileSource) -> float:
-    size = source.path.stat().st_size
-    if not source.name.endswith((".xz", ".gz")) or size == 0:
-        return size
-    with source.path.open("rb") as stream:
-        sample = stream.read(_SAMPLE)
-    try:
-        if source.name.endswith(".xz"):
-            return size * len(lzma.LZMADecompressor().decompress(sample)) / len(sample)
-        return size * len(zlib.decompressobj(wbits=31).decompress(sample)) / len(sample)
-    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError):
-        return size

@@ -25,7 +25,7 @@ from distlm.data.shards.records import (
     TextFacts,
     Tokenizer,
 )
-from distlm.data.text_source import Scan, Segment
+from distlm.data.text.source import Segment
 from distlm.data.tokens import SPLITS
 from distlm.errors import DistlmError
 from distlm.runtime.files import json_hash
@@ -99,11 +99,11 @@ def _numbers(segment: Segment) -> tuple[int, int, int, int]:
     return segment.source, segment.start, segment.end, segment.bytes
 
 
-def plan_units(split: str, scans: list[Scan], at_least: int) -> tuple[Unit, ...]:
+def plan_units(split: str, segments: list[Segment], at_least: int) -> tuple[Unit, ...]:
     """Shards of a split: consecutive segments until there are `at_least` bytes of text."""
     groups: list[list[Segment]] = []
     size = at_least
-    for segment in (segment for scan in scans for segment in scan.segments):
+    for segment in segments:
         if size >= at_least:
             groups.append([])
             size = 0

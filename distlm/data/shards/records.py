@@ -22,6 +22,12 @@ class ShardSettings(Part, kw_only=True):
     """shards.hub_config."""
     hub_field: str | UnsetType = UNSET
     """shards.hub_field."""
+    text_field: str | UnsetType = UNSET
+    """shards.text_field; absent: text."""
+    valid_share: float | UnsetType = UNSET
+    """shards.valid_share, of train's documents."""
+    test_share: float | UnsetType = UNSET
+    """shards.test_share, of train's documents."""
     splits: list[str]
     """shards.splits."""
     documents: str
@@ -45,7 +51,8 @@ class ShardSettings(Part, kw_only=True):
 
 
 class TextFacts(Part, kw_only=True):
-    """One source of a split: a file, a table of a data set, or articles of the demo corpus."""
+    """One source of a split: a file, a table of a data set, or articles of the demo corpus. A split that was split off
+    train has train's."""
 
     name: str
     """In the text's folder; of a table its split."""
@@ -72,7 +79,7 @@ class TextFacts(Part, kw_only=True):
     articles: dict[str, int] | UnsetType = UNSET
     """Articles of each split of the demo corpus."""
     rows: int | UnsetType = UNSET
-    """Rows of the table."""
+    """Rows of the table, or records of the file."""
     text: int
     """Bytes of UTF-8 text."""
 

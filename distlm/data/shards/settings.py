@@ -6,7 +6,9 @@ from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, ShardsManifest, ShardsPlan
 from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
-from distlm.data.text_source import folder_sources
+from distlm.data.text.choice import choice_of_shards
+from distlm.data.text.folder import folder_sources
+from distlm.data.text.packed import packing
 from distlm.errors import DistlmError
 
 
@@ -20,6 +22,12 @@ def shard_settings(config: ShardsConfig) -> ShardSettings:
     if config.source == "hub":
         settings.hub_name, settings.hub_config = config.hub_name, config.hub_config
         settings.hub_field = config.hub_field
+    if config.source == "folder" and config.text_field != ShardsConfig.text_field:
+        settings.text_field = config.text_field
+    if config.valid_share:
+        settings.valid_share = config.valid_share
+    if config.test_share:
+        settings.test_share = config.test_share
     if config.vocabulary:
         settings.vocabulary = WordPiece.load(Path(config.vocabulary), config.lower_case).hash
         return settings
@@ -41,7 +49,7 @@ def finished_shards(folder: Path, config: ShardsConfig) -> ShardsManifest | None
         return None
     manifest = ShardsManifest.read(folder)
     refuse_other_settings(folder, manifest.plan, shard_settings(config))
-    refuse_other_text(folder, manifest.plan, config)
+    _refuse_changed_files(folder, manifest.plan, config)
     whole = all(shard.problem(folder) is None for shards in manifest.shards.values() for shard in shards)
     tokenizer = all((folder / TOKENIZER_FOLDER / name).is_file() for name in (VOCABULARY, TOKENIZER))
     return manifest if whole and tokenizer else None
@@ -57,19 +65,48 @@ def refuse_other_settings(folder: Path, plan: ShardsPlan, settings: ShardSetting
 
 
 def refuse_other_text(folder: Path, plan: ShardsPlan, config: ShardsConfig) -> None:
-    """DistlmError when the text files are not those of the plan, by name and size. Text that is gone is no error."""
-    if config.source != "folder" or not Path(config.text_dir).is_dir() or not config.text_dir:
+    """DistlmError when the text files are not those of an unfinished plan, by name and size. Text that is gone is no
+    error here."""
+    if not _has_text(config):
         return
-    for split, files in folder_sources(config.text_dir, config.splits).items():
-        before = {facts.name: facts.bytes for facts in plan.text[split]}
-        now = {source.name: source.path.stat().st_size for source in files}
-        changed = [
-            f"{name}: {before.get(name, 'no')} bytes there, {now.get(name, 'no')} now"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        if changed:
-            raise DistlmError(
-                f"{config.text_dir}: not the text of the shards in {folder} ({'; '.join(changed[:3])}); put the old "
-                "text back, or choose another shards.folder or run_dir"
-            )
+    choice = choice_of_shards(config)
+    sources = folder_sources(choice)
+    for split in choice.splits:
+        now = {source.name: source.path.stat().st_size for source in sources[choice.origin(split)]}
+        _compare(folder, plan, config, split, now)
+
+
+def _refuse_changed_files(folder: Path, plan: ShardsPlan, config: ShardsConfig) -> None:
+    """The same for finished shards: of files in forms that the plan has, as those in others may be no part of it."""
+    if not _has_text(config):
+        return
+    text_dir = Path(config.text_dir)
+    for split in config.splits:
+        names = [facts.name for facts in plan.text[split]]
+        forms, folders = {_form(name) for name in names}, {name.split("/")[0] for name in names if "/" in name}
+        inside = [path for place in folders for path in (text_dir / place).rglob("[!.]*") if _form(path.name) in forms]
+        files = {path for path in (*(text_dir / name for name in names), *inside) if path.is_file()}
+        now = {path.relative_to(text_dir).as_posix(): path.stat().st_size for path in files}
+        _compare(folder, plan, config, split, now)
+
+
+def _has_text(config: ShardsConfig) -> bool:
+    return config.source == "folder" and bool(config.text_dir) and Path(config.text_dir).is_dir()
+
+
+def _form(name: str) -> str:
+    return Path(name.removesuffix(packing(name))).suffix + packing(name)
+
+
+def _compare(folder: Path, plan: ShardsPlan, config: ShardsConfig, split: str, now: dict[str, int]) -> None:
+    before = {facts.name: facts.bytes for facts in plan.text[split]}
+    changed = [
+        f"{name}: {before.get(name, 'no')} bytes there, {now.get(name, 'no')} now"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise DistlmError(
+            f"{config.text_dir}: not the text of the shards in {folder} ({'; '.join(changed[:3])}); put the old text "
+            "back, or choose another shards.folder or run_dir"
+        )

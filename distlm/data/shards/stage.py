@@ -9,6 +9,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from math import ceil
@@ -35,9 +36,12 @@ from distlm.data.shards.files import (
 )
 from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.settings import finished_shards, refuse_other_settings, refuse_other_text, shard_settings
-from distlm.data.shards.wordpiece import VOCABULARY, Encoder, WordPiece, train_wordpiece
+from distlm.data.shards.wordpiece import SPECIALS, VOCABULARY, Encoder, WordPiece, train_wordpiece
 from distlm.data.shards.writer import UnitReader, write_shard
-from distlm.data.text_source import Scan, Source, open_sources
+from distlm.data.text.check import spelled_note
+from distlm.data.text.choice import choice_of_shards
+from distlm.data.text.opened import open_sources, segments_of
+from distlm.data.text.source import Cutting, Scan, Source
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
 from distlm.runtime.lock import only_writer
@@ -79,8 +83,8 @@ def run_shard(stage: Stage) -> ShardSummary:
         plan = rank0_first(comm, lambda: _begun_plan(folder, config, settings))
         if config.source == "hub":
             # Fetched once, then opened by all.
-            rank0_first(comm, lambda: len(open_sources(config)))
-        sources = together(comm, lambda: open_sources(config))
+            rank0_first(comm, lambda: len(_sources(config)))
+        sources = together(comm, lambda: _sources(config))
         if plan is None:
             plan = _make_plan(stage, folder, settings, sources)
         wordpiece = rank0_first(comm, lambda: _vocabulary(stage, folder, plan, sources))
@@ -155,30 +159,46 @@ def _begun_plan(folder: Path, config: ShardsConfig, settings: ShardSettings) -> 
     return plan
 
 
+def _sources(config: ShardsConfig) -> Sources:
+    """The sources of each split; one that takes documents of train has train's."""
+    choice = choice_of_shards(config)
+    opened = open_sources(choice)
+    # Train's are scanned for the others, also where it is not made itself.
+    return {**opened, **{split: opened[choice.origin(split)] for split in choice.splits}}
+
+
 def _make_plan(stage: Stage, folder: Path, settings: ShardSettings, sources: Sources) -> ShardsPlan:
     """Scan the text, a source at a time on each rank, and write the plan. Collective."""
     comm, config = stage.comm, stage.config.section(ShardsConfig)
-    flat = [(split, number, source) for split, files in sources.items() for number, source in enumerate(files)]
+    choice = choice_of_shards(config)
+    flat = [(split, number, source) for split in choice.read for number, source in enumerate(sources[split])]
 
     def scan() -> dict[tuple[str, int], Scan]:
         found = {}
         with Progress(f"{_LABEL}: scan", len(flat), "files", comm.rank) as progress:
             for split, number, source in flat[comm.rank :: comm.size]:
-                rule = source.rule(config.documents)
-                found[split, number] = source.scan(number, rule, config.shard_text, lambda size: _obey(stage))
+                shares = choice.shares if split == "train" else {}
+                cutting = Cutting(source.rule(config.documents), config.shard_text, shares, SPECIALS)
+                found[split, number] = source.scan(number, cutting, lambda size: _obey(stage))
                 progress.advance(min(comm.size, len(flat) - progress.done))
         return found
 
     scans = {key: scan for part in comm.allgather(together(comm, scan)) for key, scan in part.items()}
 
     def plan() -> ShardsPlan:
-        by_split = {split: [scans[split, number] for number in range(len(files))] for split, files in sources.items()}
-        units = {split: plan_units(split, of_split, config.shard_text) for split, of_split in by_split.items()}
-        for split, of_split in units.items():
-            if not of_split:
+        by_split = {
+            split: [scans[choice.origin(split), number] for number in range(len(sources[split]))]
+            for split in choice.splits
+        }
+        segments = {split: segments_of(choice, split, found) for split, found in by_split.items()}
+        for split, found in segments.items():
+            if not found:
                 raise DistlmError(f"shards: the {split} split has no text; its files are empty")
+        units = {split: plan_units(split, found, config.shard_text) for split, found in segments.items()}
         made = ShardsPlan(settings, {split: [one.facts for one in found] for split, found in by_split.items()}, units)
         made.record().write(folder / PLAN)
+        if spelled := sum((Counter(scan.spelled) for scan in scans.values()), Counter[str]()):
+            say(f"{_LABEL}: {spelled_note(spelled)}")
         return made
 
     return rank0_first(comm, plan)

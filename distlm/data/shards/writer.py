@@ -14,7 +14,7 @@ from distlm.data.shards.files import Chunk, Shard, Unit, id_dtype
 from distlm.data.shards.records import ShardSettings, Tokenizer
 from distlm.data.shards.rows import RowPacker
 from distlm.data.shards.wordpiece import Encoder
-from distlm.data.text_source import Source
+from distlm.data.text.source import Source
 from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path, bytes_hash
 

@@ -134,8 +134,14 @@ class Windows:
     """Per paragraph [tokens, 2]: characters of its tokens, from and to."""
 
 
-def encode_examples(tokenizer: Any, frame: Frame, examples: Examples, length: int) -> Rows:
-    """Rows of at most `length` tokens; pairs are cut by `shorten`."""
+def encode_examples(
+    tokenizer: Any, frame: Frame, examples: Examples, length: int, truncation: str = "longest_first", what: str = ""
+) -> Rows:
+    """Rows of at most `length` tokens; pairs are cut by `shorten`, or (truncation = only_first, only_second) at that
+    part alone.
+
+    Raises DistlmError, naming the example of the split `what`, when no token of that part would be left.
+    """
     first = _encode(tokenizer, examples.first)
     builder = _Builder(frame)
     if examples.second is None:
@@ -144,17 +150,29 @@ def encode_examples(tokenizer: Any, frame: Frame, examples: Examples, length: in
             builder.add_single(ids[:room])
     else:
         room = length - frame.extra(pair=True)
-        for one, other in zip(first, _encode(tokenizer, examples.second), strict=True):
-            kept, also = shorten(len(one), len(other), room)
+        for number, (one, other) in enumerate(zip(first, _encode(tokenizer, examples.second), strict=True)):
+            kept, also = shorten(len(one), len(other), room, truncation)
+            part, whole, left = ("second", other, kept) if truncation == "only_first" else ("first", one, also)
+            if truncation != "longest_first" and left < 1 and len(one) + len(other) > room:
+                raise DistlmError(
+                    f"finetune.truncation={truncation}: example {number + 1} of {what}: its {part} part alone has "
+                    f"{len(whole)} tokens, finetune.length={length} has room for {room} of both; give a greater "
+                    "finetune.length, or finetune.truncation=longest_first"
+                )
             builder.add_pair(one[:kept], other[:also])
     return builder.rows(examples.labels)
 
 
-def shorten(first: int, second: int, room: int) -> tuple[int, int]:
+def shorten(first: int, second: int, room: int, truncation: str = "longest_first") -> tuple[int, int]:
     """Lengths of a pair after tokens were taken off the end of the longer part, one at a time, of the second when
-    they are equally long (Devlin et al. 2019), until both fit."""
+    they are equally long (Devlin et al. 2019), until both fit.
+
+    truncation = only_first, only_second: off that part alone; its length is below 1 where that does not do.
+    """
     if first + second <= room:
         return first, second
+    if truncation != "longest_first":
+        return (room - second, second) if truncation == "only_first" else (first, room - first)
     if first <= room // 2:
         return first, room - first
     if second <= room // 2:

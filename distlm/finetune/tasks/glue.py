@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.data.corpus import load_hub, read_lines
 from distlm.data.order import epoch_order
+from distlm.data.text.hub import load_hub
+from distlm.data.text.stream import read_lines
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig
 
 GLUE_HUB = "nyu-mll/glue"
+DIAGNOSTIC = "diagnostic"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,17 @@ class GlueTask:
     def hub_config(self) -> str:
         """Name of its configuration on the hub."""
         return self.name.replace("-", "").lower()
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Splits without labels; MNLI's model answers GLUE's diagnostic set, too."""
+        found = tuple(split.replace("dev", "test", 1) for split in self.dev)
+        return (*found, DIAGNOSTIC) if self.name == "MNLI" else found
+
+    def submission(self, split: str) -> str:
+        """What the benchmark calls the file of predictions for a split, without .tsv."""
+        names = {"matched": "MNLI-m", "mismatched": "MNLI-mm", DIAGNOSTIC: "AX"}
+        return names.get(split.rpartition("_")[2], self.name)
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -91,20 +104,26 @@ class Examples:
     def __len__(self) -> int:
         return len(self.first)
 
+    @property
+    def none(self) -> "Examples":
+        """No examples, of the same task."""
+        return Examples([], None if self.second is None else [], self.labels[:0])
 
-def read_glue(task: GlueTask, config: FinetuneConfig) -> dict[str, Examples]:
-    """Examples of train and of each split of `task.dev`, in the order of the source.
+
+def read_glue(task: GlueTask, config: FinetuneConfig, train: bool = True) -> dict[str, Examples]:
+    """Examples of train and of each split of `task.dev`, in the order of the source; without `train`, of dev alone.
 
     Raises DistlmError naming file and line (or data set and row) and field for a missing or empty source, a column
     that is not there, and a label that the task does not have.
     """
-    rows = _from_hub(task, config) if config.source == "hub" else _from_folder(task, config.data_dir)
+    wanted = ("train", *task.dev) if train else task.dev
+    rows = _from_hub(task, config, wanted) if config.source == "hub" else _from_folder(task, config.data_dir, wanted)
     splits = {}
     for split, (what, found) in rows.items():
         splits[split] = _examples(task, found, what)
         if not len(splits[split]):
             raise DistlmError(f"{what}: no examples; finetune.task={task.name} needs some")
-    if 0 < config.train_rows < len(splits["train"]):
+    if train and 0 < config.train_rows < len(splits["train"]):
         splits["train"] = _drawn(splits["train"], config.train_rows)
     return splits
 
@@ -154,15 +173,19 @@ def _wrong_label(task: GlueTask, label: object, place: str, expected: str) -> Di
     )
 
 
-def _from_folder(task: GlueTask, data_dir: str) -> dict[str, tuple[str, Iterator[_Row]]]:
+def task_folder(task: GlueTask, data_dir: str) -> Path:
+    """Where a task's files are: finetune.data_dir/TASK, or finetune.data_dir itself."""
+    folder = Path(data_dir) / task.name
+    return folder if folder.is_dir() else Path(data_dir)
+
+
+def _from_folder(task: GlueTask, data_dir: str, splits: Sequence[str]) -> dict[str, tuple[str, Iterator[_Row]]]:
     if not data_dir:
         raise DistlmError(
             "finetune.data_dir is empty; set it to the folder of the GLUE benchmark's files, or finetune.source=hub"
         )
-    folder = Path(data_dir) / task.name
-    if not folder.is_dir():
-        folder = Path(data_dir)
-    paths = {split: folder / f"{split}.tsv" for split in ("train", *task.dev)}
+    folder = task_folder(task, data_dir)
+    paths = {split: folder / f"{split}.tsv" for split in splits}
     for split, path in paths.items():
         if not path.is_file():
             raise DistlmError(
@@ -211,12 +234,17 @@ _HUB_SPLITS = {
 }  # fmt: skip
 
 
-def _from_hub(task: GlueTask, config: FinetuneConfig) -> dict[str, tuple[str, Iterator[_Row]]]:
+def load_glue_hub(task: GlueTask, config: FinetuneConfig) -> tuple[Any, str]:
+    """The splits of a task of the `datasets` library, and the data set's name. Raises DistlmError without them."""
     name = config.hub_name or GLUE_HUB
     # A folder of one's own holds one data set; it has no configurations.
-    loaded = load_hub("finetune", name, "" if Path(name).is_dir() else task.hub_config)
+    return load_hub("finetune", name, "" if Path(name).is_dir() else task.hub_config), name
+
+
+def _from_hub(task: GlueTask, config: FinetuneConfig, splits: Sequence[str]) -> dict[str, tuple[str, Iterator[_Row]]]:
+    loaded, name = load_glue_hub(task, config)
     found: dict[str, tuple[str, Iterator[_Row]]] = {}
-    for split in ("train", *task.dev):
+    for split in splits:
         table, what = hub_split(loaded, name, _HUB_SPLITS[split], task.name)
         rows = hub_rows(table, (*task.hub_columns, "label"), what)
         found[split] = what, ((place, values[:-1], values[-1]) for place, values in rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distlm.data.corpus import load_hub
+from distlm.data.text.hub import load_hub
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig
@@ -25,13 +25,14 @@ class Question:
     context: int
     """Number of its paragraph."""
     answers: tuple[str, ...]
+    """None in a test set."""
     start: int
     """Where the first answer begins in the paragraph, in characters; -1: not where the file says."""
 
     @property
     def end(self) -> int:
-        """The character behind the first answer."""
-        return self.start + len(self.answers[0])
+        """The character behind the first answer, of one that is known."""
+        return self.start + len(self.answers[0]) if self.answers else self.start
 
 
 @dataclass(frozen=True)
@@ -51,46 +52,63 @@ class Squad:
         return sum(question.start < 0 for question in self.questions)
 
 
-def read_squad(config: FinetuneConfig) -> dict[str, Squad]:
-    """The splits "train" and "dev", questions in the order of the source.
+def read_squad(config: FinetuneConfig, train: bool = True) -> dict[str, Squad]:
+    """The splits "train" and "dev", questions in the order of the source; without `train`, "dev" alone.
 
     Raises DistlmError naming the file and field for a missing or broken file, for SQuAD 2.0 (questions without an
     answer), and when more than 1 % of the first answers of train are not where `answer_start` says.
     """
+    wanted = ("train", "dev") if train else ("dev",)
     if config.source == "hub":
         name = config.hub_name or SQUAD_HUB
         loaded = load_hub("finetune", name, "")
         splits = {}
-        for split, theirs in (("train", "train"), ("dev", "validation")):
-            table, what = hub_split(loaded, name, theirs, "SQuAD")
+        for split in wanted:
+            table, what = hub_split(loaded, name, {"dev": "validation"}.get(split, split), "SQuAD")
             splits[split] = _squad(_hub_rows(table, what), what)
     else:
-        files = {split: _find(config.data_dir, split) for split in ("train", "dev")}
+        files = {split: _find(config.data_dir, split) for split in wanted}
         splits = {split: _squad(_file_rows(path), str(path)) for split, path in files.items()}
-    train = splits["train"]
-    if train.misplaced > _MISPLACED * len(train):
+    asked = splits.get("train")
+    if asked and asked.misplaced > _MISPLACED * len(asked):
         raise DistlmError(
-            f"finetune.task=SQuAD: {train.misplaced} of {len(train)} first answers of train are not at their "
+            f"finetune.task=SQuAD: {asked.misplaced} of {len(asked)} first answers of train are not at their "
             "answer_start, which counts characters from 0; get the original file"
         )
     return splits
+
+
+def read_squad_test(config: FinetuneConfig) -> Squad | None:
+    """Questions of test-v1.1.json(.gz) in finetune.data_dir, which need have no answers; None where there is none.
+
+    Raises DistlmError for a broken file.
+    """
+    if config.source == "hub":
+        return None
+    for path in _files(config.data_dir, "test"):
+        if path.is_file():
+            return _squad(_file_rows(path, answered=False), str(path), answered=False)
+    return None
 
 
 _Row = tuple[str, str, str, str, Any, Any]
 """Place, id, context, question, answer texts, answer starts."""
 
 
-def _squad(rows: Iterator[_Row], what: str) -> Squad:
+def _squad(rows: Iterator[_Row], what: str, answered: bool = True) -> Squad:
     places: dict[str, int] = {}
     questions = []
     for place, name, context, text, answers, starts in rows:
+        number = places.setdefault(context, len(places))
+        if not answered:
+            questions.append(Question(name, text, number, (), -1))
+            continue
         if not answers:
             raise DistlmError(
                 f"{place}: question {name} has no answer; finetune.task=SQuAD is SQuAD 1.1, get train-v1.1.json and "
                 "dev-v1.1.json"
             )
         right = context[starts[0] : starts[0] + len(answers[0])] == answers[0] != ""
-        number = places.setdefault(context, len(places))
         questions.append(Question(name, text, number, tuple(answers), starts[0] if right else -1))
     if not questions:
         raise DistlmError(f"{what}: no questions")
@@ -103,14 +121,17 @@ def _find(data_dir: str, split: str) -> Path:
             "finetune.data_dir is empty; set it to a folder with train-v1.1.json and dev-v1.1.json, or "
             "finetune.source=hub"
         )
-    folder = Path(data_dir)
-    for name in (f"{split}-v1.1.json", f"{split}-v1.1.json.gz"):
-        if (folder / name).is_file():
-            return folder / name
+    for path in _files(data_dir, split):
+        if path.is_file():
+            return path
     raise DistlmError(f"finetune.data_dir={data_dir}: no {split}-v1.1.json or {split}-v1.1.json.gz in it (SQuAD 1.1)")
 
 
-def _file_rows(path: Path) -> Iterator[_Row]:
+def _files(data_dir: str, split: str) -> list[Path]:
+    return [Path(data_dir) / f"{split}-v1.1.json{suffix}" for suffix in ("", ".gz")]
+
+
+def _file_rows(path: Path, answered: bool = True) -> Iterator[_Row]:
     try:
         raw = path.read_bytes()
         tree = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
@@ -121,7 +142,7 @@ def _file_rows(path: Path) -> Iterator[_Row]:
         for article in tree["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    answers = question["answers"]
+                    answers = question["answers"] if answered else []
                     texts, starts = ([answer[key] for answer in answers] for key in ("text", "answer_start"))
                     yield place, question["id"], paragraph["context"], question["question"], texts, starts
     except (KeyError, TypeError) as error:

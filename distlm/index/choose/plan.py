@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from math import ceil
 
 from distlm.config.schema import RunConfig
-from distlm.data.tokens import TokenFiles
+from distlm.data.estimate import expected_tokens
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.encode import LEAST_BATCH
-from distlm.index.factory import Factory, fit_factory, inverted_file
+from distlm.index.factory import Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
 from distlm.models.described import causal, model_of
@@ -48,8 +48,9 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     """
     store = store_of(config)
     if store is None:
+        check_factory(config.index.factory, _width(config))
         work = f"{config.index.factory}; the number of keys is known after `distlm data prepare`"
-        return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None)
+        return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None, known=False)
     plan = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
     template = template_bytes(plan)
     parts = store.rows * plan.key_bytes + store.shards * template
@@ -58,7 +59,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     if config.index.keep_parts:
         notes.append(f"the parts ({format_bytes(parts)}) stay on disk; index.keep_parts=false frees them at the end")
     if not store.written:
-        notes.append("estimated from the token files: the datastore is not written yet")
+        notes.append("the datastore is not written yet: its rows are those that the text will give")
     return StagePlan(
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
@@ -126,18 +127,17 @@ def _rank_flops(config: RunConfig, ranks: int) -> float:
 
 
 def store_of(config: RunConfig) -> Store | None:
-    """The datastore of a run, or what it will be by the token files; None without either."""
+    """The datastore of a run, or what it will be by the token files or the text; None where nothing is known."""
     run = RunDir.of(config)
     try:
         datastore = Datastore.open(run.datastore)
         return Store(datastore.rows, datastore.width, len(datastore.shards), written=True)
     except DistlmError:
         pass
-    try:
-        tokens = len(TokenFiles.open(run.tokens(config)).split(config.datastore.split))
-    except DistlmError:
-        return None
     written = config.datastore
+    tokens = expected_tokens(config).tokens.get(written.split, 0)
+    if not tokens:
+        return None
     plan = plan_store(tokens, written.context_window, written.block, written.batch_blocks, written.rows_per_shard)
     return Store(plan.rows, _width(config), len(plan.shards), written=False)
 

@@ -9,7 +9,7 @@ from distlm.knnlm.cache.files import BYTES, check_windows
 from distlm.knnlm.cache.scores import block_bytes
 from distlm.knnlm.search.states import StatesWork
 from distlm.models.card import model_fingerprint
-from distlm.models.described import causal, causal_kind, model_of, parameter_count
+from distlm.models.described import causal, causal_kind, model_of, parameter_count, require_tap
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
@@ -30,11 +30,12 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     model, widest, cells = causal(model_of(config)), max(cache.windows), len(cache.windows) * len(cache.thetas)
     tap = cache.tap or config.datastore.tap
     work = f"{len(cache.windows)} windows up to {widest} x {len(cache.thetas)} θ of tap {tap}"
+    require_tap(model, tap, "cache.tap" if cache.tap else "datastore.tap")
     try:
         tokens = TokenFiles.open(run.tokens(config))
     except DistlmError:
         note = "no token files yet: disk and time are known once they are there"
-        return StagePlan("knn cache", work, 0, _BASE_MEMORY, None, [note])
+        return StagePlan("knn cache", work, 0, 0, None, [note], known=False)
     counts = {split: len(tokens.split(split)) for split in knn.splits}
     for split, count in counts.items():
         check_windows(cache, split, count)

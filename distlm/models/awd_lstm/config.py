@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from distlm.config.fields import LENGTH
 from distlm.config.schema import ModelConfig, RunConfig, TrainConfig
 from distlm.models.kind import CausalDescription
 
@@ -49,10 +50,11 @@ class AwdConfig:
     """α: weight of the mean square of the dropped output of the last layer."""
     tar: float = 1.0
     """β: weight of the mean square of the change of the last layer's output from step to step."""
-    epochs: int = 750
-    """Epochs of SGD and NT-ASGD."""
-    finetune_epochs: int = 750
-    """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires."""
+    epochs: int = field(default=750, metadata=LENGTH)
+    """Epochs of SGD and NT-ASGD. They may grow in a finished run that has not begun to fine-tune."""
+    finetune_epochs: int = field(default=750, metadata=LENGTH)
+    """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They
+    may grow in a finished run."""
     trigger: Literal["masked", "window"] = "masked"
     """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);
     window: the least of the last `nonmono` (the text of the arXiv paper)."""

@@ -92,7 +92,7 @@ class LstmJob(Job[LstmState]):
         return NTASGD(objective.parameters(), train.lr, train.weight_decay, self.awd.reference_eta_lag)
 
     def finished(self, state: LstmState) -> bool:
-        return state.finished
+        return state.stopped or state.update >= self.updates
 
     def validation_due(self, state: LstmState) -> bool:
         chunk, every = self.plan.chunk(state.update - 1), self.awd.log_interval
@@ -143,8 +143,7 @@ class LstmJob(Job[LstmState]):
         state.last |= {"phase": state.phase, "epoch": epoch.number}
         if chunk.last:
             self.hidden = {}
-        if state.update == self.updates:
-            state.finished = True
+        state.finished = self.finished(state)
 
     def validate(self, state: LstmState) -> Validation:
         """With the averages in place of the weights, where there are averages."""
@@ -191,6 +190,9 @@ class LstmJob(Job[LstmState]):
         return Kept(AVERAGE if _averaging(state) else None, hidden)
 
     def resumed(self, resume: Resume[LstmState]) -> None:
+        state = resume.state
+        # The epochs may have grown.
+        state.awd, state.finished = self.awd, self.finished(state)
         path = resume.folder / HIDDEN
         if not path.exists():
             return

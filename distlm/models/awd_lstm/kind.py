@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distlm.config.check import at_least, fractions, lengths
 from distlm.errors import DistlmError, UsageError
@@ -130,9 +131,21 @@ class AwdLstmKind(CausalKind):
 
         complete = run.complete_checkpoints()
         try:
-            return bool(complete) and LstmState.read(complete[-1] / STATE).finished
+            state = LstmState.read(complete[-1] / STATE) if complete else None
         except DistlmError:
             return False
+        if state is None or not state.finished:
+            return False
+        lengths = (state.awd.epochs, state.awd.finetune_epochs)
+        return state.stopped or lengths == (config.awd.epochs, config.awd.finetune_epochs)
+
+    def may_grow(self, before: Mapping[str, Any], config: LstmRun, key: str) -> str:
+        if key == "awd.epochs" and before["awd"]["finetune_epochs"]:
+            return (
+                "fine-tuning follows the epochs that were asked for; start from these weights with another run_dir= "
+                "and train.init_from="
+            )
+        return ""
 
     def plan_evaluate(self, config: LstmRun, ranks: int) -> StagePlan:
         from distlm.training.evaluate import plan_tokens

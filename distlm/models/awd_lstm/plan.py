@@ -6,7 +6,7 @@ from distlm.models.awd_lstm.config import LstmRun
 from distlm.models.awd_lstm.job import plan_columns, refuse_zero_stage
 from distlm.models.awd_lstm.model import FIRST_ID
 from distlm.models.awd_lstm.phases import finetune_epochs
-from distlm.models.described import parameter_count
+from distlm.models.described import parameter_count, require_tap
 from distlm.models.linear_cross_entropy import chunk_rows
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.blocks.plan import Corpus
@@ -31,7 +31,8 @@ def plan_lstm(config: LstmRun, ranks: int) -> StagePlan:
     notes = []
     corpus = Corpus.of(config, config.data.max_words or _ASSUMED_WORDS)
     vocabulary = corpus.vocabulary
-    if not corpus.tokens:
+    require_tap(lstm, train.tap, "train.tap")
+    if not corpus.exact:
         notes.append(f"no token files yet: a vocabulary of {vocabulary} is assumed")
     parameters = parameter_count(lstm, vocabulary)
     epochs = awd.epochs + finetune_epochs(awd)

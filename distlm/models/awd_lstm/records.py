@@ -14,6 +14,8 @@ from distlm.training.records import TrainState
 
 _SAME = {"awd.micro_batch"}
 """May change from start to start: it cuts the work, not its result."""
+_LENGTHS = {"awd.epochs", "awd.finetune_epochs"}
+"""May grow; the run directory refuses what may not (Kind.may_grow)."""
 _SETTINGS = {
     f"{section}.{each.name}"
     for section, kind in (("lstm", LstmConfig), ("awd", AwdConfig))
@@ -84,6 +86,11 @@ class LstmState(TrainState, kw_only=True):
     epoch: EpochSums = field(default_factory=EpochSums)
     """The present epoch."""
 
+    @property
+    def stopped(self) -> bool:
+        """Fine-tuning was ended by the trigger: more epochs would not go on."""
+        return self.phase == "finetune" and bool(self.log) and self.log[-1].phase == "finetune" and self.log[-1].fired
+
     @classmethod
     def of(cls, tree: Any, path: Path) -> Self:
         if isinstance(tree, dict):
@@ -105,7 +112,7 @@ class LstmState(TrainState, kw_only=True):
         return rest | self._settings()
 
     def identity(self) -> dict[str, object]:
-        return super().identity() | self._settings()
+        return super().identity() | {name: value for name, value in self._settings().items() if name not in _LENGTHS}
 
     def _settings(self) -> dict[str, object]:
         """By their names on the command line."""

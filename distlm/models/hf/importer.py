@@ -8,7 +8,7 @@ from distlm.models.hf.config import HfRun
 from distlm.models.hf.job import model_for
 from distlm.models.hf.model import pretrained
 from distlm.runtime.rundir import RunDir
-from distlm.training.imported import of_blocks, refuse_trained, write_first_checkpoint
+from distlm.training.start.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
 def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict[str, object]:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from distlm.config.fields import VOLATILE, volatile
+from distlm.config.fields import VOLATILE, once, volatile
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import UpdatesConfig
 from distlm.data.shards.config import ShardsConfig
@@ -94,7 +94,13 @@ class FinetuneConfig:
     """Rows in one forward pass, over all ranks (0: rows_per_update); the ranks must divide it. A memory's query norm
     pools its statistics over them."""
     length: int = field(default=0, metadata=VOLATILE)
-    """Longest row in tokens (0: 128 for GLUE, 384 for SQuAD). Pairs are cut at the longer part, as BERT does."""
+    """Longest row in tokens (0: 128 for GLUE, 384 for SQuAD)."""
+    truncation: Literal["longest_first", "only_first", "only_second"] = field(
+        default="longest_first", metadata=VOLATILE
+    )
+    """Which part of a pair is cut at its end where both are too long for a row: the longer one, token by token, of
+    equally long ones the second (BERT); or always the first or the second one. Not for SQuAD, whose paragraphs become
+    windows."""
     stride: int = field(default=128, metadata=VOLATILE)
     """Tokens from the start of one window of a SQuAD paragraph to the next."""
     answer_tokens: int = field(default=30, metadata=VOLATILE)
@@ -119,7 +125,7 @@ class FinetuneConfig:
     """Updates between checkpoints (0: only at a stop and at the end)."""
     keep_models: bool = volatile(False)  # type: ignore[assignment]
     """Keep the last checkpoint of each seed; false: only the results."""
-    max_updates_this_run: int = volatile(0)  # type: ignore[assignment]
+    max_updates_this_run: int = once(0)  # type: ignore[assignment]
     """Stop after a checkpoint (exit 75) when a seed has had this many updates in this start (0: no limit)."""
 
     @property

@@ -1,4 +1,5 @@
-"""Masked language models as Hugging Face folders, with a memory in files of its own beside the others.
+"""Masked language models, fine-tuned ones, too, as Hugging Face folders, with a memory in files of its own beside the
+others.
 
 FOLDER/
   config.json, model.safetensors   as Hugging Face's save_pretrained writes them; without memory any program reads them
@@ -14,8 +15,9 @@ It is written under another name, flushed to the disk and renamed, so FOLDER is 
 import argparse
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import safetensors
 import safetensors.torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.files import load_table, save_table
 from distlm.models.complete import check_files, listing, marked_hashes
 from distlm.models.plm.config import PlmRun
@@ -31,11 +34,39 @@ from distlm.models.plm.description import PlmModel, values_to_come
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.model import Plm, transformers_library
 from distlm.models.plm.records import MemoryExport
-from distlm.runtime.files import sync_file, sync_folder
+from distlm.runtime.files import read_json, sync_file, sync_folder
 from distlm.runtime.rundir import RunDir
 
 MEMORY = "memory.safetensors"
+TASK_HEADS = ("ForSequenceClassification", "ForQuestionAnswering")
 _OF_MEMORY = ".memory."
+
+
+class Exportable(Protocol):
+    """A model of Hugging Face with memories, maybe none."""
+
+    @property
+    def hf(self) -> Any:
+        """The model of Hugging Face."""
+
+    @property
+    def memories(self) -> Mapping[int, ProductKeyMemory]:
+        """Layer → its memory."""
+
+    @property
+    def config(self) -> Any:
+        """Its description; has the section memory."""
+
+
+class Folder(NamedTuple):
+    """What is in an exported folder but for the memory's values and running statistics."""
+
+    backbone: dict[str, Any]
+    """Hugging Face's configuration."""
+    weights: dict[str, Tensor]
+    """By their names in the Hugging Face model; a memory's keys, query and norm, too."""
+    memory: dict[str, Any]
+    """MemoryConfig; empty: no memory."""
 
 
 def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, object]:
@@ -46,7 +77,7 @@ def export_run(config: PlmRun, options: argparse.Namespace) -> dict[str, object]
     return {"checkpoint": str(checkpoint), "folder": str(out)}
 
 
-def save_pretrained(model: Plm, folder: Path, tokenizer: Path | None = None) -> None:
+def save_pretrained(model: Exportable, folder: Path, tokenizer: Path | None = None) -> None:
     """Write the folder from a model that has all columns of its values. `tokenizer`: a folder to take files from.
 
     Moments of the values, which a model from load_plm does not have, are written, too. Not for several ranks at once.
@@ -75,7 +106,7 @@ def save_pretrained(model: Plm, folder: Path, tokenizer: Path | None = None) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(model: Plm, folder: Path, tokenizer: Path | None) -> None:
+def _write(model: Exportable, folder: Path, tokenizer: Path | None) -> None:
     transformers_library().utils.logging.disable_progress_bar()
     weights: dict[str, Tensor] = model.hf.state_dict()
     of_memory = {name: tensor.cpu().contiguous() for name, tensor in weights.items() if _OF_MEMORY in name}
@@ -122,6 +153,38 @@ def without_values(folder: Path) -> Plm:
     The memory's files, those of the values, too, are compared with their checksums.
     Raises DistlmError for missing, damaged or foreign files.
     """
+    if head := task_head(folder):
+        raise DistlmError(
+            f"{folder}: a fine-tuned model (…{head}), which predicts no masked tokens; fine-tune it further "
+            "(finetune.checkpoint), or read it with distlm.finetune.source.load_task_model"
+        )
+    backbone, weights, memory = read_folder(folder)
+    vocabulary = backbone.pop("vocab_size")
+    model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
+    model.config.memory = memory
+    if fault := _differences(model, weights):
+        files = f"model.safetensors{f' and {MEMORY}' if memory else ''}"
+        described = f"config.json{f' and {MemoryExport.NAME}' if memory else ''}"
+        raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
+    model.hf.load_state_dict(weights, strict=False)
+    return model
+
+
+def task_head(folder: Path) -> str:
+    """How the name of the model's class at Hugging Face ends, where it has the head of a task; empty: it has none.
+
+    Raises DistlmError when there is no config.json that can be read.
+    """
+    found = read_json(folder / "config.json", "Hugging Face's configuration")
+    architecture = str(next(iter(found.get("architectures") or ()), "")) if isinstance(found, dict) else ""
+    return next((head for head in TASK_HEADS if architecture.endswith(head)), "")
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read it. The memory's files, those of the values, too, are compared with their checksums.
+
+    Raises DistlmError for missing or damaged files.
+    """
     library = transformers_library()
     try:
         backbone = library.AutoConfig.from_pretrained(str(folder)).to_dict()
@@ -132,15 +195,7 @@ def without_values(folder: Path) -> Plm:
     if memory:
         check_files(folder, "copy the whole folder, or export the checkpoint again", marker=MemoryExport)
         weights |= safetensors.torch.load_file(folder / MEMORY)
-    vocabulary = backbone.pop("vocab_size")
-    model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
-    model.config.memory = memory
-    if fault := _differences(model, weights):
-        files = f"model.safetensors{f' and {MEMORY}' if memory else ''}"
-        described = f"config.json{f' and {MemoryExport.NAME}' if memory else ''}"
-        raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
-    model.hf.load_state_dict(weights, strict=False)
-    return model
+    return Folder(backbone, weights, memory)
 
 
 def _differences(model: Plm, weights: dict[str, Tensor]) -> str:

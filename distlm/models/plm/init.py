@@ -48,8 +48,7 @@ def start_from(model: Plm, plm: PlmConfig, memory: MemoryConfig, tokenizer: str)
             )
         if described.memory:
             raise DistlmError(
-                f"plm.init_from={plm.init_from}: has a memory already; continue that run itself, or start from the "
-                "model without memory"
+                f"plm.init_from={plm.init_from}: has a memory already; train.init_from={plm.init_from} takes it along"
             )
         _copy(model, weights, memory, f"plm.init_from={plm.init_from}")
     elif plm.checkpoint:

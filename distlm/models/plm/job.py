@@ -7,6 +7,7 @@ over the micro-batch and may have its values' columns on several ranks. Order an
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import xxhash
@@ -19,11 +20,13 @@ from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.models.card import model_of_card
+from distlm.models.io import read_weights
 from distlm.models.plm.config import PlmConfig, PlmTraining
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.init import start_from
 from distlm.models.plm.measure.validate import PlmValidator
-from distlm.models.plm.memory_job import MemoryJob
+from distlm.models.plm.memory_job import MemoryJob, take_memories
 from distlm.models.plm.model import Plm
 from distlm.models.plm.objective import MaskedModule
 from distlm.models.plm.sizes import backbone_sizes
@@ -41,6 +44,7 @@ from distlm.training.engine import share
 from distlm.training.job import Text
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.records import UpdatesState
+from distlm.training.start.init_from import take_weights
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
@@ -60,7 +64,7 @@ class PlmJob(MemoryJob[UpdatesState]):
         self.model.backbone["pad_token_id"] = train.tokenizer.pad
         self.rows = train
         self.plm, self.settings = stage.config.section(PlmConfig), stage.config.section(MemoryConfig)
-        self.short = short_rows(self.plm, train.row_tokens)
+        self.short = short_rows(self.plm, self.train, train.row_tokens)
         self.stream: RowStream[list[_Piece]] | None = None
         self.waited = 0.0
         """Seconds waited for rows since the last line of metrics."""
@@ -95,6 +99,22 @@ class PlmJob(MemoryJob[UpdatesState]):
         together(self.comm, lambda: start_from(net, self.plm, self.settings, self.text.dictionary))
         return net
 
+    def start_from(self, model: nn.Module, folder: Path) -> None:
+        """With its memory. A model without memory gives its weights to one with a memory as plm.init_from does."""
+        weights, card = read_weights(folder)
+        described = model_of_card(card)
+        source = f"train.init_from={folder}"
+        if not isinstance(described, PlmModel):
+            raise DistlmError(f"{source}: a {card.kind}, not a masked language model")
+        if bool(described.memory) != bool(self.net.memories):
+            raise DistlmError(
+                f"{source}: {'has a memory' if described.memory else 'has no memory'}, and memory.kind="
+                f"{self.settings.kind}; set memory.* as there"
+                + ("" if described.memory else f", or start a fresh memory beside it with plm.init_from={folder}")
+            )
+        take_weights(model, weights, card, self.text.dictionary, source)
+        take_memories(self.net.memories, described.memory, folder)
+
     def objective(self, model: Plm) -> MaskedModule:
         self.values = SparseValueOptimizer(self.settings, [memory.table for memory in self.net.memories.values()])
         return MaskedModule(model)
@@ -124,16 +144,18 @@ class PlmJob(MemoryJob[UpdatesState]):
     def validate(self, state: UpdatesState) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)
 
-    def measured(self) -> metrics.Values:
+    def measured(self, keep: bool = False) -> metrics.Values:
         """Seconds waited for rows, cost and use of each memory as memory/LAYER/NAME, since the last line; and staleness
         (KJ figure 2) of all updates so far."""
-        found = super().measured() | {metrics.DATA_WAIT_S: round(self.waited, 4)}
-        self.waited = 0.0
+        found = super().measured(keep) | {metrics.DATA_WAIT_S: round(self.waited, 4)}
+        if not keep:
+            self.waited = 0.0
         for layer, memory in self.net.memories.items():
             counts = memory.usage.reduced(memory.exchange)
             use = structs.asdict(counts.measures()) | {"stale": counts.stale_share(memory.update)}
             found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
-            memory.usage.reset()
+            if not keep:
+                memory.usage.reset()
         return found
 
     def build(self) -> Plm:

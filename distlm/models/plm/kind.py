@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from distlm.config.check import adam, at_least, fractions
+from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates
 from distlm.memory.check import check_rule, check_sizes
 from distlm.models.kind import Exchange, Kind, Refuse
@@ -99,6 +100,7 @@ class MaskedLm(Kind):
 def _check_shards(config: PlmRun, refuse: Refuse) -> None:
     at_least(config, refuse, 1, ("shards.chunk_rows", "shards.shard_text"))
     at_least(config, refuse, 0, ("shards.vocabulary_text",))
+    check_shares(config, refuse, "shards")
     shards, known = config.shards, ("train", "valid", "test")
     if not shards.splits or len({*shards.splits}) < len(shards.splits) or not {*shards.splits} <= {*known}:
         refuse("shards.splits", shards.splits, f"name some of {', '.join(known)}, each once")
@@ -112,6 +114,9 @@ def _check_backbone(config: PlmRun, refuse: Refuse) -> None:
     fractions(config, refuse, ("plm.dropout", "plm.attention_dropout"))
     if plm.width % plm.heads:
         refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")
+    started = [key for key in ("plm.init_from", "plm.checkpoint") if getattr(plm, key.partition(".")[2])]
+    if config.train.init_from and started:
+        refuse("train.init_from", config.train.init_from, f"a model starts from one place; leave out {started[0]}")
     if plm.init_std <= 0:
         refuse("plm.init_std", plm.init_std, "must be above 0")
     if any(tokens < 8 for tokens in plm.short_rows):
@@ -153,6 +158,8 @@ def _check_finetune(tune: FinetuneConfig, refuse: Refuse) -> None:
         refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
     if tune.train_rows and tune.task == "SQuAD":
         refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
+    if tune.truncation != "longest_first" and tune.task in ("CoLA", "SST-2", "SQuAD"):
+        refuse("finetune.truncation", tune.truncation, f"is for pairs of sentences; leave it out for {tune.task}")
     if tune.dropout != -1 and not 0 <= tune.dropout < 1:
         refuse("finetune.dropout", tune.dropout, "must be in [0, 1), or -1 for the checkpoint's own")
     if not 0 <= tune.warmup < 1:

@@ -6,16 +6,33 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+from msgspec import UNSET
 from torch import Tensor
 
+from distlm.memory.config import MemoryConfig
+from distlm.memory.values.adam import Adam
 from distlm.memory.values.files import load_table, save_table
-from distlm.memory.values.optimizer import SparseValueOptimizer, ValueStep
+from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.io import read_weights
 from distlm.runtime import metrics
 from distlm.training.checkpoint import Resume
 from distlm.training.engine import Step
 from distlm.training.job import Job, Kept
-from distlm.training.records import S
+from distlm.training.records import S, ValueSums
+
+
+def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Values and query statistics of a checkpoint's memories; moments and counters start anew. Local.
+
+    `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table.
+    """
+    for layer, memory in memories.items():
+        # What memory.stale=catch_up still owes is due at the rate of the training that owes it.
+        rule, memory.table.rule = memory.table.rule, Adam.of(MemoryConfig(**config))
+        extra = load_table(memory.table, folder, layer, moments=False)
+        memory.table.rule = rule
+        memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
 
 
 class MemoryJob(Job[S]):
@@ -28,7 +45,7 @@ class MemoryJob(Job[S]):
     def __init__(self, *given: Any) -> None:
         """What Job takes."""
         super().__init__(*given)
-        self._steps: list[ValueStep] = []
+        self._steps: list[ValueSums] = []
         """Updates of the values since the last line of metrics."""
         self._sent: list[int] = []
         """Bytes that this rank has sent for all memories in each update since then, skipped ones included."""
@@ -45,6 +62,8 @@ class MemoryJob(Job[S]):
         return self.net
 
     def resumed(self, resume: Resume[S]) -> None:
+        if (window := resume.state.window) is not UNSET:
+            self._steps, self._sent = [*(window.values or [])], [*(window.sent or [])]
         for layer, memory in self.net.memories.items():
             memory.load_extra(load_table(memory.table, resume.folder, layer))
 
@@ -63,13 +82,14 @@ class MemoryJob(Job[S]):
         if step.skipped:
             self.values.drop()
         else:
-            self._steps.append(self.values.step(undo))
+            done = self.values.step(undo)
+            self._steps.append(ValueSums(done.rows, done.norms))
         if self.values.tables:
             # All memories have one exchange.
             self._sent.append(sum(self.values.tables[0].exchange.bytes.values()))
         return step
 
-    def measured(self) -> metrics.Values:
+    def measured(self, keep: bool = False) -> metrics.Values:
         """Means over the updates since the last line: slots that were read (`rows`) and 2-norm of the values' gradient
         before clipping (`grad_norm`) of each memory, and bytes that a rank has sent for all of them."""
         found: metrics.Values = {}
@@ -79,11 +99,14 @@ class MemoryJob(Job[S]):
             for place, layer in enumerate(self.net.memories):
                 found[f"memory/{layer}/rows"] = fmean(step.rows[place] for step in self._steps)
                 found[f"memory/{layer}/grad_norm"] = fmean(step.norms[place] for step in self._steps)
-        self._steps.clear()
-        self._sent.clear()
+        if not keep:
+            self._steps.clear()
+            self._sent.clear()
         return found
 
     def kept(self, state: S) -> Kept:
+        if state.window is not UNSET and self.values.tables:
+            state.window.values, state.window.sent = [*self._steps], [*self._sent]
         extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
         return Kept(write=lambda folder: self.write(folder, extra))
 

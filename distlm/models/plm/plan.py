@@ -52,7 +52,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
             f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values; bytes that a rank sends in "
             f"an update, holds, and keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
         )
-    cuts = short_rows(config.plm, row_tokens)
+    cuts = short_rows(config.plm, config.train, row_tokens)
     if cuts:
         shorter = ", then ".join(f"{updates} updates in pieces of {tokens}" for tokens, updates in cuts)
         notes.append(f"rows are short first: {shorter} tokens")

@@ -9,7 +9,7 @@ from distlm.errors import DistlmError
 from distlm.models.transformer.config import TransformerRun
 from distlm.models.transformer.fairseq import check_order, check_sizes, our_names, read_checkpoint, vocabulary_size
 from distlm.runtime.rundir import RunDir
-from distlm.training.imported import of_blocks, refuse_trained, write_first_checkpoint
+from distlm.training.start.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
 def import_options(config: TransformerRun, options: argparse.Namespace) -> dict[str, object]:

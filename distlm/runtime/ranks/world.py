@@ -26,6 +26,9 @@ class World:
         return f"rank {self.rank} of {self.size} on {self.node} (from {self.source})"
 
 
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, node=socket.gethostname(), source="single")
+"""A process that is no rank, whatever the environment says."""
+
 Environ = Mapping[str, str]
 
 ASKED = "DISTLM_RANKS"

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
-from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
+from distlm.data.estimate import expected_tokens
+from distlm.models.described import causal_kind
 from distlm.models.kind import CausalDescription
 from distlm.runtime.plan import StagePlan, machine_flops
-from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
@@ -21,15 +20,14 @@ class Corpus:
     vocabulary: int
     tokens: int
     """Of train; 0: not known."""
+    exact: bool = True
+    """Counted, not estimated from the text."""
 
     @staticmethod
     def of(config: RunConfig, assumed: int) -> "Corpus":
-        """Of a run's token files; without them `assumed` words."""
-        try:
-            tokens = TokenFiles.open(RunDir.of(config).tokens(config))
-        except DistlmError:
-            return Corpus(assumed, 0)
-        return Corpus(len(tokens.dictionary), tokens.meta.splits["train"].tokens)
+        """Of a run's token files, else of its text with `assumed` words."""
+        found = expected_tokens(config)
+        return Corpus(found.words or assumed, found.tokens.get("train", 0), found.exact)
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def plan_blocks_training(
     Raises DistlmError for a batch that does not divide over the ranks and for a bad train.deepspeed.
     """
     train, parameters, layers = config.section(BlocksConfig), shape.parameters, shape.layers
+    causal_kind(model).require_tap(model, train.tap, "train.tap")
     micro = plan_micro_batches(train, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import write_text
+from support.foreign.text import write_packed, write_rows
 from support.shards import hashes, letters, make_shards, manifest, shard_config, stop_now
 
 from distlm.data.documents import documents
@@ -277,3 +278,41 @@ def test_shards_live_where_the_settings_say(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     assert run.shards(shard_config(tmp_path)) == tmp_path / "shards"
     assert run.shards(shard_config(tmp_path, folder="/else/where")) == Path("/else/where")
+
+
+def test_the_same_text_in_another_form_gives_the_same_rows(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"vocabulary": str(letters_of(tmp_path))}
+    splits = ("train", "valid", "test")
+    for split in splits:
+        data = (text / f"{split}.txt").read_bytes()
+        write_packed(tmp_path / f"plain/{split}.txt", data + b"\n[SEP] [MASK] a[SEP]\n")
+        cr = (data + b"\n[SEP] [MASK] a[SEP]\n").replace(b"\n", b"\r")
+        write_packed(tmp_path / f"other/{split}.txt.bz2", b"\xef\xbb\xbf" + cr)
+        documents = data.decode().split("\n\n")
+        write_rows(tmp_path / f"rows/{split}.jsonl.xz", [*documents, "[SEP] [MASK] a[SEP]"])
+    for name in ("plain", "other", "rows"):
+        make_shards(tmp_path / f"run-{name}", tmp_path / name, **settings)
+        assert "note: the text spells '[SEP]' 6 times, '[MASK]' 3 times; that stays text" in capsys.readouterr().err
+    for split in splits:
+        one = all_rows(tmp_path / "run-plain/shards", split)
+        assert np.array_equal(one, all_rows(tmp_path / "run-other/shards", split))
+        # Shards of rows are cut elsewhere: the tokens are the same.
+        other = all_rows(tmp_path / "run-rows/shards", split)
+        assert np.array_equal(one[one >= 5], other[other >= 5])
+        assert not (one == letters().facts.mask).any()
+
+
+def test_finished_shards_stay_so_beside_files_that_are_now_read(text: Path, tmp_path: Path) -> None:
+    """Shards of before .csv was a text: what lies beside their files was left out then."""
+    for split in ("train", "valid", "test"):
+        write_packed(tmp_path / f"text/{split}/a.txt", (text / f"{split}.txt").read_bytes())
+    settings = {"vocabulary": str(letters_of(tmp_path))}
+    make_shards(tmp_path, tmp_path / "text", **settings)
+    write_rows(tmp_path / "text/train/notes.csv", ["more"])
+    write_rows(tmp_path / "text/train.jsonl", ["more"])
+    assert make_shards(tmp_path, tmp_path / "text", **settings)["already"]
+    write_packed(tmp_path / "text/train/b.txt", b"more\n")
+    with pytest.raises(DistlmError, match=r"not the text of the shards .*train/b\.txt: no bytes there, 5 now"):
+        make_shards(tmp_path, tmp_path / "text", **settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.knn_files import STATES
+from support.knn.files import STATES
 from support.present import present
 
 from distlm.data.blocks import eval_blocks

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
-from support.knn_files import NEIGHBOURS
+from support.knn.files import NEIGHBOURS
 from support.present import present
 
 from distlm.config.schema import KnnConfig
@@ -202,7 +202,7 @@ def test_more_neighbours_than_were_searched_are_left_out_with_a_word(searched, t
     config = copy_run(searched, tmp_path / "run")
     config.knn.ks = [8, 32]
     in_stage("knn", config, run_tune)
-    assert Tuned.read(RunDir.of(config).tuned).grid.ks == [8]
+    assert present(Tuned.read(RunDir.of(config).tuned).grid).ks == [8]
     assert "knn.ks=[32] is above knn.k=16 and left out" in capsys.readouterr().err
 
 

@@ -216,7 +216,8 @@ def test_too_long_context_names_the_fields_and_the_limit(indexed, tmp_path):
 
 
 def test_unknown_split_is_named_and_can_be_mended_in_place(indexed, tmp_path):
-    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid,dev]")
+    config = copy_run(indexed, tmp_path / "run")
+    config.knn.splits = ["valid", "dev"]
     with pytest.raises(DistlmError, match="no split 'dev'"):
         in_stage("knn", config, run_search)
     assert not (RunDir.of(config).neighbours("valid") / "plan.json").exists()

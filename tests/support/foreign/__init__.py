@@ -1,1 +1,1 @@
-"""Tiny models as other programs write them."""
+"""Tiny models and texts as other programs write them."""

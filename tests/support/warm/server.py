@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import NoReturn
 
 LATER = (
-    "deepspeed.runtime.engine", "faiss", "matplotlib.pyplot", "numba.typed", "safetensors.torch", "sklearn.metrics",
-    "submitit", "tokenizers", "torch._dynamo", "torch._inductor", "torch.distributed", "transformers.generation",
-    "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2", "webdataset",
+    "deepspeed.runtime.engine", "docstring_parser", "faiss", "jsonargparse", "matplotlib.pyplot", "numba.typed",
+    "rich.progress", "safetensors.torch", "sklearn.metrics", "submitit", "tokenizers", "torch._dynamo",
+    "torch._inductor", "torch.distributed", "transformers.generation", "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2", "webdataset",
 )  # fmt: skip
 """What is imported only where it is needed. Not mpi4py.MPI, whose import starts MPI."""
 

@@ -17,8 +17,8 @@ from distlm.models.awd_lstm.records import LstmState
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.io import load_model
 from distlm.runtime.rundir import RunDir
-from distlm.training.imported import refuse_trained, write_first_checkpoint
 from distlm.training.records import fresh_state
+from distlm.training.start.imported import refuse_trained, write_first_checkpoint
 
 
 def import_options(config: LstmRun, options: argparse.Namespace) -> dict[str, object]:

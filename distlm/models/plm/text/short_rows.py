@@ -5,15 +5,15 @@ changes, and with it the cost (Press et al. 2021, "Shortformer"; Li et al. 2022,
 """
 
 from distlm.errors import UsageError
-from distlm.models.plm.config import PlmConfig
+from distlm.models.plm.config import PlmConfig, PlmTraining
 
 
-def short_rows(plm: PlmConfig, row_tokens: int) -> list[tuple[int, int]]:
+def short_rows(plm: PlmConfig, train: PlmTraining, row_tokens: int) -> list[tuple[int, int]]:
     """(tokens of a piece, updates with such pieces), in order; none when the model is not fresh.
 
     A length of a whole row or more is a whole row. Raises DistlmError when a shorter one does not divide `row_tokens`.
     """
-    if plm.init_from or plm.checkpoint:
+    if plm.init_from or plm.checkpoint or train.init_from:
         return []
     for tokens in plm.short_rows:
         if tokens < row_tokens and row_tokens % tokens:

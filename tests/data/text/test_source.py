@@ -1,4 +1,6 @@
+import bz2
 import gzip
+import hashlib
 import lzma
 from collections.abc import Callable
 from itertools import pairwise
@@ -9,7 +11,11 @@ import pytest
 
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.records import TextFacts
-from distlm.data.text_source import FileSource, Segment, TableSource, folder_sources, open_sources
+from distlm.data.text.choice import choice_of_shards
+from distlm.data.text.folder import folder_sources
+from distlm.data.text.opened import open_sources
+from distlm.data.text.rows import TableSource
+from distlm.data.text.source import Cutting, FileSource, Segment
 from distlm.errors import DistlmError
 
 TEXT = "".join(f"line {i} of the text\n" + ("\n" if i % 7 == 0 else "") for i in range(300))
@@ -20,18 +26,26 @@ def quiet(size: int) -> None:
 
 
 def scan(source: FileSource | TableSource, least: int = 500, rule: str = "blank_line") -> list[Segment]:
-    return source.scan(3, source.rule(rule), least, quiet).segments
+    return source.scan(3, Cutting(source.rule(rule), least), quiet).segments
+
+
+def zstd(path: Path, mode: str) -> Any:
+    return pytest.importorskip("zstandard", reason="zstandard is not installed").open(path, mode)
+
+
+def sources_of(text_dir: Path | str, splits: list[str]) -> dict[str, Any]:
+    return folder_sources(choice_of_shards(ShardsConfig(text_dir=str(text_dir), splits=splits)))
 
 
 def write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    opened: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open}
+    opened: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open, ".zst": zstd}
     with opened.get(path.suffix, open)(path, "wb") as stream:
         stream.write(data)
     return path
 
 
-@pytest.mark.parametrize("suffix", ["", ".xz", ".gz"])
+@pytest.mark.parametrize("suffix", ["", ".xz", ".gz", ".bz2", ".zst"])
 def test_segments_and_lines_are_those_of_the_text_whatever_the_packing(tmp_path: Path, suffix: str) -> None:
     source = FileSource(write(tmp_path / f"train.txt{suffix}", TEXT.encode()), f"train.txt{suffix}")
     segments = scan(source)
@@ -44,12 +58,14 @@ def test_segments_and_lines_are_those_of_the_text_whatever_the_packing(tmp_path:
     # Out of order, too: a continued run begins anywhere.
     for segment in (segments[4], segments[1]):
         assert "\n".join(source.lines(segment, quiet)) == TEXT[segment.start : segment.end].removesuffix("\n")
-    facts = source.scan(0, "blank_line", 500, quiet).facts
+    found = source.scan(0, Cutting("blank_line", 500), quiet)
+    facts = found.facts
+    assert found.lines == TEXT.count("\n") and facts.sha256 == hashlib.sha256(source.path.read_bytes()).hexdigest()
     assert facts.text == len(TEXT) and facts.bytes == (tmp_path / f"train.txt{suffix}").stat().st_size
 
 
 def test_blank_lines_at_the_ends_of_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distlm.data.text_source._BLOCK", 5)
+    monkeypatch.setattr("distlm.data.text.stream.BLOCK", 5)
     for text in ("abcd\n\nefgh\n\n\nij", "a\n\n\n\n\n\n\nb\n", "aaaaaaaaaaaaaaaaa\nö\n\n", "\n\n"):
         source = FileSource(write(tmp_path / "a.txt", text.encode()), "a.txt")
         size = len(text.encode())
@@ -64,7 +80,7 @@ def test_the_three_forms_of_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train/README.md", b"r\n")
     write(tmp_path / "valid.txt.xz", b"v\n")
     write(tmp_path / "wiki.test.tokens", b"t\n")
-    found = folder_sources(str(tmp_path), ["train", "valid", "test"])
+    found = sources_of(tmp_path, ["train", "valid", "test"])
     assert {split: [source.name for source in sources] for split, sources in found.items()} == {
         "train": ["train/a/z.txt", "train/b.txt.gz"], "valid": ["valid.txt.xz"], "test": ["wiki.test.tokens"],
     }  # fmt: skip
@@ -73,7 +89,7 @@ def test_the_three_forms_of_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ([], "no text of the train split"),
+        ([], r"train.txt: no such file .the train split.; put it there .*shards.splits"),
         (["train.txt", "train.txt.xz"], r"more than once \(train.txt, train.txt.xz\)"),
         (["train.txt", "train/a.txt"], r"more than once \(train.txt, train\)"),
         (["train/a.dat"], "no text files"),
@@ -83,13 +99,13 @@ def test_a_folder_that_will_not_do(tmp_path: Path, files: list[str], words: str)
     for name in files:
         write(tmp_path / name, b"a\n")
     with pytest.raises(DistlmError, match=words):
-        folder_sources(str(tmp_path), ["train"])
+        sources_of(tmp_path, ["train"])
 
 
 def test_no_folder() -> None:
     for text_dir, words in (("", "shards.text_dir is empty"), ("/nowhere", "no such folder")):
         with pytest.raises(DistlmError, match=words):
-            folder_sources(text_dir, ["train"])
+            sources_of(text_dir, ["train"])
 
 
 def test_damaged_and_wrong_files_are_named(tmp_path: Path) -> None:
@@ -145,6 +161,6 @@ def test_a_row_that_is_no_text() -> None:
 
 
 def test_the_demo_corpus_knows_its_documents() -> None:
-    sources = open_sources(ShardsConfig(source="demo", splits=["valid"]))
+    sources = open_sources(choice_of_shards(ShardsConfig(source="demo", splits=["valid"])))
     lines = list(sources["valid"][0].lines(Segment(0, 0, 2, 0), quiet))
     assert len(lines) == 2 and all(line.startswith(" = ") for line in lines)

@@ -1,0 +1,82 @@
+"""Which settings decide the token files, and whether a folder holds the token files of some settings."""
+
+from pathlib import Path
+
+import msgspec
+
+from distlm.config.schema import DataConfig
+from distlm.data.dictionary import Dictionary
+from distlm.data.records import TextSource, TokenSettings
+from distlm.data.subwords import Subwords
+from distlm.data.tokens import META, TokenFiles
+from distlm.errors import DistlmError
+
+
+def token_settings(data: DataConfig) -> TokenSettings:
+    """The settings that decide the token files, for this source."""
+    settings = TokenSettings(data.source)
+    if data.source == "folder":
+        settings.text_dir = str(Path(data.text_dir).resolve())
+        if data.text_field != DataConfig.text_field:
+            settings.text_field = data.text_field
+    elif data.source == "hub":
+        settings.hub_name, settings.hub_config, settings.hub_field = data.hub_name, data.hub_config, data.hub_field
+    if data.valid_share:
+        settings.valid_share = data.valid_share
+    if data.test_share:
+        settings.test_share = data.test_share
+    if data.valid_share or data.test_share:
+        settings.documents = data.documents
+    if data.tokenizer:
+        settings.tokenizer = Subwords.load(data.tokenizer, data.line_end).hash
+    elif given := given_dictionary(data):
+        settings.dictionary = given.hash
+    else:
+        settings.min_count, settings.max_words = data.min_count, data.max_words
+        settings.pad_to_multiple = data.pad_to_multiple
+    return settings
+
+
+def given_dictionary(data: DataConfig) -> Dictionary | None:
+    """The dictionary of data.dictionary, if that is set."""
+    if not data.dictionary:
+        return None
+    if not Path(data.dictionary).is_file():
+        raise DistlmError(f"data.dictionary={data.dictionary}: no such file")
+    return Dictionary.load(Path(data.dictionary))
+
+
+def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
+    """The token files of these settings, or None when the folder is not (completely) prepared.
+
+    Raises DistlmError when it was prepared with other settings, or the text files have changed in size since.
+    """
+    if not (folder / META).exists():
+        return None
+    tokens = TokenFiles.open(folder)
+    settings = token_settings(data)
+    before, now = msgspec.to_builtins(tokens.meta.settings), msgspec.to_builtins(settings)
+    changed = [
+        f"data.{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise DistlmError(
+            f"{folder}: token files were prepared with other settings ({'; '.join(changed)}); "
+            "use the same settings, or another data.tokens_dir or run_dir"
+        )
+    for name, size in _sizes(tokens.meta.source).items():
+        path = Path(settings.text_dir or "") / name
+        if path.is_file() and path.stat().st_size != size:
+            raise DistlmError(
+                f"{path}: has {path.stat().st_size} bytes, and had {size} when {folder} was prepared; "
+                f"put the old text back, or choose another data.tokens_dir or run_dir"
+            )
+    return tokens
+
+
+def _sizes(source: TextSource) -> dict[str, int]:
+    """Name of each text file → its bytes."""
+    files = [*(source.files or {}).values(), *(file for of in (source.folders or {}).values() for file in of)]
+    return {file.name: file.bytes for file in files}

@@ -1,0 +1,1 @@
+"""Fine-tuned models that are finished: evaluating one alone, and giving it to other programs."""

@@ -1,0 +1,78 @@
+"""`distlm export finetuned`: a fine-tuned model as a Hugging Face folder, in the format of distlm.models.plm.export.
+
+Without memory, AutoModelForSequenceClassification or AutoModelForQuestionAnswering, and AutoTokenizer read it. A memory
+lies in files of its own beside them; finetune.checkpoint= and load_task_model read it with them.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from distlm.errors import DistlmError, UsageError
+from distlm.finetune.model import TaskModel
+from distlm.finetune.source import load_task_model
+from distlm.finetune.tasks.glue import TASKS
+from distlm.models.plm.config import PlmRun
+from distlm.models.plm.export import save_pretrained
+from distlm.models.plm.model import transformers_library
+from distlm.models.plm.sizes import backbone_sizes
+from distlm.runtime.rundir import RunDir
+
+_SPECIALS = {"unk": ("[UNK]", "<unk>"), "mask": ("[MASK]", "<mask>")}
+"""What a tokenizer calls these tokens; the others are told by their places."""
+
+
+def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, object]:
+    """The model that the fine-tuning of finetune.name has kept for `--seed`, to the folder `--out`.
+
+    Raises DistlmError when no model was kept, and for a folder that is not empty; UsageError for a seed to be chosen.
+    """
+    name = config.finetune.with_defaults().name
+    folder, out = RunDir.of(config).finetune(name), Path(options.out)
+    kept = sorted({marker.parents[2] for marker in folder.glob("seed-*/checkpoints/step-*/complete.json")})
+    if not kept:
+        raise DistlmError(
+            f"{folder}: no fine-tuned model was kept there; fine-tune with finetune.keep_models=true (under a "
+            "finetune.name= of its own), or name the fine-tuning with finetune.task= and finetune.name="
+        )
+    chosen = [place for place in kept if options.seed in (None, int(place.name.partition("-")[2]))]
+    if len(chosen) != 1:
+        raise UsageError(
+            f"--seed {options.seed}: {folder} has {', '.join(place.name for place in kept)}; name one of them"
+        )
+    model, tokenizer = load_task_model(chosen[0])
+    save_task_model(model, tokenizer, out)
+    return {"checkpoint": str(chosen[0]), "folder": str(out)}
+
+
+def save_task_model(model: TaskModel, tokenizer: Any, folder: Path) -> None:
+    """Write the folder from a model that has all columns of its values, and a tokenizer of the `tokenizers` library.
+
+    Raises DistlmError when the folder exists and is not empty, and when it cannot be written.
+    """
+    described, hf = model.config, model.hf.config
+    names = TASKS[described.task].labels if described.task in TASKS else ()
+    if described.head == "labels":
+        labels = names or tuple(f"LABEL_{label}" for label in range(described.labels))
+        hf.id2label, hf.label2id = dict(enumerate(labels)), {name: label for label, name in enumerate(labels)}
+    kinds = {"labels": "single_label_classification", "number": "regression", "span": None}
+    hf.problem_type, hf.finetuning_task = kinds[described.head], described.task
+    with TemporaryDirectory() as temporary:
+        _tokenizer(model, tokenizer).save_pretrained(temporary)
+        save_pretrained(model, folder, Path(temporary))
+
+
+def _tokenizer(model: TaskModel, tokenizer: Any) -> Any:
+    """That of transformers which gives what `tokenizer` gives."""
+    pieces = tokenizer.encode("a").ids
+    names = {"cls": pieces[0], "sep": pieces[-1], "pad": int(model.config.backbone["pad_token_id"])}
+    tokens = {f"{name}_token": tokenizer.id_to_token(number) for name, number in names.items()}
+    for name, spellings in _SPECIALS.items():
+        there = next((piece for piece in spellings if tokenizer.token_to_id(piece) is not None), None)
+        tokens |= {f"{name}_token": there} if there else {}
+    inputs = ["input_ids", *(["token_type_ids"] if model.typed else []), "attention_mask"]
+    return transformers_library().PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=inputs,
+        model_max_length=backbone_sizes(model.config.backbone).positions, **tokens,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Where training starts from, when not from fresh weights."""
