@@ -156,7 +156,7 @@ def test_a_stop_between_stages_is_not_lost(
 
     steps = [pipeline.Step(words, False, lambda *_, words=words: words in done) for words in ("data prepare", "train")]
     monkeypatch.setattr(pipeline, "steps_of", lambda _config: steps)
-    monkeypatch.setattr(pipeline, "plan_step", lambda *_: None)
+    monkeypatch.setattr(pipeline, "_check_before", lambda *_: None)
     monkeypatch.setattr(
         pipeline, "_run_command", lambda command, log, config, stop: stage(steps[len(done)].words, stop)
     )
