@@ -1,6 +1,6 @@
 """`python -m distlm`, the same as the `distlm` command."""
 
-from distlm.cli import main
+from distlm.main import main
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,7 @@ from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve_world
 from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
-from distlm.runtime.stop import ignore_late_signals
+from distlm.runtime.stop import end_at_once
 from distlm.verbs import EVALUATE_FINETUNED, SHARED_VERBS, STAGE_VERBS, Verb
 
 
@@ -35,10 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _commands().parse(sys.argv[1:] if arguments is None else arguments)
         # What only looks after runs may be started where there are ranks of others, e.g. in the shell of a job.
         world = ALONE if getattr(options, "alone", False) else resolve_world()
+        if "verb" not in options:
+            # No stage; those that start stages listen themselves.
+            end_at_once()
         code = (recipes.print_config if options.print_config else options.handler)(options, world)
     except DistlmError as error:
-        if arguments is None:
-            ignore_late_signals()
         _leave_with(error, world, ends=arguments is None)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -46,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         _leave_ranks(world, EXIT_ERROR)
     if arguments is None:
-        ignore_late_signals()
         _leave_group()
     sys.exit(code)
 

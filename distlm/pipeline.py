@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,9 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
-
-import psutil
 
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
@@ -25,13 +21,14 @@ from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
+from distlm.runtime.child import start_stage, stopping, until_told_twice, verdict, word_of_ranks
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.stop import on_stop_signals
+from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
 from distlm.training.records import LmResults
@@ -86,11 +83,20 @@ def steps_of(config: RunConfig) -> list[Step]:
     return [STEPS[words] for words in kind(config.model.kind).stages(config)]
 
 
-def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show: bool = True) -> int:
-    """Run what is not finished; print each stage's command and (show) the table and the report's place. An exit code.
+def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:
+    """Run what is not finished; print each stage's command, and the table and the report's place. An exit code.
 
-    A stage that ends with 75 (stopped after a checkpoint) ends the run with 75: the same command continues it.
+    A stop signal stops the stage that runs. What is left then ends the run with 75: the same command continues it.
     """
+    with until_told_twice() as stop:
+        code = run_stages(config, recipe, overrides, stop)
+        if code == EXIT_DONE:
+            _show_results(config, RunDir.of(config))
+    return code
+
+
+def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: StopFlag) -> int:
+    """Run what is not finished, and print each stage's command. An exit code: 75 when `stop` left something to do."""
     require_trackers(config)
     run = RunDir.of(config)
     run.refuse_other_config(config, "knn")
@@ -106,10 +112,16 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show:
         if step not in pending:
             say(f"{head}: finished before, skipped")
             continue
+        if stop.reason is not None:
+            say(f"{head}: not begun; run the same command again to continue")
+            return EXIT_STOPPED
         command = stage_command(step, config, recipe, overrides)
         say(f"{head}: {shlex.join(_short(command))}")
         began = time.monotonic()
-        code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config)
+        code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
+        if code == EXIT_DONE and not step.finished(config, run) and stop.reason is not None:
+            # Launchers have ended with 0 although their ranks had stopped.
+            code = EXIT_STOPPED
         if code == EXIT_STOPPED:
             say(f"{head}: stopped; run the same command again to continue")
             return EXIT_STOPPED
@@ -121,8 +133,6 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str], show:
             # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
             raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
         say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
-    if show:
-        _show_results(config, run)
     if pending:
         say(f"run took {format_seconds(time.monotonic() - start)}")
     return EXIT_DONE
@@ -235,7 +245,8 @@ def _short(command: Sequence[str]) -> list[str]:
 
 @contextmanager
 def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
-    """The environment of a stage, while it runs: threads for each rank, mpirun's session, what it asks of root."""
+    """The environment of a stage, while it runs: threads for each rank, mpirun's session, what it asks of root, where
+    ranks leave word of a stop."""
     environment = dict(os.environ)
     if os.geteuid() == 0:
         # Open MPI refuses root unless both are set; containers and CI have no other user.
@@ -244,42 +255,22 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PYTHONUNBUFFERED"] = "1"
-    with mpirun_session() as session:
-        yield environment | session
+    with mpirun_session() as session, word_of_ranks() as word:
+        yield environment | session | word
 
 
-def _run_command(command: Sequence[str], log: Path, config: RunConfig) -> int:
-    """Run a stage, its output shown and, as plain lines, appended to its log; stop signals go to the ranks."""
+def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: StopFlag) -> int:
+    """Run a stage, its output shown and, as plain lines, appended to its log; its ranks stop when this process is told
+    to."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
         record.write(f"$ {shlex.join(command)}\n")
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env=environment | output.environment,
+        process = start_stage(
+            command, environment | output.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
         )  # fmt: skip
-
-        def forward(_number: int, _frame: FrameType | None) -> None:
-            signal_ranks(process.pid)
-
-        with on_stop_signals(forward):
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    output.write(line)
-                return process.wait()
-            except KeyboardInterrupt:
-                process.terminate()
-                process.wait()
-                raise
-
-
-def signal_ranks(launcher: int) -> None:
-    """SIGUSR1 to every rank below a launcher, all at once: launchers forward signals late, singly or not at all."""
-    for child in [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]:
-        try:
-            # A rank's command line begins with Python and runs distlm; launchers only carry it as arguments.
-            words = child.cmdline()
-            if words[1:3] == ["-m", "distlm"] or words[1:4] == ["-u", "-m", "distlm"]:
-                child.send_signal(signal.SIGUSR1)
-        except psutil.NoSuchProcess:
-            continue
+        with stopping(process, stop):
+            assert process.stdout is not None
+            for line in process.stdout:
+                output.write(line)
+            return verdict(process.wait(), environment, stop)

@@ -9,7 +9,8 @@ from distlm.analysis.report import write_report
 from distlm.config.load import leaf_fields, load_config, parse_overrides
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, UsageError
-from distlm.pipeline import check_settings, run_pipeline
+from distlm.pipeline import check_settings, run_stages
+from distlm.runtime.child import until_told_twice
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir
 
@@ -67,8 +68,8 @@ def questions(swept: dict[str, list[str]]) -> Iterator[list[str]]:
 def run_sweep(recipe: str, overrides: Sequence[str], dry_run: bool = False) -> int:
     """Ask every question whose answer is missing, and print the table of all; an exit code.
 
-    All configurations are checked before anything is run. Raises UsageError as `grid_of`, and what run_pipeline does;
-    a stage that stops (exit 75) ends the sweep with 75, and the same command continues it.
+    All configurations are checked before anything is run. Raises UsageError as `grid_of`, and what run_stages does;
+    a stop signal ends the sweep with 75, and the same command continues it.
     """
     first = load_config(recipe)
     fixed, swept = grid_of(overrides, type(first))
@@ -78,15 +79,15 @@ def run_sweep(recipe: str, overrides: Sequence[str], dry_run: bool = False) -> i
         asked.append((given, load_config(recipe, given)))
     for _, config in asked:
         check_settings(config)
-    for number, (given, config) in enumerate(asked, 1):
-        say(f"sweep [{number}/{len(asked)}] {' '.join(given[len(fixed) :])}: {RunDir.of(config).label}")
-        if dry_run:
-            continue
-        code = run_pipeline(config, recipe, given, show=False)
-        if code != EXIT_DONE:
-            return code
-    if dry_run:
-        return EXIT_DONE
-    run = RunDir.of(asked[-1][1])
-    print(f"\n{write_answers(run)}\n\n{run.root}/questions.{{md,csv}}; report: {write_report(run)}", flush=True)
+    with until_told_twice() as stop:
+        for number, (given, config) in enumerate(asked, 1):
+            say(f"sweep [{number}/{len(asked)}] {' '.join(given[len(fixed) :])}: {RunDir.of(config).label}")
+            if dry_run:
+                continue
+            code = run_stages(config, recipe, given, stop)
+            if code != EXIT_DONE:
+                return code
+        if not dry_run:
+            run = RunDir.of(asked[-1][1])
+            print(f"\n{write_answers(run)}\n\n{run.root}/questions.{{md,csv}}; report: {write_report(run)}", flush=True)
     return EXIT_DONE

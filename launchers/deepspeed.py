@@ -7,8 +7,15 @@
   --ranks 8 --hostfile hosts --via no_ssh --node-rank I     on every node, where there is neither ssh nor srun
 
 What can be checked is checked before anything starts. Exit codes: 0 the final checkpoint is there, 1 error, 2 usage,
-75 stopped after a checkpoint. SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C stop all ranks after a step.
+75 stopped after a checkpoint. SIGTERM, SIGUSR1, SIGUSR2, SIGHUP and Ctrl-C stop all ranks after a step, a second Ctrl-C
+ends them at once.
 """
+
+from distlm.runtime.stop import earlier, ignore_late_signals, listen
+
+if __name__ == "__main__":
+    # Before the other imports, as distlm.main.
+    listen()
 
 import argparse
 import os
@@ -22,7 +29,7 @@ from pathlib import Path
 
 from distlm.config.load import load_config, split_words
 from distlm.config.recipe import recipe_names
-from distlm.errors import EXIT_DONE, DistlmError, UsageError
+from distlm.errors import EXIT_DONE, DistlmError, Stopped, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.mpirun import mpirun_session
@@ -78,6 +85,8 @@ def train(options: argparse.Namespace) -> int:
         say(f"{run.root}: trained before; nothing to do")
         return EXIT_DONE
     lost_after_s = config.launch.lost_after_s or 60
+    if (name := earlier()) is not None:
+        raise Stopped(f"stopped by {name} before any rank was started; run the same command again")
     job = os.environ.get("SLURM_JOB_ID", "")
     port = choose_port(options.master_port, job or str(run.root), place.master, place.via != "no_ssh")
     folder = prepare_folder(run, place.hosts, list(place.ranks()), ["train", recipe, *overrides], place.via,
@@ -233,4 +242,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        ignore_late_signals()

@@ -56,7 +56,7 @@ hand_on() {
   say "$1 received, handed on to the step"
   [ -z "${step:-}" ] || kill -USR1 "$step" 2>/dev/null
 }
-for name in TERM USR1 USR2; do
+for name in INT HUP TERM USR1 USR2; do
   # shellcheck disable=SC2064  # the name is this round's
   trap "hand_on $name" "$name"
 done

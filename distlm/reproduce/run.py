@@ -8,16 +8,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
-from distlm.pipeline import signal_ranks, stage_environment, verb_command
+from distlm.pipeline import stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
+from distlm.runtime.child import end_all, start_stage, tell_ranks, until_told_twice, verdict
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
-from distlm.runtime.stop import on_stop_signals
 from distlm.verbs import STAGE_VERBS
 
 _LOOK_EVERY_S = 0.2
@@ -26,7 +25,8 @@ _LOOK_EVERY_S = 0.2
 @dataclass
 class _Running:
     item: Item
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
+    env: dict[str, str]
     began: float
 
 
@@ -52,24 +52,27 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
     waiting, running, done = list(experiment.items), list[_Running](), set[str]()
     failed: list[Item] = []
     stopped, began = False, time.monotonic()
-    with ExitStack() as environments, _handing_on(running) as told:
+    with ExitStack() as environments, until_told_twice() as stop, _ending(running):
         while running or (waiting and not failed and not stopped):
             ready = [item for item in waiting if done.issuperset(item.after)]
-            while ready and len(running) < at_once and not (failed or stopped or told):
+            while ready and len(running) < at_once and not (failed or stopped or stop.reason):
                 item = ready.pop(0)
                 waiting.remove(item)
                 number = len(experiment.items) - len(waiting)
                 running.append(_start(experiment, item, number, configs[item.name], at_once, environments))
-            stopped |= bool(told)
+            if stop.reason is not None:
+                stopped = True
+                for entry in running:
+                    tell_ranks(entry.process.pid)
             for entry in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(entry)
-                code, took = entry.process.returncode, format_seconds(time.monotonic() - entry.began)
+                code, took = verdict(entry.process.returncode, entry.env, stop), time.monotonic() - entry.began
                 if code == EXIT_DONE:
                     done.add(entry.item.name)
-                    say(f"{entry.item.name}: done in {took}")
+                    say(f"{entry.item.name}: done in {format_seconds(took)}")
                 elif code == EXIT_STOPPED:
                     stopped = True
-                    say(f"{entry.item.name}: stopped after {took}")
+                    say(f"{entry.item.name}: stopped after {format_seconds(took)}")
                 else:
                     failed.append(entry.item)
                     say(f"{entry.item.name}: failed with exit code {code}")
@@ -77,7 +80,7 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
     if failed:
         where = f"in {_log(experiment, failed[0])}" if at_once > 1 else "above"
         raise DistlmError(f"{failed[0].name} failed; its output is {where}. Alone: {command_line(failed[0])}")
-    if stopped:
+    if len(done) < len(experiment.items):
         say("stopped; run the same command again to continue")
         return EXIT_STOPPED
     say(f"all {len(experiment.items)} commands done in {format_seconds(time.monotonic() - began)}")
@@ -105,11 +108,11 @@ def _start(
     command = verb_command(item.verb, config, item.recipe, settings, ranks)
     environment = environments.enter_context(stage_environment(config))
     if at_once == 1:
-        return _Running(item, subprocess.Popen(command, env=environment), time.monotonic())
+        return _Running(item, start_stage(command, environment), environment, time.monotonic())
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-    return _Running(item, process, time.monotonic())
+        process = start_stage(command, environment, stdout=stream, stderr=subprocess.STDOUT)
+    return _Running(item, process, environment, time.monotonic())
 
 
 def _log(experiment: Experiment, item: Item) -> Path:
@@ -117,21 +120,11 @@ def _log(experiment: Experiment, item: Item) -> Path:
 
 
 @contextmanager
-def _handing_on(running: list[_Running]) -> Iterator[list[int]]:
-    """Stop signals go to the ranks of every command under way; gives the list of those that came."""
-    came: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+def _ending(running: list[_Running]) -> Iterator[None]:
+    """An exception, as a second Ctrl-C is, ends every command under way."""
+    try:
+        yield
+    except BaseException:
         for entry in running:
-            if entry.process.poll() is None:
-                signal_ranks(entry.process.pid)
-
-    with on_stop_signals(handle):
-        try:
-            yield came
-        except KeyboardInterrupt:
-            # The terminal told the commands, too; they leave checkpoints behind that the next start takes up.
-            for entry in running:
-                entry.process.wait()
-            raise
+            end_all(entry.process)
+        raise

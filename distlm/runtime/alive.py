@@ -24,6 +24,9 @@ from distlm.runtime.records import RankAlive, RankLost, Record
 
 FOLDER = ".alive"
 """Under the run directory: one folder per running stage."""
+STARTER = "DISTLM_STARTER"
+"""Environment variable of what `distlm run` starts: its process and when that started. Not every launcher ends its
+ranks when it is ended itself, and a run that is killed must leave none behind."""
 VISIBLE_AFTER_S = 20.0
 """A network file system may show another node's new file this late."""
 _LOST = "lost.json"
@@ -45,6 +48,10 @@ class Watch:
         self._beats = 0
         self._peers: dict[int, RankAlive] = {}
         self._changed: dict[int, tuple[int, float]] = {}
+        self._starter = os.environ.get(STARTER, "")
+        if not _lives(self._starter):
+            # Not to be seen from here (a container).
+            self._starter = ""
 
     def beat(self, ended: bool = False) -> None:
         """Write this rank's file: closed each time, which is when a network file system shows it to others."""
@@ -121,6 +128,8 @@ class Watch:
         if (lost := RankLost.peek(self.folder / _LOST)) is not None:
             self.exit_code = lost.exit_code
             return lost.text
+        if self._starter and not _lives(self._starter):
+            return f"process {self._starter.split()[0]}, which started this, is gone (killed?)"
         for rank, about in self._peers.items():
             if rank in self._local and _started(about.pid) != about.started:
                 latest = self._read(rank)
@@ -231,6 +240,16 @@ def _started(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+def this_process() -> str:
+    """Value of STARTER for what this process starts."""
+    return f"{os.getpid()} {_started(os.getpid())}"
+
+
+def _lives(starter: str) -> bool:
+    pid, _, started = starter.partition(" ")
+    return bool(started) and _started(int(pid)) == started
 
 
 def _write(path: Path, record: Record) -> None:

@@ -36,25 +36,28 @@ class Stage:
 def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iterator[Stage]:
     """Resolve the world, join the other ranks, claim the run directory (rank 0) and listen for stop signals.
 
-    `name` is a key of rundir.STAGES. A refusal on rank 0 is raised on every rank.
+    `name` is a key of rundir.STAGES. A refusal on rank 0 is raised on every rank. Raises Stopped when a signal came
+    before there was work.
     """
     world = world or resolve_world()
     set_threads(config.launch.threads, world)
-    comm = open_comm(world)
-    run = RunDir.of(config)
-    before = _latest(run) if world.rank == 0 else None
-    # A run directory that is the recipe: its config.yaml may change between two ranks' reading, so rank 0's holds.
-    config = rank0_first(comm, lambda: _claim(run, config, name))
-    run = RunDir.of(config)
-    say(f"{name}: {world}", world.rank)
-    record = run.metrics if world.rank == 0 else None
-    with StopFlag() as stop:
+    with StopFlag(world.rank) as stop:
+        comm = _join(world, stop)
+        run = RunDir.of(config)
+        before = _latest(run) if world.rank == 0 else None
+        # A run directory that is the recipe: its config.yaml may change between two ranks' reading, so rank 0's holds.
+        config = rank0_first(comm, lambda: _claim(run, config, name))
+        run = RunDir.of(config)
+        say(f"{name}: {world}", world.rank)
+        record = run.metrics if world.rank == 0 else None
         with (
             watching(run.root, world, comm, config.launch.lost_after_s),
             record_progress(record),
             tracking(config, record, config.name),
         ):
             try:
+                if stop.agreed(comm):
+                    raise Stopped(f"{name}: stopped before its first unit of work; run the same command again")
                 yield Stage(name, config, world, comm, stop, run)
             except DistlmError as error:
                 # A refused setting must not lock the directory against its correction, nor be the next start's.
@@ -64,6 +67,16 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
                     run.withdraw_stage(config, name)
                 raise
         comm.close()
+
+
+def _join(world: World, stop: StopFlag) -> Comm:
+    try:
+        return open_comm(world)
+    except DistlmError as error:
+        if stop.reason is None:
+            raise
+        # The same signal may have ended the others before they could listen.
+        raise Stopped(f"stopped by {stop.reason} before all ranks had joined; run the same command again") from error
 
 
 def _claim(run: RunDir, config: RunConfig, name: str) -> RunConfig:

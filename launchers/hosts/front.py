@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.progress import say
+from distlm.runtime.stop import earlier, on_stop_signals
 from launchers.hosts.rank import POLL_S, rank_file
 from launchers.records import FrontOrder, RankReport
 
@@ -64,20 +65,17 @@ class Front:
             rank_file(self.folder, rank, "json").write_text("{}", "utf-8")
         beat = threading.Thread(target=self._beat, name="distlm-front", daemon=True)
         beat.start()
-        previous = {
-            number: signal.signal(number, self._signalled)
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-        }
-        # A session of its own: Ctrl-C then reaches only this process, which stops the ranks in order.
-        launcher = subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True)
-        try:
-            self._watch(launcher)
-        finally:
-            self._end(launcher)
-            self._ended.set()
-            beat.join()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with on_stop_signals(self._signalled):
+            if (name := earlier()) is not None:
+                self._asked = signal.Signals[name]
+            # A session of its own: Ctrl-C then reaches only this process, which stops the ranks in order.
+            launcher = subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True)
+            try:
+                self._watch(launcher)
+            finally:
+                self._end(launcher)
+                self._ended.set()
+                beat.join()
         return self._verdict(launcher.returncode, finished)
 
     def _signalled(self, number: int, _frame: FrameType | None) -> None:
@@ -92,7 +90,7 @@ class Front:
             now = time.monotonic()
             if self._asked and self._order == "run":
                 name = signal.Signals(self._asked).name
-                say(f"{name}: asking all ranks to stop after this step")
+                say(f"{name}: asking all ranks to stop after this step; Ctrl-C once more to end at once")
                 self._give("stop")
                 self._limit(self.stop_within_s, f"the ranks did not stop within {self.stop_within_s:g} s of {name}")
             records = self._records()

@@ -103,7 +103,7 @@ class Rank:
 
     def run(self, command: list[str], env: dict[str, str]) -> int:
         """Run the rank to its end; its exit code, 128 + signal where one ended it."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if (order := self.order()) != "run":

@@ -1,7 +1,6 @@
 """Where jobs go: Slurm, submitit's local executor, or this process. The only place that submits."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from distlm.errors import DistlmError
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.stop import on_stop_signals
 from launchers.jobs import record_job, submissions, with_states
 from launchers.stages import slurm
 from launchers.stages.graph import SPECS, Job
@@ -120,16 +120,14 @@ def _await(plan: Plan, job: Job, started: Sequence[submitit.Job[Any]]) -> None:
     def stop(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        while not all(one.done() for one in started):
-            time.sleep(0.1)
+        with on_stop_signals(stop):
+            while not all(one.done() for one in started):
+                time.sleep(0.1)
     except KeyboardInterrupt:
         for one in started:
             one.cancel()
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     run = RunDir.of(plan.config)
     for one in started:
         # A result of every rank, and the stage's own marker: no exit code is trusted.

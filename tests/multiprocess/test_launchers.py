@@ -10,12 +10,13 @@ import sys
 
 import psutil
 import pytest
-from support import ENVIRONMENT, TINY, distlm, mpirun_command, write_text
+from support import ENVIRONMENT, TINY, distlm, mpirun_command, warm, write_text
 from support.deadline import DEADLINE_S, until
 
 from distlm.config.load import load_config
 from distlm.errors import EXIT_STOPPED
 from distlm.pipeline import STEPS, stage_command
+from distlm.runtime.child import listens
 
 pytestmark = pytest.mark.multiprocess
 
@@ -140,6 +141,17 @@ def test_a_deepspeed_start_is_stopped_killed_and_continued(tmp_path, words):
     assert [line["step"] for line in lines(run)] == list(range(1, 301))
     again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (again.returncode, "trained before; nothing to do" in again.stderr) == (0, True)
+
+
+def test_a_deepspeed_start_that_is_stopped_at_once_starts_nothing(tmp_path, words):
+    command = front(*words, "train.updates=300", f"run_dir={tmp_path / 'run'}", "--ranks", 2)
+    process = subprocess.Popen(
+        command, env={**ENVIRONMENT, **warm.COLD}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until(lambda: listens(process.pid), "its handlers", lambda: process.poll() is None)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=DEADLINE_S)[0]
+    assert process.returncode == EXIT_STOPPED and "before any rank was started" in output, output
 
 
 def test_a_killed_rank_ends_a_deepspeed_start_and_is_named(tmp_path, words):

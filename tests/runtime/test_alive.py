@@ -44,6 +44,21 @@ def test_everybody_watches_rank_0_and_rank_0_everybody(tmp_path: Path) -> None:
     assert "rank 0 on head" in (news_of(one, [0, 2]) or "")
 
 
+def test_ranks_end_with_the_run_that_started_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starter = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"])
+    for value, known in ((f"{starter.pid} {alive._started(starter.pid)}", True), (f"{starter.pid} 1", False)):
+        monkeypatch.setenv(alive.STARTER, value)
+        one = watch(tmp_path, 0)
+        assert bool(one._starter) == known, "what cannot be seen from here is not missed"
+        assert one._news(0.0) is None
+        if known:
+            first = one
+    starter.kill()
+    starter.wait()
+    assert first._news(0.1) == f"process {starter.pid}, which started this, is gone (killed?)"
+    assert one._news(0.1) is None
+
+
 def test_the_first_finding_is_what_all_report(tmp_path: Path) -> None:
     zero, one = watch(tmp_path, 0), watch(tmp_path, 1)
     watch(tmp_path, 2, "far")

@@ -29,7 +29,8 @@ import sys
 from pathlib import Path
 from distlm.config.load import load_config
 from distlm.pipeline import _run_command
-sys.exit(_run_command([sys.executable, "stage.py"], Path("run.log"), load_config("demo")))
+from distlm.runtime.stop import StopFlag
+sys.exit(_run_command([sys.executable, "stage.py"], Path("run.log"), load_config("demo"), StopFlag()))
 """
 
 

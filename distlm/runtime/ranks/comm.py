@@ -72,6 +72,8 @@ class MpiComm:
         # Quiet start-up, and no busy waiting where ranks share cores.
         os.environ.setdefault("OMPI_MCA_osc", "^ucx")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        # UCX takes SIGHUP for itself, to switch its debugging on; here it stops a stage.
+        os.environ.setdefault("UCX_DEBUG_SIGNO", "0")
         try:
             from mpi4py import MPI
         except ImportError as error:

@@ -27,6 +27,8 @@ LATER = (
 )  # fmt: skip
 """What is imported only where it is needed. Not mpi4py.MPI, whose import starts MPI."""
 
+STOPS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 @dataclass
 class Start:
@@ -129,9 +131,12 @@ def serve(address: str) -> Start:
                 starter.close()
                 continue
             if start.knows_the_code():
+                # One that comes before the child listens waits for that; its starter may hand it on at once.
+                signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
                 child = os.fork()
                 if child == 0:
                     return start
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
                 children.add(child, starter)
             else:
                 with starter, contextlib.suppress(OSError):
@@ -157,6 +162,9 @@ def become(start: Start) -> None:
     os.environ.clear()
     os.environ.update(start.environment)
     os.sched_setaffinity(0, start.cores)
+    if "distlm" in start.arguments[1:4]:
+        sys.modules["distlm.runtime.stop"].listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.orig_argv[:] = start.arguments
     sys.path[1:1] = more
     sys.argv[:] = start.arguments[1:]
