@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.errors import UsageError
-from distlm.runtime.files import format_bytes
+from distlm.runtime.files import bytes_below, format_bytes
 from distlm.runtime.lock import LOCK, only_writer
 from distlm.runtime.ranks.comm import SingleComm
 
@@ -91,6 +91,4 @@ def _of_one(root: Path, what: str, only: str) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    if path.is_dir() and not path.is_symlink():
-        return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() or file.is_symlink())
-    return path.lstat().st_size
+    return bytes_below(path) if path.is_dir() and not path.is_symlink() else path.lstat().st_size

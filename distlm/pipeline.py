@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -119,6 +120,9 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
         say(f"{head}: {shlex.join(_short(command))}")
         began = time.monotonic()
         code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
+        if code == -signal.SIGKILL and step.finished(config, run):
+            # The launcher hung after its ranks had ended (child.Idle).
+            code = EXIT_DONE
         if code == EXIT_DONE and not step.finished(config, run) and stop.reason is not None:
             # Launchers have ended with 0 although their ranks had stopped.
             code = EXIT_STOPPED

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ from distlm.runtime.stop import SIGNALS, WORD, StopFlag
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY_S = 0.1
+IDLE_S = 30.0
+"""So long a mpirun may take to end after its ranks have: Open MPI's may wait for itself for ever (a lock that is held
+in PMIx_server_finalize), seen once in some thousand starts."""
 
 
 def until_told_twice() -> StopFlag:
@@ -63,15 +67,51 @@ def verdict(code: int, env: Mapping[str, str], stop: StopFlag) -> int:
     return EXIT_STOPPED if stopped else code
 
 
+class Idle:
+    """Whether a mpirun hangs at its end: it has removed its session folder, which it does last, IDLE_S ago."""
+
+    def __init__(self, launcher: int) -> None:
+        self._launcher = launcher
+        self._looked, self._since = 0.0, 0.0
+
+    def look(self) -> bool:
+        """Call it again and again."""
+        now = time.monotonic()
+        if now - self._looked < 1.0:
+            return False
+        self._looked = now
+        if not _session_is_gone(self._launcher):
+            self._since = 0.0
+            return False
+        self._since = self._since or now
+        return now - self._since > IDLE_S
+
+
+def _session_is_gone(launcher: int) -> bool:
+    """A file of the session folder that a mpirun of Open MPI still has open has no name any more (Linux)."""
+    with suppress(OSError):
+        for file in Path(f"/proc/{launcher}/fd").iterdir():
+            with suppress(OSError):
+                place = str(file.readlink())
+                if f"/ompi.{launcher}/" in place and place.endswith("(deleted)"):
+                    return True
+    return False
+
+
 @contextmanager
 def stopping(process: subprocess.Popen[Any], stop: StopFlag) -> Iterator[None]:
-    """For the block, a stop of this process is handed on to the ranks of `process`; an exception ends them."""
-    done = threading.Event()
+    """For the block, a stop of this process is handed on to the ranks of `process`; an exception ends them.
+
+    A launcher that hangs after its ranks have ended is killed.
+    """
+    done, idle = threading.Event(), Idle(process.pid)
 
     def hand_on() -> None:
         while not done.wait(_LOOK_EVERY_S):
             if stop.reason is not None:
                 tell_ranks(process.pid)
+            if idle.look():
+                end_all(process)
 
     teller = threading.Thread(target=hand_on, name="distlm-stopping", daemon=True)
     teller.start()

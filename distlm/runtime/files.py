@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, fsynced, renamed; checksums; free disk."""
 
+import contextlib
 import errno
 import json
 import os
@@ -120,6 +121,18 @@ def sweep_temporaries(folder: Path, of: str = "") -> None:
     """
     for leftover in folder.glob(f".{of}*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def bytes_below(folder: Path, suffix: str = "") -> int:
+    """Bytes of the files below a folder whose names end so. A process that still writes there, as the ranks of a
+    launcher that was just killed, may rename and remove files meanwhile: those that vanish count nothing."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(suffix):
+                with contextlib.suppress(FileNotFoundError):
+                    total += (Path(place) / name).lstat().st_size
+    return total
 
 
 def require_free_disk(folder: Path, needed: int, what: str) -> None:

@@ -9,7 +9,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import Stopped
 from distlm.models.registry import kind
 from distlm.runtime import metrics
-from distlm.runtime.files import bytes_hash, require_free_disk
+from distlm.runtime.files import bytes_below, bytes_hash, require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
@@ -161,8 +161,7 @@ def _announce(stage: Stage, resume: Resume[S] | None) -> None:
     run = stage.run
     plan = plan_train(stage.config, stage.comm.size)
     say(plan.line())
-    there = sum(path.stat().st_size for path in run.checkpoints.rglob("*") if path.is_file())
-    require_free_disk(run.root, max(plan.disk_bytes - there, 0), "training")
+    require_free_disk(run.root, max(plan.disk_bytes - bytes_below(run.checkpoints), 0), "training")
     if resume is not None:
         say(f"train: continuing from {resume.folder}, saved on {resume.state.ranks} ranks")
 

@@ -13,7 +13,8 @@ from support import ENVIRONMENT
 from support.deadline import DEADLINE_S, until
 
 from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE
-from distlm.runtime.child import listens, start_stage, stopping, until_told_twice, verdict, word_of_ranks
+from distlm.runtime import child
+from distlm.runtime.child import Idle, listens, start_stage, stopping, until_told_twice, verdict, word_of_ranks
 from distlm.runtime.stop import WORD, StopFlag, leave_word
 
 FAMILY = """
@@ -115,3 +116,29 @@ def test_how_a_stage_ended(code: int, asked: bool, word: bool, ended: int, monke
             monkeypatch.setenv(WORD, env[WORD])
             leave_word()
         assert verdict(code, env, stop) == ended
+
+
+def test_a_mpirun_that_hangs_at_its_end_is_killed_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in that has removed its session folder and waits; a real one does so once in thousands of starts."""
+    monkeypatch.setattr(child, "IDLE_S", 0.5)
+    code = (
+        "import os, pathlib, shutil, sys, time\n"
+        f"place = pathlib.Path({str(tmp_path)!r}) / f'ompi.{{os.getpid()}}'\n"
+        "place.mkdir()\nopened = (place / 'hwloc.sm').open('w')\n"
+        "if 'hang' in sys.argv: shutil.rmtree(place)\n"
+        "print('up', flush=True)\ntime.sleep(900)\n"
+    )
+    hanging, working = (
+        start_stage([sys.executable, "-c", code, word], ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        for word in ("hang", "work")
+    )
+    try:
+        assert said(hanging) == said(working) == "up"
+        watch = Idle(working.pid)
+        with stopping(hanging, StopFlag()):
+            assert hanging.wait(timeout=DEADLINE_S) == -signal.SIGKILL
+        assert not watch.look() and working.poll() is None
+    finally:
+        for process in (hanging, working):
+            process.kill()
+            process.wait()

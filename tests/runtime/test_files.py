@@ -12,7 +12,15 @@ from support import NOBODY, succeeds_as_nobody
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.files import atomic_path, format_bytes, read_json, require_free_disk, sync_folder, write_json
+from distlm.runtime.files import (
+    atomic_path,
+    bytes_below,
+    format_bytes,
+    read_json,
+    require_free_disk,
+    sync_folder,
+    write_json,
+)
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress, format_seconds
 from distlm.runtime.ranks.comm import SingleComm
@@ -166,3 +174,21 @@ def test_somebody_without_roots_rights_writes_a_run_directory(tmp_path):
 
     assert succeeds_as_nobody(tmp_path, write)
     assert (tmp_path / "run").stat().st_uid == NOBODY and read_json(tmp_path / "run" / "code.json", "code")
+
+
+def test_bytes_below_a_folder_in_which_files_vanish(tmp_path, monkeypatch):
+    """The ranks of a launcher that was killed go on for a moment: they rename what they have written."""
+    (tmp_path / "a").mkdir()
+    for name, size in (("a/1.npy", 10), ("a/2.npy", 20), ("3.json", 5)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert bytes_below(tmp_path) == 35 and bytes_below(tmp_path, ".npy") == 30
+    assert bytes_below(tmp_path / "none") == 0
+    real = Path.lstat
+
+    def lstat(path):
+        if path.name == "1.npy":
+            path.unlink(missing_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert bytes_below(tmp_path) == 25

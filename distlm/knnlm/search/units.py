@@ -17,7 +17,7 @@ import numpy.typing as npt
 from distlm.errors import DistlmError
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN, UNIT, sweep, unit_folder, write_arrays
 from distlm.knnlm.search.records import UnitFacts, UnitFile
-from distlm.runtime.files import require_free_disk
+from distlm.runtime.files import bytes_below, require_free_disk
 from distlm.runtime.records import Record
 
 
@@ -58,8 +58,7 @@ class UnitFolder:
             if path.exists():
                 self._refuse_other(path, kind.read(path))
         if not self.is_whole:
-            done = sum(file.stat().st_size for file in self.folder.rglob("*.npy")) if self.folder.exists() else 0
-            require_free_disk(self.folder, max(0, needed - done), f"`{self.command}`")
+            require_free_disk(self.folder, max(0, needed - bytes_below(self.folder, ".npy")), f"`{self.command}`")
 
     def begin(self) -> None:
         """Rank 0: claim the folder and remove what killed writers left."""
