@@ -1,5 +1,6 @@
 """`distlm run`: the stages of a recipe in order, each as its own command with its own ranks, finished ones skipped."""
 
+import dataclasses
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from distlm.config.load import config_tree
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import finished_tokens
 from distlm.data.shards.config import ShardsConfig
@@ -23,12 +25,13 @@ from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
 from distlm.runtime.child import start_stage, stopping, until_told_twice, verdict, word_of_ranks
-from distlm.runtime.files import require_free_disk
+from distlm.runtime.files import json_hash, require_free_disk
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.speeds import corrected, remember
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
@@ -43,10 +46,20 @@ class Step:
     words: str
     parallel: bool
     finished: Callable[[RunConfig, RunDir], bool]
+    begun: Callable[[RunConfig, RunDir], bool] = lambda _config, _run: False
+    """An earlier start may have done some of it."""
+
+    def ranks(self, config: RunConfig) -> int:
+        """On which it runs."""
+        return config.launch.ranks if self.parallel else 1
 
 
 def _searched(config: RunConfig, run: RunDir) -> bool:
-    return all((run.kept_neighbours(split) / "manifest.json").exists() for split in config.knn.splits)
+    return all((folder / "manifest.json").exists() for folder in _neighbours(config, run))
+
+
+def _neighbours(config: RunConfig, run: RunDir) -> list[Path]:
+    return [run.kept_neighbours(split) for split in config.knn.splits]
 
 
 def _datastore_done(_config: RunConfig, run: RunDir) -> bool:
@@ -65,13 +78,15 @@ STEPS: dict[str, Step] = {
     step.words: step
     for step in (
         Step("data prepare", False, _prepared),
-        Step("data shard", True, _sharded),
-        Step("train", True, trained),
+        Step("data shard", True, _sharded, lambda config, run: run.shards(config).exists()),
+        Step("train", True, trained, lambda _, run: bool(run.complete_checkpoints())),
         Step("evaluate", False, evaluated),
-        Step("datastore write", True, _datastore_done),
-        Step("index build", True, lambda config, run: (run.index / "index.json").exists()),
-        Step("knn search", True, _searched),
-        Step("knn cache", True, cached_as_configured),
+        Step("datastore write", True, _datastore_done, lambda _, run: run.datastore.exists()),
+        Step(
+            "index build", True, lambda _, run: (run.index / "index.json").exists(), lambda _, run: run.index.exists()
+        ),
+        Step("knn search", True, _searched, lambda config, run: any(map(Path.exists, _neighbours(config, run)))),
+        Step("knn cache", True, cached_as_configured, lambda _, run: (run.root / "cache").exists()),
         Step("knn tune", False, tuned_as_configured),
         Step("knn evaluate", False, evaluated_as_tuned),
     )
@@ -118,7 +133,7 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
             return EXIT_STOPPED
         command = stage_command(step, config, recipe, overrides)
         say(f"{head}: {shlex.join(_short(command))}")
-        began = time.monotonic()
+        began, fresh, counted = time.monotonic(), not step.begun(config, run), _counted(step, config).seconds
         code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
         if code == -signal.SIGKILL and step.finished(config, run):
             # The launcher hung after its ranks had ended (child.Idle).
@@ -136,7 +151,11 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
         if not step.finished(config, run):
             # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
             raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
-        say(f"{head}: done in {format_seconds(time.monotonic() - began)}")
+        took = time.monotonic() - began
+        if fresh:
+            place = step.words, config.model.kind, _settings_of_speed(config), step.ranks(config)
+            remember(*place, counted or 0.0, took)
+        say(f"{head}: done in {format_seconds(took)}")
     if pending:
         say(f"run took {format_seconds(time.monotonic() - start)}")
     return EXIT_DONE
@@ -170,7 +189,7 @@ def plan_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> s
 
 def stage_command(step: Step, config: RunConfig, recipe: str, overrides: Sequence[str]) -> list[str]:
     """The command line of one stage; a user can run it alone."""
-    return verb_command(step.words, config, recipe, overrides, config.launch.ranks if step.parallel else 1)
+    return verb_command(step.words, config, recipe, overrides, step.ranks(config))
 
 
 def verb_command(words: str, config: RunConfig, recipe: str, overrides: Sequence[str], ranks: int) -> list[str]:
@@ -206,9 +225,28 @@ def plan_or_finished(step: Step, config: RunConfig, run: RunDir) -> StagePlan:
 
 def plan_step(step: Step, config: RunConfig) -> StagePlan:
     """What a stage needs on launch.ranks ranks."""
+    plan = _counted(step, config)
+    if not plan.seconds:
+        return plan
+    place = step.words, config.model.kind, _settings_of_speed(config), step.ranks(config)
+    seconds, why = corrected(*place, plan.seconds)
+    return dataclasses.replace(plan, seconds=seconds, notes=[*plan.notes, *filter(None, [why])])
+
+
+def _counted(step: Step, config: RunConfig) -> StagePlan:
+    """The stage's own plan, its time by rates that are the same for all machines or measured in a blink."""
     module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
-    plan: StagePlan = getattr(import_module(module), name)(config, config.launch.ranks if step.parallel else 1)
+    plan: StagePlan = getattr(import_module(module), name)(config, step.ranks(config))
     return plan
+
+
+def _settings_of_speed(config: RunConfig) -> str:
+    """Hash of what decides how fast stages are: the model, and how its work and the index are cut; not how long."""
+    tree = config_tree(config)
+    found = kind(config.model.kind).model_sections
+    model = {name: tree[name] for name in found if name != "train"}
+    cut = {key: tree["train"].get(key) for key in ("micro_blocks", "tokens_per_sample", "precision", "deepspeed")}
+    return json_hash([model, cut, tree["index"]["factory"], config.launch.threads])
 
 
 def check_settings(config: RunConfig) -> list[StagePlan]:

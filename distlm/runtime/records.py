@@ -217,3 +217,37 @@ class BestCheckpoint(Record):
     """Folder below RUN/checkpoints."""
     valid_loss: float
     """Its validation loss in nats per token."""
+
+
+class Speed(Part):
+    """How long a stage took from its beginning to its end, in one start."""
+
+    stage: str
+    """Its verb."""
+    machine: str
+    """Processor, cores and GPU."""
+    kind: str
+    """model.kind."""
+    settings: str
+    """Hash of the settings that decide the speed."""
+    ranks: int
+    """Ranks of the stage."""
+    planned_s: float
+    """Seconds as its plan counted them."""
+    took_s: float
+    """Seconds of wall time, its start included."""
+    at: int
+    """When it ended, Unix seconds."""
+
+
+class SpeedsFile(Record):
+    """How long stages took on the machines of a user, for the plans of later ones."""
+
+    FILE = "~/.cache/distlm/speeds.json"
+    WHAT = "speeds of stages"
+    WRITER = "distlm run"
+    READERS = ("distlm run", "distlm plan")
+    MEND = "delete it"
+
+    stages: list[Speed]
+    """The newest last."""
