@@ -80,7 +80,8 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd, monkeypatch
             del arguments[place : place + 2]
         accepted, arguments = True, [*dict.fromkeys([*arguments, "--dry-run"])]
     elif arguments[0] == "sweep":
-        arguments = [*dict.fromkeys([*arguments, "--dry-run", f"run_dir={tmp_path}"])]
+        # The run directory of this test has no text.
+        arguments = [*dict.fromkeys([*arguments, "--dry-run", f"run_dir={tmp_path}", "data.source=demo"])]
     elif "--parts" in arguments:
         # Its files are checked in tests/index/merge/test_join.py.
         assert {"--parts", "--out"} <= {*arguments} and arguments[:2] == ["index", "merge"]
