@@ -246,7 +246,8 @@ def _settings_of_speed(config: RunConfig) -> str:
     found = kind(config.model.kind).model_sections
     model = {name: tree[name] for name in found if name != "train"}
     cut = {key: tree["train"].get(key) for key in ("micro_blocks", "tokens_per_sample", "precision", "deepspeed")}
-    return json_hash([model, cut, tree["index"]["factory"], config.launch.threads])
+    # Masked language models have no index.
+    return json_hash([model, cut, tree.get("index", {}).get("factory"), config.launch.threads])
 
 
 def check_settings(config: RunConfig) -> list[StagePlan]:

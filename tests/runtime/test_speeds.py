@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import write_text
 
 from distlm.config.load import load_config
 from distlm.pipeline import STEPS, plan_step
@@ -73,3 +74,12 @@ def test_the_plan_of_a_stage_says_what_its_time_rests_on(path: Path, tmp_path: P
     assert after.seconds and after.seconds > 2 * before.seconds
     assert any("took here before" in note for note in after.notes)
     assert "cores" in machine()
+
+
+@pytest.mark.parametrize("recipe", ["plm-small", "awd-lstm-small"])
+def test_every_kind_of_model_has_plans(recipe: str, path: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text")
+    name = "shards" if recipe.startswith("plm") else "data"
+    config = load_config(recipe, [f"run_dir={tmp_path / 'run'}", f"{name}.text_dir={text}"])
+    remember("train", config.model.kind, "other", 2, 10.0, 34.0)
+    assert any("took here before" in note for note in plan_step(STEPS["train"], config).notes)
