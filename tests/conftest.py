@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from support import ENVIRONMENT, warm
+from support.foreign.hangs import Watch
 
 SERVER = pytest.StashKey[warm.Server]()
+WATCH = pytest.StashKey[Watch]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,6 +22,23 @@ def pytest_configure(config: pytest.Config) -> None:
     if warm.VARIABLE not in os.environ:
         config.stash[SERVER] = warm.Server(ENVIRONMENT)
         os.environ[warm.VARIABLE] = ENVIRONMENT[warm.VARIABLE] = config.stash[SERVER].address
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """A test that fails because Open MPI's mpirun hung in its own end is run once more, and that is said."""
+    watch = item.config.stash.setdefault(WATCH, Watch())
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    with watch:
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if watch.killed and any(report.failed for report in reports):
+            print(f"{item.nodeid}: mpirun {watch.killed[0]} hung in its own end and was killed; the test is run again")
+            item._initrequest()  # type: ignore[attr-defined]
+            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,7 +11,6 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 
-from distlm.runtime.child import Idle, end_all
 from support import warm
 from support.deadline import DEADLINE_S
 
@@ -58,37 +56,14 @@ def _sessions() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="distlm-tests-mpirun-", ignore_cleanup_errors=True)
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str] | None:
-    """Run it and wait; None: it had to be killed after all that it had started was gone."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **streams) as process:  # type: ignore[call-overload]
-        idle, began = Idle(process.pid), time.monotonic()
-        while True:
-            try:
-                out, err = process.communicate(timeout=5)
-            except subprocess.TimeoutExpired:
-                hangs = Path(command[0]).name == "mpirun" and idle.look()
-                if hangs or time.monotonic() - began > DEADLINE_S:
-                    end_all(process)
-                    process.communicate()
-                    assert hangs, f"{command} has not ended within {DEADLINE_S} s"
-                    return None
-                continue
-            return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
 def mpirun(
     ranks: int, arguments: Sequence[object], check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS` on some ranks and wait; on failure the assertion shows both streams.
-
-    A mpirun that hangs in PMIx_server_finalize after its ranks have ended (seen once in some thousand starts) is
-    killed, and started again: how its ranks ended it has not said.
-    """
-    done = _run(mpirun_command(ranks, arguments), {**ENVIRONMENT, **environment})
-    if done is None:
-        done = _run(mpirun_command(ranks, arguments), {**ENVIRONMENT, **environment})
-    assert done is not None, "mpirun hung twice after its ranks had ended"
+    """Run `python ARGUMENTS` on some ranks and wait; on failure the assertion shows both streams."""
+    done = subprocess.run(
+        mpirun_command(ranks, arguments),
+        env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=DEADLINE_S,
+    )  # fmt: skip
     if check:
         assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

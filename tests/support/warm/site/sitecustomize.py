@@ -13,6 +13,7 @@ PROGRAMS = ("distlm", "launchers", "deepspeed", "torch")
 
 def hand_over(address: str) -> None:
     """Returns when this must be an ordinary start: no server, another user's, or one that imported other code."""
+    import contextlib
     import json
     import signal
     import socket
@@ -39,8 +40,14 @@ def hand_over(address: str) -> None:
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return
+
+    def pass_on(number: int, _frame: object) -> None:
+        # Its end may not have been told yet.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
     for number in passed_on:
-        signal.signal(number, lambda number, _frame: os.kill(child, number))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
     status = int(answers.readline() or _gone())
     if os.WIFSIGNALED(status):
