@@ -1,11 +1,16 @@
 """TensorBoard and W&B show what metrics.jsonl says, one value a step, whatever was killed and started again."""
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 
 import pytest
 import wandb
+from support.deadline import DEADLINE_S
 from support.foreign.trackers import Curve, scalars, wandb_curve, wandb_file, wandb_records, wandb_rows
 
 from distlm.runtime.metrics import TRAIN_LOSS, VALID_LOSS, Line, MetricsFile, followed, points
@@ -24,6 +29,24 @@ def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+def alone(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The test in a process of its own: W&B keeps a connection and settings in its process, and what other tests of the
+    same one had left there has once kept its rows out of the file."""
+
+    @wraps(test)
+    def run(tmp_path: Path) -> None:
+        if "DISTLM_TEST_ALONE" in os.environ:
+            test(tmp_path)
+            return
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{test.__name__}"]
+        done = subprocess.run(
+            command, env={**os.environ, "DISTLM_TEST_ALONE": "1"}, capture_output=True, text=True, timeout=DEADLINE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
 
 
 def start(record: MetricsFile, views: Sequence[View], steps: Sequence[int], killed: bool = False) -> Follower:
@@ -53,6 +76,7 @@ def curves(run: Path) -> Iterator[tuple[str, Curve, Curve, Curve]]:
         yield name, points(lines, name), board[name], sorted(wandb_curve(rows, name))
 
 
+@alone
 def test_the_curve_after_a_kill_is_the_curve_without(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for run in (whole, killed):
@@ -76,6 +100,7 @@ def test_the_curve_after_a_kill_is_the_curve_without(tmp_path: Path) -> None:
     assert scalars(killed / "tensorboard" / "prepare") == {"stage/seconds": [(0, 1.5)]}
 
 
+@alone
 def test_wandb_has_every_value_under_its_name_its_time_and_the_step_as_axis(tmp_path: Path) -> None:
     record = MetricsFile(tmp_path / "metrics.jsonl")
     start(record, both(tmp_path), range(1, 4))
