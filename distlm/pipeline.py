@@ -121,7 +121,7 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
     if not pending:
         say(f"{run.root}: complete; nothing to do (remove the folder to start over)")
     else:
-        _check_before(config, run, pending)
+        _check_before(config)
     start = time.monotonic()
     for number, step in enumerate(steps, 1):
         head = f"[{number}/{len(steps)}] {step.words}"
@@ -133,7 +133,9 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
             return EXIT_STOPPED
         command = stage_command(step, config, recipe, overrides)
         say(f"{head}: {shlex.join(_short(command))}")
-        began, fresh, counted = time.monotonic(), not step.begun(config, run), _counted(step, config).seconds
+        # Only what a stage does from its beginning says how fast it is.
+        counted = None if step.begun(config, run) else _counted(step, config).seconds
+        began = time.monotonic()
         code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
         if code == -signal.SIGKILL and step.finished(config, run):
             # The launcher hung after its ranks had ended (child.Idle).
@@ -152,9 +154,8 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
             # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
             raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
         took = time.monotonic() - began
-        if fresh:
-            place = step.words, config.model.kind, _settings_of_speed(config), step.ranks(config)
-            remember(*place, counted or 0.0, took)
+        if counted:
+            remember(*_speed_of(step, config), counted, took)
         say(f"{head}: done in {format_seconds(took)}")
     if pending:
         say(f"run took {format_seconds(time.monotonic() - start)}")
@@ -228,8 +229,7 @@ def plan_step(step: Step, config: RunConfig) -> StagePlan:
     plan = _counted(step, config)
     if not plan.seconds:
         return plan
-    place = step.words, config.model.kind, _settings_of_speed(config), step.ranks(config)
-    seconds, why = corrected(*place, plan.seconds)
+    seconds, why = corrected(*_speed_of(step, config), plan.seconds)
     return dataclasses.replace(plan, seconds=seconds, notes=[*plan.notes, *filter(None, [why])])
 
 
@@ -240,14 +240,18 @@ def _counted(step: Step, config: RunConfig) -> StagePlan:
     return plan
 
 
-def _settings_of_speed(config: RunConfig) -> str:
-    """Hash of what decides how fast stages are: the model, and how its work and the index are cut; not how long."""
+def _speed_of(step: Step, config: RunConfig) -> tuple[str, str, str, int]:
+    """Stage, kind of model, hash of what else decides how fast it is, and ranks: what `speeds` keeps its time under.
+
+    That is the model, and how its work and the index are cut; not how long it is.
+    """
     tree = config_tree(config)
     found = kind(config.model.kind).model_sections
     model = {name: tree[name] for name in found if name != "train"}
     cut = {key: tree["train"].get(key) for key in ("micro_blocks", "tokens_per_sample", "precision", "deepspeed")}
     # Masked language models have no index.
-    return json_hash([model, cut, tree.get("index", {}).get("factory"), config.launch.threads])
+    settings = json_hash([model, cut, tree.get("index", {}).get("factory"), config.launch.threads])
+    return step.words, config.model.kind, settings, step.ranks(config)
 
 
 def check_settings(config: RunConfig) -> list[StagePlan]:
@@ -256,7 +260,7 @@ def check_settings(config: RunConfig) -> list[StagePlan]:
     return [plan_step(step, config) for step in steps_of(config) if not step.finished(config, run)]
 
 
-def _check_before(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> None:
+def _check_before(config: RunConfig) -> None:
     """Refuse before the first stage what a later one could not do: its settings, and the disk that all need."""
     plans = check_settings(config)
     for plan in plans:
@@ -264,7 +268,7 @@ def _check_before(config: RunConfig, run: RunDir, pending: Sequence[Step]) -> No
             if note.startswith("knn."):
                 say(f"{plan.stage}: {note}")
     needed = sum(plan.disk_bytes for plan in plans)
-    require_free_disk(run.root, needed, f"`distlm run` ({', '.join(step.words for step in pending)})")
+    require_free_disk(Path(config.run_dir), needed, f"`distlm run` ({', '.join(plan.stage for plan in plans)})")
 
 
 def _tool(name: str) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import SPLITS, RunConfig
 from distlm.errors import UsageError
 from distlm.models.kind import Refuse
 from distlm.models.registry import kind
@@ -19,10 +19,6 @@ _AT_LEAST_ZERO = (
     "train.max_updates_this_run", "datastore.context_window", "knn.buckets", "knn.ladder_sample", "knn.context_window",
     "launch.threads",
 )  # fmt: skip
-
-
-SPLITS = ("train", "valid", "test")
-"""Splits of a text."""
 
 
 def check_values(config: RunConfig, where: str) -> None:

@@ -11,6 +11,8 @@ from distlm.config.fields import QUESTION, VOLATILE, once, question, volatile
 from distlm.errors import UsageError
 
 _S = TypeVar("_S")
+SPLITS = ("train", "valid", "test")
+"""Splits of a text."""
 
 
 @dataclass

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from distlm.config.schema import SPLITS as SPLITS
 from distlm.data.dictionary import Dictionary
 from distlm.data.records import TokenizerFacts, TokensMeta
 from distlm.errors import DistlmError
 from distlm.runtime.files import json_hash
 
-SPLITS = ("train", "valid", "test")
 DTYPE = np.dtype("<i4")
 """Ids on disk: little-endian int32."""
 META, DICTIONARY = "meta.json", "dict.txt"

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from distlm.config.load import load_config
-from distlm.config.schema import IndexConfig, RunConfig
+from distlm.config.schema import IndexConfig, KnnConfig, RunConfig
 from distlm.runtime.files import atomic_path
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
@@ -31,6 +31,16 @@ def index_name(index: IndexConfig) -> str:
 def label(config: RunConfig) -> str:
     """Name of the question that the sections index and knn ask."""
     return f"{_stem(config)}_k{config.knn.k}"
+
+
+def asked_of_search(knn: KnnConfig) -> dict[str, object]:
+    """Field of a search's manifest → its value for this question; k apart, of which more than are asked for may be
+    kept."""
+    brute = knn.search == "brute"
+    return {
+        "search": knn.search, "nprobe": None if brute else knn.nprobe,
+        "distances": "exact" if brute else knn.distances, "similarity": knn.similarity,
+    }  # fmt: skip
 
 
 def index_folder(root: Path, config: RunConfig) -> Path:
@@ -105,17 +115,15 @@ def _kept_before(root: Path, config: RunConfig, split: str) -> int:
     """k of the neighbours that an older version kept, or began, for this question; 0 without."""
     folder, knn = root / "neighbours" / split, config.knn
     facts = _facts(folder / _MANIFEST) or _facts(folder / _PLAN)
-    brute = knn.search == "brute"
-    asked = {
-        "search": knn.search,
-        "nprobe": None if brute else knn.nprobe,
-        "distances": "exact" if brute else knn.distances,
-        "similarity": knn.similarity,
-    }
+    asked = asked_of_search(knn)
     if not facts or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked:
         return 0
     # Which index they were found in, their files say by its hash alone.
-    of_it = brute or index_folder(root, config) == root / "index" or not (root / "index" / "template.json").exists()
+    of_it = (
+        knn.search == "brute"
+        or index_folder(root, config) == root / "index"
+        or not (root / "index" / "template.json").exists()
+    )
     kept = facts.get("k")
     return kept if of_it and isinstance(kept, int) else 0
 

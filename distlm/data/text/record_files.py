@@ -1,6 +1,7 @@
 """Files of records, one with a field of text each: .jsonl and .csv, also compressed. Places are bytes, as in a text."""
 
 import csv
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -97,9 +98,9 @@ class _RecordFile(RowSource):
     def close(self) -> None:
         self.stream.close()
 
+    @abstractmethod
     def _texts(self, lines: _Lines, start: int) -> Iterator[str]:
         """The field of each record. Raises ValueError or csv.Error for one that has none."""
-        raise NotImplementedError
 
 
 class JsonlSource(_RecordFile):

@@ -1,6 +1,7 @@
 """Sources whose text comes in rows: tables of a data set, articles of the demo corpus."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ _TOLD = 1 << 20
 """Progress is told of so many bytes at once."""
 
 
-class RowSource:
+class RowSource(ABC):
     """Rows of text, each a line (or several) or a document. Subclasses say where the rows come from."""
 
     def __init__(self, name: str, whole: bool, one_line: bool) -> None:
@@ -66,20 +67,20 @@ class RowSource:
                 waiting = 0
         advance(waiting)
 
+    @abstractmethod
     def checked_rows(self) -> Iterator[tuple[Callable[[], str], int, str]]:
         """(what errors call it, where the row behind it begins, text) of all rows, for the scan.
 
         Raises DistlmError naming the row that is not text.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, start: int, end: int) -> Iterator[str]:
         """The rows from one place to another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self, rows: int, text: int, sha256: str) -> TextFacts:
         """Facts of what was scanned; `sha256` is of the rows with a newline behind each."""
-        raise NotImplementedError
 
     def close(self) -> None:
         return None

@@ -1,9 +1,8 @@
 """Seconds of each stage, from metrics.jsonl."""
 
-import json
 from pathlib import Path
 
-from distlm.runtime.metrics import STAGE_SECONDS
+from distlm.runtime.metrics import STAGE_SECONDS, line_of
 
 
 def stage_seconds(metrics: Path) -> dict[str, float]:
@@ -16,10 +15,6 @@ def stage_seconds(metrics: Path) -> dict[str, float]:
         return seconds
     with metrics.open(encoding="utf-8") as stream:
         for text in stream:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if STAGE_SECONDS in line:
-                seconds[line["stage"]] = round(seconds.get(line["stage"], 0.0) + line[STAGE_SECONDS], 3)
+            if (line := line_of(text)) and (took := line.number(STAGE_SECONDS)) is not None:
+                seconds[line.stage] = round(seconds.get(line.stage, 0.0) + took, 3)
     return seconds

@@ -30,6 +30,7 @@ from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.search.records import NeighboursManifest, UnitFile
 from distlm.runtime.files import disk_is_full, file_hash, json_hash, sync_file, sync_folder
+from distlm.runtime.question import asked_of_search
 from distlm.runtime.rundir import RunDir
 
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
@@ -113,12 +114,7 @@ def sweep(folder: Path) -> None:
 
 def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> NeighboursManifest:
     """The manifest with the k that is asked for. Raises DistlmError where another question was answered."""
-    brute = knn.search == "brute"
-    asked = {
-        "search": knn.search, "nprobe": None if brute else knn.nprobe,
-        "distances": "exact" if brute else knn.distances, "similarity": knn.similarity,
-    }  # fmt: skip
-    for key, value in asked.items():
+    for key, value in asked_of_search(knn).items():
         if (found := getattr(manifest, key) or ("l2" if key == "similarity" else None)) != value:
             raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
     if manifest.k < knn.k:

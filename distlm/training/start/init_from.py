@@ -10,6 +10,7 @@ from distlm.errors import DistlmError
 from distlm.models.complete import check_files
 from distlm.models.records import Complete, ModelCard
 from distlm.runtime.records import BestCheckpoint
+from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import BEST
 
 
@@ -26,11 +27,12 @@ def source_checkpoint(place: str) -> Path:
 def _checkpoint_of(path: Path) -> Path:
     if (path / Complete.NAME).exists():
         return path
-    found = sorted(marker.parent for marker in path.glob(f"checkpoints/step-*/{Complete.NAME}"))
+    run = RunDir(path)
+    found = run.complete_checkpoints()
     if not found:
         raise DistlmError(f"train.init_from={path}: neither a complete checkpoint nor a run directory with one")
-    best = path / "checkpoints" / BEST
-    chosen = path / "checkpoints" / BestCheckpoint.read(best).checkpoint if best.exists() else found[-1]
+    best = run.checkpoints / BEST
+    chosen = run.checkpoints / BestCheckpoint.read(best).checkpoint if best.exists() else found[-1]
     return chosen if chosen in found else found[-1]
 
 
