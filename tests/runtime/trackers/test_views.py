@@ -31,14 +31,14 @@ def logged_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     wandb.teardown()
 
 
-def alone(test: Callable[[Path], None]) -> Callable[[Path], None]:
+def alone(test: Callable[..., None]) -> Callable[..., None]:
     """The test in a process of its own: W&B keeps a connection and settings in its process, and what other tests of the
-    same one had left there has once kept its rows out of the file."""
+    same one had left there has kept its rows out of the file."""
 
     @wraps(test)
-    def run(tmp_path: Path) -> None:
+    def run(**fixtures: object) -> None:
         if "DISTLM_TEST_ALONE" in os.environ:
-            test(tmp_path)
+            test(**fixtures)
             return
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{test.__name__}"]
         done = subprocess.run(
@@ -118,6 +118,7 @@ def test_wandb_has_every_value_under_its_name_its_time_and_the_step_as_axis(tmp_
     assert (told.display_name, {u.key: u.value_json for u in told.config.update}["train"]) == ("name", '{"lr":0.5}')
 
 
+@alone
 def test_a_server_that_does_not_answer_leaves_the_run_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
