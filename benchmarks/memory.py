@@ -167,7 +167,7 @@ def build(options: Options, variant: str) -> tuple[Callable[[Tensor], Tensor], C
     model: nn.Module
     if variant == "distlm":
         config = memory_config(options)
-        model = ProductKeyMemory(config, options.width, 1, 0, Exchange.alone()).to(options.device)
+        model = ProductKeyMemory.of(config, options.width, 1, 0, Exchange.alone()).to(options.device)
         rest = torch.optim.Adam(model.parameters(), lr=LR)
         values = SparseValueOptimizer(config, [model.table])
 
@@ -265,7 +265,7 @@ def lookup(options: Options) -> dict[str, float]:
     must be many times the size of the device's cache, or a share is the cache's.
     """
     device = options.device
-    memory = ProductKeyMemory(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
+    memory = ProductKeyMemory.of(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
     x = torch.randn(options.tokens, options.width, generator=torch.Generator().manual_seed(2)).to(device)
     slots, scores = memory.retrieval(x, torch.ones(options.tokens, dtype=torch.bool, device=device))
     slots, weights = slots.flatten(1), scores.softmax(2).flatten(1)

@@ -1,3 +1,33 @@
-"""distlm: train and serve memory-augmented language models over many nodes."""
+"""distlm: train and serve memory-augmented language models over many nodes.
+
+The public names are imported when they are first used: `import distlm` itself loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distlm.memory.layer import ProductKeyMemory as ProductKeyMemory
+    from distlm.memory.values.optimizer import SparseValueOptimizer as SparseValueOptimizer
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "ProductKeyMemory": "distlm.memory.layer",
+    "SparseValueOptimizer": "distlm.memory.values.optimizer",
+}
+"""Public name → the module that has it."""
+
+__all__ = ["ProductKeyMemory", "SparseValueOptimizer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'distlm' has no attribute {name!r}")
+    found = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -45,6 +45,14 @@ class ProductKeyMemory(nn.Module):
         self.update = 1
         self._measured: Usage | None = None
 
+    @classmethod
+    def of(
+        cls, config: MemoryConfig, width: int, layer: int, seed: int, exchange: Exchange,
+        dropout: Dropout = lambda tensor, p, place: F.dropout(tensor, p),
+    ) -> "ProductKeyMemory":  # fmt: skip
+        """The memory of the section `memory` of a configuration: what the models of this package are built with."""
+        return cls(config, width, layer, seed, exchange, dropout)
+
     def forward(self, x: Tensor, mask: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
         """x [B, T, D] → [B, T, D] in the dtype of x.
 

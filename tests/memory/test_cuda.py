@@ -37,7 +37,7 @@ def close(mine: Tensor, wanted: Tensor, rtol: float = 1e-4, atol: float = 1e-5) 
 
 def passed(device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """What a fresh layer gives in one forward, under autocast unless fp32, and one backward."""
-    memory = ProductKeyMemory(CONFIG, WIDTH, 4, 1, Exchange.alone()).to(device)
+    memory = ProductKeyMemory.of(CONFIG, WIDTH, 4, 1, Exchange.alone()).to(device)
     generator = torch.Generator().manual_seed(2)
     x, upstream = (torch.randn(4, 30, WIDTH, generator=generator).to(device) for _ in range(2))
     mask = torch.arange(30, device=device).expand(4, 30) < torch.tensor([30, 30, 11, 25], device=device)[:, None]

@@ -20,7 +20,7 @@ SMALL = MemoryConfig(kind="resm", sub_keys=6, heads=3, k=4, key_width=4)
 def make(seed: int = 1, layer: int = 4, dropout: Any = None, **changes: Any) -> ProductKeyMemory:
     config = dataclasses.replace(SMALL, **changes)
     rest: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
-    return ProductKeyMemory(config, WIDTH, layer, seed, Exchange.alone(), **rest)
+    return ProductKeyMemory.of(config, WIDTH, layer, seed, Exchange.alone(), **rest)
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,7 @@ def equip(
             raise UsageError(
                 f"memory.positions={config.positions}: the model has layers 1 to {len(layers)}; choose among those"
             )
-        memories[position] = ProductKeyMemory(
+        memories[position] = ProductKeyMemory.of(
             config, hf.config.hidden_size, position, seed, exchange or Exchange.alone(),
             partial(_drop, rows, f"memory.{position}"),
         )  # fmt: skip

@@ -54,7 +54,7 @@ def run_norm(exchange: Exchange, masked: str) -> dict[str, Tensor]:
 
 def run_layer(exchange: Exchange) -> dict[str, Tensor]:
     """Some updates of a whole memory: dense gradients are averaged over the ranks, as the engine does."""
-    memory = ProductKeyMemory(CONFIG, WIDTH, 4, 1, exchange)
+    memory = ProductKeyMemory.of(CONFIG, WIDTH, 4, 1, exchange)
     values = SparseValueOptimizer(CONFIG, [memory.table])
     mine = slice(exchange.rank * ROWS // exchange.size, (exchange.rank + 1) * ROWS // exchange.size)
     mask = MASKS["some"](torch.ones(ROWS, TOKENS, dtype=torch.bool))[mine]
