@@ -107,6 +107,8 @@ def _commands() -> Commands:
         if verb.words in ("knn search", "knn evaluate"):
             _add_no_self_test(child)
     child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")
+    child.add_argument("--measure", action="store_true", help="first run training and datastore in small, on made-up "
+                       "text, for a minute or two: their times are then right for this machine")  # fmt: skip
     child.add_argument("--ranks", type=int, nargs="+", default=[], help="rank counts; default: launch.ranks")
     child.add_argument("--rows", type=int, default=0, help="keys of the datastore; default: the run's")
     child.add_argument(
@@ -193,6 +195,12 @@ def _plan(options: argparse.Namespace, world: World) -> int:
 
     refuse_ranks(world, "plan", "measures one process")
     config = config_of(options)
+    if options.measure:
+        from distlm.trial import try_in_small
+
+        code = try_in_small(config, options.recipe, options.overrides)
+        if code != EXIT_DONE:
+            return code
     set_threads(config.launch.threads, world)
     rates = Path(options.rates) if options.rates else None
     return print_once(plan_sheet(config, options.ranks or [config.launch.ranks], options.rows, rates), world)

@@ -26,12 +26,13 @@ from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned
 from distlm.models.registry import kind
 from distlm.runtime.child import start_stage, stopping, until_told_twice, verdict, word_of_ranks
 from distlm.runtime.files import json_hash, require_free_disk
-from distlm.runtime.plan import StagePlan
+from distlm.runtime.metrics import STAGE_SECONDS, START_SECONDS, line_of
+from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.speeds import corrected, remember
+from distlm.runtime.speeds import Of, corrected, remember
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
@@ -133,33 +134,57 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
             return EXIT_STOPPED
         command = stage_command(step, config, recipe, overrides)
         say(f"{head}: {shlex.join(_short(command))}")
-        # Only what a stage does from its beginning says how fast it is.
-        counted = None if step.begun(config, run) else _counted(step, config).seconds
-        began = time.monotonic()
-        code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
-        if code == -signal.SIGKILL and step.finished(config, run):
-            # The launcher hung after its ranks had ended (child.Idle).
-            code = EXIT_DONE
-        if code == EXIT_DONE and not step.finished(config, run) and stop.reason is not None:
-            # Launchers have ended with 0 although their ranks had stopped.
-            code = EXIT_STOPPED
-        if code == EXIT_STOPPED:
+        took = run_step(step, config, command, stop, speed_of(step, config))
+        if took is None:
             say(f"{head}: stopped; run the same command again to continue")
             return EXIT_STOPPED
-        if code != 0:
-            raise DistlmError(
-                f"stage {step.words!r} ended with exit code {code}; its output is above and in {run.logs}"
-            )
-        if not step.finished(config, run):
-            # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
-            raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
-        took = time.monotonic() - began
-        if counted:
-            remember(*_speed_of(step, config), counted, took)
         say(f"{head}: done in {format_seconds(took)}")
     if pending:
         say(f"run took {format_seconds(time.monotonic() - start)}")
     return EXIT_DONE
+
+
+def run_step(step: Step, config: RunConfig, command: Sequence[str], stop: StopFlag, of: Of | None) -> float | None:
+    """Run one stage by its command: seconds, or None when `stop` ended it. `of`: what its speed is kept as; None: not.
+
+    Raises DistlmError when it fails.
+    """
+    run = RunDir.of(config)
+    # Only what a stage does from its beginning says how fast it is.
+    planned = None if step.begun(config, run) else counted(step, config).seconds
+    record = run.metrics.path
+    written = record.stat().st_size if record.exists() else 0
+    began = time.monotonic()
+    code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
+    if code == -signal.SIGKILL and step.finished(config, run):
+        # The launcher hung after its ranks had ended (child.Idle).
+        code = EXIT_DONE
+    if code == EXIT_DONE and not step.finished(config, run) and stop.reason is not None:
+        # Launchers have ended with 0 although their ranks had stopped.
+        code = EXIT_STOPPED
+    if code == EXIT_STOPPED:
+        return None
+    if code != 0:
+        raise DistlmError(f"stage {step.words!r} ended with exit code {code}; its output is above and in {run.logs}")
+    if not step.finished(config, run):
+        # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
+        raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
+    took = time.monotonic() - began
+    worked = _worked_s(record, written)
+    if of and planned and worked:
+        remember(of, planned, worked, took - worked, machine_flops())
+    return took
+
+
+def _worked_s(record: Path, start: int) -> float:
+    """Seconds of work by the lines of metrics.jsonl from a byte on: of all stages that these tell of, together."""
+    if not record.exists():
+        return 0.0
+    with record.open("rb") as file:
+        file.seek(start)
+        lines = (line_of(text) for text in file)
+        took = ((line.number(STAGE_SECONDS) or 0.0, line.number(START_SECONDS) or 0.0) for line in lines if line)
+        return sum(seconds - start for seconds, start in took)
 
 
 def _show_results(config: RunConfig, run: RunDir) -> None:
@@ -226,22 +251,22 @@ def plan_or_finished(step: Step, config: RunConfig, run: RunDir) -> StagePlan:
 
 def plan_step(step: Step, config: RunConfig) -> StagePlan:
     """What a stage needs on launch.ranks ranks."""
-    plan = _counted(step, config)
+    plan = counted(step, config)
     if not plan.seconds:
         return plan
-    seconds, why = corrected(*_speed_of(step, config), plan.seconds)
+    seconds, why = corrected(speed_of(step, config), plan.seconds)
     return dataclasses.replace(plan, seconds=seconds, notes=[*plan.notes, *filter(None, [why])])
 
 
-def _counted(step: Step, config: RunConfig) -> StagePlan:
+def counted(step: Step, config: RunConfig) -> StagePlan:
     """The stage's own plan, its time by rates that are the same for all machines or measured in a blink."""
     module, _, name = next(verb.plan for verb in STAGE_VERBS if verb.words == step.words).partition(":")
     plan: StagePlan = getattr(import_module(module), name)(config, step.ranks(config))
     return plan
 
 
-def _speed_of(step: Step, config: RunConfig) -> tuple[str, str, str, int]:
-    """Stage, kind of model, hash of what else decides how fast it is, and ranks: what `speeds` keeps its time under.
+def speed_of(step: Step, config: RunConfig) -> Of:
+    """What `speeds` keeps the time of a stage under.
 
     That is the model, and how its work and the index are cut; not how long it is.
     """
@@ -251,7 +276,7 @@ def _speed_of(step: Step, config: RunConfig) -> tuple[str, str, str, int]:
     cut = {key: tree["train"].get(key) for key in ("micro_blocks", "tokens_per_sample", "precision", "deepspeed")}
     # Masked language models have no index.
     settings = json_hash([model, cut, tree.get("index", {}).get("factory"), config.launch.threads])
-    return step.words, config.model.kind, settings, step.ranks(config)
+    return Of(step.words, config.model.kind, settings, step.ranks(config))
 
 
 def check_settings(config: RunConfig) -> list[StagePlan]:

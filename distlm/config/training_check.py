@@ -19,6 +19,14 @@ def check_updates(config: RunConfig, refuse: Refuse) -> None:
         )  # fmt: skip
 
 
+def updates_in_small(train: UpdatesConfig, share: float) -> dict[str, object]:
+    """Settings with which training by updates does about this share of its work, from fresh weights."""
+    return {
+        "train.updates": max(min(3, train.updates), round(train.updates * share)), "train.schedule": "constant",
+        "train.warmup_updates": 0, "train.init_from": "",
+    }  # fmt: skip
+
+
 def check_blocks(config: RunConfig, refuse: Refuse) -> None:
     """Settings of BlocksConfig."""
     config.section(BlocksConfig)

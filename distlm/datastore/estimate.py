@@ -7,7 +7,7 @@ from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError, UsageError
 from distlm.models.card import model_of_card, read_model_card
 from distlm.models.described import causal, causal_kind, model_of, parameter_count
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
 
@@ -54,9 +54,8 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     if ranks > len(plan.shards):
         notes.append(f"{len(plan.shards)} shards: {ranks - len(plan.shards)} of {ranks} ranks will have nothing to do")
     notes.append("time at this process's CPU rate for each rank; on a GPU it is an upper bound")
-    seconds = (
-        computed * found.forward_flops(model, store.tap, length) / (machine_flops() * min(ranks, len(plan.shards)))
-    )
+    rate = rank_flops(config.launch.threads, ranks) * min(ranks, len(plan.shards))
+    seconds = computed * found.forward_flops(model, store.tap, length) / rate
     return StagePlan(
         "datastore write",
         f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; {computed / plan.rows:.2f} "

@@ -12,7 +12,7 @@ from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import cut_rows
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.microbatch import MicroBatchPlan
 
@@ -40,7 +40,9 @@ def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     parameters, values, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
     updates = -(-train * settings.epochs // settings.rows_per_update)
     rows = settings.epochs * (6 * train + 2 * dev) + 2 * test
-    seconds = settings.length * len(settings.seeds) * rows * parameters / (machine_flops() * ranks)
+    seconds = (
+        settings.length * len(settings.seeds) * rows * parameters / (rank_flops(config.launch.threads, ranks) * ranks)
+    )
     moments = 3 if settings.memory == "updated" else 1
     checkpoint = 12 * parameters + 4 * moments * values
     kept = len(settings.seeds) if settings.keep_models else 0

@@ -12,7 +12,7 @@ from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
 from distlm.models.described import causal, causal_kind, model_of, parameter_count
 from distlm.models.kind import CausalDescription
 from distlm.models.registry import kind
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
 
 _BASE_MEMORY = 450_000_000
 """Python with torch and faiss."""
@@ -83,7 +83,7 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, model, counts, rescores, item) / max(ranks, 1),
+        seconds=_seconds(config, model, counts, rescores, item, ranks) / max(ranks, 1),
         notes=notes,
     )
 
@@ -138,9 +138,11 @@ def _too_many(config: RunConfig, counts: _Counts) -> list[str]:
     return notes
 
 
-def _seconds(config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int) -> float:
-    """Seconds of one rank alone, on the CPU."""
-    knn, width, flops = config.knn, model.width, machine_flops()
+def _seconds(
+    config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int, ranks: int
+) -> float:
+    """Seconds of one rank of `ranks` if it did all, on the CPU."""
+    knn, width, flops = config.knn, model.width, rank_flops(config.launch.threads, ranks)
     length = knn.context_window + knn.block
     forward = counts.queries * (length / knn.block) * causal_kind(model).forward_flops(model, "output", length) / flops
     if knn.search == "brute":

@@ -159,6 +159,11 @@ class Kind(ModelKind):
     def job(self, stage: Stage) -> Job:
         """Opens what `distlm train` needs. Raises DistlmError. Local."""
 
+    def in_small(self, config: Any, share: float) -> dict[str, object] | None:
+        """Settings, key → value, with which training does about this share of its work (at least a few updates) and
+        starts from fresh weights, so that it can be timed; None: this kind cannot be tried in small."""
+        return None
+
     def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
         """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first
         would have given. `before`: section → setting → value of the training that there is."""

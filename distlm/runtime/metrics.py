@@ -15,6 +15,8 @@ LEARNING_RATE, GRADIENT_NORM, LOSS_SCALE = "train/lr", "train/grad_norm", "train
 VALID_LOSS, VALID_PPL = "valid/loss", "valid/ppl"
 TOKENS_PER_S = "perf/tokens_per_s"
 STAGE_SECONDS = "stage/seconds"
+START_SECONDS = "stage/start_seconds"
+"""Of these, before the first unit of work: the model is built, its engine made."""
 QUESTION = "question"
 """Label of the question that a search answered."""
 DATA_WAIT_S = "perf/data_wait_s"

@@ -8,6 +8,8 @@ import numpy as np
 
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds
+from distlm.runtime.ranks.cores import usable_cores
+from distlm.runtime.speeds import kept_flops
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,17 @@ MEASURED_S = 0.2
 """How long the machine's speed is measured."""
 
 
+def rank_flops(threads: int, ranks: int) -> float:
+    """FLOP/s of one of `ranks` ranks: with launch.threads of this machine's cores, or (0) its share of them."""
+    cores = usable_cores()
+    return machine_flops() * min(1.0, (threads or cores / ranks) / cores)
+
+
 @cache
 def machine_flops() -> float:
-    """Single-precision matrix-multiply rate of this process, in FLOP/s, measured once."""
+    """Single-precision matrix-multiply rate of this process, in FLOP/s: the one that is kept, else measured now."""
+    if (kept := kept_flops()) is not None:
+        return kept
     size = 768
     left = np.ones((size, size), np.float32)
     left @ left

@@ -234,8 +234,10 @@ class Speed(Part):
     """Ranks of the stage."""
     planned_s: float
     """Seconds as its plan counted them."""
-    took_s: float
-    """Seconds of wall time, its start included."""
+    worked_s: float
+    """Seconds that its work took."""
+    start_s: float
+    """Seconds around it: the start of its processes and their end."""
     at: int
     """When it ended, Unix seconds."""
 
@@ -245,9 +247,17 @@ class SpeedsFile(Record):
 
     FILE = "~/.cache/distlm/speeds.json"
     WHAT = "speeds of stages"
-    WRITER = "distlm run"
+    WRITER = "distlm run, distlm plan --measure"
+    FORMAT = 2
     READERS = ("distlm run", "distlm plan")
     MEND = "delete it"
 
     stages: list[Speed]
     """The newest last."""
+    flops: dict[str, float]
+    """Machine → FLOP/s that its plans count with, measured once."""
+
+    @classmethod
+    def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        # Plans of format 1 gave every rank all cores of the machine.
+        return {"stages": [], "flops": {}}

@@ -8,6 +8,7 @@ DISTLM_SPEEDS, or ~/.cache/distlm/speeds.json; DISTLM_SPEEDS= (empty) keeps none
 import os
 import platform
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,46 +17,81 @@ from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.records import Speed, SpeedsFile
 
 VARIABLE = "DISTLM_SPEEDS"
-START_S = 4.0
-"""Seconds until a stage works: Python and its libraries are loaded, ranks join."""
-LEAST_S = 10.0
-"""A stage that takes less says little of a longer one."""
+LEAST_S = 3.0
+"""Work that takes less says little of more."""
+_MORE = 3.0
+"""A start that did so many times less than an earlier one does not count instead of it."""
 _MOST = 200
 """Stages that are remembered; older ones are forgotten."""
 
 
-def remember(stage: str, kind: str, settings: str, ranks: int, planned_s: float, took_s: float) -> None:
+@dataclass(frozen=True)
+class Of:
+    """What a speed is of, besides the machine."""
+
+    stage: str
+    """Its verb."""
+    kind: str
+    """model.kind."""
+    settings: str
+    """Hash of the settings that decide its speed."""
+    ranks: int
+
+
+def remember(of: Of, planned_s: float, worked_s: float, start_s: float, flops: float) -> None:
     """Keep how long a stage took from its beginning to its end; a file that cannot be written is none.
 
-    `kind`: of model. `settings`: hash of the settings that decide its speed. planned_s: as the stage's plan has it
-    before it is corrected.
+    planned_s: as the stage's plan has it before it is corrected. start_s: what it took besides its work. flops: with
+    which the plan was made, and later ones will be.
     """
     path = _path()
-    if path is None or took_s < LEAST_S or planned_s <= 0:
+    if path is None or worked_s < LEAST_S or planned_s <= 0:
         return
-    found = [one for one in _read(path) if _place(one) != (stage, machine(), kind, settings, ranks)]
-    speed = Speed(stage, machine(), kind, settings, ranks, round(planned_s, 3), round(took_s, 3), round(time.time()))
+    speed = Speed(
+        of.stage, machine(), of.kind, of.settings, of.ranks, round(planned_s, 3), round(worked_s, 3),
+        round(max(start_s, 0.0), 3), round(time.time()),
+    )  # fmt: skip
+    kept = _read(path)
+    before = [one for one in kept.stages if _place(one) == _place(speed)]
+    if any(one.planned_s > _MORE * planned_s for one in before):
+        return
+    stages = [*(one for one in kept.stages if one not in before), speed][-_MOST:]
     try:
-        SpeedsFile(stages=[*found, speed][-_MOST:]).write(path)
+        SpeedsFile(stages=stages, flops={machine(): flops, **kept.flops}).write(path)
     except OSError:
         return
 
 
-def corrected(stage: str, kind: str, settings: str, ranks: int, planned_s: float) -> tuple[float, str]:
+def kept_flops() -> float | None:
+    """FLOP/s that this machine's earlier plans counted with: what is measured in a blink is another number each time,
+    and the speeds that are kept belong to this one."""
+    path = _path()
+    return _read(path).flops.get(machine()) if path is not None else None
+
+
+def measured(of: Of) -> bool:
+    """Whether a stage of just these settings and ranks has been timed on this machine."""
+    path = _path()
+    place = of.stage, machine(), of.kind, of.settings, of.ranks
+    return path is not None and any(_place(one) == place for one in _read(path).stages)
+
+
+def corrected(of: Of, planned_s: float) -> tuple[float, str]:
     """Seconds that the stage will take, its start included, by what it took before; and what they rest on, for people.
 
     The same settings count most, then the same number of ranks, then the newest.
     """
     path = _path()
     alike = [
-        one for one in (_read(path) if path else []) if (one.stage, one.machine, one.kind) == (stage, machine(), kind)
-    ]
+        one for one in (_read(path).stages if path else [])
+        if (one.stage, one.machine, one.kind) == (of.stage, machine(), of.kind)
+    ]  # fmt: skip
     if not alike:
         return planned_s, ""
-    best = max(alike, key=lambda one: (one.settings == settings, one.ranks == ranks, one.at))
-    of = "these settings" if best.settings == settings else "a run with other settings"
-    factor = max(best.took_s - START_S, 1.0) / best.planned_s
-    return START_S + planned_s * factor, f"time as {of} on {best.ranks} ranks took here before"
+    best = max(alike, key=lambda one: (one.settings == of.settings, one.ranks == of.ranks, one.at))
+    whose = "these settings" if best.settings == of.settings else "a run with other settings"
+    seconds = best.start_s + planned_s * best.worked_s / best.planned_s
+    return seconds, f"time as {whose} on {best.ranks} ranks took here before"
 
 
 @cache
@@ -99,12 +135,12 @@ def _path() -> Path | None:
     return home / "distlm" / "speeds.json"
 
 
-def _read(path: Path) -> list[Speed]:
+def _read(path: Path) -> SpeedsFile:
     try:
-        return SpeedsFile.read(path).stages
+        return SpeedsFile.read(path)
     except (DistlmError, OSError):
         # Speeds are a convenience: a damaged file is begun anew.
-        return []
+        return SpeedsFile(stages=[], flops={})
 
 
 def _place(one: Speed) -> tuple[str, str, str, str, int]:

@@ -72,6 +72,9 @@ class Job(ABC, Generic[S]):
     keeps_best = True
     """Whether the checkpoint with the lowest validation loss is made and kept."""
 
+    began_at: float = 0.0
+    """When the first update of this start began, in seconds of time.monotonic; 0: there was none."""
+
     def __init__(
         self, stage: Stage, text: Text, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig,
         model: Description | None = None,

@@ -39,9 +39,13 @@ def run_train(stage: Stage) -> dict[str, object]:
     comm = stage.comm
     job = together(comm, lambda: _open_job(stage))
     state = run_job(stage, job, lambda resume: _announce(stage, resume))
-    seconds = time.monotonic() - started
+    ended = time.monotonic()
+    seconds = ended - started
     if comm.rank == 0:
-        stage.run.metrics.write("train", {metrics.STAGE_SECONDS: seconds}, step=state.update)
+        took: metrics.Values = {metrics.STAGE_SECONDS: seconds}
+        if job.began_at:
+            took[metrics.START_SECONDS] = job.began_at - started
+        stage.run.metrics.write("train", took, step=state.update)
     return {"step": state.update, **state.last, "seconds": round(seconds, 3)}
 
 
@@ -87,6 +91,7 @@ class _Run(Generic[S]):
     def to_the_end(self) -> S:
         """All remaining updates; the final state. Raises Stopped after a checkpoint."""
         job, state = self.job, self.state
+        job.began_at = time.monotonic()
         job.engine.train()
         with Progress(self.stage.name, job.updates, "updates", self.stage.comm.rank, done=self.start) as progress:
             while not job.finished(state):

@@ -41,6 +41,7 @@ NOT_COMPARED = {
     "*/metrics.jsonl": {
         "time": "time",
         "stage/seconds": "time",
+        "stage/start_seconds": "time",
         "perf/*seconds": "time",
         "perf/data_wait_s": "time",
         "perf/*_per_s": "speed",

@@ -28,7 +28,7 @@ from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.runtime.lock import only_writer
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.rendezvous import join_group
@@ -102,7 +102,8 @@ def plan_evaluate_finetuned(config: PlmRun, ranks: int) -> StagePlan:
     models = finished_models(settings, RunDir.of(config).finetune(settings.name))
     _, dev, test = count_rows(settings, train=False)
     parameters, values, notes = model_sizes(models[0].model, named=True)
-    seconds = 2 * settings.length * len(models) * (dev + test) * parameters / (machine_flops() * ranks)
+    flops = 2 * settings.length * len(models) * (dev + test) * parameters
+    seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
     memory = 16 * parameters + 4 * values // max(config.memory.columns or ranks, 1)
     work = f"{settings.task}: {len(models)} fine-tuned models, {dev} rows of dev and {test} of test"
     return StagePlan("finetune", work, 0, memory, seconds, notes)

@@ -14,8 +14,7 @@ from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
 from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
-from distlm.runtime.plan import StagePlan, machine_flops
-from distlm.runtime.ranks.cores import usable_cores
+from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
 from distlm.runtime.rundir import RunDir
 
 KMEANS_ITERATIONS = 10
@@ -65,7 +64,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
         disk_bytes=parts + merged + template,
         memory_bytes=max(need(plan, store) for need in (train_memory, add_memory, merge_memory)),
-        seconds=_seconds(plan, store, parts + merged, _rank_flops(config, ranks), ranks),
+        seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
     )
 
@@ -118,12 +117,6 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     turns = ceil(store.shards / ranks) / store.shards
     add = store.rows * (coarse + encode) * turns / rank_flops
     return train + add + bytes_moved / COPY_RATE
-
-
-def _rank_flops(config: RunConfig, ranks: int) -> float:
-    """FLOP/s of one rank: launch.threads of this machine's cores, or its share when all ranks are on one machine."""
-    cores = usable_cores()
-    return machine_flops() * min(1.0, (config.launch.threads or cores / ranks) / cores)
 
 
 def store_of(config: RunConfig) -> Store | None:

@@ -10,7 +10,7 @@ from distlm.knnlm.cache.scores import block_bytes
 from distlm.knnlm.search.states import StatesWork
 from distlm.models.card import model_fingerprint
 from distlm.models.described import causal, causal_kind, model_of, parameter_count, require_tap
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
 
@@ -42,7 +42,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     queries, forward = sum(counts.values()), sum(counts[split] for split in _missing(config, run, tokens))
     width, item = model.width, np.dtype(config.datastore.key_dtype).itemsize
     threads = config.launch.threads or share_of_cores(ranks)
-    flops = machine_flops()
+    flops = rank_flops(config.launch.threads, ranks)
     seconds = queries * widest * (2 * width / flops + (_CELL_S + _THETA_S * len(cache.thetas)) / threads)
     unit = min(queries, knn.blocks_per_unit * knn.block)
     memory = _BASE_MEMORY + (unit + widest) * width * (4 + item) + threads * block_bytes(widest) + 20 * unit * cells

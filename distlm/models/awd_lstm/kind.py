@@ -115,6 +115,11 @@ class AwdLstmKind(CausalKind):
         """WikiText-2's."""
         return config.data.max_words or 33280
 
+    def in_small(self, config: LstmRun, share: float) -> dict[str, object]:
+        return {
+            "awd.epochs": max(1, round(config.awd.epochs * share)), "awd.finetune_epochs": 0, "train.init_from": "",
+        }  # fmt: skip
+
     def plan(self, config: LstmRun, ranks: int) -> StagePlan:
         from distlm.models.awd_lstm.plan import plan_lstm
 

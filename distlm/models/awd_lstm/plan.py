@@ -8,7 +8,7 @@ from distlm.models.awd_lstm.model import FIRST_ID
 from distlm.models.awd_lstm.phases import finetune_epochs
 from distlm.models.described import parameter_count, require_tap
 from distlm.models.linear_cross_entropy import chunk_rows
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.blocks.plan import Corpus
 from distlm.training.dsconfig import load_ds_config, zero_stage
 
@@ -47,7 +47,9 @@ def plan_lstm(config: LstmRun, ranks: int) -> StagePlan:
     softmax = 4 * chunk_rows(vocabulary - FIRST_ID, torch.device("cpu")) * vocabulary
     # Gradients, dropped weights, and the copy while averages are swapped in or a checkpoint is gathered.
     resident = weights * 4 + weights // (ranks if stage else 1) * (2 if stage else 1)
-    seconds = epochs * corpus.tokens * 6.0 * parameters / (machine_flops() * ranks) if corpus.tokens else None
+    # Each epoch is validated: a forward pass, a third of the work.
+    flops = epochs * (corpus.tokens + corpus.valid / 3) * 6.0 * parameters
+    seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks) if corpus.tokens else None
     if corpus.tokens:
         notes.append(f"one epoch: {corpus.tokens} tokens; epochs after the trigger of fine-tuning are not run")
     return StagePlan(

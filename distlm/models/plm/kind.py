@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from distlm.config.check import adam, at_least, fractions
 from distlm.config.check import shares as check_shares
-from distlm.config.training_check import check_updates
+from distlm.config.training_check import check_updates, updates_in_small
 from distlm.memory.check import check_rule, check_sizes
 from distlm.models.kind import Exchange, Kind, Refuse
 from distlm.models.plm.config import FinetuneConfig, PlmRun
@@ -70,6 +70,10 @@ class MaskedLm(Kind):
 
     def undrawn(self, description: PlmModel) -> PlmModel:
         return dataclasses.replace(description, memory=values_to_come(description.memory))
+
+    def in_small(self, config: PlmRun, share: float) -> dict[str, object]:
+        fresh = {"plm.init_from": "", "plm.short_rows": [], "plm.short_updates": []}
+        return updates_in_small(config.train, share) | fresh
 
     def plan(self, config: PlmRun, ranks: int) -> StagePlan:
         from distlm.models.plm.plan import plan_plm

@@ -11,7 +11,7 @@ from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.models.plm.text.short_rows import short_rows
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
@@ -39,7 +39,8 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     body = parameters - vocabulary * plm.width
     head = config.plm.mask_share * vocabulary * plm.width
     read = layers * memory.heads * memory.k * plm.width
-    seconds = tokens * 6.0 * (body + head + read + row_tokens * plm.width * plm.layers) / (machine_flops() * ranks)
+    flops = tokens * 6.0 * (body + head + read + row_tokens * plm.width * plm.layers)
+    seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
     piece = micro.micro_blocks * row_tokens
     attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
     activations = 4 * piece * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
@@ -84,7 +85,7 @@ def plan_evaluate_plm(config: PlmRun, ranks: int) -> StagePlan:
         except DistlmError:
             continue
     tokens = rows * row_tokens
-    seconds = 2.0 * parameters * tokens / (machine_flops() * ranks) if tokens else None
+    seconds = 2.0 * parameters * tokens / (rank_flops(config.launch.threads, ranks) * ranks) if tokens else None
     return StagePlan("evaluate", f"{tokens or 'unknown'} tokens", 0, 4 * (parameters + values), seconds, notes)
 
 

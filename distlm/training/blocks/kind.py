@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from distlm.config.training_check import updates_in_small
 from distlm.models.kind import Kind
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class BlocksKind(CausalKind):
         from distlm.training.microbatch import plan_micro_batches
 
         plan_micro_batches(config.train, ranks)
+
+    def in_small(self, config: Any, share: float) -> dict[str, object]:
+        return updates_in_small(config.train, share)
 
     def plan_evaluate(self, config: Any, ranks: int) -> StagePlan:
         from distlm.training.evaluate import plan_blocks

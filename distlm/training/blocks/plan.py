@@ -7,7 +7,7 @@ from distlm.config.training import BlocksConfig
 from distlm.data.estimate import expected_tokens
 from distlm.models.described import causal_kind
 from distlm.models.kind import CausalDescription
-from distlm.runtime.plan import StagePlan, machine_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
 from distlm.training.microbatch import plan_micro_batches
@@ -22,12 +22,14 @@ class Corpus:
     """Of train; 0: not known."""
     exact: bool = True
     """Counted, not estimated from the text."""
+    valid: int = 0
+    """Tokens of the validation split; 0: not known."""
 
     @staticmethod
     def of(config: RunConfig, assumed: int) -> "Corpus":
         """Of a run's token files, else of its text with `assumed` words."""
         found = expected_tokens(config)
-        return Corpus(found.words or assumed, found.tokens.get("train", 0), found.exact)
+        return Corpus(found.words or assumed, found.tokens.get("train", 0), found.exact, found.tokens.get("valid", 0))
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def plan_blocks_training(
     """Needs of training at a rank count.
 
     Time counts 6 FLOP per parameter and token (Kaplan et al. 2020) plus attention, and 6·D·c for the c softmax
-    classes a token's target is scored against; the rate is this machine's CPU, so on a GPU it is an upper bound.
+    classes a token's target is scored against; a third of it for each token of a validation. The rate is this
+    machine's CPU, so on a GPU it is an upper bound.
     Raises DistlmError for a batch that does not divide over the ranks and for a bad train.deepspeed.
     """
     train, parameters, layers = config.section(BlocksConfig), shape.parameters, shape.layers
@@ -76,7 +79,10 @@ def plan_blocks_training(
     states = 2 if train.optimizer == "adam" else 1
     checkpoint = 4 * parameters * (1 + states) + further.rank_bytes * ranks + further.every_rank_bytes
     per_token = shape.flops + 6 * layers * train.tokens_per_sample * model.width
-    seconds = seen * per_token * further.passes / (machine_flops() * ranks)
+    # In half blocks, each with as much context.
+    validated = 2 * corpus.valid * (-(-train.updates // train.valid_every) if train.valid_every else 1)
+    flops = (seen * further.passes + validated / 3) * per_token
+    seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
     memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
     memory += further.rank_bytes + further.every_rank_bytes
     widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
