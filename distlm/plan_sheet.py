@@ -19,6 +19,7 @@ from distlm.models.described import causal, model_of
 from distlm.pipeline import Step, plan_or_finished, steps_of
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds, say
+from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.rundir import RunDir
 
 _HEAD = ("stage", "ranks", "disk", "memory/rank", "read", "written", "network", "time", "must read")
@@ -32,7 +33,9 @@ def plan_sheet(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path |
     """
     if min(ranks, default=0) < 1:
         raise UsageError(f"--ranks {' '.join(map(str, ranks))}: must be at least 1")
-    lines = []
+    lines, cores = [], usable_cores()
+    if max(ranks) > cores and not config.launch.threads:
+        lines.append(f"more ranks than the {cores} cores here: each is taken to have a machine like this one")
     for step in steps_of(config):
         if step.words == "index build":
             lines += _index_lines(config, ranks, rows, rates)

@@ -50,9 +50,13 @@ MEASURED_S = 0.2
 
 
 def rank_flops(threads: int, ranks: int) -> float:
-    """FLOP/s of one of `ranks` ranks: with launch.threads of this machine's cores, or (0) its share of them."""
+    """FLOP/s of one of `ranks` ranks: with launch.threads of this machine's cores, or (0) its share of them.
+
+    More ranks than there are cores are on other machines, each of them on one like this.
+    """
     cores = usable_cores()
-    return machine_flops() * min(1.0, (threads or cores / ranks) / cores)
+    share = cores / ranks if ranks <= cores else cores
+    return machine_flops() * min(1.0, (threads or share) / cores)
 
 
 @cache

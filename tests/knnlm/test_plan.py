@@ -15,6 +15,7 @@ from distlm.runtime.rundir import RunDir
 def a_machine_of_known_speed(monkeypatch):
     """Times are compared here, and the speed of a busy machine, measured twice, differs."""
     monkeypatch.setattr(plan, "machine_flops", lambda: 5e10)
+    monkeypatch.setattr(plan, "rank_flops", lambda threads, ranks: 5e10)
 
 
 def test_disk_is_announced_within_a_fifth(searched):

@@ -51,9 +51,10 @@ def test_plans_count_with_one_rate_of_the_machine(path: Path, monkeypatch: pytes
     assert kept_flops() == 7e9
     machine_flops.cache_clear()
     assert machine_flops() == 7e9
-    assert rank_flops(0, 2) == pytest.approx(7e9 / 2), "ranks share the machine"
     cores = usable_cores()
+    assert rank_flops(0, cores) == pytest.approx(7e9 / cores), "ranks share the machine"
     assert rank_flops(1, 64) == pytest.approx(7e9 / cores), "as many threads as each is given"
+    assert rank_flops(0, cores + 1) == 7e9, "more ranks than cores are on other machines"
     assert rank_flops(4 * cores, 1) == 7e9
     machine_flops.cache_clear()
 
