@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from distlm.datastore.manifest import (
     file_problem,
@@ -16,6 +17,7 @@ from distlm.datastore.manifest import (
     values_path,
 )
 from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.rows import Rows, read_rows
 from distlm.errors import DistlmError
 
 __all__ = ["Datastore", "Shard"]
@@ -58,6 +60,14 @@ class Datastore:
     def rows(self) -> int:
         """N."""
         return self.manifest.rows
+
+    def __len__(self) -> int:
+        """N."""
+        return self.rows
+
+    def __getitem__(self, chosen: int | slice | npt.ArrayLike) -> Rows:
+        """Keys [..., D] and values [...] of rows by global number: an int, a slice or an array; see read_rows."""
+        return read_rows(self, chosen)
 
     @property
     def width(self) -> int:

@@ -15,7 +15,9 @@ from distlm.errors import DistlmError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from distlm.config.schema import RunConfig
@@ -148,6 +150,13 @@ class Kind(ModelKind):
     def assumed_words(self, config: Any) -> int:
         """Size of the dictionary that plans assume before there are token files."""
         return int(config.data.max_words) or 40_000
+
+    @abstractmethod
+    def load(self, config: Any, run: RunDir, device: torch.device | str) -> tuple[nn.Module, Path]:
+        """The model of a run in eval mode, fp32 on `device`, and its checkpoint: the one that later stages read.
+
+        Raises DistlmError when there is none, or its files are damaged.
+        """
 
     # Training and evaluation.
 

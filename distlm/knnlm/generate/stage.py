@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError, UsageError
-from distlm.knnlm.evaluate.parts import Frozen, read_frozen
+from distlm.knnlm.evaluate.belonging import frozen_for
+from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.generate.words import Generator, Sampling, Word
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.source import Source, open_source
-from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.stage import Stage
 
 
@@ -48,7 +48,7 @@ def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -
     alone = Generator(forward).run(ids, sampling)
     if not isinstance(forward, Source):
         return Generation(config.name, words, unknown, alone, [], sampling, None)
-    frozen = _frozen(stage, forward)
+    frozen = frozen_for(run, forward.datastore)
     store = config.datastore
     mixed = Generator(forward, frozen, store.context_window, store.split).run(ids, sampling)
     return Generation(config.name, words, unknown, alone, mixed, sampling, frozen)
@@ -80,19 +80,6 @@ def generation_text(made: Generation) -> str:
 
 def _joined(words: list[Word]) -> str:
     return " ".join(word.word for word in words)
-
-
-def _frozen(stage: Stage, source: Source) -> Frozen:
-    tuned = Tuned.read(stage.run.tuned)
-    frozen = read_frozen(tuned)
-    if frozen is None:
-        raise DistlmError(f"{stage.run.tuned}: tuned without neighbours; run `distlm knn search` and `knn tune`")
-    if tuned.datastore != source.datastore.fingerprint:
-        raise DistlmError(
-            f"{stage.run.tuned}: tuned on another datastore ({tuned.datastore}; {source.datastore.folder} is "
-            f"{source.datastore.fingerprint}); run `distlm knn search` and `knn tune` again"
-        )
-    return frozen
 
 
 def _check(sampling: Sampling) -> None:

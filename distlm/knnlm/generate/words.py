@@ -15,11 +15,9 @@ import torch
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.index import exact_distances
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.forward import Forward
-from distlm.knnlm.search.rescore import nearest_first
 from distlm.knnlm.search.source import Source
 
 Ids = npt.NDArray[np.integer]
@@ -113,9 +111,12 @@ class Generator:
         self._stored: Ids | None = forward.tokens.split(split) if frozen is not None else None
         self._longest = forward.knn.context_window + forward.knn.block
         dictionary = forward.tokens.dictionary
+        self.words = dictionary.words
+        """Word of each id."""
         counts = np.array(dictionary.counts)
-        self._possible = counts > 0
-        self._possible[[Dictionary.EOS, Dictionary.UNK]] = True
+        self.possible = counts > 0
+        """bool [V]: words that a text can hold."""
+        self.possible[[Dictionary.EOS, Dictionary.UNK]] = True
 
     def run(self, prompt: Sequence[int], sampling: Sampling) -> list[Word]:
         """Continue `prompt`, ids of a text, by sampling.tokens words."""
@@ -139,7 +140,7 @@ class Generator:
 
     def _step(self, ids: Sequence[int], step: int, sampling: Sampling) -> tuple[Word, int]:
         at = self.next_word(ids)
-        chosen = choose(np.where(self._possible, at.p, 0.0), step, sampling)
+        chosen = choose(np.where(self.possible, at.p, 0.0), step, sampling)
         neighbours = self._describe(at.found, chosen, sampling) if at.found is not None else []
         among = float(at.knn[chosen]) if at.knn is not None else None
         word = self._forward.tokens.dictionary.words[chosen]
@@ -167,10 +168,8 @@ class Generator:
         """The frozen k neighbours of a query [1, D], nearest first."""
         source, frozen = self._forward, self._frozen
         assert isinstance(source, Source) and frozen is not None and query is not None
-        ids, distances = source.search(query, source.knn.k)
-        if source.rescores:
-            distances = exact_distances(source.datastore, query.astype(np.float32), ids)
-        ids, distances, values = nearest_first(ids, distances, source.values(ids))
+        # As many as the evaluation had searched for, whose first k were tuned on.
+        ids, distances, values = source.nearest(query, max(source.knn.k, frozen.k))
         there = ids[0, : frozen.k] >= 0
         near = distances[0, : frozen.k][there]
         weights = np.exp((near[:1].astype(np.float64) - near) / frozen.temperature)
@@ -178,18 +177,19 @@ class Generator:
 
     def _describe(self, found: Found, chosen: int, sampling: Sampling) -> list[Retrieved]:
         """The heaviest neighbours; up to half of them those whose value is the word `chosen`."""
-        assert self._stored is not None
-        words = self._forward.tokens.dictionary.words
         hits, others = (np.flatnonzero((found.values == chosen) == hit) for hit in (True, False))
         hits = hits[: max(-(-sampling.shown // 2), sampling.shown - len(others))]
-        described = []
-        for place in np.sort(np.concatenate([hits, others[: sampling.shown - len(hits)]])).tolist():
-            row = int(found.rows[place])
-            token, value = row + self._window, int(found.values[place])
-            context = [words[i] for i in self._stored[max(0, token - sampling.context) : token]]
-            distance, weight = float(found.distances[place]), float(found.weights[place])
-            described.append(Retrieved(row, token, context, words[value], value == chosen, distance, weight))
-        return described
+        shown = np.sort(np.concatenate([hits, others[: sampling.shown - len(hits)]])).tolist()
+        return [self.retrieved(found, place, chosen, sampling.context) for place in shown]
+
+    def retrieved(self, found: Found, place: int, chosen: int, context: int) -> Retrieved:
+        """Neighbour number `place` of a query, with `context` words before it, as one of the word `chosen`."""
+        assert self._stored is not None
+        words, row = self._forward.tokens.dictionary.words, int(found.rows[place])
+        token, value = row + self._window, int(found.values[place])
+        before = [words[i] for i in self._stored[max(0, token - context) : token]]
+        distance, weight = float(found.distances[place]), float(found.weights[place])
+        return Retrieved(row, token, before, words[value], value == chosen, distance, weight)
 
 
 def choose(p: Floats, step: int, sampling: Sampling) -> int:

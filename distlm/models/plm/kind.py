@@ -15,7 +15,9 @@ from distlm.models.plm.description import PlmModel, values_to_come
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from distlm.runtime.plan import StagePlan
@@ -70,6 +72,13 @@ class MaskedLm(Kind):
 
     def undrawn(self, description: PlmModel) -> PlmModel:
         return dataclasses.replace(description, memory=values_to_come(description.memory))
+
+    def load(self, config: PlmRun, run: RunDir, device: torch.device | str) -> tuple[nn.Module, Path]:
+        from distlm.models.plm.io import load_plm
+
+        # Trained to its end, as `distlm evaluate` reads it.
+        checkpoint = run.newest_checkpoint()
+        return load_plm(checkpoint, device)[0], checkpoint
 
     def plan(self, config: PlmRun, ranks: int) -> StagePlan:
         from distlm.models.plm.plan import plan_plm

@@ -105,7 +105,7 @@ def test_words_that_no_text_holds_are_never_drawn(searched):
     def masked(stage):
         generator = Generator(open_source(stage))
         dictionary = generator._forward.tokens.dictionary
-        return [dictionary.words[i] for i in np.flatnonzero(~generator._possible)]
+        return [dictionary.words[i] for i in np.flatnonzero(~generator.possible)]
 
     refused = in_stage("knn", searched, masked)
     assert refused[:2] == ["<s>", "<pad>"]
