@@ -115,6 +115,10 @@ class Kind(ModelKind):
     def stages(self, config: Any) -> tuple[str, ...]:
         """Verbs of `distlm run`, in order."""
 
+    def fill(self, config: Any) -> None:
+        """Set what was left empty and follows from other settings; before `check`."""
+        return
+
     def check(self, config: Any, refuse: Refuse) -> None:
         """Call `refuse` for settings of this kind that have the right type and cannot work."""
         return
@@ -158,6 +162,11 @@ class Kind(ModelKind):
     @abstractmethod
     def job(self, stage: Stage) -> Job:
         """Opens what `distlm train` needs. Raises DistlmError. Local."""
+
+    def imported(self, stage: Stage) -> dict[str, object] | None:
+        """`distlm train` where the model is taken as it is: writes its checkpoint, and what was made. None: it is
+        trained. Collective."""
+        return None
 
     def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
         """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first

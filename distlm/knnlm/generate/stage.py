@@ -49,8 +49,7 @@ def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -
     if not isinstance(forward, Source):
         return Generation(config.name, words, unknown, alone, [], sampling, None)
     frozen = _frozen(stage, forward)
-    store = config.datastore
-    mixed = Generator(forward, frozen, store.context_window, store.split).run(ids, sampling)
+    mixed = Generator(forward, frozen).run(ids, sampling)
     return Generation(config.name, words, unknown, alone, mixed, sampling, frozen)
 
 

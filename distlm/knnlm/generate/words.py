@@ -105,12 +105,14 @@ class Generator:
     """A language model, and with `source` and `frozen` its neighbours. Raises DistlmError for an unusable model."""
 
     def __init__(
-        self, forward: Forward, frozen: Frozen | None = None, context_window: int = 0, split: str = ""
+        self, forward: Forward, frozen: Frozen | None = None
     ) -> None:
-        """`forward` is a Source where `frozen` is given; then `split` was stored with datastore.`context_window`."""
+        """`forward` is a Source where `frozen` is given."""
         self._forward, self._frozen = forward, frozen
-        self._window = context_window
-        self._stored: Ids | None = forward.tokens.split(split) if frozen is not None else None
+        self._window, self._stored = 0, None
+        if isinstance(forward, Source):
+            self._window = forward.datastore.manifest.context.context_window
+            self._stored = forward.tokens.split(forward.datastore.manifest.split)
         self._longest = forward.knn.context_window + forward.knn.block
         dictionary = forward.tokens.dictionary
         counts = np.array(dictionary.counts)

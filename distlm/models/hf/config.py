@@ -8,11 +8,12 @@ from distlm.config.training import BlocksConfig
 
 @dataclass
 class HfConfig:
-    """Any causal language model of Hugging Face; its tokenizer is data.tokenizer. Hidden states are named by the
+    """Any causal language model of Hugging Face. Hidden states are named by the
     module's path: transformer.h.11.mlp:input."""
 
     name: str = ""
-    """Folder or name on the hub of the model whose weights training, or `distlm import hf`, starts from."""
+    """Folder or name on the hub of the model whose weights training starts from; with train.updates=0 it is taken as it
+    is. data.tokenizer is its own unless it is set."""
 
 
 @dataclass
