@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
+
 from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.data.tokens import TokenFiles
@@ -39,6 +42,20 @@ class Shown:
         """Every token is a word."""
         return self._subwords is None
 
+    def in_text(self, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which ids a text can hold, bool [V]: </s> and <unk>, and words of train by `counts` [V]. Of sub-words every
+        piece but the tokenizer's special tokens, and no <unk>."""
+        possible = np.array(counts) > 0
+        if self._subwords is not None:
+            special, tokenizer = set(self._subwords.specials), self._subwords.tokenizer
+            names = tokenizer.get_vocab(with_added_tokens=True)
+            possible[:] = False
+            possible[[FIRST_PIECE + number for piece, number in names.items() if piece not in special]] = True
+            # It is predicted as </s>.
+            possible[FIRST_PIECE + self._subwords.line_end] = False
+        possible[Dictionary.EOS], possible[Dictionary.UNK] = True, self.by_word
+        return possible
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, </s> between its lines and none at its end; a word that is not in the dictionary is <unk>."""
         lines = text.split("\n")
@@ -50,45 +67,62 @@ class Shown:
 
     def text(self, ids: Sequence[int]) -> str:
         """What the ids spell; </s> ends a line."""
-        return self._spelled(ids, "\n")
+        return "\n".join(self._lines(ids))
 
     def line(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
-        """The same in one line, with line ends as </s>. `before`: ids in front, which are not shown but decide whether
-        the first token stands alone."""
-        if self._subwords is None or not len(before):
-            return self._spelled(ids, f" {self._words[Dictionary.EOS]} ").strip(" ")
-        start, whole = self.line(before), self.line([*before, *ids])
-        return whole[len(start) :] if whole.startswith(start) else self.line(ids)
+        """The same in one line, line ends as </s>. `before`: ids in front that are not shown, so that the first token
+        keeps the blank that it has after them."""
+        if self._subwords is None:
+            return " ".join(self._words[int(i)] for i in ids)
+        if len(before):
+            start, whole = self.line(before), self.line([*before, *ids])
+            return whole[len(start) :] if whole.startswith(start) else self.line(ids)
+        first, *others = self._lines(ids)
+        end = self._words[Dictionary.EOS]
+        return " ".join([*filter(None, [first]), *(f"{end} {line}".rstrip() for line in others)])
 
     def words(self, ids: Sequence[int], before: int | None = None) -> list[str]:
         """Each token alone; the first of a line has no mark. `before`: the id in front of the first."""
-        return [
-            self.word(i).removeprefix(JOINED) if last == Dictionary.EOS and not self.by_word else self.word(i)
-            for last, i in zip([before, *ids], ids, strict=False)
-        ]
+        return [JOINED * hangs + text for hangs, text in self.parts(ids, before)]
+
+    def parts(self, ids: Sequence[int], before: int | None = None) -> list[tuple[bool, str]]:
+        """The same as (hangs on the token before it, its text)."""
+        found = []
+        for i, last in zip(ids, [before, *ids], strict=False):
+            hangs, text = self._part(int(i))
+            found.append((hangs and last != Dictionary.EOS, text))
+        return found
 
     def word(self, token: int) -> str:
         """One token alone, in one line."""
-        number = int(token) - FIRST_PIECE
-        return self._words[int(token)] if self._subwords is None or number < 0 else self._piece(number)
+        return self.words([token])[0]
+
+    def _part(self, token: int) -> tuple[bool, str]:
+        number = token - FIRST_PIECE
+        return (False, self._words[token]) if self._subwords is None or number < 0 else self._piece(number)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self._words)}
 
-    def _spelled(self, ids: Sequence[int], line_end: str) -> str:
-        if self._subwords is None:
-            lines: list[list[str]] = [[]]
-            for i in ids:
-                lines.append([]) if i == Dictionary.EOS else lines[-1].append(self._words[int(i)])
-            return line_end.join(map(" ".join, lines))
-        found = ""
-        for special, run in groupby(map(int, ids), key=lambda i: i < FIRST_PIECE):
-            if special:
-                found += "".join(line_end if i == Dictionary.EOS else self._words[i] for i in run)
+    def _lines(self, ids: Sequence[int]) -> list[str]:
+        """Texts of the lines, the last without an end."""
+        lines: list[list[int]] = [[]]
+        for i in map(int, ids):
+            if i == Dictionary.EOS:
+                lines.append([])
             else:
-                found += self._decode([i - FIRST_PIECE for i in run])
-        return found
+                lines[-1].append(i)
+        return [self._spelled(line) for line in lines]
+
+    def _spelled(self, line: Sequence[int]) -> str:
+        if self._subwords is None:
+            return " ".join(self._words[i] for i in line)
+        runs = groupby(line, key=lambda i: i < FIRST_PIECE)
+        return "".join(
+            "".join(self._words[i] for i in run) if special else self._decode([i - FIRST_PIECE for i in run])
+            for special, run in runs
+        )
 
     def _decode(self, numbers: Sequence[int]) -> str:
         assert self._subwords is not None
@@ -103,15 +137,14 @@ class Shown:
         return found
 
     @cache  # noqa: B019 (a few objects in a process, each with a vocabulary)
-    def _piece(self, number: int) -> str:
+    def _piece(self, number: int) -> tuple[bool, str]:
         start, both = self._decode(self._anchor), self._decode([*self._anchor, number])
         text = both[len(start) :] if both.startswith(start) else self._decode([number])
         if _BROKEN in text or not text:
-            return JOINED + _as_bytes(self._words[number + FIRST_PIECE])
+            return True, _as_bytes(self._words[number + FIRST_PIECE])
         alone = text.removeprefix(" ")
         escaped = alone.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-        escaped = escaped.replace(" ", BLANK)
-        return (escaped or BLANK) if alone != text else JOINED + escaped
+        return alone == text, escaped.replace(" ", BLANK) or BLANK
 
 
 def _as_bytes(piece: str) -> str:

@@ -7,6 +7,7 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 """
 
 import difflib
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -42,23 +43,28 @@ class HfLM(LanguageModel):
         self._thread = threading.local()
         self._hooking, self._hooked = threading.Lock(), set[str]()
 
-    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
+    def forward(
+        self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False, past: Any = None
+    ) -> LMOutput:
         """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
 
-        With `stop_at_tap` `hidden` is None; the pass goes on to the last layer all the same. Raises DistlmError for an
-        unknown tap, one of another width than D, and for T > max_positions.
+        `past`: of new_past, then of the passes over the tokens before these, which it takes in. With `stop_at_tap`
+        `hidden` is None; the pass goes on to the last layer all the same. Raises DistlmError for an unknown tap, one of
+        another width than D, and for more than max_positions tokens, those of `past` counted.
         """
         if stop_at_tap and tap is None:
             raise ValueError("stop_at_tap needs a tap")
-        if inputs.shape[1] > self.config.max_positions:
+        length = inputs.shape[1] + (0 if past is None else past.get_seq_length())
+        if length > self.config.max_positions:
             raise DistlmError(
-                f"a sequence of {inputs.shape[1]} tokens is longer than the model's max_positions="
+                f"a sequence of {length} tokens is longer than the model's max_positions="
                 f"{self.config.max_positions}; shorten the context window or the block"
             )
         if tap is not None and tap != OUTPUT:
             self._hook(tap)
         self._thread.tap, self._thread.state = tap, None
-        hidden = self.hf.base_model(input_ids=self._rows(inputs), use_cache=False)[0]
+        kept = {"use_cache": False} if past is None else {"use_cache": True, "past_key_values": past}
+        hidden = self.hf.base_model(input_ids=self._rows(inputs), **kept)[0]
         tapped = hidden if tap == OUTPUT else self._thread.state
         self._thread.state = None
         if tap is not None and (tapped is None or tapped.numel() != hidden.numel()):
@@ -70,6 +76,12 @@ class HfLM(LanguageModel):
             # Some models compute on all rows in one.
             tapped = tapped.reshape(hidden.shape)
         return LMOutput(None if stop_at_tap else hidden, tapped)
+
+    def new_past(self) -> Any:
+        # Models with a recurrent state keep it in a cache of their own.
+        if self.hf._is_stateful or "past_key_values" not in inspect.signature(self.hf.base_model.forward).parameters:
+            return None
+        return _library().DynamicCache(config=self.hf.config.get_text_config())
 
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden [n, D], targets int64 [n] → log p(target), fp32 [n].
