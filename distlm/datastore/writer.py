@@ -179,7 +179,7 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
         split=store.split, tap=store.tap, context_window=window, block=block,
         batch_blocks=store.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=store.key_dtype,
         width=model.width, vocabulary=card.vocabulary, model=model_fingerprint(checkpoint),
-        dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
+        dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint, begins=model.begins,
     )  # fmt: skip
     return StoreJob(run.datastore, checkpoint, ids, plan, settings)
 

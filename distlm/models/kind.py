@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from distlm.errors import DistlmError
@@ -35,6 +35,11 @@ class Description:
     KIND: ClassVar[str]
     """Name of its kind."""
 
+    def recorded(self) -> dict[str, Any]:
+        """What model.json holds of it. A field that is newer than files may be left out at its default, so that the
+        fingerprints of models that are there stay what they are."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
 
 class CausalDescription(Description):
     """That of a model that predicts the next word."""
@@ -43,6 +48,11 @@ class CausalDescription(Description):
     """D of the hidden states."""
     max_positions: int
     """Longest sequence, in tokens."""
+
+    @property
+    def begins(self) -> bool:
+        """Each block is given with Dictionary.BOS, the beginning of a text, in front: context that is never scored."""
+        return False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ class LanguageModel(nn.Module):
     """D of `hidden` and of the taps."""
     vocabulary: int
     """V: words of the dictionary, specials included."""
+    begins = False
+    """Each block is given with Dictionary.BOS in front (data.blocks.gather)."""
 
     @abstractmethod
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:

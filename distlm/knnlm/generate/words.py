@@ -164,8 +164,10 @@ class Generator:
         model = self._forward.model
         device = next(model.parameters()).device
         tap = self._forward.datastore.tap if isinstance(self._forward, Source) else None
-        # As in evaluation, a text begins after </s>.
+        # As in evaluation, a text begins after </s>, or after what the model has in front of each block.
         inputs = [Dictionary.EOS, *ids][-self._longest :]
+        if model.begins:
+            inputs[0] = Dictionary.BOS
         output = self._pass(inputs, tap, device)
         log_probs = model.full_log_probs(output.hidden[0, -1:])[0].double().cpu().numpy()
         if not np.isfinite(log_probs).any():

@@ -14,6 +14,9 @@ class HfConfig:
     name: str = ""
     """Folder or name on the hub of the model whose weights training starts from; with train.updates=0 it is taken as it
     is. data.tokenizer is its own unless it is set."""
+    begin: str = "auto"
+    """Piece in front of each block of text, which is context and never scored. auto: the one that the tokenizer puts in
+    front of a text (Gemma, Llama), where it does; none: no piece."""
 
 
 @dataclass

@@ -30,7 +30,7 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     run, name = RunDir.of(config), config.hf.name
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
-    model = model_for(name, tokens, config.train)
+    model = model_for(config.hf, tokens, config.train)
     require_tap(model, config.train.tap, "train.tap")
     weights = dict(pretrained(name, model, len(tokens.dictionary)).named_parameters())
     return write_first_checkpoint(config, tokens, model, weights, name, *of_blocks(config, tokens))
