@@ -12,6 +12,9 @@ class NextWord:
     """One word that may come next."""
 
     word: str
+    """As it is written."""
+    hangs: bool
+    """It is a sub-word with no blank between it and the token before."""
     id: int
     p: float
     """Probability under the mixture; without neighbours that of the language model."""
@@ -20,8 +23,8 @@ class NextWord:
     knn: float | None
     """Among the neighbours; None without neighbours."""
     contexts: list[Retrieved]
-    """The neighbours whose value is this word, nearest first: `context` (the words before it), `token` (its place in
-    the stored split), `row`, `distance` (squared L2) and `weight` (its share of `knn`)."""
+    """The neighbours whose value is this word, nearest first: `context` (the text before it, in one line), `token` (its
+    place in the stored split), `row`, `distance` (squared L2) and `weight` (its share of p_kNN, over all k)."""
 
 
 def next_words(generator: Generator, ids: list[int], top: int, contexts: int, context: int) -> list[NextWord]:
@@ -38,5 +41,6 @@ def next_words(generator: Generator, ids: list[int], top: int, contexts: int, co
             places = np.flatnonzero(at.found.values == i)[:contexts].tolist()
             behind = [generator.retrieved(at.found, place, i, context) for place in places]
         knn = None if at.knn is None else float(at.knn[i])
-        found.append(NextWord(generator.words[i], i, float(at.p[i]), float(at.lm[i]), knn, behind))
+        hangs, word = generator.part(ids, i)
+        found.append(NextWord(word, hangs, i, float(at.p[i]), float(at.lm[i]), knn, behind))
     return found

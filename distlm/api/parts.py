@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from distlm.data.tokens import TokenFiles
     from distlm.datastore.reader import Datastore
     from distlm.knnlm.evaluate.parts import Frozen
-    from distlm.knnlm.generate.words import Generator
     from distlm.knnlm.search.forward import Forward
     from distlm.knnlm.search.source import Source
 
@@ -49,13 +48,12 @@ class Parts:
     @cached_property
     def words(self) -> Words:
         """Of the token files, or of a masked language model's shards."""
-        from distlm.api.words import SubWords, WholeWords, WordPieces
+        from distlm.api.words import TokenWords, WordPieces
         from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER
         from distlm.data.shards.records import ManifestFile
 
         if self.causal:
-            tokens = self.tokens
-            return SubWords(tokens, self._config.data) if tokens.tokenizer else WholeWords(tokens)
+            return TokenWords(self.tokens)
         folder = self._run.shards(self._config)
         if not (folder / MANIFEST).is_file():
             raise self.missing("finished shards", folder, "data shard")
@@ -132,13 +130,6 @@ class Parts:
         store = self.datastore
         index = self.index.searcher if self._config.knn.search == "index" else None
         return source_of(self.forward, store, index)
-
-    def generator(self, frozen: Frozen) -> Generator:
-        """Next words with neighbours."""
-        from distlm.knnlm.generate.words import Generator
-
-        manifest = self.datastore.manifest
-        return Generator(self.source, frozen, manifest.context.context_window, manifest.split)
 
     def frozen(self, lam: float | None, temperature: float | None, k: int | None) -> Frozen:
         """λ, temperature and k as given, the others as `distlm knn tune` chose them. Raises UsageError for impossible

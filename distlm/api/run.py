@@ -186,7 +186,9 @@ class Run:
         ids = self._ids(prompt).tolist()
         if not knn:
             return next_words(Generator(self._parts.forward), ids, top, 0, 0)
-        return next_words(self._parts.generator(self._parts.frozen(lam, temperature, k)), ids, top, contexts, context)
+        return next_words(
+            Generator(self._parts.source, self._parts.frozen(lam, temperature, k)), ids, top, contexts, context
+        )
 
     @property
     def results(self) -> Results | None:

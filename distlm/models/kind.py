@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from distlm.errors import DistlmError
@@ -37,6 +37,11 @@ class Description:
     KIND: ClassVar[str]
     """Name of its kind."""
 
+    def recorded(self) -> dict[str, Any]:
+        """What model.json holds of it. A field that is newer than files may be left out at its default, so that the
+        fingerprints of models that are there stay what they are."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
 
 class CausalDescription(Description):
     """That of a model that predicts the next word."""
@@ -45,6 +50,11 @@ class CausalDescription(Description):
     """D of the hidden states."""
     max_positions: int
     """Longest sequence, in tokens."""
+
+    @property
+    def begins(self) -> bool:
+        """Each block is given with Dictionary.BOS, the beginning of a text, in front: context that is never scored."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,10 @@ class Kind(ModelKind):
     def stages(self, config: Any) -> tuple[str, ...]:
         """Verbs of `distlm run`, in order."""
 
+    def fill(self, config: Any) -> None:
+        """Set what was left empty and follows from other settings; before `check`."""
+        return
+
     def check(self, config: Any, refuse: Refuse) -> None:
         """Call `refuse` for settings of this kind that have the right type and cannot work."""
         return
@@ -167,6 +181,11 @@ class Kind(ModelKind):
     @abstractmethod
     def job(self, stage: Stage) -> Job:
         """Opens what `distlm train` needs. Raises DistlmError. Local."""
+
+    def imported(self, stage: Stage) -> dict[str, object] | None:
+        """`distlm train` where the model is taken as it is: writes its checkpoint, and what was made. None: it is
+        trained. Collective."""
+        return None
 
     def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
         """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first

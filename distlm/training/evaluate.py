@@ -49,7 +49,7 @@ def evaluate_in_blocks(stage: Stage) -> dict[str, float]:
     knn, tap = stage.config.knn, stage.config.section(BlocksConfig).tap
 
     def score(model: LanguageModel, tokens: TokenFiles, split: str) -> tuple[float, str]:
-        validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks)
+        validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks, model.begins)
         device = next(model.parameters()).device
         loss = validator.run_alone(TrainModule(model, tap, 0.0, "mean").eval(), device).loss
         return loss, f"{validator.rule}; {COUNTED}"

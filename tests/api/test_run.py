@@ -63,7 +63,7 @@ def test_another_question_of_the_same_store(transformer_lm: RunConfig) -> None:
     query = distlm.open_run(transformer_lm.run_dir).index.search(np.asarray(keys[:3]), 3, nprobe=16)
     assert query.ids[:, 0].tolist() == [0, 1, 2] and query.distances[:, 0].max() < 1e-3
     assert exact.knn is not None and len(values) == len(run.datastore)
-    with pytest.raises(DistlmError, match="brute_k4.*knn search"):
+    with pytest.raises(DistlmError, match=r"brute_k4.*knn search"):
         run.neighbours("test")
 
 
@@ -108,13 +108,13 @@ def test_opening_loads_nothing_that_computes(transformer_lm: RunConfig) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DistlmError, match="there is no such folder; `distlm run RECIPE run_dir="):
         distlm.open_run(tmp_path / "none")
-    with pytest.raises(DistlmError, match="no config.yaml, so it is no run directory"):
+    with pytest.raises(DistlmError, match=r"no config\.yaml, so it is no run directory"):
         distlm.open_run(tmp_path)
     # A recipe has this name, too.
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DistlmError, match="demo: there is no such folder"):
         distlm.open_run("demo")
-    with pytest.raises(DistlmError, match="model.kind"):
+    with pytest.raises(DistlmError, match=r"model\.kind"):
         (tmp_path / "config.yaml").write_text("model: {kind: none}\n", "utf-8")
         distlm.open_run(tmp_path)
 
@@ -179,7 +179,7 @@ def test_an_unfinished_datastore_is_said_to_be_unfinished(transformer_lm: RunCon
     config = copy_run(transformer_lm, tmp_path / "run")
     path = RunDir.of(config).datastore / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"complete": False}), "utf-8")
-    with pytest.raises(DistlmError, match="no finished datastore.*datastore write"):
+    with pytest.raises(DistlmError, match=r"no finished datastore.*datastore write"):
         _ = distlm.open_run(config.run_dir).datastore
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import distlm
 from distlm.config.schema import RunConfig
-from distlm.errors import DistlmError
 
 
 def test_a_split_is_encoded_as_data_prepare_did_and_decoded_again(causal: RunConfig) -> None:
@@ -36,11 +35,8 @@ def test_words_by_id_and_ids_by_word(transformer_lm: RunConfig) -> None:
             words[wrong]
 
 
-def test_another_tokenizer_is_refused(hf: RunConfig, tmp_path: Path) -> None:
-    from tokenizers import ByteLevelBPETokenizer
-
-    other = ByteLevelBPETokenizer()
-    other.train_from_iterator(["some other text\n"], vocab_size=280, show_progress=False)
-    other.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DistlmError, match="not the tokenizer of"):
-        _ = distlm.open_run(hf.run_dir, f"data.tokenizer={tmp_path}").words
+def test_sub_words_are_shown_as_text(hf: RunConfig) -> None:
+    words = distlm.open_run(hf.run_dir).words
+    ids = words.encode(" w1 w23").tolist()
+    assert words.decode(ids) == " w1 w23" and "".join(words[ids]).replace("·", "") == "w1w23"
+    assert [words.names[i][0] for i in ids].count("Ġ") == 2

@@ -1,24 +1,28 @@
 """Text from a kNN-LM, word by word, with the training contexts behind every word.
 
 p(next) = (1 − λ) p_LM + λ p_kNN over the whole dictionary, with λ, temperature and k as frozen in knn.json: the same
-forward pass, index and distances as the evaluation. The state of every step is computed anew from the last words; that
-is slow for long texts, and exact for any model. Words that no text can hold (<s>, <pad>, padding of the dictionary) are
+forward pass, index and distances as the evaluation. A model that can keep its attention's keys and values computes one
+state a step (LanguageModel.new_past); for others every state is computed anew from the last words, which is slow for
+long texts, and exact. Words that no text can hold (<s>, <pad>, padding of the dictionary) are
 never drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from distlm.data.dictionary import Dictionary
+from distlm.data.text.shown import Shown
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.forward import Forward
 from distlm.knnlm.search.source import Source
+from distlm.models.language_model import LMOutput
 
 Ids = npt.NDArray[np.integer]
 
@@ -49,10 +53,12 @@ class Retrieved:
     """Row of the store."""
     token: int
     """Place of its value in the tokens of the stored split."""
-    context: list[str]
-    """The words before the value."""
+    context: str
+    """The text before the value, in one line."""
     word: str
     """Its value."""
+    hangs: bool
+    """It is a piece with no blank between it and the token before."""
     hit: bool
     """The value is the generated word."""
     distance: float
@@ -89,6 +95,10 @@ class Word:
     """One generated word."""
 
     word: str
+    hangs: bool
+    """It is a piece with no blank between it and the token before."""
+    token: int
+    """Its id."""
     p: float
     """Probability under the mixture."""
     p_lm: float
@@ -103,20 +113,21 @@ class Generator:
     """A language model, and with `source` and `frozen` its neighbours. Raises DistlmError for an unusable model."""
 
     def __init__(
-        self, forward: Forward, frozen: Frozen | None = None, context_window: int = 0, split: str = ""
+        self, forward: Forward, frozen: Frozen | None = None
     ) -> None:
-        """`forward` is a Source where `frozen` is given; then `split` was stored with datastore.`context_window`."""
+        """`forward` is a Source where `frozen` is given."""
         self._forward, self._frozen = forward, frozen
-        self._window = context_window
-        self._stored: Ids | None = forward.tokens.split(split) if frozen is not None else None
+        self._window, self._stored = 0, None
+        if isinstance(forward, Source):
+            self._window = forward.datastore.manifest.context.context_window
+            self._stored = forward.tokens.split(forward.datastore.manifest.split)
+        self._past: Any = None
+        self._passed: list[int] = []
+        """Tokens that `_past` holds."""
         self._longest = forward.knn.context_window + forward.knn.block
-        dictionary = forward.tokens.dictionary
-        self.words = dictionary.words
-        """Word of each id."""
-        counts = np.array(dictionary.counts)
-        self.possible = counts > 0
+        self.shown = Shown.of(forward.tokens)
+        self.possible = self.shown.in_text(forward.tokens.dictionary.counts)
         """bool [V]: words that a text can hold."""
-        self.possible[[Dictionary.EOS, Dictionary.UNK]] = True
 
     def run(self, prompt: Sequence[int], sampling: Sampling) -> list[Word]:
         """Continue `prompt`, ids of a text, by sampling.tokens words."""
@@ -143,8 +154,8 @@ class Generator:
         chosen = choose(np.where(self.possible, at.p, 0.0), step, sampling)
         neighbours = self._describe(at.found, chosen, sampling) if at.found is not None else []
         among = float(at.knn[chosen]) if at.knn is not None else None
-        word = self._forward.tokens.dictionary.words[chosen]
-        return Word(word, float(at.p[chosen]), float(at.lm[chosen]), among, neighbours), chosen
+        hangs, text = self.part(ids, chosen)
+        return Word(text, hangs, chosen, float(at.p[chosen]), float(at.lm[chosen]), among, neighbours), chosen
 
     @torch.inference_mode()
     def _language_model(self, ids: Sequence[int]) -> tuple[Floats, npt.NDArray[np.floating] | None]:
@@ -152,9 +163,11 @@ class Generator:
         model = self._forward.model
         device = next(model.parameters()).device
         tap = self._forward.datastore.tap if isinstance(self._forward, Source) else None
-        # As in evaluation, a text begins after </s>.
+        # As in evaluation, a text begins after </s>, or after what the model has in front of each block.
         inputs = [Dictionary.EOS, *ids][-self._longest :]
-        output = model(torch.tensor([inputs], device=device), tap=tap)
+        if model.begins:
+            inputs[0] = Dictionary.BOS
+        output = self._pass(inputs, tap, device)
         log_probs = model.full_log_probs(output.hidden[0, -1:])[0].double().cpu().numpy()
         if not np.isfinite(log_probs).any():
             raise DistlmError("the model gives undefined probabilities; use another checkpoint")
@@ -163,6 +176,16 @@ class Generator:
         assert isinstance(self._forward, Source)
         query = output.tapped[0, -1:].float().cpu().numpy().astype(self._forward.key_dtype)
         return np.exp(log_probs), query
+
+    def _pass(self, inputs: list[int], tap: str | None, device: torch.device) -> LMOutput:
+        """States of the text `inputs`, at least the last. What a text has in common with the one before it in full is
+        not computed again; a window that has moved is, because every position in it has another number."""
+        model, known = self._forward.model, len(self._passed)
+        if self._past is None or not 0 < known < len(inputs) or inputs[:known] != self._passed:
+            self._past, known = model.new_past(), 0
+        self._passed = inputs
+        new = torch.tensor([inputs[known:]], device=device)
+        return model(new, tap=tap) if self._past is None else model(new, tap=tap, past=self._past)
 
     def _neighbours(self, query: npt.NDArray[np.floating] | None) -> Found:
         """The frozen k neighbours of a query [1, D], nearest first."""
@@ -175,6 +198,10 @@ class Generator:
         weights = np.exp((near[:1].astype(np.float64) - near) / frozen.temperature)
         return Found(ids[0, : frozen.k][there], values[0, : frozen.k][there], weights / weights.sum(), near)
 
+    def part(self, ids: Sequence[int], token: int) -> tuple[bool, str]:
+        """Whether a token after the text `ids` hangs on it, and its text."""
+        return self.shown.parts([token], ids[-1] if len(ids) else Dictionary.EOS)[0]
+
     def _describe(self, found: Found, chosen: int, sampling: Sampling) -> list[Retrieved]:
         """The heaviest neighbours; up to half of them those whose value is the word `chosen`."""
         hits, others = (np.flatnonzero((found.values == chosen) == hit) for hit in (True, False))
@@ -183,13 +210,14 @@ class Generator:
         return [self.retrieved(found, place, chosen, sampling.context) for place in shown]
 
     def retrieved(self, found: Found, place: int, chosen: int, context: int) -> Retrieved:
-        """Neighbour number `place` of a query, with `context` words before it, as one of the word `chosen`."""
+        """Neighbour number `place` of a query, with `context` tokens before it, as one of the word `chosen`."""
         assert self._stored is not None
-        words, row = self._forward.tokens.dictionary.words, int(found.rows[place])
+        row = int(found.rows[place])
         token, value = row + self._window, int(found.values[place])
-        before = [words[i] for i in self._stored[max(0, token - context) : token]]
+        before = self._stored[max(0, token - context) : token].tolist()
+        text, (hangs, word) = self.shown.line(before), self.part(before, value)
         distance, weight = float(found.distances[place]), float(found.weights[place])
-        return Retrieved(row, token, before, words[value], value == chosen, distance, weight)
+        return Retrieved(row, token, text, word, hangs, value == chosen, distance, weight)
 
 
 def choose(p: Floats, step: int, sampling: Sampling) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
-from distlm.data.blocks import Blocks
+from distlm.data.blocks import BEGINS, Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
@@ -104,10 +104,11 @@ def units_of_blocks(blocks: int, per_unit: int) -> list[range]:
     return [range(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
 
 
-def context_rule(window: int, block: int) -> str:
-    """The context rule in words, to be shown beside every perplexity."""
+def context_rule(window: int, block: int, begins: bool = False) -> str:
+    """The context rule in words, to be shown beside every perplexity; `begins`: the model's."""
     return (
-        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it; "
+        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it"
+        f"{BEGINS if begins else ''}; "
         "every token is scored once, </s> and <unk> included"
     )
 
