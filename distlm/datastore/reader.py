@@ -25,9 +25,11 @@ __all__ = ["Datastore", "Shard"]
 
 @dataclass(frozen=True)
 class Datastore:
-    """Row i holds the key (hidden state that predicts) and the value (the token) of one token of the corpus.
+    """A finished store of N rows, memory-mapped: `keys, values = store[rows]`, `len(store)`, `Datastore.open(folder)`.
 
-    Rows are in corpus order: the key of row i + 1 is that of the next token.
+    Row i holds the key, float16 or float32 [D] (the hidden state that predicts), and the value, an int32 id (the token)
+    of one token of the corpus (Khandelwal et al. 2020, §2). Rows are in corpus order: the key of row i + 1 is that of
+    the next token.
     """
 
     folder: Path
@@ -66,7 +68,12 @@ class Datastore:
         return self.rows
 
     def __getitem__(self, chosen: int | slice | npt.ArrayLike) -> Rows:
-        """Keys [..., D] and values [...] of rows by global number: an int, a slice or an array; see read_rows."""
+        """Keys [..., D], as stored, and values int32 [...] of rows by global number: an int, a slice, or an array of
+        ints of any shape. A slice within a shard is a view of the files; of anything else what is asked for is copied.
+
+        Raises IndexError for numbers outside 0..N−1, below zero too: −1 is what a search gives where there is no
+        neighbour, not the last row.
+        """
         return read_rows(self, chosen)
 
     @property
