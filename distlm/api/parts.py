@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from distlm.data.tokens import TokenFiles
     from distlm.datastore.reader import Datastore
     from distlm.knnlm.evaluate.parts import Frozen
+    from distlm.knnlm.generate.words import Generator
     from distlm.knnlm.search.forward import Forward
     from distlm.knnlm.search.source import Source
 
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 class Parts:
     """What Run opens and keeps. Everything that computes is imported here when it is needed."""
 
-    def __init__(self, config: RunConfig, device: torch.device | str) -> None:
+    def __init__(self, config: RunConfig, device: torch.device | str, settings: Sequence[str]) -> None:
         self._config, self._device, self._run = config, device, RunDir.of(config)
+        self._settings = settings
+        self._generator: tuple[Frozen | None, Generator] | None = None
 
     @property
     def causal(self) -> bool:
@@ -40,10 +44,10 @@ class Parts:
         if not self.causal:
             raise DistlmError(f"{self._run.root}: {not_causal()}")
 
-    def missing(self, what: str, where: Path, verb: str, more: str = "") -> DistlmError:
-        """The error for a part that is not there or not finished."""
-        root = self._run.root
-        return DistlmError(f"{where}: no {what} in {root}; `distlm {verb} {shlex.quote(str(root))}` makes it{more}")
+    def missing(self, what: str, where: Path, verb: str, more: str = "", *settings: str) -> DistlmError:
+        """The error for a part that is not there or not finished, with the command that makes it."""
+        command = shlex.join(["distlm", *verb.split(), str(self._run.root), *self._settings, *settings])
+        return DistlmError(f"{where}: no {what} in {self._run.root}; `{command}` makes it{more}")
 
     @cached_property
     def words(self) -> Words:
@@ -130,6 +134,34 @@ class Parts:
         store = self.datastore
         index = self.index.searcher if self._config.knn.search == "index" else None
         return source_of(self.forward, store, index)
+
+    def neighbours(self, split: str, label: str | None) -> Path:
+        """Folder of a split's finished neighbours."""
+        from distlm.knnlm.search.neighbours import MANIFEST
+
+        self.require_causal()
+        root = self._run.root / "neighbours"
+        folder = self._run.kept_neighbours(split) if label is None else root / label / split
+        if (folder / MANIFEST).is_file():
+            return folder
+        # Refuses a split that there is not.
+        self.tokens.split(split)
+        if label is None:
+            asked = [] if split in self._config.knn.splits else [f"knn.splits=[{split}]"]
+            raise self.missing(f"finished neighbours of {split}", folder, "knn search", "", *asked)
+        there = sorted(path.parent.parent.name for path in root.glob(f"*/{split}/{MANIFEST}"))
+        raise DistlmError(
+            f"{folder}: no finished neighbours of {split} under that label; there are {', '.join(there) or 'none'}"
+        )
+
+    def generator(self, frozen: Frozen | None) -> Generator:
+        """Next words, with neighbours where λ, temperature and k are given. The last one is kept: it knows the states
+        of the text before, and has its tokenizer open."""
+        from distlm.knnlm.generate.words import Generator
+
+        if self._generator is None or self._generator[0] != frozen:
+            self._generator = frozen, Generator(self.forward if frozen is None else self.source, frozen)
+        return self._generator[1]
 
     def frozen(self, lam: float | None, temperature: float | None, k: int | None) -> Frozen:
         """λ, temperature and k as given, the others as `distlm knn tune` chose them. Raises UsageError for impossible

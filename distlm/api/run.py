@@ -47,7 +47,7 @@ def open_run(path: str | os.PathLike[str], *settings: str, device: torch.device 
         there = "has no config.yaml, so it is no run directory" if root.is_dir() else "there is no such folder"
         raise DistlmError(f"{root}: {there}; `distlm run RECIPE run_dir={shlex.quote(str(root))}` makes a run")
     # A recipe of the package goes before a folder of its name; this is meant to be the folder.
-    return Run(load_config(str(path) if root.is_absolute() else f"./{root}", settings), device)
+    return Run(load_config(str(path) if root.is_absolute() else f"./{root}", settings), device, settings)
 
 
 class Run:
@@ -57,11 +57,11 @@ class Run:
     masked language model there are config, words, model and results; the rest raises DistlmError.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device | str = "cpu") -> None:
-        """Use open_run."""
+    def __init__(self, config: RunConfig, device: torch.device | str = "cpu", settings: Sequence[str] = ()) -> None:
+        """Use open_run. `settings`: those on top of the run's own, for messages."""
         self.config = config
         """Every setting, e.g. `run.config.knn.k`."""
-        self._run, self._parts = RunDir.of(config), Parts(config, device)
+        self._run, self._parts = RunDir.of(config), Parts(config, device, settings)
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {self.config.model.kind})"
@@ -115,19 +115,12 @@ class Run:
         """What `distlm knn search` kept of every token of a split: `units()` gives memory-mapped arrays (queries
         [q, D], targets, log_probs, and ids, distances, values [q, k] each), `targets()` and `log_probs()` all of them.
 
-        `label`: another question of the run, by the name of its folder; None: the one that config asks.
+        `label`: another question of the run, by the name of its folder; None: the one that config asks. Raises
+        DistlmError when it was not searched, naming those that were.
         """
-        from distlm.knnlm.search.neighbours import MANIFEST, Neighbours
+        from distlm.knnlm.search.neighbours import Neighbours
 
-        self._parts.require_causal()
-        if label is None:
-            folder = self._run.kept_neighbours(split)
-        else:
-            folder = self.path / "neighbours" / label / split
-        if not (folder / MANIFEST).is_file():
-            there = sorted({path.parent.parent.name for path in self.path.glob(f"neighbours/*/*/{MANIFEST}")})
-            known = f" (there are {', '.join(there)})" if there and label else ""
-            raise self._parts.missing(f"finished neighbours of {split}", folder, "knn search", known)
+        folder = self._parts.neighbours(split, label)
         return Neighbours.asked(self._run, split, self.config.knn) if label is None else Neighbours.open(folder)
 
     def log_probs(
@@ -178,17 +171,15 @@ class Run:
         prompt may be empty.
         """
         from distlm.api.next_word import next_words
-        from distlm.knnlm.generate.words import Generator
 
         for name, value, least in (("top", top, 1), ("contexts", contexts, 0), ("context", context, 0)):
             if value < least:
                 raise UsageError(f"{name}={value}: must be at least {least}")
         ids = self._ids(prompt).tolist()
         if not knn:
-            return next_words(Generator(self._parts.forward), ids, top, 0, 0)
-        return next_words(
-            Generator(self._parts.source, self._parts.frozen(lam, temperature, k)), ids, top, contexts, context
-        )
+            return next_words(self._parts.generator(None), ids, top, 0, 0)
+        generator = self._parts.generator(self._parts.frozen(lam, temperature, k))
+        return next_words(generator, ids, top, contexts, context)
 
     @property
     def results(self) -> Results | None:

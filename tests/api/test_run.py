@@ -158,6 +158,18 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert shown and shown[1] == f"{verb} '{config.run_dir}'" and f"in {config.run_dir}" in str(error.value)
 
 
+def test_neighbours_that_were_not_searched(transformer_lm: RunConfig) -> None:
+    run = distlm.open_run(transformer_lm.run_dir, "knn.k=9")
+    assert run.neighbours("test").k == 9
+    folder = re.escape(transformer_lm.run_dir)
+    with pytest.raises(DistlmError, match=rf"`distlm knn search {folder} knn.k=9 'knn.splits=\[train\]'` makes it"):
+        run.neighbours("train")
+    with pytest.raises(DistlmError, match="under that label; there are IVF16-PQ4_nprobe4_exact_k16"):
+        run.neighbours("test", "IVF9")
+    with pytest.raises(DistlmError, match="no split 'tset'"):
+        run.neighbours("tset")
+
+
 def test_the_advice_works(tmp_path: Path) -> None:
     """Each command that an error names makes what was missing."""
     config = ready_run(tmp_path, lines=200)

@@ -76,7 +76,9 @@ def test_a_killed_start_is_begun_anew_and_nothing_is_overwritten(
     monkeypatch.undo()
     with pytest.raises(DistlmError, match="not empty"):
         distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=100)
-    np.testing.assert_array_equal(distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)[:].keys, keys)
+    np.testing.assert_array_equal(
+        distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)[:].keys, keys
+    )
     with pytest.raises(DistlmError, match=r"not empty \(keys-00000\.npy"):
         distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)
     (tmp_path / "file").touch()
@@ -102,7 +104,8 @@ KEYS, VALUES = some()
     (KEYS[:0], VALUES[:0], {}, "keys: float16 [0, 8]"), (KEYS, VALUES[1:], {}, "values: int64 [699]"),
     (KEYS, VALUES * 1.0, {}, "values: float64 [700]"), (KEYS, VALUES - 1, {}, "values: -1 to"),
     (KEYS, VALUES, {"vocabulary": 10}, "ids from 0 to 9"), (KEYS, VALUES + (1 << 31), {}, "ids from 0 to 2147483647"),
-    (KEYS, VALUES, {"key_dtype": "bfloat16"}, "key_dtype='bfloat16'"), (KEYS, VALUES, {"rows_per_shard": 0}, "rows_per_"),
+    (KEYS, VALUES, {"key_dtype": "bfloat16"}, "key_dtype='bfloat16'"),
+    (KEYS, VALUES, {"rows_per_shard": 0}, "rows_per_shard=0"),
 ])  # fmt: skip
 def test_what_is_no_store_is_refused_before_anything_is_written(
     tmp_path: Path, keys: Any, values: Any, more: dict[str, Any], message: str

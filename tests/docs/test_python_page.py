@@ -1,6 +1,5 @@
 """docs/python.md: every script runs as it stands on the page and prints what stands under it."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -93,4 +92,4 @@ def test_every_public_name_is_on_the_page() -> None:
 
 def test_the_readme_shows_the_page() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-    assert "docs/python.md" in readme and os.path.exists(Path(__file__).resolve().parents[2] / "docs/python.md")
+    assert "(docs/python.md)" in readme
