@@ -38,7 +38,7 @@ class Description:
     def recorded(self) -> dict[str, Any]:
         """What model.json holds of it. A field that is newer than files may be left out at its default, so that the
         fingerprints of models that are there stay what they are."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
 
 class CausalDescription(Description):

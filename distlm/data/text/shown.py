@@ -21,6 +21,8 @@ JOINED = "·"
 BLANK = "␣"
 """Stands for the blanks that belong to a piece, but for the one in front of a word."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_BLANK_BYTE = "Ġ"
+"""The blank of byte-level tokenizers."""
 
 
 class Shown:
@@ -141,7 +143,8 @@ class Shown:
         start, both = self._decode(self._anchor), self._decode([*self._anchor, number])
         text = both[len(start) :] if both.startswith(start) else self._decode([number])
         if _BROKEN in text or not text:
-            return True, _as_bytes(self._words[number + FIRST_PIECE])
+            piece = self._words[number + FIRST_PIECE]
+            return not piece.startswith(_BLANK_BYTE), _as_bytes(piece.removeprefix(_BLANK_BYTE))
         alone = text.removeprefix(" ")
         escaped = alone.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
         return alone == text, escaped.replace(" ", BLANK) or BLANK
