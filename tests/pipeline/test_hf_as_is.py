@@ -194,11 +194,12 @@ def test_kept_keys_and_values_give_the_same_words(folder: Path, tmp_path: Path, 
     def generated(stage: Any) -> tuple[list[Any], list[Any], list[int]]:
         kept, anew = Generator(open_forward(stage)), Generator(open_forward(stage))
         lengths: list[int] = []
-        model = kept._forward.model
+        model: Any = kept._forward.model
         model.hf.base_model.register_forward_pre_hook(
             lambda _module, _given, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
         )
-        anew._forward.model.new_past = lambda: None
+        without: Any = anew._forward.model
+        without.new_past = lambda: None
         ids = kept.shown.encode(prompt)
         return kept.run(ids, sampling), anew.run(ids, sampling), lengths
 
