@@ -174,7 +174,12 @@ def tiny_llama(folder: Path, text: Path) -> Path:
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 128,
+    }
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(), num_attention_heads=2, num_key_value_heads=1, **sizes
     )  # fmt: skip
