@@ -88,6 +88,7 @@ def test_one_command_from_the_models_folder_to_the_table(folder: Path, tmp_path:
     assert all(torch.equal(own[f"hf.{name}"], value) for name, value in hf.named_parameters())
     again = distlm("run", "hf", *words).stderr
     assert "complete; nothing to do" in again
+    assert "train imported, datastore done" in distlm("status", str(tmp_path / "run")).stdout
     # The same run may be trained afterwards.
     config = config_of(folder, "gpt2", tmp_path / "run", "train.updates=2")
     RunDir.of(config).refuse_other_config(config, "train")
