@@ -16,7 +16,7 @@ _CONTEXT_SHARE = 8
 
 
 def block_lengths(context_window: int, block: int, max_positions: int) -> tuple[int, int]:
-    """(context tokens, stored tokens) of a pass, given datastore.context_window (−1: open) and datastore.block (0: open).
+    """(context, stored) tokens of a pass, given datastore.context_window (−1: open) and datastore.block (0: open).
 
     What is given is kept; plan_store refuses what the model does not take.
     """

@@ -98,7 +98,9 @@ class Manifest(Record, kw_only=True):
     @classmethod
     def of_store(cls, settings: Settings, rows: int, shards: list[Shard], complete: bool) -> "Manifest":
         """The manifest of a store of these settings."""
-        context = Context(settings.context_window, settings.block, settings.batch_blocks, settings.rule, settings.begins or UNSET)
+        context = Context(
+            settings.context_window, settings.block, settings.batch_blocks, settings.rule, settings.begins or UNSET
+        )
         return cls(
             complete=complete, rows=rows, split=settings.split, tap=settings.tap,
             rows_per_shard=settings.rows_per_shard, key_dtype=settings.key_dtype, width=settings.width,

@@ -71,5 +71,10 @@ def card_of(description: Description, vocabulary: int, dictionary: str, weights:
     found = kind_of(description)
     more |= found.card_extras(description, vocabulary)
     return (found.card or ModelCard)(
-        kind=found.name, config=description.recorded(), vocabulary=vocabulary, dictionary=dictionary, weights=weights, **more
+        kind=found.name,
+        config=description.recorded(),
+        vocabulary=vocabulary,
+        dictionary=dictionary,
+        weights=weights,
+        **more,
     )

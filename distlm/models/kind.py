@@ -40,7 +40,7 @@ class Description:
     def recorded(self) -> dict[str, Any]:
         """What model.json holds of it. A field that is newer than files may be left out at its default, so that the
         fingerprints of models that are there stay what they are."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
 
 class CausalDescription(Description):
@@ -182,10 +182,14 @@ class Kind(ModelKind):
     def job(self, stage: Stage) -> Job:
         """Opens what `distlm train` needs. Raises DistlmError. Local."""
 
-    def imported(self, stage: Stage) -> dict[str, object] | None:
-        """`distlm train` where the model is taken as it is: writes its checkpoint, and what was made. None: it is
-        trained. Collective."""
-        return None
+    def imports(self, config: Any) -> bool:
+        """`distlm train` takes the model of another program as it is, and trains nothing."""
+        return False
+
+    def take(self, stage: Stage) -> dict[str, object]:
+        """`distlm train` of a kind that `imports`: writes the checkpoint. What was made, as names and figures.
+        Collective."""
+        raise DistlmError(f"a {self.name} is not imported by `distlm train`")
 
     def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
         """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first

@@ -81,7 +81,7 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
         if tokens.tokenizer:
             found.words, found.token_perplexity = tokens.words(split), math.exp(min(loss, 700.0))
         splits[split] = found
-        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} ({rule})")
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} per word ({rule})")
     results = LmResults(
         name=stage.config.name,
         splits=splits,

@@ -38,9 +38,9 @@ def run_train(stage: Stage) -> dict[str, object]:
     """
     started = time.monotonic()
     comm = stage.comm
-    taken = kind(stage.config.model.kind).imported(stage)
-    if taken is not None:
-        return {**taken, "seconds": round(time.monotonic() - started, 3)}
+    if kind(stage.config.model.kind).imports(stage.config):
+        made = kind(stage.config.model.kind).take(stage)
+        return {**made, "seconds": round(time.monotonic() - started, 3)}
     job = together(comm, lambda: _open_job(stage))
     state = run_job(stage, job, lambda resume: _announce(stage, resume))
     seconds = time.monotonic() - started

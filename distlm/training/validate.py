@@ -36,7 +36,7 @@ class Validation:
     @property
     def text(self) -> str:
         """For people."""
-        per_token = f", {_exp(self.loss):.2f} per token" if self.words else ""
+        per_token = f" per word, {_exp(self.loss):.2f} per token" if self.words else " per word"
         return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property

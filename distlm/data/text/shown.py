@@ -16,15 +16,18 @@ from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.data.tokens import TokenFiles
 
+Ids = Sequence[int] | npt.NDArray[np.integer]
 JOINED = "·"
 """Stands before a piece with no blank between it and the token before."""
 BLANK = "␣"
 """Stands for the blanks that belong to a piece, but for the one in front of a word."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_BLANK_BYTE = "Ġ"
+"""The blank of byte-level tokenizers."""
 
 
 class Shown:
-    """Ids ↔ text of one folder of token files. Ids are int [any]; they may be NumPy's."""
+    """Ids ↔ text of one folder of token files."""
 
     def __init__(self, words: Sequence[str], subwords: Subwords | None = None) -> None:
         """`words`: of the dictionary, by id. `subwords`: None where tokens are words."""
@@ -65,11 +68,11 @@ class Shown:
             parts = [encoded.ids.tolist()[:-1] for line in lines for encoded in self._subwords.encode([line])]
         return [i for number, part in enumerate(parts) for i in ([Dictionary.EOS] if number else []) + part]
 
-    def text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Ids) -> str:
         """What the ids spell; </s> ends a line."""
         return "\n".join(self._lines(ids))
 
-    def line(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
+    def line(self, ids: Ids, before: Ids = ()) -> str:
         """The same in one line, line ends as </s>. `before`: ids in front that are not shown, so that the first token
         keeps the blank that it has after them."""
         if self._subwords is None:
@@ -81,11 +84,11 @@ class Shown:
         end = self._words[Dictionary.EOS]
         return " ".join([*filter(None, [first]), *(f"{end} {line}".rstrip() for line in others)])
 
-    def words(self, ids: Sequence[int], before: int | None = None) -> list[str]:
+    def words(self, ids: Ids, before: int | None = None) -> list[str]:
         """Each token alone; the first of a line has no mark. `before`: the id in front of the first."""
         return [JOINED * hangs + text for hangs, text in self.parts(ids, before)]
 
-    def parts(self, ids: Sequence[int], before: int | None = None) -> list[tuple[bool, str]]:
+    def parts(self, ids: Ids, before: int | None = None) -> list[tuple[bool, str]]:
         """The same as (hangs on the token before it, its text)."""
         found = []
         for i, last in zip(ids, [before, *ids], strict=False):
@@ -105,7 +108,7 @@ class Shown:
     def _ids(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self._words)}
 
-    def _lines(self, ids: Sequence[int]) -> list[str]:
+    def _lines(self, ids: Ids) -> list[str]:
         """Texts of the lines, the last without an end."""
         lines: list[list[int]] = [[]]
         for i in map(int, ids):
@@ -141,7 +144,8 @@ class Shown:
         start, both = self._decode(self._anchor), self._decode([*self._anchor, number])
         text = both[len(start) :] if both.startswith(start) else self._decode([number])
         if _BROKEN in text or not text:
-            return True, _as_bytes(self._words[number + FIRST_PIECE])
+            piece = self._words[number + FIRST_PIECE]
+            return not piece.startswith(_BLANK_BYTE), _as_bytes(piece.removeprefix(_BLANK_BYTE))
         alone = text.removeprefix(" ")
         escaped = alone.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
         return alone == text, escaped.replace(" ", BLANK) or BLANK

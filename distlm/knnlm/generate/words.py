@@ -112,9 +112,7 @@ class Word:
 class Generator:
     """A language model, and with `source` and `frozen` its neighbours. Raises DistlmError for an unusable model."""
 
-    def __init__(
-        self, forward: Forward, frozen: Frozen | None = None
-    ) -> None:
+    def __init__(self, forward: Forward, frozen: Frozen | None = None) -> None:
         """`forward` is a Source where `frozen` is given."""
         self._forward, self._frozen = forward, frozen
         self._window, self._stored = 0, None
@@ -168,12 +166,13 @@ class Generator:
         if model.begins:
             inputs[0] = Dictionary.BOS
         output = self._pass(inputs, tap, device)
+        assert output.hidden is not None
         log_probs = model.full_log_probs(output.hidden[0, -1:])[0].double().cpu().numpy()
         if not np.isfinite(log_probs).any():
             raise DistlmError("the model gives undefined probabilities; use another checkpoint")
         if tap is None:
             return np.exp(log_probs), None
-        assert isinstance(self._forward, Source)
+        assert isinstance(self._forward, Source) and output.tapped is not None
         query = output.tapped[0, -1:].float().cpu().numpy().astype(self._forward.key_dtype)
         return np.exp(log_probs), query
 

@@ -101,7 +101,7 @@ def states_plan(
     return StatesPlan(
         kind="states", split=split, tokens=int(blocks.scored.sum()), blocks=len(blocks),
         blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks,
-        context_window=knn.context_window, block=knn.block, 
+        context_window=knn.context_window, block=knn.block,
         context_rule=context_rule(knn.context_window, knn.block, begins),
         tap=config.cache.tap or config.datastore.tap, key_dtype=config.datastore.key_dtype,
         model=model, dictionary=tokens.dictionary.hash, token_files=tokens.fingerprint,

@@ -4,7 +4,6 @@
 import argparse
 import time
 
-from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import require_tap
 from distlm.models.hf.config import HfRun
@@ -43,7 +42,7 @@ def take(stage: Stage) -> dict[str, object]:
     """
     config, run = stage.config, stage.run
     assert isinstance(config, HfRun)
-    first, name = run.checkpoint(config.section(BlocksConfig).updates), config.hf.name
+    first, name = run.checkpoint(0), config.hf.name
     with only_writer(run.checkpoints, stage.comm, "importing"):
 
         def work() -> dict[str, object]:

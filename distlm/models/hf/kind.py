@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from distlm.config.training import BlocksConfig
 from distlm.config.training_check import check_blocks
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
@@ -41,7 +40,7 @@ class Hf(BlocksKind):
     def check(self, config: HfRun, refuse: Refuse) -> None:
         # How long a text the model takes is known when its configuration is read.
         check_blocks(config, refuse, least_updates=0)
-        if not config.train.updates and config.train.init_from:
+        if self.imports(config) and config.train.init_from:
             refuse("train.init_from", config.train.init_from, "with train.updates=0 the model is hf.name as it is")
 
     def describe(self, config: HfRun) -> HfModel:
@@ -76,12 +75,13 @@ class Hf(BlocksKind):
         return plan_hf(config, ranks)
 
     def require_ranks(self, config: HfRun, ranks: int) -> None:
-        if config.train.updates:
+        if not self.imports(config):
             super().require_ranks(config, ranks)
 
-    def imported(self, stage: Stage) -> dict[str, object] | None:
-        if stage.config.section(BlocksConfig).updates:
-            return None
+    def imports(self, config: HfRun) -> bool:
+        return not config.train.updates
+
+    def take(self, stage: Stage) -> dict[str, object]:
         from distlm.models.hf.importer import take
 
         return take(stage)

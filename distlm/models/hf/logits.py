@@ -18,7 +18,7 @@ _PROBES = (1.0, 100.0)
 
 
 def logits_of(hf: Any) -> nn.Module:
-    """hidden [n, D] → logits [n, rows]: the softmax layer itself where the model's own forward gives the same, else that
+    """hidden [n, D] → logits [n, rows]: the softmax layer where the model's own forward gives the same, else that
     forward. Parameters stay the model's. Raises ValueError where neither can be had."""
     head, own = hf.get_output_embeddings(), OwnLogits(hf)
     if head is None:

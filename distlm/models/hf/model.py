@@ -45,9 +45,7 @@ class HfLM(LanguageModel):
         self._hooking, self._hooked = threading.Lock(), set[str]()
         self._logits: list[Any] | None = None
 
-    def forward(
-        self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False, past: Any = None
-    ) -> LMOutput:
+    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False, past: Any = None) -> LMOutput:
         """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
 
         `past`: of new_past, then of the passes over the tokens before these, which it takes in. With `stop_at_tap`
@@ -196,7 +194,9 @@ def _begin(setting: str, subwords: Subwords, name: str) -> int:
     """Number of the piece in front of a text; −1: there is none."""
     found = subwords.begin if setting == "auto" else subwords.tokenizer.token_to_id(setting)
     if found is None and setting != "auto":
-        raise UsageError(f"hf.begin={setting}: the tokenizer of hf.name={name} has no such piece; set it to auto or none")
+        raise UsageError(
+            f"hf.begin={setting}: the tokenizer of hf.name={name} has no such piece; set it to auto or none"
+        )
     return -1 if found is None else int(found)
 
 

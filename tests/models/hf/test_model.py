@@ -3,7 +3,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -167,7 +166,8 @@ def test_models_that_do_not_fit_are_refused(gpt2: Path, tmp_path: Path) -> None:
         hf_model(str(gpt2), Tokens(None))  # type: ignore[arg-type]
     with pytest.raises(DistlmError, match=r"vocabulary mismatch: made with a tokenizer of 400 pieces, .* has 312 rows"):
         hf_model(str(gpt2), Tokens(TokenizerFacts("h", 400, 0, "")))  # type: ignore[arg-type]
-    assert hf_model(str(gpt2), Tokens(TokenizerFacts("h", 300, 5, ""))).line_end == 5  # type: ignore[arg-type]
+    facts = TokenizerFacts("h", 300, 5, "")
+    assert hf_model(str(gpt2), Tokens(facts), "none").line_end == 5  # type: ignore[arg-type]
 
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
