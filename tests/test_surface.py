@@ -46,7 +46,7 @@ def test_the_names_are_these() -> None:
     assert {*distlm.__all__} | ELSEWHERE == PUBLIC
     assert distlm.__all__ == sorted(distlm.__all__) and dir(distlm) == distlm.__all__
     with pytest.raises(AttributeError, match="has no attribute 'open_runs'"):
-        _ = distlm.open_runs  # type: ignore[attr-defined]
+        _ = distlm.open_runs
 
 
 def test_types_places_and_names_agree() -> None:

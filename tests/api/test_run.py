@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def use_everything(path: str) -> None:
     ids = run.words.encode("w1 w2\nw3")
     assert len(run.log_probs(ids).ids) == len(ids) and run.next_word("w1", top=2)
     assert run.index.search(np.asarray(run.datastore[:2].keys), k=2).words
-    assert run.neighbours("test").tokens and run.results and run.label and not run.model.training  # type: ignore[union-attr]
+    assert run.neighbours("test").tokens and run.results and run.label and not run.model.training
     assert str(run.checkpoint).startswith(path)
 
 
@@ -204,8 +205,8 @@ def test_a_masked_language_model_has_words_model_and_results(tmp_path: Path) -> 
     ids = run.words.encode("w1 w2")
     assert run.words.decode(ids) == "w1 w2" and len(run.words) == run.model.vocabulary
     assert run.words.id_of("[MASK]") in range(5) and run.words.id_of("☃") == run.words.id_of("[UNK]")
-    memories = run.model.memories  # type: ignore[union-attr]
-    assert len(memories) == 2 and not run.model.training  # type: ignore[arg-type]
+    memories: Any = run.model.memories
+    assert len(memories) == 2 and not run.model.training
     assert run.results is None and run.lm_results is None
     for ask in (
         lambda: run.datastore, lambda: run.index, lambda: run.neighbours("test"), lambda: run.log_probs("w1"),

@@ -26,8 +26,8 @@ def test_log_probs_of_a_split_are_those_of_the_evaluation(causal: RunConfig) -> 
     np.testing.assert_array_equal(found.ids, run.tokens("test"))
     losses = RunDir.of(causal).losses
     np.testing.assert_array_equal(found.lm, -Losses.open(losses, "test", "lm").nats)
+    assert found.mixed is not None and found.knn is not None and np.isfinite(found.knn).any()
     np.testing.assert_allclose(found.mixed, -Losses.open(losses, "test", "knn").nats, atol=1e-5)
-    assert found.knn is not None and np.isfinite(found.knn).any()
     alone = run.log_probs(run.tokens("test"), knn=False)
     np.testing.assert_array_equal(alone.lm, found.lm)
     assert alone.knn is None and alone.mixed is None
@@ -91,6 +91,7 @@ def test_dot_products_weigh_as_the_evaluation_weighs_them(transformer_lm: RunCon
     found = run.log_probs(run.tokens("test")[:30], lam=1.0, temperature=4.0, k=16)
     weights = np.exp(-unit.distances[:30].astype(float) / 4.0) * (unit.values[:30] >= 0)
     hits = (weights * (unit.values[:30] == unit.targets[:30, None])).sum(1) / weights.sum(1)
+    assert found.mixed is not None
     np.testing.assert_allclose(np.exp(found.mixed), hits, atol=1e-5)
     after = {word.id: word.knn for word in run.next_word(run.tokens("test")[:20], top=99, temperature=4.0, k=16)}
     assert after[int(unit.targets[20])] == pytest.approx(hits[20], abs=1e-5)
