@@ -7,18 +7,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distlm.api.run import Run as Run
+    from distlm.api.run import open_run as open_run
+    from distlm.datastore.arrays import write_datastore as write_datastore
+    from distlm.datastore.reader import Datastore as Datastore
+    from distlm.errors import DistlmError as DistlmError
     from distlm.memory.layer import ProductKeyMemory as ProductKeyMemory
     from distlm.memory.values.optimizer import SparseValueOptimizer as SparseValueOptimizer
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Datastore": "distlm.datastore.reader",
+    "DistlmError": "distlm.errors",
     "ProductKeyMemory": "distlm.memory.layer",
+    "Run": "distlm.api.run",
     "SparseValueOptimizer": "distlm.memory.values.optimizer",
+    "open_run": "distlm.api.run",
+    "write_datastore": "distlm.datastore.arrays",
 }
 """Public name → the module that has it."""
 
-__all__ = ["ProductKeyMemory", "SparseValueOptimizer", "__version__"]
+__all__ = [
+    "Datastore",
+    "DistlmError",
+    "ProductKeyMemory",
+    "Run",
+    "SparseValueOptimizer",
+    "__version__",
+    "open_run",
+    "write_datastore",
+]
 
 
 def __getattr__(name: str) -> Any:

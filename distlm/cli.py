@@ -196,7 +196,7 @@ def _plan(options: argparse.Namespace, world: World) -> int:
     refuse_ranks(world, "plan", "measures one process")
     config = config_of(options)
     if options.measure:
-        from distlm.trial import try_in_small
+        from distlm.trial.run import try_in_small
 
         code = try_in_small(config, options.recipe, options.overrides)
         if code != EXIT_DONE:

@@ -207,3 +207,5 @@ class Status(Record):
     """Seconds without a line while a job runs, when that is too long; else null."""
     follow: str
     """Command that follows the log; empty where there is no log yet."""
+    imports: bool = False
+    """The stage `train` takes a model as it is and trains nothing."""

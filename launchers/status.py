@@ -15,6 +15,7 @@ from pathlib import Path
 
 from distlm.config.load import load_config
 from distlm.errors import DistlmError
+from distlm.models.registry import kind
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
     PROGRESS_ETA,
@@ -78,7 +79,7 @@ def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
         silent = time.time() - max(newest, progress.time if progress else 0)
         stale = silent if silent > stale_after_s else None
     return Status(
-        run_dir=str(run.root), stages=_stages(run), jobs=jobs, progress=progress, stale_s=stale,
+        run_dir=str(run.root), stages=_stages(run), imports=_imports(run), jobs=jobs, progress=progress, stale_s=stale,
         follow=_follow(run, [found for found, _ in listed]),
     )  # fmt: skip
 
@@ -115,7 +116,11 @@ def as_text(status: Status, now: float) -> str:
 
     active = {job.stage for job in status.jobs if job.state.startswith("RUNNING")}
     words = {True: "done", False: "not yet", None: "unknown"}
-    shown = (f"{name} {'running' if name in active else words[done]}" for name, done in status.stages.items())
+
+    def state(name: str, done: bool | None) -> str:
+        return "imported" if done and name == "train" and status.imports else words[done]
+
+    shown = (f"{name} {'running' if name in active else state(name, done)}" for name, done in status.stages.items())
     if status.stages:
         row("stages", ", ".join(shown))
     for job in status.jobs:
@@ -200,6 +205,14 @@ def _stages(run: RunDir) -> dict[str, bool | None]:
         except (DistlmError, OSError):
             finished[name] = None
     return finished
+
+
+def _imports(run: RunDir) -> bool:
+    config = run.root / "config.yaml"
+    if not config.exists():
+        return False
+    loaded = load_config(str(config))
+    return kind(loaded.model.kind).imports(loaded)
 
 
 def _relevant(listed: list[tuple[Submission, list[slurm.Job]]]) -> list[tuple[Submission, list[slurm.Job]]]:

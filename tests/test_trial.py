@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from support import distlm, write_text
 
-from distlm import trial
 from distlm.config.load import load_config
-from distlm.data.text.made_up import write_made_up
 from distlm.errors import EXIT_DONE
 from distlm.pipeline import STEPS, plan_step, steps_of
 from distlm.runtime import speeds
+from distlm.trial import run as trial
+from distlm.trial.made_up import write_made_up
 
 
 def test_made_up_text_has_the_words_and_tokens_that_are_asked_for(tmp_path: Path) -> None:

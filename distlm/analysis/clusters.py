@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.analysis import plots
-from distlm.analysis.evaluations import Evaluation, open_evaluations
+from distlm.analysis.evaluations import Evaluation, open_evaluations, shown_of
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.reader import Datastore
@@ -89,9 +89,10 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
     evaluations = open_evaluations(runs, split, ("lm",))
     losses = evaluations[0].losses
     dictionary = Dictionary.load(losses.folder / WORDS)
-    # Ids are by falling count; specials, which the dictionary does not count, come before them.
+    # Ids of words are by falling count, those of sub-words are not; specials, which are not counted, come before them.
     first = len(Dictionary.SPECIALS)
-    words = np.arange(first, min(first + settings.words, len(dictionary)))
+    order = np.argsort(-np.array(dictionary.counts[first:]), kind="stable")
+    words = np.sort(order[: settings.words]) + first
     at = np.flatnonzero(np.isin(losses.targets, words))
     if not len(at):
         raise DistlmError(f"{losses.folder / split}: none of the {len(words)} most frequent words; take more --words")
@@ -109,7 +110,7 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
             "low likelier"]  # fmt: skip
     rows = [[item.label, f"{item.fitted:,}", f"{len(item.low):,}", f"{len(item.high):,}", f"{item.low.mean():.2f}",
              f"{item.high.mean():.2f}", f"{item.distance:+.3f}", f"{item.ordered:.3f}"] for item in found]  # fmt: skip
-    shown = " ".join(dictionary.words[word] for word in words)
+    shown = " ".join(map(shown_of(evaluations[0].run, losses).word, words))
     text = (
         f"{markdown(head, rows)}\n\n{settings.components} Gaussians ({settings.covariance}); high: a loss above "
         f"{threshold:.3f} nats; words: {shown}"

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distlm.config.load import load_config
+from distlm.data.text.shown import Shown
+from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.evaluate.records import NAMES
@@ -56,3 +59,16 @@ def open_evaluations(texts: Sequence[str], split: str, names: Sequence[str]) -> 
                 "same split of the same token files"
             )
     return found
+
+
+def shown_of(run: RunDir, losses: Losses) -> Shown:
+    """How the tokens of some losses are shown: by the run's token files, where they are there and of that dictionary;
+    else as the dictionary has them."""
+    try:
+        tokens = TokenFiles.open(run.tokens(load_config(str(run.root))))
+        if tokens.dictionary.hash == losses.facts.dictionary:
+            return Shown.of(tokens)
+    except DistlmError:
+        # The losses are compared without the text that they are of.
+        pass
+    return Shown(losses.words())

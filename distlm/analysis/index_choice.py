@@ -50,7 +50,17 @@ def _write(
 ) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     front, best = pareto(measured), pick(measured, budget)
-    head = ("factory", "nprobe", "bytes/key", f"recall@{k}", "ms/query", "keys/s added", "train s", "perplexity", "")
+    head = (
+        "factory",
+        "nprobe",
+        "bytes/key",
+        f"recall@{k}",
+        "ms/query",
+        "keys/s added",
+        "train s",
+        "perplexity per token",
+        "",
+    )
     rows = [
         (one.factory, str(one.nprobe), str(one.key_bytes), f"{one.recall:.3f}", f"{one.query_ms:.2f}",
          f"{one.add_keys_s:.0f}", f"{one.train_s:.1f}", "-" if one.perplexity is None else f"{one.perplexity:.2f}",
@@ -64,7 +74,8 @@ def _write(
     ]
     if perplexity is not None:
         lines.append(
-            f"Perplexity of the LM alone on the same {len(perplexity.targets)} tokens: {perplexity.of_lm:.2f}."
+            f"Perplexity per token of the LM alone on the same {len(perplexity.targets)} tokens: "
+            f"{perplexity.of_lm:.2f}."
         )
     if best is None:
         lines.append("Nothing measured stays within the budget.")

@@ -6,6 +6,7 @@ from importlib.resources import files
 import jinja2
 
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.generate.stage import marked
 from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds
 
@@ -19,7 +20,7 @@ def environment() -> jinja2.Environment:
     )  # fmt: skip
     filters: dict[str, Callable[..., str]] = {
         "bytes": format_bytes, "seconds": format_seconds, "count": lambda n: f"{n:,}", "self_test": self_test_words,
-        "percent": _percent, "hundredths": _hundredths,
+        "marked": marked, "percent": _percent, "hundredths": _hundredths,
     }  # fmt: skip
     made.filters |= filters
     return made

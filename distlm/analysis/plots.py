@@ -177,7 +177,7 @@ def perplexity_over_weight(tuned: Tuned) -> bytes:
     losses = np.array(grid.loss_nats)[grid.ks.index(given(tuned.k))]
     order = np.argsort(lambdas)
     with rc_context(STYLE):
-        figure, axes = _axes("λ", f"perplexity ({tuned.split})")
+        figure, axes = _axes("λ", f"perplexity per token ({tuned.split})")
         colours = colormaps["viridis"](np.linspace(0.3, 0.85, len(losses)))
         for temperature, row, colour in zip(grid.temperatures, losses, colours, strict=True):
             best = temperature == tuned.temperature
@@ -200,7 +200,7 @@ def perplexity_over_k(tuned: Tuned) -> bytes:
     best = np.exp(np.array(grid.loss_nats).min(axis=(1, 2)))
     order = np.argsort(grid.ks)
     with rc_context(STYLE):
-        figure, axes = _axes("neighbours k", f"best perplexity ({tuned.split})")
+        figure, axes = _axes("neighbours k", f"best perplexity per token ({tuned.split})")
         axes.plot(np.array(grid.ks)[order], best[order], color=BLUE, marker="o", markersize=3.5, linewidth=1.2)
         axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
         axes.set_xscale("log", base=2)
@@ -212,7 +212,7 @@ def perplexity_over_k(tuned: Tuned) -> bytes:
 def perplexity_over_skips(curves: Mapping[str, GateCurve]) -> bytes:
     """Perplexity over the share of skipped searches, a line per split."""
     with rc_context(STYLE):
-        figure, axes = _axes("share of searches skipped", "perplexity")
+        figure, axes = _axes("share of searches skipped", "perplexity per token")
         for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREY), strict=False):
             axes.plot(
                 curve.skipped, curve.perplexity, color=colour, marker="o", markersize=3, linewidth=1.2, label=name

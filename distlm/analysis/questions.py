@@ -59,7 +59,7 @@ def table_rows(found: Sequence[Answer]) -> tuple[list[str], list[list[str]]]:
         "k used",
         "recall",
         "search s",
-        *(f"{split} ppl" for split in splits),
+        *(f"{split} ppl per word" for split in splits),
     ]
     rows = [
         [one.label, one.index, _number(one.key_bytes, ".1f"), _number(one.nprobe, "d"), str(one.k),

@@ -94,8 +94,8 @@ def _alone(results: LmResults) -> dict[str, str]:
     memory = results.model.memory_values
     if memory is not UNSET:
         lead = "Masked language model with product-key memory" if memory else "Masked language model"
-        return {"title": "masked LM report", "lead": lead, "of": "masked tokens"}
-    return {"title": "LM report", "lead": "Language model", "of": "tokens"}
+        return {"title": "masked LM report", "lead": lead, "of": "masked tokens", "per": "masked token"}
+    return {"title": "LM report", "lead": "Language model", "of": "tokens", "per": "word"}
 
 
 def _headline(results: Results) -> Headline:

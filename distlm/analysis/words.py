@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distlm.data.text.shown import Shown
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.evaluate.records import NAMES
@@ -41,10 +42,11 @@ def open_evaluation(text: str, run: RunDir, split: str) -> Losses:
     return Losses.open((RunDir(Path(folder)) if colon else run).losses, split, name)
 
 
-def word_changes(before: Losses, after: Losses, skip: int = 0) -> list[WordChange]:
+def word_changes(before: Losses, after: Losses, skip: int = 0, shown: Shown | None = None) -> list[WordChange]:
     """Every word that occurs, the most improved first, equal ones by word; the first `skip` tokens are left out.
 
-    Raises DistlmError when the two are not of the same tokens, or nothing is left.
+    `shown`: of the token files, so that sub-words are shown as text; None: as the dictionary has them. Raises
+    DistlmError when the two are not of the same tokens, or nothing is left.
     """
     if before.facts.dictionary != after.facts.dictionary or not np.array_equal(before.targets, after.targets):
         raise DistlmError(
@@ -58,7 +60,9 @@ def word_changes(before: Losses, after: Losses, skip: int = 0) -> list[WordChang
     old, new = (np.bincount(targets, part.nats[skip:], minlength=len(words)) for part in (before, after))
     changes = np.bincount(targets, before.nats[skip:] - after.nats[skip:], minlength=len(words))
     rows = [
-        WordChange(words[i], int(counts[i]), float(changes[i]), float(old[i]), float(new[i]))
+        WordChange(
+            shown.word(int(i)) if shown else words[i], int(counts[i]), float(changes[i]), float(old[i]), float(new[i])
+        )
         for i in np.flatnonzero(counts)
     ]
     return sorted(rows, key=lambda row: (-row.change, row.word))
@@ -81,8 +85,8 @@ def words_table(rows: Sequence[WordChange], top: int, title: str) -> str:
     width = max([4, *(len(row.word) for row in [*best, *worst])])
     head = f"{'word':<{width}} {'count':>8} {'Δ nats':>11}"
     lines = [
-        f"{title}: {total:,} tokens, perplexity {math.exp(before / total):.2f} → {math.exp(after / total):.2f}, "
-        f"{before - after:+.2f} nats in all",
+        f"{title}: {total:,} tokens, perplexity per token {math.exp(before / total):.2f} → "
+        f"{math.exp(after / total):.2f}, {before - after:+.2f} nats in all",
         "",
         f"{head}   {head}",
     ]

@@ -48,7 +48,7 @@ def _add_figures(add: Add) -> None:
 
 def _add_generate(add: Add) -> None:
     child = add("generate", "continue a prompt without and with neighbours, and show them", _generate, stage="knn")
-    child.add_argument("--prompt", default="", help="words between spaces, as in the text; default: none")
+    child.add_argument("--prompt", default="", help="as in the text; words between spaces; default: none")
     child.add_argument("--tokens", type=int, default=40, help="words to generate; default 40")
     child.add_argument("--greedy", action="store_true", help="take the most probable word instead of drawing one")
     child.add_argument("--seed", type=int, default=1, help="of the draws; default 1")
@@ -68,13 +68,14 @@ def _report(options: argparse.Namespace, world: World) -> int:
 
 
 def _report_words(options: argparse.Namespace, world: World) -> int:
+    from distlm.analysis.evaluations import shown_of
     from distlm.analysis.words import open_evaluation, word_changes, words_table, write_csv
     from distlm.runtime.rundir import RunDir
 
     config = config_of(options)
     run, split = RunDir.of(config), options.split or config.knn.splits[0]
     before, after = (open_evaluation(text, run, split) for text in (options.before, options.after))
-    rows = word_changes(before, after, options.skip)
+    rows = word_changes(before, after, options.skip, shown_of(run, before))
     names = "-".join(Path(text.replace(":", "/")).name for text in (options.before, options.after))
     out = Path(options.out) if options.out else run.root / f"words-{split}-{names}.csv"
     write_csv(rows, out)

@@ -10,13 +10,13 @@ from distlm.models.kind import Refuse
 from distlm.models.registry import kind
 
 _AT_LEAST_ONE = (
-    "data.min_count", "data.pad_to_multiple", "train.keep_last", "train.log_every", "datastore.block",
+    "data.min_count", "data.pad_to_multiple", "train.keep_last", "train.log_every",
     "datastore.batch_blocks", "datastore.rows_per_shard", "index.sample", "knn.block", "knn.batch_blocks",
     "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "data.max_words", "train.weight_decay", "train.clip_norm", "train.lr", "train.valid_every", "train.save_every",
-    "train.max_updates_this_run", "datastore.context_window", "knn.buckets", "knn.ladder_sample", "knn.context_window",
+    "train.max_updates_this_run", "datastore.block", "knn.buckets", "knn.ladder_sample", "knn.context_window",
     "launch.threads",
 )  # fmt: skip
 
@@ -29,6 +29,7 @@ def check_values(config: RunConfig, where: str) -> None:
 
     at_least(config, refuse, 1, _AT_LEAST_ONE)
     at_least(config, refuse, 0, _AT_LEAST_ZERO)
+    at_least(config, refuse, -1, ("datastore.context_window",))
     if config.data.tokenizer and config.data.dictionary:
         refuse("data.dictionary", config.data.dictionary, "the tokens of data.tokenizer are its own; leave one out")
     shares(config, refuse, "data")
@@ -44,7 +45,7 @@ def at_least(config: RunConfig, refuse: Refuse, least: int, keys: Sequence[str])
             refuse(
                 key,
                 int(value) if value == int(value) else value,
-                f"must be at least {least}" if least else "must not be negative",
+                "must not be negative" if least == 0 else f"must be at least {least}",
             )
 
 

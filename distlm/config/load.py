@@ -48,6 +48,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     config = _build({**from_file, **from_command_line, _KIND: name}, from_command_line, found, cls)
     if not config.run_dir:
         config.run_dir = f"runs/{config.name}"
+    kind(name).fill(config)
     check_values(config, found.where)
     return config
 

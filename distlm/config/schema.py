@@ -113,9 +113,10 @@ class DatastoreConfig:
     split: str = "train"
     """Split whose tokens are stored."""
     context_window: int = 1536
-    """Tokens before the first stored one: rows = tokens − context_window (min-context rule)."""
+    """Tokens before the first stored one: rows = tokens − context_window (min-context rule). −1: chosen for the model,
+    an eighth of a forward pass, so that 8 tokens are computed for 7 stored ones; with 1536 and 1536 it is 2 for 1."""
     block: int = 1536
-    """Scored tokens in one forward pass."""
+    """Scored tokens of a forward pass. 0: what the context leaves of the tokens that the model takes, at most 2,048."""
     batch_blocks: int = 2
     """Blocks in one forward pass."""
     rows_per_shard: int = 1000000

@@ -6,10 +6,11 @@ from distlm.config.training import BlocksConfig, UpdatesConfig
 from distlm.models.kind import Refuse
 
 
-def check_updates(config: RunConfig, refuse: Refuse) -> None:
-    """Settings of UpdatesConfig."""
+def check_updates(config: RunConfig, refuse: Refuse, least_updates: int = 1) -> None:
+    """Settings of UpdatesConfig. `least_updates`: 0 where a model may be taken as it is."""
     train = config.section(UpdatesConfig)
-    at_least(config, refuse, 1, ("train.blocks_per_update", "train.micro_blocks", "train.updates"))
+    at_least(config, refuse, 1, ("train.blocks_per_update", "train.micro_blocks"))
+    at_least(config, refuse, least_updates, ("train.updates",))
     at_least(config, refuse, 0, ("train.warmup_updates", "train.min_lr"))
     adam(train.adam_betas, train.adam_eps, ("train.adam_betas", "train.adam_eps"), refuse)
     if train.blocks_per_update % train.micro_blocks:
@@ -27,9 +28,9 @@ def updates_in_small(train: UpdatesConfig, share: float) -> dict[str, object]:
     }  # fmt: skip
 
 
-def check_blocks(config: RunConfig, refuse: Refuse) -> None:
-    """Settings of BlocksConfig."""
+def check_blocks(config: RunConfig, refuse: Refuse, least_updates: int = 1) -> None:
+    """Settings of BlocksConfig; `least_updates` as for check_updates."""
     config.section(BlocksConfig)
-    check_updates(config, refuse)
+    check_updates(config, refuse, least_updates)
     at_least(config, refuse, 1, ("train.tokens_per_sample",))
     at_least(config, refuse, 0, ("train.l2_weight",))

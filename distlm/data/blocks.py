@@ -12,6 +12,8 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 
 Ints = npt.NDArray[np.int64]
+BEGINS = ", after the beginning-of-text token"
+"""What a context rule in words adds where each block has that token in front."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,19 @@ def eval_blocks(ids: npt.NDArray[np.integer], context_window: int, block: int) -
     return Blocks(np.maximum(bounds[:-1] - context_window, 0), bounds[:-1], bounds[1:])
 
 
-def gather(ids: npt.NDArray[np.integer], blocks: Blocks, indices: npt.ArrayLike, pad: int = Dictionary.PAD) -> Batch:
+def gather(
+    ids: npt.NDArray[np.integer],
+    blocks: Blocks,
+    indices: npt.ArrayLike,
+    pad: int = Dictionary.PAD,
+    begins: bool = False,
+) -> Batch:
     """The batch of some blocks, as NumPy arrays; T is the longest of these rows.
 
     `ids` int [tokens] (a memory map is fine), `indices` int [B]. The input of position t is token t−1, and EOS before
-    token 0. Padding: `pad` in inputs and targets, False in scored.
+    token 0. With `begins` the first input of each row is BOS instead: a block's text then begins as a text does for
+    models that were trained so, at the cost of the one token before its context; no position is added and none scored.
+    Padding: `pad` in inputs and targets, False in scored.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     context_start, start, end = blocks.context_start[chosen], blocks.start[chosen], blocks.end[chosen]
@@ -116,7 +126,7 @@ def gather(ids: npt.NDArray[np.integer], blocks: Blocks, indices: npt.ArrayLike,
     for row, (first, last) in enumerate(zip(context_start.tolist(), end.tolist(), strict=True)):
         length = last - first
         targets[row, :length] = ids[first:last]
-        inputs[row, 0] = ids[first - 1] if first > 0 else Dictionary.EOS
+        inputs[row, 0] = Dictionary.BOS if begins else ids[first - 1] if first > 0 else Dictionary.EOS
         inputs[row, 1:length] = targets[row, : length - 1]
     position = context_start[:, None] + np.arange(longest)
     return Batch(inputs, targets, (position >= start[:, None]) & (position < end[:, None]))

@@ -96,6 +96,12 @@ class Subwords:
         return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
 
     @cached_property
+    def begin(self) -> int | None:
+        """Piece that the tokenizer puts in front of a text; None: it puts none."""
+        whole, bare = (self.tokenizer.encode("a", add_special_tokens=flag).ids for flag in (True, False))
+        return whole[0] if len(whole) > len(bare) and whole[1 : 1 + len(bare)] == bare else None
+
+    @cached_property
     def _text_tokenizer(self) -> Any:
         """The same tokenizer, for which special tokens spelled in a text are text."""
         from tokenizers import Tokenizer

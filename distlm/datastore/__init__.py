@@ -7,5 +7,7 @@ shard_writer  one shard to disk while the model computes
 writer        the stage
 estimate      what the stage will need
 reader        a finished store, memory-mapped
+rows          its rows by global number
+arrays        a store from arrays, outside a run
 verify        every byte against its checksum
 """

@@ -2,6 +2,7 @@
 
 from distlm.config.schema import RunConfig
 from distlm.data.estimate import expected_tokens
+from distlm.datastore.lengths import block_lengths
 from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError, UsageError
@@ -40,16 +41,15 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
         notes.append(f"a dictionary of {vocabulary} words is assumed")
     if tokens == 0:
         return StagePlan("datastore write", "rows unknown", 0, 0, None, notes, known=False)
-    plan = plan_store(
-        tokens, store.context_window, store.block, store.batch_blocks, store.rows_per_shard, model.max_positions
-    )
+    window, block = block_lengths(store.context_window, store.block, model.max_positions)
+    plan = plan_store(tokens, window, block, store.batch_blocks, store.rows_per_shard, model.max_positions)
     item = 2 if store.key_dtype == "float16" else 4
-    length = store.context_window + store.block
+    length = window + block
     batch = store.batch_blocks * length
     # Residual, normed, q, k, v and attention output, and the widest layer, in fp32.
     threads = config.launch.threads or share_of_cores(ranks)
     activations = threads * 4 * batch * (8 * model.width + found.inner_floats(model))
-    queue = (QUEUE_BATCHES + 1) * store.batch_blocks * store.block * model.width * item
+    queue = (QUEUE_BATCHES + 1) * store.batch_blocks * block * model.width * item
     computed = int(plan.blocks.lengths.sum())
     if ranks > len(plan.shards):
         notes.append(f"{len(plan.shards)} shards: {ranks - len(plan.shards)} of {ranks} ranks will have nothing to do")
@@ -58,8 +58,8 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     seconds = computed * found.forward_flops(model, store.tap, length) / rate
     return StagePlan(
         "datastore write",
-        f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; {computed / plan.rows:.2f} "
-        "tokens computed per row",
+        f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; context {window} + block "
+        f"{block}: {computed / plan.rows:.2f} tokens computed per row",
         disk_bytes=plan.rows * (model.width * item + 4),
         memory_bytes=_BASE_MEMORY + 4 * parameter_count(model, vocabulary) + activations + queue,
         seconds=seconds,

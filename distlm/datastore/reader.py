@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from distlm.datastore.manifest import (
     file_problem,
@@ -16,6 +17,7 @@ from distlm.datastore.manifest import (
     values_path,
 )
 from distlm.datastore.records import Manifest, Shard
+from distlm.datastore.rows import Rows, read_rows
 from distlm.errors import DistlmError
 
 __all__ = ["Datastore", "Shard"]
@@ -23,9 +25,11 @@ __all__ = ["Datastore", "Shard"]
 
 @dataclass(frozen=True)
 class Datastore:
-    """Row i holds the key (hidden state that predicts) and the value (the token) of one token of the corpus.
+    """A finished store of N rows, memory-mapped: `keys, values = store[rows]`, `len(store)`, `Datastore.open(folder)`.
 
-    Rows are in corpus order: the key of row i + 1 is that of the next token.
+    Row i holds the key, float16 or float32 [D] (the hidden state that predicts), and the value, an int32 id (the token)
+    of one token of the corpus (Khandelwal et al. 2020, §2). Rows are in corpus order: the key of row i + 1 is that of
+    the next token.
     """
 
     folder: Path
@@ -58,6 +62,19 @@ class Datastore:
     def rows(self) -> int:
         """N."""
         return self.manifest.rows
+
+    def __len__(self) -> int:
+        """N."""
+        return self.rows
+
+    def __getitem__(self, chosen: int | slice | npt.ArrayLike) -> Rows:
+        """Keys [..., D], as stored, and values int32 [...] of rows by global number: an int, a slice, or an array of
+        ints of any shape. A slice within a shard is a view of the files; of anything else what is asked for is copied.
+
+        Raises IndexError for numbers outside 0..N−1, below zero too: −1 is what a search gives where there is no
+        neighbour, not the last row.
+        """
+        return read_rows(self, chosen)
 
     @property
     def width(self) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from msgspec import field
+from msgspec import UNSET, UnsetType, field
 
 from distlm.datastore.settings import Settings
 from distlm.errors import DistlmError
@@ -24,6 +24,8 @@ class Context(Part):
     """datastore.batch_blocks, blocks of one forward pass."""
     rule: str
     """The same in words."""
+    begins: bool | UnsetType = UNSET
+    """Each block has the beginning-of-text token in front, which is context and no row; absent: it has none."""
 
 
 class Shard(Part):
@@ -96,7 +98,9 @@ class Manifest(Record, kw_only=True):
     @classmethod
     def of_store(cls, settings: Settings, rows: int, shards: list[Shard], complete: bool) -> "Manifest":
         """The manifest of a store of these settings."""
-        context = Context(settings.context_window, settings.block, settings.batch_blocks, settings.rule)
+        context = Context(
+            settings.context_window, settings.block, settings.batch_blocks, settings.rule, settings.begins or UNSET
+        )
         return cls(
             complete=complete, rows=rows, split=settings.split, tap=settings.tap,
             rows_per_shard=settings.rows_per_shard, key_dtype=settings.key_dtype, width=settings.width,
@@ -123,7 +127,7 @@ class Manifest(Record, kw_only=True):
         context = self.context
         return Settings(
             self.split, self.tap, context.context_window, context.block, context.batch_blocks, self.rows_per_shard,
-            self.key_dtype, self.width, self.vocabulary, self.model, self.dictionary, self.tokens,
+            self.key_dtype, self.width, self.vocabulary, self.model, self.dictionary, self.tokens, bool(context.begins),
         )  # fmt: skip
 
     @property

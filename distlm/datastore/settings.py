@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from distlm.data.blocks import BEGINS
 from distlm.runtime.files import json_hash
 
 _OF_CONFIG = ("split", "tap", "context_window", "block", "batch_blocks", "rows_per_shard", "key_dtype")
@@ -27,11 +28,17 @@ class Settings:
     """Hash of the dictionary."""
     tokens: str
     """Fingerprint of the token files."""
+    begins: bool = False
+    """Each block has the beginning-of-text token in front, as the model says."""
 
     @property
     def hash(self) -> str:
         """What a shard's sidecar says it belongs to."""
-        return json_hash(asdict(self))
+        found = asdict(self)
+        if not self.begins:
+            # Stores from before there was such a token keep their hashes.
+            del found["begins"]
+        return json_hash(found)
 
     @property
     def rule(self) -> str:
@@ -39,6 +46,7 @@ class Settings:
         return (
             f"the first {self.context_window} tokens are not stored; each stored token is seen with "
             f"{self.context_window} to {self.context_window + self.block - 1} tokens before it"
+            f"{BEGINS if self.begins else ''}"
         )
 
     def differences(self, other: "Settings") -> list[str]:

@@ -15,6 +15,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.estimate import plan_datastore
 from distlm.datastore.extract import batches_of_hidden_states
+from distlm.datastore.lengths import block_lengths
 from distlm.datastore.manifest import (
     MANIFEST,
     SIDECARS,
@@ -172,15 +173,13 @@ def open_job(config: RunConfig, run: RunDir) -> StoreJob:
     tokens = TokenFiles.open(run.tokens(config))
     check_dictionary(card, tokens.dictionary)
     ids = tokens.split(store.split)
-    plan = plan_store(
-        len(ids), store.context_window, store.block, store.batch_blocks, store.rows_per_shard,
-        model.max_positions,
-    )  # fmt: skip
+    window, block = block_lengths(store.context_window, store.block, model.max_positions)
+    plan = plan_store(len(ids), window, block, store.batch_blocks, store.rows_per_shard, model.max_positions)
     settings = Settings(
-        split=store.split, tap=store.tap, context_window=store.context_window, block=store.block,
+        split=store.split, tap=store.tap, context_window=window, block=block,
         batch_blocks=store.batch_blocks, rows_per_shard=plan.rows_per_shard, key_dtype=store.key_dtype,
         width=model.width, vocabulary=card.vocabulary, model=model_fingerprint(checkpoint),
-        dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint,
+        dictionary=tokens.dictionary.hash, tokens=tokens.fingerprint, begins=model.begins,
     )  # fmt: skip
     return StoreJob(run.datastore, checkpoint, ids, plan, settings)
 

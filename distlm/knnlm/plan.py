@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distlm.config.schema import RunConfig
 from distlm.data.estimate import expected_tokens
+from distlm.datastore.lengths import lengths_of
 from distlm.errors import UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
@@ -189,6 +190,6 @@ def _count(config: RunConfig, splits: Sequence[str] | None = None) -> _Counts:
     """Tokens of the splits (of knn.splits) and rows of the store, from the token files or estimated from the text."""
     found, store = expected_tokens(config), config.datastore
     queries = sum(found.tokens.get(split, 0) for split in (config.knn.splits if splits is None else splits))
-    rows = max(0, found.tokens.get(store.split, 0) - store.context_window)
+    rows = max(0, found.tokens.get(store.split, 0) - lengths_of(config)[0])
     words = found.words or kind(config.model.kind).assumed_words(config)
     return _Counts(queries, rows, words, found.note, found.exact)

@@ -3,7 +3,6 @@
 Plans read this without torch; what builds a model imports it.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from distlm.config.schema import RunConfig
@@ -71,7 +70,11 @@ def card_of(description: Description, vocabulary: int, dictionary: str, weights:
     """The card of a model whose weights have the hash `weights`; `more`: further fields that every kind has."""
     found = kind_of(description)
     more |= found.card_extras(description, vocabulary)
-    config = asdict(description)  # type: ignore[call-overload]
     return (found.card or ModelCard)(
-        kind=found.name, config=config, vocabulary=vocabulary, dictionary=dictionary, weights=weights, **more
+        kind=found.name,
+        config=description.recorded(),
+        vocabulary=vocabulary,
+        dictionary=dictionary,
+        weights=weights,
+        **more,
     )

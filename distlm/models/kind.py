@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from distlm.errors import DistlmError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from distlm.config.schema import RunConfig
@@ -35,6 +37,11 @@ class Description:
     KIND: ClassVar[str]
     """Name of its kind."""
 
+    def recorded(self) -> dict[str, Any]:
+        """What model.json holds of it. A field that is newer than files may be left out at its default, so that the
+        fingerprints of models that are there stay what they are."""
+        return asdict(self)  # type: ignore[call-overload]
+
 
 class CausalDescription(Description):
     """That of a model that predicts the next word."""
@@ -43,6 +50,11 @@ class CausalDescription(Description):
     """D of the hidden states."""
     max_positions: int
     """Longest sequence, in tokens."""
+
+    @property
+    def begins(self) -> bool:
+        """Each block is given with Dictionary.BOS, the beginning of a text, in front: context that is never scored."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,10 @@ class Kind(ModelKind):
     def stages(self, config: Any) -> tuple[str, ...]:
         """Verbs of `distlm run`, in order."""
 
+    def fill(self, config: Any) -> None:
+        """Set what was left empty and follows from other settings; before `check`."""
+        return
+
     def check(self, config: Any, refuse: Refuse) -> None:
         """Call `refuse` for settings of this kind that have the right type and cannot work."""
         return
@@ -149,6 +165,13 @@ class Kind(ModelKind):
         """Size of the dictionary that plans assume before there are token files."""
         return int(config.data.max_words) or 40_000
 
+    @abstractmethod
+    def load(self, config: Any, run: RunDir, device: torch.device | str) -> tuple[nn.Module, Path]:
+        """The model of a run in eval mode, fp32 on `device`, and its checkpoint: the one that later stages read.
+
+        Raises DistlmError when there is none, or its files are damaged.
+        """
+
     # Training and evaluation.
 
     @abstractmethod
@@ -163,6 +186,15 @@ class Kind(ModelKind):
         """Settings, key → value, with which training does about this share of its work (at least a few updates) and
         starts from fresh weights, so that it can be timed; None: this kind cannot be tried in small."""
         return None
+
+    def imports(self, config: Any) -> bool:
+        """`distlm train` takes the model of another program as it is, and trains nothing."""
+        return False
+
+    def take(self, stage: Stage) -> dict[str, object]:
+        """`distlm train` of a kind that `imports`: writes the checkpoint. What was made, as names and figures.
+        Collective."""
+        raise DistlmError(f"a {self.name} is not imported by `distlm train`")
 
     def may_grow(self, before: Mapping[str, Any], config: Any, key: str) -> str:
         """Why the length `key` of a training may not grow now; empty: it may, and gives what asking for it at first

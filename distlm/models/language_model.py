@@ -1,7 +1,7 @@
 """What datastore, search and evaluation ask of a language model, whatever its kind."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,10 +20,17 @@ class LanguageModel(nn.Module):
     """D of `hidden` and of the taps."""
     vocabulary: int
     """V: words of the dictionary, specials included."""
+    begins = False
+    """Each block is given with Dictionary.BOS in front (data.blocks.gather)."""
 
     @abstractmethod
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
         """inputs int64 [B, T], right-padded → states of every position, both [B, T, D]."""
+
+    def new_past(self) -> Any:
+        """What the passes over one growing text keep, e.g. keys and values of attention: handed to `forward` as `past`
+        with the tokens that are new, it gives their states. None: every pass has to begin anew, and takes no `past`."""
+        return None
 
     @abstractmethod
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def evaluate_in_blocks(stage: Stage) -> dict[str, float]:
     knn, tap = stage.config.knn, stage.config.section(BlocksConfig).tap
 
     def score(model: LanguageModel, tokens: TokenFiles, split: str) -> tuple[float, str]:
-        validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks)
+        validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks, model.begins)
         device = next(model.parameters()).device
         loss = validator.run_alone(TrainModule(model, tap, 0.0, "mean").eval(), device).loss
         return loss, f"{validator.rule}; {COUNTED}"
@@ -81,7 +81,7 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
         if tokens.tokenizer:
             found.words, found.token_perplexity = tokens.words(split), math.exp(min(loss, 700.0))
         splits[split] = found
-        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} ({rule})")
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} per word ({rule})")
     results = LmResults(
         name=stage.config.name,
         splits=splits,

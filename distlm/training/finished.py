@@ -31,7 +31,9 @@ def evaluated_as_trained(config: RunConfig, run: RunDir) -> bool:
 
 def lm_table(results: LmResults) -> str:
     """lm.json for people."""
-    lines = [f"{'split':<8}{'tokens':>10}{'loss':>10}{'perplexity':>12}"]
+    masked = any(found.rows for found in results.splits.values())
+    figure = "per masked token" if masked else "per word"
+    lines = [f"{'split':<8}{'tokens':>10}{'loss':>10}{'perplexity':>12} {figure}"]
     for split, found in results.splits.items():
         lines.append(f"{split:<8}{found.tokens:>10}{found.loss_nats:>10.4f}{found.perplexity:>12.2f}")
         lines += [f"  memory of layer {layer}: {use.words}" for layer, use in (found.memory or {}).items()]

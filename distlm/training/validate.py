@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from distlm.config.training import BlocksConfig
-from distlm.data.blocks import Blocks, eval_blocks, gather
+from distlm.data.blocks import BEGINS, Blocks, eval_blocks, gather
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.runtime import metrics
@@ -36,7 +36,7 @@ class Validation:
     @property
     def text(self) -> str:
         """For people."""
-        per_token = f", {_exp(self.loss):.2f} per token" if self.words else ""
+        per_token = f" per word, {_exp(self.loss):.2f} per token" if self.words else " per word"
         return f"valid loss {self.loss:.4f}, ppl {self.perplexity:.2f}{per_token} ({self.rule})"
 
     @property
@@ -64,21 +64,25 @@ def not_finite() -> DistlmError:
 class Validator:
     """Scores a split in batches of blocks: whole lines packed, each block with the tokens before it as context."""
 
-    def __init__(self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int) -> None:
+    def __init__(
+        self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int, begins: bool = False
+    ) -> None:
         """Blocks of at most `block` tokens after up to `context` tokens; `batch_blocks` of them go through the model at
         once (it does not change the result of a block, but the batches, not the ranks, decide the order of summation).
+        `begins`: the model's.
         """
+        self.begins = begins
         self.ids, self.batch_blocks = tokens.split(split), batch_blocks
         self.words = tokens.words(split) if tokens.tokenizer else 0
         self.blocks: Blocks = eval_blocks(self.ids, context, block)
-        self.rule = f"blocks of {block} with up to {context} tokens of context"
+        self.rule = f"blocks of {block} with up to {context} tokens of context{BEGINS if begins else ''}"
 
     @classmethod
-    def in_training(cls, tokens: TokenFiles, train: BlocksConfig) -> "Validator":
+    def in_training(cls, tokens: TokenFiles, train: BlocksConfig, begins: bool = False) -> "Validator":
         """Of the valid split, dealt to the ranks round robin: half the training length, with the other half as context,
         so that no position is beyond those trained."""
         context = train.tokens_per_sample // 2
-        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks)
+        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks, begins)
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
         """Collective. Raises DistlmError when the loss is not finite."""
@@ -111,7 +115,7 @@ class Validator:
 
     def _score(self, forward: Callable[..., Sums], device: torch.device, number: int) -> float:
         indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
-        batch = gather(self.ids, self.blocks, indices)
+        batch = gather(self.ids, self.blocks, indices, begins=self.begins)
         arrays = (torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.scored))
         with torch.no_grad():
             return float(forward(*arrays).ce)

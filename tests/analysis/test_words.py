@@ -57,7 +57,7 @@ def test_csv_and_text(tmp_path):
     assert [float(row["change_nats"]) for row in read] == [row.change for row in rows]
     table = words_table(rows, 20, "valid").splitlines()
     before, after = (math.exp(-part.mean()) for part in (LM, CACHE))
-    assert f"6 tokens, perplexity {before:.2f} → {after:.2f}" in table[0]
+    assert f"6 tokens, perplexity per token {before:.2f} → {after:.2f}" in table[0]
     assert table[-1].split() == ["the", "3", "-1.39", "Meridian", "2", "+4.85"]
     assert len(table) == 4
 

@@ -26,6 +26,13 @@ FIGURES = {
         "builds/0/index train/bytes_predicted_over_measured",
         "builds/0/index merge/bytes_predicted_over_measured",
     ),
+    "pretrained.py": (
+        "per_word/valid/transformers",
+        "per_word/valid/lm",
+        "per_word/test/knn",
+        "per_word/test/knn_buckets",
+        "rows",
+    ),
     "rescoring.py": ("ratios/warm/scoring", "tokens_per_s/sorted_scoring/cold", "recall/IVF16,PQ4x4"),
 }
 """Numbers above 0 in the JSON of each."""

@@ -55,7 +55,7 @@ def test_search_and_tuning(run: tuple[Path, Path]) -> None:
     with open_stage("knn", lstm_config(tokens, folder, *SMALL)) as stage:
         run_search(stage)
         summary = run_tune(stage)
-    assert summary["perplexity"] <= summary["lm_perplexity"]
+    assert summary["perplexity_per_word"] <= summary["lm_perplexity_per_word"]
 
 
 def test_the_transformer_s_taps_are_refused(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     assert summary["step"] == 6 and math.isfinite(summary["valid_ppl"])
     for stage, function in (
         ("datastore", run_datastore_write), ("index", run_index_build), ("knn", run_search), ("knn", run_cache),
-        ("knn", run_tune), ("knn", run_evaluate),
     ):  # fmt: skip
         in_stage(stage, config, function)
+    tuned, evaluated = in_stage("knn", config, run_tune), in_stage("knn", config, run_evaluate)
     results = json.loads(run.results.read_text("utf-8"))
     valid = results["splits"]["valid"]
     words = sum(len(line.split()) + 1 for line in (text / "valid.txt").read_text("utf-8").split("\n")[:-1])
@@ -119,6 +119,12 @@ def test_train_store_index_evaluate(name: str, text: Path, tmp_path: Path) -> No
     assert valid["lm"]["perplexity"] == pytest.approx(math.exp(nats / words), rel=1e-4)
     assert valid["lm"]["token_perplexity"] == pytest.approx(math.exp(nats / valid["tokens"]), rel=1e-4)
     assert valid["knn"]["loss_nats"] <= valid["lm"]["loss_nats"]
+    # The two stages print the same figures under the same names.
+    for prefix, name in (("lm_", "lm"), ("", "knn"), ("cache_", "cache")):
+        found = tuned[f"{prefix}perplexity_per_word"], tuned[f"{prefix}perplexity_per_token"]
+        assert found == pytest.approx((valid[name]["perplexity"], valid[name]["token_perplexity"]), rel=1e-6)
+        assert evaluated[f"valid/{name}/perplexity_per_word"] == valid[name]["perplexity"]
+    assert not any(name.endswith("perplexity") for name in {**tuned, **evaluated})
     alone = in_stage("train", config, evaluate_alone)
     assert alone["valid"] == pytest.approx(valid["lm"]["perplexity"], rel=1e-4)
     table = results_table(Results.read(run.results))

@@ -11,14 +11,13 @@ import numpy as np
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.encode import Encoder
-from distlm.index.faiss_module import require_faiss
-from distlm.index.layout import Array, IndexFolder, deserialise
 from distlm.index.build.sample import check_finite
-from distlm.index.records import PartRecord
-from distlm.index.state import merged_before
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
-from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.index.faiss_module import require_faiss
+from distlm.index.layout import Array, IndexFolder, deserialise
+from distlm.index.records import PartRecord
+from distlm.index.state import merged_before
 from distlm.runtime.files import (
     atomic_path,
     file_hash,
@@ -28,6 +27,7 @@ from distlm.runtime.files import (
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.stage import Stage
 
@@ -44,8 +44,8 @@ class AddSummary(TypedDict):
 def run_index_add(stage: Stage) -> AddSummary:
     """Write RUN/index/NAME/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
 
-    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. Raises DistlmError without a template, for a template of
-    another store, a full disk, and NaN or infinite keys.
+    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. Raises DistlmError
+    without a template, for a template of another store, a full disk, and NaN or infinite keys.
     """
     start = time.monotonic()
     comm = stage.comm

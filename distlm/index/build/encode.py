@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from distlm.index.build import product_codes
+from distlm.index.build.product_codes import ProductCodes
+from distlm.index.build.torch_lists import TorchLists
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array
-from distlm.index.build.product_codes import ProductCodes
-from distlm.index.build.torch_lists import TorchLists
 
 BLOCK = 1024
 """Keys in one matrix product: from here on faiss's results agree with those of larger batches."""

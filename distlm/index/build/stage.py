@@ -6,9 +6,9 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.index.build.add import run_index_add
+from distlm.index.build.template import run_index_train
 from distlm.index.layout import IndexFolder
 from distlm.index.merge.stage import MergeSummary, run_index_merge
-from distlm.index.build.template import run_index_train
 from distlm.index.records import IndexRecord, TemplateRecord
 from distlm.runtime.stage import Stage
 

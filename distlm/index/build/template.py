@@ -8,13 +8,11 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.sample import read_sample, sample_counts, sample_rows
 from distlm.index.factory import KEYS_PER_LIST, MOST_KEYS_PER_LIST, Factory, fit_factory, inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, serialise
-from distlm.index.build.sample import read_sample, sample_counts, sample_rows
 from distlm.index.records import TemplateRecord
-from distlm.runtime.ranks.collective import rank0_first, together
-from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.files import (
     atomic_path,
     bytes_hash,
@@ -25,6 +23,8 @@ from distlm.runtime.files import (
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
+from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.stage import Stage
 
 
@@ -228,8 +228,8 @@ def _trained_before(folder: IndexFolder, datastore: Datastore, plan: Factory, se
     for name, then, now in now_and_then:
         if then != now:
             raise DistlmError(
-                f"{folder.template_json}: trained with {name} {then!r}, now {now!r}; give the new one a name of its own "
-                f"with index.name=, set index.{name}= as it was, or remove {folder.root}"
+                f"{folder.template_json}: trained with {name} {then!r}, now {now!r}; give the new one a name of its "
+                f"own with index.name=, set index.{name}= as it was, or remove {folder.root}"
             )
     return record
 

@@ -5,6 +5,7 @@ from math import ceil
 
 from distlm.config.schema import RunConfig
 from distlm.data.estimate import expected_tokens
+from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
@@ -131,7 +132,7 @@ def store_of(config: RunConfig) -> Store | None:
     tokens = expected_tokens(config).tokens.get(written.split, 0)
     if not tokens:
         return None
-    plan = plan_store(tokens, written.context_window, written.block, written.batch_blocks, written.rows_per_shard)
+    plan = plan_store(tokens, *lengths_of(config), written.batch_blocks, written.rows_per_shard)
     return Store(plan.rows, _width(config), len(plan.shards), written=False)
 
 

@@ -10,7 +10,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import UsageError
 from distlm.index.layout import Array
 from distlm.index.pairs import stored_values
-from distlm.index.search.searcher import best_of_rows, brute_search, exact_distances, open_index
+from distlm.index.search.searcher import brute_search, exactly_ordered, open_index
 from distlm.index.search.split import split_search
 from distlm.index.vectors import open_vectors
 from distlm.runtime.files import atomic_path
@@ -43,8 +43,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
         return None
     ids, distances = found
     if knn.search == "index" and knn.distances == "exact":
-        distances = exact_distances(datastore, np.asarray(vectors, np.float32), ids)
-        ids, distances = best_of_rows(ids, distances, knn.k)
+        ids, distances = exactly_ordered(datastore, vectors, ids)
     with atomic_path(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, ids=ids, distances=distances, values=stored_values(datastore, ids))
     return {

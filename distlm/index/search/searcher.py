@@ -259,20 +259,30 @@ def brute_search(datastore: Datastore, queries: Array, k: int) -> tuple[Array, A
     return ids, distances
 
 
-def exact_distances(datastore: Datastore, queries: Array, ids: Array) -> Array:
+def exact_distances(datastore: Datastore, queries: Array, ids: Array, dot: bool = False) -> Array:
     """Squared L2 fp32 [Q, k] between `queries` fp32 [Q, D] and the true keys of rows `ids` int64 [Q, k].
 
-    Rows of id −1 get inf. Memory: about 192 MB, or three times k × D floats where that is more.
+    With `dot` the negated dot product instead. Rows of id −1 get inf. Memory: about 192 MB, or three times k × D floats
+    where that is more.
     """
     distances = np.full(ids.shape, np.inf, np.float32)
     step = max(1, (64 << 20) // (4 * datastore.width * max(1, ids.shape[1])))
     for start in range(0, len(queries), step):
         block = slice(start, start + step)
         valid = ids[block] >= 0
-        difference = gather_keys(datastore, ids[block][valid])
-        difference -= np.repeat(queries[block], valid.sum(axis=1), axis=0)
-        distances[block][valid] = np.einsum("nd,nd->n", difference, difference)
+        keys, asked = gather_keys(datastore, ids[block][valid]), np.repeat(queries[block], valid.sum(axis=1), axis=0)
+        if dot:
+            distances[block][valid] = -np.einsum("nd,nd->n", keys, asked)
+            continue
+        keys -= asked
+        distances[block][valid] = np.einsum("nd,nd->n", keys, keys)
     return distances
+
+
+def exactly_ordered(datastore: Datastore, queries: Array, ids: Array) -> tuple[Array, Array]:
+    """The neighbours `ids` int64 [Q, k] of `queries` [Q, D] ordered anew by their exact_distances, fp32 [Q, k]."""
+    distances = exact_distances(datastore, np.asarray(queries, np.float32), ids)
+    return best_of_rows(ids, distances, ids.shape[1])
 
 
 def exact_places_distances(keys: Array, queries: Array, places: Array) -> tuple[Array, Array]:

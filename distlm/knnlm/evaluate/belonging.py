@@ -8,9 +8,11 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
 from distlm.index.state import finished_record
-from distlm.knnlm.evaluate.parts import Frozen, FrozenCache, Parts
+from distlm.knnlm.evaluate.parts import Frozen, FrozenCache, Parts, read_frozen
 from distlm.knnlm.evaluate.records import IndexFacts
+from distlm.knnlm.tune.records import Tuned
 from distlm.models.card import model_fingerprint
+from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
 
@@ -38,6 +40,25 @@ def check_tuned(
             if (part is None) != (getattr(other, name) is None):
                 which = other if part is not None else first
                 raise DistlmError(f"split {which.split} has no {name}; run `distlm {verb}` for all splits")
+
+
+def frozen_for(run: RunDir, datastore: Datastore) -> Frozen:
+    """λ, temperature and k that were tuned for the question of the run directory.
+
+    Raises DistlmError when nothing is tuned, or without neighbours, or on another store than `datastore`.
+    """
+    if not run.tuned.exists():
+        raise DistlmError(f"{run.tuned}: λ, temperature and k are not chosen yet; run `distlm knn tune`")
+    tuned = Tuned.read(run.tuned)
+    frozen = read_frozen(tuned)
+    if frozen is None:
+        raise DistlmError(f"{run.tuned}: tuned without neighbours; run `distlm knn search` and `knn tune`")
+    if tuned.datastore != datastore.fingerprint:
+        raise DistlmError(
+            f"{run.tuned}: tuned on another datastore ({tuned.datastore}; {datastore.folder} is "
+            f"{datastore.fingerprint}); run `distlm knn search` and `knn tune` again"
+        )
+    return frozen
 
 
 def open_rest(stage: Stage, tokens: TokenFiles, opened: dict[str, Parts]) -> tuple[Datastore | None, IndexFacts | None]:

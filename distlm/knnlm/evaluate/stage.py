@@ -67,8 +67,8 @@ def run_evaluate(stage: Stage) -> dict[str, float]:
     """Evaluate every split of knn.splits with the settings frozen in knn.json and write results/LABEL.json and
     results.json.
 
-    Returns the perplexities SPLIT/lm, and SPLIT/cache, SPLIT/knn and SPLIT/both as far as there are. Rank 0 works
-    alone. Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, when a split's neighbours
+    Returns SPLIT/lm/perplexity_per_word, and the same of cache, knn, both, … as far as there are. Rank 0 works alone.
+    Raises DistlmError when nothing was tuned, when knn.json was tuned on other files, when a split's neighbours
     or cache are of another store, index or model, or when the self-test of the neighbours fails.
     """
     return rank0_first(stage.comm, lambda: _evaluate(stage))
@@ -147,7 +147,9 @@ def _evaluate(stage: Stage) -> dict[str, float]:
     run.write_results(results)
     summary = {"seconds": seconds}
     for split, result in splits.items():
-        summary |= {f"{split}/{name}": found.perplexity for name in NAMES if (found := result.of(name))}
+        summary |= {
+            f"{split}/{name}/perplexity_per_word": found.perplexity for name in NAMES if (found := result.of(name))
+        }
     return summary
 
 

@@ -90,7 +90,7 @@ def ladder_words(ladder: Ladder) -> str:
         for name, rung in (("exact", ladder.exact), ("rescored", ladder.rescored), ("quantised", ladder.quantised))
     )
     sample = f"on {ladder.queries} tokens of {ladder.split}, k={ladder.k}"
-    return f"{sample}: {rungs}; LM {ladder.lm.perplexity:.2f}"
+    return f"{sample}, perplexity per token: {rungs}; LM {ladder.lm.perplexity:.2f}"
 
 
 def self_test_words(test: SelfTest) -> str:

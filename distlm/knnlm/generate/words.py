@@ -1,26 +1,28 @@
 """Text from a kNN-LM, word by word, with the training contexts behind every word.
 
 p(next) = (1 − λ) p_LM + λ p_kNN over the whole dictionary, with λ, temperature and k as frozen in knn.json: the same
-forward pass, index and distances as the evaluation. The state of every step is computed anew from the last words; that
-is slow for long texts, and exact for any model. Words that no text can hold (<s>, <pad>, padding of the dictionary) are
+forward pass, index and distances as the evaluation. A model that can keep its attention's keys and values computes one
+state a step (LanguageModel.new_past); for others every state is computed anew from the last words, which is slow for
+long texts, and exact. Words that no text can hold (<s>, <pad>, padding of the dictionary) are
 never drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from distlm.data.dictionary import Dictionary
+from distlm.data.text.shown import Shown
 from distlm.errors import DistlmError
-from distlm.index import exact_distances
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.forward import Forward
-from distlm.knnlm.search.rescore import nearest_first
 from distlm.knnlm.search.source import Source
+from distlm.models.language_model import LMOutput
 
 Ids = npt.NDArray[np.integer]
 
@@ -51,10 +53,12 @@ class Retrieved:
     """Row of the store."""
     token: int
     """Place of its value in the tokens of the stored split."""
-    context: list[str]
-    """The words before the value."""
+    context: str
+    """The text before the value, in one line."""
     word: str
     """Its value."""
+    hangs: bool
+    """It is a piece with no blank between it and the token before."""
     hit: bool
     """The value is the generated word."""
     distance: float
@@ -91,6 +95,10 @@ class Word:
     """One generated word."""
 
     word: str
+    hangs: bool
+    """It is a piece with no blank between it and the token before."""
+    token: int
+    """Its id."""
     p: float
     """Probability under the mixture."""
     p_lm: float
@@ -104,18 +112,20 @@ class Word:
 class Generator:
     """A language model, and with `source` and `frozen` its neighbours. Raises DistlmError for an unusable model."""
 
-    def __init__(
-        self, forward: Forward, frozen: Frozen | None = None, context_window: int = 0, split: str = ""
-    ) -> None:
-        """`forward` is a Source where `frozen` is given; then `split` was stored with datastore.`context_window`."""
+    def __init__(self, forward: Forward, frozen: Frozen | None = None) -> None:
+        """`forward` is a Source where `frozen` is given."""
         self._forward, self._frozen = forward, frozen
-        self._window = context_window
-        self._stored: Ids | None = forward.tokens.split(split) if frozen is not None else None
+        self._window, self._stored = 0, None
+        if isinstance(forward, Source):
+            self._window = forward.datastore.manifest.context.context_window
+            self._stored = forward.tokens.split(forward.datastore.manifest.split)
+        self._past: Any = None
+        self._passed: list[int] = []
+        """Tokens that `_past` holds."""
         self._longest = forward.knn.context_window + forward.knn.block
-        dictionary = forward.tokens.dictionary
-        counts = np.array(dictionary.counts)
-        self._possible = counts > 0
-        self._possible[[Dictionary.EOS, Dictionary.UNK]] = True
+        self.shown = Shown.of(forward.tokens)
+        self.possible = self.shown.in_text(forward.tokens.dictionary.counts)
+        """bool [V]: words that a text can hold."""
 
     def run(self, prompt: Sequence[int], sampling: Sampling) -> list[Word]:
         """Continue `prompt`, ids of a text, by sampling.tokens words."""
@@ -139,11 +149,11 @@ class Generator:
 
     def _step(self, ids: Sequence[int], step: int, sampling: Sampling) -> tuple[Word, int]:
         at = self.next_word(ids)
-        chosen = choose(np.where(self._possible, at.p, 0.0), step, sampling)
+        chosen = choose(np.where(self.possible, at.p, 0.0), step, sampling)
         neighbours = self._describe(at.found, chosen, sampling) if at.found is not None else []
         among = float(at.knn[chosen]) if at.knn is not None else None
-        word = self._forward.tokens.dictionary.words[chosen]
-        return Word(word, float(at.p[chosen]), float(at.lm[chosen]), among, neighbours), chosen
+        hangs, text = self.part(ids, chosen)
+        return Word(text, hangs, chosen, float(at.p[chosen]), float(at.lm[chosen]), among, neighbours), chosen
 
     @torch.inference_mode()
     def _language_model(self, ids: Sequence[int]) -> tuple[Floats, npt.NDArray[np.floating] | None]:
@@ -151,45 +161,62 @@ class Generator:
         model = self._forward.model
         device = next(model.parameters()).device
         tap = self._forward.datastore.tap if isinstance(self._forward, Source) else None
-        # As in evaluation, a text begins after </s>.
+        # As in evaluation, a text begins after </s>, or after what the model has in front of each block.
         inputs = [Dictionary.EOS, *ids][-self._longest :]
-        output = model(torch.tensor([inputs], device=device), tap=tap)
+        if model.begins:
+            inputs[0] = Dictionary.BOS
+        output = self._pass(inputs, tap, device)
+        assert output.hidden is not None
         log_probs = model.full_log_probs(output.hidden[0, -1:])[0].double().cpu().numpy()
         if not np.isfinite(log_probs).any():
             raise DistlmError("the model gives undefined probabilities; use another checkpoint")
         if tap is None:
             return np.exp(log_probs), None
-        assert isinstance(self._forward, Source)
+        assert isinstance(self._forward, Source) and output.tapped is not None
         query = output.tapped[0, -1:].float().cpu().numpy().astype(self._forward.key_dtype)
         return np.exp(log_probs), query
+
+    def _pass(self, inputs: list[int], tap: str | None, device: torch.device) -> LMOutput:
+        """States of the text `inputs`, at least the last. What a text has in common with the one before it in full is
+        not computed again; a window that has moved is, because every position in it has another number."""
+        model, known = self._forward.model, len(self._passed)
+        if self._past is None or not 0 < known < len(inputs) or inputs[:known] != self._passed:
+            self._past, known = model.new_past(), 0
+        self._passed = inputs
+        new = torch.tensor([inputs[known:]], device=device)
+        return model(new, tap=tap) if self._past is None else model(new, tap=tap, past=self._past)
 
     def _neighbours(self, query: npt.NDArray[np.floating] | None) -> Found:
         """The frozen k neighbours of a query [1, D], nearest first."""
         source, frozen = self._forward, self._frozen
         assert isinstance(source, Source) and frozen is not None and query is not None
-        ids, distances = source.search(query, source.knn.k)
-        if source.rescores:
-            distances = exact_distances(source.datastore, query.astype(np.float32), ids)
-        ids, distances, values = nearest_first(ids, distances, source.values(ids))
+        # As many as the evaluation had searched for, whose first k were tuned on.
+        ids, distances, values = source.nearest(query, max(source.knn.k, frozen.k))
         there = ids[0, : frozen.k] >= 0
         near = distances[0, : frozen.k][there]
         weights = np.exp((near[:1].astype(np.float64) - near) / frozen.temperature)
         return Found(ids[0, : frozen.k][there], values[0, : frozen.k][there], weights / weights.sum(), near)
 
+    def part(self, ids: Sequence[int], token: int) -> tuple[bool, str]:
+        """Whether a token after the text `ids` hangs on it, and its text."""
+        return self.shown.parts([token], ids[-1] if len(ids) else Dictionary.EOS)[0]
+
     def _describe(self, found: Found, chosen: int, sampling: Sampling) -> list[Retrieved]:
         """The heaviest neighbours; up to half of them those whose value is the word `chosen`."""
-        assert self._stored is not None
-        words = self._forward.tokens.dictionary.words
         hits, others = (np.flatnonzero((found.values == chosen) == hit) for hit in (True, False))
         hits = hits[: max(-(-sampling.shown // 2), sampling.shown - len(others))]
-        described = []
-        for place in np.sort(np.concatenate([hits, others[: sampling.shown - len(hits)]])).tolist():
-            row = int(found.rows[place])
-            token, value = row + self._window, int(found.values[place])
-            context = [words[i] for i in self._stored[max(0, token - sampling.context) : token]]
-            distance, weight = float(found.distances[place]), float(found.weights[place])
-            described.append(Retrieved(row, token, context, words[value], value == chosen, distance, weight))
-        return described
+        shown = np.sort(np.concatenate([hits, others[: sampling.shown - len(hits)]])).tolist()
+        return [self.retrieved(found, place, chosen, sampling.context) for place in shown]
+
+    def retrieved(self, found: Found, place: int, chosen: int, context: int) -> Retrieved:
+        """Neighbour number `place` of a query, with `context` tokens before it, as one of the word `chosen`."""
+        assert self._stored is not None
+        row = int(found.rows[place])
+        token, value = row + self._window, int(found.values[place])
+        before = self._stored[max(0, token - context) : token].tolist()
+        text, (hangs, word) = self.shown.line(before), self.part(before, value)
+        distance, weight = float(found.distances[place]), float(found.weights[place])
+        return Retrieved(row, token, text, word, hangs, value == chosen, distance, weight)
 
 
 def choose(p: Floats, step: int, sampling: Sampling) -> int:

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
-from distlm.data.blocks import Blocks
+from distlm.data.blocks import BEGINS, Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
-from distlm.models.card import model_fingerprint, model_of_card
+from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal
 from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
@@ -43,11 +44,16 @@ class TokenStates(NamedTuple):
 
 def open_forward(stage: Stage) -> Forward:
     """Open and check token files and model. Raises DistlmError naming the two things that do not fit."""
-    knn, run = stage.config.knn, stage.run
-    tokens = TokenFiles.open(run.tokens(stage.config))
-    checkpoint = run.model_checkpoint(stage.config)
-    fingerprint = model_fingerprint(checkpoint)
-    model, card = load_model(checkpoint, default_device())
+    tokens = TokenFiles.open(stage.run.tokens(stage.config))
+    checkpoint = stage.run.model_checkpoint(stage.config)
+    model, _ = load_model(checkpoint, default_device())
+    return forward_of(stage.config.knn, tokens, model, checkpoint)
+
+
+def forward_of(knn: KnnConfig, tokens: TokenFiles, model: LanguageModel, checkpoint: Path) -> Forward:
+    """Token files and a model that was read from `checkpoint`. Raises DistlmError when they do not fit, UsageError for
+    blocks that are longer than the model can read."""
+    card = read_model_card(checkpoint)
     check_dictionary(card, tokens.dictionary)
     longest = causal(model_of_card(card)).max_positions
     if knn.context_window + knn.block > longest:
@@ -55,17 +61,30 @@ def open_forward(stage: Stage) -> Forward:
             f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
             f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
         )
-    return Forward(knn, tokens, model, fingerprint)
+    return Forward(knn, tokens, model, model_fingerprint(checkpoint))
 
 
 def token_states(
     forward: Forward, split: str, blocks: Blocks, chosen: Iterable[int], tap: str, dtype: np.dtype[np.floating]
 ) -> TokenStates:
-    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a split.
+    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a split; see states_of."""
+    return states_of(forward, forward.tokens.split(split), f"split {split}", blocks, chosen, tap, dtype)
+
+
+def states_of(
+    forward: Forward,
+    ids: npt.NDArray[np.integer],
+    what: str,
+    blocks: Blocks,
+    chosen: Iterable[int],
+    tap: str,
+    dtype: np.dtype[np.floating],
+) -> TokenStates:
+    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a text `ids` [tokens], called `what`.
 
     Raises DistlmError when the model's numbers are not finite, or do not fit `dtype`.
     """
-    ids, step, numbers = forward.tokens.split(split), forward.knn.batch_blocks, list(chosen)
+    step, numbers = forward.knn.batch_blocks, list(chosen)
     groups = (numbers[first : first + step] for first in range(0, len(numbers), step))
     batches = list(batches_of_hidden_states(forward.model, ids, blocks, groups, tap, with_log_probs=True))
     with np.errstate(over="ignore"):
@@ -73,7 +92,7 @@ def token_states(
     log_probs = np.concatenate([_log_probs(batch) for batch in batches])
     if not (np.isfinite(queries).all() and np.isfinite(log_probs).all()):
         raise DistlmError(
-            f"split {split}, blocks {numbers[0]} to {numbers[-1]}: the model gives infinite or undefined numbers; "
+            f"{what}, blocks {numbers[0]} to {numbers[-1]}: the model gives infinite or undefined numbers; "
             "use another checkpoint, or datastore.key_dtype=float32 if hidden states exceed 65504"
         )
     targets = np.concatenate([batch.targets.cpu().numpy() for batch in batches]).astype(np.int32)
@@ -85,10 +104,11 @@ def units_of_blocks(blocks: int, per_unit: int) -> list[range]:
     return [range(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
 
 
-def context_rule(window: int, block: int) -> str:
-    """The context rule in words, to be shown beside every perplexity."""
+def context_rule(window: int, block: int, begins: bool = False) -> str:
+    """The context rule in words, to be shown beside every perplexity; `begins`: the model's."""
     return (
-        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it; "
+        f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it"
+        f"{BEGINS if begins else ''}; "
         "every token is scored once, </s> and <unk> included"
     )
 

@@ -8,8 +8,9 @@ import numpy.typing as npt
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.pairs import stored_values
-from distlm.index.search.searcher import SearchIndex, brute_search, open_index
+from distlm.index.search.searcher import SearchIndex, brute_search, exact_distances, open_index
 from distlm.knnlm.search.forward import Forward, open_forward
+from distlm.knnlm.search.rescore import from_nearest, nearest_first
 from distlm.models.card import model_fingerprint
 from distlm.runtime.stage import Stage
 
@@ -53,6 +54,21 @@ class Source(Forward):
             )
         return ids, distances
 
+    def nearest(
+        self, queries: npt.NDArray[np.floating], k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Neighbours of queries [Q, D] with the distances of knn.distances and knn.similarity, nearest first.
+
+        ids int64, distances fp32, values int32, each [Q, k]: what `distlm knn search` writes for them. Here the keys of
+        each neighbour are read by themselves, which suits few queries; search/work.py reads the store in order.
+        """
+        ids, distances = self.search(queries, k)
+        if self.rescores:
+            distances = exact_distances(self.datastore, np.asarray(queries, np.float32), ids, self.dot)
+        if self.dot:
+            distances = from_nearest(distances)
+        return nearest_first(ids, distances, self.values(ids))
+
     def values(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The stored target of each neighbour: int32, the shape of `ids` [q, k]; −1 where the id is −1."""
         return stored_values(self.datastore, ids)
@@ -64,6 +80,12 @@ def open_source(stage: Stage) -> Source:
     datastore = Datastore.open(run.datastore)
     datastore.require_model(model_fingerprint(run.model_checkpoint(stage.config)))
     forward = open_forward(stage)
-    datastore.require_dictionary(forward.tokens.dictionary.hash)
     index = open_index(run.index, datastore, knn.scan) if knn.search == "index" else None
-    return Source(knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
+    return source_of(forward, datastore, index)
+
+
+def source_of(forward: Forward, datastore: Datastore, index: SearchIndex | None) -> Source:
+    """What was opened one by one. Raises DistlmError when the datastore is of another model or dictionary."""
+    datastore.require_model(forward.model_fingerprint)
+    datastore.require_dictionary(forward.tokens.dictionary.hash)
+    return Source(forward.knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)

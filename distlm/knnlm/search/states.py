@@ -21,6 +21,8 @@ from distlm.knnlm.search.forward import Forward, context_rule, token_states, uni
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, StatesPlan
 from distlm.knnlm.search.units import UnitFolder, read_array, read_arrays, read_manifest
+from distlm.models.card import model_of_card, read_model_card
+from distlm.models.described import causal
 from distlm.runtime.files import json_hash, read_json
 from distlm.runtime.rundir import RunDir
 
@@ -91,13 +93,16 @@ def read_kept(path: Path) -> StatesManifest | NeighboursManifest:
     return NeighboursManifest.of(tree, path) if searched else StatesManifest.of(tree, path)
 
 
-def states_plan(config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks) -> StatesPlan:
-    """A split's states as the configuration wants them; `model` is the model's fingerprint."""
+def states_plan(
+    config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks, begins: bool = False
+) -> StatesPlan:
+    """A split's states as the configuration wants them; `model` is the model's fingerprint, `begins` its own, too."""
     knn = config.knn
     return StatesPlan(
         kind="states", split=split, tokens=int(blocks.scored.sum()), blocks=len(blocks),
         blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks,
-        context_window=knn.context_window, block=knn.block, context_rule=context_rule(knn.context_window, knn.block),
+        context_window=knn.context_window, block=knn.block,
+        context_rule=context_rule(knn.context_window, knn.block, begins),
         tap=config.cache.tap or config.datastore.tap, key_dtype=config.datastore.key_dtype,
         model=model, dictionary=tokens.dictionary.hash, token_files=tokens.fingerprint,
     )  # fmt: skip
@@ -111,7 +116,8 @@ class StatesWork:
         self.split = split
         self.blocks = eval_blocks(tokens.split(split), knn.context_window, knn.block)
         self.units = units_of_blocks(len(self.blocks), knn.blocks_per_unit)
-        self.plan = states_plan(config, tokens, model, split, self.blocks)
+        begins = causal(model_of_card(read_model_card(run.model_checkpoint(config)))).begins
+        self.plan = states_plan(config, tokens, model, split, self.blocks, begins)
         self.files = UnitFolder(run.states(split), self.plan, StatesManifest, len(self.units), COMMAND)
         self._searched = run.kept_neighbours(split)
 

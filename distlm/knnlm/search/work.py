@@ -82,7 +82,7 @@ class SplitWork:
         return NeighboursPlan(
             kind="neighbours", split=self.split, tokens=self.tokens, blocks=len(self.blocks),
             blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks, context_window=knn.context_window,
-            block=knn.block, context_rule=context_rule(knn.context_window, knn.block),
+            block=knn.block, context_rule=context_rule(knn.context_window, knn.block, source.model.begins),
             k=knn.k, nprobe=knn.nprobe if source.index is not None else None, search=knn.search,
             distances="quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
             tap=store.tap, width=store.width, key_dtype=source.key_dtype.name,

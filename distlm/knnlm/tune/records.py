@@ -246,7 +246,7 @@ class Tuned(Record, kw_only=True, rename={"weight": "lambda"}):
     loss_nats: float | UnsetType = UNSET
     """Nats per token with λ, temperature and k."""
     perplexity: float | UnsetType = UNSET
-    """exp of it."""
+    """exp of it: per token."""
     halves_of: Literal["documents", "blocks"] | UnsetType = UNSET
     """What was dealt into the two halves of the split."""
     halves: str | UnsetType = UNSET
@@ -260,7 +260,7 @@ class Tuned(Record, kw_only=True, rename={"weight": "lambda"}):
     lm_loss_nats: float
     """Nats per token of the language model alone."""
     lm_perplexity: float
-    """exp of it."""
+    """exp of it: per token."""
     split: str
     """The split that all this was chosen on."""
     tokens: int

@@ -5,7 +5,8 @@ import time
 
 from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
-from distlm.data.tokens import DICTIONARY
+from distlm.data.records import TokensMeta
+from distlm.data.tokens import DICTIONARY, META
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.parts import open_parts
 from distlm.knnlm.scoring import interpolate, mean_loss
@@ -25,7 +26,8 @@ def run_tune(stage: Stage) -> dict[str, float]:
     """Choose λ, temperature and k on the first split of knn.splits, and λ, θ and window of a neural cache where there
     is one, and write tuned/LABEL.json and knn.json; no other split is opened.
 
-    Returns lambda, temperature, k, perplexity and lm_perplexity, and cache_* and both_* of a cache. Rank 0 works alone.
+    Returns lambda, temperature, k, perplexity_per_word and lm_perplexity_per_word, the same of other mixtures, as in
+    cache_perplexity_per_word, and …_per_token beside them where tokens are sub-words. Rank 0 works alone.
     Raises DistlmError when the split was neither searched nor given a cache, or was searched with fewer neighbours
     than knn.k asks for.
     """
@@ -75,7 +77,7 @@ def _tune(stage: Stage) -> dict[str, float]:
     stage.run.write_tuned(tuned)
     seconds = time.monotonic() - start
     stage.run.metrics.write("knn tune", {STAGE_SECONDS: round(seconds, 3)})
-    return {"seconds": seconds, **_summary(tuned)}
+    return {"seconds": seconds, **_summary(tuned, _tokens_per_word(stage, parts.split))}
 
 
 def _dictionary(stage: Stage, neighbours: Neighbours) -> Dictionary:
@@ -99,17 +101,32 @@ def _tune_knn(tuned: Tuned, neighbours: Neighbours, knn: KnnConfig, progress: Pr
     return best
 
 
-def _summary(tuned: Tuned) -> dict[str, float]:
+def _summary(tuned: Tuned, tokens_per_word: float) -> dict[str, float]:
+    """The settings and perplexities; those per token beside those per word where they differ."""
     tree = tuned.tree()
-    own: dict[str, float] = {name: tree[name] for name in ("lambda", "temperature", "k", "perplexity") if name in tree}
-    own["lm_perplexity"] = tuned.lm_perplexity
-    for part, names in (
-        ("buckets", ("perplexity",)), ("gate", ("perplexity",)), ("both_buckets", ("perplexity",)),
-        ("stores", ("perplexity",)), ("cache", ("lambda", "theta", "window", "perplexity")),
-        ("both", ("knn_lambda", "cache_lambda", "perplexity")),
-    ):  # fmt: skip
-        own |= {f"{part}_{name}": tree[part][name] for name in names if part in tree}
-    return own
+    parts = {"": tree, "lm_": {"loss_nats": tuned.lm_loss_nats}}
+    parts |= {
+        f"{name}_": tree[name]
+        for name in ("buckets", "gate", "both_buckets", "stores", "cache", "both")
+        if name in tree
+    }
+    found: dict[str, float] = {}
+    for prefix, part in parts.items():
+        settings = ("lambda", "temperature", "k", "theta", "window", "knn_lambda", "cache_lambda")
+        found |= {prefix + name: part[name] for name in settings if isinstance(part.get(name), int | float)}
+        if "loss_nats" in part:
+            # A model that cannot predict a text at all may need hundreds of nats for a word.
+            found[f"{prefix}perplexity_per_word"] = math.exp(min(part["loss_nats"] * tokens_per_word, 700.0))
+            if tokens_per_word != 1:
+                found[f"{prefix}perplexity_per_token"] = math.exp(part["loss_nats"])
+    return found
+
+
+def _tokens_per_word(stage: Stage, split: str) -> float:
+    """Of the split, from the description of the token files alone; 1 unless tokens are sub-words."""
+    path = stage.run.tokens(stage.config) / META
+    facts = TokensMeta.read(path).splits[split] if path.is_file() else None
+    return facts.tokens / facts.words if facts and facts.words else 1.0
 
 
 def edge_warnings(best: Best, knn: KnnConfig, searched: int) -> list[str]:

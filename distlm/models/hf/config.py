@@ -8,11 +8,15 @@ from distlm.config.training import BlocksConfig
 
 @dataclass
 class HfConfig:
-    """Any causal language model of Hugging Face; its tokenizer is data.tokenizer. Hidden states are named by the
+    """Any causal language model of Hugging Face. Hidden states are named by the
     module's path: transformer.h.11.mlp:input."""
 
     name: str = ""
-    """Folder or name on the hub of the model whose weights training, or `distlm import hf`, starts from."""
+    """Folder or name on the hub of the model whose weights training starts from; with train.updates=0 it is taken as it
+    is. data.tokenizer is its own unless it is set."""
+    begin: str = "auto"
+    """Piece in front of each block of text, which is context and never scored. auto: the one that the tokenizer puts in
+    front of a text (Gemma, Llama), where it does; none: no piece."""
 
 
 @dataclass

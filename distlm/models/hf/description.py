@@ -22,6 +22,19 @@ class HfModel(CausalDescription):
     """Longest sequence, in tokens."""
     line_end: int = 0
     """Row of the embedding that </s> is."""
+    begin: int = -1
+    """Row of the beginning-of-text token in front of each block; −1: there is none."""
+
+    @property
+    def begins(self) -> bool:
+        return self.begin >= 0
+
+    def recorded(self) -> dict[str, Any]:
+        found = super().recorded()
+        if not self.begins:
+            # Models from before there was such a token keep their fingerprints.
+            del found["begin"]
+        return found
 
     @property
     def rows(self) -> int:

@@ -1,13 +1,22 @@
-"""`distlm import hf`: a causal language model of Hugging Face becomes the first checkpoint of a run, as it is."""
+"""A causal language model of Hugging Face becomes the first checkpoint of a run, as it is: `distlm import hf`, and
+`distlm train` with train.updates=0."""
 
 import argparse
+import time
 
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import require_tap
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.job import model_for
 from distlm.models.hf.model import pretrained
+from distlm.models.hf.plan import plan_import
+from distlm.runtime.files import require_free_disk
+from distlm.runtime.lock import only_writer
+from distlm.runtime.metrics import STAGE_SECONDS, VALID_LOSS, VALID_PPL
+from distlm.runtime.progress import say
+from distlm.runtime.ranks.collective import rank0_first
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import Stage
 from distlm.training.start.imported import of_blocks, refuse_trained, write_first_checkpoint
 
 
@@ -20,7 +29,34 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     run, name = RunDir.of(config), config.hf.name
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
-    model = model_for(name, tokens, config.train)
+    model = model_for(config.hf, tokens, config.train)
     require_tap(model, config.train.tap, "train.tap")
     weights = dict(pretrained(name, model, len(tokens.dictionary)).named_parameters())
     return write_first_checkpoint(config, tokens, model, weights, name, *of_blocks(config, tokens))
+
+
+def take(stage: Stage) -> dict[str, object]:
+    """The stage `train` of a run that trains nothing: as import_hf, or nothing where that was done. Collective.
+
+    Rank 0 works, the others wait.
+    """
+    config, run = stage.config, stage.run
+    assert isinstance(config, HfRun)
+    first, name = run.checkpoint(0), config.hf.name
+    with only_writer(run.checkpoints, stage.comm, "importing"):
+
+        def work() -> dict[str, object]:
+            if first in run.complete_checkpoints():
+                say(f"{stage.name}: {first} is there; nothing to do (train.updates=0)")
+                return {"checkpoint": str(first)}
+            plan, began = plan_import(config), time.monotonic()
+            say(plan.line())
+            require_free_disk(run.root, plan.disk_bytes, "the imported model")
+            made = import_hf(config)
+            took = time.monotonic() - began
+            figures = {VALID_LOSS: made["valid_loss"], VALID_PPL: made["valid_ppl"], STAGE_SECONDS: round(took, 3)}
+            run.metrics.write("train", {name: float(str(value)) for name, value in figures.items()}, step=0)
+            say(f"{stage.name}: imported hf.name={name} as it is (train.updates=0)")
+            return made
+
+        return rank0_first(stage.comm, work)

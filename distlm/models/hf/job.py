@@ -5,6 +5,7 @@ from torch import nn
 from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import UsageError
+from distlm.models.card import read_model_card
 from distlm.models.hf.config import HfConfig
 from distlm.models.hf.description import HfModel
 from distlm.models.hf.model import hf_model, pretrained
@@ -23,8 +24,10 @@ class HfJob(BlocksJob):
         """Read the token files and check the settings against them, the model and the rank count. Raises
         DistlmError."""
         tokens, micro, deepspeed = BlocksJob.parts(stage)
-        name = stage.config.section(HfConfig).name
-        model = model_for(name, tokens, stage.config.section(BlocksConfig))
+        model = model_for(stage.config.section(HfConfig), tokens, stage.config.section(BlocksConfig))
+        if before := stage.run.complete_checkpoints():
+            # Training goes on as it began, also where it did before there was hf.begin.
+            model.begin = int(read_model_card(before[-1]).config.get("begin", -1))
         return HfJob(stage, tokens, micro, deepspeed, model)
 
     def fresh_model(self) -> nn.Module:
@@ -32,9 +35,10 @@ class HfJob(BlocksJob):
         return together(self.comm, lambda: pretrained(name, self.model, self.text.vocabulary))
 
 
-def model_for(name: str, tokens: TokenFiles, train: BlocksConfig) -> HfModel:
-    """The model of `name` for these token files. Raises DistlmError as hf_model, and when it takes no such blocks."""
-    model = hf_model(name, tokens)
+def model_for(hf: HfConfig, tokens: TokenFiles, train: BlocksConfig) -> HfModel:
+    """The model of hf.name for these token files. Raises DistlmError as hf_model, and when it takes no such blocks."""
+    name = hf.name
+    model = hf_model(name, tokens, hf.begin)
     if (length := train.tokens_per_sample) > model.max_positions:
         raise UsageError(
             f"train.tokens_per_sample={length} is longer than the {model.max_positions} tokens that hf.name={name} "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from distlm.config.training_check import check_blocks
 from distlm.models.hf.config import HfRun
@@ -33,9 +34,14 @@ class Hf(BlocksKind):
         ),
     )  # fmt: skip
 
+    def fill(self, config: HfRun) -> None:
+        config.data.tokenizer = config.data.tokenizer or config.hf.name
+
     def check(self, config: HfRun, refuse: Refuse) -> None:
         # How long a text the model takes is known when its configuration is read.
-        check_blocks(config, refuse)
+        check_blocks(config, refuse, least_updates=0)
+        if self.imports(config) and config.train.init_from:
+            refuse("train.init_from", config.train.init_from, "with train.updates=0 the model is hf.name as it is")
 
     def describe(self, config: HfRun) -> HfModel:
         from distlm.models.hf.model import hf_model
@@ -67,6 +73,23 @@ class Hf(BlocksKind):
         from distlm.models.hf.plan import plan_hf
 
         return plan_hf(config, ranks)
+
+    def require_ranks(self, config: HfRun, ranks: int) -> None:
+        if not self.imports(config):
+            super().require_ranks(config, ranks)
+
+    def imports(self, config: HfRun) -> bool:
+        return not config.train.updates
+
+    def take(self, stage: Stage) -> dict[str, object]:
+        from distlm.models.hf.importer import take
+
+        return take(stage)
+
+    def may_grow(self, before: Mapping[str, Any], config: HfRun, key: str) -> str:
+        # Nothing was laid out over the updates of a model that was taken as it is.
+        fresh = key == "train.updates" and not before.get("train", {}).get("updates")
+        return "" if fresh else super().may_grow(before, config, key)
 
     def job(self, stage: Stage) -> Job:
         from distlm.models.hf.job import HfJob

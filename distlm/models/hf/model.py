@@ -7,6 +7,7 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 """
 
 import difflib
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
-from distlm.data.subwords import FIRST_PIECE
+from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
 from distlm.models.empty import empty_model
@@ -36,29 +37,34 @@ class HfLM(LanguageModel):
     def __init__(self, config: HfModel, vocabulary: int, hf: Any = None) -> None:
         """`hf`: the model with its weights; None: a fresh one, from torch's global generator."""
         super().__init__()
+        self.begins = config.begins
         self.config, self.vocabulary, self.width = config, vocabulary, config.width
         self.hf: Any = _fresh(config) if hf is None else hf
         # Forward passes of several threads share the modules and their hooks.
         self._thread = threading.local()
         self._hooking, self._hooked = threading.Lock(), set[str]()
+        self._logits: list[Any] | None = None
 
-    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
+    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False, past: Any = None) -> LMOutput:
         """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
 
-        With `stop_at_tap` `hidden` is None; the pass goes on to the last layer all the same. Raises DistlmError for an
-        unknown tap, one of another width than D, and for T > max_positions.
+        `past`: of new_past, then of the passes over the tokens before these, which it takes in. With `stop_at_tap`
+        `hidden` is None; the pass goes on to the last layer all the same. Raises DistlmError for an unknown tap, one of
+        another width than D, and for more than max_positions tokens, those of `past` counted.
         """
         if stop_at_tap and tap is None:
             raise ValueError("stop_at_tap needs a tap")
-        if inputs.shape[1] > self.config.max_positions:
+        length = inputs.shape[1] + (0 if past is None else past.get_seq_length())
+        if length > self.config.max_positions:
             raise DistlmError(
-                f"a sequence of {inputs.shape[1]} tokens is longer than the model's max_positions="
+                f"a sequence of {length} tokens is longer than the model's max_positions="
                 f"{self.config.max_positions}; shorten the context window or the block"
             )
         if tap is not None and tap != OUTPUT:
             self._hook(tap)
         self._thread.tap, self._thread.state = tap, None
-        hidden = self.hf.base_model(input_ids=self._rows(inputs), use_cache=False)[0]
+        kept = {"use_cache": False} if past is None else {"use_cache": True, "past_key_values": past}
+        hidden = self.hf.base_model(input_ids=self._rows(inputs), **kept)[0]
         tapped = hidden if tap == OUTPUT else self._thread.state
         self._thread.state = None
         if tap is not None and (tapped is None or tapped.numel() != hidden.numel()):
@@ -71,13 +77,19 @@ class HfLM(LanguageModel):
             tapped = tapped.reshape(hidden.shape)
         return LMOutput(None if stop_at_tap else hidden, tapped)
 
+    def new_past(self) -> Any:
+        # Models with a recurrent state keep it in a cache of their own.
+        if self.hf._is_stateful or "past_key_values" not in inspect.signature(self.hf.base_model.forward).parameters:
+            return None
+        return _library().DynamicCache(config=self.hf.config.get_text_config())
+
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden [n, D], targets int64 [n] → log p(target), fp32 [n].
 
         Rows without a piece, with which many models are padded, have their share of the probability. Memory: the logits
         of `chunk_rows` tokens; of all n, twice, where gradients are wanted.
         """
-        head = self.hf.get_output_embeddings()
+        head = self._head
         step = len(hidden) if torch.is_grad_enabled() else chunk_rows(self.config.rows, hidden.device)
         pairs = zip(hidden.split(max(1, step)), self._rows(targets).split(max(1, step)), strict=True)
         return torch.cat([-F.cross_entropy(head(some).float(), rows, reduction="none") for some, rows in pairs])
@@ -85,12 +97,22 @@ class HfLM(LanguageModel):
     def full_log_probs(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] → log-probabilities of every id, fp32 [n, V]: −∞ for <s>, <pad>, <unk> and, because </s> has
         its probability, for the piece that ends a line."""
-        scores = self.hf.get_output_embeddings()(hidden).log_softmax(1, dtype=torch.float32)
+        scores = self._head(hidden).log_softmax(1, dtype=torch.float32)
         full = scores.new_full((len(hidden), self.vocabulary), -torch.inf)
         full[:, FIRST_PIECE:] = scores[:, : self.vocabulary - FIRST_PIECE]
         full[:, FIRST_PIECE + self.config.line_end] = -torch.inf
         full[:, Dictionary.EOS] = scores[:, self.config.line_end]
         return full
+
+    @property
+    def _head(self) -> Any:
+        """hidden [n, D] → logits [n, rows]."""
+        if self._logits is None:
+            from distlm.models.hf.logits import logits_of
+
+            # Not a submodule: it has no parameters of its own.
+            self._logits = [logits_of(self.hf)]
+        return self._logits[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
         """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
@@ -105,7 +127,8 @@ class HfLM(LanguageModel):
     def _rows(self, ids: Tensor) -> Tensor:
         # Padding stands only after the last token that is scored; any row does for it.
         rows = (ids - FIRST_PIECE).clamp_(min=0)
-        return rows.masked_fill_(ids == Dictionary.EOS, self.config.line_end)
+        rows = rows.masked_fill_(ids == Dictionary.EOS, self.config.line_end)
+        return rows.masked_fill_(ids == Dictionary.BOS, self.config.begin) if self.begins else rows
 
     def _hook(self, tap: str) -> None:
         """From now on passes of a thread that has this tap keep the state."""
@@ -131,11 +154,12 @@ class HfLM(LanguageModel):
             self._hooked.add(tap)
 
 
-def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
-    """The model of a folder or of a name on the hub, for sub-word token files. Only its configuration is read.
+def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -> HfModel:
+    """The model of a folder or of a name on the hub, for sub-word token files. Only its configuration is read, and,
+    for the piece in front of a text (`begin`: hf.begin), the tokenizer that lies with the tokens.
 
-    Raises DistlmError when there is none, when it is no causal language model, when the tokens are words, or when the
-    tokenizer has more pieces than the model has rows.
+    Raises DistlmError when there is none, when it is no causal language model, when the tokens are words, when the
+    tokenizer has more pieces than the model has rows, or no piece `begin`.
     """
     if not name:
         raise UsageError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
@@ -161,14 +185,25 @@ def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
             f"hf.name={name} has {model.rows} rows; set data.tokenizer to the model's own"
         )
     model.line_end = tokens.tokenizer.line_end
+    if begin != "none":
+        model.begin = _begin(begin, Subwords.load(str(tokens.folder), tokens.tokenizer.line_end_piece), name)
     return model
+
+
+def _begin(setting: str, subwords: Subwords, name: str) -> int:
+    """Number of the piece in front of a text; −1: there is none."""
+    found = subwords.begin if setting == "auto" else subwords.tokenizer.token_to_id(setting)
+    if found is None and setting != "auto":
+        raise UsageError(
+            f"hf.begin={setting}: the tokenizer of hf.name={name} has no such piece; set it to auto or none"
+        )
+    return -1 if found is None else int(found)
 
 
 def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     """The model with its weights, fp32.
 
-    Raises DistlmError when weights are missing, and when the model's logits are not its softmax layer's output alone
-    (some models scale or cap them).
+    Raises DistlmError when weights are missing, and when the logits cannot be had from the last hidden states.
     """
     library = _library()
     logging = library.utils.logging
@@ -226,13 +261,15 @@ def _check_head(model: HfLM, name: str) -> None:
     with torch.inference_mode():
         expected = model.hf(input_ids=rows, use_cache=False).logits[0]
         hidden = model.hf.base_model(input_ids=rows, use_cache=False)[0][0]
-        head = model.hf.get_output_embeddings()
-        fits = head is not None and hidden.shape[-1] == model.width
-        found = head(hidden) if fits else None
+        try:
+            found = model._head(hidden) if hidden.shape[-1] == model.width else None
+        # Whatever the end of another model's forward raises when it is given hidden states alone.
+        except (AttributeError, TypeError, ValueError, RuntimeError, KeyError):
+            found = None
     if found is None or found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
         raise DistlmError(
-            f"hf.name={name}: a {model.hf.config.model_type}, whose logits are not those of a softmax layer over its "
-            "last hidden state (it scales, caps or projects them); such models are not supported"
+            f"hf.name={name}: a {model.hf.config.model_type}, whose logits are not a function of its last hidden state "
+            f"of width {model.width} alone; such models are not supported"
         )
 
 

@@ -1,14 +1,21 @@
-"""What training a causal language model of Hugging Face will need."""
+"""What training a causal language model of Hugging Face, or taking it as it is, will need."""
 
-from distlm.models.described import parameter_count
+from distlm.config.training import BlocksConfig
+from distlm.data.estimate import expected_tokens
+from distlm.models.described import causal_kind, parameter_count
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.model import hf_model
-from distlm.runtime.plan import StagePlan
+from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.blocks.plan import Corpus, Further, Shape, plan_blocks_training
+
+_BASE_MEMORY = 500_000_000
+"""Python with torch and transformers."""
 
 
 def plan_hf(config: HfRun, ranks: int) -> StagePlan:
-    """Needs of training at a rank count; see plan_blocks_training."""
+    """Needs of training at a rank count, see plan_blocks_training; with train.updates=0 of the import."""
+    if not config.section(BlocksConfig).updates:
+        return plan_import(config)
     model = hf_model(config.hf.name)
     corpus = Corpus.of(config, config.data.max_words or 40_000)
     parameters = parameter_count(model, corpus.vocabulary)
@@ -16,3 +23,23 @@ def plan_hf(config: HfRun, ranks: int) -> StagePlan:
     layers = max(1, round((parameters - model.rows * model.width) / (12 * model.width**2)))
     shape = Shape(parameters, layers, 4 * model.width, model.rows, 6 * parameters)
     return plan_blocks_training(config, model, corpus, shape, ranks, Further())
+
+
+def plan_import(config: HfRun) -> StagePlan:
+    """Needs of taking hf.name as it is: its weights are written once and read again for the loss on valid."""
+    model, train = hf_model(config.hf.name), config.section(BlocksConfig)
+    causal_kind(model).require_tap(model, train.tap, "train.tap")
+    expected = expected_tokens(config)
+    parameters, tokens = parameter_count(model, 0), expected.tokens.get("valid", 0)
+    # Half of each pass is context, as in validation while training.
+    seconds = 2 * tokens * 2.0 * (parameters + model.rows * model.width) / machine_flops() if tokens else None
+    activations = 4 * train.micro_blocks * train.tokens_per_sample * 12 * model.width
+    return StagePlan(
+        "train",
+        f"import of hf.name={config.hf.name} as it is (train.updates=0), {parameters / 1e6:.1f} M parameters, and its "
+        f"loss on {tokens or 'unknown'} tokens of valid",
+        4 * parameters,
+        _BASE_MEMORY + 2 * 4 * parameters + activations,
+        seconds,
+        ["one rank works, the others wait", *expected.note],
+    )

@@ -15,7 +15,9 @@ from distlm.models.plm.description import PlmModel, values_to_come
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
+    import torch
     from torch import nn
 
     from distlm.runtime.plan import StagePlan
@@ -74,6 +76,13 @@ class MaskedLm(Kind):
     def in_small(self, config: PlmRun, share: float) -> dict[str, object]:
         fresh = {"plm.init_from": "", "plm.short_rows": [], "plm.short_updates": []}
         return updates_in_small(config.train, share) | fresh
+
+    def load(self, config: PlmRun, run: RunDir, device: torch.device | str) -> tuple[nn.Module, Path]:
+        from distlm.models.plm.io import load_plm
+
+        # Trained to its end, as `distlm evaluate` reads it.
+        checkpoint = run.newest_checkpoint()
+        return load_plm(checkpoint, device)[0], checkpoint
 
     def plan(self, config: PlmRun, ranks: int) -> StagePlan:
         from distlm.models.plm.plan import plan_plm

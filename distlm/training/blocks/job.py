@@ -56,6 +56,7 @@ class BlocksJob(Job[UpdatesState]):
     """`train.updates` updates of `train.blocks_per_update` blocks."""
 
     train: BlocksConfig
+    model: CausalDescription
 
     def __init__(
         self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig,
@@ -68,7 +69,7 @@ class BlocksJob(Job[UpdatesState]):
         self.updates = self.train.updates
         self.ids = tokens.split("train")
         self.blocks = training_blocks(len(self.ids), self.train.tokens_per_sample)
-        self.validator = Validator.in_training(tokens, self.train)
+        self.validator = Validator.in_training(tokens, self.train, self.model.begins)
         self.regulariser: Regulariser | None = None
         """Besides ‖r‖², where it is asked for."""
 
@@ -105,7 +106,7 @@ class BlocksJob(Job[UpdatesState]):
         sums, given = [], 0
         for number in mine:
             chosen = rows[micro.blocks_of(number)]
-            batch = gather(self.ids, self.blocks, chosen)
+            batch = gather(self.ids, self.blocks, chosen, begins=self.model.begins)
             inputs, targets = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets))
             scored = None if batch.scored.all() else torch.from_numpy(batch.scored).to(engine.device)
             torch.manual_seed(micro_seed(train.seed, update, number))

@@ -8,6 +8,11 @@ from distlm.config.training_check import updates_in_small
 from distlm.models.kind import Kind
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
     from distlm.runtime.plan import StagePlan
     from distlm.runtime.rundir import RunDir
     from distlm.runtime.stage import Stage
@@ -19,6 +24,12 @@ KNN_STAGES = ("data prepare", "train", "datastore write", "index build", _SEARCH
 
 class CausalKind(Kind):
     """A kind of model that predicts the next word of token files."""
+
+    def load(self, config: Any, run: RunDir, device: torch.device | str) -> tuple[nn.Module, Path]:
+        from distlm.models.io import load_model
+
+        checkpoint = run.model_checkpoint(config)
+        return load_model(checkpoint, device)[0], checkpoint
 
     def evaluated(self, config: Any, run: RunDir) -> bool:
         from distlm.training.finished import evaluated_as_trained

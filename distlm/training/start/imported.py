@@ -78,6 +78,6 @@ def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[TrainState, Callab
         device = default_device()
         model: LanguageModel = load_model(folder, device)[0]
         objective = TrainModule(model, train.tap, 0.0, "mean").eval()
-        return Validator.in_training(tokens, train).run_alone(objective, device).loss
+        return Validator.in_training(tokens, train, model.begins).run_alone(objective, device).loss
 
     return state, valid_loss

@@ -7,9 +7,9 @@ from support.index import vectors
 
 from distlm.index.build import torch_lists
 from distlm.index.build.encode import BLOCK, Encoder
+from distlm.index.build.template import train_template
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
-from distlm.index.build.template import train_template
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from support.index import config, one_rank, vectors, write_store
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
-from distlm.index.build.add import AddSummary
 from distlm.index import run_index_add, run_index_merge, run_index_train
+from distlm.index.build.add import AddSummary
 from distlm.runtime.lock import only_writer
 
 

@@ -43,8 +43,7 @@ def test_the_next_word_has_the_probability_of_the_evaluation(searched):
     tuned = Tuned.read(run.tuned)
 
     def probabilities(stage):
-        store = searched.datastore
-        generator = Generator(open_source(stage), read_frozen(tuned), store.context_window, store.split)
+        generator = Generator(open_source(stage), read_frozen(tuned))
         steps = [generator.next_word(ids[:place]) for place in range(20)]
         for step in steps:
             assert step.p.sum() == pytest.approx(1, abs=1e-5)
@@ -67,7 +66,7 @@ def test_contexts_are_those_of_the_training_text(searched, made):
         for near in word.neighbours:
             assert near.token == near.row + searched.datastore.context_window
             assert near.word == words[train[near.token]]
-            assert near.context == [words[i] for i in train[near.token - 6 : near.token]]
+            assert near.context == " ".join(words[i] for i in train[near.token - 6 : near.token])
             assert near.hit == (near.word == word.word)
         hits = sum(near.weight for near in word.neighbours if near.hit)
         assert hits <= word.p_knn + 1e-9
@@ -105,7 +104,7 @@ def test_words_that_no_text_holds_are_never_drawn(searched):
     def masked(stage):
         generator = Generator(open_source(stage))
         dictionary = generator._forward.tokens.dictionary
-        return [dictionary.words[i] for i in np.flatnonzero(~generator._possible)]
+        return [dictionary.words[i] for i in np.flatnonzero(~generator.possible)]
 
     refused = in_stage("knn", searched, masked)
     assert refused[:2] == ["<s>", "<pad>"]
@@ -113,8 +112,9 @@ def test_words_that_no_text_holds_are_never_drawn(searched):
 
 
 def test_the_page_shows_every_word_and_escapes_the_text(made, tmp_path):
-    angry = made.mixed[0].__class__("<b>&", 0.5, 0.25, 0.75, made.mixed[0].neighbours)
-    named = Generation("<run>", ["a<b"], ["<x>"], made.alone, [angry, *made.mixed], made.sampling, made.frozen)
+    angry = made.mixed[0].__class__("<b>&", False, 7, 0.5, 0.25, 0.75, made.mixed[0].neighbours)
+    mixed = [angry, *made.mixed]
+    named = Generation("<run>", "a<b", ["<x>"], made.alone, made.alone_text, mixed, "", made.sampling, made.frozen)
     write_page(named, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert page.count('class="word"') == 13
@@ -124,7 +124,7 @@ def test_the_page_shows_every_word_and_escapes_the_text(made, tmp_path):
     assert "&lt;x&gt;" in page
     assert not re.search(r"""(src|href)\s*=|url\(|@import|<script""", page)
     for near in made.mixed[-1].neighbours:
-        assert escape(" ".join(near.context)) in page
+        assert escape(near.context) in page
     assert share_of_neighbours(angry, 0.5) == pytest.approx(0.75)
     text = generation_text(named)
     assert "not in the dictionary: <x>" in text

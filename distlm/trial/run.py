@@ -14,7 +14,6 @@ from tempfile import mkdtemp
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.data.estimate import expected_tokens
-from distlm.data.text.made_up import write_made_up
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.models.registry import kind
 from distlm.pipeline import STEPS, counted, run_step, speed_of, stage_command, steps_of
@@ -22,6 +21,7 @@ from distlm.runtime.child import until_told_twice
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.speeds import measured
+from distlm.trial.made_up import write_made_up
 
 TRIED = ("train", "datastore write")
 """Stages whose speed is that of the model. Those behind are counted from rates of faiss, or take what is known then."""
