@@ -153,15 +153,18 @@ class ProductKeyMemory(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         """Keys and queries without the values they point at are a memory that was lost: an error, strict or not.
-        Nothing at all (the weights of a model without memory, strict=False) is none, and is said."""
+        Nothing at all of it (the weights of a model without memory) is none with strict=False, but is said."""
         mine = [name for name in state_dict if name.startswith(prefix)]
         if mine and f"{prefix}table.values" not in state_dict:
             error_msgs.append(
                 f"{prefix}table.values: missing beside {mine[0]}: the values of this memory were not saved, and a "
                 "memory is nothing without them. Save model.state_dict() whole"
             )
-        elif not mine and not strict:
-            warnings.warn(f"load_state_dict: nothing of the memory {prefix[:-1]}; it stays as it was", stacklevel=2)
+        elif not mine:
+            warnings.warn(
+                f"load_state_dict: nothing of the memory {prefix[:-1] or type(self).__name__}; it stays as it was",
+                stacklevel=2,
+            )
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -10,6 +10,9 @@ from torch import Tensor
 from distlm.errors import UsageError
 from distlm.runtime.ranks.rendezvous import WAIT
 
+# Torch 2.13 has renamed it, and warns whoever uses the other name.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
 SMALL = 4096
 """Numbers that `Exchange.sum` sends in one collective."""
 
@@ -159,7 +162,7 @@ class Exchange:
             return x
         x = x.contiguous()
         everyone = x.new_empty(size * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(everyone, x, group=group)
+        getattr(dist, _ALL_GATHER)(everyone, x, group=group)
         self._counts[what] += (size - 1) * x.nbytes
         return everyone
 

@@ -133,9 +133,12 @@ class ValueGradient:
         self._parts = [(s.to(device), w.to(device), g.to(device)) for s, w, g in self._parts]
         self._sums = None if self._sums is None else (self._sums[0].to(device), self._sums[1].to(device))
         mark = self.factor.grad
-        # The same tensor, as with parameters: an optimizer has it.
         self.factor.grad = None
-        self.factor.data = self.factor.data.to(device)
+        try:
+            # The same tensor, as with parameters: an optimizer has it.
+            self.factor.data = self.factor.data.to(device)
+        except RuntimeError:  # To or from the device meta, where torch makes new parameters, too.
+            self.factor = torch.zeros((), device=device)
         self.factor.grad = None if mark is None else mark.to(device)
 
     def __getstate__(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distlm.errors import DistlmError, UsageError
 from distlm.memory.config import MemoryConfig
@@ -88,7 +88,6 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         self._begin(params, {"lr": lr, "betas": betas, "eps": eps, **config, "mean_over_ranks": mean_over_ranks})
         if not self.tables:
             raise UsageError("SparseValueOptimizer: there is no ProductKeyMemory in what was given")
-        self._engine = EngineSteps.of(params)
         for table in self.tables:
             table.exchange.check_world()
 
@@ -114,8 +113,9 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         """Of `of`."""
         self.outcome: ValueStep | None = None
         """Of the latest update."""
-        self._engine: EngineSteps | None = None
-        super().__init__([params] if isinstance(params, nn.Module) else params, defaults)
+        self._engine = EngineSteps.of(params)
+        modules: Any = [params] if isinstance(params, nn.Module) else params
+        super().__init__(modules, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """A dict with "params" (a module or several, whose memories are taken) and options of the group."""
@@ -202,7 +202,9 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         """As torch's: param_groups, and the state of each memory (distlm.memory.values.state.of_optimizer): on several
         ranks the moments of this rank's columns. The values are in the model's state dict."""
         # The tables have the moments; torch looks for them here.
-        self.state.update({table.gradient.factor: found for table in self.tables if (found := state.of_optimizer(table))})
+        self.state.update(
+            {table.gradient.factor: found for table in self.tables if (found := state.of_optimizer(table))}
+        )
         try:
             return super().state_dict()
         finally:
