@@ -274,9 +274,11 @@ def test_groups() -> None:
     """Options of each group; memories are found in whatever modules are given, a shared one once."""
     memories = [ProductKeyMemory(8, sub_keys=4, k=2, key_width=4, seed=seed) for seed in range(3)]
     shared = nn.ModuleList([memories[0], nn.Sequential(memories[0])])
-    optimizer = SparseValueOptimizer(
-        [{"params": shared}, {"params": [memories[1]], "lr": 0.5, "form": "adam", "clip_norm": 1.0}], lr=LR
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": shared},
+        {"params": [memories[1]], "lr": 0.5, "form": "adam", "clip_norm": 1.0},
+    ]
+    optimizer = SparseValueOptimizer(groups, lr=LR)
     optimizer.add_param_group({"params": memories[2], "lr": 0.0})
     assert optimizer.tables == [memory.table for memory in memories]
     before = [memory.table.values.clone() for memory in memories]
@@ -305,10 +307,11 @@ def test_what_is_refused() -> None:
         SparseValueOptimizer(nn.Linear(2, 2))
     with pytest.raises(UsageError, match="give modules that hold memories, not tensors"):
         SparseValueOptimizer(nn.Linear(2, 2).parameters())  # type: ignore[arg-type]
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"lr": -1.0}, r"memory\.lr=-1\.0"), ({"betas": (0.9, 1.0)}, r"memory\.betas"), ({"eps": 0.0}, r"memory\.eps"),
         ({"stale": "catch_up", "row_steps": True}, r"memory\.row_steps"),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for options, message in cases:
         with pytest.raises(UsageError, match=message):
             SparseValueOptimizer(make_table(), **options)
     pair = Pair()

@@ -27,6 +27,8 @@ LR = 1e-3
 class Toy(nn.Module):
     """Linear, memory beside it, Linear."""
 
+    memory: Any
+
     def __init__(self, memory: nn.Module) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
@@ -92,7 +94,12 @@ def by_torch() -> dict[str, Tensor]:
         for optimizer in (rest, sparse):
             optimizer.step()
             optimizer.zero_grad()
-    return {"values": values.detach(), "keys": model.memory.get_parameter("retrieval.keys").detach()}
+    exp_avg = sparse.state[values]["exp_avg"]
+    return {
+        "values": values.detach(),
+        "exp_avg": exp_avg,
+        "keys": model.memory.get_parameter("retrieval.keys").detach(),
+    }
 
 
 def by_distlm(rank: int | None, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> dict[str, Tensor]:
@@ -141,7 +148,7 @@ def by_deepspeed(rank: int, stage: int, **precision: Any) -> dict[str, Tensor]:
 def found_in(memory: Any, keys: bool = True) -> dict[str, Tensor]:
     table = memory.table
     found = {"values": table.values, "updates": torch.tensor(table.updates), "columns": table.state_dict()["columns"]}
-    found |= {"whole": table.whole(), "reads": memory.usage.counts().reads}
+    found |= {"exp_avg": table.exp_avg, "whole": table.whole(), "reads": memory.usage.counts().reads}
     found |= {"last_read": memory.usage.counts().last_read}
     return found | ({"keys": memory.retrieval.keys.detach().float()} if keys else {})
 
