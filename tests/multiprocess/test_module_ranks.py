@@ -109,12 +109,12 @@ def state_of(mine: Found) -> dict[str, Any]:
 
 def test_columns_of_several_ranks_are_not_taken_for_a_table(folder: Path) -> None:
     ranks = found(folder, "saved")
-    for mine in ranks:
+    for rank, mine in enumerate(ranks):
         message = r"values is \[64, 8\], columns \d+ to \d+ of 16; this rank has columns 0 to 16 of 16, \[64, 16\]"
         with pytest.raises(RuntimeError, match=message):
             start().load_state_dict(state_of(mine), strict=False)
         with pytest.raises(UsageError, match=r"pickled on rank \d of 2, and this is rank 0 of 1"):
-            torch.load(folder / f"module-{ranks.index(mine)}.pt", weights_only=False)
+            torch.load(folder / f"module-{rank}.pt", weights_only=False)
     # As the message says.
     whole = torch.cat([mine["state.memory.table.values"] for mine in ranks], 1)
     memory = start()
