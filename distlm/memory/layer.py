@@ -198,6 +198,9 @@ class ProductKeyMemory(nn.Module):
             self.retrieval.norm.running_mean.copy_(tensors["norm.running_mean"])
             self.retrieval.norm.running_var.copy_(tensors["norm.running_var"])
 
+    def extra_repr(self) -> str:
+        return f"{self.table.width}, heads={self.config.heads}, k={self.config.k}, key_width={self.config.key_width}"
+
     def _drop(self, x: Tensor, p: float, place: str) -> Tensor:
         return self.dropout(x, p, place) if self.training and p > 0 else x
 

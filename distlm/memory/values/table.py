@@ -169,6 +169,11 @@ class ValueTable(nn.Module):
             self.catch_up(self.all_rows())
             self.settled = self.updates
 
+    def extra_repr(self) -> str:
+        return f"{self.slots} slots of {self.width} values" + (
+            f", columns {self.first} to {self.last}" if self.exchange.columns > 1 else ""
+        )
+
     @torch.no_grad()
     def whole(self) -> Tensor:
         """All columns of all slots, fp32 [K, D], on every rank, for one file that any number of ranks can load; what
@@ -232,7 +237,7 @@ class ValueTable(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination |= {prefix + name: tensor for name, tensor in state.of_module(self).items()}
+        destination.update({prefix + name: tensor for name, tensor in state.of_module(self).items()})
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
