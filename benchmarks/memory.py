@@ -169,12 +169,12 @@ def build(options: Options, variant: str) -> tuple[Callable[[Tensor], Tensor], C
         config = memory_config(options)
         model = ProductKeyMemory.of(config, options.width, 1, 0, Exchange.alone()).to(options.device)
         rest = torch.optim.Adam(model.parameters(), lr=LR)
-        values = SparseValueOptimizer(config, [model.table])
+        values = SparseValueOptimizer.of(config, [model.table])
 
         def update() -> None:
             rest.step()
             rest.zero_grad()
-            values.step()
+            values.update()
 
         return lambda x: model(x[None])[0], update
     if variant == "package":
@@ -234,7 +234,7 @@ def step_alone(options: Options) -> dict[str, float]:
     rows = options.step_tokens * reads // 2
     device = options.device
     table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
-    optimizer = SparseValueOptimizer(table.config, [table])
+    optimizer = SparseValueOptimizer.of(table.config, [table])
     found = []
     for step in range(WARM_UP + options.steps):
         random = torch.Generator().manual_seed(step)
@@ -248,7 +248,7 @@ def step_alone(options: Options) -> dict[str, float]:
                 moment.zero_()
         table.gradient.add(slots.to(device), weights.to(device), gradient.to(device))
         before = clock(device)
-        assert optimizer.step().rows == [rows]
+        assert optimizer.update().rows == [rows]
         found.append(clock(device) - before)
     wall, cpu = (statistics.median(float(step[i]) for step in found[WARM_UP:]) for i in range(2))
     return {

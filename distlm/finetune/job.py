@@ -108,7 +108,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
     def objective(self, model: TaskModel) -> TaskModule:
         memories = model.memories.values()
         settings = MemoryConfig(**self.model.memory) if self.model.memory else MemoryConfig()
-        self.values = SparseValueOptimizer(settings, [memory.table for memory in memories])
+        self.values = SparseValueOptimizer.of(settings, [memory.table for memory in memories])
         return TaskModule(model)
 
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:

@@ -23,8 +23,8 @@ class QueryNorm(nn.Module):
     in training every rank has to call both, whatever its mask. With fewer than two unmasked tokens on all ranks, or
     infinite or NaN values among them, the running statistics are used and stay as they are.
 
-    `running_mean`, `running_var` (fp32 buffers [channels], the same bits on all ranks, variance unbiased) are not in
-    the state dict and keep fp32 when the module is cast; the memory's files hold them. They are used in evaluation.
+    `running_mean`, `running_var` (fp32 buffers [channels], the same bits on all ranks, variance unbiased) keep fp32
+    when the module is cast. They are used in evaluation.
     """
 
     running_mean: Tensor
@@ -35,8 +35,8 @@ class QueryNorm(nn.Module):
         self.momentum, self.exchange = momentum, exchange
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels), persistent=False)
-        self.register_buffer("running_var", torch.ones(channels), persistent=False)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [T, C], mask bool [T] (true: counts in the statistics) → [T, C], fp32 whatever x is (fp64 for fp64).

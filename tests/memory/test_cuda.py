@@ -111,7 +111,7 @@ def updated(device: str, width: int, changes: dict[str, object]) -> list[Tensor]
         found += backward(table, Reads(*(x.to(device) for x in (given.slots, given.weights, given.upstream))))
         if update == 7:
             optimizer.sweep = 1 / 16
-        found.append(torch.tensor(optimizer.step().norms))
+        found.append(torch.tensor(optimizer.update().norms))
     table.settle()
     names = ("values", "exp_avg", "exp_avg_sq", "last_step", "row_steps")
     return found + [tensor for name in names if (tensor := getattr(table, name)) is not None]

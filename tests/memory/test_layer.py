@@ -81,11 +81,11 @@ def test_masks() -> None:
 
 def test_reads_are_dated_as_the_values_are() -> None:
     memory = make(sub_keys=32)
-    optimizer = SparseValueOptimizer(memory.config, [memory.table])
+    optimizer = SparseValueOptimizer.of(memory.config, [memory.table])
     for update in (1, 2, 3):
         memory.update = update
         memory(batch(update)[0]).sum().backward()
-        optimizer.step()
+        optimizer.update()
     assert torch.equal(memory.usage.counts().last_read, memory.table.last_step)
     assert memory.table.last_step.unique().tolist() == [0, 1, 2, 3]
     memory.update = 7
@@ -173,7 +173,7 @@ def test_what_a_checkpoint_holds_beside_parameters_and_values(query_norm: bool) 
     assert all(torch.equal(tensors[name], before[name]) for name in before), "not copies"
     with pytest.raises(KeyError, match=r"usage\.reads"):
         fresh.load_extra({})
-    assert not {name for name in memory.state_dict() if "usage" in name or "running" in name}
+    assert not {name for name in memory.state_dict() if "usage" in name}
 
 
 def test_size_is_what_is_built() -> None:

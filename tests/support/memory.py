@@ -34,7 +34,7 @@ def make_table(width: int = WIDTH, columns: int = 1, column: int = 0, seed: int 
 def make(**changes: Any) -> tuple[ValueTable, SparseValueOptimizer]:
     """A table and its optimizer; with catch_up slots stay stale until they are read, however many are."""
     table = make_table(**changes)
-    optimizer = SparseValueOptimizer(table.config, [table])
+    optimizer = SparseValueOptimizer.of(table.config, [table])
     optimizer.sweep = 2.0
     return table, optimizer
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from distlm.errors import UsageError
 from distlm.runtime.ranks.rendezvous import WAIT
 
+# Torch 2.13 has renamed it, and warns whoever uses the other name.
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+
 SMALL = 4096
 """Numbers that `Exchange.sum` sends in one collective."""
 
@@ -23,6 +26,9 @@ class Exchange:
 
     Every method is collective: all ranks (of the group) call it in the same order with the same shape and dtype. What
     is summed is summed here, in rank order, so that no library's choice of algorithm decides about rounding.
+
+    A deep copy is the same object: a copied module sends over the same groups. Pickled, it remembers its place among
+    the ranks, and unpickled it wants that place (collective, as to make one).
     """
 
     def __init__(self, columns: int = 0) -> None:
@@ -31,6 +37,7 @@ class Exchange:
         columns: P; 0: R. Raises DistlmError when P does not divide R.
         """
         joined = dist.is_available() and dist.is_initialized()
+        self._early = not joined
         self.size: int = dist.get_world_size() if joined else 1
         """Ranks R."""
         self.rank: int = dist.get_rank() if joined else 0
@@ -55,11 +62,36 @@ class Exchange:
     def alone(cls) -> "Exchange":
         """One rank that has all columns and sends nothing, whatever torch.distributed is doing."""
         exchange = cls.__new__(cls)
+        exchange._early = False
         exchange.size = exchange.columns = exchange.replicas = 1
         exchange.rank = exchange.column = exchange.replica = 0
         exchange._counts = Counter()
         exchange._column_group = exchange._replica_group = None
         return exchange
+
+    def check_world(self) -> None:
+        """Raises UsageError when torch.distributed has begun with several ranks after this was made for one. Local."""
+        if self._early and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise UsageError(
+                f"the memory was built before torch.distributed was initialised with {dist.get_world_size()} ranks, "
+                "which would each train values of their own; call init_process_group (or deepspeed.init_distributed) "
+                "first and build the model after it, or pass exchange=Exchange.alone() if that is what you want"
+            )
+
+    def of_rank_0(self, number: int) -> int:
+        """The number that rank 0 passes, on every rank."""
+        if self.size == 1:
+            return number
+        # As an object: torch puts it on whatever device the backend sends from.
+        numbers = [number]
+        dist.broadcast_object_list(numbers, src=0)
+        return numbers[0]
+
+    def __deepcopy__(self, memo: object) -> "Exchange":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rejoin, (self.size, self.rank, self.columns, self._early)
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -130,7 +162,7 @@ class Exchange:
             return x
         x = x.contiguous()
         everyone = x.new_empty(size * x.shape[0], *x.shape[1:])
-        dist.all_gather_into_tensor(everyone, x, group=group)
+        getattr(dist, _ALL_GATHER)(everyone, x, group=group)
         self._counts[what] += (size - 1) * x.nbytes
         return everyone
 
@@ -152,6 +184,22 @@ class Exchange:
             made = [None if trivial else dist.new_group(list(ranks), timeout=WAIT) for ranks in groups]
             mine.append(made[of_mine])
         return mine[0], mine[1]
+
+
+def _rejoin(size: int, rank: int, columns: int, early: bool) -> Exchange:
+    """An Exchange as it was pickled. Raises UsageError when this process is not that rank of as many."""
+    if size == 1:
+        exchange = Exchange.alone()
+        exchange._early = early
+        return exchange
+    joined = dist.is_available() and dist.is_initialized()
+    here = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+    if here != (rank, size):
+        raise UsageError(
+            f"this memory was pickled on rank {rank} of {size}, and this is rank {here[0]} of {here[1]}; load it on as "
+            "many ranks, each its own file, or save state_dict() of full tables instead of the module"
+        )
+    return Exchange(columns)
 
 
 def _in_order(parts: Tensor) -> Tensor:

@@ -70,12 +70,21 @@ class ValueGradient:
     When what is kept would outgrow a gradient of all K slots (4·K·d bytes), it is summed: then U·d·4 bytes remain for
     the U slots read so far (while they are summed, three times that). The sums go on from there, so that nobody can
     tell from the result when that happened.
+
+    `factor`, fp32 [], stands for all of it in the groups of a torch optimizer, where a gradient of K slots would have
+    to stand otherwise. Its `.grad` is None until something was added. Then it is the number that all of it is still to
+    be multiplied with: 1, or NaN when some of it is infinite or NaN. A GradScaler looks for that, and divides it by its
+    scale, as with every other gradient.
     """
 
     def __init__(self, slots: int, width: int, exchange: Exchange) -> None:
         """slots: K; width: columns d of this rank."""
         self.limit = 4 * slots * width
         """Bytes kept (of all replicas) at which they are summed; the same on all ranks."""
+        self.agree = False
+        """Every `add` tells all ranks whether what was added is finite (one number), so that a GradScaler, which asks
+        its own rank alone, is told the same on each."""
+        self.factor = torch.zeros(())
         self._exchange = exchange
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sums: tuple[Tensor, Tensor] | None = None
@@ -85,22 +94,60 @@ class ValueGradient:
         """Bytes held."""
         return sum(x.nbytes for part in self._parts for x in part) + sum(x.nbytes for x in self._sums or ())
 
+    @property
+    def empty(self) -> bool:
+        """Nothing was added since it was last taken."""
+        return not self._parts and self._sums is None
+
     def add(self, slots: Tensor, weights: Tensor, gradient: Tensor) -> None:
         """One micro-batch of a column group: slots int32 [N, A], weights fp32 [N, A], gradient [N, d] of any precision.
 
-        Collective over the replicas whenever the limit is reached.
+        Collective over the replicas whenever the limit is reached, and over all ranks with `agree`.
         """
         self._parts.append((slots, weights, gradient))
+        self._mark(weights, gradient)
         if sum(x.nbytes for part in self._parts for x in part) * self._exchange.replicas >= self.limit:
             merged = self._merge()
+            factor = self.factor.grad
             self._sums = merged.rows, merged.whole()
+            self.factor.grad = factor
+            self._mark(self._sums[1])
+
+    def _mark(self, *added: Tensor) -> None:
+        """`factor` for what was added."""
+        # NaN is the least and the largest of any tensor that has it.
+        ends = [torch.stack(x.aminmax()).float() for x in added if x.numel()]
+        wrong = torch.cat(ends).isfinite().logical_not_().any() if ends else torch.zeros((), dtype=torch.bool)
+        if self.agree:
+            wrong = self._exchange.sum(wrong.double(), "finite") > 0
+        before = torch.ones_like(self.factor) if self.factor.grad is None else self.factor.grad
+        self.factor.grad = torch.where(wrong.to(before.device), torch.nan, before)
 
     def not_finite(self) -> Tensor:
-        """fp64 []: above 0 if anything held here is infinite or NaN. Local."""
-        held = [x for part in self._parts for x in part[1:]] + ([self._sums[1]] if self._sums else [])
-        # NaN is the least and the largest of any tensor that has it.
-        ends = [torch.stack(x.aminmax()).float() for x in held if x.numel()]
-        return torch.cat(ends).isfinite().logical_not_().sum(dtype=torch.float64) if ends else torch.zeros(()).double()
+        """fp64 []: 1 if anything held here is infinite or NaN, else 0. Local."""
+        mark = self.factor.grad
+        return torch.zeros(()).double() if mark is None else mark.isfinite().logical_not_().double()
+
+    def to(self, device: torch.device) -> None:
+        """Move what is held. Local."""
+        self._parts = [(s.to(device), w.to(device), g.to(device)) for s, w, g in self._parts]
+        self._sums = None if self._sums is None else (self._sums[0].to(device), self._sums[1].to(device))
+        mark = self.factor.grad
+        self.factor.grad = None
+        try:
+            # The same tensor, as with parameters: an optimizer has it.
+            self.factor.data = self.factor.data.to(device)
+        except RuntimeError:  # To or from the device meta, where torch makes new parameters, too.
+            self.factor = torch.zeros((), device=device)
+        self.factor.grad = None if mark is None else mark.to(device)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Like a parameter's copy, which has no gradient.
+        return {**self.__dict__, "_parts": [], "_sums": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.factor.grad = None
 
     def take(self) -> SlotSums | None:
         """What was added, as sums; None when there was nothing. Nothing is held afterwards. Collective."""
@@ -110,6 +157,7 @@ class ValueGradient:
         """Forget everything. Local."""
         self._parts.clear()
         self._sums = None
+        self.factor.grad = None
 
     def _merge(self) -> SlotSums:
         gather = self._exchange.gather_replicas

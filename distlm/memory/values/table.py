@@ -1,6 +1,6 @@
 """The values of one product-key memory: this rank's columns of all slots, with their moments and counters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from distlm.errors import UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.lookup import pieces, rows_at_once, score_gradients, token_sums
+from distlm.memory.values import state
 from distlm.memory.values.adam import Adam
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.gradient import ValueGradient
@@ -20,9 +21,10 @@ from distlm.memory.values.random import normal_
 class ValueTable(nn.Module):
     """K = n² slots of D values, this rank's columns of them: y[t] = Σ over the reads of weight·value[slot].
 
-    The values are buffers outside the state dict, no parameters: a trainer that shards, averages, casts or saves
-    parameters does not see them. They stay fp32 when the module is cast, and follow it to another device.
-    SparseValueOptimizer updates them, distlm.memory.values.files saves them.
+    The values are neither parameters nor buffers: what shards, averages, casts or broadcasts those does not see them
+    (DistributedDataParallel gives every rank the buffers of rank 0, where each rank has columns of its own). They stay
+    fp32 when the module is cast, follow it to another device, and are in its state dict (distlm.memory.values.state).
+    SparseValueOptimizer updates them, distlm.memory.values.files has them in checkpoints.
 
     First values: N(0, 1/D), a function of (seed, layer, slot, column) alone (or zero, by config.values).
 
@@ -35,6 +37,8 @@ class ValueTable(nn.Module):
     move is made up for when an update reads the slot again; until then every forward adds it to what it reads, in
     training and evaluation. So the memory computes what dense Adam's would, while the table changes in updates only.
     """
+
+    TENSORS = ("values", "exp_avg", "exp_avg_sq", "last_step", "row_steps")
 
     values: Tensor
     exp_avg: Tensor | None
@@ -67,14 +71,11 @@ class ValueTable(nn.Module):
         if config.values == "normal":
             normal_(values, width**-0.5, seed, layer, self.first)
         steps = torch.zeros(self.slots, dtype=torch.int32)
-        for name, tensor in {
-            "values": values,  # fp32 [K, d]
-            "exp_avg": None,  # fp32 [K, d], from the first update
-            "exp_avg_sq": None,
-            "last_step": steps,  # int32 [K]: the update that last read (or swept) the slot, from 1; 0: none read it yet
-            "row_steps": steps.clone() if config.row_steps else None,  # int32 [K]: updates that read the slot
-        }.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.values = values  # fp32 [K, d]
+        self.exp_avg = None  # fp32 [K, d], from the first update
+        self.exp_avg_sq = None
+        self.last_step = steps  # int32 [K]: the update that last read (or swept) the slot, from 1; 0: none read it yet
+        self.row_steps = steps.clone() if config.row_steps else None  # int32 [K]: updates that read the slot
         self.gradient = ValueGradient(self.slots, columns, exchange)
         """What the next update consists of."""
 
@@ -89,6 +90,34 @@ class ValueTable(nn.Module):
         # Requires a gradient itself, so that the backward comes to pass when nothing upstream is trained.
         trigger = torch.empty(0, requires_grad=learning)
         return _Lookup.apply(weights, trigger, self, slots, out_dtype)
+
+    def configure(self, config: MemoryConfig) -> None:
+        """Train by other settings from the next update on; what is owed by the present ones is made up for. Local.
+
+        Raises UsageError naming the setting that cannot work.
+        """
+        if config == self.config:
+            return
+        rule = Adam.of(config)
+        if config.row_steps and self.row_steps is None and self.updates:
+            raise UsageError(
+                f"memory.row_steps=true: layer {self.layer} has been trained for {self.updates} updates without counts "
+                "of each slot's own; set it to false"
+            )
+        changed = rule != self.rule or config.stale != self.config.stale
+        if changed:
+            self.settle()
+        if config.row_steps != (self.row_steps is not None):
+            self.row_steps = torch.zeros_like(self.last_step) if config.row_steps else None
+        self.config, self.rule = config, rule
+        if changed:
+            self.owe_nothing()
+
+    def owe_nothing(self) -> None:
+        """catch_up: the values are what dense Adam's would be now, whatever was missed. Local."""
+        if self.config.stale == "catch_up" and self.settled < self.updates:
+            self.last_step.masked_fill_(self.last_step > 0, self.updates)
+            self.settled = self.updates
 
     def make_moments(self) -> tuple[Tensor, Tensor]:
         """exp_avg and exp_avg_sq, made as zeros when there are none."""
@@ -140,6 +169,24 @@ class ValueTable(nn.Module):
             self.catch_up(self.all_rows())
             self.settled = self.updates
 
+    def extra_repr(self) -> str:
+        return f"{self.slots} slots of {self.width} values" + (
+            f", columns {self.first} to {self.last}" if self.exchange.columns > 1 else ""
+        )
+
+    @torch.no_grad()
+    def whole(self) -> Tensor:
+        """All columns of all slots, fp32 [K, D], on every rank, for one file that any number of ranks can load; what
+        was owed is made up for first. Alone it is the table itself, no copy. Collective."""
+        self.settle()
+        if self.exchange.columns == 1:
+            return self.values
+        parts = torch.empty(self.slots, self.exchange.columns, self.values.shape[1], device=self.values.device)
+        for rows in pieces(self.slots, 1 << 16):
+            gathered = self.exchange.gather_tokens(self.values[rows], "values")
+            parts[rows] = gathered.view(self.exchange.columns, -1, self.values.shape[1]).transpose(0, 1)
+        return parts.flatten(1)
+
     def all_rows(self) -> Tensor:
         """int64 [K] on the table's device."""
         return torch.arange(self.slots, device=self.values.device)
@@ -183,9 +230,29 @@ class ValueTable(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ValueTable":
         device = fn(self.values.new_empty(0)).device
-        for name, buffer in self._buffers.items():
-            self._buffers[name] = None if buffer is None else buffer.to(device)
+        for name in self.TENSORS:
+            tensor = getattr(self, name)
+            setattr(self, name, None if tensor is None else tensor.to(device))
+        self.gradient.to(device)
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination.update({prefix + name: tensor for name, tensor in state.of_module(self).items()})
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        given = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+        if "values" not in given:
+            missing_keys.append(prefix + "values")
+            return
+        if strict:
+            unexpected_keys += [prefix + name for name in given if name not in state.OF_MODULE]
+        try:
+            state.load_module(self, given)
+        except ValueError as error:
+            error_msgs.append(f"{prefix}{error}")
 
 
 class _Lookup(torch.autograd.Function):

@@ -109,8 +109,9 @@ def save_pretrained(model: Exportable, folder: Path, tokenizer: Path | None = No
 def _write(model: Exportable, folder: Path, tokenizer: Path | None) -> None:
     transformers_library().utils.logging.disable_progress_bar()
     weights: dict[str, Tensor] = model.hf.state_dict()
-    of_memory = {name: tensor.cpu().contiguous() for name, tensor in weights.items() if _OF_MEMORY in name}
-    model.hf.save_pretrained(folder, state_dict={n: tensor for n, tensor in weights.items() if n not in of_memory})
+    model.hf.save_pretrained(folder, state_dict={n: tensor for n, tensor in weights.items() if _OF_MEMORY not in n})
+    own = _without_values(model.hf, weights)
+    of_memory = {name: tensor.cpu().contiguous() for name, tensor in own.items() if _OF_MEMORY in name}
     if tokenizer is not None:
         for path in tokenizer.iterdir():
             shutil.copy(path, folder / path.name)
@@ -166,7 +167,9 @@ def without_values(folder: Path) -> Plm:
         files = f"model.safetensors{f' and {MEMORY}' if memory else ''}"
         described = f"config.json{f' and {MemoryExport.NAME}' if memory else ''}"
         raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
-    model.hf.load_state_dict(weights, strict=False)
+    # Values and running statistics stay as they are; a memory takes no dict without values.
+    to_come = {name: tensor for name, tensor in model.hf.state_dict().items() if _OF_MEMORY in name}
+    model.hf.load_state_dict(to_come | weights, strict=False)
     return model
 
 
@@ -200,7 +203,7 @@ def read_folder(folder: Path) -> Folder:
 
 def _differences(model: Plm, weights: dict[str, Tensor]) -> str:
     """The first weight that is missing, unknown or of another shape; empty: all fit."""
-    own = model.hf.state_dict()
+    own = _without_values(model.hf, model.hf.state_dict())
     # Tied weights are written once.
     tied = set(getattr(model.hf, "all_tied_weights_keys", {}) or {})
     for name in sorted({*own, *weights}):
@@ -212,6 +215,12 @@ def _differences(model: Plm, weights: dict[str, Tensor]) -> str:
         elif weights[name].shape != own[name].shape:
             return f"{name} is {list(weights[name].shape)}, {list(own[name].shape)} by its configuration"
     return ""
+
+
+def _without_values(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a state dict what no file of a memory's values has: of memories the parameters alone."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return {name: tensor for name, tensor in weights.items() if _OF_MEMORY not in name or name in parameters}
 
 
 def _memory_config(folder: Path) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class PlmJob(MemoryJob[UpdatesState]):
         take_memories(self.net.memories, described.memory, folder)
 
     def objective(self, model: Plm) -> MaskedModule:
-        self.values = SparseValueOptimizer(self.settings, [memory.table for memory in self.net.memories.values()])
+        self.values = SparseValueOptimizer.of(self.settings, [memory.table for memory in self.net.memories.values()])
         return MaskedModule(model)
 
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:

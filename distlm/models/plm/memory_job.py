@@ -82,7 +82,7 @@ class MemoryJob(Job[S]):
         if step.skipped:
             self.values.drop()
         else:
-            done = self.values.step(undo)
+            done = self.values.update(undo)
             self._steps.append(ValueSums(done.rows, done.norms))
         if self.values.tables:
             # All memories have one exchange.

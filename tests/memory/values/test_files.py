@@ -22,7 +22,7 @@ def trained(updates: int = 3, **changes: object) -> ValueTable:
     table, optimizer = make(**changes)
     for update in range(updates):
         backward(table, reads(update))
-        optimizer.step()
+        optimizer.update()
     return table
 
 
@@ -105,7 +105,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         load_table(table, folder, 4)
         for update in range(3, 6):
             backward(table, reads(update))
-            optimizer.step()
+            optimizer.update()
         wanted = trained(6, **changes)
         assert all(same(getattr(table, name), getattr(wanted, name)) for name in (*PLANES, *COUNTERS))
 

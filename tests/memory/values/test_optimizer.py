@@ -51,7 +51,7 @@ def test_sparse_adam_is_that_of_torch() -> None:
             wanted = bag(given.slots.long(), per_sample_weights=given.weights)
             close(out, wanted)
             wanted.backward(given.upstream)
-        found = optimizer.step()
+        found = optimizer.update()
         assert found.rows == [present(bag.weight.grad).coalesce().indices().shape[1]]
         assert found.norms[0] == pytest.approx(present(bag.weight.grad).coalesce().values().norm().item(), rel=1e-5)
         theirs.step()
@@ -70,7 +70,7 @@ def test_adam_is_that_of_torch_where_every_slot_is_read() -> None:
         given.upstream *= 10.0 ** -(update % 9)
         assert len(given.slots.unique()) == 9
         backward(table, given)
-        optimizer.step()
+        optimizer.update()
         values.grad = dense_gradient(given, 9).float()
         theirs.step()
         close(table.values, values)
@@ -82,7 +82,7 @@ def test_where_eps_is_added_matters_for_small_gradients() -> None:
     for form, wanted in (("adam", 5.0e-4), ("sparse_adam", 3.07e-5)):
         table, optimizer = make(optimizer=form, lr=1e-3, values="zero")
         table.gradient.add(torch.zeros(1, 1).int(), torch.ones(1, 1), torch.full((1, WIDTH), -1e-8))
-        optimizer.step()
+        optimizer.update()
         assert table.values[0, 0].item() == pytest.approx(wanted, rel=2e-3)
         assert table.values[1:].abs().sum() == 0
 
@@ -97,7 +97,7 @@ def test_row_steps_count_a_slots_own_updates(form: str) -> None:
     for update in range(10):
         given = reads(update, slots=9, share=0.4)
         backward(table, given)
-        optimizer.step()
+        optimizer.update()
         gradient = dense_gradient(given, 9).float()
         for slot in given.slots.unique().tolist():
             counts[slot] += 1
@@ -156,7 +156,7 @@ def test_catch_up_is_dense_adam(form: str, betas: list[float], sweep: float) -> 
         close(out, dense_sums(dense.values, given), 3e-5)
         chosen = dense.values[given.slots.long()]
         close(of_weights, (chosen * given.upstream.double()[:, None]).sum(2), 3e-5)
-        rows = optimizer.step().rows[0]
+        rows = optimizer.update().rows[0]
         assert rows == len(given.slots.unique())
         swept += int((table.last_step == update + 1).sum()) > rows
         dense.step(dense_gradient(given))
@@ -207,11 +207,11 @@ def test_clipping() -> None:
     for limit, factor in ((norm / 3, 1 / 3), (norm * 2, 1.0)):
         table, optimizer = make(clip_norm=limit)
         backward(table, given)
-        assert optimizer.step(0.25).norms[0] == pytest.approx(norm, rel=1e-6)
+        assert optimizer.update(0.25).norms[0] == pytest.approx(norm, rel=1e-6)
         close(present(table.exp_avg), 0.1 * 0.25 * factor * gradient, 1e-5)
     table, optimizer = make()
     backward(table, given)
-    assert optimizer.step(0.25).norms[0] == pytest.approx(norm, rel=1e-5)
+    assert optimizer.update(0.25).norms[0] == pytest.approx(norm, rel=1e-5)
 
 
 def test_scale_drop_and_the_number_of_updates() -> None:
@@ -229,24 +229,24 @@ def test_scale_drop_and_the_number_of_updates() -> None:
             assert table.gradient.bytes == 0
             assert all(torch.equal(a, b) for a, b in zip(state(table), before, strict=True))
             backward(table, given)
-        optimizer.step(1 / 1024)
+        optimizer.update(1 / 1024)
     for mine, theirs in zip(state(table), state(wanted), strict=True):
         assert torch.equal(mine, theirs)
     assert table.updates == 3
     assert table.last_step.max() == 3
     # Without a backward: an update with no slots.
-    assert optimizer.step().rows == [0]
+    assert optimizer.update().rows == [0]
     assert table.updates == 4
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_gradients_that_are_not_finite(number: float) -> None:
     tables = [make_table(), make_table(seed=9)]
-    optimizer = SparseValueOptimizer(tables[0].config, tables)
+    optimizer = SparseValueOptimizer.of(tables[0].config, tables)
     for table in tables:
         backward(table, reads(0))
     assert optimizer.finite()
-    optimizer.step()
+    optimizer.update()
     before = [state(table) for table in tables]
     wrong = reads(1)
     wrong.upstream[3, 4] = number
@@ -254,7 +254,7 @@ def test_gradients_that_are_not_finite(number: float) -> None:
     backward(tables[1], wrong)
     assert not optimizer.finite()
     with pytest.raises(DistlmError, match=r"layer 4 is infinite or NaN at its update 2") as caught:
-        optimizer.step()
+        optimizer.update()
     assert caught.value.shared
     assert all(
         torch.equal(a, b) for t, old in zip(tables, before, strict=True) for a, b in zip(state(t), old, strict=True)
@@ -266,7 +266,7 @@ def test_gradients_that_are_not_finite(number: float) -> None:
     optimizer.drop()
     assert optimizer.finite()
     backward(tables[0], reads(1))
-    assert optimizer.step().rows[1] == 0
+    assert optimizer.update().rows[1] == 0
 
 
 @pytest.mark.parametrize("width", [1, 5, WIDTH])
@@ -297,7 +297,7 @@ def test_pieces_and_columns_do_not_show(
                     monkeypatch.setattr(table.exchange, "gather_tokens", lambda x, what, all=squares: torch.cat(all))
                 else:
                     monkeypatch.setattr(table.exchange, "gather_tokens", lambda x, what: x)
-                assert optimizer.step(0.5).rows[0] > 128
+                assert optimizer.update(0.5).rows[0] > 128
         planes = zip(*(state(table)[:3] for table, _ in parts), strict=True)
         results.append([torch.cat(plane, 1) for plane in planes])
     for mine, wanted in zip(*results, strict=True):
@@ -318,7 +318,7 @@ def test_threads_and_early_sums_do_not_show(changes: dict[str, object], monkeypa
             for micro in range(2):
                 given = reads(2 * update + micro, slots=400, tokens=60)
                 table.gradient.add(given.slots, given.weights, given.upstream)
-            norm = optimizer.step(0.5).norms[0]
+            norm = optimizer.update(0.5).norms[0]
         results.append([*state(table), torch.tensor([norm if "clip_norm" in changes else 0.0])])
     torch.set_num_threads(before)
     for other in results[1:]:
@@ -334,7 +334,7 @@ def test_both_ways_agree(form: str, way: str, monkeypatch: pytest.MonkeyPatch) -
         table, optimizer = make(sub_keys=20, optimizer=form, clip_norm=0.5)
         for update in range(6):
             backward(table, reads(update, slots=400, tokens=60))
-            optimizer.step()
+            optimizer.update()
         tables.append(state(table))
     for mine, theirs in zip(*tables, strict=True):
         close(mine, theirs)
@@ -355,7 +355,7 @@ def test_frozen_values_stay() -> None:
     table, optimizer = make(frozen=True)
     before = table.values.clone()
     backward(table, reads(1))
-    assert optimizer.step().rows == [0]
+    assert optimizer.update().rows == [0]
     assert torch.equal(table.values, before)
     assert table.exp_avg is None
 
@@ -384,7 +384,7 @@ def test_a_new_start_knows_what_is_stale() -> None:
     optimizer.sweep = 0.0
     for update in range(4):
         backward(table, reads(update))
-        optimizer.step()
+        optimizer.update()
     assert not table.has_stale
     table.forget()
     fresh, other = make(stale="catch_up")
@@ -393,7 +393,7 @@ def test_a_new_start_knows_what_is_stale() -> None:
     for update in range(4):
         given = reads(update, share=0.2)
         assert torch.equal(backward(table, given)[0], backward(fresh, given)[0])
-        optimizer.step()
+        optimizer.update()
         other.step()
     assert table.has_stale
     assert torch.equal(table.values, fresh.values)

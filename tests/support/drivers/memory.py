@@ -55,7 +55,7 @@ def run_norm(exchange: Exchange, masked: str) -> dict[str, Tensor]:
 def run_layer(exchange: Exchange) -> dict[str, Tensor]:
     """Some updates of a whole memory: dense gradients are averaged over the ranks, as the engine does."""
     memory = ProductKeyMemory.of(CONFIG, WIDTH, 4, 1, exchange)
-    values = SparseValueOptimizer(CONFIG, [memory.table])
+    values = SparseValueOptimizer.of(CONFIG, [memory.table])
     mine = slice(exchange.rank * ROWS // exchange.size, (exchange.rank + 1) * ROWS // exchange.size)
     mask = MASKS["some"](torch.ones(ROWS, TOKENS, dtype=torch.bool))[mine]
     found: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def run_layer(exchange: Exchange) -> dict[str, Tensor]:
         x, upstream = (tensor[mine] for tensor in global_batch(WIDTH, update))
         out = memory(x.requires_grad_(), mask)
         out.backward(upstream * exchange.size)
-        values.step(1 / exchange.size)
+        values.update(1 / exchange.size)
         found |= {f"out.{update}": out.detach(), f"x.{update}": present(x.grad) / exchange.size}
         with torch.no_grad():
             for name, parameter in memory.named_parameters():

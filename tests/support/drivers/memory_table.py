@@ -36,7 +36,7 @@ def run(exchange: Exchange, name: str) -> tuple[dict[str, Tensor], ValueTable]:
     """Updates of two micro-batches; each rank's loss is R times its part of the whole, as a mean over its tokens is."""
     config = settings(sub_keys=SUB_KEYS, **VARIANTS[name])
     table = ValueTable(config, WIDTH, 4, 1, exchange)
-    optimizer = SparseValueOptimizer(config, [table])
+    optimizer = SparseValueOptimizer.of(config, [table])
     optimizer.sweep = 0.7 if name == "swept" else 2.0
     dtype = DTYPES.get(name, torch.float32)
     if name == "summed early":
@@ -58,7 +58,7 @@ def run(exchange: Exchange, name: str) -> tuple[dict[str, Tensor], ValueTable]:
             assert optimizer.finite()
             optimizer.drop()
             continue
-        taken = optimizer.step(1 / exchange.size)
+        taken = optimizer.update(1 / exchange.size)
         norms.append(taken.norms[0])
         rows.append(taken.rows[0])
     sent = {f"sent.{what}": torch.tensor(count) for what, count in exchange.bytes.items()}

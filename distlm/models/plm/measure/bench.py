@@ -121,7 +121,7 @@ class _Model:
         memory = dataclasses.replace(config.memory, kind=kind or "none")  # type: ignore[arg-type]
         self.model = _build(config.plm, memory, config.shards.vocabulary_size).to(device, _DTYPES[precision])
         self.vocabulary = config.shards.vocabulary_size
-        self.values = SparseValueOptimizer(memory, [layer.table for layer in self.model.memories.values()])
+        self.values = SparseValueOptimizer.of(memory, [layer.table for layer in self.model.memories.values()])
         self.scale = _LOSS_SCALE if precision == "fp16" else 1.0
         self.adam: torch.optim.Optimizer | None = None
         """Of the parameters, or of copies of them in fp32."""
@@ -168,7 +168,7 @@ class _Model:
         self.adam.zero_grad()
         for master, parameter in copies:
             parameter.data.copy_(master)
-        self.values.step(1 / self.scale)
+        self.values.update(1 / self.scale)
         self.update += 1
 
     def _rows(self, count: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
