@@ -2,20 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from distlm.errors import UsageError
 from distlm.memory.config import MemoryConfig
 
 
-@dataclass
 class WithMemory:
-    """Fields of the description of a model that may have a memory."""
+    """The description of a model that predicts the next word and may have a memory; its fields are these and others."""
 
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any]
     """MemoryConfig, its positions named; empty: no memory."""
-    seed: int = 1
+    seed: int
     """Of the memory's values, keys and queries."""
 
 

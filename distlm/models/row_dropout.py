@@ -78,7 +78,10 @@ def drop_by_row(hidden: Tensor, p: float, rows: Rows, salt: int) -> Tensor:
     """Dropout in training: hidden [B, ...] → the same shape. ValueError outside Rows.set."""
     if rows.keys is None:
         raise ValueError("dropout without Rows.set: the rows of this pass have no keys")
-    return hidden * row_noise(hidden.shape, rows.keys, salt, p, hidden.dtype)
+    rows_there = len(rows.keys)
+    # Some models compute on all tokens in one.
+    shape = torch.Size([rows_there, len(hidden) // rows_there, *hidden.shape[1:]])
+    return hidden * row_noise(shape, rows.keys, salt, p, hidden.dtype).view_as(hidden)
 
 
 class Noise:

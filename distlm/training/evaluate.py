@@ -125,11 +125,5 @@ def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     count = round(count * passes)
     seconds = count * 2.0 * parameters / machine_flops() if count else None
     work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
-    return StagePlan(
-        "evaluate",
-        work,
-        0,
-        8 * parameters + value_bytes(model),
-        seconds,
-        ["one rank works, the others wait", *expected.note],
-    )
+    notes = ["one rank works, the others wait", *expected.note]
+    return StagePlan("evaluate", work, 0, 8 * parameters + value_bytes(model), seconds, notes)

@@ -1,7 +1,7 @@
 """Settings of the Baevski–Auli transformer and its regularised training."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import BlocksConfig
@@ -44,6 +44,11 @@ class TransformerConfig(ModelConfig, CausalDescription):
 @dataclass
 class TransformerModel(TransformerConfig, WithMemory):
     """What model.json records of a transformer: the section model, and where there is one the memory."""
+
+    memory: dict[str, Any] = field(default_factory=dict)
+    """MemoryConfig, its positions named; empty: no memory."""
+    seed: int = 1
+    """Of the memory's values, keys and queries."""
 
 
 @dataclass
