@@ -10,12 +10,13 @@ from support.train import curve, newest, relative, same_end, settings, tiny_toke
 
 pytestmark = pytest.mark.multiprocess
 
-# As of masked models: fp32 sums in another order now and then choose another slot of two that are nearly alike.
+# Measured: losses 1e-8, until (behind update 18 of a longer run) sums in another order choose another slot of two that
+# are nearly alike; then 1e-4.
 LOSSES, WEIGHTS, VALUES = 1e-4, 1e-2, 1e-3
 MEMORY = [
     "memory.kind=resm", "memory.positions=[1,2]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4",
     "memory.key_width=8", "memory.value_dropout=0.1", "memory.query_dropout=0.1", "train.blocks_per_update=8",
-    "train.micro_blocks=4", "train.updates=30", "train.valid_every=10", "train.save_every=0",
+    "train.micro_blocks=4", "train.updates=16", "train.valid_every=8", "train.save_every=0",
 ]  # fmt: skip
 VARIANTS = {
     "copies": ["memory.columns=1", "train.deepspeed=zero1"],
@@ -60,7 +61,7 @@ def test_as_many_ranks_go_on_with_the_same_bytes(runs: Path) -> None:
 
 def compare(one: Path, other: Path) -> None:
     """Losses, weights, values, moments and counters agree after the last update."""
-    assert len(curve(one)) == 30
+    assert len(curve(one)) == 16
     assert relative(curve(one), curve(other)) < LOSSES
     assert relative(curve(one, "valid/loss"), curve(other, "valid/loss")) < LOSSES
     assert curve(one, "train/data_fingerprint") == curve(other, "train/data_fingerprint")

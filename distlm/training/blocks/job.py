@@ -30,7 +30,7 @@ from distlm.training.blocks.plan import plan_blocks_cut
 from distlm.training.checkpoint import Resume
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config
 from distlm.training.job import Job, Kept, Text
-from distlm.training.memory.job import MemoryJob, take_memories, use_since_last
+from distlm.training.memory.job import MemoryJob, require_same_places, take_memories, use_since_last
 from distlm.training.memory.objective import objective_of
 from distlm.training.memory.start import take_dense
 from distlm.training.microbatch import MicroBatchPlan, micro_seed
@@ -130,6 +130,8 @@ class BlocksJob(MemoryJob[UpdatesState]):
                 f"{source}: has a memory, which would be lost (memory.kind=none); set memory.* as there, e.g. "
                 f"memory.kind={theirs['kind']}"
             )
+        if theirs:
+            require_same_places(model.memories, theirs, folder)
         take_weights(model, weights, card, self.text.dictionary, source)
         if theirs:
             take_memories(model.memories, theirs, folder)

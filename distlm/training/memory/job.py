@@ -36,11 +36,8 @@ def use_since_last(memories: Mapping[int, Any], keep: bool) -> metrics.Values:
     return found
 
 
-def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
-    """Values and query statistics of a checkpoint's memories; moments and counters start anew. Local.
-
-    `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table, and for memories of other layers.
-    """
+def require_same_places(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Raises DistlmError unless the memories are of the layers of a checkpoint's, whose MemoryConfig is `config`."""
     there, shared = MemoryConfig(**config), len(tables_of(memories)) < len(memories)
     if memories and (there.positions, there.shared and len(memories) > 1) != ([*memories], shared):
         raise DistlmError(
@@ -48,6 +45,15 @@ def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder
             f"of {[*memories]}{' with shared values' if shared else ''}; set memory.positions and memory.shared as "
             "there"
         )
+
+
+def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Values and query statistics of a checkpoint's memories; moments and counters start anew. Local.
+
+    `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table, and for memories of other layers.
+    """
+    require_same_places(memories, config, folder)
+    there = MemoryConfig(**config)
     tables = tables_of(memories)
     rules = [table.rule for table in tables]
     for table in tables:
