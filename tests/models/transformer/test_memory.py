@@ -17,6 +17,7 @@ from distlm.models.described import model_of, parameter_count, value_bytes
 from distlm.models.row_dropout import row_keys
 from distlm.models.transformer.config import TransformerConfig, TransformerModel, TransformerRun
 from distlm.models.transformer.model import TransformerLM
+from distlm.training.memory.measure import measured
 from distlm.training.memory.objective import MemoryModule, objective_of
 from distlm.training.objective import TrainModule
 
@@ -137,3 +138,16 @@ def test_a_kind_without_memory_refuses_the_section() -> None:
 def test_the_middle_layer_is_the_default(tmp_path: Path) -> None:
     for layers, middle in ((1, 1), (2, 2), (3, 2), (4, 3), (6, 4), (16, 9)):
         assert placed(MemoryConfig(kind="pkm", positions=[]), layers)["positions"] == [middle]
+
+
+def test_reads_of_held_out_text_are_counted_once() -> None:
+    """H·k for each token that is scored, context and padding left out; training's own counters stay."""
+    model, (inputs, targets) = made(described()), batch()
+    mask = torch.zeros_like(inputs, dtype=torch.bool)
+    mask[:, 5:11] = True
+    with measured(model.memories) as used:
+        objective_of(model, TAP).eval()(inputs, targets, mask)
+    assert {layer: int(usage.counts().reads.sum()) for layer, usage in used.items()} == dict.fromkeys(
+        (1, 3), 24 * 2 * 4
+    )
+    assert not any(int(memory.usage.counts().reads.sum()) for memory in model.memories.values())
