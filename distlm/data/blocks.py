@@ -110,8 +110,9 @@ def gather(
     indices: npt.ArrayLike,
     pad: int = Dictionary.PAD,
     begins: bool = False,
+    least: int = 0,
 ) -> Batch:
-    """The batch of some blocks, as NumPy arrays; T is the longest of these rows.
+    """The batch of some blocks, as NumPy arrays; T is the longest of these rows, or `least` where that is more.
 
     `ids` int [tokens] (a memory map is fine), `indices` int [B]. The input of position t is token t−1, and EOS before
     token 0. With `begins` the first input of each row is BOS instead: a block's text then begins as a text does for
@@ -120,7 +121,7 @@ def gather(
     """
     chosen = np.asarray(indices, dtype=np.int64)
     context_start, start, end = blocks.context_start[chosen], blocks.start[chosen], blocks.end[chosen]
-    rows, longest = len(chosen), int((end - context_start).max(initial=0))
+    rows, longest = len(chosen), int((end - context_start).max(initial=least))
     inputs = np.full((rows, longest), pad, dtype=np.int64)
     targets = np.full((rows, longest), pad, dtype=np.int64)
     for row, (first, last) in enumerate(zip(context_start.tolist(), end.tolist(), strict=True)):

@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from distlm.errors import DistlmError
-from distlm.models.kind import Description
+from distlm.models.complete import marked_hashes
+from distlm.models.kind import CausalDescription, Description
 from distlm.models.records import ModelCard
 from distlm.models.registry import model_kind, model_names
 from distlm.runtime.files import json_hash, read_json
@@ -35,13 +36,19 @@ def read_model_card(folder: Path) -> ModelCard:
 def model_of_card(card: ModelCard) -> Description:
     """The model that model.json describes. Raises msgspec.ValidationError for keys that its kind does not know and
     for values of another type; a card that was read has none."""
-    kind = model_kind(card.kind).description
+    kind = model_kind(card.kind).description_for(card.config)
     if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
     return msgspec.convert(card.config, kind)
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
+    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at.
+
+    Of a model that predicts the next word with its memories' files; those of a masked language model stand apart.
+    """
     card = read_model_card(folder)
-    return json_hash({key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+    facts = {key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")}
+    if isinstance(model_of_card(card), CausalDescription) and card.config.get("memory"):
+        facts["memory"] = marked_hashes(folder, "memory-")
+    return json_hash(facts)

@@ -62,6 +62,19 @@ def test_output_and_gradients_are_those_of_the_definition() -> None:
         assert wanted.abs().max() > 0.01 or wanted.shape == memory.retrieval.query.bias.shape
 
 
+def test_the_gated_output_is_berges_and_others() -> None:
+    """W₂(memory(x) ⊙ SiLU(W₁ x)), with the same values, keys and queries as without the gate."""
+    memory, (x, mask) = make(gated=True), batch()
+    gate = present(memory.gate)
+    plain = make()(x, mask)
+    given = x @ gate.gate.weight.T
+    wanted = (plain * given * torch.sigmoid(given)) @ gate.out.weight.T
+    assert torch.allclose(memory(x, mask), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gate.gate.weight, present(make(gated=True).gate).gate.weight)
+    assert not torch.equal(gate.gate.weight, gate.out.weight)
+    assert memory_size(memory.config, WIDTH).gate == 2 * WIDTH**2
+
+
 def test_masks() -> None:
     """The mask reaches the norm; which reads are counted may be said apart."""
     memory, (x, mask) = make(), batch()

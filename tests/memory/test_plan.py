@@ -1,5 +1,5 @@
 """What strategies are predicted to cost, at the size of Kim & Jung's memory. That bytes are those really sent is tested
-on ranks (tests/multiprocess/test_memory_table_ranks.py)."""
+on ranks (tests/multiprocess/memory/test_memory_table_ranks.py)."""
 
 import dataclasses
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from distlm.memory.placing import WithMemory
 from distlm.models.kind import CausalDescription
 
 OUTPUT, SIDES = "output", ("input", "output")
 
 
 @dataclass
-class HfModel(CausalDescription):
+class HfModel(CausalDescription, WithMemory):
     """What model.json records of a model."""
 
     KIND: ClassVar[str] = "hf"
@@ -24,6 +25,11 @@ class HfModel(CausalDescription):
     """Row of the embedding that </s> is."""
     begin: int = -1
     """Row of the beginning-of-text token in front of each block; −1: there is none."""
+
+    memory: dict[str, Any] = field(default_factory=dict)
+    """MemoryConfig, its positions named; empty: no memory."""
+    seed: int = 1
+    """Of the memory's values, keys and queries."""
 
     @property
     def begins(self) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distlm.config.training_check import check_blocks
+from distlm.memory.check import check_section
+from distlm.memory.placing import values_to_come
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
 from distlm.models.kind import Exchange, Kind, Refuse
@@ -25,7 +28,7 @@ class Hf(BlocksKind):
     name = "hf"
     description = HfModel
     config = HfRun
-    model_sections = ("data", "model", "hf", "train")
+    model_sections = ("data", "model", "hf", "memory", "train")
     computes_buffers = True  # rotary angles and the like
     importers = (
         Exchange(
@@ -42,11 +45,22 @@ class Hf(BlocksKind):
         check_blocks(config, refuse, least_updates=0)
         if self.imports(config) and config.train.init_from:
             refuse("train.init_from", config.train.init_from, "with train.updates=0 the model is hf.name as it is")
+        check_section(config.memory, refuse)
+        if config.memory.kind != "none" and config.memory.fresh_ffn:
+            refuse("memory.fresh_ffn", True, "the model starts from hf.name's weights, nothing is fresh; leave it out")
+        if config.memory.kind != "none" and self.imports(config):
+            refuse(
+                "memory.kind", config.memory.kind, "with train.updates=0 the model is hf.name as it is; leave it out"
+            )
 
     def describe(self, config: HfRun) -> HfModel:
+        from distlm.models.hf.memory import with_memory
         from distlm.models.hf.model import hf_model
 
-        return hf_model(config.hf.name)
+        return with_memory(hf_model(config.hf.name), config.memory, config.train.seed)
+
+    def undrawn(self, description: HfModel) -> HfModel:
+        return replace(description, memory=values_to_come(description.memory))
 
     def build(self, description: HfModel, vocabulary: int) -> nn.Module:
         from distlm.models.hf.model import HfLM

@@ -27,10 +27,11 @@ from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
-from distlm.memory.values.files import load_table, save_table
+from distlm.memory.of_model import restore_memories, save_memories
+from distlm.memory.placing import values_to_come
 from distlm.models.complete import check_files, listing, marked_hashes
 from distlm.models.plm.config import PlmRun
-from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.model import Plm, transformers_library
 from distlm.models.plm.records import MemoryExport
@@ -117,10 +118,11 @@ def _write(model: Exportable, folder: Path, tokenizer: Path | None) -> None:
             shutil.copy(path, folder / path.name)
     if not model.memories:
         return
-    for layer, memory in model.memories.items():
+    for memory in model.memories.values():
         # What slots that no update read have moved belongs to their values.
         memory.table.settle()
-        save_table(memory.table, folder, layer, memory.extra_state_tensors())
+    extra = {layer: memory.extra_state_tensors() for layer, memory in model.memories.items()}
+    save_memories(model.memories, folder, extra)
     safetensors.torch.save_file(of_memory, folder / MEMORY)
     files = sorted(folder.glob("memory*.safetensors"))
     MemoryExport(memory=MemoryConfig(**model.config.memory), files=listing(files)).write(folder / MemoryExport.NAME)
@@ -143,8 +145,7 @@ def from_pretrained(folder: Path | str) -> Plm:
     """
     folder = Path(folder)
     model = without_values(folder)
-    for layer, memory in model.memories.items():
-        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
+    restore_memories(model.memories, folder, moments=False)
     return model.eval()
 
 

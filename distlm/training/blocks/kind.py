@@ -51,9 +51,9 @@ class BlocksKind(CausalKind):
         return (*KNN_STAGES[:behind], "knn cache", *KNN_STAGES[behind:])
 
     def require_ranks(self, config: Any, ranks: int) -> None:
-        from distlm.training.microbatch import plan_micro_batches
+        from distlm.training.blocks.plan import plan_blocks_cut
 
-        plan_micro_batches(config.train, ranks)
+        plan_blocks_cut(config, ranks)
 
     def in_small(self, config: Any, share: float) -> dict[str, object]:
         return updates_in_small(config.train, share)

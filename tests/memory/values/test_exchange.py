@@ -1,4 +1,4 @@
-"""One rank sends nothing; what several send is tested in tests/multiprocess/test_memory_table_ranks.py."""
+"""One rank sends nothing; what several send is tested in tests/multiprocess/memory/test_memory_table_ranks.py."""
 
 import pytest
 import torch

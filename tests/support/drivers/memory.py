@@ -1,5 +1,5 @@
 """python memory.py FOLDER RANKS:COLUMNS ...: what a memory computes on each rank of some cuts, into
-FOLDER/RANKS-ranks-RANK.safetensors (tests/multiprocess/test_memory_ranks.py)."""
+FOLDER/RANKS-ranks-RANK.safetensors (tests/multiprocess/memory/test_memory_ranks.py)."""
 
 import sys
 from pathlib import Path

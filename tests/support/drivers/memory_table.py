@@ -1,5 +1,5 @@
 """python memory_table.py FOLDER RANKS ...: a table's updates on each rank of every cut of some rank counts, into
-FOLDER/RANKS-COLUMNS-RANK.safetensors (tests/multiprocess/test_memory_table_ranks.py)."""
+FOLDER/RANKS-COLUMNS-RANK.safetensors (tests/multiprocess/memory/test_memory_table_ranks.py)."""
 
 import json
 import sys
