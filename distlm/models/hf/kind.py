@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from distlm.config.training_check import check_blocks
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
 from distlm.training.blocks.kind import BlocksKind
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Hf(BlocksKind):
             lambda parser: None, "distlm.models.hf.importer:import_hf",
         ),
     )  # fmt: skip
+    exporters = (hugging_face("distlm.models.hf.export:export_run"),)
 
     def check(self, config: HfRun, refuse: Refuse) -> None:
         # How long a text the model takes is known when its configuration is read.

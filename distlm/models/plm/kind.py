@@ -9,23 +9,17 @@ from distlm.config.check import adam, at_least, fractions
 from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates
 from distlm.memory.check import check_rule, check_sizes
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Kind, Refuse, hugging_face
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel, values_to_come
 
 if TYPE_CHECKING:
-    import argparse
-
     from torch import nn
 
     from distlm.runtime.plan import StagePlan
     from distlm.runtime.rundir import RunDir
     from distlm.runtime.stage import Stage
     from distlm.training.job import Job
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, help="folder to write")
 
 
 class MaskedLm(Kind):
@@ -35,12 +29,7 @@ class MaskedLm(Kind):
     description = PlmModel
     config = PlmRun
     model_sections = ("model", "plm", "memory", "train")
-    exporters = (
-        Exchange(
-            "hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_arguments,
-            "distlm.models.plm.export:export_run",
-        ),
-    )  # fmt: skip
+    exporters = (hugging_face("distlm.models.plm.export.write:export_run"),)
     causal = False
 
     def stages(self, config: PlmRun) -> tuple[str, ...]:

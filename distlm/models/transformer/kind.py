@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from distlm.config.check import at_least, fractions, lengths
 from distlm.config.training_check import check_blocks
 from distlm.errors import UsageError
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
 from distlm.models.transformer.config import TransformerConfig, TransformerRun
 from distlm.training.blocks.kind import BlocksKind
 
@@ -39,6 +39,7 @@ class Transformer(BlocksKind):
             "distlm.models.transformer.importer:import_options",
         ),
     )  # fmt: skip
+    exporters = (hugging_face("distlm.models.transformer.export:export_run"),)
 
     def check(self, config: TransformerRun, refuse: Refuse) -> None:
         model, train = config.model, config.train
