@@ -25,7 +25,15 @@ from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.description import Backbone, PlmModel
-from distlm.models.plm.export.read import TASK_HEADS, has_memory, read_folder, task_head, value_hashes, without_values
+from distlm.models.plm.export.read import (
+    TASK_HEADS,
+    has_memory,
+    read_folder,
+    task_head,
+    tokenizer_options,
+    value_hashes,
+    without_values,
+)
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.records import ModelCard
@@ -337,7 +345,7 @@ def _transformers_tokenizer(config: FinetuneConfig, name: str, size: int) -> tup
             if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
                 # transformers would make up an empty one.
                 raise OSError(f"none of {', '.join(_TOKENIZER_FILES)} in it")
-            tokenizer = library.AutoTokenizer.from_pretrained(place)
+            tokenizer = library.AutoTokenizer.from_pretrained(place, **tokenizer_options(place))
             backend = tokenizer.backend_tokenizer
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistlmError(

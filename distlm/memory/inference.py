@@ -21,7 +21,7 @@ class MemoryValues(nn.ParameterList):
     def __init__(self, slots: int, columns: Sequence[int]) -> None:
         super().__init__(nn.Parameter(torch.zeros(slots, part), requires_grad=False) for part in columns)
 
-    def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
+    def sums(self, slots: Tensor, weights: Tensor) -> Tensor:
         """slots int32 [T, A], weights [T, A] → Σ over A of weights·value[slots], [T, D]."""
         bags = [F.embedding_bag(slots, v, mode="sum", per_sample_weights=weights.to(v.dtype)) for v in self]
         return torch.cat(bags, dim=1)
@@ -64,5 +64,5 @@ class MemoryReader(nn.Module):
                 queries, self.norm_mean, self.norm_variance, self.norm_weight, self.norm_bias
             )
         slots, scores = best_slots(queries.view(len(flat), self.heads, -1), self.keys, self.k)
-        values: Tensor = self._read[0](slots.flatten(1), scores.softmax(2).flatten(1))
+        values: Tensor = self._read[0].sums(slots.flatten(1), scores.softmax(2).flatten(1))
         return values.to(x.dtype).view(x.shape)

@@ -103,7 +103,7 @@ def _loading(called: str, auto: str, own_code: bool) -> str:
         f"from transformers import {auto}, AutoTokenizer",
         "",
         f'model = {auto}.from_pretrained("{called}"{trust})',
-        f'tokenizer = AutoTokenizer.from_pretrained("{called}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{called}"{trust})',
     ]
     found = fenced("\n".join(lines), "python")
     if own_code:

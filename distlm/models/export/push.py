@@ -36,7 +36,7 @@ class Repository:
             files = set(found._api.list_repo_files(name)) if found._api.repo_exists(name) else set()
         if files := files - _FIRST_FILES:
             raise DistlmError(
-                f"--push {name}: the repository has files ({', '.join(sorted(files)[:3])}), and nothing is overwritten; "
+                f"--push {name}: it has files ({', '.join(sorted(files)[:3])}), and nothing is overwritten; "
                 "give a new name, or delete them there"
             )
         return found

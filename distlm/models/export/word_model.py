@@ -49,7 +49,7 @@ class WordModel:
         """The code of such models."""
         collector = Collector({**_REPLACED, self.description: self.config}, self.left_out).add([self.model])
         name, config = Place.of(self.model).name, Place.of(self.config).name
-        header = f"{name}: written by `distlm export hf`, needs torch and transformers."
+        header = f"{name}; needs torch and transformers."
         return Code(collector.source(header), self._model_type, config, {AUTO: name})
 
     @property

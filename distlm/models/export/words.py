@@ -44,7 +44,9 @@ def word_tokenizer(dictionary: Dictionary) -> Any:
     ids = {word: number for number, word in enumerate(dictionary.words)}
     found = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk))
     found.normalizer = tokenizers.normalizers.Replace("\n", f" {end} ")
-    found.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    # What Python's str.split takes for white space.
+    space = tokenizers.Regex(r"[\s\x1c-\x1f\x85]+")
+    found.pre_tokenizer = tokenizers.pre_tokenizers.Split(space, behavior="removed")
     found.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{end} $A", special_tokens=[(end, Dictionary.EOS)]
     )

@@ -27,7 +27,7 @@ class DistlmTransformerConfig(PreTrainedConfig):
     width: int = 1024
     heads: int = 8
     ffn_width: int = 4096
-    cutoffs: list[int] | None = None
+    cutoffs: list[int] | tuple[int, ...] = ()
     """Band edges of adaptive input and softmax."""
     factor: int = 4
     """Each further band's embedding is this many times narrower."""
@@ -37,6 +37,7 @@ class DistlmTransformerConfig(PreTrainedConfig):
     softmax_dropout: float = 0.0
     max_positions: int = 3072
     """Longest sequence, in tokens."""
+    tie_word_embeddings: bool = True
 
 
 class DistlmTransformerForCausalLM(CausalWords):
@@ -47,4 +48,9 @@ class DistlmTransformerForCausalLM(CausalWords):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.model = TransformerLM(cast(TransformerConfig, config), config.vocab_size)
+        ours, softmax = (dict(part.named_parameters()) for part in (self.model.embedding, self.model.softmax))
+        # What adaptive input and softmax share is saved once.
+        self._tied_weights_keys = {
+            f"model.softmax.{name}": f"model.embedding.{name}" for name in ours if name in softmax
+        }
         self.post_init()

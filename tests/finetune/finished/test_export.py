@@ -123,12 +123,12 @@ def test_a_memory_comes_along(tmp_path: Path) -> None:
     assert all(torch.equal(value, kept[name]) for name, value in again.weights.items())
     assert kept.keys() - again.weights.keys() == {"hf.classifier.weight", "hf.classifier.bias"}
     run(finetune_config(tmp_path / "next", data, f"finetune.checkpoint={tmp_path / 'out'}", "finetune.epochs=1"))
-    values = load_file(next((tmp_path / "out").glob("memory-02-*")))["values"]
+    values = load_file(tmp_path / "out" / "model.safetensors")["bert.encoder.layer.1.output.memory.values.0"]
     assert torch.equal(values, model.memories[2].table.values)
     with pytest.raises(DistlmError, match=r"out: a fine-tuned model .* predicts no masked tokens"):
         from_pretrained(tmp_path / "out")
-    (tmp_path / "out" / "memory.json").unlink()
-    with pytest.raises(DistlmError, match=r"memory\.json: missing beside memory\.safetensors"):
+    (tmp_path / "out" / "distlm.json").unlink()
+    with pytest.raises(DistlmError, match=r"distlm\.json: missing beside config\.json; copy the whole folder"):
         evaluate(finetune_config(tmp_path / "third", data, f"finetune.checkpoint={tmp_path / 'out'}"))
 
 

@@ -19,7 +19,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.finished.export import save_task_model
 from distlm.finetune.model import TaskModel
-from distlm.finetune.source import open_source, start_from_source
+from distlm.finetune.source import open_source
 from distlm.memory.config import MemoryConfig
 from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.described import build_model
@@ -85,13 +85,14 @@ def masked(folder: Path, kind: str, **changes: Any) -> Case:
 
 
 def finetuned(folder: Path, family: str, head: Any, labels: int, task: str) -> Case:
-    source = open_source(FinetuneConfig(checkpoint=str(hugging_face(folder / "from", family))), folder, folder)
+    source = open_source(
+        FinetuneConfig(checkpoint=str(hugging_face(folder / "from", family, initializer_range=0.2))), folder, folder
+    )
     memory = MemoryConfig(
         kind="resm" if head == "span" else "pkm", sub_keys=8, heads=2, k=4, key_width=8, positions=[2]
     )
     torch.manual_seed(7)
     model = TaskModel(TaskModelConfig(source.backbone, vars(memory), 1, head, labels, task), source.vocabulary).eval()
-    start_from_source(model, source)
     for found in model.memories.values():
         found.table.values.normal_()
         assert found.retrieval.norm is not None

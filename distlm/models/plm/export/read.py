@@ -109,7 +109,7 @@ def read_folder(folder: Path) -> Folder:
     """
     library = transformers_library()
     settings = _settings(folder)
-    ours = str(settings.get("model_type", "")).startswith(OURS)
+    ours = _is_ours(settings)
     memory = _memory_config(folder, settings if ours else {})
     if memory:
         check_files(folder, _MEND, marker=MemoryExport if _is_old(folder) else ExportManifest)
@@ -126,6 +126,17 @@ def read_folder(folder: Path) -> Folder:
     if memory and _is_old(folder):
         weights |= safetensors.torch.load_file(folder / MEMORY)
     return Folder(backbone, weights, memory)
+
+
+def tokenizer_options(place: str) -> dict[str, Any]:
+    """What AutoTokenizer.from_pretrained needs so that it does not ask for the code of a folder's model."""
+    if not (Path(place) / CONFIG).is_file() or not _is_ours(_settings(Path(place))):
+        return {}
+    return {"config": transformers_library().PreTrainedConfig()}
+
+
+def _is_ours(settings: dict[str, Any]) -> bool:
+    return str(settings.get("model_type", "")).startswith(OURS)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -180,5 +191,7 @@ def _memory_config(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise DistlmError(f"{path}: missing beside {MEMORY}; copy the whole folder")
     if not settings.get("memory"):
         return {}
+    if not (folder / ExportManifest.NAME).exists():
+        raise DistlmError(f"{folder / ExportManifest.NAME}: missing beside {CONFIG}; {_MEND}")
     known = {field.name for field in dataclasses.fields(MemoryConfig)}
     return dataclasses.asdict(MemoryConfig(**{k: v for k, v in settings["memory"].items() if k in known}))

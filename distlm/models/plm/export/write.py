@@ -164,6 +164,6 @@ class {model}(ReadsMemory, {model_class.__name__}):
 
     config_class = {config}
 '''
-    header = f"{model_class.__name__} with product-key memories, by `distlm export hf`; needs torch and transformers."
+    header = f"{model_class.__name__} with product-key memories; needs torch and transformers."
     auto = next(auto for head, auto in _AUTO.items() if model.endswith(head))
     return Code(collector.source(header, tail), model_type, config, {auto: model})
