@@ -51,7 +51,8 @@ def load_exported(table: ValueTable, folder: Path, layer: int) -> dict[str, Tens
     unread = Usage(table.slots).counts()
     extra = {f"usage.{field.name}": getattr(unread, field.name) for field in fields(UsageCounts)}
     with ExitStack() as stack:
-        tensors, prefix = {}, ""
+        tensors: dict[str, Any] = {}
+        prefix = ""
         for file, facts in _opened(stack, folder):
             prefix = facts.get(metadata_key(layer), prefix)
             tensors |= dict.fromkeys(file.keys(), file)

@@ -55,7 +55,7 @@ class CausalWords(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self, input_ids: Tensor, *_: Any, attention_mask: Tensor | None = None, **__: Any
     ) -> dict[str, Any]:
         """The whole text: there is no cache."""
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}

@@ -83,7 +83,10 @@ def test_the_command_exports_the_model_that_was_kept(tmp_path: Path) -> None:
     words = ["export", "finetuned", "plm-base", *settings(tmp_path / "run", data, *given), "--out"]
     choose = distlm(*words, str(tmp_path / "out"), check=False)
     assert choose.returncode == 2 and "has seed-1, seed-2; name one of them" in choose.stderr
-    distlm(*words, str(tmp_path / "out"), "--seed", "2")
+    distlm("export", "hf", *words[2:], str(tmp_path / "out"), "--seed", "2", "--finetuned", "SST-2")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    result = read_json(tmp_path / "run" / "finetune" / "SST-2" / "seed-2" / "result.json", "")
+    assert f"{result['last']['accuracy']:.4f}" in card and "seed 2" in card
     seed = tmp_path / "run" / "finetune" / "SST-2" / "seed-2"
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -132,7 +132,7 @@ def _write_with_memory(model: Exportable, stored: Mapping[int, StoredMemory], fo
         for name, module in hf.named_modules()
         if isinstance(module, ProductKeyMemory) and (found := _LAYER.search(name))
     }
-    tensors = []
+    tensors: list[Pending] = []
     dense: dict[str, Tensor] = dict(hf.named_parameters())
     for layer, prefix in prefixes.items():
         own = {name.removeprefix(f"{prefix}."): name for name in dense if name.startswith(f"{prefix}.")}
