@@ -16,8 +16,8 @@ def save_old(model: Any, folder: Path, tokenizer: Path | None = None) -> None:
     """A masked language model, or a fine-tuned one, with a memory."""
     folder.mkdir()
     weights = model.hf.state_dict()
-    of_memory = {name: tensor.contiguous() for name, tensor in weights.items() if ".memory." in name}
-    model.hf.save_pretrained(folder, state_dict={n: tensor for n, tensor in weights.items() if n not in of_memory})
+    of_memory = {name: tensor.detach() for name, tensor in model.hf.named_parameters() if ".memory." in name}
+    model.hf.save_pretrained(folder, state_dict={n: t for n, t in weights.items() if ".memory." not in n})
     for path in tokenizer.iterdir() if tokenizer is not None else ():
         shutil.copy(path, folder / path.name)
     for layer, memory in model.memories.items():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from distlm.errors import DistlmError
@@ -85,11 +86,14 @@ def without_values(folder: Path) -> Plm:
     vocabulary = backbone.pop("vocab_size")
     model = Plm(PlmModel(backbone, values_to_come(memory)), vocabulary)
     model.config.memory = memory
-    if fault := _differences(model, weights):
+    own = _own_weights(model)
+    if fault := _differences(model, own, weights):
         files = f"model.safetensors{f' and {MEMORY}' if memory and _is_old(folder) else ''}"
         described = f"{CONFIG}{f' and {MemoryExport.NAME}' if memory and _is_old(folder) else ''}"
         raise DistlmError(f"{folder}: {fault}; {files} and {described} do not belong together, copy the whole folder")
-    model.hf.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
     return model
 
 
@@ -157,9 +161,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _differences(model: Plm, weights: dict[str, Tensor]) -> str:
+def _own_weights(model: Plm) -> dict[str, Tensor]:
+    """By their names in the Hugging Face model, tied ones under each; of a memory its parameters alone."""
+    parameters = {name for name, _ in model.hf.named_parameters()}
+    return {n: t for n, t in model.hf.state_dict().items() if _OF_MEMORY not in n or n in parameters}
+
+
+def _differences(model: Plm, own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
     """The first weight that is missing, unknown or of another shape; empty: all fit."""
-    own = model.hf.state_dict()
     # Tied weights are written once.
     tied = set(getattr(model.hf, "all_tied_weights_keys", {}) or {})
     for name in sorted({*own, *weights}):
