@@ -102,15 +102,17 @@ def eval_blocks(ids: npt.NDArray[np.integer], context_window: int, block: int) -
     return Blocks(np.maximum(bounds[:-1] - context_window, 0), bounds[:-1], bounds[1:])
 
 
-def gather(ids: npt.NDArray[np.integer], blocks: Blocks, indices: npt.ArrayLike, pad: int = Dictionary.PAD) -> Batch:
-    """The batch of some blocks, as NumPy arrays; T is the longest of these rows.
+def gather(
+    ids: npt.NDArray[np.integer], blocks: Blocks, indices: npt.ArrayLike, pad: int = Dictionary.PAD, least: int = 0
+) -> Batch:
+    """The batch of some blocks, as NumPy arrays; T is the longest of these rows, or `least` where that is more.
 
     `ids` int [tokens] (a memory map is fine), `indices` int [B]. The input of position t is token t−1, and EOS before
     token 0. Padding: `pad` in inputs and targets, False in scored.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     context_start, start, end = blocks.context_start[chosen], blocks.start[chosen], blocks.end[chosen]
-    rows, longest = len(chosen), int((end - context_start).max(initial=0))
+    rows, longest = len(chosen), int((end - context_start).max(initial=least))
     inputs = np.full((rows, longest), pad, dtype=np.int64)
     targets = np.full((rows, longest), pad, dtype=np.int64)
     for row, (first, last) in enumerate(zip(context_start.tolist(), end.tolist(), strict=True)):

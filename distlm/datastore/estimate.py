@@ -6,7 +6,7 @@ from distlm.datastore.plan import plan_store
 from distlm.datastore.shard_writer import QUEUE_BATCHES
 from distlm.errors import DistlmError, UsageError
 from distlm.models.card import model_of_card, read_model_card
-from distlm.models.described import causal, causal_kind, model_of, parameter_count
+from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
@@ -62,7 +62,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
         f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; {computed / plan.rows:.2f} "
         "tokens computed per row",
         disk_bytes=plan.rows * (model.width * item + 4),
-        memory_bytes=_BASE_MEMORY + 4 * parameter_count(model, vocabulary) + activations + queue,
+        memory_bytes=_BASE_MEMORY + model_bytes(model, vocabulary) + activations + queue,
         seconds=seconds,
         notes=notes,
     )

@@ -25,11 +25,9 @@ from distlm.finetune.records import FinetuneState, TaskMemoryUse
 from distlm.finetune.score import TaskScorer, TaskValidation, targets_of
 from distlm.finetune.source import Source, start_from_source
 from distlm.memory.config import MemoryConfig
+from distlm.memory.of_model import restore_memories
 from distlm.memory.values.exchange import Exchange
-from distlm.memory.values.files import load_table
-from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.plm.config import FinetuneConfig, PlmTraining
-from distlm.models.plm.memory_job import MemoryJob, take_memories
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
 from distlm.optim.schedule import learning_rate
@@ -40,6 +38,7 @@ from distlm.training.checkpoint import Resume
 from distlm.training.dsconfig import merge_ds_config
 from distlm.training.finished import STATE
 from distlm.training.job import Text
+from distlm.training.memory.job import MemoryJob, take_memories
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
@@ -106,9 +105,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
         super().resumed(resume)
 
     def objective(self, model: TaskModel) -> TaskModule:
-        memories = model.memories.values()
-        settings = MemoryConfig(**self.model.memory) if self.model.memory else MemoryConfig()
-        self.values = SparseValueOptimizer(settings, [memory.table for memory in memories])
+        self.make_values(MemoryConfig(**self.model.memory) if self.model.memory else MemoryConfig())
         return TaskModule(model)
 
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
@@ -232,12 +229,13 @@ class EvaluationJob(FinetuneJob):
         return self.net
 
     def _load_memory(self) -> None:
-        for layer, memory in self.net.memories.items():
-            assert self.source.folder is not None
-            owed = memory.table.config.stale == "catch_up"
-            # With what memory.stale=catch_up still owes: made up for in the table it would round otherwise than it did
-            # when the training scored.
-            memory.load_extra(load_table(memory.table, self.source.folder, layer, moments=owed))
+        if not self.net.memories:
+            return
+        assert self.source.folder is not None
+        # With what memory.stale=catch_up still owes: made up for in the table it would round otherwise than it did
+        # when the training scored.
+        owed = MemoryConfig(**self.model.memory).stale == "catch_up"
+        restore_memories(self.net.memories, self.source.folder, moments=owed)
 
 
 def train_config(config: FinetuneConfig, seed: int, rows: int) -> PlmTraining:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distlm.finetune.description import TaskModelConfig
+from distlm.memory.placing import values_to_come
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.attention import NAME
-from distlm.models.plm.description import values_to_come
 from distlm.models.plm.model import backbone_config, equip, transformers_library
 from distlm.models.row_dropout import Rows
 

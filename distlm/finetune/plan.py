@@ -6,15 +6,15 @@ from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.tasks.glue import TASKS, read_glue
 from distlm.finetune.tasks.squad import read_squad, read_squad_test
 from distlm.finetune.tasks.unlabelled import read_glue_tests
+from distlm.memory.of_model import layers_and_values
 from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.io import card_parameters
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
-from distlm.models.plm.text.pieces import cut_rows
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
-from distlm.training.microbatch import MicroBatchPlan
+from distlm.training.microbatch import MicroBatchPlan, cut_rows
 
 _BASE = 110_000_000
 """Parameters that are assumed where there is no model yet: BERT-base."""
@@ -81,4 +81,4 @@ def model_sizes(place: Path, named: bool) -> tuple[int, int, list[str]]:
     if not isinstance(described, PlmModel | TaskModelConfig):
         return _BASE, 0, [f"{folder}: a {card.kind}, not a masked language model"]
     memory, width = described.memory, backbone_sizes(described.backbone).width
-    return card_parameters(card), len(memory.get("positions", [])) * memory.get("sub_keys", 0) ** 2 * width, []
+    return card_parameters(card), layers_and_values(memory, width)[1], []

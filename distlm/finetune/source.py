@@ -19,7 +19,7 @@ from distlm.errors import DistlmError
 from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
 from distlm.finetune.tasks.glue import TASKS
-from distlm.memory.values.files import load_table
+from distlm.memory.of_model import restore_memories
 from distlm.models.card import CARD, model_of_card, read_model_card
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
@@ -387,7 +387,7 @@ def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bo
     assert source.task is not None
     model = TaskModel(source.task, source.vocabulary)
     start_from_source(model, source, whole=True)
-    for layer, memory in model.memories.items() if values else ():
+    if model.memories and values:
         assert source.folder is not None
-        memory.load_extra(load_table(memory.table, source.folder, layer, moments=False))
+        restore_memories(model.memories, source.folder, moments=False)
     return model.to(device).eval(), source.tokenizer

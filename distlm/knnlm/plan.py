@@ -9,7 +9,7 @@ from distlm.data.estimate import expected_tokens
 from distlm.errors import UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
-from distlm.models.described import causal, causal_kind, model_of, parameter_count
+from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.models.kind import CausalDescription
 from distlm.models.registry import kind
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -72,7 +72,7 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
     packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
     memory = (
-        _BASE_MEMORY + 4 * parameter_count(model, counts.vocabulary) + activations + index + packed
+        _BASE_MEMORY + model_bytes(model, counts.vocabulary) + activations + index + packed
         + max(unit, min(pairs, GROUP_BYTES) + 4 * CHUNK_BYTES if rescores else 0)
     )  # fmt: skip
     notes.append("memory counts the memory-mapped index, which ranks of a node share")

@@ -51,3 +51,36 @@ def check_rule(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
                 "with memory.stale=catch_up slots that nobody reads would speed up for ever; set β₁ below √β₂, or "
                 "memory.stale=lazy",
             )  # fmt: skip
+
+
+def check_section(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
+    """All of the section that does not depend on the model."""
+    if config.columns < 0:
+        refuse("memory.columns", config.columns, "must not be negative")
+    for name in ("input_dropout", "query_dropout", "value_dropout"):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            refuse(f"memory.{name}", value, "must be in [0, 1)")
+    check_sizes(config, refuse)
+    check_rule(config, refuse)
+    if config.kind == "none":
+        return
+    if config.positions != sorted(set(config.positions)) or any(position < 1 for position in config.positions):
+        refuse("memory.positions", config.positions, "name layers, counted from 1, rising")
+
+
+def check_fresh_ffn(config: MemoryConfig, init: str, key: str, refuse: Refuse = refuse_setting) -> None:
+    """memory.fresh_ffn where the setting `key` is `init`."""
+    if config.kind != "none" and config.fresh_ffn and (config.kind != "resm" or not init):
+        refuse("memory.fresh_ffn", True, f"belongs to memory.kind=resm with {key}=")
+
+
+def check_places(
+    config: MemoryConfig, layers: int, width: int, keys: tuple[str, str], refuse: Refuse = refuse_setting
+) -> None:
+    """What depends on the model: its layers and its width D, which the settings `keys` give."""
+    if config.kind == "none":
+        return
+    if config.positions and config.positions[-1] > layers:
+        refuse("memory.positions", config.positions, f"the model has the layers 1 to {keys[0]}={layers}")
+    if config.columns and width % config.columns:
+        refuse("memory.columns", config.columns, f"must divide the model's width, {keys[1]}={width}")

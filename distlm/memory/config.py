@@ -8,14 +8,22 @@ from distlm.config.fields import volatile
 
 @dataclass
 class MemoryConfig:
-    """Product-key memory of Lample et al., placed as Kim & Jung do; the defaults are theirs."""
+    """Product-key memory of Lample et al., in place of feed-forward networks or beside them (Kim & Jung); the defaults
+    are theirs."""
 
     kind: Literal["none", "pkm", "resm"] = "none"
-    """pkm: in place of a layer's feed-forward network; resm: beside it, added inside its layer norm."""
+    """pkm: in place of a layer's feed-forward network; resm: beside it, added inside its layer norm (of a layer that
+    normalises first: behind it)."""
     positions: list[int] = field(default_factory=lambda: [4, 8])
-    """Layers that have a memory, counted from 1."""
+    """Layers that have a memory, counted from 1; empty: the middle one (layer n // 2 + 1 of n), where Lample et al. put
+    it."""
+    shared: bool = False
+    """All layers read the values of one memory, each with keys and queries of its own (Berges et al. 2024)."""
+    gated: bool = False
+    """Each layer's output is W₂(memory(x) ⊙ SiLU(W₁ x)) instead of memory(x) (Berges et al. 2024)."""
     fresh_ffn: bool = False
-    """With init_from: the feed-forward networks of these layers start fresh, too (Kim & Jung: ResM')."""
+    """With init_from of a model without memory: the feed-forward networks of these layers start fresh, too (Kim & Jung:
+    ResM')."""
     sub_keys: int = 512
     """n: keys of each half; the memory has K = n² slots."""
     heads: int = 4

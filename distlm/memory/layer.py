@@ -1,4 +1,7 @@
-"""A product-key memory: x → query → the k best slots of each head → softmax → the weighted sum of their values."""
+"""A product-key memory: x → query → the k best slots of each head → softmax → the weighted sum of their values.
+
+With a gate the output is that of Berges et al. 2024 ("Memory Layers at Scale").
+"""
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +32,8 @@ class ProductKeyMemory(nn.Module):
     place)` is called in training for every p > 0 with tensors [B, T, …], so that it can draw by row. `update` is the
     number of the update under way, from 1, by which the reads are dated: the trainer sets it.
 
-    Parameters are those of `retrieval` (ProductKeys); the values are no parameter (ValueTable).
+    Parameters are those of `retrieval` (ProductKeys) and, with config.gated, of `gate` (OutputGate); the values are no
+    parameter (ValueTable).
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class ProductKeyMemory(nn.Module):
         generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(struct.pack("<2q", seed, layer)) >> 1)
         self.retrieval = ProductKeys(config, width, exchange, generator)
         self.table = ValueTable(config, width, layer, seed, exchange)
+        self.gate = OutputGate(width, generator) if config.gated else None
         self.usage = Usage(config.sub_keys**2)
         self.update = 1
         self._measured: Usage | None = None
@@ -72,7 +77,10 @@ class ProductKeyMemory(nn.Module):
             counted = mask if counted is None else counted
             usage.add(slots, weights.detach(), counted.reshape(-1), self.update)
         values: Tensor = self.table(slots.flatten(1), weights.flatten(1), x.dtype)
-        return self._drop(values.view(rows, tokens, width), self.config.value_dropout, "value")
+        read = values.view(rows, tokens, width)
+        if self.gate is not None:
+            read = self.gate(x, read)
+        return self._drop(read, self.config.value_dropout, "value")
 
     @contextmanager
     def measure(self) -> Iterator[Usage]:
@@ -107,6 +115,21 @@ class ProductKeyMemory(nn.Module):
         return self.dropout(x, p, place) if self.training and p > 0 else x
 
 
+class OutputGate(nn.Module):
+    """W₂(memory(x) ⊙ SiLU(W₁ x)), the output of Berges et al. 2024; W₁ and W₂ [D, D] without bias, N(0, 1/D)."""
+
+    def __init__(self, width: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.gate, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
+        for part in (self.gate, self.out):
+            nn.init.normal_(part.weight, std=width**-0.5, generator=generator)
+
+    def forward(self, x: Tensor, read: Tensor) -> Tensor:
+        """x and what was read for it [B, T, D] → the same shape. Zeros that were read stay zeros."""
+        gated: Tensor = self.out(read * F.silu(self.gate(x)))
+        return gated
+
+
 @dataclass(frozen=True)
 class MemorySize:
     """Numbers of one memory, without moments and counters."""
@@ -119,10 +142,12 @@ class MemorySize:
     """Numbers in the query Linear, bias included."""
     norm: int
     """Numbers in weight and bias of the query norm."""
+    gate: int = 0
+    """Numbers in the two matrices of the gated output."""
 
     @property
     def total(self) -> int:
-        return self.values + self.keys + self.query + self.norm
+        return self.values + self.keys + self.query + self.norm + self.gate
 
 
 def memory_size(config: MemoryConfig, width: int) -> MemorySize:
@@ -133,4 +158,5 @@ def memory_size(config: MemoryConfig, width: int) -> MemorySize:
         keys=config.sub_keys * channels,
         query=(width + 1) * channels,
         norm=2 * channels if config.query_norm else 0,
+        gate=2 * width**2 if config.gated else 0,
     )

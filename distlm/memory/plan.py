@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from distlm.errors import UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import SMALL
 from distlm.runtime.files import format_bytes
@@ -60,6 +61,7 @@ def plan_memory(config: MemoryConfig, width: int, work: Work) -> list[MemoryPlan
 
 def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryPlan:
     slots, reads, replicas = config.sub_keys**2, config.heads * config.k, work.ranks // columns
+    tables = min(work.memories, 1) if config.shared else work.memories
     part, others = width // columns, columns - 1
     forwards, channels = work.memories * work.micro_batches, config.heads * config.key_width
     per_read, per_value = work.tokens * reads * 4, work.tokens * part * work.activation_bytes
@@ -78,8 +80,8 @@ def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryP
     if not config.frozen:
         sent |= {
             "stash": forwards * (replicas - 1) * one_micro_batch,
-            "finite": 8 * work.memories * (work.ranks - 1),
-            "norms": 8 * work.memories * others * (part if config.clip_norm else 1),
+            "finite": 8 * tables * (work.ranks - 1),
+            "norms": 8 * tables * others * (part if config.clip_norm else 1),
         }
         # Summed when all replicas' micro-batches reach the size of a gradient of all slots; see ValueGradient.
         gradient = 4 * slots * part
@@ -87,9 +89,7 @@ def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryP
         kept = one_micro_batch * min(work.micro_batches, until_summed)
         kept += gradient if work.micro_batches > until_summed else 0
     resident = 4 * slots * (part * (1 if config.frozen else 3) + 1 + config.row_steps)
-    return MemoryPlan(
-        columns, replicas, {k: v for k, v in sent.items() if v}, work.memories * resident, work.memories * kept
-    )
+    return MemoryPlan(columns, replicas, {k: v for k, v in sent.items() if v}, tables * resident, work.memories * kept)
 
 
 def _summed(numbers: int, ranks: int) -> int:
@@ -106,9 +106,34 @@ def other_ways(config: MemoryConfig, width: int, work: Work) -> dict[str, int]:
     a row (and an int64 slot) for every read.
     """
     others = work.ranks - 1
+    tables = min(work.memories, 1) if config.shared else work.memories
     dense = 2 * others * config.sub_keys**2 * width * 4 // work.ranks
     sparse = others * work.tokens * work.micro_batches * config.heads * config.k * (4 * width + 8)
-    return {"dense all-reduce": work.memories * dense, "sparse all-gather": work.memories * sparse}
+    return {"dense all-reduce": tables * dense, "sparse all-gather": work.memories * sparse}
+
+
+def chosen_plan(config: MemoryConfig, width: int, work: Work) -> tuple[int, str]:
+    """Bytes that a rank holds and keeps with memory.columns, and what a plan says of it: all strategies as a table.
+
+    Raises UsageError for columns that do not divide the ranks or the width D.
+    """
+    columns = config.columns or work.ranks
+    plans = plan_memory(config, width, work)
+    chosen = next((plan for plan in plans if plan.columns == columns), None)
+    if chosen is None:
+        raise UsageError(
+            f"memory.columns={config.columns} (0: all {work.ranks} ranks) must divide {work.ranks} ranks and the "
+            f"model's width {width}; set it to one of {', '.join(str(plan.columns) for plan in plans)}"
+        )
+    tables = 1 if config.shared else work.memories
+    table = describe(plans, columns, other_ways(config, width, work))
+    note = (
+        f"{work.memories} memories of {config.sub_keys**2} slots"
+        f"{' that they share' if config.shared and work.memories > 1 else ''}: "
+        f"{tables * config.sub_keys**2 * width / 1e6:.1f} M values; bytes that a rank sends in an update, holds, and "
+        f"keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
+    )
+    return chosen.resident + chosen.kept, note
 
 
 def describe(plans: Iterable[MemoryPlan], chosen: int = 0, other: dict[str, int] | None = None) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from distlm.errors import DistlmError
-from distlm.models.kind import Description
+from distlm.models.complete import marked_hashes
+from distlm.models.kind import CausalDescription, Description
 from distlm.models.records import ModelCard
 from distlm.models.registry import model_kind, model_names
 from distlm.runtime.files import json_hash, read_json
@@ -42,6 +43,12 @@ def model_of_card(card: ModelCard) -> Description:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at."""
+    """Identifies what the model computes: configuration, dictionary and weights, but not the step it was saved at.
+
+    Of a model that predicts the next word with its memories' files; those of a masked language model stand apart.
+    """
     card = read_model_card(folder)
-    return json_hash({key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")})
+    facts = {key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")}
+    if isinstance(model_of_card(card), CausalDescription) and card.config.get("memory"):
+        facts["memory"] = marked_hashes(folder, "memory-")
+    return json_hash(facts)

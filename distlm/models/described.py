@@ -8,6 +8,7 @@ from typing import Any
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
+from distlm.memory.placing import WithMemory
 from distlm.models.kind import CausalDescription, Description, Kind
 from distlm.models.records import ModelCard
 from distlm.models.registry import kind, kind_of, not_causal
@@ -54,17 +55,36 @@ def model_on_meta(description: Description, vocabulary: int) -> Any:
 def model_for_weights(description: Description, vocabulary: int) -> Any:
     """The model, without memory for its parameters where that can be; every parameter is yet to be assigned."""
     found = kind_of(description)
-    if not found.computes_buffers:
+    if not (found.computes_buffers or has_memory(description)):
         return model_on_meta(description, vocabulary)
     from distlm.models.empty import nothing_drawn
 
     with nothing_drawn():
-        return found.build(description, vocabulary)
+        return found.build(found.undrawn(description), vocabulary)
+
+
+def has_memory(description: Description) -> bool:
+    """Whether it is of a model with product-key memory, whose values are buffers that lie in files of their own."""
+    return isinstance(description, WithMemory) and bool(description.memory)
+
+
+def value_bytes(description: CausalDescription) -> int:
+    """Bytes of all values of the model's memories, which are no parameters."""
+    if not isinstance(description, WithMemory) or not description.memory:
+        return 0
+    from distlm.memory.of_model import layers_and_values
+
+    return 4 * layers_and_values(description.memory, description.width)[1]
 
 
 def parameter_count(description: Description, vocabulary: int) -> int:
     """Parameters of the model, shared ones counted once; allocates nothing."""
     return sum(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
+
+
+def model_bytes(description: CausalDescription, vocabulary: int) -> int:
+    """Bytes of the fp32 model that a later stage reads: parameters, and values of memories."""
+    return 4 * parameter_count(description, vocabulary) + value_bytes(description)
 
 
 def card_of(description: Description, vocabulary: int, dictionary: str, weights: str, **more: Any) -> ModelCard:

@@ -1,7 +1,7 @@
 """Dropout, and causal attention with dropout on its weights, that are not slow on a CPU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,21 @@ def dropout(hidden: Tensor, p: float, training: bool) -> Tensor:
     return hidden * _noise(hidden.shape, p, hidden.dtype)
 
 
+class PlainNoise:
+    """Dropout at the places of a model, from torch's global generator: distlm.models.row_dropout.Noise without rows."""
+
+    def __init__(self, rows: object = None, name: str = "") -> None:
+        self.rows = None
+
+    def __call__(self, hidden: Tensor, p: float, training: bool, place: str) -> Tensor:
+        """hidden [B, ...] → the same shape."""
+        return dropout(hidden, p, training)
+
+    def of_tokens(self, hidden: Tensor, p: float, training: bool, place: str, chosen: Tensor | None = None) -> Tensor:
+        """hidden [n, D] → the same shape."""
+        return dropout(hidden, p, training)
+
+
 def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """0 with probability `p`, else the scale 1 / (1 − p): a mask that several products share, in `like`'s dtype and
     device; `p` and the generator as in `dropout`."""
@@ -30,19 +45,27 @@ def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     return like.new_empty(tuple(shape)).bernoulli_(1 - p).div_(1 - p)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, p: float, drop: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """q, k, v [B, heads, T, d] → [B, heads, T, d]: softmax(q·kᵀ/√d) v over the tokens up to one's own, with dropout
-    `p` on the weights (0 outside training).
+    `p` on the weights (0 outside training). `drop`: the dropout of weights [B, heads, T, T], where it is not torch's.
 
-    Memory: [B, heads, T, T] on a CPU when p > 0; elsewhere what torch's fused kernels need.
+    Memory: [B, heads, T, T] on a CPU when p > 0, and with `drop`; elsewhere what torch's fused kernels need.
     """
-    if p == 0 or q.device.type != "cpu":
+    if p == 0 or (q.device.type != "cpu" and drop is None):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
     rows, heads, tokens, width = q.shape
-    future = torch.full((tokens, tokens), -math.inf, dtype=q.dtype).triu_(1).expand(rows * heads, -1, -1)
+    future = (
+        torch.full((tokens, tokens), -math.inf, dtype=q.dtype, device=q.device).triu_(1).expand(rows * heads, -1, -1)
+    )
     q, k, v = (part.reshape(rows * heads, tokens, width) for part in (q, k, v))
     weights = torch.baddbmm(future, q, k.transpose(1, 2), alpha=width**-0.5).softmax(dim=2)
-    return (dropout(weights, p, True) @ v).view(rows, heads, tokens, width)
+    if drop is None:
+        weights = dropout(weights, p, True)
+    else:
+        weights = drop(weights.view(rows, heads, tokens, tokens)).view_as(weights)
+    return (weights @ v).view(rows, heads, tokens, width)
 
 
 def _noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.memory.of_model import restore_memories
 from distlm.models.card import CARD, WEIGHTS, model_of_card, read_model_card
+from distlm.models.complete import check_files
 from distlm.models.described import card_of, causal, model_for_weights, model_on_meta, parameter_count
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
@@ -47,16 +49,24 @@ def save_weights(
     card_of(config, vocabulary, weights=digest, **extra).write(folder / CARD)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, ModelCard]:
-    """The model in eval mode on `device` (fp32), and its card.
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", values: bool = True
+) -> tuple[LanguageModel, ModelCard]:
+    """The model that predicts the next word in eval mode on `device` (fp32), with the values of its memories, and its
+    card.
 
-    Not for masked language models, whose memories have files of their own.
-    Raises DistlmError for missing files, another kind of model, weights that changed since they were written
-    (checksum), and weights whose names or shapes do not fit the recorded configuration.
+    `values`: false leaves the memories' values and statistics in their files.
+    A memory's files are read twice: their checksums are compared first. Raises DistlmError for missing files, another
+    kind of model, files that changed since they were written (checksum), and weights or memories that do not fit the
+    recorded configuration.
     """
     model, weights, card = _read(folder, device)
     causal(model_of_card(card))
     _assign(model, weights)
+    if memories := getattr(model, "memories", None):
+        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
+        if values:
+            restore_memories(memories, folder, moments=False)
     # Buffers are where the model was built.
     return model.to(device).eval(), card
 

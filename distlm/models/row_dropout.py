@@ -5,12 +5,14 @@ So a micro-batch may be cut over any number of ranks. Masks come from a counter-
 state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import xxhash
 from torch import Tensor, nn
+
+from distlm.models.dropout import dropout
 
 _STEPS = 1 << 16
 _LOW = 0xFFFFFFFF
@@ -27,21 +29,35 @@ class Rows:
     """bool [B, T]: tokens that are text (no padding)."""
     counted: Tensor | None = None
     """bool [B, T]: tokens whose reads count as use of a memory; None: as `mask`."""
+    tokens: Tensor | None = None
+    """int64 [n]: keys of those tokens that are scored, row by row, where dropout follows that is given them alone."""
 
     @contextmanager
-    def set(self, keys: Tensor | None, mask: Tensor | None, counted: Tensor | None = None) -> Iterator[None]:
+    def set(
+        self, keys: Tensor | None, mask: Tensor | None, counted: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Iterator[None]:
         """Within the block the model's modules see these rows."""
-        self.keys, self.mask, self.counted = keys, mask, counted
+        self.keys, self.mask, self.counted, self.tokens = keys, mask, counted, tokens
         try:
             yield
         finally:
-            self.keys = self.mask = self.counted = None
+            self.keys = self.mask = self.counted = self.tokens = None
+
+    def of_text(self) -> tuple[Tensor | None, Tensor | None]:
+        """What a memory is given beside x: mask and counted."""
+        return self.mask, self.counted
 
 
 def row_keys(seed: int, update: int, rows: range) -> Tensor:
     """Keys of rows (numbered within an update): int64 [len(rows)]."""
     numbers = torch.arange(rows.start, rows.stop, dtype=torch.int64)
     return _mix(numbers * _STRIDE + (xxhash.xxh3_64_intdigest(f"{seed} {update}".encode()) >> 1))
+
+
+def token_keys(keys: Tensor, length: int) -> Tensor:
+    """Keys of the tokens of rows with these keys, int64 [B] → int64 [B, T]."""
+    places = torch.arange(1, length + 1, dtype=torch.int64, device=keys.device).mul_(_STRIDE)
+    return _mix(keys[:, None] + places)
 
 
 def row_noise(shape: torch.Size, keys: Tensor, salt: int, p: float, dtype: torch.dtype) -> Tensor:
@@ -66,7 +82,45 @@ def drop_by_row(hidden: Tensor, p: float, rows: Rows, salt: int) -> Tensor:
     """Dropout in training: hidden [B, ...] → the same shape. ValueError outside Rows.set."""
     if rows.keys is None:
         raise ValueError("dropout without Rows.set: the rows of this pass have no keys")
-    return hidden * row_noise(hidden.shape, rows.keys, salt, p, hidden.dtype)
+    rows_there = len(rows.keys)
+    # Some models compute on all tokens in one.
+    shape = torch.Size([rows_there, len(hidden) // rows_there, *hidden.shape[1:]])
+    return hidden * row_noise(shape, rows.keys, salt, p, hidden.dtype).view_as(hidden)
+
+
+class Noise:
+    """Dropout in a model that may be trained in pieces of a micro-batch: by row where it is given `rows`, else from
+    torch's global generator (distlm.models.dropout)."""
+
+    def __init__(self, rows: Rows | None = None, name: str = "") -> None:
+        """`name` tells places in the model apart: their masks are unrelated."""
+        self.rows, self.name = rows, name
+
+    def __call__(self, hidden: Tensor, p: float, training: bool, place: str) -> Tensor:
+        """hidden [B, ...] → the same shape."""
+        if self.rows is None:
+            return dropout(hidden, p, training)
+        return drop_by_row(hidden, p, self.rows, self._salt(place)) if training and p > 0 else hidden
+
+    def of_tokens(self, hidden: Tensor, p: float, training: bool, place: str, chosen: Tensor | None = None) -> Tensor:
+        """hidden [n, D] of the scored tokens, or of those among them that `chosen`, int64 [n], names → the same."""
+        if self.rows is None:
+            return dropout(hidden, p, training)
+        if not training or p == 0:
+            return hidden
+        keys = self.rows.tokens
+        if keys is None:
+            raise ValueError("dropout without Rows.set: the tokens of this pass have no keys")
+        keys = keys if chosen is None else keys[chosen]
+        return hidden * row_noise(hidden.shape, keys, self._salt(place), p, hidden.dtype)
+
+    def _salt(self, place: str) -> int:
+        return name_salt(f"{self.name}.{place}")
+
+
+def memory_dropout(rows: Rows, layer: int) -> Callable[[Tensor, float, str], Tensor]:
+    """Dropout inside the memory of a layer, by row: what ProductKeyMemory calls as (tensor, p, place)."""
+    return lambda hidden, p, place: drop_by_row(hidden, p, rows, name_salt(f"memory.{layer}.{place}"))
 
 
 class RowDropout(nn.Module):

@@ -12,8 +12,10 @@ from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
 from distlm.data.estimate import expected_tokens
 from distlm.data.tokens import TokenFiles
+from distlm.memory.of_model import Memories, layers_and_values
 from distlm.models.card import model_fingerprint
-from distlm.models.described import model_of, parameter_count
+from distlm.models.complete import marked_hashes
+from distlm.models.described import causal, model_of, parameter_count, value_bytes
 from distlm.models.device import default_device
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
@@ -25,7 +27,8 @@ from distlm.runtime.ranks.collective import rank0_first
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
-from distlm.training.objective import TrainModule
+from distlm.training.memory.measure import measured, staleness_of, use_words
+from distlm.training.memory.objective import objective_of
 from distlm.training.records import LmModel, LmResults, LmSplit
 from distlm.training.validate import Validator
 
@@ -51,7 +54,7 @@ def evaluate_in_blocks(stage: Stage) -> dict[str, float]:
     def score(model: LanguageModel, tokens: TokenFiles, split: str) -> tuple[float, str]:
         validator = Validator(tokens, split, knn.context_window, knn.block, knn.batch_blocks)
         device = next(model.parameters()).device
-        loss = validator.run_alone(TrainModule(model, tap, 0.0, "mean").eval(), device).loss
+        loss = validator.run_alone(objective_of(model, tap).eval(), device).loss
         return loss, f"{validator.rule}; {COUNTED}"
 
     return evaluate_splits(stage, score)
@@ -72,16 +75,20 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     model, card = load_model(checkpoint, default_device())
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_dictionary(card, tokens.dictionary)
+    memories: Memories = getattr(model, "memories", {})
     splits: dict[str, LmSplit] = {}
     rule = ""
     for split in stage.config.knn.splits:
-        loss, rule = score(model, tokens, split)
+        with measured(memories) as used:
+            loss, rule = score(model, tokens, split)
         perplexity = math.exp(min(loss * tokens.tokens_per_word(split), 700.0))
         found = LmSplit(tokens=len(tokens.split(split)), loss_nats=loss, perplexity=perplexity)
+        if memories:
+            found.memory = {str(layer): usage.counts().measures() for layer, usage in used.items()}
         if tokens.tokenizer:
             found.words, found.token_perplexity = tokens.words(split), math.exp(min(loss, 700.0))
         splits[split] = found
-        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} ({rule})")
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} ({rule}){use_words(found)}")
     results = LmResults(
         name=stage.config.name,
         splits=splits,
@@ -93,6 +100,10 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
         tokens=tokens.fingerprint,
         code=code_version(),
     )  # fmt: skip
+    if memories:
+        results.model.memory_values = layers_and_values(card.config["memory"], model.width)[1]
+        results.model.memory_files = marked_hashes(checkpoint, "memory-")
+        results.staleness = staleness_of(memories, card.step or 0)
     seconds = time.monotonic() - began
     run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})
     results.write(run.root / RESULT)
@@ -109,8 +120,10 @@ def plan_tokens(config: RunConfig, passes: float) -> StagePlan:
     expected = expected_tokens(config)
     vocabulary = expected.words or kind(config.model.kind).assumed_words(config)
     count = sum(expected.tokens.get(split, 0) for split in config.knn.splits)
-    parameters = parameter_count(model_of(config), vocabulary)
+    model = causal(model_of(config))
+    parameters = parameter_count(model, vocabulary)
     count = round(count * passes)
     seconds = count * 2.0 * parameters / machine_flops() if count else None
     work = f"{count or 'unknown'} tokens of {', '.join(config.knn.splits)}, context included"
-    return StagePlan("evaluate", work, 0, 8 * parameters, seconds, ["one rank works, the others wait", *expected.note])
+    notes = ["one rank works, the others wait", *expected.note]
+    return StagePlan("evaluate", work, 0, 8 * parameters + value_bytes(model), seconds, notes)

@@ -25,6 +25,7 @@ def evaluated_as_trained(config: RunConfig, run: RunDir) -> bool:
     if not path.exists():
         return False
     results = LmResults.read(path)
+    # With a memory the fingerprint is of its values, too.
     same = results.model.fingerprint == model_fingerprint(run.model_checkpoint(config))
     return same and set(config.knn.splits) <= set(results.splits)
 

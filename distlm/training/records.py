@@ -160,7 +160,7 @@ class LmSplit(Part, kw_only=True):
     rows_fingerprint: str | UnsetType = UNSET
     """Masked language model: which rows those are."""
     memory: dict[str, MemoryUse] | UnsetType = UNSET
-    """Masked language model: layer → use of its memory by this text; empty without memory."""
+    """Of a model with memory: layer → use of its memory by this text; of a masked one without memory empty."""
 
 
 class LmModel(Part, kw_only=True):
@@ -171,11 +171,11 @@ class LmModel(Part, kw_only=True):
     parameters: int
     """Parameters, shared ones counted once; the values of memories are not among them."""
     memory_values: int | UnsetType = UNSET
-    """Masked language model: numbers of its memories' values."""
+    """Numbers of its memories' values; absent of other than masked language models without memory."""
     fingerprint: str
     """Of configuration, dictionary and weights."""
     memory_files: dict[str, str] | UnsetType = UNSET
-    """Masked language model: file → hash of its memories' values."""
+    """File → hash of its memories' values; absent of other than masked language models without memory."""
     step: int | None
     """Updates that the weights have had."""
     checkpoint: str
@@ -211,7 +211,7 @@ class LmResults(Record, kw_only=True):
     tokens: str | UnsetType = UNSET
     """Fingerprint of the token files."""
     staleness: dict[str, Staleness] | UnsetType = UNSET
-    """Masked language model: layer → when its slots were last read first."""
+    """Layer → when the slots of its memory were last read first; as memory_values."""
     mask_seed: int | UnsetType = UNSET
     """Masked language model: seed of the masks (train.seed)."""
     mask_share: float | UnsetType = UNSET

@@ -1,10 +1,11 @@
 """Validation loss in training-length windows, the same number on any rank count."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distlm.config.training import BlocksConfig
@@ -64,21 +65,25 @@ def not_finite() -> DistlmError:
 class Validator:
     """Scores a split in batches of blocks: whole lines packed, each block with the tokens before it as context."""
 
-    def __init__(self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int) -> None:
+    def __init__(
+        self, tokens: TokenFiles, split: str, context: int, block: int, batch_blocks: int, even: bool = False
+    ) -> None:
         """Blocks of at most `block` tokens after up to `context` tokens; `batch_blocks` of them go through the model at
         once (it does not change the result of a block, but the batches, not the ranks, decide the order of summation).
+        With `even` all ranks are given equally many tokens at a time, for a model with collectives in its forward.
         """
+        self.even = even
         self.ids, self.batch_blocks = tokens.split(split), batch_blocks
         self.words = tokens.words(split) if tokens.tokenizer else 0
         self.blocks: Blocks = eval_blocks(self.ids, context, block)
         self.rule = f"blocks of {block} with up to {context} tokens of context"
 
     @classmethod
-    def in_training(cls, tokens: TokenFiles, train: BlocksConfig) -> "Validator":
+    def in_training(cls, tokens: TokenFiles, train: BlocksConfig, even: bool = False) -> "Validator":
         """Of the valid split, dealt to the ranks round robin: half the training length, with the other half as context,
         so that no position is beyond those trained."""
         context = train.tokens_per_sample // 2
-        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks)
+        return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks, even)
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
         """Collective. Raises DistlmError when the loss is not finite."""
@@ -88,7 +93,8 @@ class Validator:
         for first in range(0, batches, ranks):
             # ZeRO 3 gathers weights in every forward, so a rank without a batch repeats one and drops its sum.
             number = first + rank
-            total = self._score(engine.forward, engine.device, number if number < batches else first)
+            round_of = range(first, min(first + ranks, batches)) if self.even else ()
+            total = self._score(engine.forward, engine.device, number if number < batches else first, round_of)
             sums.append(total if number < batches else 0.0)
         engine.train()
         everyone = share(sums)
@@ -98,6 +104,14 @@ class Validator:
     def run_alone(self, objective: Callable[..., Sums], device: torch.device) -> Validation:
         """The same number from an objective in eval mode on this process, without an engine."""
         return self._mean(math.fsum(self._score(objective, device, number) for number in range(self._batches)))
+
+    def _indices(self, number: int) -> npt.NDArray[np.int64]:
+        return np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
+
+    @property
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each block, context included."""
+        return self.blocks.end - self.blocks.context_start
 
     @property
     def _batches(self) -> int:
@@ -109,9 +123,19 @@ class Validator:
         tokens = int(self.blocks.scored.sum())
         return Validation(total / tokens, tokens, self.rule, words=self.words)
 
-    def _score(self, forward: Callable[..., Sums], device: torch.device, number: int) -> float:
-        indices = np.arange(number * self.batch_blocks, min((number + 1) * self.batch_blocks, len(self.blocks)))
-        batch = gather(self.ids, self.blocks, indices)
+    def _score(
+        self, forward: Callable[..., Sums], device: torch.device, number: int, round_of: Sequence[int] = ()
+    ) -> float:
+        """Σ nats of a batch; its shape is the largest of those of `round_of`."""
+        indices = self._indices(number)
+        others = [self._indices(other) for other in round_of]
+        longest = max((int(self._lengths[other].max()) for other in others), default=0)
+        missing = max((len(other) for other in others), default=0) - len(indices)
+        if missing > 0:
+            indices = np.concatenate([indices, np.repeat(indices[-1:], missing)])
+        batch = gather(self.ids, self.blocks, indices, least=longest)
+        if missing > 0:
+            batch.scored[-missing:] = False
         arrays = (torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.scored))
         with torch.no_grad():
             return float(forward(*arrays).ce)

@@ -9,7 +9,7 @@ from distlm.knnlm.cache.files import BYTES, check_windows
 from distlm.knnlm.cache.scores import block_bytes
 from distlm.knnlm.search.states import StatesWork
 from distlm.models.card import model_fingerprint
-from distlm.models.described import causal, causal_kind, model_of, parameter_count, require_tap
+from distlm.models.described import causal, causal_kind, model_bytes, model_of, require_tap
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
@@ -51,7 +51,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
         length = knn.context_window + knn.block
         per_token = causal_kind(model).forward_flops(model, "output", length)
         seconds += forward * (length / knn.block) * per_token / flops
-        memory += 4 * parameter_count(model, len(tokens.dictionary)) + threads * 48 * knn.batch_blocks * length * width
+        memory += model_bytes(model, len(tokens.dictionary)) + threads * 48 * knn.batch_blocks * length * width
         notes.append(f"no search has kept the hidden states of {forward} tokens: they are computed first")
     return StagePlan(
         "knn cache",

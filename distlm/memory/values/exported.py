@@ -21,7 +21,8 @@ from distlm.memory.values.table import ValueTable
 
 NAMES = {
     "retrieval.query.weight": "query.weight", "retrieval.query.bias": "query.bias", "retrieval.keys": "keys",
-    "retrieval.norm.weight": "norm_weight", "retrieval.norm.bias": "norm_bias",
+    "retrieval.norm.weight": "norm_weight", "retrieval.norm.bias": "norm_bias", "gate.gate.weight": "gate.gate.weight",
+    "gate.out.weight": "gate.out.weight",
 }  # fmt: skip
 """Parameter of ProductKeyMemory → its name in MemoryReader."""
 STATISTICS = {"norm.running_mean": "norm_mean", "norm.running_var": "norm_variance"}
@@ -29,7 +30,7 @@ STATISTICS = {"norm.running_mean": "norm_mean", "norm.running_var": "norm_varian
 _ROWS = 1 << 16
 
 
-def metadata_key(layer: int) -> str:
+def metadata_key(layer: int | str) -> str:
     """Entry of a weights file's metadata."""
     return f"memory.{layer}"
 
@@ -43,19 +44,20 @@ def is_exported(folder: Path) -> bool:
 def load_exported(table: ValueTable, folder: Path, layer: int) -> dict[str, Tensor]:
     """Read this rank's columns; moments and counters are those of a fresh table. Local.
 
-    Returns what ProductKeyMemory.load_extra takes, with nothing read yet. Raises DistlmError when the folder lacks the
-    memory, or has it in another shape.
+    Returns what ProductKeyMemory.load_extra takes, with nothing read yet, and the same of all layers as LAYER/NAME.
+    Raises DistlmError when the folder lacks the memory, or has it in another shape.
     """
     table.gradient.clear()
     table.forget()
     unread = Usage(table.slots).counts()
-    extra = {f"usage.{field.name}": getattr(unread, field.name) for field in fields(UsageCounts)}
+    extra: dict[str, Tensor] = {}
     with ExitStack() as stack:
         tensors: dict[str, Any] = {}
-        prefix = ""
-        for file, facts in _opened(stack, folder):
-            prefix = facts.get(metadata_key(layer), prefix)
+        facts: dict[str, str] = {}
+        for file, said in _opened(stack, folder):
+            facts |= said
             tensors |= dict.fromkeys(file.keys(), file)
+        prefix = facts.get(metadata_key(layer), "")
         values = [name for name in tensors if prefix and name.startswith(f"{prefix}.values.")]
         values.sort(key=lambda name: int(name.rpartition(".")[2]))
         shapes = [tensors[name].get_slice(name).get_shape() for name in values]
@@ -69,9 +71,15 @@ def load_exported(table: ValueTable, folder: Path, layer: int) -> dict[str, Tens
         for name, (_, columns) in zip(values, shapes, strict=True):
             _copy(table, tensors[name].get_slice(name), first, first + columns)
             first += columns
-        for name, theirs in STATISTICS.items():
-            if (there := f"{prefix}.{theirs}") in tensors:
-                extra[name] = tensors[there].get_tensor(there)
+        for key, place in facts.items():
+            if not key.startswith(metadata_key("")):
+                continue
+            number = key.removeprefix(metadata_key(""))
+            start = "" if number == str(layer) else f"{number}/"
+            extra |= {f"{start}usage.{field.name}": getattr(unread, field.name) for field in fields(UsageCounts)}
+            for name, theirs in STATISTICS.items():
+                if (there := f"{place}.{theirs}") in tensors:
+                    extra[start + name] = tensors[there].get_tensor(there)
     return extra
 
 

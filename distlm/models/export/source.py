@@ -7,6 +7,7 @@ imported here: modules are read.
 import ast
 import builtins
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 _PACKAGE = "distlm"
-_STANDARD = {"typing", "collections", "dataclasses", "functools", "itertools", "math"}
 
 
 class Place(NamedTuple):
@@ -75,7 +75,9 @@ class Collector:
     def source(self, header: str, tail: str = "") -> str:
         """The module: `header` as its description, imports, the copies, and `tail`."""
         parts = [*self._copied.values(), *([tail.strip()] if tail else [])]
-        return f'"""{header}"""\n\n{self._import_lines()}\n\n\n' + "\n\n\n".join(parts) + "\n"
+        # As ruff formats it.
+        gap = "\n" * (3 if parts[0].startswith(("def ", "class ", "@")) else 2)
+        return f'"""{header}"""\n\n{self._import_lines()}{gap}' + "\n\n\n".join(parts) + "\n"
 
     def _copy(self, place: Place) -> None:
         if place in self._copied or place in self._under_way:
@@ -138,13 +140,13 @@ class Collector:
             by_module.setdefault(module, set()).add(name)
         for module in sorted(by_module, key=lambda found: (found.lower(), found)):
             names = by_module[module]
-            standard = module.partition(".")[0] in _STANDARD
+            standard = module.partition(".")[0] in sys.stdlib_module_names
             alias = {name for name in names if name.startswith("=")}
             groups[standard] += [_whole(module, name) for name in sorted(alias)]
         for module in sorted(by_module):
             given = sorted((n for n in by_module[module] if not n.startswith("=")), key=_isort_key)
             if given:
-                groups[module.partition(".")[0] in _STANDARD].append(_wrapped(module, given))
+                groups[module.partition(".")[0] in sys.stdlib_module_names].append(_wrapped(module, given))
         return "\n\n".join("\n".join(group) for group in groups.values() if group)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from distlm.config.schema import RunConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
+from distlm.memory.of_model import Memories
 from distlm.models.export.card import run_card
 from distlm.models.export.folder import Code, write_export
+from distlm.models.export.memory import memory_words, reader_settings, write_model
 from distlm.models.export.run import export_model
 from distlm.models.export.source import Collector, Place
-from distlm.models.export.weights import Pending, write_weights
 from distlm.models.export.words import save_words
 from distlm.models.io import check_dictionary, load_model
 from distlm.runtime.rundir import RunDir
@@ -38,16 +39,16 @@ class WordModel:
     model: str
     """MODULE:CLASS of the CausalWords."""
     config: str
-    """MODULE:CLASS of its configuration, which stands for the description."""
-    description: str
-    """MODULE:CLASS of what model.json records."""
+    """MODULE:CLASS of its configuration."""
+    replaced: Mapping[str, str]
+    """As Collector's: of what model.json records, and of what is training's alone."""
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """As Collector's."""
 
     @property
     def code(self) -> Code:
         """The code of such models."""
-        collector = Collector({**_REPLACED, self.description: self.config}, self.left_out).add([self.model])
+        collector = Collector({**_REPLACED, **self.replaced}, self.left_out).add([self.model])
         name, config = Place.of(self.model).name, Place.of(self.config).name
         header = f"{name}; needs torch and transformers."
         return Code(collector.source(header), self._model_type, config, {AUTO: name})
@@ -71,20 +72,26 @@ def export_words(config: RunConfig, options: argparse.Namespace, what: WordModel
     tokens = TokenFiles.open(run.tokens(config))
 
     def write(folder: Path) -> None:
-        model, card = load_model(checkpoint)
+        model, card = load_model(checkpoint, values=False)
         check_dictionary(card, tokens.dictionary)
         settings = asdict(model.config) | {  # type: ignore[call-overload]
             "vocab_size": card.vocabulary, "bos_token_id": Dictionary.EOS, "pad_token_id": Dictionary.PAD,
             "eos_token_id": None, "use_cache": False,
         }  # fmt: skip
-        settings.pop("kind", None)
+        for name in ("kind", "seed"):
+            settings.pop(name, None)
+        memories: Memories = getattr(model, "memories", {})
+        if memories:
+            settings["memory"] = reader_settings(settings["memory"], model.width)
 
         def fill(temporary: Path) -> None:
             what.code.write(temporary, settings)
-            tensors = [Pending.of(f"model.{name}", tensor) for name, tensor in model.named_parameters()]
-            write_weights(tensors, temporary, {})
+            write_model(temporary, model, memories, checkpoint, settings.get("memory") or {}, "model.")
             save_words(tokens.dictionary, temporary, settings["max_positions"])
-            run_card(config, checkpoint, said, _USE).write(temporary, folder.name, AUTO, True)
+            words = memory_words(settings.get("memory") or {})
+            run_card(config, checkpoint, said.replace("{memory}", words), _USE).write(
+                temporary, folder.name, AUTO, True
+            )
 
         write_export(folder, card.kind, fill)
 

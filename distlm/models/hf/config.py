@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import BlocksConfig
+from distlm.memory.config import MemoryConfig
 
 
 @dataclass
@@ -23,5 +24,7 @@ class HfRun(RunConfig):
     """Its kind."""
     hf: HfConfig = field(default_factory=HfConfig)
     """The model to start from."""
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(positions=[]))
+    """Its product-key memory, which starts fresh beside the weights of hf.name."""
     train: BlocksConfig = field(default_factory=BlocksConfig)
     """Training."""

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from distlm.memory.placing import WithMemory
 from distlm.models.kind import CausalDescription
 
 OUTPUT, SIDES = "output", ("input", "output")
 
 
 @dataclass
-class HfModel(CausalDescription):
+class HfModel(CausalDescription, WithMemory):
     """What model.json records of a model."""
 
     KIND: ClassVar[str] = "hf"
@@ -22,6 +23,10 @@ class HfModel(CausalDescription):
     """Longest sequence, in tokens."""
     line_end: int = 0
     """Row of the embedding that </s> is."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """MemoryConfig, its positions named; empty: no memory."""
+    seed: int = 1
+    """Of the memory's values, keys and queries."""
 
     @property
     def rows(self) -> int:

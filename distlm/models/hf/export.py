@@ -9,7 +9,9 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.export.card import run_card
 from distlm.models.export.folder import write_export
+from distlm.models.export.memory import memory_words, reader_settings, write_model
 from distlm.models.export.run import export_model
+from distlm.models.export.subclass import subclass
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.model import HfLM
 from distlm.models.io import check_dictionary, load_model
@@ -28,11 +30,12 @@ def export_run(config: HfRun, options: argparse.Namespace) -> dict[str, object]:
     tokens = TokenFiles.open(run.tokens(config))
 
     def write(folder: Path) -> None:
-        model, card = load_model(checkpoint)
+        model, card = load_model(checkpoint, values=False)
         check_dictionary(card, tokens.dictionary)
         assert isinstance(model, HfLM)
         hf = model.hf
-        what = f"A {hf.config.model_type} language model over sub-words ({type(hf).__name__})."
+        memory = reader_settings(model.config.memory, model.width) if model.memories else {}
+        what = f"A {hf.config.model_type} language model over sub-words ({type(hf).__name__}){memory_words(memory)}."
         use = (
             f"In training each line ended with the piece `{tokens.tokenizer.line_end_piece}`."
             if tokens.tokenizer
@@ -43,9 +46,14 @@ def export_run(config: HfRun, options: argparse.Namespace) -> dict[str, object]:
             import transformers
 
             transformers.utils.logging.disable_progress_bar()
-            hf.save_pretrained(temporary)
+            if memory:
+                code = subclass("distlm.models.hf.modeling:ReadsMemory", type(hf), type(hf.config), _AUTO)
+                code.write(temporary, {**hf.config.to_dict(), "memory": memory})
+                write_model(temporary, hf, model.memories, checkpoint, memory)
+            else:
+                hf.save_pretrained(temporary)
             _tokenizer(tokens, config.data.tokenizer, model.config.max_positions).save_pretrained(temporary)
-            run_card(config, checkpoint, what, use).write(temporary, folder.name, _AUTO, False)
+            run_card(config, checkpoint, what, use).write(temporary, folder.name, _AUTO, bool(memory))
 
         write_export(folder, card.kind, fill)
 

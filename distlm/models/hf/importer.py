@@ -3,6 +3,7 @@
 import argparse
 
 from distlm.data.tokens import TokenFiles
+from distlm.errors import UsageError
 from distlm.models.described import require_tap
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.job import model_for
@@ -18,6 +19,11 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     distlm.models.hf.model refuses, and when the run has checkpoints.
     """
     run, name = RunDir.of(config), config.hf.name
+    if config.memory.kind != "none":
+        raise UsageError(
+            f"memory.kind={config.memory.kind}: a model is imported as it is; leave memory.* out, or begin with "
+            "`distlm train`, which starts a fresh memory beside the weights of hf.name"
+        )
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
     model = model_for(name, tokens, config.train)

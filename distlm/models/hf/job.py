@@ -1,13 +1,16 @@
 """Training a causal language model of Hugging Face on from its weights, in blocks."""
 
-from torch import nn
+from dataclasses import replace
 
 from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import UsageError
+from distlm.memory.config import MemoryConfig
+from distlm.memory.values.exchange import Exchange
 from distlm.models.hf.config import HfConfig
 from distlm.models.hf.description import HfModel
-from distlm.models.hf.model import hf_model, pretrained
+from distlm.models.hf.memory import with_memory
+from distlm.models.hf.model import HfLM, hf_model, pretrained
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.blocks.job import BlocksJob
@@ -24,12 +27,23 @@ class HfJob(BlocksJob):
         DistlmError."""
         tokens, micro, deepspeed = BlocksJob.parts(stage)
         name = stage.config.section(HfConfig).name
-        model = model_for(name, tokens, stage.config.section(BlocksConfig))
+        train, memory = stage.config.section(BlocksConfig), stage.config.section(MemoryConfig)
+        model = with_memory(model_for(name, tokens, train), memory, train.seed)
         return HfJob(stage, tokens, micro, deepspeed, model)
 
-    def fresh_model(self) -> nn.Module:
-        name = self.stage.config.section(HfConfig).name
-        return together(self.comm, lambda: pretrained(name, self.model, self.text.vocabulary))
+    def build(self) -> HfLM:
+        return HfLM(self.model, self.text.vocabulary, exchange=self._exchange())
+
+    def fresh_model(self) -> HfLM:
+        name, dense = self.stage.config.section(HfConfig).name, replace(self.model, memory={})
+        self.net = net = together(self.comm, lambda: pretrained(name, dense, self.text.vocabulary))
+        if self.settings is not None:
+            exchange = self._exchange()
+            together(self.comm, lambda: net.add_memories(self.model, exchange))
+        return net
+
+    def _exchange(self) -> Exchange | None:
+        return None if self.settings is None else Exchange(self.settings.columns)
 
 
 def model_for(name: str, tokens: TokenFiles, train: BlocksConfig) -> HfModel:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distlm.config.training_check import check_blocks
+from distlm.memory.check import check_section
+from distlm.memory.placing import values_to_come
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
 from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
@@ -24,7 +27,7 @@ class Hf(BlocksKind):
     name = "hf"
     description = HfModel
     config = HfRun
-    model_sections = ("data", "model", "hf", "train")
+    model_sections = ("data", "model", "hf", "memory", "train")
     computes_buffers = True  # rotary angles and the like
     importers = (
         Exchange(
@@ -37,11 +40,18 @@ class Hf(BlocksKind):
     def check(self, config: HfRun, refuse: Refuse) -> None:
         # How long a text the model takes is known when its configuration is read.
         check_blocks(config, refuse)
+        check_section(config.memory, refuse)
+        if config.memory.kind != "none" and config.memory.fresh_ffn:
+            refuse("memory.fresh_ffn", True, "the model starts from hf.name's weights, nothing is fresh; leave it out")
 
     def describe(self, config: HfRun) -> HfModel:
+        from distlm.models.hf.memory import with_memory
         from distlm.models.hf.model import hf_model
 
-        return hf_model(config.hf.name)
+        return with_memory(hf_model(config.hf.name), config.memory, config.train.seed)
+
+    def undrawn(self, description: HfModel) -> HfModel:
+        return replace(description, memory=values_to_come(description.memory))
 
     def build(self, description: HfModel, vocabulary: int) -> nn.Module:
         from distlm.models.hf.model import HfLM

@@ -20,10 +20,14 @@ from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
+from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.values.exchange import Exchange
 from distlm.models.empty import empty_model
 from distlm.models.hf.description import OUTPUT, SIDES, HfModel
+from distlm.models.hf.memory import equip
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
+from distlm.models.row_dropout import Rows
 
 _NO_LIMIT = 65536
 """max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
@@ -33,14 +37,26 @@ _DROPPED = ("model_type", "dtype", "torch_dtype", "id2label", "label2id", "trans
 class HfLM(LanguageModel):
     """A model of Hugging Face over the dictionary of a tokenizer; parameters keep their names, below `hf.`."""
 
-    def __init__(self, config: HfModel, vocabulary: int, hf: Any = None) -> None:
-        """`hf`: the model with its weights; None: a fresh one, from torch's global generator."""
+    def __init__(self, config: HfModel, vocabulary: int, hf: Any = None, exchange: Exchange | None = None) -> None:
+        """`hf`: the model with its weights, which has no memory yet; None: a fresh one, from torch's global generator.
+        `exchange` joins the ranks that train its memories; None: this process has all of them."""
         super().__init__()
         self.config, self.vocabulary, self.width = config, vocabulary, config.width
         self.hf: Any = _fresh(config) if hf is None else hf
         # Forward passes of several threads share the modules and their hooks.
         self._thread = threading.local()
         self._hooking, self._hooked = threading.Lock(), set[str]()
+        self.rows: Rows | None = None
+        self.memories: dict[int, ProductKeyMemory] = {}
+        self.ffn_names: dict[int, tuple[str, ...]] = {}
+        if config.memory:
+            self.add_memories(config, exchange)
+
+    def add_memories(self, config: HfModel, exchange: Exchange | None) -> None:
+        """Fresh memories for a model that has none: `config` is its own with a memory; see distlm.models.hf.memory."""
+        found = equip(self.hf, config.memory, config.width, config.seed, exchange)
+        self.config, self.rows, self.memories = config, found.rows, found.memories
+        self.ffn_names = {layer: tuple(f"hf.{name}" for name in names) for layer, names in found.ffn_names.items()}
 
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
         """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
@@ -95,6 +111,8 @@ class HfLM(LanguageModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
         """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
         kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        # A memory looks after its own.
+        kept = {name: buffer for name, buffer in kept.items() if ".memory." not in name}
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             path, _, leaf = name.rpartition(".")

@@ -21,8 +21,3 @@ class PlmModel(Description):
     """MemoryConfig; empty: no memory."""
     seed: int = 1
     """Of the memory's values."""
-
-
-def values_to_come(memory: dict[str, Any]) -> dict[str, Any]:
-    """The memory's settings for a model whose values a file will give: none are drawn, none take memory until then."""
-    return {**memory, "values": "zero"} if memory else {}

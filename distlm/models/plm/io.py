@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 from distlm.errors import DistlmError
+from distlm.memory.of_model import restore_memories
+from distlm.memory.placing import values_to_come
 from distlm.memory.values.exchange import Exchange
-from distlm.memory.values.files import load_table
 from distlm.models.card import model_of_card
 from distlm.models.complete import check_files
 from distlm.models.io import read_weights
-from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm
 from distlm.models.records import ModelCard
 
@@ -37,6 +38,6 @@ def load_plm(
     config.memory = settings
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
-    for layer, memory in model.memories.items() if values else ():
-        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
+    if values:
+        restore_memories(model.memories, folder, moments=False)
     return model.to(device).eval(), card

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import xxhash
-from msgspec import structs
 from torch import Tensor, nn
 
 from distlm.data.shards.order import rank_places
@@ -19,14 +18,12 @@ from distlm.data.shards.reader import RowBatch, RowStream, ShardRows
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
-from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.card import model_of_card
 from distlm.models.io import read_weights
 from distlm.models.plm.config import PlmConfig, PlmTraining
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.init import start_from
 from distlm.models.plm.measure.validate import PlmValidator
-from distlm.models.plm.memory_job import MemoryJob, take_memories
 from distlm.models.plm.model import Plm
 from distlm.models.plm.objective import MaskedModule
 from distlm.models.plm.sizes import backbone_sizes
@@ -42,6 +39,7 @@ from distlm.runtime.stage import Stage
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config
 from distlm.training.engine import share
 from distlm.training.job import Text
+from distlm.training.memory.job import MemoryJob, take_memories, use_since_last
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.records import UpdatesState
 from distlm.training.start.init_from import take_weights
@@ -116,7 +114,7 @@ class PlmJob(MemoryJob[UpdatesState]):
         take_memories(self.net.memories, described.memory, folder)
 
     def objective(self, model: Plm) -> MaskedModule:
-        self.values = SparseValueOptimizer(self.settings, [memory.table for memory in self.net.memories.values()])
+        self.make_values(self.settings)
         return MaskedModule(model)
 
     def optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
@@ -150,13 +148,7 @@ class PlmJob(MemoryJob[UpdatesState]):
         found = super().measured(keep) | {metrics.DATA_WAIT_S: round(self.waited, 4)}
         if not keep:
             self.waited = 0.0
-        for layer, memory in self.net.memories.items():
-            counts = memory.usage.reduced(memory.exchange)
-            use = structs.asdict(counts.measures()) | {"stale": counts.stale_share(memory.update)}
-            found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
-            if not keep:
-                memory.usage.reset()
-        return found
+        return found | use_since_last(self.net.memories, keep)
 
     def build(self) -> Plm:
         return Plm(self.model, self.text.vocabulary, Exchange(self.settings.columns))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from distlm.config.check import adam, at_least, fractions
 from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates
-from distlm.memory.check import check_rule, check_sizes
+from distlm.memory.check import check_fresh_ffn, check_places, check_section
+from distlm.memory.placing import values_to_come
 from distlm.models.kind import Kind, Refuse, hugging_face
 from distlm.models.plm.config import FinetuneConfig, PlmRun
-from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.description import PlmModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,20 +119,10 @@ def _check_backbone(config: PlmRun, refuse: Refuse) -> None:
 
 def _check_memory(config: PlmRun, refuse: Refuse) -> None:
     plm, memory = config.plm, config.memory
-    at_least(config, refuse, 0, ("memory.columns",))
-    fractions(config, refuse, ("memory.input_dropout", "memory.query_dropout", "memory.value_dropout"))
-    check_sizes(memory, refuse)
-    check_rule(memory, refuse)
-    if memory.kind == "none":
-        return
-    if memory.positions != sorted(set(memory.positions)) or not memory.positions or memory.positions[0] < 1:
-        refuse("memory.positions", memory.positions, "name layers, counted from 1, rising")
-    if not plm.checkpoint and memory.positions[-1] > plm.layers:
-        refuse("memory.positions", memory.positions, f"the model has the layers 1 to plm.layers={plm.layers}")
-    if memory.fresh_ffn and (memory.kind != "resm" or not plm.init_from):
-        refuse("memory.fresh_ffn", True, "belongs to memory.kind=resm with plm.init_from=")
-    if not plm.checkpoint and memory.columns and plm.width % memory.columns:
-        refuse("memory.columns", memory.columns, f"must divide the model's width, plm.width={plm.width}")
+    check_section(memory, refuse)
+    check_fresh_ffn(memory, plm.init_from, "plm.init_from", refuse)
+    if not plm.checkpoint:
+        check_places(memory, plm.layers, plm.width, ("plm.layers", "plm.width"), refuse)
 
 
 def _check_finetune(tune: FinetuneConfig, refuse: Refuse) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import safetensors
 from torch import Tensor, nn
 
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.of_model import layers_and_values, make_memories
+from distlm.memory.placing import placed, require_layers
 from distlm.memory.values.exchange import Exchange
 from distlm.models.linear_cross_entropy import cross_entropy_sum
 from distlm.models.plm.attention import NAME, register
@@ -22,7 +24,7 @@ from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.description import Backbone, PlmModel
 from distlm.models.plm.text.masking import NO_LABEL
 from distlm.models.plm.with_memory import add_memory, layers_of
-from distlm.models.row_dropout import RowDropout, Rows, drop_by_row, name_salt
+from distlm.models.row_dropout import RowDropout, Rows, memory_dropout
 
 _BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 _DROPOUTS = {
@@ -70,7 +72,7 @@ class Plm(nn.Module):
     @property
     def memory_numbers(self) -> int:
         """Values in all memories, numbers of fp32; they are no parameters."""
-        return sum(memory.config.sub_keys**2 * self.width for memory in self.memories.values())
+        return layers_and_values(self.config.memory, self.width)[1]
 
 
 class MlmHead(nn.Module):
@@ -115,30 +117,18 @@ def equip(
     config, layers = MemoryConfig(**memory), layers_of(hf)
     if hf.config.chunk_size_feed_forward:
         raise DistlmError("chunk_size_feed_forward of the Hugging Face configuration must be 0 with a memory")
-    memories = {}
-    for position in config.positions:
-        if not 1 <= position <= len(layers):
-            raise UsageError(
-                f"memory.positions={config.positions}: the model has layers 1 to {len(layers)}; choose among those"
-            )
-        memories[position] = ProductKeyMemory.of(
-            config, hf.config.hidden_size, position, seed, exchange or Exchange.alone(),
-            partial(_drop, rows, f"memory.{position}"),
-        )  # fmt: skip
-        add_memory(layers[position - 1], memories[position], dataclasses.asdict(config), partial(_tokens, rows))
+    require_layers(config.positions, len(layers))
+    memories = make_memories(config, hf.config.hidden_size, seed, exchange, partial(memory_dropout, rows))
+    for position, made in memories.items():
+        add_memory(layers[position - 1], made, dataclasses.asdict(config), rows.of_text)
     return memories
-
-
-def _tokens(rows: Rows) -> tuple[Tensor, Tensor | None]:
-    """Which tokens a memory's norm and counters take."""
-    assert rows.mask is not None
-    return rows.mask, rows.counted
 
 
 def plm_model(plm: PlmConfig, memory: MemoryConfig, seed: int, pad_id: int = 0) -> PlmModel:
     """The model that a configuration asks for. Raises DistlmError when plm.checkpoint cannot be read."""
     backbone = _read_backbone(plm.checkpoint) if plm.checkpoint else _fresh_backbone(plm, pad_id)
-    return PlmModel(backbone, dataclasses.asdict(memory) if memory.kind != "none" else {}, seed)
+    layers = backbone.get("n_layers") or backbone.get("num_hidden_layers") or 0
+    return PlmModel(backbone, placed(memory, layers), seed)
 
 
 def _fresh_backbone(plm: PlmConfig, pad_id: int) -> Backbone:
@@ -242,10 +232,6 @@ def transformers_library() -> Any:
     except ImportError as error:
         raise DistlmError(f"model.kind=plm needs transformers: pip install 'distlm[plm]' ({error})") from error
     return transformers
-
-
-def _drop(rows: Rows, name: str, hidden: Tensor, p: float, place: str) -> Tensor:
-    return drop_by_row(hidden, p, rows, name_salt(f"{name}.{place}"))
 
 
 def _put(root: nn.Module, name: str, module: nn.Module) -> None:

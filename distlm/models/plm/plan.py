@@ -1,10 +1,9 @@
 """What training and evaluating a masked language model will need."""
 
 from distlm.data.shards.reader import ShardRows
-from distlm.errors import DistlmError, UsageError
-from distlm.memory.config import MemoryConfig
-from distlm.memory.layer import memory_size
-from distlm.memory.plan import Work, describe, other_ways, plan_memory
+from distlm.errors import DistlmError
+from distlm.memory.of_model import layers_and_values
+from distlm.memory.plan import Work, chosen_plan
 from distlm.models.described import model_of, parameter_count
 from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel
@@ -31,8 +30,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     micro, stage = plan_rows(train, ranks), zero_stage(load_ds_config(train.deepspeed))
     vocabulary, row_tokens, notes = _rows_of(config, "train")
     parameters = parameter_count(model, vocabulary)
-    layers = len(memory.positions) if memory.kind != "none" else 0
-    values = layers * memory_size(memory, plm.width).values
+    layers, values = layers_and_values(model.memory, plm.width)
     tokens = train.updates * train.blocks_per_update * row_tokens
     states = 2 if train.optimizer == "adam" else 1
     checkpoint = 4 * parameters * (1 + states) + 12 * values
@@ -46,12 +44,9 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     held = 0
     if layers:
         half = train.precision != "fp32"
-        work = Work(ranks, piece, micro.accumulation, layers, activation_bytes=2 if half else 4)
-        held, table = _memory_plan(memory, plm.width, work)
-        notes.append(
-            f"{layers} memories of {memory.sub_keys**2} slots: {values / 1e6:.1f} M values; bytes that a rank sends in "
-            f"an update, holds, and keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"
-        )
+        work = Work(ranks, piece, micro.accumulation, layers, 2 if half else 4)
+        held, note = chosen_plan(memory, plm.width, work)
+        notes.append(note)
     cuts = short_rows(config.plm, config.train, row_tokens)
     if cuts:
         shorter = ", then ".join(f"{updates} updates in pieces of {tokens}" for tokens, updates in cuts)
@@ -75,8 +70,7 @@ def plan_evaluate_plm(config: PlmRun, ranks: int) -> StagePlan:
     vocabulary, row_tokens, notes = _rows_of(config, "valid")
     model = plm_of(config)
     parameters = parameter_count(model, vocabulary)
-    layers = len(config.memory.positions) if config.memory.kind != "none" else 0
-    values = layers * memory_size(config.memory, backbone_sizes(model.backbone).width).values
+    _, values = layers_and_values(model.memory, backbone_sizes(model.backbone).width)
     rows = 0
     for split in ("valid", "test"):
         try:
@@ -93,19 +87,6 @@ def plm_of(config: PlmRun) -> PlmModel:
     model = model_of(config)
     assert isinstance(model, PlmModel)
     return model
-
-
-def _memory_plan(memory: MemoryConfig, width: int, work: Work) -> tuple[int, str]:
-    """Bytes that a rank holds and keeps with memory.columns, and all strategies as a table."""
-    columns = memory.columns or work.ranks
-    plans = plan_memory(memory, width, work)
-    chosen = next((plan for plan in plans if plan.columns == columns), None)
-    if chosen is None:
-        raise UsageError(
-            f"memory.columns={memory.columns} (0: all {work.ranks} ranks) must divide {work.ranks} ranks and the "
-            f"model's width {width}; set it to one of {', '.join(str(plan.columns) for plan in plans)}"
-        )
-    return chosen.resident + chosen.kept, describe(plans, columns, other_ways(memory, width, work))
 
 
 def _rows_of(config: PlmRun, split: str) -> tuple[int, int, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import UsageError
-from distlm.models.dropout import dropout
+from distlm.models.row_dropout import Noise
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ class AdaptiveSoftmax(nn.Module):
     a word of tail band i has the log-probability of its class plus its log-probability within the band.
     """
 
-    def __init__(self, tied: AdaptiveInput, dropout: float) -> None:
+    def __init__(self, tied: AdaptiveInput, dropout: float, noise: Noise | None = None) -> None:
         super().__init__()
+        self.noise = noise or Noise()
         self.bands = tied.bands
         self.tails = len(self.bands) - 1
         self.dropout = dropout
@@ -140,7 +141,7 @@ class AdaptiveSoftmax(nn.Module):
         WikiText-103 recipe), and for each tail [rows whose target lies in it, words of the band]; backward needs as
         much again. Nothing of size [n, V] is made.
         """
-        hidden = dropout(hidden, self.dropout, self.training)
+        hidden = self.noise.of_tokens(hidden, self.dropout, self.training, "hidden")
         rows = self.bands.rows(targets)
         head_targets = targets
         for i in range(1, len(rows)):
@@ -148,7 +149,7 @@ class AdaptiveSoftmax(nn.Module):
         log_probs = _target_log_probs(self._head_logits(hidden), head_targets)
         for i in range(1, len(rows)):
             # No rows, no special case: zero-row products give the band's parameters the zero gradient ZeRO waits for.
-            logits = self._tail_logits(i, hidden.index_select(0, rows[i]))
+            logits = self._tail_logits(i, hidden.index_select(0, rows[i]), rows[i])
             within = _target_log_probs(logits, targets[rows[i]] - self.bands.edges[i])
             log_probs = log_probs.index_add(0, rows[i], within)
         return log_probs
@@ -169,9 +170,10 @@ class AdaptiveSoftmax(nn.Module):
         weight = self.get_parameter("embedding_0")
         return F.linear(hidden, torch.cat([weight, self.class_weight]) if self.tails else weight)
 
-    def _tail_logits(self, band: int, hidden: Tensor) -> Tensor:
+    def _tail_logits(self, band: int, hidden: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Of the tokens that `chosen` names among the scored ones; None: all."""
         inner = hidden @ self.get_parameter(f"projection_{band}")
-        inner = dropout(inner, self.dropout, self.training)
+        inner = self.noise.of_tokens(inner, self.dropout, self.training, f"band.{band}", chosen)
         return F.linear(inner, self.get_parameter(f"embedding_{band}"))
 
 

@@ -1,10 +1,12 @@
 """Settings of the Baevski–Auli transformer and its regularised training."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from distlm.config.schema import ModelConfig, RunConfig
 from distlm.config.training import BlocksConfig
+from distlm.memory.config import MemoryConfig
+from distlm.memory.placing import WithMemory
 from distlm.models.kind import CausalDescription
 
 
@@ -40,6 +42,16 @@ class TransformerConfig(ModelConfig, CausalDescription):
 
 
 @dataclass
+class TransformerModel(TransformerConfig, WithMemory):
+    """What model.json records of a transformer: the section model, and where there is one the memory."""
+
+    memory: dict[str, Any] = field(default_factory=dict)
+    """MemoryConfig, its positions named; empty: no memory."""
+    seed: int = 1
+    """Of the memory's values, keys and queries."""
+
+
+@dataclass
 class TransformerTraining(BlocksConfig):
     """Training with DeepSpeed in blocks of consecutive tokens, with the regularisers of Ton et al."""
 
@@ -60,5 +72,7 @@ class TransformerRun(RunConfig):
 
     model: TransformerConfig = field(default_factory=TransformerConfig)
     """The transformer."""
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(positions=[]))
+    """Its product-key memory."""
     train: TransformerTraining = field(default_factory=TransformerTraining)
     """Training."""

@@ -3,8 +3,10 @@
 from typing import Any
 
 from distlm.errors import UsageError
+from distlm.memory.values.exchange import Exchange
 from distlm.models.device import default_device
 from distlm.models.transformer.config import TransformerConfig, TransformerTraining
+from distlm.models.transformer.model import TransformerLM
 from distlm.models.transformer.regularisers.tables import uses_queues
 from distlm.models.transformer.regularisers.word_pull import WordPull
 from distlm.runtime.stage import Stage
@@ -22,14 +24,19 @@ class TransformerJob(BlocksJob):
     def open(stage: Stage) -> "TransformerJob":
         """Read the token files and check the settings against them and the rank count. Raises DistlmError."""
         tokens, micro, deepspeed = BlocksJob.parts(stage)
-        train, model = stage.config.section(TransformerTraining), stage.config.section(TransformerConfig)
+        train = stage.config.section(TransformerTraining)
         if uses_queues(train) and zero_stage(deepspeed) == 3:
             raise UsageError(
                 f"train.deepspeed={train.deepspeed}: ZeRO stage 3 shards the weights, and the momentum encoder of "
                 f"train.regulariser={train.regulariser} is a whole copy that follows them; set train.deepspeed=zero2, "
                 "or train.regulariser=l2"
             )
-        return TransformerJob(stage, tokens, micro, deepspeed, model)
+        return TransformerJob(stage, tokens, micro, deepspeed)
+
+    def build(self) -> TransformerLM:
+        assert isinstance(self.model, TransformerConfig)
+        exchange = None if self.settings is None else Exchange(self.settings.columns)
+        return TransformerLM(self.model, self.text.vocabulary, exchange)
 
     def objective(self, model: Any) -> TrainModule:
         if uses_queues(self.train):

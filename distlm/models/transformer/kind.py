@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from distlm.config.check import at_least, fractions, lengths
 from distlm.config.training_check import check_blocks
 from distlm.errors import UsageError
+from distlm.memory.check import check_fresh_ffn, check_places, check_section
+from distlm.memory.placing import placed, values_to_come
 from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
-from distlm.models.transformer.config import TransformerConfig, TransformerRun
+from distlm.models.transformer.config import TransformerConfig, TransformerModel, TransformerRun
 from distlm.training.blocks.kind import BlocksKind
 
 if TYPE_CHECKING:
@@ -30,9 +33,9 @@ class Transformer(BlocksKind):
     """The transformer language model of Baevski & Auli (2019)."""
 
     name = "transformer_lm"
-    description = TransformerConfig
+    description = TransformerModel
     config = TransformerRun
-    model_sections = ("data", "model", "train")
+    model_sections = ("data", "model", "memory", "train")
     importers = (
         Exchange(
             "fairseq", "a checkpoint of fairseq's transformer_lm_wiki103 becomes a checkpoint", _fairseq_arguments,
@@ -52,6 +55,15 @@ class Transformer(BlocksKind):
             "train.encoder_momentum",
         ))  # fmt: skip
         check_blocks(config, refuse)
+        check_section(config.memory, refuse)
+        check_fresh_ffn(config.memory, train.init_from, "train.init_from", refuse)
+        check_places(config.memory, model.layers, model.width, ("model.layers", "model.width"), refuse)
+        if config.memory.kind != "none" and train.regulariser != "l2":
+            refuse(
+                "train.regulariser", train.regulariser,
+                f"its momentum encoder is a copy of the model, and memory.kind={config.memory.kind} would need one of "
+                "all values; set train.regulariser=l2",
+            )  # fmt: skip
         if model.width % model.heads:
             refuse("model.width", model.width, f"must be a multiple of model.heads={model.heads}")
         if model.cutoffs != sorted(set(model.cutoffs)) or any(edge < 1 for edge in model.cutoffs):
@@ -83,7 +95,16 @@ class Transformer(BlocksKind):
         ]
 
     def describe(self, config: TransformerRun) -> TransformerConfig:
-        return config.model
+        memory = placed(config.memory, config.model.layers)
+        # Without a memory the description is that of the versions that knew none.
+        return (
+            TransformerModel(**asdict(config.model), memory=memory, seed=config.train.seed) if memory else config.model
+        )
+
+    def undrawn(self, description: TransformerConfig) -> TransformerConfig:
+        if isinstance(description, TransformerModel):
+            return replace(description, memory=values_to_come(description.memory))
+        return description
 
     def build(self, description: TransformerConfig, vocabulary: int) -> nn.Module:
         from distlm.models.transformer.model import TransformerLM

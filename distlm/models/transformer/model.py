@@ -1,13 +1,15 @@
 """The transformer language model of Baevski & Auli (2019), as fairseq's `transformer_lm_wiki103`.
 
 Pre-norm decoder layers without a final layer norm, ReLU feed-forward, sinusoidal positions, adaptive input and tied
-adaptive softmax.
+adaptive softmax. At chosen layers a product-key memory stands in the feed-forward network's place (Lample et al. 2019)
+or beside it.
 """
 
 import math
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,17 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError, UsageError
-from distlm.models.dropout import causal_attention, dropout
+from distlm.memory.config import MemoryConfig
+from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.of_model import make_memories
+from distlm.memory.placing import require_layers
+from distlm.memory.values.exchange import Exchange
+from distlm.models.dropout import causal_attention
 from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
+from distlm.models.row_dropout import Noise, Rows, memory_dropout
 from distlm.models.transformer.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
-from distlm.models.transformer.config import TransformerConfig
+from distlm.models.transformer.config import TransformerConfig, TransformerModel
 
 TAPS: tuple[str, ...] = (
     "last_attention_residual",
@@ -53,10 +61,11 @@ def sinusoidal_positions(length: int, width: int, dtype: torch.dtype, device: to
 class SelfAttention(nn.Module):
     """Causal multi-head self-attention; q, k and v in one product."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, noise: Noise) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.drop = None if noise.rows is None else partial(noise, p=dropout, training=True, place="attention")
         # The bias of q, k and v keeps nn.Linear's own initialisation, as in fairseq.
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -68,48 +77,72 @@ class SelfAttention(nn.Module):
         """[B, T, D] → [B, T, D]; token t attends to tokens 0..t, so right padding needs no mask."""
         rows, tokens, width = hidden.shape
         q, k, v = self.qkv(hidden).view(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        mixed = causal_attention(q, k, v, self.dropout if self.training else 0.0, self.drop)
         return self.out(mixed.transpose(1, 2).reshape(rows, tokens, width))
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm layer: hidden + attention(norm(hidden)), then hidden + ffn(norm(hidden))."""
+    """Pre-norm layer: hidden + attention(norm(hidden)), then hidden + α·ffn(norm(hidden)) + β·memory(norm(hidden)),
+    where there is an ffn (α) and a memory (β)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, noise: Noise) -> None:
         super().__init__()
+        self.noise = noise
         self.dropout = config.dropout
         self.activation_dropout = config.activation_dropout
         self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout)
+        self.attention = SelfAttention(config.width, config.heads, config.attention_dropout, noise)
         self.ffn_norm = nn.LayerNorm(config.width)
         self.fc1 = _xavier(nn.Linear(config.width, config.ffn_width))
         self.fc2 = _xavier(nn.Linear(config.ffn_width, config.width))
+        self.memory: nn.Module | None = None
+        self.ffn, self.alpha, self.beta = True, 1.0, 1.0
+        self.given: Callable[[], tuple[Any, ...]] = tuple
+
+    def add_memory(self, memory: nn.Module, settings: Mapping[str, Any], given: Callable[[], tuple[Any, ...]]) -> None:
+        """Put it in the feed-forward network's place or beside it, by `settings`: kind (pkm, resm), alpha, beta. In
+        each forward pass it is called with its input [B, T, D] and what `given` returns."""
+        self.memory, self.alpha, self.beta, self.given = memory, settings["alpha"], settings["beta"], given
+        if settings["kind"] == "pkm":
+            del self.fc1, self.fc2
+            self.ffn = False
 
     def states(self, hidden: Tensor) -> Iterator[Tensor]:
         """The five states [B, T, D] of TAPS, each computed only when asked for."""
         yield hidden
         normed = self.attention_norm(hidden)
         yield normed
-        hidden = hidden + dropout(self.attention(normed), self.dropout, self.training)
+        hidden = hidden + self.noise(self.attention(normed), self.dropout, self.training, "residual")
         yield hidden
         normed = self.ffn_norm(hidden)
         yield normed
-        inner = dropout(F.relu(self.fc1(normed), inplace=True), self.activation_dropout, self.training)
-        yield hidden + dropout(self.fc2(inner), self.dropout, self.training)
+        yield self._output(hidden, normed)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, D] → [B, T, D]."""
         *_, hidden = self.states(hidden)
         return hidden
 
+    def _output(self, hidden: Tensor, normed: Tensor) -> Tensor:
+        if self.ffn:
+            inner = self.noise(F.relu(self.fc1(normed), inplace=True), self.activation_dropout, self.training, "inner")
+            outer = self.noise(self.fc2(inner), self.dropout, self.training, "ffn")
+            hidden = hidden + (outer if self.memory is None else self.alpha * outer)
+        if self.memory is not None:
+            # Last, so that a memory of zeros leaves the dense model's bits.
+            hidden = hidden + self.beta * self.memory(normed, *self.given())
+        return hidden
+
 
 class TransformerLM(LanguageModel):
     """Language model over `vocabulary` words; initialised from torch's global random generator.
 
-    Raises DistlmError when width and heads, or cutoffs and factor, do not fit.
+    With a memory dropout belongs to rows: in training it is called within `rows.set`. Raises DistlmError when width and
+    heads, cutoffs and factor, or positions and layers, do not fit.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
+    def __init__(self, config: TransformerConfig, vocabulary: int, exchange: Exchange | None = None) -> None:
+        """`exchange` joins the ranks that train its memories; None: this process has all of them."""
         super().__init__()
         if config.width % config.heads:
             raise UsageError(f"model.width={config.width}: must be a multiple of model.heads={config.heads}")
@@ -118,8 +151,18 @@ class TransformerLM(LanguageModel):
         self.width = config.width
         bands = Bands.plan(vocabulary, config.cutoffs, config.width, config.factor)
         self.embedding = AdaptiveInput(bands, config.width)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.softmax = AdaptiveSoftmax(self.embedding, config.softmax_dropout)
+        self.rows = rows_for(config)
+        self.noise = Noise(self.rows, "embedding")
+        layers = [DecoderLayer(config, Noise(self.rows, f"layer.{n}")) for n in range(1, config.layers + 1)]
+        self.layers = nn.ModuleList(layers)
+        self.softmax = AdaptiveSoftmax(self.embedding, config.softmax_dropout, Noise(self.rows, "softmax"))
+        self.memories: dict[int, ProductKeyMemory] = {}
+        """Layer, counted from 1 → its memory; the modules themselves hang in the layers."""
+        self.ffn_names = {n: (f"layers.{n - 1}.fc1.", f"layers.{n - 1}.fc2.") for n in range(1, config.layers + 1)}
+        """Layer → how the names of its feed-forward network's parameters begin."""
+        if getattr(config, "memory", None):
+            # After the dense weights: those do not depend on the memory.
+            self.memories = equip(layers, config, self.rows, exchange)
 
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
         """inputs int64 [B, T], right-padded → output before the softmax and the tapped state, both [B, T, D].
@@ -161,7 +204,26 @@ class TransformerLM(LanguageModel):
     def _embed(self, inputs: Tensor) -> Tensor:
         embedded = self.embedding(inputs)
         positions = sinusoidal_positions(inputs.shape[1], self.width, embedded.dtype, embedded.device)
-        return dropout(torch.add(positions, embedded, alpha=math.sqrt(self.width)), self.config.dropout, self.training)
+        hidden = torch.add(positions, embedded, alpha=math.sqrt(self.width))
+        return self.noise(hidden, self.config.dropout, self.training, "hidden")
+
+
+def rows_for(config: TransformerConfig) -> Rows | None:
+    """What a model with memory must know of its rows."""
+    return Rows() if isinstance(config, TransformerModel) and config.memory else None
+
+
+def equip(
+    layers: Sequence[DecoderLayer], config: TransformerConfig, rows: Rows | None, exchange: Exchange | None
+) -> dict[int, ProductKeyMemory]:
+    """Give the layers that config.memory names fresh memories: layer, counted from 1 → its memory."""
+    assert isinstance(config, TransformerModel) and rows is not None
+    settings = MemoryConfig(**config.memory)
+    require_layers(settings.positions, len(layers))
+    made = make_memories(settings, config.width, config.seed, exchange, partial(memory_dropout, rows))
+    for position, memory in made.items():
+        layers[position - 1].add_memory(memory, asdict(settings), rows.of_text)
+    return made
 
 
 def count_parameters(config: TransformerConfig, vocabulary: int) -> int:

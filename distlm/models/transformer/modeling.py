@@ -1,12 +1,14 @@
 """The transformer as a model of Hugging Face; `distlm export hf` copies this module, and what it uses."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedConfig
 
+from distlm.memory.inference import MemoryReader, make_readers
 from distlm.models.export.causal import CausalWords
 from distlm.models.transformer.config import TransformerConfig
-from distlm.models.transformer.model import TransformerLM
+from distlm.models.transformer.model import DecoderLayer, TransformerLM
 
 
 class DistlmTransformerConfig(PreTrainedConfig):
@@ -38,6 +40,22 @@ class DistlmTransformerConfig(PreTrainedConfig):
     max_positions: int = 3072
     """Longest sequence, in tokens."""
     tie_word_embeddings: bool = True
+    memory: dict[str, Any] | None = None
+    """What make_readers and DecoderLayer.add_memory take; None: no memory."""
+
+
+def no_rows(config: Any) -> None:
+    """Rows matter in training alone."""
+
+
+def equip_readers(
+    layers: Sequence[DecoderLayer], config: Any, rows: object, exchange: object
+) -> dict[int, MemoryReader]:
+    """Give the layers that config.memory names their memories."""
+    made = make_readers(config.memory)
+    for position, memory in made.items():
+        layers[position - 1].add_memory(memory, config.memory, tuple)
+    return made
 
 
 class DistlmTransformerForCausalLM(CausalWords):

@@ -1,25 +1,34 @@
 """What training a transformer will need."""
 
-from distlm.models.described import parameter_count
-from distlm.models.transformer.config import TransformerRun
+from dataclasses import replace
+
+from distlm.models.described import has_memory, model_of, parameter_count
+from distlm.models.transformer.config import TransformerConfig, TransformerRun
 from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan
 from distlm.training.blocks.plan import Corpus, Further, Shape, plan_blocks_training
+from distlm.training.memory.plan import plan_memories
 
 
 def plan_transformer(config: TransformerRun, ranks: int) -> StagePlan:
     """Needs of training at a rank count; see plan_blocks_training."""
-    model = config.model
+    model = model_of(config)
+    assert isinstance(model, TransformerConfig)
     corpus = Corpus.of(config, config.data.max_words or 4 * max(model.cutoffs, default=12500))
     parameters = parameter_count(model, corpus.vocabulary)
     head = min([edge for edge in model.cutoffs if edge < corpus.vocabulary] or [corpus.vocabulary])
     flops = 6 * ((4 * model.width**2 + 2 * model.width * model.ffn_width) * model.layers + model.width * head)
     shape = Shape(parameters, model.layers, model.ffn_width, head, flops)
-    further = _queues(config, corpus.vocabulary, parameters, ranks)
+    # Memories and queues exclude each other.
+    further = (
+        plan_memories(config, model, model.ffn_width, ranks)
+        if has_memory(model)
+        else _queues(config, corpus.vocabulary, parameters, ranks)
+    )
     if not corpus.tokens:
         assumed = f"no token files yet: a vocabulary of {corpus.vocabulary} is assumed"
-        further = Further(further.rank_bytes, further.every_rank_bytes, further.passes, (assumed, *further.notes))
+        further = replace(further, notes=(assumed, *further.notes))
     return plan_blocks_training(config, model, corpus, shape, ranks, further)
 
 

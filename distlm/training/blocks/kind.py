@@ -39,9 +39,9 @@ class BlocksKind(CausalKind):
         return (*KNN_STAGES[:behind], "knn cache", *KNN_STAGES[behind:])
 
     def require_ranks(self, config: Any, ranks: int) -> None:
-        from distlm.training.microbatch import plan_micro_batches
+        from distlm.training.blocks.plan import plan_blocks_cut
 
-        plan_micro_batches(config.train, ranks)
+        plan_blocks_cut(config, ranks)
 
     def plan_evaluate(self, config: Any, ranks: int) -> StagePlan:
         from distlm.training.evaluate import plan_blocks

@@ -5,12 +5,29 @@ from dataclasses import dataclass
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
 from distlm.data.estimate import expected_tokens
+from distlm.memory.config import MemoryConfig
 from distlm.models.described import causal_kind
 from distlm.models.kind import CausalDescription
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
 from distlm.training.memory_need import states_bytes
-from distlm.training.microbatch import plan_micro_batches
+from distlm.training.microbatch import MicroBatchPlan, plan_micro_batches, plan_pieces
+
+
+def memory_section(config: RunConfig) -> MemoryConfig | None:
+    """The section memory of a run whose model has one; None: it has none."""
+    found = getattr(config, "memory", None)
+    return found if isinstance(found, MemoryConfig) and found.kind != "none" else None
+
+
+def plan_blocks_cut(config: RunConfig, ranks: int) -> MicroBatchPlan:
+    """An update's micro-batches: each of one rank, or with a memory of all of them. Raises UsageError or DistlmError,
+    with what would do, when they do not divide over the ranks."""
+    train = config.section(BlocksConfig)
+    memory = memory_section(config)
+    if memory is None:
+        return plan_micro_batches(train, ranks)
+    return plan_pieces(train, ranks, f"with memory.kind={memory.kind} a")
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Further:
-    """What a regulariser needs on top."""
+    """What a regulariser or memories need on top."""
 
     rank_bytes: int = 0
     """On each rank, its own."""
@@ -55,6 +72,12 @@ class Further:
     passes: float = 1.0
     """Time of an update with it over that without."""
     notes: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    """On each rank in training, not in a checkpoint."""
+    disk_bytes: int = 0
+    """In a checkpoint, not on a rank."""
+    flops: float = 0.0
+    """FLOP per token beside those of the shape."""
 
 
 def plan_blocks_training(
@@ -68,17 +91,18 @@ def plan_blocks_training(
     """
     train, parameters, layers = config.section(BlocksConfig), shape.parameters, shape.layers
     causal_kind(model).require_tap(model, train.tap, "train.tap")
-    micro = plan_micro_batches(train, ranks)
+    micro = plan_blocks_cut(config, ranks)
     stage = zero_stage(load_ds_config(train.deepspeed))
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
     notes = [f"{seen / corpus.tokens:.1f} passes over {corpus.tokens} tokens"] if corpus.tokens else []
     notes += further.notes
     states = 2 if train.optimizer == "adam" else 1
     checkpoint = 4 * parameters * (1 + states) + further.rank_bytes * ranks + further.every_rank_bytes
-    per_token = shape.flops + 6 * layers * train.tokens_per_sample * model.width
+    checkpoint += further.disk_bytes
+    per_token = shape.flops + further.flops + 6 * layers * train.tokens_per_sample * model.width
     seconds = seen * per_token * further.passes / (machine_flops() * ranks)
     memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
-    memory += further.rank_bytes + further.every_rank_bytes
+    memory += further.rank_bytes + further.every_rank_bytes + further.memory_bytes
     widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
     activations = train.micro_blocks * train.tokens_per_sample * widths
     if train.precision == "fp16":

@@ -19,7 +19,7 @@ from distlm.models.language_model import LanguageModel
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
 from distlm.training.finished import STATE
-from distlm.training.objective import TrainModule
+from distlm.training.memory.objective import objective_of
 from distlm.training.records import Best, TrainState, UpdatesState, fresh_state
 from distlm.training.validate import Validator
 
@@ -77,7 +77,7 @@ def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[TrainState, Callab
     def valid_loss(folder: Path) -> float:
         device = default_device()
         model: LanguageModel = load_model(folder, device)[0]
-        objective = TrainModule(model, train.tap, 0.0, "mean").eval()
+        objective = objective_of(model, train.tap).eval()
         return Validator.in_training(tokens, train).run_alone(objective, device).loss
 
     return state, valid_loss

@@ -44,11 +44,7 @@ def take_weights(
     `dictionary`: hash of the dictionary or tokenizer of the present text. Raises DistlmError, naming `source`, for
     another dictionary, and for names or shapes that are not the model's.
     """
-    if card.dictionary != dictionary:
-        raise DistlmError(
-            f"{source}: trained with another dictionary or tokenizer (hash {card.dictionary}) than that of the text "
-            f"(hash {dictionary}); make the token files or shards with the one that it was trained with"
-        )
+    require_dictionary(card, dictionary, source)
     own = dict(model.named_parameters())
     for name in sorted(own.keys() | weights.keys()):
         there, here = (list(found[name].shape) if name in found else "missing" for found in (weights, own))
@@ -60,3 +56,12 @@ def take_weights(
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
+
+
+def require_dictionary(card: ModelCard, dictionary: str, source: str) -> None:
+    """Raises DistlmError, naming `source`, when the model of `card` has another dictionary or tokenizer."""
+    if card.dictionary != dictionary:
+        raise DistlmError(
+            f"{source}: trained with another dictionary or tokenizer (hash {card.dictionary}) than that of the text "
+            f"(hash {dictionary}); make the token files or shards with the one that it was trained with"
+        )

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import distlm, write_text
 from support.finetune import hugging_face, pretrained
+from support.foreign.hf import save_gpt2, save_llama
 from support.isolated import without_distlm
 from support.knn import in_stage
-from support.store import ready_run, tiny_config
+from support.store import tiny_config
 from torch import Tensor
 
 from distlm.data.prepare import run_prepare
@@ -21,13 +22,16 @@ from distlm.finetune.finished.export import save_task_model
 from distlm.finetune.model import TaskModel
 from distlm.finetune.source import open_source
 from distlm.memory.config import MemoryConfig
-from distlm.models.awd_lstm.config import LstmConfig
-from distlm.models.described import build_model
+from distlm.memory.of_model import save_memories
+from distlm.models.described import build_model, model_of
+from distlm.models.hf.memory import with_memory
+from distlm.models.hf.model import hf_model
 from distlm.models.io import load_model, save_model
 from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.io import load_plm
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
+from distlm.training.checkpoint import seal
 
 LOAD = """
 import json
@@ -126,43 +130,44 @@ def causal(folder: Path, config: Any) -> Case:
     return Case("AutoModelForCausalLM", folder / "hf", {"input_ids": ids}, {"logits": logits})
 
 
-def transformer(folder: Path) -> Case:
-    return causal(folder, ready_run(folder))
-
-
-def lstm(folder: Path) -> Case:
-    words = ["model.kind=awd_lstm", "train.optimizer=nt_asgd", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2"]
-    config = tiny_config(folder / "run", write_text(folder / "text"), words)
-    return causal(folder, with_checkpoint(config, LstmConfig))
-
-
-def with_checkpoint(config: Any, section: type) -> Any:
-    """Token files and a checkpoint of random weights."""
+def words(folder: Path, *settings: str) -> Case:
+    """A model over words."""
+    config: Any = tiny_config(folder / "run", write_text(folder / "text"), settings)
     in_stage("prepare", config, run_prepare)
+    return causal(folder, with_checkpoint(config, model_of(config)))
+
+
+def pieces(folder: Path, save: Callable[[Path, Path], Path], *settings: str) -> Case:
+    """A model of Hugging Face."""
+    text = write_text(folder / "text")
+    name = save(folder / "from", text)
+    given = ["model.kind=hf", f"hf.name={name}", f"data.tokenizer={name}", "train.tap=output", *settings]
+    config: Any = tiny_config(folder / "run", text, given)
+    in_stage("prepare", config, run_prepare)
+    tokens = TokenFiles.open(RunDir.of(config).tokens(config))
+    return causal(folder, with_checkpoint(config, with_memory(hf_model(str(name), tokens), config.memory, 3)))
+
+
+def with_checkpoint(config: Any, description: Any) -> Any:
+    """A checkpoint of random weights, the memory's statistics not those of a fresh one."""
     run = RunDir.of(config)
     dictionary = TokenFiles.open(run.tokens(config)).dictionary
     torch.manual_seed(0)
-    model = build_model(config.section(section), len(dictionary))
-    save_model(model, run.checkpoint(1), {"dictionary": dictionary.hash, "step": 1})
-    write_json(run.checkpoint(1) / "complete.json", {"step": 1, "files": {}})
+    model = build_model(description, len(dictionary))
+    folder = run.checkpoints / ".new"
+    save_model(model, folder, {"dictionary": dictionary.hash, "step": 1})
+    memories = getattr(model, "memories", {})
+    for memory in memories.values():
+        memory.table.values.normal_()
+        memory.retrieval.norm.running_mean.uniform_(-1, 1)
+    save_memories(memories, folder, {layer: memory.extra_state_tensors() for layer, memory in memories.items()})
+    seal(folder, run.checkpoint(1), 1)
     write_json(run.checkpoints / "best.json", {"checkpoint": run.checkpoint(1).name, "valid_loss": 1.0})
     return config
 
 
-def gpt2(folder: Path) -> Case:
-    from support.foreign.hf import save_gpt2
-
-    from distlm.models.hf.importer import import_hf
-
-    text = write_text(folder / "text")
-    name = save_gpt2(folder / "gpt2", text)
-    words = ["model.kind=hf", f"hf.name={name}", f"data.tokenizer={name}", "train.tap=output"]
-    config: Any = tiny_config(folder / "run", text, words)
-    in_stage("prepare", config, run_prepare)
-    import_hf(config)
-    return causal(folder, config)
-
-
+MEMORY = ["memory.positions=[1,2]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4", "memory.key_width=8"]
+LSTM = ["model.kind=awd_lstm", "train.optimizer=nt_asgd", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2"]
 CASES: dict[str, Callable[[Path], Case]] = {
     "bert": lambda folder: masked(folder, "none"),
     "bert-pkm": lambda folder: masked(folder, "pkm"),
@@ -170,9 +175,16 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "distilbert-pkm-labels": lambda folder: finetuned(folder, "distilbert", "labels", 3, "MNLI"),
     "roberta-pkm-number": lambda folder: finetuned(folder, "roberta", "number", 1, "STS-B"),
     "bert-resm-span": lambda folder: finetuned(folder, "bert", "span", 2, "SQuAD"),
-    "transformer_lm": transformer,
-    "awd_lstm": lstm,
-    "hf": gpt2,
+    "bert-shared-gated": lambda folder: masked(folder, "resm", shared=True, gated=True),
+    "transformer_lm": lambda folder: words(folder),
+    "transformer_lm-pkm": lambda folder: words(folder, "memory.kind=pkm", *MEMORY),
+    "transformer_lm-shared-gated": lambda folder: words(
+        folder, "memory.kind=resm", "memory.shared=true", "memory.gated=true", "memory.beta=0.5", *MEMORY
+    ),
+    "awd_lstm": lambda folder: words(folder, *LSTM),
+    "hf": lambda folder: pieces(folder, save_gpt2),
+    "hf-gpt2-resm": lambda folder: pieces(folder, save_gpt2, "memory.kind=resm", "memory.gated=true", *MEMORY),
+    "hf-llama-pkm": lambda folder: pieces(folder, save_llama, "memory.kind=pkm", "memory.shared=true", *MEMORY),
 }
 
 

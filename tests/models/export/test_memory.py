@@ -113,17 +113,16 @@ def test_transformers_saves_and_loads_it_with_its_memory(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("columns", [[16], [4, 12]])
-def test_the_reader_is_the_memory_in_evaluation(norm: bool, columns: list[int]) -> None:
-    config = MemoryConfig(sub_keys=9, heads=2, k=5, key_width=8, query_norm=norm)
+@pytest.mark.parametrize(("columns", "gated"), [([16], False), ([4, 12], False), ([16], True)])
+def test_the_reader_is_the_memory_in_evaluation(norm: bool, columns: list[int], gated: bool) -> None:
+    config = MemoryConfig(sub_keys=9, heads=2, k=5, key_width=8, query_norm=norm, gated=gated)
     ours = ProductKeyMemory.of(config, 16, 1, 3, Exchange.alone()).eval()
     settings = vars(config) | {"value_columns": columns}
     reader = MemoryReader(settings, 16)
     statistics = ours.extra_state_tensors()
     with torch.no_grad():
-        for name, theirs in memories.NAMES.items():
-            if norm or ".norm." not in name:
-                reader.get_parameter(theirs).copy_(ours.get_parameter(name).uniform_(-1, 1))
+        for name, parameter in ours.named_parameters():
+            reader.get_parameter(memories.NAMES[name]).copy_(parameter.uniform_(-1, 1))
         if norm:
             assert ours.retrieval.norm is not None
             ours.retrieval.norm.running_mean.uniform_(-1, 1)

@@ -9,7 +9,7 @@ _HERE = "distlm.models.awd_lstm"
 WORD_MODEL = WordModel(
     f"{_HERE}.modeling:DistlmAwdLstmForCausalLM",
     f"{_HERE}.modeling:DistlmAwdLstmConfig",
-    f"{_HERE}.config:LstmConfig",
+    {f"{_HERE}.config:LstmConfig": f"{_HERE}.modeling:DistlmAwdLstmConfig"},
     {f"{_HERE}.model:AwdLstm": ["log_probs", "cross_entropy"]},
 )
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.memory.of_model import restore_memories
+from distlm.memory.placing import values_to_come
 from distlm.memory.values.exported import NAMES, STATISTICS
-from distlm.memory.values.files import load_table
 from distlm.models.complete import check_files, marked_hashes
 from distlm.models.export.folder import CONFIG, OURS
 from distlm.models.export.records import ExportManifest
-from distlm.models.plm.description import PlmModel, values_to_come
+from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm, transformers_library
 from distlm.models.plm.records import MemoryExport
 from distlm.runtime.files import read_json
@@ -66,8 +67,7 @@ def from_pretrained(folder: Path | str) -> Plm:
     """
     folder = Path(folder)
     model = without_values(folder)
-    for layer, memory in model.memories.items():
-        memory.load_extra(load_table(memory.table, folder, layer, moments=False))
+    restore_memories(model.memories, folder, moments=False)
     return model.eval()
 
 

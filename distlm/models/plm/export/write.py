@@ -6,37 +6,24 @@ folder. So a program that does not know them refuses the model instead of readin
 """
 
 import argparse
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from distlm.data.shards.files import TOKENIZER_FOLDER
-from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.models.export.card import Card, run_card
-from distlm.models.export.folder import OURS, Code, write_export
-from distlm.models.export.memory import (
-    StoredMemory,
-    memory_metadata,
-    memory_tensors,
-    of_checkpoint,
-    of_model,
-    reader_settings,
-)
+from distlm.models.export.folder import Code, write_export
+from distlm.models.export.memory import memory_words, reader_settings, write_model
 from distlm.models.export.run import export_model
-from distlm.models.export.source import Collector
-from distlm.models.export.weights import Pending, write_weights
+from distlm.models.export.subclass import subclass
 from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.model import transformers_library
 from distlm.runtime.rundir import RunDir
 
-_LAYER = re.compile(r"\.layer\.(\d+)\..*\.memory$")
 _AUTO = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
@@ -83,17 +70,13 @@ def save_pretrained(
     time; None: the model has all their columns. Raises DistlmError when the folder exists and is not empty, and when it
     cannot be written.
     """
-    stored = {
-        layer: of_model(memory) if checkpoint is None else of_checkpoint(memory, checkpoint, layer)
-        for layer, memory in model.memories.items()
-    }
 
     def fill(temporary: Path) -> None:
         transformers_library().utils.logging.disable_progress_bar()
         if tokenizer is not None:
             for path in tokenizer.iterdir():
                 shutil.copy(path, temporary / path.name)
-        code = _write_with_memory(model, stored, temporary) if stored else None
+        code = _write_with_memory(model, checkpoint, temporary) if model.memories else None
         if code is None:
             model.hf.save_pretrained(temporary)
         if card is not None:
@@ -104,16 +87,8 @@ def save_pretrained(
 
 def _words(described: PlmModel) -> str:
     """The model in words."""
-    found = f"A masked language model ({described.backbone['model_type']})"
-    if not described.memory:
-        return f"{found}."
-    memory = MemoryConfig(**described.memory)
-    place = "in place of the feed-forward network" if memory.kind == "pkm" else "beside the feed-forward network"
-    layers = ", ".join(map(str, memory.positions))
-    return (
-        f"{found} with product-key memory (Kim & Jung 2020) of {memory.sub_keys**2:,} slots {place} of layers "
-        f"{layers}, counted from 1."
-    )
+    memory = reader_settings(described.memory, 1) if described.memory else {}
+    return f"A masked language model ({described.backbone['model_type']}){memory_words(memory)}."
 
 
 def auto_class(hf: Any) -> str:
@@ -122,48 +97,16 @@ def auto_class(hf: Any) -> str:
     return next(auto for head, auto in _AUTO.items() if name.endswith(head))
 
 
-def _write_with_memory(model: Exportable, stored: Mapping[int, StoredMemory], folder: Path) -> Code:
+def _write_with_memory(model: Exportable, checkpoint: Path | None, folder: Path) -> Code:
     hf = model.hf
     memory = reader_settings(model.config.memory, hf.config.hidden_size)
     code = modeling(type(hf), type(hf.config))
     code.write(folder, {**hf.config.to_dict(), "memory": memory})
-    prefixes = {
-        int(found[1]) + 1: name
-        for name, module in hf.named_modules()
-        if isinstance(module, ProductKeyMemory) and (found := _LAYER.search(name))
-    }
-    tensors: list[Pending] = []
-    dense: dict[str, Tensor] = dict(hf.named_parameters())
-    for layer, prefix in prefixes.items():
-        own = {name.removeprefix(f"{prefix}."): name for name in dense if name.startswith(f"{prefix}.")}
-        parameters = {name: dense.pop(whole).detach() for name, whole in own.items()}
-        tensors += memory_tensors(prefix, parameters, stored[layer], memory)
-    first = [Pending.of(name, tensor) for name, tensor in dense.items()]
-    write_weights([*first, *tensors], folder, memory_metadata(prefixes))
+    write_model(folder, hf, model.memories, checkpoint, memory)
     return code
 
 
 def modeling(model_class: type, config_class: type) -> Code:
     """The code of a model class of transformers with memories."""
-    collector = Collector()
-    collector.add(["distlm.models.plm.export.modeling:ReadsMemory"])
-    for name in (model_class.__name__, config_class.__name__):
-        collector.external("transformers", name)
-    config, model = f"Distlm{config_class.__name__}", f"Distlm{model_class.__name__}"
-    model_type = f"{OURS}{config_class.model_type}"  # type: ignore[attr-defined]
-    tail = f'''
-class {config}({config_class.__name__}):
-    """{config_class.__name__} with the settings of the memories."""
-
-    model_type = "{model_type}"
-    memory: dict[str, Any] | None = None
-
-
-class {model}(ReadsMemory, {model_class.__name__}):
-    """{model_class.__name__} with product-key memories at the layers that config.memory names."""
-
-    config_class = {config}
-'''
-    header = f"{model_class.__name__} with product-key memories; needs torch and transformers."
-    auto = next(auto for head, auto in _AUTO.items() if model.endswith(head))
-    return Code(collector.source(header, tail), model_type, config, {auto: model})
+    auto = next(auto for head, auto in _AUTO.items() if model_class.__name__.endswith(head))
+    return subclass("distlm.models.plm.export.modeling:ReadsMemory", model_class, config_class, auto)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from distlm.data.shards.reader import ShardRows
-from distlm.memory import measures
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
 from distlm.models.device import default_device
@@ -30,7 +29,8 @@ from distlm.runtime.ranks.collective import together
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT
-from distlm.training.records import LmModel, LmResults, LmSplit, Staleness
+from distlm.training.memory.measure import measured, staleness_of, use_words
+from distlm.training.records import LmModel, LmResults, LmSplit
 
 _TOKENS = 8192
 """Tokens of a batch, about; a result does not depend on it beyond rounding."""
@@ -56,7 +56,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, float]:
             fingerprint=model_fingerprint(checkpoint), memory_files=memory_files(checkpoint), step=card.step,
             checkpoint=str(checkpoint),
         ),
-        staleness=_staleness(model, card.step or 0),
+        staleness=staleness_of(model.memories, card.step or 0),
         mask_seed=config.train.seed,
         mask_share=config.plm.mask_share,
         code=code_version(),
@@ -66,7 +66,7 @@ def run_evaluate_plm(stage: Stage) -> dict[str, float]:
         results.splits[name] = found
         say(
             f"evaluate: {name}: loss {found.loss_nats:.4f}, ppl {found.perplexity:.3f} of {found.tokens} masked "
-            f"tokens{_use(found)}", stage.comm.rank,
+            f"tokens{use_words(found)}", stage.comm.rank,
         )  # fmt: skip
     seconds = time.monotonic() - began
     if stage.comm.rank == 0:
@@ -90,16 +90,16 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> LmSpl
     batches, comm = math.ceil(len(rows) / size), stage.comm
     total, tokens = 0.0, 0
     with ExitStack() as stack:
-        measured = {layer: stack.enter_context(memory.measure()) for layer, memory in model.memories.items()}
+        used = stack.enter_context(measured(model.memories))
         progress = stack.enter_context(Progress(f"evaluate {name}", batches, "batches", comm.rank))
         for number in range(comm.rank, batches, comm.size):
             numbers = np.arange(number * size, min((number + 1) * size, len(rows)))
             found, count = _score(stage, model, rows, numbers)
             total, tokens = total + found, tokens + count
             progress.advance(min(comm.size, batches - number))
-    everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in measured.items()}))
+    everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in used.items()}))
     total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
-    totals = {layer: UsageCounts.total([each[2][layer] for each in everyone]) for layer in measured}
+    totals = {layer: UsageCounts.total([each[2][layer] for each in everyone]) for layer in used}
     loss = total / max(tokens, 1)
     return LmSplit(
         tokens=tokens, rows=len(rows), rows_fingerprint=rows.fingerprint, loss_nats=loss,
@@ -113,15 +113,3 @@ def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[flo
     given, wanted, mask, counted = (tensor.to(device) for tensor in batch)
     with torch.no_grad(), model.rows.set(None, mask, counted):
         return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())
-
-
-def _staleness(model: Plm, updates: int) -> dict[str, Staleness]:
-    """Layer → when its slots were last read first."""
-    edges = sorted({round(updates * part / 5) for part in range(6)})
-    last = {layer: memory.usage.counts().last_top1 for layer, memory in model.memories.items()}
-    return {str(layer): Staleness(edges, measures.staleness(seen, edges).tolist()) for layer, seen in last.items()}
-
-
-def _use(found: LmSplit) -> str:
-    parts = [f"layer {layer}: top-1 MU {100 * (use.top1_mu or 0):.1f} %" for layer, use in (found.memory or {}).items()]
-    return f" ({', '.join(parts)})" if parts else ""

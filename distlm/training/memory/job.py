@@ -7,12 +7,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, structs
 from torch import Tensor
 
+from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.memory.of_model import load_memories, restore_memories, save_memories, tables_of
 from distlm.memory.values.adam import Adam
-from distlm.memory.values.files import load_table, save_table
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.io import read_weights
 from distlm.runtime import metrics
@@ -22,17 +23,48 @@ from distlm.training.job import Job, Kept
 from distlm.training.records import S, ValueSums
 
 
+def use_since_last(memories: Mapping[int, Any], keep: bool) -> metrics.Values:
+    """How each memory was used since the last line of metrics, and the staleness (Kim & Jung, figure 2) of all updates
+    so far, as memory/LAYER/NAME; `keep`: the reads count for the next line, too. Collective."""
+    found: metrics.Values = {}
+    for layer, memory in memories.items():
+        counts = memory.usage.reduced(memory.exchange)
+        use = structs.asdict(counts.measures()) | {"stale": counts.stale_share(memory.update)}
+        found |= {f"memory/{layer}/{name}": value for name, value in use.items()}
+        if not keep:
+            memory.usage.reset()
+    return found
+
+
+def require_same_places(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Raises DistlmError unless the memories are of the layers of a checkpoint's, whose MemoryConfig is `config`."""
+    there, shared = MemoryConfig(**config), len(tables_of(memories)) < len(memories)
+    if memories and (there.positions, there.shared and len(memories) > 1) != ([*memories], shared):
+        raise DistlmError(
+            f"{folder}: memories of layers {there.positions}{' with shared values' if there.shared else ''}, and here "
+            f"of {[*memories]}{' with shared values' if shared else ''}; set memory.positions and memory.shared as "
+            "there"
+        )
+
+
 def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder: Path) -> None:
     """Values and query statistics of a checkpoint's memories; moments and counters start anew. Local.
 
-    `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table.
+    `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table, and for memories of other layers.
     """
-    for layer, memory in memories.items():
+    require_same_places(memories, config, folder)
+    there = MemoryConfig(**config)
+    tables = tables_of(memories)
+    rules = [table.rule for table in tables]
+    for table in tables:
         # What memory.stale=catch_up still owes is due at the rate of the training that owes it.
-        rule, memory.table.rule = memory.table.rule, Adam.of(MemoryConfig(**config))
-        extra = load_table(memory.table, folder, layer, moments=False)
-        memory.table.rule = rule
-        memory.load_extra({n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()})
+        table.rule = Adam.of(there)
+    found = load_memories(memories, folder, moments=False)
+    for table, rule in zip(tables, rules, strict=True):
+        table.rule = rule
+    for layer, extra in found.items():
+        fresh = {n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()}
+        memories[layer].load_extra(fresh)
 
 
 class MemoryJob(Job[S]):
@@ -50,6 +82,10 @@ class MemoryJob(Job[S]):
         self._sent: list[int] = []
         """Bytes that this rank has sent for all memories in each update since then, skipped ones included."""
 
+    def make_values(self, settings: MemoryConfig) -> None:
+        """The optimizer of the memories' values; with the objective. Local."""
+        self.values = SparseValueOptimizer(settings, list(tables_of(self.net.memories)))
+
     @abstractmethod
     def build(self) -> Any:
         """The model with fresh weights. Collective."""
@@ -64,8 +100,7 @@ class MemoryJob(Job[S]):
     def resumed(self, resume: Resume[S]) -> None:
         if (window := resume.state.window) is not UNSET:
             self._steps, self._sent = [*(window.values or [])], [*(window.sent or [])]
-        for layer, memory in self.net.memories.items():
-            memory.load_extra(load_table(memory.table, resume.folder, layer))
+        restore_memories(self.net.memories, resume.folder)
 
     def begin_update(self, update: int) -> None:
         """Of the number `update`, counted from 1; before its first forward. Local."""
@@ -96,7 +131,8 @@ class MemoryJob(Job[S]):
         if self._sent:
             found[metrics.MEMORY_SENT_BYTES] = fmean(self._sent)
         if self._steps and not self.values.config.frozen:
-            for place, layer in enumerate(self.net.memories):
+            # Layers that share values have one update of them.
+            for place, (layer, *_) in enumerate(tables_of(self.net.memories).values()):
                 found[f"memory/{layer}/rows"] = fmean(step.rows[place] for step in self._steps)
                 found[f"memory/{layer}/grad_norm"] = fmean(step.norms[place] for step in self._steps)
         if not keep:
@@ -112,5 +148,4 @@ class MemoryJob(Job[S]):
 
     def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
         """This rank's files of a checkpoint; `extra` of each layer as ProductKeyMemory gives it. Local."""
-        for layer, memory in self.net.memories.items():
-            save_table(memory.table, folder, layer, extra[layer])
+        save_memories(self.net.memories, folder, extra)
