@@ -128,7 +128,7 @@ def chosen_plan(config: MemoryConfig, width: int, work: Work) -> tuple[int, str]
     tables = 1 if config.shared else work.memories
     table = describe(plans, columns, other_ways(config, width, work))
     note = (
-        f"{work.memories} memories of {config.sub_keys**2} slots"
+        f"{'a memory' if work.memories == 1 else f'{work.memories} memories'} of {config.sub_keys**2} slots"
         f"{' that they share' if config.shared and work.memories > 1 else ''}: "
         f"{tables * config.sub_keys**2 * width / 1e6:.1f} M values; bytes that a rank sends in an update, holds, and "
         f"keeps for the values' gradient, by memory.columns (*: chosen):\n{table}"

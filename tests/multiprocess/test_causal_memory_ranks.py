@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import TINY
+from support.foreign.hf import save_gpt2
+from support.kinds import readable
 from support.plm import memory_of
 from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
+
+from distlm.config.load import load_config
+from distlm.data.prepare import run_prepare
+from distlm.runtime.stage import open_stage
 
 pytestmark = pytest.mark.multiprocess
 
@@ -30,9 +37,10 @@ VARIANTS = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs NAME-RANKS, and of `cut-2`, stopped on two ranks and continued on one."""
     folder = tmp_path_factory.mktemp("causal-memory")
-    tokens = tiny_tokens(folder)
+    tokens, gpt2 = tiny_tokens(folder), hugging_face(folder)
     for ranks in (1, 2):
         jobs = [settings(tokens, folder / f"{name}-{ranks}", *MEMORY, *extra) for name, extra in VARIANTS.items()]
+        jobs.append([*gpt2, f"run_dir={folder / f'gpt2-{ranks}'}"])
         cut = settings(tokens, folder / "cut-2", *MEMORY, *VARIANTS["berges"])
         same = settings(tokens, folder / "same-2", *MEMORY, *VARIANTS["columns"])
         if ranks == 2:
@@ -42,7 +50,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+def hugging_face(folder: Path) -> list[str]:
+    """Overrides for a GPT-2 with dropout everywhere, of the same size and the same updates."""
+    model = save_gpt2(folder / "gpt2", folder / "text")
+    words = [
+        "model.kind=hf", f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={folder / 'text'}",
+        f"data.tokens_dir={folder / 'gpt2-tokens'}",
+    ]  # fmt: skip
+    with open_stage("prepare", load_config("hf", [*words, f"run_dir={folder / 'gpt2-prepare'}"])) as stage:
+        run_prepare(stage)
+    return [*words, *readable([*words[:1], *TINY]), *MEMORY, "train.tap=output", "train.deepspeed=zero2"]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "gpt2"])
 def test_two_ranks_train_what_one_rank_trains(runs: Path, name: str) -> None:
     compare(runs / f"{name}-1", runs / f"{name}-2")
 

@@ -167,7 +167,7 @@ def test_a_model_of_hugging_face(tmp_path: Path) -> None:
         f"datastore.tap={tap}", "memory.kind=resm", *SMALL,
     ])  # fmt: skip
     in_stage("prepare", asked, run_prepare)
-    assert any("memories of 64 slots" in note for note in plan_train(asked, 1).notes)
+    assert any("a memory of 64 slots" in note for note in plan_train(asked, 1).notes)
     summary: dict[str, Any] = in_stage("train", asked, run_train)
     assert math.isfinite(summary["valid_ppl"])
     for stage, function in BEHIND:

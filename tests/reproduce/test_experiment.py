@@ -22,7 +22,7 @@ def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("bo
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", ["awd-lstm", "pkm-plm", "regularized-knnlm"])
+@pytest.mark.parametrize("name", ["awd-lstm", "causal-pkm", "pkm-plm", "regularized-knnlm"])
 def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
     inputs = ("books", "wikitext", "glue") if name == "pkm-plm" else ("text",)
     experiment = opened(tmp_path, name, inputs, scale=scale)
@@ -123,7 +123,7 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, pkm-plm, regularized-knnlm"),
+        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, causal-pkm, pkm-plm, regularized-knnlm"),
         ({"inputs": ()}, "pkm-plm needs books=FOLDER: text to pretrain on"),
         ({"inputs": ("books", "text")}, "has no input 'text'; it takes books=FOLDER"),
         ({"only": ["pkn"]}, "has no run 'pkn'; there are rows, dense"),

@@ -190,7 +190,7 @@ class BlocksJob(MemoryJob[UpdatesState]):
         """Cost and use of each memory as memory/LAYER/NAME, since the last line."""
         if self.settings is None:
             return {}
-        return super().measured(keep) | use_since_last(self.net.memories, keep)
+        return super().measured(keep) | use_since_last(self.memories, keep)
 
     def kept(self, state: UpdatesState) -> Kept:
         if self.settings is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
-from distlm.memory.of_model import load_memories, restore_memories, save_memories, tables_of
+from distlm.memory.of_model import Memories, load_memories, restore_memories, save_memories, tables_of
 from distlm.memory.values.adam import Adam
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.io import read_weights
@@ -68,7 +68,7 @@ def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder
 
 
 class MemoryJob(Job[S]):
-    """A job whose model `net` has `memories` (layer → memory), maybe none."""
+    """A job whose model `net` may have `memories`."""
 
     net: Any
     values: SparseValueOptimizer
@@ -84,7 +84,12 @@ class MemoryJob(Job[S]):
 
     def make_values(self, settings: MemoryConfig) -> None:
         """The optimizer of the memories' values; with the objective. Local."""
-        self.values = SparseValueOptimizer(settings, list(tables_of(self.net.memories)))
+        self.values = SparseValueOptimizer(settings, list(tables_of(self.memories)))
+
+    @property
+    def memories(self) -> Memories:
+        """Layer → memory; a model may have none, and not know the word."""
+        return getattr(self.net, "memories", {})
 
     @abstractmethod
     def build(self) -> Any:
@@ -100,11 +105,11 @@ class MemoryJob(Job[S]):
     def resumed(self, resume: Resume[S]) -> None:
         if (window := resume.state.window) is not UNSET:
             self._steps, self._sent = [*(window.values or [])], [*(window.sent or [])]
-        restore_memories(self.net.memories, resume.folder)
+        restore_memories(self.memories, resume.folder)
 
     def begin_update(self, update: int) -> None:
         """Of the number `update`, counted from 1; before its first forward. Local."""
-        for memory in self.net.memories.values():
+        for memory in self.memories.values():
             memory.update = update
         if self.values.tables:
             self.values.tables[0].exchange.reset()
@@ -132,7 +137,7 @@ class MemoryJob(Job[S]):
             found[metrics.MEMORY_SENT_BYTES] = fmean(self._sent)
         if self._steps and not self.values.config.frozen:
             # Layers that share values have one update of them.
-            for place, (layer, *_) in enumerate(tables_of(self.net.memories).values()):
+            for place, (layer, *_) in enumerate(tables_of(self.memories).values()):
                 found[f"memory/{layer}/rows"] = fmean(step.rows[place] for step in self._steps)
                 found[f"memory/{layer}/grad_norm"] = fmean(step.norms[place] for step in self._steps)
         if not keep:
@@ -143,9 +148,9 @@ class MemoryJob(Job[S]):
     def kept(self, state: S) -> Kept:
         if state.window is not UNSET and self.values.tables:
             state.window.values, state.window.sent = [*self._steps], [*self._sent]
-        extra = {layer: memory.extra_state_tensors() for layer, memory in self.net.memories.items()}
+        extra = {layer: memory.extra_state_tensors() for layer, memory in self.memories.items()}
         return Kept(write=lambda folder: self.write(folder, extra))
 
     def write(self, folder: Path, extra: Mapping[int, Mapping[str, Tensor]]) -> None:
         """This rank's files of a checkpoint; `extra` of each layer as ProductKeyMemory gives it. Local."""
-        save_memories(self.net.memories, folder, extra)
+        save_memories(self.memories, folder, extra)

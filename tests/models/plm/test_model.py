@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.memory.of_model import tables_of
 from distlm.models.described import model_on_meta, parameter_count
 from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.export import from_pretrained, save_pretrained
@@ -99,15 +100,16 @@ def test_how_widely_fresh_weights_lie(backbone: Any) -> None:
     assert stds(0.06) == pytest.approx([3 * std for std in stds(0.02)], rel=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, {"shared": True, "gated": True}], ids=["plain", "pool"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_memory_of_zeros_leaves_the_dense_models_bits(backbone: str) -> None:
+def test_a_memory_of_zeros_leaves_the_dense_models_bits(backbone: str, more: dict[str, bool]) -> None:
     dense = build(backbone).eval()
-    with_memory = build(backbone, "resm", values="zero").eval()
+    with_memory = build(backbone, "resm", values="zero", **more).eval()
     assert torch.equal(loss_of(dense), loss_of(with_memory))
     # And the values learn from there: their gradient does not vanish with them.
     with_memory.train()
     loss_of(with_memory, keys=True).backward()
-    assert all(memory.table.gradient.take() is not None for memory in with_memory.memories.values())
+    assert all(table.gradient.take() is not None for table in tables_of(with_memory.memories))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -179,6 +181,22 @@ def test_hugging_face_folder_and_back(tmp_path: Path, backbone: str, kind: str) 
         assert torch.equal(theirs.base_model.embeddings.word_embeddings.weight, model.head.weight)
     with pytest.raises(DistlmError, match="not empty"):
         save_pretrained(model, tmp_path / "model")
+
+
+def test_a_memory_that_layers_share_is_there_once(tmp_path: Path) -> None:
+    """In the model, in what it counts, in the folder and read back; the layers' own counters and statistics, too."""
+    model = build("bert", "pkm", shared=True, gated=True).train()
+    loss_of(model, keys=True)
+    assert len(tables_of(model.memories)) == 1 and model.memory_numbers == 64 * 32
+    save_pretrained(model.eval(), tmp_path / "model")
+    assert len([*(tmp_path / "model").glob("memory-*")]) == 1
+    again = from_pretrained(tmp_path / "model")
+    assert torch.equal(loss_of(model), loss_of(again))
+    for layer, memory in model.memories.items():
+        assert torch.equal(memory.usage.counts().reads, again.memories[layer].usage.counts().reads)
+    assert not torch.equal(*(memory.usage.counts().reads for memory in again.memories.values()))
+    apart = build("bert", "pkm", gated=True)
+    assert not torch.equal(*(memory.table.values for memory in apart.memories.values()))
 
 
 def test_a_folder_without_its_memory_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The table of `distlm reproduce causal-pkm`, from what is finished in its folder.
+
+table.md, .csv   perplexity alone and with neighbours, and use of the memories by held-out text, of every model
+curve.png, .csv  perplexity on valid over the updates
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from distlm.analysis import plots
+from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.knnlm.evaluate.records import Results
+from distlm.memory.records import MemoryUse
+from distlm.runtime import metrics
+from distlm.runtime.rundir import RunDir
+from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
+
+MODELS = {
+    "dense": "dense", "pkm": "PKM", "resm": "ResM", "init": "Init (dense, as long again)", "init-pkm": "Init + PKM",
+}  # fmt: skip
+"""Run → what the table calls it."""
+_USE = ("mu", "top1_mu", "kl_u", "kl_w")
+_USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
+_USE_OF = "valid"
+"""The split whose reads are counted."""
+
+
+def write_tables(root: Path) -> str:
+    """Write what there is the data for; the table as text."""
+    results = {run: Results.read(path) for run in MODELS if (path := RunDir(root / run).results).exists()}
+    if not results:
+        return f"{root}: no model is finished yet"
+    splits = list(dict.fromkeys(split for found in results.values() for split in found.splits))
+    rows, raw = [], []
+    for run, found in results.items():
+        ppl: list[float | None] = []
+        for split in splits:
+            there = found.splits.get(split)
+            ppl += [None, None] if there is None else [there.lm.perplexity, there.knn.perplexity if there.knn else None]
+        use = _use(root / run)
+        layers = list(use)
+        shares = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
+        parameters, step = found.model.parameters, found.model.step
+        size = [f"{parameters / 1e6:.2f} M", str(step)]
+        rows.append([MODELS[run], *size, *("" if p is None else f"{p:.2f}" for p in ppl), ", ".join(layers), *shares])
+        head = [run, parameters, step, *("" if p is None else p for p in ppl)]
+        measured = {layer: [getattr(each, name) for name in _USE] for layer, each in use.items()}
+        raw += [[*head, layer, *numbers] for layer, numbers in (measured or {"": [""] * len(_USE)}).items()]
+    columns = [f"{split} {what}" for split in splits for what in ("LM", "+ kNN")]
+    names = ["run", "parameters", "updates", *columns, "layer", *_USE]
+    write_csv(root / "table.csv", [name.replace("+ ", "").replace(" ", "_") for name in names], raw)
+    table = markdown(["model", "parameters", "updates", *columns, "memory of layer", *_USE_WORDS], rows)
+    note = (
+        "Perplexity per word; λ, T and k tuned on valid. Parameters without the memories' values; updates of this run, "
+        f"those of the dense model that Init starts from not counted. Use of the memories by the text of {_USE_OF}."
+    )
+    write_text(root / "table.md", f"{table}\n\n{note}")
+    _curve(root)
+    return f"{table}\n\n{note}\n\ntable and figure: {root}"
+
+
+def _use(run: Path) -> Mapping[str, MemoryUse]:
+    """Layer → use of its memory; empty without memory, and before `distlm evaluate`."""
+    path = run / RESULT
+    splits = LmResults.read(path).splits if path.exists() else {}
+    return (splits[_USE_OF].memory or {}) if _USE_OF in splits else {}
+
+
+def _share(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" if name in ("mu", "top1_mu") else f"{value:.2f}"
+
+
+def _curve(root: Path) -> None:
+    curves = {}
+    for run, name in MODELS.items():
+        losses = metrics.points(list(RunDir(root / run).metrics.read("train")), metrics.VALID_LOSS)
+        if losses:
+            curves[name] = [(step, math.exp(min(loss, 700.0))) for step, loss in losses]
+    if not curves:
+        return
+    rows = [[name, *point] for name, points in curves.items() for point in points]
+    write_csv(root / "curve.csv", ["run", "update", "valid_perplexity"], rows)
+    top = 1.5 * max(points[-1][1] for points in curves.values())
+    write_picture(root / "curve.png", plots.perplexity_curves(curves, top))

@@ -1,0 +1,46 @@
+"""The table of `distlm reproduce causal-pkm`, from results whose numbers are written here."""
+
+import csv
+from pathlib import Path
+
+from msgspec import convert
+from support.records.examples import example
+
+from distlm.analysis.papers.causal_pkm import write_tables
+from distlm.knnlm.evaluate.records import Results
+from distlm.memory.records import MemoryUse
+from distlm.training.records import LmResults, LmSplit
+
+USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
+
+
+def finished(root: Path, run: str, lm: float, knn: float, memory: bool) -> None:
+    """results.json, and of a model with memory lm.json, as far as the table reads them."""
+    found = example(Results)
+    split = next(iter(found.splits.values()))
+    split.lm.perplexity = lm
+    assert split.knn
+    split.knn.perplexity = knn
+    found.splits = {"valid": split}
+    found.model.parameters, found.model.step = 5_000_000, 600
+    found.write(root / run / "results.json")
+    if memory:
+        used = example(LmResults)
+        layers = convert({"3": USE}, dict[str, MemoryUse])
+        used.splits = {"valid": LmSplit(tokens=9, loss_nats=2.0, perplexity=lm, memory=layers)}
+        used.write(root / run / "lm.json")
+
+
+def test_a_line_for_each_model_and_its_use(tmp_path: Path) -> None:
+    assert "no model is finished" in write_tables(tmp_path)
+    finished(tmp_path, "dense", 160.0, 140.0, False)
+    finished(tmp_path, "init-pkm", 120.5, 110.25, True)
+    shown = write_tables(tmp_path)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if line[:1] == "|"]
+    assert lines[2] == ["dense", "5.00 M", "600", "160.00", "140.00", "", "", "", "", ""]
+    assert lines[3] == ["Init + PKM", "5.00 M", "600", "120.50", "110.25", "3", "90.0", "25.0", "1.50", "2.25"]
+    assert shown.startswith((tmp_path / "table.md").read_text("utf-8").rstrip())
+    with (tmp_path / "table.csv").open(encoding="utf-8") as stream:
+        raw = list(csv.DictReader(stream))
+    assert [line["run"] for line in raw] == ["dense", "init-pkm"]
+    assert float(raw[1]["valid_kNN"]) == 110.25 and float(raw[1]["top1_mu"]) == 0.25 and raw[0]["layer"] == ""
