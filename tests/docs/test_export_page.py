@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, distlm
+from support import distlm
 from support.isolated import without_distlm
 from support.store import ready_run
 
@@ -22,7 +22,7 @@ def test_the_pages_command_and_script(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "runs" / "run").rename(tmp_path / "runs" / "mine")
     words = shlex.split(command)
     monkeypatch.chdir(tmp_path)
-    distlm(*words[1:], **{"PWD": str(tmp_path), **ENVIRONMENT})
+    distlm(*words[1:])
     table = re.findall(r"^\| `([\w.*]+)`", PAGE.partition("A folder that has files")[0], re.MULTILINE)
     assert {*table} <= {path.name for path in (tmp_path / "mine-hf").iterdir()}
     printed = without_distlm(script[1], home=tmp_path)

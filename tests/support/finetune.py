@@ -75,8 +75,7 @@ def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
         found.table.last_step.random_(0, 8, generator=generator)
         if found.retrieval.norm is not None:
             found.retrieval.norm.running_mean.uniform_(-1, 1, generator=generator)
-    extra = {layer: found.extra_state_tensors() for layer, found in model.memories.items()}
-    save_memories(model.memories, folder, extra)
+    save_memories(model.memories, folder, {n: memory.extra_state_tensors() for n, memory in model.memories.items()})
     seal(folder, run / "checkpoints" / "step-00000007", 7)
     return run
 

@@ -72,8 +72,8 @@ def test_it_is_refused_without_its_code_and_not_written_twice(model: HfLM, tmp_p
 
 def test_a_memory_in_words() -> None:
     assert memory_words(reader_settings(vars(MEMORY), 32)) == (
-        ", with shared and gated product-key memory (Lample et al. 2019) of 64 slots beside the feed-forward network of "
-        "layers 1, 2, counted from 1"
+        ", with shared and gated product-key memory (Lample et al. 2019) of 64 slots beside the feed-forward network "
+        "of layers 1, 2, counted from 1"
     )
     plain = reader_settings(vars(MemoryConfig(kind="pkm", positions=[3], sub_keys=8)), 32)
     assert "with product-key memory" in memory_words(plain) and "in place of" in memory_words(plain)
