@@ -7,7 +7,7 @@ from typing import Any
 import safetensors.torch
 
 from distlm.memory.config import MemoryConfig
-from distlm.memory.values.files import save_table
+from distlm.memory.of_model import save_memories
 from distlm.models.complete import listing
 from distlm.models.plm.records import MemoryExport
 
@@ -20,9 +20,9 @@ def save_old(model: Any, folder: Path, tokenizer: Path | None = None) -> None:
     model.hf.save_pretrained(folder, state_dict={n: t for n, t in weights.items() if ".memory." not in n})
     for path in tokenizer.iterdir() if tokenizer is not None else ():
         shutil.copy(path, folder / path.name)
-    for layer, memory in model.memories.items():
+    for memory in model.memories.values():
         memory.table.settle()
-        save_table(memory.table, folder, layer, memory.extra_state_tensors())
+    save_memories(model.memories, folder, {n: memory.extra_state_tensors() for n, memory in model.memories.items()})
     safetensors.torch.save_file(of_memory, folder / "memory.safetensors")
     files = listing(sorted(folder.glob("memory*.safetensors")))
     MemoryExport(memory=MemoryConfig(**model.config.memory), files=files).write(folder / MemoryExport.NAME)

@@ -22,7 +22,7 @@ import safetensors
 from distlm.errors import DistlmError
 from distlm.models.complete import listing
 from distlm.models.export.records import ExportManifest
-from distlm.runtime.files import sync_file, sync_folder
+from distlm.runtime.files import read_json, sync_file, sync_folder
 from distlm.runtime.rundir import code_version
 
 MODELING = "modeling_distlm"
@@ -70,6 +70,17 @@ def write_export(folder: Path, kind: str, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         files = listing(sorted(temporary.glob("*.safetensors")))
         ExportManifest(kind=kind, code=code_version(), files=files).write(temporary / ExportManifest.NAME)
+
+
+def plain_config(folder: Path) -> dict[str, Any] | None:
+    """config.json of an exported folder whose architecture is ours, as that of the one it is made from; None: it has
+    another, or there is none."""
+    path = folder / CONFIG
+    found = read_json(path, "Hugging Face's configuration") if path.is_file() else {}
+    if not isinstance(found, dict) or not str(found.get("model_type", "")).startswith(OURS):
+        return None
+    rest = {key: value for key, value in found.items() if key not in ("memory", "auto_map")}
+    return rest | {"model_type": found["model_type"].removeprefix(OURS)}
 
 
 def require_new(folder: Path) -> Path:

@@ -7,6 +7,7 @@ stands in a layer.
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -18,6 +19,7 @@ from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.of_model import layers_and_values, make_memories
 from distlm.memory.placing import placed, require_layers
 from distlm.memory.values.exchange import Exchange
+from distlm.models.export.folder import plain_config
 from distlm.models.linear_cross_entropy import cross_entropy_sum
 from distlm.models.plm.attention import NAME, register
 from distlm.models.plm.config import PlmConfig
@@ -155,7 +157,9 @@ def _fresh_backbone(plm: PlmConfig, pad_id: int) -> Backbone:
 
 def _read_backbone(checkpoint: str) -> Backbone:
     try:
-        config = transformers_library().AutoConfig.from_pretrained(checkpoint)
+        # A memory is looked for where the weights are (distlm.models.plm.init).
+        ours, library = plain_config(Path(checkpoint)), transformers_library()
+        config = library.AutoConfig.for_model(**ours) if ours else library.AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: no model folder or name on the hub that transformers can read ({error})"

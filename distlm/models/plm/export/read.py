@@ -20,7 +20,7 @@ from distlm.memory.of_model import restore_memories
 from distlm.memory.placing import values_to_come
 from distlm.memory.values.exported import NAMES, STATISTICS
 from distlm.models.complete import check_files, marked_hashes
-from distlm.models.export.folder import CONFIG, OURS
+from distlm.models.export.folder import CONFIG, OURS, plain_config
 from distlm.models.export.records import ExportManifest
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm, transformers_library
@@ -118,12 +118,9 @@ def read_folder(folder: Path) -> Folder:
     if memory:
         check_files(folder, _MEND, marker=MemoryExport if _is_old(folder) else ExportManifest)
     try:
-        if ours:
-            rest = {key: value for key, value in settings.items() if key not in ("memory", "auto_map", "model_type")}
-            kind = settings["model_type"].removeprefix(OURS)
-            backbone = library.AutoConfig.for_model(kind, **rest).to_dict()
-        else:
-            backbone = library.AutoConfig.from_pretrained(str(folder)).to_dict()
+        plain = plain_config(folder)
+        config = library.AutoConfig.for_model(**plain) if plain else library.AutoConfig.from_pretrained(str(folder))
+        backbone = config.to_dict()
         weights = _read_weights(folder)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
