@@ -36,7 +36,7 @@ def read_model_card(folder: Path) -> ModelCard:
 def model_of_card(card: ModelCard) -> Description:
     """The model that model.json describes. Raises msgspec.ValidationError for keys that its kind does not know and
     for values of another type; a card that was read has none."""
-    kind = model_kind(card.kind).description
+    kind = model_kind(card.kind).description_for(card.config)
     if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
     return msgspec.convert(card.config, kind)

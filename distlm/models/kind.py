@@ -94,6 +94,10 @@ class ModelKind(ABC):
     card: type[ModelCard] | None = None
     """The class of model.json, where it has more than that of other kinds."""
 
+    def description_for(self, config: Mapping[str, Any]) -> type[Description]:
+        """The class of model.json's "config" where that is `config`: `description`, or one that has more fields."""
+        return self.description
+
     @abstractmethod
     def build(self, description: Any, vocabulary: int) -> nn.Module:
         """A fresh model over a dictionary of `vocabulary` words, from torch's global generator."""

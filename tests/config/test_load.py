@@ -109,7 +109,7 @@ def test_catching_up_and_counting_a_slot_s_own_updates_contradict_each_other():
 @pytest.mark.parametrize(
     ("recipe", "override", "readers"),
     [
-        ("demo", "memory.kind=resm", "only by plm"),
+        ("awd-lstm-small", "memory.kind=resm", "only by transformer_lm, hf, plm"),
         ("demo", "awd.epochs=3", "only by awd_lstm"),
         ("demo", "finetune.lr=1", "only by plm"),
         ("hf", "model.layers=3", "only by transformer_lm"),

@@ -88,10 +88,9 @@ def test_train_evaluate_store_search_generate(folder: Path, tmp_path: Path) -> N
     found = json.loads(run.results.read_text("utf-8"))["splits"]["valid"]
     assert found["lm"]["loss_nats"] == pytest.approx(results.splits["valid"].loss_nats, rel=1e-5)
     assert found["knn"]["loss_nats"] <= found["lm"]["loss_nats"]
-    # Every read of held-out text is counted once: H·k for each scored token.
     model = load_model(run.model_checkpoint(asked))[0]
     assert Datastore.open(run.datastore).model_fingerprint == model_fingerprint(run.model_checkpoint(asked))
-    made = in_stage("knn", asked, lambda stage: run_generate(stage, "a b", Sampling(3, 1.0, 1.0, 1, 2, 3), False))
+    made = in_stage("knn", asked, lambda stage: run_generate(stage, "a b", Sampling(3, False, 1, 1.0, 2, 3), False))
     assert len(made.mixed) == 3
     assert plan_datastore(asked, 1).memory_bytes > 4 * 64 * 32 and len(model.memories) == 2  # type: ignore[arg-type]
 
@@ -144,7 +143,7 @@ def test_a_run_with_memory_gives_it_too_and_cannot_lose_it(folder: Path, tmp_pat
     still = ["train.updates=1", "train.lr=0", "train.warmup_updates=0", "train.warmup_init_lr=0", "memory.lr=0"]
     in_stage("train", config(folder, tmp_path / "on", "memory.kind=resm", start, *still), run_train)
     one, other = (load_model(newest(tmp_path / name))[0] for name in ("first", "on"))
-    values = [model.memories[2].table.values for model in (one, other)]  # type: ignore[operator, index, union-attr]
+    values = [model.memories[2].table.values for model in (one, other)]  # type: ignore[index, union-attr]
     assert torch.equal(*values)
     with pytest.raises(DistlmError, match="has a memory, which would be lost"):
         in_stage("train", config(folder, tmp_path / "lost", start), run_train)

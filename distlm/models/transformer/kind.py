@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distlm.config.check import at_least, fractions, lengths
 from distlm.config.training_check import check_blocks
@@ -33,7 +34,7 @@ class Transformer(BlocksKind):
     """The transformer language model of Baevski & Auli (2019)."""
 
     name = "transformer_lm"
-    description = TransformerModel
+    description = TransformerConfig
     config = TransformerRun
     model_sections = ("data", "model", "memory", "train")
     importers = (
@@ -100,6 +101,9 @@ class Transformer(BlocksKind):
         return (
             TransformerModel(**asdict(config.model), memory=memory, seed=config.train.seed) if memory else config.model
         )
+
+    def description_for(self, config: Mapping[str, Any]) -> type[TransformerConfig]:
+        return TransformerModel if config.get("memory") else TransformerConfig
 
     def undrawn(self, description: TransformerConfig) -> TransformerConfig:
         if isinstance(description, TransformerModel):

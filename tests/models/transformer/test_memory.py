@@ -68,7 +68,8 @@ def test_pkm_stands_in_the_place_of_the_ffn() -> None:
     model.memories[2].register_forward_hook(lambda _module, given, output: seen.extend([given[0], output]))
     model.layers[1].register_forward_hook(lambda _module, _given, output: seen.append(output))
     states: list[Tensor] = []
-    model.layers[1].ffn_norm.register_forward_hook(lambda _module, given, output: states.extend([given[0], output]))
+    norm: Any = model.layers[1].ffn_norm
+    norm.register_forward_hook(lambda _module, given, output: states.extend([given[0], output]))
     model.eval()(batch()[0])
     assert torch.equal(seen[0], states[1]) and torch.equal(seen[2], states[0] + seen[1])
 
