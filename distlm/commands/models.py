@@ -7,6 +7,7 @@ from importlib import import_module
 from distlm.commands.parser import Commands
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.errors import UsageError
+from distlm.models.kind import Exchange
 from distlm.models.registry import kind, kind_names
 from distlm.runtime.ranks.world import World
 
@@ -25,16 +26,19 @@ def add_verbs(commands: Commands) -> None:
 
 
 def _add(commands: Commands, verb: str) -> None:
-    """The kinds of model say what they import and export."""
+    """The kinds of model say what they import and export; a verb of several kinds is one for each of their runs."""
+    found: dict[str, dict[str, Exchange]] = {}
     for name in kind_names():
         for exchange in kind(name).importers if verb == "import" else kind(name).exporters:
-            child = commands.add(
-                f"{verb} {exchange.name}", exchange.summary, _exchange, exchange=exchange, kind_name=name,
-                exchange_verb=f"{verb} {exchange.name}",
-            )  # fmt: skip
-            exchange.arguments(child)
+            found.setdefault(exchange.name, {})[name] = exchange
+    for word, by_kind in found.items():
+        first = next(iter(by_kind.values()))
+        child = commands.add(
+            f"{verb} {word}", first.summary, _exchange, exchanges=by_kind, exchange_verb=f"{verb} {word}"
+        )
+        first.arguments(child)
     if verb == "export":
-        summary = "a fine-tuned model that was kept as a Hugging Face folder"
+        summary = "the same as export hf --finetuned, for the fine-tuning that finetune.name and finetune.task name"
         child = commands.add("export finetuned", summary, _export_finetuned)
         child.add_argument("--out", required=True, help="folder to write")
         child.add_argument("--seed", type=int, help="which of finetune.seeds; may be left out where one was kept")
@@ -46,9 +50,13 @@ def _exchange(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.ranks.comm import open_comm
 
     config, verb = config_of(options), options.exchange_verb
-    if kind(config.model.kind) is not kind(options.kind_name):
-        raise UsageError(f"`distlm {verb}` is for model.kind={options.kind_name}, not {config.model.kind}")
-    module, _, name = options.exchange.run.partition(":")
+    if getattr(options, "finetuned", None) is not None:
+        return _export_finetuned(options, world)
+    able = options.exchanges
+    exchange = next((able[name] for name in able if kind(name) is kind(config.model.kind)), None)
+    if exchange is None:
+        raise UsageError(f"`distlm {verb}` is for model.kind={' and '.join(able)}, not {config.model.kind}")
+    module, _, name = exchange.run.partition(":")
     comm = open_comm(world)
     found = rank0_first(comm, lambda: getattr(import_module(module), name)(config, options))
     comm.close()
@@ -59,11 +67,14 @@ def _export_finetuned(options: argparse.Namespace, world: World) -> int:
     from distlm.finetune.finished.export import export_finetuned
     from distlm.models.plm.config import PlmRun
 
-    refuse_ranks(world, "export finetuned", "writes one folder")
+    verb = getattr(options, "exchange_verb", "export finetuned")
+    refuse_ranks(world, verb, "writes one folder")
     config = config_of(options)
     if not isinstance(config, PlmRun):
-        raise UsageError(f"`distlm export finetuned` is for model.kind=plm, not {config.model.kind}")
-    return print_once(f"export finetuned: {one_line(export_finetuned(config, options))}", world)
+        raise UsageError(f"`distlm {verb}` of a fine-tuned model is for model.kind=plm, not {config.model.kind}")
+    if getattr(options, "finetuned", None):
+        config.finetune.name = options.finetuned
+    return print_once(f"{verb}: {one_line(export_finetuned(config, options))}", world)
 
 
 def _memory_bench(options: argparse.Namespace, world: World) -> int:

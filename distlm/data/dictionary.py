@@ -16,13 +16,18 @@ class _Ids(dict[str, int]):
         return Dictionary.UNK
 
 
-class Dictionary:
+class Specials:
+    """Ids that every dictionary has."""
+
+    BOS, PAD, EOS, UNK = 0, 1, 2, 3
+
+
+class Dictionary(Specials):
     """Words of a corpus. `words[i]` is the word of id i and `counts[i]` its count in train (0 for specials, padding).
 
     On disk (`dict.txt`): one line "word count" per word, specials left out, padding words `madeupword0000` kept.
     """
 
-    BOS, PAD, EOS, UNK = 0, 1, 2, 3
     SPECIALS: ClassVar[tuple[str, ...]] = ("<s>", "<pad>", "</s>", "<unk>")
     RESERVED: ClassVar[tuple[str, ...]] = ("<s>", "<pad>", "</s>")
     """Specials that no text may hold: they would be read as sentence ends or padding."""

@@ -25,7 +25,15 @@ from distlm.models.complete import check_files, marked_hashes
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.description import Backbone, PlmModel
-from distlm.models.plm.export import TASK_HEADS, has_memory, read_folder, task_head, value_hashes, without_values
+from distlm.models.plm.export.read import (
+    TASK_HEADS,
+    has_memory,
+    read_folder,
+    task_head,
+    tokenizer_options,
+    value_hashes,
+    without_values,
+)
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.records import ModelCard
@@ -266,7 +274,7 @@ def _hugging_face(config: FinetuneConfig) -> Source:
 
 
 def _exported(folder: Path, config: FinetuneConfig) -> Source:
-    """A folder of `distlm export hf` that has a memory."""
+    """An exported folder that has a memory."""
     name = f"finetune.checkpoint={folder}"
     if task_head(folder):
         source = _exported_task(folder, config)
@@ -337,7 +345,7 @@ def _transformers_tokenizer(config: FinetuneConfig, name: str, size: int) -> tup
             if Path(place).is_dir() and not any((Path(place) / file).is_file() for file in _TOKENIZER_FILES):
                 # transformers would make up an empty one.
                 raise OSError(f"none of {', '.join(_TOKENIZER_FILES)} in it")
-            tokenizer = library.AutoTokenizer.from_pretrained(place)
+            tokenizer = library.AutoTokenizer.from_pretrained(place, **tokenizer_options(place))
             backend = tokenizer.backend_tokenizer
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistlmError(
@@ -369,16 +377,17 @@ def _quiet(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_task_model(folder: Path, device: torch.device | str = "cpu") -> tuple[TaskModel, Any]:
+def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bool = True) -> tuple[TaskModel, Any]:
     """A fine-tuned model in eval mode, and its tokenizer: see open_finetuned for what `folder` may be.
 
-    Raises DistlmError for another kind of model and for missing or damaged files.
+    `values`: false leaves the memories' values and statistics in their files. Raises DistlmError for another
+    kind of model and for missing or damaged files.
     """
     source = open_finetuned(FinetuneConfig(checkpoint=str(folder)))
     assert source.task is not None
     model = TaskModel(source.task, source.vocabulary)
     start_from_source(model, source, whole=True)
-    if model.memories:
+    if model.memories and values:
         assert source.folder is not None
         restore_memories(model.memories, source.folder, moments=False)
     return model.to(device).eval(), source.tokenizer

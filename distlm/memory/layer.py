@@ -215,7 +215,7 @@ class ProductKeyMemory(nn.Module):
 class OutputGate(nn.Module):
     """W₂(memory(x) ⊙ SiLU(W₁ x)), the output of Berges et al. 2024; W₁ and W₂ [D, D] without bias, N(0, 1/D)."""
 
-    def __init__(self, width: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.gate, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
         for part in (self.gate, self.out):

@@ -46,8 +46,7 @@ class QueryNorm(nn.Module):
         through the statistics. Each rank's loss may carry a factor, as long as it is the same on all ranks.
         """
         if not self.training:
-            mean, rstd = self.running_mean.to(_exact(x)), (self.running_var + _EPS).rsqrt().to(_exact(x))
-            return (x - mean) * (rstd * self.weight) + self.bias
+            return by_running_statistics(x, self.running_mean, self.running_var, self.weight, self.bias)
         mean, rstd, share = self._statistics(x.detach(), mask)
         normalised: Tensor = _Normalise.apply(x, mask, self.weight, self.bias, mean, rstd, share, self.exchange)
         return normalised
@@ -86,6 +85,12 @@ class QueryNorm(nn.Module):
             for old, now in zip(before, (self.running_mean, self.running_var), strict=True)
         )
         return self
+
+
+def by_running_statistics(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The norm in evaluation: x [T, C], the others [C] → [T, C], fp32 whatever x is (fp64 for fp64)."""
+    mean, rstd = mean.to(_exact(x)), (variance + _EPS).rsqrt().to(_exact(x))
+    return (x - mean) * (rstd * weight) + bias
 
 
 class _Normalise(torch.autograd.Function):

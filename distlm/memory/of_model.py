@@ -63,11 +63,15 @@ def load_memories(memories: Memories, folder: Path, moments: bool = True) -> dic
     found: dict[int, dict[str, Tensor]] = {}
     for table, layers in tables_of(memories).items():
         extra = load_table(table, folder, layers[0], moments)
-        for layer in layers:
-            start = "" if layer == layers[0] else f"{layer}/"
-            names = {name: name.removeprefix(start) for name in extra if name.startswith(start)}
-            found[layer] = {own: extra[name] for name, own in names.items() if "/" not in own}
+        found |= {layer: extra_of(extra, layer, layers[0]) for layer in layers}
     return found
+
+
+def extra_of(extra: Mapping[str, Tensor], layer: int, first: int) -> dict[str, Tensor]:
+    """That of a layer, out of what `load_table` gives for the values of the layer `first`, which it reads."""
+    start = "" if layer == first else f"{layer}/"
+    names = {name: name.removeprefix(start) for name in extra if name.startswith(start)}
+    return {own: extra[name] for name, own in names.items() if "/" not in own}
 
 
 def restore_memories(memories: Memories, folder: Path, moments: bool = True) -> None:

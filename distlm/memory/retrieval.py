@@ -68,6 +68,13 @@ def select(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _Select.apply(queries, keys, k)
 
 
+def best_slots(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What `select` gives, with torch's own derivatives, which keep the half scores of all tokens."""
+    parts = [_choose(half_scores(part, keys), k) for part in queries.split(_tokens_at_a_time(keys))]
+    slots = torch.cat([part[0].transpose(0, 1) for part in parts]).int()
+    return slots, torch.cat([part[1].transpose(0, 1) for part in parts])
+
+
 def half_scores(queries: Tensor, keys: Tensor) -> Tensor:
     """queries [T, H, key_width], keys [H, 2, n, key_width/2] → [H, 2, T, n] in fp32 (fp64 for fp64)."""
     heads, _, sub_keys, half = keys.shape
@@ -143,9 +150,7 @@ def _with_lowest_slots(first: Tensor, second: Tensor, scores: Tensor, k: int) ->
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        parts = [_choose(half_scores(part, keys), k) for part in queries.split(_tokens_at_a_time(keys))]
-        slots = torch.cat([part[0].transpose(0, 1) for part in parts]).int()
-        scores = torch.cat([part[1].transpose(0, 1) for part in parts])
+        slots, scores = best_slots(queries, keys, k)
         ctx.save_for_backward(queries, keys, slots)
         ctx.mark_non_differentiable(slots)
         return slots, scores

@@ -22,6 +22,21 @@ def dropout(hidden: Tensor, p: float, training: bool) -> Tensor:
     return hidden * _noise(hidden.shape, p, hidden.dtype)
 
 
+class PlainNoise:
+    """Dropout at the places of a model, from torch's global generator: distlm.models.row_dropout.Noise without rows."""
+
+    def __init__(self, rows: object = None, name: str = "") -> None:
+        self.rows = None
+
+    def __call__(self, hidden: Tensor, p: float, training: bool, place: str) -> Tensor:
+        """hidden [B, ...] → the same shape."""
+        return dropout(hidden, p, training)
+
+    def of_tokens(self, hidden: Tensor, p: float, training: bool, place: str, chosen: Tensor | None = None) -> Tensor:
+        """hidden [n, D] → the same shape."""
+        return dropout(hidden, p, training)
+
+
 def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """0 with probability `p`, else the scale 1 / (1 − p): a mask that several products share, in `like`'s dtype and
     device; `p` and the generator as in `dropout`."""

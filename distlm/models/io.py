@@ -49,10 +49,13 @@ def save_weights(
     card_of(config, vocabulary, weights=digest, **extra).write(folder / CARD)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[LanguageModel, ModelCard]:
+def load_model(
+    folder: Path, device: torch.device | str = "cpu", values: bool = True
+) -> tuple[LanguageModel, ModelCard]:
     """The model that predicts the next word in eval mode on `device` (fp32), with the values of its memories, and its
     card.
 
+    `values`: false leaves the memories' values and statistics in their files.
     A memory's files are read twice: their checksums are compared first. Raises DistlmError for missing files, another
     kind of model, files that changed since they were written (checksum), and weights or memories that do not fit the
     recorded configuration.
@@ -62,7 +65,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Langua
     _assign(model, weights)
     if memories := getattr(model, "memories", None):
         check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
-        restore_memories(memories, folder, moments=False)
+        if values:
+            restore_memories(memories, folder, moments=False)
     # Buffers are where the model was built.
     return model.to(device).eval(), card
 

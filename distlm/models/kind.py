@@ -71,6 +71,22 @@ class Exchange:
     """MODULE:FUNCTION of (configuration, options) → what was made, as names and figures. On one rank."""
 
 
+def hugging_face(run: str) -> Exchange:
+    """`distlm export hf`, which takes the same arguments for every kind; `run`: MODULE:FUNCTION."""
+    summary = (
+        "a model as a Hugging Face folder with weights, memory, code, tokenizer and card; onto the hub with --push"
+    )
+    return Exchange("hf", summary, _export_arguments, run)
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, help="folder to write; it must not be there, or be empty")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload it to this repository of the hub, new or empty")
+    parser.add_argument("--public", action="store_true", help="make the repository a public one; else it is private")
+    parser.add_argument("--finetuned", metavar="NAME", help="the model that this fine-tuning (finetune.name) has kept")
+    parser.add_argument("--seed", type=int, help="which of its seeds; may be left out where one was kept")
+
+
 def schedule_may_grow(schedule: str) -> str:
     """Why training with this schedule may not go on longer than it was asked for; empty: it may."""
     if schedule in ("constant", "inverse_sqrt"):

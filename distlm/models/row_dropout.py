@@ -43,6 +43,10 @@ class Rows:
         finally:
             self.keys = self.mask = self.counted = self.tokens = None
 
+    def of_text(self) -> tuple[Tensor | None, Tensor | None]:
+        """What a memory is given beside x: mask and counted."""
+        return self.mask, self.counted
+
 
 def row_keys(seed: int, update: int, rows: range) -> Tensor:
     """Keys of rows (numbered within an update): int64 [len(rows)]."""

@@ -49,8 +49,8 @@ def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
     The query norm's statistics, the values' moments and when they were updated are not those of a fresh model.
     """
     from distlm.memory.config import MemoryConfig
+    from distlm.memory.of_model import save_memories
     from distlm.memory.values.exchange import Exchange
-    from distlm.memory.values.files import save_table
     from distlm.models.io import save_weights
     from distlm.models.plm.config import PlmConfig
     from distlm.models.plm.model import Plm, plm_model
@@ -68,14 +68,14 @@ def pretrained(run: Path, memory: str = "resm", **changes: Any) -> Path:
     extra = {"dictionary": wordpiece.hash, "step": 7, "tap": ""}
     save_weights(dict(model.named_parameters()), config, len(wordpiece.pieces), folder, extra)
     generator = torch.Generator().manual_seed(11)
-    for layer, found in model.memories.items():
+    for found in model.memories.values():
         for moment in found.table.make_moments():
             moment.uniform_(generator=generator)
         found.table.updates = 7
         found.table.last_step.random_(0, 8, generator=generator)
         if found.retrieval.norm is not None:
             found.retrieval.norm.running_mean.uniform_(-1, 1, generator=generator)
-        save_table(found.table, folder, layer, found.extra_state_tensors())
+    save_memories(model.memories, folder, {n: memory.extra_state_tensors() for n, memory in model.memories.items()})
     seal(folder, run / "checkpoints" / "step-00000007", 7)
     return run
 

@@ -1,7 +1,7 @@
-"""`distlm export finetuned`: a fine-tuned model as a Hugging Face folder, in the format of distlm.models.plm.export.
+"""`distlm export hf --finetuned NAME`: a fine-tuned model as a Hugging Face folder (distlm.models.plm.export).
 
-Without memory, AutoModelForSequenceClassification or AutoModelForQuestionAnswering, and AutoTokenizer read it. A memory
-lies in files of its own beside them; finetune.checkpoint= and load_task_model read it with them.
+AutoModelForSequenceClassification or AutoModelForQuestionAnswering, and AutoTokenizer read it, with memory, too;
+finetune.checkpoint= and load_task_model do as well.
 """
 
 import argparse
@@ -9,12 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
+
 from distlm.errors import DistlmError, UsageError
+from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
+from distlm.finetune.records import DECIDING, FinetuneSettings, SeedResult
 from distlm.finetune.source import load_task_model
+from distlm.finetune.stage import RESULT, SETTINGS
 from distlm.finetune.tasks.glue import TASKS
+from distlm.models.export.card import Card, fenced
+from distlm.models.export.run import export_model
 from distlm.models.plm.config import PlmRun
-from distlm.models.plm.export import save_pretrained
+from distlm.models.plm.export.write import save_pretrained
 from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.runtime.rundir import RunDir
@@ -29,7 +36,7 @@ def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, o
     Raises DistlmError when no model was kept, and for a folder that is not empty; UsageError for a seed to be chosen.
     """
     name = config.finetune.with_defaults().name
-    folder, out = RunDir.of(config).finetune(name), Path(options.out)
+    folder = RunDir.of(config).finetune(name)
     kept = sorted({marker.parents[2] for marker in folder.glob("seed-*/checkpoints/step-*/complete.json")})
     if not kept:
         raise DistlmError(
@@ -41,13 +48,19 @@ def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, o
         raise UsageError(
             f"--seed {options.seed}: {folder} has {', '.join(place.name for place in kept)}; name one of them"
         )
-    model, tokenizer = load_task_model(chosen[0])
-    save_task_model(model, tokenizer, out)
-    return {"checkpoint": str(chosen[0]), "folder": str(out)}
+    checkpoint = max(chosen[0].glob("checkpoints/step-*/complete.json")).parent
+
+    def write(folder: Path) -> None:
+        model, tokenizer = load_task_model(chosen[0], values=False)
+        save_task_model(model, tokenizer, folder, _card(config, chosen[0], model.config), checkpoint)
+
+    return export_model(options, chosen[0], write, finetuned=True)
 
 
-def save_task_model(model: TaskModel, tokenizer: Any, folder: Path) -> None:
-    """Write the folder from a model that has all columns of its values, and a tokenizer of the `tokenizers` library.
+def save_task_model(
+    model: TaskModel, tokenizer: Any, folder: Path, card: Card | None = None, checkpoint: Path | None = None
+) -> None:
+    """Write the folder from a model and a tokenizer of the `tokenizers` library; the rest as save_pretrained.
 
     Raises DistlmError when the folder exists and is not empty, and when it cannot be written.
     """
@@ -60,7 +73,21 @@ def save_task_model(model: TaskModel, tokenizer: Any, folder: Path) -> None:
     hf.problem_type, hf.finetuning_task = kinds[described.head], described.task
     with TemporaryDirectory() as temporary:
         _tokenizer(model, tokenizer).save_pretrained(temporary)
-        save_pretrained(model, folder, Path(temporary))
+        save_pretrained(model, folder, Path(temporary), card, checkpoint)
+
+
+def _card(config: PlmRun, seed: Path, described: TaskModelConfig) -> Card:
+    """What the seed's records say."""
+    result = SeedResult.read(seed / RESULT)
+    settings = FinetuneSettings.read(seed.parent / SETTINGS)
+    memory = f" with product-key memory at layers {described.memory['positions']}" if described.memory else ""
+    what = f"A {described.backbone['model_type']}{memory}, fine-tuned on {described.task}."
+    scores = "\n".join(f"{metric:<12}{value:.4f}" for metric, value in result.last.items())
+    decided = {name: getattr(settings.config, name) for name in DECIDING}
+    training = f"Fine-tuned for {result.updates:,} updates (seed {result.seed}) with distlm. Settings:\n\n"
+    training += fenced(yaml.safe_dump({"finetune": decided}, sort_keys=False), "yaml")
+    results = f"On dev, after the last epoch:\n\n{fenced(scores)}"
+    return Card(f"{config.name}: {described.task}", what, results, training)
 
 
 def _tokenizer(model: TaskModel, tokenizer: Any) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.lookup import pieces
+from distlm.memory.values.exported import is_exported, load_exported
 from distlm.memory.values.table import ValueTable
 
 _NAME = re.compile(r"memory-(\d+)-(\d+)-(\d+)\.safetensors")
@@ -66,9 +67,12 @@ def load_table(table: ValueTable, folder: Path, layer: int, moments: bool = True
     """Read this rank's columns from the files that `save_table` wrote on any number of column ranks. Local.
 
     moments=False reads the values alone, for inference or another training that starts from them: moments and counters
-    are those of a fresh table, and what memory.stale=catch_up still owed is made up for. Returns `extra`.
+    are those of a fresh table, and what memory.stale=catch_up still owed is made up for. Returns `extra`. The folder
+    may be one of `distlm export hf`, which has the values alone.
     Raises DistlmError when files are missing, cut, of two checkpoints or of another shape.
     """
+    if is_exported(folder):
+        return load_exported(table, folder, layer)
     parts = _find(table, folder, layer)
     owed = table.config.stale == "catch_up"
     extra: dict[str, Tensor] = {}

@@ -10,7 +10,7 @@ from distlm.config.check import at_least, fractions, lengths
 from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.config import LstmConfig, LstmRun
 from distlm.models.awd_lstm.records import LstmCard, LstmState
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
 from distlm.training.blocks.kind import CausalKind
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class AwdLstmKind(CausalKind):
             "distlm.models.awd_lstm.exchange.importer:import_options",
         ),
     )  # fmt: skip
+    exporters = (hugging_face("distlm.models.awd_lstm.exchange.exporter:export_run"),)
 
     def stages(self, config: LstmRun) -> tuple[str, ...]:
         """It is evaluated as it is; what comes from a datastore are commands of their own."""

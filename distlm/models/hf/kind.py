@@ -11,7 +11,7 @@ from distlm.memory.check import check_section
 from distlm.memory.placing import values_to_come
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.description import OUTPUT, HfModel
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
 from distlm.training.blocks.kind import BlocksKind
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Hf(BlocksKind):
             lambda parser: None, "distlm.models.hf.importer:import_hf",
         ),
     )  # fmt: skip
+    exporters = (hugging_face("distlm.models.hf.export:export_run"),)
 
     def fill(self, config: HfRun) -> None:
         config.data.tokenizer = config.data.tokenizer or config.hf.name

@@ -6,7 +6,7 @@ memory hangs in that module, so that the paths and names of everything else stay
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,9 @@ _FFN = ("mlp", "feed_forward", "ffn", "feedforward")
 """What models of Hugging Face call the feed-forward module of a layer."""
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 """And the number of their layers."""
+
+Given = Callable[[], tuple[Any, ...]]
+"""What a memory is given beside x."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def equip(hf: Any, memory: Mapping[str, Any], width: int, seed: int, exchange: E
     feed-forward modules of one input, UsageError for layers that it has not.
     """
     config, rows = MemoryConfig(**memory), Rows()
-    path, name, layers = _layers(hf)
+    path, name, layers = layers_of(hf)
     require_layers(config.positions, len(layers))
     for place, module in list(hf.named_modules()):
         if type(module) is nn.Dropout:
@@ -66,32 +69,40 @@ def equip(hf: Any, memory: Mapping[str, Any], width: int, seed: int, exchange: E
     use_row_attention(hf, rows)
     made = make_memories(config, width, seed, exchange, partial(memory_dropout, rows))
     for position, found in made.items():
-        layer: Any = layers[position - 1]
-        if config.kind == "pkm":
-            setattr(layer, name, MemoryFfn(found, config.beta, rows))
-            continue
-        ffn = getattr(layer, name)
-        ffn.memory = found
-        ffn.register_forward_hook(partial(_beside, config.alpha, config.beta, rows), with_kwargs=True)
+        add_memory(layers[position - 1], name, found, asdict(config), rows.of_text)
     names: dict[int, tuple[str, ...]] = {n: (f"{path}.{n - 1}.{name}.",) for n in range(1, len(layers) + 1)}
     return Equipped(rows, made, names)
+
+
+def add_memory(layer: Any, name: str, memory: nn.Module, settings: Mapping[str, Any], given: Given) -> None:
+    """Give a layer, whose feed-forward module is called `name`, its memory, by `settings`: kind (pkm: in place of that
+    module, resm: beside it), alpha, beta.
+
+    In each forward pass the memory is called with x [B, T, D] and what `given` returns.
+    """
+    if settings["kind"] == "pkm":
+        setattr(layer, name, MemoryFfn(memory, settings["beta"], given))
+        return
+    ffn = getattr(layer, name)
+    ffn.memory = memory
+    ffn.register_forward_hook(partial(_beside, settings["alpha"], settings["beta"], given), with_kwargs=True)
 
 
 class MemoryFfn(nn.Module):
     """β·PKM(x) in the place of a feed-forward module."""
 
-    def __init__(self, memory: ProductKeyMemory, beta: float, rows: Rows) -> None:
+    def __init__(self, memory: nn.Module, beta: float, given: Given) -> None:
         super().__init__()
-        self.memory, self.beta, self.rows = memory, beta, rows
+        self.memory, self.beta, self.given = memory, beta, given
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """x [B, T, D] → the same shape."""
-        read: Tensor = self.beta * self.memory(x, self.rows.mask, self.rows.counted)
+        read: Tensor = self.beta * self.memory(x, *self.given())
         return read
 
 
 def _beside(
-    alpha: float, beta: float, rows: Rows, ffn: Any, given: tuple[Any, ...], named: Mapping[str, Any], output: Any
+    alpha: float, beta: float, given: Given, ffn: Any, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any
 ) -> Tensor:
     """α·FFN(x) + β·PKM(x)."""
     if not isinstance(output, Tensor):
@@ -99,13 +110,13 @@ def _beside(
             f"memory.kind=resm: the feed-forward module {type(ffn).__name__} gives more than a tensor (a mixture of "
             "experts?); use memory.kind=pkm, or another model"
         )
-    x = given[0] if given else next(iter(named.values()))
+    x = inputs[0] if inputs else next(iter(named.values()))
     # Last, so that a memory of zeros leaves the dense model's bits.
-    total: Tensor = alpha * output + beta * ffn.memory(x, rows.mask, rows.counted)
+    total: Tensor = alpha * output + beta * ffn.memory(x, *given())
     return total
 
 
-def _layers(hf: nn.Module) -> tuple[str, str, nn.ModuleList]:
+def layers_of(hf: nn.Module) -> tuple[str, str, nn.ModuleList]:
     """Path of the model's list of layers, name of the feed-forward module in each, and the list."""
     for path, module in hf.named_modules():
         if isinstance(module, nn.ModuleList) and len(module):

@@ -14,7 +14,7 @@ from distlm.models.card import model_of_card
 from distlm.models.io import read_weights
 from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.description import PlmModel
-from distlm.models.plm.export import has_memory
+from distlm.models.plm.export.read import has_memory
 from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import resolve_world

@@ -17,13 +17,14 @@ from distlm.models.records import ModelCard
 
 
 def load_plm(
-    folder: Path, device: torch.device | str = "cpu", exchange: Exchange | None = None
+    folder: Path, device: torch.device | str = "cpu", exchange: Exchange | None = None, values: bool = True
 ) -> tuple[Plm, ModelCard]:
     """The model of a checkpoint in eval mode, with its memories, and its card.
 
-    `exchange` joins the ranks that share the values' columns; None: this process has them all. Memory: fp32 weights
-    and values, no moments. Reads a memory's files twice: their checksums are compared first. Raises DistlmError for
-    another kind of model, damaged or missing files, and files of a memory that do not fit.
+    `exchange` joins the ranks that share the values' columns; None: this process has them all. `values`: false leaves
+    the memories' values and statistics in their files. Memory: fp32 weights and values, no moments.
+    Reads a memory's files twice: their checksums are compared first. Raises DistlmError for another kind of model,
+    damaged or missing files, and files of a memory that do not fit.
     """
     weights, card = read_weights(folder)
     config = model_of_card(card)
@@ -37,5 +38,6 @@ def load_plm(
     config.memory = settings
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
-    restore_memories(model.memories, folder, moments=False)
+    if values:
+        restore_memories(model.memories, folder, moments=False)
     return model.to(device).eval(), card

@@ -10,12 +10,11 @@ from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates, updates_in_small
 from distlm.memory.check import check_fresh_ffn, check_places, check_section
 from distlm.memory.placing import values_to_come
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Kind, Refuse, hugging_face
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel
 
 if TYPE_CHECKING:
-    import argparse
     from pathlib import Path
 
     import torch
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from distlm.training.job import Job
 
 
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, help="folder to write")
-
-
 class MaskedLm(Kind):
     """BERT, DistilBERT or RoBERTa with the memories of Kim & Jung (2020)."""
 
@@ -38,12 +33,7 @@ class MaskedLm(Kind):
     description = PlmModel
     config = PlmRun
     model_sections = ("model", "plm", "memory", "train")
-    exporters = (
-        Exchange(
-            "hf", "a masked language model as a Hugging Face folder, its memory in files beside it", _export_arguments,
-            "distlm.models.plm.export:export_run",
-        ),
-    )  # fmt: skip
+    exporters = (hugging_face("distlm.models.plm.export.write:export_run"),)
     causal = False
 
     def stages(self, config: PlmRun) -> tuple[str, ...]:

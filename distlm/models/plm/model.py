@@ -1,11 +1,13 @@
 """Masked language models: a Hugging Face BERT, DistilBERT or RoBERTa, with product-key memory at chosen layers.
 
-Kim & Jung, section 3.1: a layer's output is LN(x + α·FFN(x) + β·PKM(x)), where (α, β) is (1, 0) without memory, (0, 1)
-with PKM in the FFN's place, and (1, 1) for ResM. Weights keep the names that Hugging Face gives them, below `hf.`.
+Weights keep the names that Hugging Face gives them, below `hf.`; distlm.models.plm.with_memory says where a memory
+stands in a layer.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -17,11 +19,13 @@ from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.of_model import layers_and_values, make_memories
 from distlm.memory.placing import placed, require_layers
 from distlm.memory.values.exchange import Exchange
+from distlm.models.export.folder import plain_config
 from distlm.models.linear_cross_entropy import cross_entropy_sum
 from distlm.models.plm.attention import NAME, register
 from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.description import Backbone, PlmModel
 from distlm.models.plm.text.masking import NO_LABEL
+from distlm.models.plm.with_memory import add_memory, layers_of
 from distlm.models.row_dropout import RowDropout, Rows, memory_dropout
 
 _BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -112,59 +116,14 @@ def equip(
             _put(hf, name, RowDropout(module.p, rows, name))
     if not memory:
         return {}
-    config, layers = MemoryConfig(**memory), _layers(hf)
+    config, layers = MemoryConfig(**memory), layers_of(hf)
     if hf.config.chunk_size_feed_forward:
         raise DistlmError("chunk_size_feed_forward of the Hugging Face configuration must be 0 with a memory")
     require_layers(config.positions, len(layers))
     memories = make_memories(config, hf.config.hidden_size, seed, exchange, partial(memory_dropout, rows))
     for position, made in memories.items():
-        _add_memory(layers[position - 1], made, config, rows)
+        add_memory(layers[position - 1], made, dataclasses.asdict(config), rows.of_text)
     return memories
-
-
-class MemoryOutput(nn.Module):
-    """The end of a BERT or RoBERTa layer with a memory: LN(x + α·FFN(x) + β·PKM(x))."""
-
-    def __init__(self, output: Any, memory: ProductKeyMemory, alpha: float, beta: float, rows: Rows, ffn: bool) -> None:
-        super().__init__()
-        self.dense: nn.Module | None = output.dense if ffn else None
-        self.dropout: nn.Module | None = output.dropout if ffn else None
-        self.LayerNorm, self.memory = output.LayerNorm, memory
-        self.alpha, self.beta, self.rows = alpha, beta, rows
-
-    def forward(self, inner: Tensor, x: Tensor) -> Tensor:
-        """inner [B, T, ffn width] of this layer's FFN, x [B, T, D] the attention's output → [B, T, D]."""
-        total = x
-        if self.dense is not None and self.dropout is not None:
-            total = self.alpha * self.dropout(self.dense(inner)) + total
-        # Last, so that a memory of zeros leaves the dense model's bits.
-        total = total + self.beta * _read(self.memory, x, self.rows)
-        normed: Tensor = self.LayerNorm(total)
-        return normed
-
-
-class MemoryFfn(nn.Module):
-    """DistilBERT's feed-forward network with a memory: α·FFN(x) + β·PKM(x); the block adds x and normalises."""
-
-    def __init__(self, ffn: Any, memory: ProductKeyMemory, alpha: float, beta: float, rows: Rows, keep: bool) -> None:
-        super().__init__()
-        self.keep = keep
-        if keep:
-            self.lin1, self.activation, self.lin2, self.dropout = ffn.lin1, ffn.activation, ffn.lin2, ffn.dropout
-        self.memory, self.alpha, self.beta, self.rows = memory, alpha, beta, rows
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] → the same shape."""
-        read = self.beta * _read(self.memory, x, self.rows)
-        if not self.keep:
-            return read
-        return self.alpha * self.dropout(self.lin2(self.activation(self.lin1(x)))) + read
-
-
-def _read(memory: ProductKeyMemory, x: Tensor, rows: Rows) -> Tensor:
-    assert rows.mask is not None
-    read: Tensor = memory(x, rows.mask, rows.counted)
-    return read
 
 
 def plm_model(plm: PlmConfig, memory: MemoryConfig, seed: int, pad_id: int = 0) -> PlmModel:
@@ -198,7 +157,9 @@ def _fresh_backbone(plm: PlmConfig, pad_id: int) -> Backbone:
 
 def _read_backbone(checkpoint: str) -> Backbone:
     try:
-        config = transformers_library().AutoConfig.from_pretrained(checkpoint)
+        # A memory is looked for where the weights are (distlm.models.plm.init).
+        ours, library = plain_config(Path(checkpoint)), transformers_library()
+        config = library.AutoConfig.for_model(**ours) if ours else library.AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise DistlmError(
             f"plm.checkpoint={checkpoint}: no model folder or name on the hub that transformers can read ({error})"
@@ -275,22 +236,6 @@ def transformers_library() -> Any:
     except ImportError as error:
         raise DistlmError(f"model.kind=plm needs transformers: pip install 'distlm[plm]' ({error})") from error
     return transformers
-
-
-def _layers(hf: Any) -> nn.ModuleList:
-    base = hf.base_model
-    layers: nn.ModuleList = base.transformer.layer if hf.config.model_type == "distilbert" else base.encoder.layer
-    return layers
-
-
-def _add_memory(layer: Any, memory: ProductKeyMemory, config: MemoryConfig, rows: Rows) -> None:
-    resm = config.kind == "resm"
-    if hasattr(layer, "ffn"):
-        layer.ffn = MemoryFfn(layer.ffn, memory, config.alpha, config.beta, rows, resm)
-        return
-    layer.output = MemoryOutput(layer.output, memory, config.alpha, config.beta, rows, resm)
-    if not resm:
-        layer.intermediate = nn.Identity()
 
 
 def _put(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -10,10 +10,10 @@ from distlm.models.records import Marker
 
 
 class MemoryExport(Marker):
-    """The memory of a masked language model that was exported as a Hugging Face folder; written last."""
+    """The memory of a masked language model that an older version exported as a Hugging Face folder; written last."""
 
     NAME = "memory.json"
-    FILE = "FOLDER/memory.json (of `distlm export hf`)"
+    FILE = "FOLDER/memory.json (of older `distlm export hf`)"
     WHAT = "description of a memory"
     WRITER = "distlm export hf"
     READERS = ("distlm finetune", "distlm train")

@@ -11,7 +11,7 @@ from distlm.config.training_check import check_blocks
 from distlm.errors import UsageError
 from distlm.memory.check import check_fresh_ffn, check_places, check_section
 from distlm.memory.placing import placed, values_to_come
-from distlm.models.kind import Exchange, Kind, Refuse
+from distlm.models.kind import Exchange, Kind, Refuse, hugging_face
 from distlm.models.transformer.config import TransformerConfig, TransformerModel, TransformerRun
 from distlm.training.blocks.kind import BlocksKind
 
@@ -43,6 +43,7 @@ class Transformer(BlocksKind):
             "distlm.models.transformer.importer:import_options",
         ),
     )  # fmt: skip
+    exporters = (hugging_face("distlm.models.transformer.export:export_run"),)
 
     def check(self, config: TransformerRun, refuse: Refuse) -> None:
         model, train = config.model, config.train

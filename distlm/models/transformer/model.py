@@ -6,9 +6,10 @@ or beside it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -94,13 +95,15 @@ class DecoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.width)
         self.fc1 = _xavier(nn.Linear(config.width, config.ffn_width))
         self.fc2 = _xavier(nn.Linear(config.ffn_width, config.width))
-        self.memory: ProductKeyMemory | None = None
+        self.memory: nn.Module | None = None
         self.ffn, self.alpha, self.beta = True, 1.0, 1.0
+        self.given: Callable[[], tuple[Any, ...]] = tuple
 
-    def add_memory(self, memory: ProductKeyMemory, config: MemoryConfig) -> None:
-        """Put it in the feed-forward network's place (memory.kind=pkm) or beside it (resm)."""
-        self.memory, self.alpha, self.beta = memory, config.alpha, config.beta
-        if config.kind == "pkm":
+    def add_memory(self, memory: nn.Module, settings: Mapping[str, Any], given: Callable[[], tuple[Any, ...]]) -> None:
+        """Put it in the feed-forward network's place or beside it, by `settings`: kind (pkm, resm), alpha, beta. In
+        each forward pass it is called with its input [B, T, D] and what `given` returns."""
+        self.memory, self.alpha, self.beta, self.given = memory, settings["alpha"], settings["beta"], given
+        if settings["kind"] == "pkm":
             del self.fc1, self.fc2
             self.ffn = False
 
@@ -126,10 +129,8 @@ class DecoderLayer(nn.Module):
             outer = self.noise(self.fc2(inner), self.dropout, self.training, "ffn")
             hidden = hidden + (outer if self.memory is None else self.alpha * outer)
         if self.memory is not None:
-            rows = self.noise.rows
-            assert rows is not None
             # Last, so that a memory of zeros leaves the dense model's bits.
-            hidden = hidden + self.beta * self.memory(normed, rows.mask, rows.counted)
+            hidden = hidden + self.beta * self.memory(normed, *self.given())
         return hidden
 
 
@@ -150,8 +151,7 @@ class TransformerLM(LanguageModel):
         self.width = config.width
         bands = Bands.plan(vocabulary, config.cutoffs, config.width, config.factor)
         self.embedding = AdaptiveInput(bands, config.width)
-        memory, seed = (config.memory, config.seed) if isinstance(config, TransformerModel) else ({}, 1)
-        self.rows = Rows() if memory else None
+        self.rows = rows_for(config)
         self.noise = Noise(self.rows, "embedding")
         layers = [DecoderLayer(config, Noise(self.rows, f"layer.{n}")) for n in range(1, config.layers + 1)]
         self.layers = nn.ModuleList(layers)
@@ -160,13 +160,9 @@ class TransformerLM(LanguageModel):
         """Layer, counted from 1 → its memory; the modules themselves hang in the layers."""
         self.ffn_names = {n: (f"layers.{n - 1}.fc1.", f"layers.{n - 1}.fc2.") for n in range(1, config.layers + 1)}
         """Layer → how the names of its feed-forward network's parameters begin."""
-        if self.rows is not None:
-            settings = MemoryConfig(**memory)
-            require_layers(settings.positions, config.layers)
+        if getattr(config, "memory", None):
             # After the dense weights: those do not depend on the memory.
-            self.memories = make_memories(settings, self.width, seed, exchange, partial(memory_dropout, self.rows))
-            for position, made in self.memories.items():
-                layers[position - 1].add_memory(made, settings)
+            self.memories = equip(layers, config, self.rows, exchange)
 
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
         """inputs int64 [B, T], right-padded → output before the softmax and the tapped state, both [B, T, D].
@@ -210,6 +206,24 @@ class TransformerLM(LanguageModel):
         positions = sinusoidal_positions(inputs.shape[1], self.width, embedded.dtype, embedded.device)
         hidden = torch.add(positions, embedded, alpha=math.sqrt(self.width))
         return self.noise(hidden, self.config.dropout, self.training, "hidden")
+
+
+def rows_for(config: TransformerConfig) -> Rows | None:
+    """What a model with memory must know of its rows."""
+    return Rows() if isinstance(config, TransformerModel) and config.memory else None
+
+
+def equip(
+    layers: Sequence[DecoderLayer], config: TransformerConfig, rows: Rows | None, exchange: Exchange | None
+) -> dict[int, ProductKeyMemory]:
+    """Give the layers that config.memory names fresh memories: layer, counted from 1 → its memory."""
+    assert isinstance(config, TransformerModel) and rows is not None
+    settings = MemoryConfig(**config.memory)
+    require_layers(settings.positions, len(layers))
+    made = make_memories(settings, config.width, config.seed, exchange, partial(memory_dropout, rows))
+    for position, memory in made.items():
+        layers[position - 1].add_memory(memory, asdict(settings), rows.of_text)
+    return made
 
 
 def count_parameters(config: TransformerConfig, vocabulary: int) -> int:

@@ -83,7 +83,10 @@ def test_the_command_exports_the_model_that_was_kept(tmp_path: Path) -> None:
     words = ["export", "finetuned", "plm-base", *settings(tmp_path / "run", data, *given), "--out"]
     choose = distlm(*words, str(tmp_path / "out"), check=False)
     assert choose.returncode == 2 and "has seed-1, seed-2; name one of them" in choose.stderr
-    distlm(*words, str(tmp_path / "out"), "--seed", "2")
+    distlm("export", "hf", *words[2:], str(tmp_path / "out"), "--seed", "2", "--finetuned", "SST-2")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    result = read_json(tmp_path / "run" / "finetune" / "SST-2" / "seed-2" / "result.json", "")
+    assert f"{result['last']['accuracy']:.4f}" in card and "seed 2" in card
     seed = tmp_path / "run" / "finetune" / "SST-2" / "seed-2"
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -123,12 +126,12 @@ def test_a_memory_comes_along(tmp_path: Path) -> None:
     assert all(torch.equal(value, kept[name]) for name, value in again.weights.items())
     assert kept.keys() - again.weights.keys() == {"hf.classifier.weight", "hf.classifier.bias"}
     run(finetune_config(tmp_path / "next", data, f"finetune.checkpoint={tmp_path / 'out'}", "finetune.epochs=1"))
-    values = load_file(next((tmp_path / "out").glob("memory-02-*")))["values"]
+    values = load_file(tmp_path / "out" / "model.safetensors")["bert.encoder.layer.1.output.memory.values.0"]
     assert torch.equal(values, model.memories[2].table.values)
     with pytest.raises(DistlmError, match=r"out: a fine-tuned model .* predicts no masked tokens"):
         from_pretrained(tmp_path / "out")
-    (tmp_path / "out" / "memory.json").unlink()
-    with pytest.raises(DistlmError, match=r"memory\.json: missing beside memory\.safetensors"):
+    (tmp_path / "out" / "distlm.json").unlink()
+    with pytest.raises(DistlmError, match=r"distlm\.json: missing beside config\.json; copy the whole folder"):
         evaluate(finetune_config(tmp_path / "third", data, f"finetune.checkpoint={tmp_path / 'out'}"))
 
 

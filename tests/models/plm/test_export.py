@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import distlm
+from support.export.old import save_old
 from support.finetune import finetune_config, pretrained, run, write_sst2
 from torch import Tensor
 
@@ -79,7 +80,7 @@ def test_an_interrupted_export_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("distlm.models.plm.export.MemoryExport.write", full)
+        patched.setattr("distlm.models.export.folder.ExportManifest.write", full)
         with pytest.raises(DistlmError, match=r"hf: cannot be written \(.*No space left"):
             save_pretrained(model, out)
     # What stood there meanwhile had another name, and is gone.
@@ -93,10 +94,10 @@ def test_an_interrupted_export_leaves_no_folder(tmp_path: Path, monkeypatch: pyt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
 
 
-@pytest.mark.parametrize("values", ["updated", "frozen"])
-def test_finetuning_from_the_folder_is_that_from_the_checkpoint(tmp_path: Path, values: str) -> None:
+@pytest.mark.parametrize(("values", "save"), [("updated", save_pretrained), ("frozen", save_old)])
+def test_finetuning_from_the_folder_is_that_from_the_checkpoint(tmp_path: Path, values: str, save: Any) -> None:
     source, data = pretrained(tmp_path / "pretrained", stale="catch_up"), write_sst2(tmp_path / "glue")
-    save_pretrained(load_plm(checkpoint(source))[0], tmp_path / "hf", source / "shards" / "tokenizer")
+    save(load_plm(checkpoint(source))[0], tmp_path / "hf", source / "shards" / "tokenizer")
     results = []
     for name, place in (("a", source), ("b", tmp_path / "hf")):
         settings = (f"finetune.checkpoint={place}", "finetune.epochs=1", f"finetune.memory={values}")
@@ -124,17 +125,22 @@ def test_a_rank_takes_its_columns_of_an_exported_memory(tmp_path: Path) -> None:
         assert torch.equal(memory.table.values, model.memories[layer].table.values[:, 16:])
 
 
-@pytest.mark.parametrize("name", ["memory.json", "memory.safetensors", "memory-02-00000-00032.safetensors"])
+OLD = ["memory.json", "memory.safetensors", "memory-02-00000-00032.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*OLD, "distlm.json", "model.safetensors"])
 def test_a_folder_without_a_file_of_its_memory_is_refused(tmp_path: Path, name: str) -> None:
-    save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], tmp_path / "hf")
+    model = load_plm(checkpoint(pretrained(tmp_path / "run")))[0]
+    (save_old if name in OLD else save_pretrained)(model, tmp_path / "hf")
     (tmp_path / "hf" / name).unlink()
     with pytest.raises(DistlmError, match=r"copy the whole (checkpoint )?folder"):
         from_pretrained(tmp_path / "hf")
 
 
-@pytest.mark.parametrize("name", ["memory.safetensors", "memory-02-00000-00032.safetensors"])
+@pytest.mark.parametrize("name", [*OLD[1:], "model.safetensors"])
 def test_a_changed_bit_of_an_exported_memory_is_refused(tmp_path: Path, name: str) -> None:
-    save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], tmp_path / "hf")
+    model = load_plm(checkpoint(pretrained(tmp_path / "run")))[0]
+    (save_old if name in OLD else save_pretrained)(model, tmp_path / "hf")
     path = tmp_path / "hf" / name
     content = bytearray(path.read_bytes())
     content[-3] ^= 64
@@ -153,13 +159,13 @@ def test_a_memory_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("distlm.models.complete.file_hash", denied)
-    with pytest.raises(DistlmError, match=r"memory\S+: cannot be read \(.*Permission denied.*copy the whole folder"):
+    with pytest.raises(DistlmError, match=r"model\S+: cannot be read \(.*Permission denied.*copy the whole folder"):
         from_pretrained(tmp_path / "hf")
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "hf"
-    save_pretrained(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], folder)
+    save_old(load_plm(checkpoint(pretrained(tmp_path / "run")))[0], folder)
     weights = load_file(folder / "model.safetensors")
     name = "bert.encoder.layer.1.output.dense.weight"
     for changed, fault in (

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from support.export.old import save_old
 from support.present import present
 from torch import Tensor
 
@@ -175,8 +177,8 @@ def test_hugging_face_folder_and_back(tmp_path: Path, backbone: str, kind: str) 
     save_pretrained(model, tmp_path / "model")
     again = from_pretrained(tmp_path / "model")
     assert torch.equal(loss_of(model), loss_of(again))
-    if kind != "pkm":
-        # Without its memory any program reads it.
+    if kind == "none":
+        # Any program reads it.
         theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
         assert torch.equal(theirs.base_model.embeddings.word_embeddings.weight, model.head.weight)
     with pytest.raises(DistlmError, match="not empty"):
@@ -189,8 +191,13 @@ def test_a_memory_that_layers_share_is_there_once(tmp_path: Path) -> None:
     loss_of(model, keys=True)
     assert len(tables_of(model.memories)) == 1 and model.memory_numbers == 64 * 32
     save_pretrained(model.eval(), tmp_path / "model")
-    assert len([*(tmp_path / "model").glob("memory-*")]) == 1
-    again = from_pretrained(tmp_path / "model")
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert len([name for name in file.keys() if ".values." in name]) == 1  # noqa: SIM118
+    assert torch.equal(loss_of(model), loss_of(from_pretrained(tmp_path / "model")))
+    # What older versions wrote has counters, too.
+    save_old(model, tmp_path / "old")
+    assert len([*(tmp_path / "old").glob("memory-*")]) == 1
+    again = from_pretrained(tmp_path / "old")
     assert torch.equal(loss_of(model), loss_of(again))
     for layer, memory in model.memories.items():
         assert torch.equal(memory.usage.counts().reads, again.memories[layer].usage.counts().reads)
@@ -200,10 +207,12 @@ def test_a_memory_that_layers_share_is_there_once(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_its_memory_is_refused(tmp_path: Path) -> None:
-    save_pretrained(build("bert", "resm"), tmp_path / "model")
-    (tmp_path / "model" / "memory.safetensors").unlink()
-    with pytest.raises(DistlmError, match=r"memory.safetensors: damaged \(missing, \d+ bytes were written\)"):
-        from_pretrained(tmp_path / "model")
+    for kind, save, name in (("resm", save_old, "memory"), ("pkm", save_pretrained, "model")):
+        save(build("bert", kind), tmp_path / kind)
+        (tmp_path / kind / f"{name}.safetensors").unlink()
+        with pytest.raises(DistlmError, match=rf"{name}.safetensors: damaged \(missing, \d+ bytes were written\)"):
+            from_pretrained(tmp_path / kind)
+    save_pretrained(build("bert", "none"), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(DistlmError, match="not a Hugging Face model folder"):
         from_pretrained(tmp_path / "model")

@@ -1,5 +1,5 @@
-"""python module.py FOLDER MODE ...: a toy model with a memory, trained on two ranks of gloo as MODE says, into
-FOLDER/MODE-RANK.pt (tests/multiprocess/memory/test_module_ranks.py); and the same on one rank with torch's own parts."""
+"""python module.py FOLDER MODE ...: a toy model with a memory, trained on two ranks of gloo as MODE says, into FOLDER/
+MODE-RANK.pt (tests/multiprocess/memory/test_module_ranks.py); and the same on one rank with torch's own parts."""
 
 import contextlib
 import io

@@ -1,0 +1,1 @@
+"""Models as Hugging Face folders that need no distlm: code, weights, tokenizer, model card. What all kinds share."""

@@ -1,0 +1,1 @@
+"""Exported folders in tests."""
