@@ -7,18 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distlm.integrations.knn_lm import KnnLM as KnnLM
+    from distlm.integrations.processor import KnnLogitsProcessor as KnnLogitsProcessor
     from distlm.memory.layer import ProductKeyMemory as ProductKeyMemory
     from distlm.memory.values.optimizer import SparseValueOptimizer as SparseValueOptimizer
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "KnnLM": "distlm.integrations.knn_lm",
+    "KnnLogitsProcessor": "distlm.integrations.processor",
     "ProductKeyMemory": "distlm.memory.layer",
     "SparseValueOptimizer": "distlm.memory.values.optimizer",
 }
 """Public name → the module that has it."""
 
-__all__ = ["ProductKeyMemory", "SparseValueOptimizer", "__version__"]
+__all__ = ["KnnLM", "KnnLogitsProcessor", "ProductKeyMemory", "SparseValueOptimizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
