@@ -1,6 +1,7 @@
 """`distlm.KnnLM`: neighbours for any causal language model of Hugging Face, which stays as it is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from distlm.index.search.searcher import open_index
 from distlm.integrations.mixture import Mixing
 from distlm.integrations.retrieve import Retriever
 from distlm.integrations.same_model import check_keys, parameters_hash
-from distlm.integrations.scorer import Scorer, TokenLogProbs, evaluating
+from distlm.integrations.scorer import Scorer, TokenLogProbs
 from distlm.integrations.taps import default_tap
 from distlm.integrations.tuning import tuned
 from distlm.models.hf.model import wrapped
@@ -63,7 +64,7 @@ class KnnLM:
         """The model that was given."""
         self.subwords = Subwords.of(_library_tokenizer(tokenizer), line_end)
         """Its tokenizer, and the piece that stands for the end of a line."""
-        with evaluating(model):
+        with _evaluating(model):
             self.lm = wrapped(model, len(self.subwords.pieces), self.subwords.line_end)
         """The same model over the ids of sub-word token files."""
         self.tap = tap or default_tap(model)
@@ -97,7 +98,9 @@ class KnnLM:
         """Store and index. Raises DistlmError without an index of the rows that there are."""
         if self._retriever is None:
             store = self.datastore
-            raise DistlmError(f'no index of the {store.rows} rows yet: call build_index("Flat") or with another factory')
+            raise DistlmError(
+                f'no index of the {store.rows} rows yet: call build_index("Flat") or with another factory'
+            )
         return self._retriever
 
     def add(
@@ -136,7 +139,7 @@ class KnnLM:
         settings = self._settings(ids, plan, context_window, block, key_dtype, folder is not None)
         if isinstance(self._store, HeldDatastore) and self._store.manifest.key_dtype != key_dtype:
             raise UsageError(f"key_dtype={key_dtype!r}: the rows before are {self._store.manifest.key_dtype}")
-        with evaluating(self.model):
+        with self._at_work():
             if folder is None:
                 before = self._store if isinstance(self._store, HeldDatastore) else None
                 self._store = hold_store(self.lm, ids, plan, settings, before)
@@ -160,7 +163,7 @@ class KnnLM:
         if self._tap_given and store.tap != self.tap:
             raise DistlmError(f"{folder}: keys are {store.tap}, tap={self.tap!r}; leave the tap out, or give that one")
         self.lm.require_tap(store.tap, f"{folder}: tap")
-        with evaluating(self.model):
+        with self._at_work():
             check_keys(self.lm, store)
         self._store, self.tap = store, store.tap
         return self
@@ -213,7 +216,7 @@ class KnnLM:
         """
         half = min(BLOCK, self.max_positions // 2)
         scorer = self.scorer(self.mixed(lam, temperature, k))
-        with evaluating(self.model):
+        with self._at_work():
             found = scorer.tokens(
                 self.ids(text), half if context_window is None else context_window, block or half, batch_blocks
             )
@@ -233,15 +236,16 @@ class KnnLM:
     ) -> Mixing:
         """Choose λ, temperature and k that are best on a held-out text, and keep them in `mixing`, which is returned.
 
-        The grids of `distlm knn tune` where none are given (k: that of `mixing`); with `buckets` a λ for each of so
-        many buckets of the nearest distance as well (Drozdov et al. 2022). Memory: 16 · k bytes for each token. Raises as `log_probs`.
+        The grids of `distlm knn tune` where none are given; so many neighbours are found as the largest of `ks` and k
+        of `mixing` say. With `buckets` a λ for each of so many buckets of the nearest distance is fitted as well
+        (Drozdov et al. 2022). Memory: 16 · k bytes for each token. Raises as `log_probs`.
         """
         half = min(BLOCK, self.max_positions // 2)
-        most = max(ks, default=self.mixing.k)
-        scorer = self.scorer(replace(self.mixing, k=min(most, self.datastore.rows)))
+        most = min(max([*ks, self.mixing.k]), self.datastore.rows)
+        scorer = self.scorer(replace(self.mixing, k=most))
         knn = KnnConfig(k=scorer.mixing.k, ks=list(ks))
         knn.lambdas, knn.temperatures = list(lambdas) or knn.lambdas, list(temperatures) or knn.temperatures
-        with evaluating(self.model):
+        with self._at_work():
             blocks = scorer.blocks(
                 self.ids(text), half if context_window is None else context_window, block or half, batch_blocks
             )
@@ -255,6 +259,7 @@ class KnnLM:
             own.lam if lam is None else lam,
             own.temperature if temperature is None else temperature,
             own.k if k is None else k,
+            own.candidates,
             own.buckets if lam is None else None,
         )
 
@@ -288,6 +293,15 @@ class KnnLM:
         rows = np.where(wide == Dictionary.EOS, self.subwords.line_end, wide - FIRST_PIECE)
         return np.where(wide < 0, -1, rows)
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """No dropout, and afterwards no trace of the block on the model."""
+        with _evaluating(self.model):
+            try:
+                yield
+            finally:
+                self.lm.unhook()
+
     @property
     def _dictionary_hash(self) -> str:
         return self.subwords.dictionary(np.zeros(self.subwords.size, np.int64)).hash
@@ -303,6 +317,19 @@ class KnnLM:
             vocabulary=self.subwords.size, model=parameters_hash(self.lm) if kept else "", dictionary=dictionary,
             tokens=json_hash(facts),
         )  # fmt: skip
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """A model without dropout for the block; each part is afterwards as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _library_tokenizer(tokenizer: Any) -> Any:

@@ -23,6 +23,9 @@ class Mixing:
     """T of softmax(−d / T), in units of squared L2."""
     k: int = 1024
     """Neighbours of each token; all rows where the store has fewer."""
+    candidates: int = 0
+    """Neighbours that an index finds, of which the k nearest by their exact distance count (knn.k of a run whose tuned
+    k is smaller); k where that is more."""
     buckets: Buckets | None = None
     """λ by the distance of the nearest neighbour (Drozdov et al. 2022), as `distlm knn tune` fits it."""
 
@@ -56,7 +59,7 @@ def mixed(scores: Tensor, tokens: npt.NDArray[np.integer], shares: Floats, lambd
 
     Two passes over [n, V] (log Σ exp, and one subtraction) and one over [n, k]; with λ = 0 it is log_softmax.
     """
-    rows, columns = scores.shape
+    columns = scores.shape[1]
     with np.errstate(divide="ignore"):
         of_lm, of_knn = np.log1p(-lambdas), np.log(lambdas)
     scores = scores.float()

@@ -53,12 +53,10 @@ class KnnLogitsProcessor(LogitsProcessor):
             )
         if not self.mixing.searches:
             return scores.float().log_softmax(dim=1)
-        near = self._retriever.search(state.float().cpu().numpy(), self.mixing.k)
+        near = self._retriever.search(state.float().cpu().numpy(), self.mixing.k, self.mixing.candidates)
         columns = self._knn.pieces(near.values)
         return mixed(scores, columns, near.shares(self.mixing.temperature), self.mixing.lambdas(near))
 
     def close(self) -> None:
         """Take the hook off the model."""
         self._newest.close()
-
-

@@ -60,25 +60,27 @@ class Retriever:
             datastore = HeldDatastore(datastore.folder, datastore.manifest, arrays)
         return cls(datastore, None)
 
-    def search(self, states: npt.NDArray[np.floating], k: int) -> Found:
+    def search(self, states: npt.NDArray[np.floating], k: int, candidates: int = 0) -> Found:
         """The k nearest keys of hidden states [n, D], which are rounded to the keys' type first; k ≥ 1.
+
+        Of an index whose distances are recomputed they are the nearest of so many `candidates`, or of k.
 
         Raises DistlmError for another width, for states that are not finite or do not fit that type, and when the
         index is of another store.
         """
         with np.errstate(over="ignore"):
             queries = states.astype(self.datastore.key_dtype).astype(np.float32)
-        k = min(k, self.datastore.rows)
+        rows = self.datastore.rows
+        k = min(k, rows)
         if self.index is None:
             ids, distances = brute_search(self.datastore, queries, k)
         else:
-            ids, distances = self.index.search(queries, k, self.nprobe)
-            if int(ids.max(initial=-1)) >= self.datastore.rows:
+            ids, distances = self.index.search(queries, max(k, min(candidates, rows)), self.nprobe)
+            if int(ids.max(initial=-1)) >= rows:
                 raise DistlmError(
-                    f"the index gives row {int(ids.max())}, the store has {self.datastore.rows}: it is of another "
-                    "store; build it again"
+                    f"the index gives row {int(ids.max())}, the store has {rows}: it is of another one; build it again"
                 )
             if self.exact:
                 distances = exact_distances(self.datastore, queries, ids)
-        return Found(*nearest_first(ids, distances, stored_values(self.datastore, ids)))
-
+        ids, distances, values = nearest_first(ids, distances, stored_values(self.datastore, ids))
+        return Found(ids[:, :k], distances[:, :k], values[:, :k])

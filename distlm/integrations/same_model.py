@@ -46,7 +46,7 @@ def check_keys(model: LanguageModel, store: Datastore) -> None:
     blocks = Blocks(begin, begin + window, np.array([len(tokens)]))
     made = hidden_states(model, tokens, blocks, [0], store.tap).keys.cpu().numpy()
     stored = np.asarray(store.keys(shard.index)[first:last], np.float32)
-    off = float(np.mean(np.square(made - stored)) / max(np.mean(np.square(stored)), 1e-30))
+    off = float(np.mean(np.square(made - stored))) / max(float(np.mean(np.square(stored))), 1e-30)
     if not off <= FAR:
         raise DistlmError(
             f"{store.folder}: keys of another model: those of rows {first} to {last - 1}, computed again, are off by "

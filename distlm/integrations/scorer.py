@@ -1,7 +1,7 @@
 """Log-probabilities of texts under a language model, its neighbours, and both: whatever the kind of model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +52,8 @@ class Scorer:
     def blocks(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> Iterator[tuple[Extracted, Found]]:
         """Every token of a text, in batches of evaluation blocks (distlm.data.blocks.eval_blocks) with their
         neighbours; needs a store. Raises DistlmError for a text without tokens and blocks that are too long."""
-        assert self.retriever is not None
         for batch in self._forward(ids, context_window, block, batch_blocks):
-            yield batch, self.retriever.search(batch.keys.cpu().numpy(), self.mixing.k)
+            yield batch, self.near(batch.keys)
 
     def tokens(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> TokenLogProbs:
         """Each token of a text, ids int [Q], by the rule of `distlm knn evaluate`. Raises DistlmError as `blocks`."""
@@ -80,6 +79,11 @@ class Scorer:
         for first in range(0, len(pairs), batch):
             results += self._some(pairs[first : first + batch])
         return results
+
+    def near(self, states: Tensor) -> Found:
+        """Neighbours of hidden states [n, D]; needs a store."""
+        assert self.retriever is not None
+        return self.retriever.search(states.float().cpu().numpy(), self.mixing.k, self.mixing.candidates)
 
     @torch.inference_mode()
     def next_word(self, ids: Ids) -> Tensor:
@@ -138,8 +142,7 @@ class Scorer:
         full = self.model.full_log_probs(hidden.flatten(0, 1).index_select(0, places))
         if self.retriever is None or tapped is None or not self.mixing.searches:
             return full
-        states = tapped.flatten(0, 1).index_select(0, places).float().cpu().numpy()
-        near = self.retriever.search(states, self.mixing.k)
+        near = self.near(tapped.flatten(0, 1).index_select(0, places))
         return mixed(full, near.values, near.shares(self.mixing.temperature), self.mixing.lambdas(near))
 
     def _mix(self, near: Found, of_lm: Floats, of_knn: Floats) -> Floats:
@@ -172,16 +175,3 @@ def of_batch(batch: Extracted) -> Floats:
     """ln p of the language model: fp64 [n]."""
     assert batch.log_probs is not None
     return batch.log_probs.double().cpu().numpy()
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model without dropout for the block; each part is afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

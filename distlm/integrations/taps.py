@@ -39,6 +39,8 @@ class Newest(NamedTuple):
     """[B, D], or [B · T, D] of models that compute on all rows in one."""
     tokens: Tensor | None
     """int64 [B]: the last token; None where the pass was given embeddings."""
+    flat: bool
+    """It is that of all tokens."""
 
 
 class NewestStates:
@@ -69,11 +71,11 @@ class NewestStates:
         self._own.newest = None
         if newest is None:
             raise DistlmError(
-                "KnnLogitsProcessor: the model of its KnnLM made no forward pass for these scores: give it to `generate` "
-                "of that model, without an assistant model, or make a KnnLM round the model that generates"
+                "KnnLogitsProcessor: the model of its KnnLM made no forward pass for these scores: give it to "
+                "`generate` of that model, without an assistant model, or make a KnnLM round the model that generates"
             )
         state = newest.state
-        if state.dim() == 2 and rows and len(state) % rows == 0 and len(state) > rows:
+        if newest.flat and rows and len(state) % rows == 0:
             state = state.reshape(rows, -1, state.shape[1])[:, -1]
         if state.dim() != 2 or len(state) != rows:
             raise DistlmError(
@@ -107,7 +109,9 @@ def _keep(own: Any, found: list[Any]) -> None:
     state = next(states, None)
     if state is not None:
         # Copied, so that the states of a long prompt are not kept with it.
-        own.newest = Newest(state[:, -1].detach().clone() if state.dim() == 3 else state.detach(), getattr(own, "tokens", None))
+        flat = state.dim() != 3
+        kept = state.detach() if flat else state[:, -1].detach().clone()
+        own.newest = Newest(kept, getattr(own, "tokens", None), flat)
 
 
 def _remove(*hooks: Any) -> None:

@@ -1,7 +1,7 @@
 """λ, temperature and k from the neighbours of a text in memory: the grid of `distlm knn tune`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,18 +42,20 @@ def tuned(blocks: Iterable[tuple[Extracted, Found]], knn: KnnConfig, buckets: in
     """The best of knn.lambdas, temperatures and ks, and with `buckets` a λ for each bucket of the nearest distance."""
     searched = _Searched([_unit(batch, near) for batch, near in blocks])
     best = best_of(grid_losses(searched, knn), knn.lambdas, knn.temperatures, knn.tried_ks)
+    chosen = Mixing(best.weight, best.temperature, best.k, knn.k)
     if not buckets:
-        return Mixing(best.weight, best.temperature, best.k)
+        return chosen
     of_knn = np.concatenate([
         knn_log_probs(unit.distances, unit.values, unit.targets, best.temperature, [best.k])[0]
         for unit in searched.units()
     ])  # fmt: skip
     nearest = np.concatenate([unit.distances[:, 0] for unit in searched.units()])
-    fitted = fit_buckets(nearest, searched.of_lm, of_knn, buckets, best.weight)
-    return Mixing(best.weight, best.temperature, best.k, fitted)
+    return replace(chosen, buckets=fit_buckets(nearest, searched.of_lm, of_knn, buckets, best.weight))
 
 
 def _unit(batch: Extracted, near: Found) -> Unit:
     targets = batch.targets.numpy().astype(np.int32)
     # The grid reads no queries.
-    return Unit(np.empty((len(targets), 0), np.float32), targets, of_batch(batch), near.ids, near.distances, near.values)
+    return Unit(
+        np.empty((len(targets), 0), np.float32), targets, of_batch(batch), near.ids, near.distances, near.values
+    )

@@ -40,7 +40,7 @@ class HfLM(LanguageModel):
         self.hf: Any = _fresh(config) if hf is None else hf
         # Forward passes of several threads share the modules and their hooks.
         self._thread = threading.local()
-        self._hooking, self._hooked = threading.Lock(), set[str]()
+        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
 
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
         """inputs int64 [B, T], right-padded → what the softmax layer is given and the tapped state, both [B, T, D].
@@ -126,14 +126,21 @@ class HfLM(LanguageModel):
 
             module = self.hf.get_submodule(path)
             if side == "input":
-                module.register_forward_pre_hook(
+                handle = module.register_forward_pre_hook(
                     lambda _module, positional, named: keep([*positional, *named.values()]), with_kwargs=True
                 )
             else:
-                module.register_forward_hook(lambda _module, _inputs, output: keep(
+                handle = module.register_forward_hook(lambda _module, _inputs, output: keep(
                     [output] if torch.is_tensor(output) else [*output]
                 ))  # fmt: skip
-            self._hooked.add(tap)
+            self._hooked[tap] = handle
+
+    def unhook(self) -> None:
+        """Leave no hook on the model; the next pass with a tap sets its own again. Not while another pass runs."""
+        with self._hooking:
+            for handle in self._hooked.values():
+                handle.remove()
+            self._hooked.clear()
 
 
 def hf_model(name: str, tokens: TokenFiles | None = None) -> HfModel:
