@@ -27,7 +27,7 @@ MOST_TOKENS = 256
 
 
 @register_model("distlm")
-class DistlmModel(LM):  # type: ignore[misc]
+class DistlmModel(LM):
     """Likelihoods and continuations under a language model of distlm, or of Hugging Face with a KnnLM round it.
 
     Natural logarithms. A newline is the token that ends a line, and a text begins behind one, as everywhere in distlm.
@@ -65,7 +65,7 @@ class DistlmModel(LM):  # type: ignore[misc]
             self.scorer = of_run(run, mixture or "knn", [part for part in settings.split(";") if part])
         if device:
             self.scorer.scorer.model.to(device)
-        self._batch = int(batch_size) if str(batch_size).isdigit() else 8
+        self._batch = int(batch_size) if batch_size and str(batch_size).isdigit() else 8
 
     def loglikelihood(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(Σ ln p of the continuation, whether it is what greedy search would give) of each (context, continuation)."""

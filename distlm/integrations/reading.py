@@ -136,9 +136,14 @@ def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) 
 
 
 def of_knn_lm(knn: KnnLM, mixture: str = "") -> TextScorer:
-    """A KnnLM with its `mixing`, as it is: in eval mode, please. `mixture` as of_run; empty: what there is."""
+    """A KnnLM with its `mixing`. `mixture` as of_run; empty: what there is.
+
+    Raises UsageError for an unknown mixture and for a model in training mode, DistlmError for what there is not.
+    """
     if mixture and mixture not in MIXTURES:
         raise UsageError(f"mixture={mixture!r}: choose one of {', '.join(MIXTURES)}")
+    if knn.model.training:
+        raise UsageError("the model of this KnnLM is in training mode, where dropout is at work: call model.eval()")
     half = min(BLOCK, knn.max_positions // 2)
     scorer = Scorer(knn.lm, knn.tap, None, Mixing(0.0), knn.max_positions)
     if mixture != "lm" and (mixture or knn.rows):

@@ -1,4 +1,4 @@
-"""Text as ids of a dictionary and back: words between spaces, or pieces of a tokenizer; a newline is </s> either way."""
+"""Text as ids of a dictionary and back: words between spaces, or pieces of a tokenizer; a newline is always </s>."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
