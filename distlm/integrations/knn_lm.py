@@ -76,6 +76,17 @@ class KnnLM:
         self._store: Datastore | None = None
         self._retriever: Retriever | None = None
 
+    @classmethod
+    def of_run(cls, run: str | Path, settings: Sequence[str] = ()) -> "KnnLM":
+        """That of a finished run with model.kind=hf: its model (`model`, for `generate`), tokenizer, datastore, index,
+        and in `mixing` what `distlm knn tune` chose, the buckets with it; settings are KEY=VALUE as on the command line.
+
+        Raises DistlmError for a run of another kind, one that is not tuned, and parts that do not belong together.
+        """
+        from distlm.integrations.reading import knn_lm_of_run
+
+        return knn_lm_of_run(run, settings)
+
     @property
     def rows(self) -> int:
         """Rows of the datastore: tokens that were added, less the first context_window of each `add`."""
@@ -167,6 +178,11 @@ class KnnLM:
             check_keys(self.lm, store)
         self._store, self.tap = store, store.tap
         return self
+
+    def take(self, retriever: Retriever, mixing: Mixing) -> None:
+        """A store that is known to be this model's, how it is searched, and λ, temperature and k."""
+        self._store, self._retriever, self.mixing = retriever.datastore, retriever, mixing
+        self.tap = retriever.datastore.tap
 
     def build_index(
         self, factory: str = FLAT, *, exact: bool = True, nprobe: int = 32, sample: int = 1 << 20, seed: int = 1

@@ -1,7 +1,7 @@
 """A finished run as something that scores text, read and nothing written; and the same of a KnnLM."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.source import open_source
 from distlm.knnlm.tune.buckets import Buckets
 from distlm.knnlm.tune.records import Tuned
+from distlm.models.hf.model import HfLM
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.world import resolve_world
 from distlm.runtime.records import given
@@ -152,6 +153,21 @@ def of_knn_lm(knn: KnnLM, mixture: str = "") -> TextScorer:
             raise DistlmError("mixture='knn_buckets': this KnnLM has no buckets; call tune(text, buckets=64) first")
         scorer = Scorer(knn.lm, knn.tap, knn.retriever, mixing, knn.max_positions)
     return TextScorer(scorer, Pieces(knn.subwords), half, half, 2)
+
+
+def knn_lm_of_run(run: str | Path, settings: Sequence[str] = ()) -> KnnLM:
+    """KnnLM.of_run."""
+    found = of_run(run, "knn", settings)
+    model = found.scorer.model
+    if not isinstance(model, HfLM) or not isinstance(found.codec, Pieces):
+        raise DistlmError(f"{run}: not a run with model.kind=hf; its text goes on with `distlm generate`")
+    subwords = found.codec.subwords
+    knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end])
+    assert found.scorer.retriever is not None
+    tuned = Tuned.read(RunDir.of(load_config(str(run), list(settings))).tuned)
+    buckets = Buckets.of(tuned.buckets) if tuned.buckets else None
+    knn.take(found.scorer.retriever, replace(found.scorer.mixing, buckets=buckets))
+    return knn
 
 
 def _reading(config: RunConfig) -> Stage:

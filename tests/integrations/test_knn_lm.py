@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from integrations.conftest import SETTINGS, Made
+from support.hf_runs import SETTINGS, Made
 from support.knn import in_stage
 from support.present import present
 
@@ -22,7 +23,7 @@ from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
-RULE = {"context_window": 32, "block": 32, "batch_blocks": 4}
+RULE: dict[str, Any] = {"context_window": 32, "block": 32, "batch_blocks": 4}
 NAMES = ["gpt2", "llama"]
 Make = Callable[[str], Made]
 
@@ -44,7 +45,7 @@ def test_numbers_are_those_of_knn_evaluate(made: Make, name: str) -> None:
         for array in ("keys", "values"):
             own, theirs = (getattr(one.datastore, array)(shard.index) for one in (alike, opened))
             assert own.dtype == theirs.dtype and np.array_equal(own, theirs)
-    settings = {"lam": tuned.weight, "temperature": tuned.temperature, "k": tuned.k}
+    settings: dict[str, Any] = {"lam": tuned.weight, "temperature": tuned.temperature, "k": tuned.k}
     assert present(tuned.weight) > 0
     for knn in (alike, opened):
         # The run finds knn.k neighbours and counts the tuned k of them.
@@ -60,6 +61,21 @@ def test_numbers_are_those_of_knn_evaluate(made: Make, name: str) -> None:
         assert np.isfinite(both).all() and not np.array_equal(both, found.mixture)
     assert np.array_equal(alike.log_probs(found.tokens, **settings, **RULE).mixture,
                           alike.log_probs(run.split("valid"), **settings, **RULE).mixture)  # fmt: skip
+
+
+def test_a_finished_run_as_it_is(made: Make, tmp_path: Path) -> None:
+    """Its settings are those that were tuned, λ by distance among them."""
+    run = made("gpt2")
+    knn, tuned = distlm.KnnLM.of_run(run.run.root), Tuned.read(run.run.tuned)
+    found = knn.log_probs(run.split("valid"), lam=knn.mixing.lam, **RULE).mixture
+    assert np.abs(found - losses(run, "knn")).max() < 1e-5
+    assert np.array_equal(present(knn.mixing.buckets).lambdas, present(tuned.buckets).lambdas)
+    given = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64)}
+    processor = distlm.KnnLogitsProcessor(knn)
+    out = knn.model.generate(**given, logits_processor=[processor], max_new_tokens=2, do_sample=False)
+    assert out.shape == (1, 5) and processor.mixing.buckets is knn.mixing.buckets
+    with pytest.raises(DistlmError, match="nothing"):
+        distlm.KnnLM.of_run(tmp_path / "nothing")
 
 
 def test_the_model_stays_as_it_is(made: Make) -> None:
@@ -81,9 +97,10 @@ def test_flat_is_every_key_and_more_texts_are_more_rows(made: Make) -> None:
     first, second = lines[:100], lines[100:]
     parts = run.knn().add("\n".join(first) + "\n", block=32).add(second, block=32).build_index("Flat")
     assert whole.rows == parts.rows == len(whole.ids(lines))
-    values = [np.concatenate([knn.datastore.values(shard.index) for shard in knn.datastore.shards])
-              for knn in (whole, parts)]  # fmt: skip
-    assert np.array_equal(*values)
+    values = [
+        np.concatenate([knn.datastore.values(shard.index) for shard in knn.datastore.shards]) for knn in (whole, parts)
+    ]
+    assert np.array_equal(values[0], values[1])
     tokens = parts.ids(run.split("valid"))[:40]
     found = parts.scorer(parts.mixed(k=7)).blocks(tokens, 32, 32, 2)
     keys = np.concatenate([parts.datastore.keys(shard.index) for shard in parts.datastore.shards]).astype(np.float64)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from integrations.conftest import Made
 from support import shared
+from support.hf_runs import Made
 from support.present import present
 
 from distlm.config.schema import RunConfig
@@ -84,7 +84,7 @@ def test_choices_and_continuations_of_a_knn_lm(made: Make, tasks: Any) -> None:
     knn = run.knn().add(run.split("train"), block=32).build_index("Flat")
     knn.mixing = knn.mixed(lam=0.5, temperature=2.0, k=16)
     random = np.random.default_rng(0)
-    documents = [
+    documents: list[dict[str, Any]] = [
         {"context": f"w{a} w{b}", "choices": [f"w{c}", f"w{d} w{c}"], "answer": int(random.integers(0, 2))}
         for a, b, c, d in random.integers(0, 12, (12, 4)).tolist()
     ]

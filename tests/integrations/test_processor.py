@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from integrations.conftest import Made, counted
+from support.hf_runs import Made, counted
 from torch import Tensor
 
 import distlm
