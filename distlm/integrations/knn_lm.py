@@ -79,7 +79,8 @@ class KnnLM:
     @classmethod
     def of_run(cls, run: str | Path, settings: Sequence[str] = ()) -> "KnnLM":
         """That of a finished run with model.kind=hf: its model (`model`, for `generate`), tokenizer, datastore, index,
-        and in `mixing` what `distlm knn tune` chose, the buckets with it; settings are KEY=VALUE as on the command line.
+        and in `mixing` what `distlm knn tune` chose, the buckets with it. `settings` are KEY=VALUE as on the command
+        line.
 
         Raises DistlmError for a run of another kind, one that is not tuned, and parts that do not belong together.
         """

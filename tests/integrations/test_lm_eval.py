@@ -187,3 +187,25 @@ def test_what_cannot_be_is_refused(made: Make, tmp_path: Path) -> None:
     knn.model.train()
     with pytest.raises(UsageError, match=r"call model.eval\(\)"):
         DistlmModel(knn_lm=knn)
+
+
+def test_the_command_line_of_lm_eval(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/integrations.md shows it, with a task of our own."""
+    from distlm.integrations.lm_eval import main
+
+    run = made("gpt2")
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": run.split("valid")}) + "\n", "utf-8")
+    task = {
+        "task": "ours", "dataset_path": "json", "test_split": "test", "output_type": "loglikelihood_rolling",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "text.jsonl")}, "cache_dir": str(tmp_path / "cache")},
+        "doc_to_text": "", "doc_to_target": "{{text}}", "metric_list": [{"metric": "word_perplexity"}],
+    }  # fmt: skip
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(task), "utf-8")
+    given = f"run={run.run.root},mixture=knn,settings=knn.nprobe=8;knn.scan=queries"
+    words = ["--model", "distlm", "--model_args", given, "--tasks", "ours", "--include_path", str(tmp_path),
+             "--output_path", str(tmp_path / "out.json")]  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sys.argv", ["lm_eval", *words])
+    main()
+    found = json.loads(next(tmp_path.glob("out*.json")).read_text("utf-8"))
+    assert found["results"]["ours"]["word_perplexity,none"] > 1
