@@ -50,9 +50,9 @@ class DistlmModel(LM):
         run that was tuned, of a KnnLM what its `mixing` says.
 
         `settings` of the run as on the command line, several with semicolons between them (lm_eval has commas between
-        arguments): "knn.search=brute;knn.nprobe=8". `batch_size`: pairs of one forward pass; "auto" is 8.
-        `device`, of torch, else that of the model. Raises UsageError for neither or both of run and knn_lm, and as
-        of_run and of_knn_lm.
+        arguments), which may name another question that was tuned: "index.name=small;knn.nprobe=8".
+        `batch_size`: pairs of one forward pass; "auto" is 8. `device`, of torch, else that of the model. Raises
+        UsageError for neither or both of run and knn_lm, and as of_run and of_knn_lm.
         """
         super().__init__()
         if bool(run) == (knn_lm is not None):

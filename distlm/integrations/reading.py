@@ -97,8 +97,8 @@ class TextScorer:
 def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) -> TextScorer:
     """A finished run of any kind that predicts the next word, with the frozen settings of its knn.json.
 
-    `settings` are KEY=VALUE as on the command line, e.g. knn.search=brute. Raises UsageError for an unknown mixture,
-    DistlmError when there is no such run, nothing was tuned, or its parts do not belong together.
+    `settings` are KEY=VALUE as on the command line, e.g. of another question that was tuned. Raises UsageError for an
+    unknown mixture, DistlmError when there is no such run, nothing was tuned, or its parts do not belong together.
     """
     if mixture not in MIXTURES:
         raise UsageError(f"mixture={mixture!r}: choose one of {', '.join(MIXTURES)}")

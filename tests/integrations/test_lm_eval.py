@@ -201,7 +201,7 @@ def test_the_command_line_of_lm_eval(made: Make, tmp_path: Path, monkeypatch: py
         "doc_to_text": "", "doc_to_target": "{{text}}", "metric_list": [{"metric": "word_perplexity"}],
     }  # fmt: skip
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(task), "utf-8")
-    given = f"run={run.run.root},mixture=knn,settings=knn.nprobe=8;knn.scan=queries"
+    given = f"run={run.run.root},mixture=knn,settings=knn.batch_blocks=2;knn.scan=queries"
     words = ["--model", "distlm", "--model_args", given, "--tasks", "ours", "--include_path", str(tmp_path),
              "--output_path", str(tmp_path / "out.json")]  # fmt: skip
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
