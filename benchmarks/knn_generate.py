@@ -2,7 +2,7 @@
 
 A GPT-2 of random weights goes on with random tokens, greedily, with past key values: alone, and with the processor
 over a store of random keys. The search alone is timed with the queries of as many steps, and so is the mixture, which
-is log Σ exp and a subtraction over [batch, vocabulary] and a pass over [batch, k]. All take turns, --repeat times each;
+is log_softmax and an addition over [batch, vocabulary] and a pass over [batch, k]. All take turns, --repeat times each;
 the figures are milliseconds of the best turn per step, on the wall and of the processor, and ratios (of processor
 seconds on a CPU, which others may use too; of the wall's on a GPU):
 

@@ -57,14 +57,13 @@ def mixed(scores: Tensor, tokens: npt.NDArray[np.integer], shares: Floats, lambd
     −1 where there is none; `shares` fp64 [n, k]: their shares of p_kNN; `lambdas` fp64 [n]. A column of −∞ stays −∞:
     what was forbidden stays so, and a row then sums to less than 1.
 
-    Two passes over [n, V] (log Σ exp, and one subtraction) and one over [n, k]; with λ = 0 it is log_softmax.
+    Two passes over [n, V] (log_softmax, and an addition in place) and one over [n, k]; with λ = 0 it is log_softmax.
     """
     columns = scores.shape[1]
     with np.errstate(divide="ignore"):
         of_lm, of_knn = np.log1p(-lambdas), np.log(lambdas)
     scores = scores.float()
-    shift = torch.logsumexp(scores, dim=1) - torch.from_numpy(of_lm).to(scores)
-    result = scores - shift[:, None]
+    result = scores.log_softmax(dim=1).add_(torch.from_numpy(of_lm).to(scores)[:, None])
     row, column = np.nonzero((tokens >= 0) & (lambdas > 0)[:, None])
     if not len(row):
         return result
