@@ -10,6 +10,8 @@ is lm_eval's own command line, with this model among its models. In Python:
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from distlm.errors import DistlmError, UsageError
 from distlm.integrations.knn_lm import KnnLM
 from distlm.integrations.reading import TextScorer, of_knn_lm, of_run
@@ -51,8 +53,8 @@ class DistlmModel(LM):
 
         `settings` of the run as on the command line, several with semicolons between them (lm_eval has commas between
         arguments), which may name another question that was tuned: "index.name=small;knn.nprobe=8".
-        `batch_size`: pairs of one forward pass; "auto" is 8. `device`, of torch, else that of the model. Raises
-        UsageError for neither or both of run and knn_lm, and as of_run and of_knn_lm.
+        `batch_size`: pairs of one forward pass; "auto" is 8. `device`: of torch, for a run; a GPU where there is none
+        is passed over. Raises UsageError for neither or both of run and knn_lm, and as of_run and of_knn_lm.
         """
         super().__init__()
         if bool(run) == (knn_lm is not None):
@@ -63,8 +65,9 @@ class DistlmModel(LM):
             self.scorer: TextScorer = of_knn_lm(knn_lm, mixture)
         else:
             self.scorer = of_run(run, mixture or "knn", [part for part in settings.split(";") if part])
-        if device:
-            self.scorer.scorer.model.to(device)
+            # lm_eval's command line says cuda where nothing was said, whatever the machine has.
+            if device and (torch.cuda.is_available() or not device.startswith("cuda")):
+                self.scorer.scorer.model.to(device)
         self._batch = int(batch_size) if batch_size and str(batch_size).isdigit() else 8
 
     def loglikelihood(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
