@@ -59,7 +59,7 @@ def _datastore_info(options: argparse.Namespace, world: World) -> int:
 
 
 def _datastore_memmap(options: argparse.Namespace, world: World) -> int:
-    from distlm.datastore.memmap import export_memmap, import_memmap
+    from distlm.datastore.exchange.memmap import export_memmap, import_memmap
 
     config = config_of(options)
     refuse_script_body(world)

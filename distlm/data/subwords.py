@@ -75,11 +75,19 @@ class Subwords:
                 f"data.tokenizer={name}: no folder with a {TOKENIZER}, and no tokenizer on the hub that can be read "
                 f"({error})"
             ) from error
-        found.no_truncation()
-        found.no_padding()
+        return cls.of(found, line_end, name)
+
+    @classmethod
+    def of(cls, tokenizer: Any, line_end: str = "", name: str = "of the model") -> "Subwords":
+        """Those of a tokenizer of the `tokenizers` library, which is changed: it cuts and pads no text afterwards.
+
+        `name` is for messages. Raises DistlmError when the piece that ends a line is missing.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         for piece in (line_end,) if line_end else LINE_ENDS:
-            if (number := found.token_to_id(piece)) is not None:
-                return cls(found, number)
+            if (number := tokenizer.token_to_id(piece)) is not None:
+                return cls(tokenizer, number)
         raise DistlmError(
             f"data.line_end={line_end!r}: data.tokenizer={name} has no {'such piece' if line_end else 'newline'}; set "
             "it to the piece that ends a line, e.g. the tokenizer's end of a text"

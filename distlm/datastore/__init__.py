@@ -8,6 +8,6 @@ writer        the stage
 estimate      what the stage will need
 reader        a finished store, memory-mapped
 rows          its rows by global number
-arrays        a store from arrays, outside a run
+exchange      stores of other programs: arrays, memory maps
 verify        every byte against its checksum
 """

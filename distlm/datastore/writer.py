@@ -46,6 +46,7 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
@@ -139,6 +140,21 @@ def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> StoreSu
             _LABEL, {STAGE_SECONDS: round(seconds, 3), **{k: v for k, v in summary.items() if k != "seconds"}}
         )
     return summary
+
+
+def write_alone(job: StoreJob, model: LanguageModel) -> None:
+    """Write a store in this process, outside a run; finished shards of an earlier start are kept.
+
+    The same files as run_datastore_write. Raises DistlmError as that.
+    """
+    comm = SingleComm()
+    if _is_finished(job):
+        return
+    with only_writer(job.folder, comm, "writing this datastore"):
+        whole = _begin(job, None)
+        left = [shard for shard in job.plan.shards if shard.index not in whole]
+        written = [write_shard(model, job.ids, job.plan, shard, job.settings, job.folder) for shard in left]
+        _finish(job, whole, [written])
 
 
 def write_shard(

@@ -10,7 +10,7 @@ from support.index import config
 from support.knn import in_stage
 
 import distlm
-from distlm.datastore import arrays
+from distlm.datastore.exchange import arrays
 from distlm.datastore.manifest import MANIFEST, read_manifest
 from distlm.datastore.verify import verify_datastore
 from distlm.errors import DistlmError, UsageError

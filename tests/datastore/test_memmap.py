@@ -11,8 +11,8 @@ from support.store import arguments, file_hashes, tiny_config
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
-from distlm.datastore import memmap
-from distlm.datastore.memmap import RawStore, export_memmap, import_memmap
+from distlm.datastore.exchange import memmap
+from distlm.datastore.exchange.memmap import RawStore, export_memmap, import_memmap
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import StoreSummary
 from distlm.errors import DistlmError

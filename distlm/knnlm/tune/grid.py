@@ -6,9 +6,10 @@ stretch between two values of k. The hits, which are few, are in fp64 and relati
 scoring.py, whose values these are to about 1e-6 nats: enough to choose by, and what was chosen is scored again in fp64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,21 @@ class Best:
     loss: float
 
 
-def grid_losses(neighbours: Neighbours, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
+class Searched(Protocol):
+    """Neighbours of a text, on disk or in memory."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens Q."""
+
+    def units(self) -> Iterator[Unit]:
+        """In the order of the tokens."""
+
+    def log_probs(self) -> Floats:
+        """Of the language model: fp64 [Q]."""
+
+
+def grid_losses(neighbours: Searched, knn: KnnConfig, tick: Callable[[], None] = lambda: None) -> Floats:
     """Nats per token at every point of the grid: fp64 [ks, temperatures, lambdas]. `tick` is called per unit."""
     lambdas = np.array(knn.lambdas)
     sums = np.zeros((len(knn.tried_ks), len(knn.temperatures), len(lambdas)))

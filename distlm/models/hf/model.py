@@ -47,7 +47,7 @@ class HfLM(LanguageModel):
         self.hf: Any = _fresh(config) if hf is None else hf
         # Forward passes of several threads share the modules and their hooks.
         self._thread = threading.local()
-        self._hooking, self._hooked = threading.Lock(), set[str]()
+        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
         self._logits: list[Any] | None = None
         self.rows: Rows | None = None
         self.memories: dict[int, ProductKeyMemory] = {}
@@ -130,6 +130,11 @@ class HfLM(LanguageModel):
             self._logits = [logits_of(self.hf)]
         return self._logits[0]
 
+    def require_tap(self, tap: str, key: str) -> None:
+        """Raises UsageError, naming `key` and states that there are, for an unknown tap."""
+        if tap != OUTPUT:
+            _find(self.hf, tap, key)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
         """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
         kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
@@ -162,14 +167,21 @@ class HfLM(LanguageModel):
 
             module = self.hf.get_submodule(path)
             if side == "input":
-                module.register_forward_pre_hook(
+                handle = module.register_forward_pre_hook(
                     lambda _module, positional, named: keep([*positional, *named.values()]), with_kwargs=True
                 )
             else:
-                module.register_forward_hook(lambda _module, _inputs, output: keep(
+                handle = module.register_forward_hook(lambda _module, _inputs, output: keep(
                     [output] if torch.is_tensor(output) else [*output]
                 ))  # fmt: skip
-            self._hooked.add(tap)
+            self._hooked[tap] = handle
+
+    def unhook(self) -> None:
+        """Leave no hook on the model; the next pass with a tap sets its own again. Not while another pass runs."""
+        with self._hooking:
+            for handle in self._hooked.values():
+                handle.remove()
+            self._hooked.clear()
 
 
 def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -> HfModel:
@@ -243,6 +255,26 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     return model
 
 
+def wrapped(hf: Any, pieces: int, line_end: int) -> HfLM:
+    """A model that is there already, as it is and where it is; nothing of it is changed.
+
+    `pieces` of its tokenizer, of which `line_end` ends a line. Raises DistlmError for an encoder with a decoder, for
+    fewer rows than pieces, and as `pretrained` for logits.
+    """
+    if hf.config.is_encoder_decoder:
+        raise DistlmError(f"a {hf.config.model_type}, an encoder with a decoder; give a causal language model")
+    text = hf.config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None) or _NO_LIMIT
+    config = HfModel(hf.config.to_dict(), text.hidden_size, longest, line_end)
+    if pieces > config.rows:
+        raise DistlmError(
+            f"the tokenizer has {pieces} pieces, the model {config.rows} rows: give the model's own tokenizer"
+        )
+    model = HfLM(config, FIRST_PIECE + pieces, hf)
+    _check_head(model, hf.config.name_or_path or hf.config.model_type)
+    return model
+
+
 def require_tap(config: HfModel, tap: str, key: str) -> None:
     """Raises UsageError, naming the setting `key` and states that there are, for an unknown tap."""
     if tap != OUTPUT:
@@ -275,7 +307,7 @@ def _fresh(config: HfModel) -> Any:
 
 def _check_head(model: HfLM, name: str) -> None:
     """Log-probabilities of a few tokens as the model itself gives them."""
-    rows = torch.arange(4)[None] % model.config.rows
+    rows = torch.arange(4, device=next(model.parameters()).device)[None] % model.config.rows
     with torch.inference_mode():
         expected = model.hf(input_ids=rows, use_cache=False).logits[0]
         hidden = model.hf.base_model(input_ids=rows, use_cache=False)[0][0]

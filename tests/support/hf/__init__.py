@@ -1,0 +1,1 @@
+"""Runs of Hugging Face models in tests."""

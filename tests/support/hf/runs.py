@@ -1,0 +1,100 @@
+"""A small GPT-2 and a small Llama with tokenizers of their own, a finished run of each, and a KnnLM round them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import distlm
+from distlm.config.load import load_config
+from distlm.data.prepare import run_prepare
+from distlm.datastore.writer import run_datastore_write
+from distlm.index import run_index_build
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
+from distlm.models.hf.config import HfRun
+from distlm.models.hf.importer import import_hf
+from distlm.runtime.rundir import RunDir
+from support import write_text
+from support.config import run_of
+from support.foreign.hf import save_gpt2, save_llama
+from support.knn import in_stage
+
+SETTINGS = [
+    "train.tokens_per_sample=64", "datastore.context_window=32", "datastore.block=32", "datastore.batch_blocks=4",
+    "datastore.rows_per_shard=512", "index.factory=IVF16,PQ4", "index.sample=4096", "knn.context_window=32",
+    "knn.block=32", "knn.batch_blocks=4", "knn.blocks_per_unit=8", "knn.k=16", "knn.ks=[8]", "knn.nprobe=4",
+    "knn.buckets=4", "knn.gate=false", "knn.splits=[valid]", "knn.ladder_sample=0",
+    "knn.lambdas=[0,0.2,0.4,0.6]", "launch.threads=0",
+]  # fmt: skip
+SAVE = {"gpt2": save_gpt2, "llama": save_llama}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A saved model, the text it is for, and a finished run of it."""
+
+    folder: Path
+    text: Path
+    config: HfRun
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir.of(self.config)
+
+    def split(self, name: str) -> str:
+        """Text of a split."""
+        return (self.text / f"{name}.txt").read_text("utf-8")
+
+    def model(self) -> Any:
+        """The model of transformers, without tokens that end a generation."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.folder)
+        model.generation_config.eos_token_id = model.generation_config.bos_token_id = None
+        model.generation_config.pad_token_id = 0
+        return model.eval()
+
+    def tokenizer(self) -> Any:
+        """Of transformers, padding on the left."""
+        from transformers import PreTrainedTokenizerFast
+
+        found = PreTrainedTokenizerFast(tokenizer_file=str(self.folder / "tokenizer.json"), padding_side="left")
+        found.pad_token = found.convert_ids_to_tokens(0)
+        return found
+
+    def knn(self, model: Any = None, **words: Any) -> "distlm.KnnLM":
+        """Round a model, without a store."""
+        return distlm.KnnLM(self.model() if model is None else model, self.tokenizer(), **words)
+
+
+def make_run(name: str, folder: Path) -> Made:
+    """A run of one of SAVE, in a new folder: imported as it is, stored, searched, tuned and evaluated on valid."""
+    text = write_text(folder / "text", train_lines=160)
+    model = SAVE[name](folder / "model", text)
+    tap = {"gpt2": "transformer.h.1.mlp:input", "llama": "model.layers.1.mlp:input"}[name]
+    settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={text}", f"run_dir={folder / 'run'}",
+                f"train.tap={tap}", f"datastore.tap={tap}"]  # fmt: skip
+    config = run_of(HfRun, load_config("hf", [*settings, *SETTINGS]))
+    in_stage("prepare", config, run_prepare)
+    import_hf(config)
+    for stage, function in (
+        ("datastore", run_datastore_write), ("index", run_index_build), ("knn", run_search), ("knn", run_tune),
+        ("knn", run_evaluate),
+    ):  # fmt: skip
+        in_stage(stage, config, function)
+    return Made(model, text, config)
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[list[int]]:
+    """Rows of every forward pass of a model in the block."""
+    passes: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _module, _given, named: passes.append(len(named["input_ids"])),
+                                           with_kwargs=True)  # fmt: skip
+    try:
+        yield passes
+    finally:
+        hook.remove()
