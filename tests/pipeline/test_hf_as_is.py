@@ -184,6 +184,20 @@ def test_a_piece_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> N
         in_stage("train", config, run_train)
 
 
+def facts_of(config: HfRun) -> Any:
+    return TokenFiles.open(RunDir.of(config).tokens(config)).tokenizer
+
+
+def first_word(model: Path, begin: list[int], facts: Any, prompt: str, token: int) -> float:
+    """Probability of a token after a prompt, by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    rows = [*begin, *Subwords.load(str(model)).tokenizer.encode(prompt, add_special_tokens=False).ids]
+    with torch.no_grad():
+        scores = AutoModelForCausalLM.from_pretrained(model).eval()(input_ids=torch.tensor([rows])).logits[0, -1]
+    return float(scores.softmax(0)[facts.line_end if token == Dictionary.EOS else token - FIRST_PIECE])
+
+
 @pytest.mark.parametrize(("name", "prompt"), [("gpt2", "the w1 w2"), ("llama", "")])
 def test_kept_keys_and_values_give_the_same_words(folder: Path, tmp_path: Path, name: str, prompt: str) -> None:
     """Also beyond the longest text that the model is given, where the window moves."""
@@ -202,11 +216,20 @@ def test_kept_keys_and_values_give_the_same_words(folder: Path, tmp_path: Path, 
         without: Any = anew._forward.model
         without.new_past = lambda: None
         ids = kept.shown.encode(prompt)
-        return kept.run(ids, sampling), anew.run(ids, sampling), lengths
+        made = kept.run(ids, sampling), anew.run(ids, sampling), lengths[:]
+        # What was kept of a text is not used for another one.
+        for text in ([9, 8, 7], [7, 8, 9, 9], [7, 8, 9, 9, 5, 6]):
+            np.testing.assert_allclose(kept.next_word(text).p, anew.next_word(text).p, atol=1e-6)
+        return made
 
     kept, anew, lengths = in_stage("knn", config, generated)
     assert [word.token for word in kept] == [word.token for word in anew]
     np.testing.assert_allclose([word.p for word in kept], [word.p for word in anew], rtol=1e-4)
+    # A text begins as the blocks of the store do.
+    begin = 1 if name == "llama" else facts_of(config).line_end
+    assert kept[0].p == pytest.approx(
+        first_word(folder / name, [begin], facts_of(config), prompt, kept[0].token), rel=1e-4
+    )
     assert lengths[1:30] == [1] * 29 and lengths[-1] == 64
     made = in_stage("knn", config, lambda stage: run_generate(stage, prompt, sampling, True))
     assert [word.token for word in made.alone] == [word.token for word in kept]
