@@ -287,3 +287,35 @@ class SpeedsFile(Record):
     def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
         # Plans of format 1 gave every rank all cores of the machine.
         return {"stages": [], "flops": {}}
+
+
+class CheckedFile(Part):
+    """A file whose bytes were found to be those that were written."""
+
+    name: str
+    """Below the folder."""
+    bytes: int
+    """Its size."""
+    changed_ns: int
+    """When it was last changed, Unix nanoseconds."""
+    inode: int
+    """Its number in the file system."""
+    hash: str
+    """xxh3-128 of its bytes."""
+    at: int
+    """When it was read for that, Unix seconds."""
+
+
+class CheckedFolder(Record):
+    """Files of a folder that were compared with their checksums, so that they need not be read for it again."""
+
+    FILE = "~/.cache/distlm/checked/HASH.json"
+    WHAT = "files that were found whole"
+    WRITER = "every stage that reads large files"
+    READERS = ("the same stages",)
+    MEND = "delete it"
+
+    folder: str
+    """Absolute."""
+    files: list[CheckedFile]
+    """That were read lately."""

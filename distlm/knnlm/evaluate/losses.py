@@ -18,6 +18,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
+from distlm.runtime.checked import Written
 from distlm.runtime.files import atomic_path, file_hash
 
 MARKER, WORDS = "losses.json", "dict.txt"
@@ -49,6 +50,13 @@ def write_losses(
         kind="losses", split=split, tokens=len(targets), dictionary=dictionary.hash, context_rule=context_rule,
         model=model, token_files=token_files, hashes=hashes,
     ).write(place / MARKER)  # fmt: skip
+
+
+def written_losses(marker: Path) -> list[Written]:
+    """The arrays beside a losses.json as they were written."""
+    facts = LossesFile.read(marker)
+    mend = "run `distlm knn evaluate` again"
+    return [Written(marker.with_name(f"{name}.npy"), digest, mend) for name, digest in facts.hashes.items()]
 
 
 @dataclass(frozen=True)
