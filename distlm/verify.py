@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distlm.data.dictionary import Dictionary
 from distlm.data.shards.reader import written_shards
 from distlm.data.shards.records import KIND as ROWS
-from distlm.data.tokens import DICTIONARY, TokenFiles
+from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import KIND as STORE
 from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
 from distlm.index.state import finished_record, written
+from distlm.knnlm.evaluate.losses import written_losses
 from distlm.knnlm.search.neighbours import written_units
 from distlm.knnlm.search.records import UnitFacts
 from distlm.runtime.checked import Written, problem
@@ -131,6 +131,9 @@ def _part(path: Path) -> Part:
             part.sealed = 1
         elif isinstance(tree, dict) and "format" in tree:
             part.older = 1
+            *names, last = tree
+            if tree[last] == checksum({name: tree[name] for name in names}):
+                raise DistlmError(f"{path}: damaged: its last entry is called {last!r} instead of {CHECK!r}")
         if isinstance(tree, dict):
             part.files = _named(path, tree)
     except DistlmError as error:
@@ -168,13 +171,6 @@ def _tokens(path: Path, _tree: dict[str, Any]) -> list[Written]:
     return TokenFiles.open(path.parent).written()
 
 
-def _losses(path: Path, tree: dict[str, Any]) -> list[Written]:
-    words = path.parent.parent / DICTIONARY
-    if words.is_file() and Dictionary.load(words).hash != tree["dictionary"]:
-        raise DistlmError(f"{words}: not the dictionary of these losses; run `distlm knn evaluate` again")
-    return _arrays(path, tree)
-
-
 def _beside(name: str, key: str) -> Callable[[Path, dict[str, Any]], list[Written]]:
     def files(path: Path, tree: dict[str, Any]) -> list[Written]:
         return [Written(path.with_name(name.format(path.stem)), str(tree[key]), "make it again, with its .json")]
@@ -194,12 +190,13 @@ _KINDS: tuple[
     (lambda path, tree: tree.get("kind") == STORE, lambda path, _: Datastore.open(path.parent).written()),
     (lambda path, tree: tree.get("kind") == ROWS, lambda path, _: written_shards(path.parent)),
     (lambda path, tree: path.name == "manifest.json" and "units" in tree and "hashes" not in tree, _units),
-    (lambda path, tree: path.name == "losses.json", _losses),
+    (lambda path, tree: path.name == "losses.json", lambda path, _: written_losses(path)),
     (lambda path, tree: path.name == "unit.json", _arrays),
     (lambda path, tree: path.name == "index.json", _index),
     (lambda path, tree: path.name == "template.json", _beside("template.index", "template")),
     (lambda path, tree: path.name.startswith("part-") and "xxh3" in tree, _beside("{}.index", "xxh3")),
     (lambda path, tree: path.name.endswith(".index.json") and "xxh3" in tree, _beside("{}", "xxh3")),
+    (lambda path, tree: path.name == "model.json" and "weights" in tree, _beside("model.safetensors", "weights")),
     (lambda path, tree: isinstance(tree.get("files"), dict), _marked),
 )  # fmt: skip
 """What tells a record by its name and content, and the files that it names; the first that fits."""

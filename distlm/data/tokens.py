@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from msgspec import UnsetType
 
 from distlm.config.schema import SPLITS as SPLITS
 from distlm.data.dictionary import Dictionary
@@ -71,7 +72,9 @@ class TokenFiles:
         """The files of some splits (none named: of all) as they were written."""
         mend = f"copy it again, or delete {self.folder / META} and run `distlm data prepare`"
         names = splits or self.meta.splits
-        return [Written(split_path(self.folder, name), self.meta.splits[name].hash, mend) for name in names]
+        ids = [Written(split_path(self.folder, name), self.meta.splits[name].hash, mend) for name in names]
+        others = {} if isinstance(self.meta.others, UnsetType) else self.meta.others
+        return ids + [Written(self.folder / name, digest, mend) for name, digest in others.items()]
 
     def words(self, name: str) -> int:
         """Words of a split, line ends counted: its tokens, unless these are sub-words. Perplexity is per word."""

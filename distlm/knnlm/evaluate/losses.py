@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UnsetType
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
@@ -48,7 +49,7 @@ def write_losses(
         hashes[name] = file_hash(path)
     LossesFile(
         kind="losses", split=split, tokens=len(targets), dictionary=dictionary.hash, context_rule=context_rule,
-        model=model, token_files=token_files, hashes=hashes,
+        model=model, token_files=token_files, hashes=hashes, dictionary_file=file_hash(folder / WORDS),
     ).write(place / MARKER)  # fmt: skip
 
 
@@ -56,7 +57,10 @@ def written_losses(marker: Path) -> list[Written]:
     """The arrays beside a losses.json as they were written."""
     facts = LossesFile.read(marker)
     mend = "run `distlm knn evaluate` again"
-    return [Written(marker.with_name(f"{name}.npy"), digest, mend) for name, digest in facts.hashes.items()]
+    found = [Written(marker.with_name(f"{name}.npy"), digest, mend) for name, digest in facts.hashes.items()]
+    if not isinstance(facts.dictionary_file, UnsetType):
+        found.append(Written(marker.parent.parent / WORDS, facts.dictionary_file, mend))
+    return found
 
 
 @dataclass(frozen=True)
