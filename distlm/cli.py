@@ -95,6 +95,7 @@ def _commands() -> Commands:
     child = add("run", "all stages of a recipe in order, finished ones skipped", _run_pipeline, stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print every stage's plan and command, and stop")
     _add_no_self_test(child)
+    _add_no_verify(child)
     for verb in STAGE_VERBS:
         child = add(verb.words, verb.summary, _run_stage, verb=verb, stage=verb.stage)
         child.add_argument("--dry-run", action="store_true", help="print the plan (work, disk, memory, time) and stop")
@@ -106,6 +107,7 @@ def _commands() -> Commands:
                                     "finetune.checkpoint) on dev, and write their predictions")  # fmt: skip
         if verb.words in ("knn search", "knn evaluate"):
             _add_no_self_test(child)
+        _add_no_verify(child)
     child = add("plan", "what every stage needs on several rank counts, from rates measured here", _plan, stage="knn")
     child.add_argument("--measure", action="store_true", help="first run training and datastore in small, on made-up "
                        "text, for a minute or two: their times are then right for this machine")  # fmt: skip
@@ -131,6 +133,11 @@ def _commands() -> Commands:
 
 def _add_no_self_test(child: argparse.ArgumentParser) -> None:
     child.add_argument("--no-self-test", action="store_true", help="knn.self_test=false; the results will say so")
+
+
+def _add_no_verify(child: argparse.ArgumentParser) -> None:
+    child.add_argument("--no-verify", action="store_true", help="launch.verify=false: read files without comparing "
+                       "them with their checksums; results will say so")  # fmt: skip
 
 
 def _settings_help(stage: str, arguments: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ _HEAD = """# Files between the stages
 
 What one stage hands to another as JSON. Made from the records in the code by `python -m distlm.files_page`; a test
 compares. Every file has a `format`; a version that cannot read a format says so and names the file. Unknown, missing
-and mistyped fields are refused by name.
+and mistyped fields are refused by name. The last entry, `check`, is the xxh3-128 of the others (as JSON with sorted
+keys): a file in which a byte has changed is refused. Whoever edits a file by hand removes it.
 """
 
 

@@ -1,4 +1,4 @@
-"""What is done with a run directory as a whole: clean, metrics, sweep."""
+"""What is done with a run directory as a whole: clean, metrics, sweep, verify."""
 
 import argparse
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.config.load import load_config, split_words
-from distlm.errors import EXIT_DONE, DistlmError, UsageError
+from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.ranks.world import World
 
 _VALUES = "values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
 
 
 def add_verbs(add: Add) -> None:
-    """clean, metrics, sweep."""
+    """clean, metrics, sweep, verify."""
     summary = "remove a run's search, index, datastore or training, and all that was made from it"
     child = add("clean", summary, _clean, takes=None)
     child.add_argument("run", metavar="RUN_DIR", help="a run directory, or a recipe for its run_dir")
@@ -28,6 +28,11 @@ def add_verbs(add: Add) -> None:
     summary = "ask a store every combination of some settings, and compare the answers"
     child = add("sweep", summary, _sweep, takes=("RECIPE section.key=value,value", _VALUES), stage="knn")
     child.add_argument("--dry-run", action="store_true", help="print the questions, and stop")
+    summary = "read every file of a run, or of a part of it, and compare it with what was written"
+    child = add("verify", summary, _verify, takes=None)
+    child.add_argument(
+        "place", metavar="RUN_DIR|FOLDER|FILE", help="a run directory, a folder or file of one, a recipe"
+    )
 
 
 def _clean(options: argparse.Namespace, world: World) -> int:
@@ -57,6 +62,23 @@ def _metrics(options: argparse.Namespace, _world: World) -> int:
         # `... | head`: nobody reads on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_DONE
+
+
+def _verify(options: argparse.Namespace, world: World) -> int:
+    from distlm.runtime.ranks.collective import rank0_first
+    from distlm.runtime.ranks.comm import open_comm
+    from distlm.verify import parts_below, table, verify
+
+    comm = open_comm(world)
+    place = Path(options.place) if Path(options.place).is_file() else _root(options.place)
+    parts = rank0_first(comm, lambda: parts_below(place))
+    problems = verify(comm, place, parts)
+    if world.rank == 0:
+        for problem in problems:
+            print(f"FAIL {problem}", file=sys.stderr)
+        print(table(place, parts, problems), flush=True)
+    comm.close()
+    return EXIT_ERROR if problems else EXIT_DONE
 
 
 def _root(word: str) -> Path:

@@ -20,6 +20,8 @@ def config_of(options: argparse.Namespace) -> RunConfig:
     options.recipe, options.overrides = split_words(options.words)
     if getattr(options, "no_self_test", False):
         options.overrides.append("knn.self_test=false")
+    if getattr(options, "no_verify", False):
+        options.overrides.append("launch.verify=false")
     return load_config(options.recipe, options.overrides)
 
 

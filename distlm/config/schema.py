@@ -239,6 +239,8 @@ class LaunchConfig:
     """CPU threads per rank (0: the cores Slurm gives it, or that it may run on, shared where ranks are not bound)."""
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
+    verify: bool = once(True)  # type: ignore[assignment]
+    """Compare files with their checksums before a stage reads them: each is read once for it, until it changes."""
     share: str = once("")  # type: ignore[assignment]
     """K/N: this process is number K of N independent ones without MPI (`datastore write`, `index add`) and does units
     K, K+N, …; the same command without it then completes the stage."""

@@ -29,7 +29,7 @@ from distlm.data.subwords import TOKENIZER, Encoded, Subwords
 from distlm.data.text.check import spelled_note
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.files import atomic_path, require_free_disk, sweep_temporaries
+from distlm.runtime.files import atomic_path, file_hash, require_free_disk, sweep_temporaries
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first
@@ -186,6 +186,7 @@ def _write(stage: Stage, folder: Path) -> None:
         source=corpus.description,
         edition=match,
         tokenizer=UNSET if subwords is None else subwords.facts,
+        others={name: file_hash(folder / name) for name in (DICTIONARY, TOKENIZER) if (folder / name).exists()},
     ).write(folder / META)
 
 

@@ -175,3 +175,5 @@ class TokensMeta(Record, kw_only=True):
     """Recognised corpus; null: none, or tokens are sub-words."""
     tokenizer: TokenizerFacts | UnsetType = UNSET
     """Where tokens are sub-words."""
+    others: dict[str, str] | UnsetType = UNSET
+    """dict.txt and, where there is one, tokenizer.json → xxh3-128 of the file."""

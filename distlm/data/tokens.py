@@ -5,11 +5,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from msgspec import UnsetType
 
 from distlm.config.schema import SPLITS as SPLITS
 from distlm.data.dictionary import Dictionary
 from distlm.data.records import TokenizerFacts, TokensMeta
 from distlm.errors import DistlmError
+from distlm.runtime.checked import Written
 from distlm.runtime.files import json_hash
 
 DTYPE = np.dtype("<i4")
@@ -65,6 +67,14 @@ class TokenFiles:
         if name not in self.meta.splits:
             raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta.splits)}")
         return np.memmap(split_path(self.folder, name), DTYPE, "r")
+
+    def written(self, *splits: str) -> list[Written]:
+        """The files of some splits (none named: of all) as they were written."""
+        mend = f"copy it again, or delete {self.folder / META} and run `distlm data prepare`"
+        names = splits or self.meta.splits
+        ids = [Written(split_path(self.folder, name), self.meta.splits[name].hash, mend) for name in names]
+        others = {} if isinstance(self.meta.others, UnsetType) else self.meta.others
+        return ids + [Written(self.folder / name, digest, mend) for name, digest in others.items()]
 
     def words(self, name: str) -> int:
         """Words of a split, line ends counted: its tokens, unless these are sub-words. Perplexity is per word."""

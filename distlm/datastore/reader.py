@@ -19,6 +19,7 @@ from distlm.datastore.manifest import (
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.rows import Rows, read_rows
 from distlm.errors import DistlmError
+from distlm.runtime.checked import Written
 
 __all__ = ["Datastore", "Shard"]
 
@@ -128,6 +129,15 @@ class Datastore:
     def values(self, shard: int) -> np.memmap:
         """Values of a shard, read-only: int32 [rows of the shard]."""
         return _mapped(values_path(self.folder, self.manifest.shards[shard].index))
+
+    def written(self, keys: bool = True) -> list[Written]:
+        """The files of all shards as they were written; keys=False: of the values alone."""
+        mend = "copy it again, or delete it and run `distlm datastore write` again: it writes that shard anew"
+        found = []
+        for shard in self.shards:
+            of_keys, of_values = shard_files(self.folder, self.manifest.settings, shard)
+            found += [Written(path, hash, mend) for path, _, _, hash in ([of_keys] if keys else []) + [of_values]]
+        return found
 
     def require_model(self, fingerprint: str) -> None:
         """DistlmError when the keys were made by another model than the one of this fingerprint."""

@@ -4,7 +4,8 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.template import Template
 from distlm.index.layout import IndexFolder
-from distlm.index.records import IndexRecord
+from distlm.index.records import IndexRecord, PartRecord
+from distlm.runtime.checked import Written
 
 
 def finished_record(folder: IndexFolder) -> IndexRecord:
@@ -45,6 +46,19 @@ def _check_parts(folder: IndexFolder, datastore: Datastore, record: IndexRecord)
             f"{folder.parts}: the parts have {size} bytes, index.json says {record.bytes}; one is missing or "
             f"damaged: remove {folder.index_json} and run `distlm index build` again"
         )
+
+
+def written(folder: IndexFolder, record: IndexRecord) -> list[Written]:
+    """The files that a search reads, as they were written: the merged file, or template and parts."""
+    mend = f"remove {folder.index_json} and run `distlm index build` again"
+    if record.merged:
+        return [Written(folder.merged, record.xxh3, f"copy it again, or {mend}")]
+    sidecars = [PartRecord.read(path) for path in sorted(folder.parts.glob("part-*.json"))]
+    anew = "delete it with its .json and index.json, and run `distlm index build` again"
+    return [
+        Written(folder.template, record.template, f"remove {folder.root} and run `distlm index build` again"),
+        *(Written(folder.part(part.shard), part.xxh3, anew) for part in sidecars),
+    ]
 
 
 def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> IndexRecord | None:

@@ -25,7 +25,7 @@ def read_model_card(folder: Path) -> ModelCard:
         raise DistlmError(f"{path}: kind {kind!r} is unknown; this version reads {', '.join(map(repr, model_names()))}")
     if missing := [key for key in ("config", "vocabulary", "weights", "dictionary") if key not in meta]:
         raise DistlmError(f"{path}: {', '.join(missing)} missing; the file is incomplete, use another checkpoint")
-    card = (model_kind(meta["kind"]).card or ModelCard).of(meta, path)
+    card = (model_kind(meta["kind"]).card or ModelCard).of_file(meta, path)
     try:
         model_of_card(card)
     except msgspec.ValidationError as error:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import read_json, write_json
+from distlm.runtime.files import json_hash, read_json, write_json
 
 _R = TypeVar("_R", bound="Record")
 _T = TypeVar("_T")
@@ -21,11 +21,16 @@ class Part(msgspec.Struct, forbid_unknown_fields=True):
     """A piece of a record: typed and strict like it, without a file of its own."""
 
 
+CHECK = "check"
+"""The entry of a record's file that has its checksum."""
+
+
 class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One JSON file.
 
     The string under a field says what it is, with its unit. `format` rises by one whenever the meaning or the fields
-    change; files from before there was a number are format 1.
+    change; files from before there was a number are format 1. `check`, the last entry of a file, is the checksum of the
+    others (`checksum`); older files have none.
     """
 
     FILE: ClassVar[str]
@@ -51,19 +56,34 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read and check. Raises DistlmError naming the file, and the field of what is wrong."""
-        return cls.of(read_json(path, cls.WHAT), path)
+        return cls.of_file(read_json(path, cls.WHAT), path)
 
     @classmethod
     def peek(cls, path: Path) -> Self | None:
         """The record where there is one that can be read; None while it is missing or just being written."""
         try:
-            return cls.of(json.loads(path.read_text("utf-8")), path)
+            return cls.of_file(json.loads(path.read_text("utf-8")), path)
         except (OSError, ValueError, DistlmError):
             return None
 
     @classmethod
+    def of_file(cls, tree: Any, path: Path) -> Self:
+        """The record of all of the JSON of the file `path`. Raises DistlmError as `read`."""
+        if not isinstance(tree, dict) or CHECK not in tree:
+            return cls.of(tree, path)
+        rest = {name: value for name, value in tree.items() if name != CHECK}
+        # What is missing or of another type is named first.
+        record = cls.of(rest, path)
+        if tree[CHECK] != checksum(rest):
+            raise DistlmError(
+                f"{path}: {cls.WHAT}: its content is not what its checksum was made of: a byte has changed, or it was "
+                f"edited (then remove the entry {CHECK!r} as well); {cls.MEND}"
+            )
+        return record
+
+    @classmethod
     def of(cls, tree: Any, path: Path) -> Self:
-        """The record of JSON that was read from `path`. Raises DistlmError as `read`."""
+        """The record of JSON that was read from `path`, without its checksum. Raises DistlmError as `read`."""
         if isinstance(tree, dict):
             found = tree.get("format", 1)
             if found != cls.FORMAT:
@@ -82,7 +102,8 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def write(self, path: Path) -> None:
         """Write atomically; equal records give equal bytes."""
         self.format = self.FORMAT
-        write_json(path, self.tree())
+        tree = self.tree()
+        write_json(path, {**tree, CHECK: checksum(tree)})
 
     def line(self) -> str:
         """As one line, for files of lines and those that are rewritten every few seconds."""
@@ -96,6 +117,11 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """
         built: dict[str, Any] = msgspec.to_builtins(self)
         return {"format": built.pop("format"), **built}
+
+
+def checksum(tree: dict[str, Any]) -> str:
+    """Of the entries of a record's file but `check`: xxh3-128 of them as JSON with sorted keys."""
+    return json_hash(tree)
 
 
 def replaced(record: _R, **changes: Any) -> _R:
@@ -261,3 +287,35 @@ class SpeedsFile(Record):
     def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
         # Plans of format 1 gave every rank all cores of the machine.
         return {"stages": [], "flops": {}}
+
+
+class CheckedFile(Part):
+    """A file whose bytes were found to be those that were written."""
+
+    name: str
+    """Below the folder."""
+    bytes: int
+    """Its size."""
+    changed_ns: int
+    """When it was last changed, Unix nanoseconds."""
+    inode: int
+    """Its number in the file system."""
+    hash: str
+    """xxh3-128 of its bytes."""
+    at: int
+    """When it was read for that, Unix seconds."""
+
+
+class CheckedFolder(Record):
+    """Files of a folder that were compared with their checksums, so that they need not be read for it again."""
+
+    FILE = "~/.cache/distlm/checked/HASH.json"
+    WHAT = "files that were found whole"
+    WRITER = "every stage that reads large files"
+    READERS = ("the same stages",)
+    MEND = "delete it"
+
+    folder: str
+    """Absolute."""
+    files: list[CheckedFile]
+    """That were read lately."""

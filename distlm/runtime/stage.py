@@ -1,14 +1,16 @@
 """What every stage is handed: the world, the collectives, the stop flag and the run directory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from distlm.config.recipe import RUN_CONFIG
 from distlm.config.schema import RunConfig
 from distlm.errors import Busy, DistlmError, Stopped
 from distlm.runtime.alive import watching
+from distlm.runtime.checked import Written, require_whole
 from distlm.runtime.files import atomic_path
 from distlm.runtime.progress import record_progress, say
 from distlm.runtime.ranks.collective import rank0_first
@@ -30,6 +32,12 @@ class Stage:
     comm: Comm
     stop: StopFlag
     run: RunDir
+
+    def require_whole(self, root: Path, files: Sequence[Written]) -> None:
+        """Compare the files below `root` with their checksums, unless launch.verify=false; see checked.require_whole.
+        Collective."""
+        if self.config.launch.verify:
+            require_whole(self.comm, root, files, self.name)
 
 
 @contextmanager

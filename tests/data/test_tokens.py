@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import write_text
+from support.records import alter, unsealed
 
 from distlm.data.prepare import PrepareSummary
 from distlm.data.tokens import TokenFiles
@@ -55,8 +56,7 @@ def test_meta_that_is_not_ours(tokens: Path, text: str) -> None:
 
 
 def test_meta_with_another_type(tokens: Path) -> None:
-    meta = json.loads((tokens / "meta.json").read_text())
-    (tokens / "meta.json").write_text(json.dumps({**meta, "dtype": "int16"}))
+    alter(tokens / "meta.json", dtype="int16")
     with pytest.raises(DistlmError, match="dtype 'int16', expected 'int32'"):
         TokenFiles.open(tokens)
 
@@ -65,7 +65,7 @@ def test_fingerprint_follows_content_and_not_place(tokens: Path, tmp_path: Path)
     before = TokenFiles.open(tokens).fingerprint
     moved = tokens.rename(tmp_path / "elsewhere")
     assert TokenFiles.open(moved).fingerprint == before
-    meta = json.loads((moved / "meta.json").read_text())
+    meta = unsealed(moved / "meta.json")
     meta["splits"]["test"]["hash"] = "0" * 32
     (moved / "meta.json").write_text(json.dumps(meta))
     assert TokenFiles.open(moved).fingerprint != before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.records import unsealed
 
 from distlm.datastore.reader import Datastore
 from distlm.datastore.verify import datastore_info, verify_datastore
@@ -19,7 +20,7 @@ def folder_of(config):
 
 def edit_manifest(folder, change):
     path = folder / "manifest.json"
-    tree = json.loads(path.read_text())
+    tree = unsealed(path)
     change(tree)
     path.write_text(json.dumps(tree))
 
@@ -35,7 +36,7 @@ def test_an_opened_store_is_mapped_not_read(finished):
 
 
 def test_the_manifest_names_no_time_place_or_rank(finished):
-    tree = json.loads((folder_of(finished) / "manifest.json").read_text())
+    tree = unsealed(folder_of(finished) / "manifest.json")
     assert set(tree) == {
         "kind", "format", "complete", "rows", "value_dtype", "split", "tap", "rows_per_shard", "key_dtype", "width",
         "vocabulary", "model", "dictionary", "tokens", "context", "shards",

@@ -1,7 +1,6 @@
 """The written store: rows, values and keys, restarts, refusals."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from support import write_text
 from support.present import present
+from support.records import alter
 from support.store import add_checkpoint, file_hashes, ready_run, tiny_config
 
 from distlm.config.load import load_config
@@ -219,8 +219,7 @@ def test_a_full_disk_is_refused_before_anything_is_computed(ready, monkeypatch):
 
 def test_a_model_of_another_dictionary_is_refused(ready):
     card = RunDir(Path(ready.run_dir)).model_checkpoint(ready) / "model.json"
-    tree = json.loads(card.read_text())
-    card.write_text(json.dumps({**tree, "dictionary": "0" * 32}))
+    alter(card, dictionary="0" * 32)
     with pytest.raises(DistlmError, match="wrong dictionary for a model"):
         write(ready)
     assert not (Path(ready.run_dir) / "datastore").exists()

@@ -1,10 +1,10 @@
 """Bad input at the command line: one clear error each, on one line, without a traceback, and nothing overwritten."""
 
-import json
 import shutil
 
 import pytest
 from support import TINY, distlm, mpirun, shared, write_text
+from support.records import alter
 
 FAST = [*TINY, "train.updates=2", "train.valid_every=0", "train.save_every=0", "data.source=folder"]
 
@@ -75,8 +75,7 @@ def test_datastore_of_another_model(copy):
 
 def test_unfinished_datastore(copy):
     run, settings = copy
-    manifest = json.loads((run / "datastore/manifest.json").read_text("utf-8"))
-    (run / "datastore/manifest.json").write_text(json.dumps({**manifest, "complete": False}), "utf-8")
+    alter(run / "datastore/manifest.json", complete=False)
     shutil.rmtree(run / "index")
     refused("index", "build", "demo", *settings, words=["datastore", "unfinished", "datastore write"])
 
@@ -103,8 +102,7 @@ def test_a_flipped_byte_is_found_by_verify(copy):
 def test_index_of_another_store(copy):
     run, settings = copy
     (path,) = (run / "index").glob("*/index.json")
-    record = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**record, "datastore": "0" * 32}), "utf-8")
+    alter(path, datastore="0" * 32)
     shutil.rmtree(run / "neighbours")
     refused("knn", "search", "demo", *settings, words=["index", "store"])
 

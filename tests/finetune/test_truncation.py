@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support.config import config_of
 from support.finetune import finetune_config, hugging_face, run, vocabulary
+from support.records import unsealed
 
 from distlm.errors import DistlmError, UsageError
 from distlm.finetune.records import FinetuneResults, FinetuneSettings
@@ -51,7 +52,7 @@ def test_the_record_names_it_and_an_older_one_had_todays(tmp_path: Path) -> None
     given = (f"finetune.checkpoint={model}", "finetune.task=RTE", "finetune.epochs=1", "finetune.length=16")
     run(finetune_config(tmp_path / "run", data, *given))
     path = tmp_path / "run" / "finetune" / "RTE" / "settings.json"
-    tree = json.loads(path.read_text("utf-8"))
+    tree = unsealed(path)
     assert tree.pop("truncation") == "longest_first"
     results = FinetuneResults.read(path.with_name("results.json"))
     assert results.settings.truncation == "longest_first"
@@ -59,7 +60,7 @@ def test_the_record_names_it_and_an_older_one_had_todays(tmp_path: Path) -> None
     path.write_text(json.dumps(tree), "utf-8")
     assert FinetuneSettings.read(path).config.truncation == "longest_first"
     run(finetune_config(tmp_path / "run", data, *given))
-    old = json.loads(path.with_name("results.json").read_text("utf-8"))
+    old = unsealed(path.with_name("results.json"))
     del old["settings"]["truncation"]
     path.with_name("results.json").write_text(json.dumps(old), "utf-8")
     assert FinetuneResults.read(path.with_name("results.json")).settings.truncation == "longest_first"

@@ -1,6 +1,5 @@
 """Damaged, foreign, missing and superfluous files are refused with the file's name and the mend."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.index import config, one_rank, vectors, write_store
+from support.records import alter
 
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_build, run_index_merge, run_index_train
@@ -43,7 +43,7 @@ def _flip(path: Path, place: int) -> None:
 
 
 def _edit(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    alter(path, **fields)
 
 
 def _reseal(part: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.knn import files as old
+from support.records import unsealed
 
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.records import CacheManifest, CachePlan
@@ -52,7 +53,7 @@ def test_a_file_of_an_older_version_is_read_and_written_with_its_bytes(kind: typ
     """But for the format, which some had not yet: keys, their order and values are the same."""
     record = kind.read(write(tmp_path / "old.json", FILES[kind]))
     record.write(tmp_path / "new.json")
-    again = json.loads((tmp_path / "new.json").read_text("utf-8"))
+    again = unsealed(tmp_path / "new.json")
     assert json.dumps(again) == json.dumps({"format": 1, **FILES[kind]})
     kind.read(tmp_path / "new.json").write(tmp_path / "newer.json")
     assert (tmp_path / "newer.json").read_bytes() == (tmp_path / "new.json").read_bytes()

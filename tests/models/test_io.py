@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from support.records import unsealed
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
@@ -92,7 +93,7 @@ def test_a_missing_file_is_named(saved: tuple[TransformerLM, Path], name: str) -
 )
 def test_a_foreign_description_is_refused(saved: tuple[TransformerLM, Path], change: dict, message: str) -> None:
     path = saved[1] / "model.json"
-    card = {**json.loads(path.read_text()), **change}
+    card = {**unsealed(path), **change}
     path.write_text(json.dumps({key: value for key, value in card.items() if value is not None}))
     with pytest.raises(DistlmError, match=message):
         load_model(saved[1])

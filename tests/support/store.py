@@ -13,6 +13,7 @@ from distlm.models.io import save_model
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import DecoderLayer, TransformerLM
 from distlm.runtime.files import write_json
+from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from support import TINY, write_text
@@ -57,7 +58,7 @@ def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, ste
     folder = run.checkpoint(step)
     save_model(model, folder, {"dictionary": dictionary.hash, "step": step})
     write_json(folder / "complete.json", {"step": step})
-    write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
+    BestCheckpoint(checkpoint=folder.name, valid_loss=1.0).write(run.checkpoints / "best.json")
     return folder
 
 

@@ -19,6 +19,7 @@ from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, Chunk, Shard, S
 from distlm.data.shards.order import Pool, Rows, ShardOrder, update_positions
 from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
+from distlm.runtime.checked import Written
 from distlm.runtime.files import bytes_hash, file_hash, json_hash
 
 T = TypeVar("T")
@@ -301,6 +302,13 @@ class RowStream(Generic[T]):
                 return
             except queue.Full:
                 continue
+
+
+def written_shards(folder: Path) -> list[Written]:
+    """The shards of every split as they were written. Raises DistlmError when there are no finished shards."""
+    mend = "copy it again, or delete it and run `distlm data shard` again"
+    shards = (shard for of_split in ShardsManifest.read(folder).shards.values() for shard in of_split)
+    return [Written(shard.path(folder), shard.hash, mend) for shard in shards]
 
 
 def verify_shards(folder: Path) -> list[str]:

@@ -64,7 +64,7 @@ def _part_ranges(index: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     tree = read_json(beside, "what the index was merged from")
     # Beside an index that was extended or dropped from lies another record.
     other = isinstance(tree, dict) and "parts" not in tree
-    merged = [] if other else JoinRecord.of(tree, beside).parts
+    merged = [] if other else JoinRecord.of_file(tree, beside).parts
     parts = {part.path: (part.first_id, part.rows) for part in merged if not isinstance(part.first_id, UnsetType)}
     known = {Path(path).name: ids for path, ids in parts.items()} | parts
     unknown = [name for name in names if name not in known]

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UnsetType
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
+from distlm.runtime.checked import Written
 from distlm.runtime.files import atomic_path, file_hash
 
 MARKER, WORDS = "losses.json", "dict.txt"
@@ -47,8 +49,18 @@ def write_losses(
         hashes[name] = file_hash(path)
     LossesFile(
         kind="losses", split=split, tokens=len(targets), dictionary=dictionary.hash, context_rule=context_rule,
-        model=model, token_files=token_files, hashes=hashes,
+        model=model, token_files=token_files, hashes=hashes, dictionary_file=file_hash(folder / WORDS),
     ).write(place / MARKER)  # fmt: skip
+
+
+def written_losses(marker: Path) -> list[Written]:
+    """The arrays beside a losses.json as they were written."""
+    facts = LossesFile.read(marker)
+    mend = "run `distlm knn evaluate` again"
+    found = [Written(marker.with_name(f"{name}.npy"), digest, mend) for name, digest in facts.hashes.items()]
+    if not isinstance(facts.dictionary_file, UnsetType):
+        found.append(Written(marker.parent.parent / WORDS, facts.dictionary_file, mend))
+    return found
 
 
 @dataclass(frozen=True)

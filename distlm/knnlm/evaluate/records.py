@@ -328,3 +328,5 @@ class LossesFile(Record):
     """Fingerprint of the token files."""
     hashes: dict[str, str]
     """Array → xxh3-128 of its .npy file: targets, and the mixtures there are."""
+    dictionary_file: str | UnsetType = UNSET
+    """xxh3-128 of the dictionary's file."""

@@ -15,7 +15,7 @@ Where fewer neighbours are asked for than were searched, each row's first ones a
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from functools import cached_property
@@ -28,7 +28,8 @@ from msgspec.structs import replace
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
-from distlm.knnlm.search.records import NeighboursManifest, UnitFile
+from distlm.knnlm.search.records import NeighboursManifest, UnitFacts, UnitFile
+from distlm.runtime.checked import Written
 from distlm.runtime.files import disk_is_full, file_hash, json_hash, sync_file, sync_folder
 from distlm.runtime.question import asked_of_search
 from distlm.runtime.rundir import RunDir
@@ -216,11 +217,16 @@ class Neighbours:
                     f"to another {key}; remove {self.folder} and run `distlm knn search` again"
                 )
 
-    def damaged(self) -> list[str]:
-        """Names of the array files whose checksum is not the manifest's; reads everything."""
-        return [
-            str(path)
-            for number, facts in enumerate(self.manifest.units)
-            for name, digest in facts.hashes.items()
-            if file_hash(path := unit_folder(self.folder, number) / f"{name}.npy") != digest
-        ]
+    def written(self) -> list[Written]:
+        """All arrays as they were written."""
+        return written_units(self.folder, self.manifest.units, "distlm knn search")
+
+
+def written_units(folder: Path, units: Sequence[UnitFacts], command: str) -> list[Written]:
+    """The arrays of a finished folder of units as they were written by `command`."""
+    mend = f"remove {folder} and run `{command}` again"
+    return [
+        Written(unit_folder(folder, number) / f"{name}.npy", digest, mend)
+        for number, facts in enumerate(units)
+        for name, digest in facts.hashes.items()
+    ]

@@ -90,7 +90,7 @@ def read_kept(path: Path) -> StatesManifest | NeighboursManifest:
     """The manifest of a folder of states or of neighbours. Raises DistlmError as Record.read."""
     tree = read_json(path, "description of a folder of results")
     searched = isinstance(tree, dict) and tree.get("kind") == "neighbours"
-    return NeighboursManifest.of(tree, path) if searched else StatesManifest.of(tree, path)
+    return NeighboursManifest.of_file(tree, path) if searched else StatesManifest.of_file(tree, path)
 
 
 def states_plan(

@@ -19,6 +19,7 @@ from support.finetune import (
     write_sst2,
     write_test,
 )  # fmt: skip
+from support.records import alter
 
 from distlm.errors import DistlmError
 from distlm.finetune.finished.evaluate import plan_evaluate_finetuned
@@ -128,8 +129,7 @@ def test_what_cannot_be_evaluated_is_named(copied: tuple[Path, Path, tuple[str, 
         r"fine-tuned on SST-2 \(2 outputs\), not on finetune\.task=RTE \(2\); set finetune\.task",
         "finetune.task=RTE", f"finetune.checkpoint={seed}", run_dir=tmp_path / "new",
     )  # fmt: skip
-    manifest = read(seed / "predictions" / "dev" / "manifest.json")
-    (seed / "predictions" / "dev" / "manifest.json").write_text(json.dumps({**manifest, "model": "x"}), "utf-8")
+    alter(seed / "predictions" / "dev" / "manifest.json", model="x")
     refused(r"predictions/dev: predictions of another fine-tuning \(model x there.*remove that folder")
     assert not (seed / "evaluation.json").exists()
     # As told.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.knn import copy_run, in_stage, one_writer_at_a_time
 from support.knn.cache import per_token
+from support.records import alter
 from support.store import file_hashes
 
 from distlm.config import load_config
@@ -321,7 +322,7 @@ def test_tuning_and_evaluation_say_what_is_missing(cached, indexed, tmp_path):
 def test_a_cache_of_another_model_is_refused(cached, tmp_path):
     config = copy_run(cached, tmp_path / "run", *CACHE)
     path = RunDir.of(config).cache("test") / "manifest.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["model"], "0" * 32))
+    alter(path, model="0" * 32)
     with pytest.raises(DistlmError, match="cache belongs to another model"):
         in_stage("knn", config, run_evaluate)
 

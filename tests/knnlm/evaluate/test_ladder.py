@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
+from support.records import alter
 
 from distlm.datastore.reader import Datastore
 from distlm.index import open_index
@@ -84,7 +85,7 @@ def test_it_is_in_the_results_and_kept_while_nothing_changes(searched, tmp_path,
         assert json.loads(run.results.read_text())["ladder"] is None
     config.knn.ladder_sample = 8
     # What cannot be read does not stand in the way of the evaluation that writes it anew.
-    run.results.write_text(json.dumps(before | {"ladder": 1}))
+    alter(run.results, ladder=1)
     in_stage("knn", config, run_evaluate)
     assert json.loads(run.results.read_text())["ladder"]["queries"] == 8
 

@@ -10,6 +10,7 @@ import pytest
 from support.knn import copy_run, in_stage
 from support.knn.files import NEIGHBOURS
 from support.present import present
+from support.records import alter
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
@@ -171,11 +172,11 @@ def test_weight_zero_gives_the_language_model_exactly(searched, tmp_path):
 def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
     run = RunDir.of(config)
-    tuned = json.loads(run.tuned.read_text())
-    run.tuned.write_text(json.dumps({**tuned, "neighbours": "0" * 32}))
+    tuned = run.tuned.read_bytes()
+    alter(run.tuned, neighbours="0" * 32)
     with pytest.raises(DistlmError, match="tuned on other neighbours"):
         in_stage("knn", config, run_evaluate)
-    run.tuned.write_text(json.dumps(tuned))
+    run.tuned.write_bytes(tuned)
     config.knn.splits = ["test", "valid"]
     with pytest.raises(DistlmError, match=r"tuned on 'valid'.*names 'test' first"):
         in_stage("knn", config, run_evaluate)
@@ -191,9 +192,7 @@ def test_settings_tuned_on_other_neighbours_are_refused(searched, tmp_path):
 def test_a_split_made_from_something_else_is_refused(searched, tmp_path, key, other):
     config = copy_run(searched, tmp_path / "run")
     path = RunDir.of(config).neighbours("test") / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest[key] = other
-    path.write_text(json.dumps(manifest))
+    alter(path, **{key: other})
     with pytest.raises(DistlmError, match=f"{key} {other}, .* belong to another {key}"):
         in_stage("knn", config, run_evaluate)
 

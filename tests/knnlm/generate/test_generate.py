@@ -1,6 +1,5 @@
 """Generation: its probabilities are the evaluation's, its contexts are the training text's, its page shows them."""
 
-import json
 import math
 import re
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
+from support.records import alter
 from support.store import arguments
 
 from distlm.analysis.generation import share_of_neighbours, write_page
@@ -154,9 +154,7 @@ def test_impossible_numbers_are_refused(searched, change, message):
 def test_settings_of_another_store_and_missing_ones_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
     run = RunDir.of(config)
-    tuned = json.loads(run.tuned.read_text())
-    run.tuned.unlink()
-    run.tuned.write_text(json.dumps(tuned | {"datastore": "0" * 32}))
+    alter(run.tuned, datastore="0" * 32)
     with pytest.raises(DistlmError, match="tuned on another datastore"):
         generate(config)
     run.tuned.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage, one_writer_at_a_time
+from support.records import alter
 from support.store import add_checkpoint, file_hashes
 
 from distlm.data.blocks import eval_blocks
@@ -203,7 +204,7 @@ def test_a_store_of_another_model_is_refused(indexed, tmp_path):
 def test_neighbours_of_another_search_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
     path = RunDir.of(config).neighbours("valid") / "manifest.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["datastore"], "0" * 32))
+    alter(path, datastore="0" * 32)
     with pytest.raises(DistlmError, match="results of another datastore"):
         in_stage("knn", config, run_search)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
 from support.present import present
+from support.records import alter
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
@@ -179,9 +180,7 @@ def test_results_hold_the_frozen_fits(searched):
 def test_other_halves_than_those_fitted_on_are_refused(searched, tmp_path):
     config = copy_run(searched, tmp_path / "run")
     run = RunDir.of(config)
-    tuned = json.loads(run.tuned.read_text())
-    run.tuned.unlink()
-    run.tuned.write_text(json.dumps(tuned | {"halves": "0" * 32}))
+    alter(run.tuned, halves="0" * 32)
     with pytest.raises(DistlmError, match="other halves of valid"):
         in_stage("knn", config, run_evaluate)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
+from support.records import alter
 from support.store import tiny_config
 
 from distlm.analysis.report import write_report
@@ -106,7 +107,7 @@ def test_two_stores_are_tuned_and_frozen(searched, other, tmp_path):
 def test_neighbours_of_something_else_are_refused(searched, other, tmp_path, key, theirs):
     config, foreign = copy_run(searched, tmp_path / "run"), copy_run(other, tmp_path / "other")
     path = RunDir(Path(foreign.run_dir)).neighbours("valid") / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: theirs}))
+    alter(path, **{key: theirs})
     config.knn.extra_runs = [str(tmp_path / "other")]
     with pytest.raises(DistlmError, match=f"knn.extra_runs: .*{key} {theirs}"):
         in_stage("knn", config, run_tune)
@@ -117,6 +118,6 @@ def test_an_extra_run_that_was_searched_anew_is_tuned_anew(searched, other, tmp_
     config.knn.extra_runs = [foreign.run_dir]
     in_stage("knn", config, run_tune)
     path = RunDir(Path(foreign.run_dir)).neighbours("valid") / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"nprobe": 1}))
+    alter(path, nprobe=1)
     with pytest.raises(DistlmError, match="distlm knn tune"):
         in_stage("knn", config, run_evaluate)

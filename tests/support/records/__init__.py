@@ -12,9 +12,21 @@ import msgspec
 import pytest
 
 from distlm.errors import DistlmError
-from distlm.runtime.records import Part, Record
+from distlm.runtime.records import CHECK, Part, Record
 
 Keys = tuple[str | int, ...]
+
+
+def unsealed(path: Path, written: bytes | None = None) -> dict[str, Any]:
+    """The entries of a record's file without its checksum: what a test may change and write as JSON."""
+    tree: dict[str, Any] = json.loads(path.read_bytes() if written is None else written)
+    tree.pop(CHECK, None)
+    return tree
+
+
+def alter(path: Path, **changes: Any) -> None:
+    """A record's file as somebody else's, or as edited by hand: with other entries, and without a checksum."""
+    path.write_text(json.dumps({**unsealed(path), **changes}), "utf-8")
 
 
 def records_of(module: ModuleType) -> set[type[Record]]:
@@ -33,6 +45,15 @@ def check_record(record: Record, path: Path) -> None:
     again.write(path)
     assert path.read_bytes() == written
     tree = json.loads(written)
+    for name, value in tree.items():
+        # A changed byte that leaves a valid record: found by the checksum alone.
+        changed = value + 1 if type(value) is int else f"{value}x" if isinstance(value, str) else value
+        if changed != value and name != "format":
+            path.write_text(json.dumps({**tree, name: changed}), "utf-8")
+            with pytest.raises(DistlmError) as caught:
+                kind.read(path)
+            assert str(path) in str(caught.value)
+    tree = unsealed(path, written)
     path.write_text(json.dumps({name: value for name, value in tree.items() if name != "format"}), "utf-8")
     assert kind.read(path) == record
     path.write_bytes(written[:-4])
