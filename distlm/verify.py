@@ -15,8 +15,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import KIND as STORE
 from distlm.errors import DistlmError
-from distlm.index.layout import IndexFolder
-from distlm.index.state import finished_record, written
+from distlm.index.state import written_index
 from distlm.knnlm.evaluate.losses import written_losses
 from distlm.knnlm.search.neighbours import written_units
 from distlm.knnlm.search.records import UnitFacts
@@ -178,11 +177,6 @@ def _beside(name: str, key: str) -> Callable[[Path, dict[str, Any]], list[Writte
     return files
 
 
-def _index(path: Path, _tree: dict[str, Any]) -> list[Written]:
-    folder = IndexFolder(path.parent)
-    return written(folder, finished_record(folder))
-
-
 _KINDS: tuple[
     tuple[Callable[[Path, dict[str, Any]], bool], Callable[[Path, dict[str, Any]], list[Written]]], ...
 ] = (
@@ -192,7 +186,7 @@ _KINDS: tuple[
     (lambda path, tree: path.name == "manifest.json" and "units" in tree and "hashes" not in tree, _units),
     (lambda path, tree: path.name == "losses.json", lambda path, _: written_losses(path)),
     (lambda path, tree: path.name == "unit.json", _arrays),
-    (lambda path, tree: path.name == "index.json", _index),
+    (lambda path, tree: path.name == "index.json", lambda path, _: written_index(path.parent)),
     (lambda path, tree: path.name == "template.json", _beside("template.index", "template")),
     (lambda path, tree: path.name.startswith("part-") and "xxh3" in tree, _beside("{}.index", "xxh3")),
     (lambda path, tree: path.name.endswith(".index.json") and "xxh3" in tree, _beside("{}", "xxh3")),

@@ -18,7 +18,7 @@ WATCH = pytest.StashKey[Watch]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """One server of warm starts for this process and those of xdist, which inherit its environment."""
-    os.environ["DISTLM_SPEEDS"] = ""
+    os.environ["DISTLM_SPEEDS"] = os.environ["DISTLM_CHECKED"] = ""
     if warm.VARIABLE not in os.environ:
         config.stash[SERVER] = warm.Server(ENVIRONMENT)
         os.environ[warm.VARIABLE] = ENVIRONMENT[warm.VARIABLE] = config.stash[SERVER].address

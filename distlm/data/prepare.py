@@ -102,6 +102,7 @@ def _prepare(stage: Stage) -> PrepareSummary:
     # First without the lock: a finished folder may be read-only.
     finished = finished_tokens(folder, data)
     if finished is not None:
+        stage.require_whole(folder, finished.written(), alone=True)
         return _nothing_to_do(finished)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder, stage):

@@ -1,5 +1,6 @@
 """A finished datastore, memory-mapped."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,11 +131,11 @@ class Datastore:
         """Values of a shard, read-only: int32 [rows of the shard]."""
         return _mapped(values_path(self.folder, self.manifest.shards[shard].index))
 
-    def written(self, keys: bool = True) -> list[Written]:
-        """The files of all shards as they were written; keys=False: of the values alone."""
+    def written(self, keys: bool = True, shards: Collection[int] | None = None) -> list[Written]:
+        """The files of all shards, or of some, as they were written; keys=False: of the values alone."""
         mend = "copy it again, or delete it and run `distlm datastore write` again: it writes that shard anew"
         found = []
-        for shard in self.shards:
+        for shard in self.shards if shards is None else [self.shards[number] for number in shards]:
             of_keys, of_values = shard_files(self.folder, self.manifest.settings, shard)
             found += [Written(path, hash, mend) for path, _, _, hash in ([of_keys] if keys else []) + [of_values]]
         return found

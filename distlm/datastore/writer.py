@@ -95,6 +95,8 @@ def run_datastore_write(stage: Stage) -> StoreSummary:
     datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
     """
     job = together(stage.comm, lambda: open_job(stage.config, stage.run))
+    tokens = TokenFiles.open(stage.run.tokens(stage.config))
+    stage.require_whole(tokens.folder, tokens.written(stage.config.datastore.split))
 
     def fill() -> Fill:
         model, _ = load_model(job.checkpoint, default_device())

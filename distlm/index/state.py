@@ -1,5 +1,7 @@
 """Whether an index is finished, and whose it is."""
 
+from pathlib import Path
+
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.template import Template
@@ -59,6 +61,12 @@ def written(folder: IndexFolder, record: IndexRecord) -> list[Written]:
         Written(folder.template, record.template, f"remove {folder.root} and run `distlm index build` again"),
         *(Written(folder.part(part.shard), part.xxh3, anew) for part in sidecars),
     ]
+
+
+def written_index(root: Path) -> list[Written]:
+    """The same of a finished index by its folder. Raises DistlmError when it is unfinished."""
+    folder = IndexFolder(root)
+    return written(folder, finished_record(folder))
 
 
 def merged_before(folder: IndexFolder, datastore: Datastore, template: Template) -> IndexRecord | None:

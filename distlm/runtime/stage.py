@@ -14,7 +14,7 @@ from distlm.runtime.checked import Written, require_whole
 from distlm.runtime.files import atomic_path
 from distlm.runtime.progress import record_progress, say
 from distlm.runtime.ranks.collective import rank0_first
-from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.comm import Comm, SingleComm, open_comm
 from distlm.runtime.ranks.cores import rank_cores
 from distlm.runtime.ranks.world import World, resolve_world
 from distlm.runtime.rundir import RunDir
@@ -33,11 +33,11 @@ class Stage:
     stop: StopFlag
     run: RunDir
 
-    def require_whole(self, root: Path, files: Sequence[Written]) -> None:
+    def require_whole(self, root: Path, files: Sequence[Written], alone: bool = False) -> None:
         """Compare the files below `root` with their checksums, unless launch.verify=false; see checked.require_whole.
-        Collective."""
+        Collective; `alone`: this rank reads all of them, and the others need not call it."""
         if self.config.launch.verify:
-            require_whole(self.comm, root, files, self.name)
+            require_whole(SingleComm() if alone else self.comm, root, files, self.name)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     model, card = load_model(checkpoint, default_device())
     tokens = TokenFiles.open(run.tokens(stage.config))
     check_dictionary(card, tokens.dictionary)
+    stage.require_whole(tokens.folder, tokens.written(*stage.config.knn.splits), alone=True)
     memories: Memories = getattr(model, "memories", {})
     splits: dict[str, LmSplit] = {}
     rule = ""

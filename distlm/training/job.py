@@ -1,7 +1,7 @@
 """What a kind of model brings to the training loop: its data and how it is cut, its updates, its validation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
@@ -15,6 +15,7 @@ from distlm.models.device import default_device
 from distlm.models.io import read_weights
 from distlm.models.kind import Description
 from distlm.runtime import metrics
+from distlm.runtime.checked import Written
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
@@ -35,11 +36,16 @@ class Text(NamedTuple):
     dictionary: str
     """Hash of the dictionary or tokenizer."""
     vocabulary: int
+    folder: Path = Path()
+    """Of `files`."""
+    files: Sequence[Written] = ()
+    """As they were written, where no reader compares what it reads with checksums."""
 
     @staticmethod
     def of(tokens: TokenFiles) -> "Text":
         """Of token files."""
-        return Text(tokens.fingerprint, tokens.dictionary.hash, len(tokens.dictionary))
+        read = tokens.written("train", "valid")
+        return Text(tokens.fingerprint, tokens.dictionary.hash, len(tokens.dictionary), tokens.folder, read)
 
 
 class Kept(NamedTuple):

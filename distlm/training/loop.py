@@ -64,6 +64,7 @@ def run_job(stage: Stage, job: Job[S], announce: Callable[[Resume[S] | None], ob
         if resume is not None and job.finished(resume.state):
             say(f"{stage.name}: {resume.folder} is the last of {resume.state.update} updates; nothing to do", comm.rank)
             return resume.state
+        stage.require_whole(job.text.folder, job.text.files)
         rank0_first(comm, lambda: announce(resume))
         join_group(stage.world)
         try:

@@ -1,14 +1,27 @@
 """A byte that rots in any file with results is found by `distlm verify`, and before a stage prints a number from it."""
 
+import os
 import random
 import shutil
 from pathlib import Path
 
 import pytest
-from support import shared
+from support import distlm, shared
+from support.knn import copy_run, in_stage
 
+from distlm.datastore.writer import run_datastore_write
 from distlm.errors import DistlmError
+from distlm.index import run_index_build
+from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.evaluate.table import results_table
+from distlm.knnlm.search.stage import run_search
+from distlm.knnlm.tune.stage import run_tune
+from distlm.runtime import checked
+from distlm.runtime.checked import Written, require_whole
+from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.rundir import RunDir
 from distlm.verify import parts_below, verify
 
 FOR_PEOPLE = {"config.yaml", "metrics.jsonl", "report.html"}
@@ -47,3 +60,105 @@ def test_every_flipped_byte_is_found(made: str, seed: int, tmp_path_factory: pyt
             missed.append((str(path.relative_to(run)), place, whole[max(0, place - 8) : place + 8]))
         path.write_bytes(whole)
     assert missed == [] and rotten(run) == []
+
+
+def flip(path: Path, place: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "stage", "run"),
+    [
+        ("tokens/train.bin", "datastore", "datastore", run_datastore_write),
+        ("datastore/keys-00001.npy", "index", "index", run_index_build),
+        ("datastore/keys-00001.npy", "neighbours", "knn", run_search),
+        ("datastore/values-00001.npy", "neighbours", "knn", run_search),
+        ("index/*/merged.index", "neighbours", "knn", run_search),
+        ("tokens/valid.bin", "neighbours", "knn", run_search),
+        ("neighbours/*/valid/unit-00001/distances.npy", "", "knn", run_tune),
+        ("neighbours/*/valid/unit-00001/targets.npy", "", "knn", run_tune),
+        ("neighbours/*/test/unit-00000/log_probs.npy", "", "knn", run_evaluate),
+        ("neighbours/*/test/unit-00000/queries.npy", "", "knn", run_evaluate),
+        ("tokens/test.bin", "", "knn", run_evaluate),
+    ],
+)
+def test_a_stage_stops_before_it_uses_a_damaged_file(
+    name, gone, stage, run, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+):
+    config = copy_run(shared.searched(tmp_path_factory), tmp_path / "run")
+    if gone:
+        shutil.rmtree(tmp_path / "run" / gone)
+    (path,) = (tmp_path / "run").glob(name)
+    flip(path)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").glob("results*.json")}
+    with pytest.raises(DistlmError, match=rf"{path.name}: damaged: its checksum is \w+, \w+ was written; ") as caught:
+        in_stage(stage, config, run)
+    assert str(path) in str(caught.value)
+    assert {file: file.read_bytes() for file in before} == before
+    if path.name in ("distances.npy", "log_probs.npy", "queries.npy"):
+        # Numbers that are as good as others: nothing else would have found them.
+        config.launch.verify = False
+        in_stage(stage, config, run)
+
+
+def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(checked.VARIABLE, str(tmp_path / "memory"))
+    (tmp_path / "store").mkdir()
+    files = []
+    for number in range(3):
+        path = tmp_path / "store" / f"{number}.npy"
+        path.write_bytes(bytes([number]) * 100)
+        files.append(Written(path, file_hash(path), "copy it again"))
+    read: list[Path] = []
+    monkeypatch.setattr(checked, "file_hash", lambda path: (read.append(path), file_hash(path))[1])
+
+    def look() -> list[str]:
+        read.clear()
+        require_whole(SingleComm(), tmp_path / "store", files, "test")
+        return [path.name for path in read]
+
+    assert look() == ["0.npy", "1.npy", "2.npy"]
+    assert look() == []
+    os.utime(files[1].path, ns=(1, 1))
+    assert look() == ["1.npy"] and look() == []
+    # Another file is expected there now.
+    files[2] = Written(files[2].path, "0" * 32, "copy it again")
+    with pytest.raises(DistlmError, match=r"2\.npy: damaged: .* 0{32} was written; copy it again"):
+        look()
+    files[2].path.unlink()
+    with pytest.raises(DistlmError, match=r"2\.npy: missing; copy it again"):
+        look()
+    monkeypatch.setattr(checked, "KEPT_S", -1)
+    files.pop()
+    assert look() == ["0.npy", "1.npy"], "weeks later it is read again"
+    monkeypatch.setenv(checked.VARIABLE, "")
+    assert look() == look() == ["0.npy", "1.npy"], "no memory"
+
+
+def test_results_say_that_files_were_not_compared(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):
+    config = copy_run(shared.searched(tmp_path_factory), tmp_path / "run")
+    assert "checksums" not in results_table(Results.read(RunDir.of(config).results))
+    config.launch.verify = False
+    in_stage("knn", config, run_evaluate)
+    found = Results.read(RunDir.of(config).results)
+    assert found.verified is False and "not compared with their checksums" in results_table(found)
+
+
+def test_verify_is_a_command_for_runs_folders_and_files(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(shared.searched(tmp_path_factory).run_dir, run)
+    whole = distlm("verify", str(run))
+    assert whole.stdout.splitlines()[-1] == f"{run}: whole" and "datastore" in whole.stdout
+    stray = run / "datastore" / "keys-00099.npy"
+    stray.write_bytes(b"x")
+    flip(run / "datastore" / "values-00002.npy")
+    for place, count in ((run, 2), (run / "datastore", 2), (run / "datastore" / "values-00002.npy", 1)):
+        found = distlm("verify", str(place), check=False)
+        assert found.returncode == 1 and found.stderr.count("FAIL ") == count, found.stderr
+        assert "values-00002.npy: damaged" in found.stderr
+    assert "keys-00099.npy: belongs to no record" in distlm("verify", str(run), check=False).stderr
+    assert distlm("verify", str(run / "datastore" / "keys-00000.npy")).returncode == 0
+    nothing = distlm("verify", str(tmp_path / "nothing"), check=False)
+    assert nothing.returncode == 1 and "no such file or folder" in nothing.stderr

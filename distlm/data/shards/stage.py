@@ -34,6 +34,7 @@ from distlm.data.shards.files import (
     read_marker,
     write_marker,
 )
+from distlm.data.shards.reader import written_shards
 from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.settings import finished_shards, refuse_other_settings, refuse_other_text, shard_settings
 from distlm.data.shards.wordpiece import SPECIALS, VOCABULARY, Encoder, WordPiece, train_wordpiece
@@ -71,6 +72,7 @@ def run_shard(stage: Stage) -> ShardSummary:
     # First without the lock: a finished folder may be read-only.
     manifest = rank0_first(comm, lambda: finished_shards(folder, config))
     if manifest is not None:
+        stage.require_whole(folder, rank0_first(comm, lambda: written_shards(folder)))
         say(f"{_LABEL}: {folder} is complete with the same settings; nothing to do", comm.rank)
         return _summary(folder, manifest, already=True)
     rank0_first(comm, lambda: _refuse_foreign(folder))

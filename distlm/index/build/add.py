@@ -65,6 +65,8 @@ def run_index_add(stage: Stage) -> AddSummary:
             say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
         elif finished:
             say(f"index add: {finished} of {len(shards)} parts are complete, continuing", comm.rank)
+        if units:
+            stage.require_whole(datastore.folder, datastore.written(shards=units))
         with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
             for turn in range(ceil(len(units) / comm.size)):
                 stage.stop.check(comm, "index add")

@@ -97,7 +97,10 @@ def run_index_train(stage: Stage) -> TrainSummary:
         return done
     with only_writer(folder.root, stage.comm, "training this index"):
         # The run that held the lock until now may have trained it.
-        return _nothing_to_do(stage, folder, datastore, plan) or _train_together(stage, folder, datastore, plan)
+        if done := _nothing_to_do(stage, folder, datastore, plan):
+            return done
+        stage.require_whole(datastore.folder, datastore.written())
+        return _train_together(stage, folder, datastore, plan)
 
 
 def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary | None:

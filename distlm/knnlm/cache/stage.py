@@ -11,8 +11,9 @@ from functools import partial
 from distlm.data.tokens import TokenFiles
 from distlm.knnlm.cache.files import CacheWork, check_windows
 from distlm.knnlm.search.forward import open_forward
+from distlm.knnlm.search.neighbours import written_units
 from distlm.knnlm.search.stage import in_rounds
-from distlm.knnlm.search.states import StatesWork
+from distlm.knnlm.search.states import COMMAND, StatesWork
 from distlm.knnlm.search.units import UnitFolder
 from distlm.models.card import model_fingerprint
 from distlm.runtime.lock import only_writer
@@ -52,6 +53,12 @@ def _plan(stage: Stage) -> list[StatesWork]:
     return works
 
 
+def _check(stage: Stage, states: StatesWork) -> None:
+    """The states of a split are as they were written. Collective."""
+    kept = together(stage.comm, states.states)
+    stage.require_whole(kept.folder, written_units(kept.folder, kept.manifest.units, COMMAND))
+
+
 def _states(stage: Stage, works: list[StatesWork]) -> int:
     """Forward passes of the splits that lack states; tokens of these splits. Collective."""
     missing = [work for work in works if rank0_first(stage.comm, partial(_lacks, work))]
@@ -77,6 +84,7 @@ def _score(stage: Stage, states: StatesWork) -> int:
     if rank0_first(stage.comm, lambda: work.files.is_whole):
         say(f"knn cache {work.split}: {folder} is complete, nothing to do", stage.comm.rank)
         return 0
+    _check(stage, states)
     _fill(stage, work.files, f"knn cache {work.split}", work.compute_unit)
     return work.states.tokens
 

@@ -19,7 +19,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
-from distlm.runtime.checked import Written
+from distlm.runtime.checked import Written, problem
 from distlm.runtime.files import atomic_path, file_hash
 
 MARKER, WORDS = "losses.json", "dict.txt"
@@ -88,6 +88,8 @@ class Losses:
         arrays = []
         for part in ("targets", name):
             path = marker.parent / f"{part}.npy"
+            if found := problem(Written(path, facts.hashes[part], "run `distlm knn evaluate` again")):
+                raise DistlmError(found)
             try:
                 arrays.append(np.load(path))
             except (OSError, ValueError) as error:

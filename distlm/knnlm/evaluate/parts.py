@@ -10,6 +10,7 @@ With a λ of 0 its part drops out bit for bit.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from msgspec import UnsetType
@@ -19,10 +20,11 @@ from distlm.errors import DistlmError
 from distlm.knnlm.cache.files import Cache
 from distlm.knnlm.cache.scores import add_cache
 from distlm.knnlm.scoring import Floats, interpolate
-from distlm.knnlm.search.neighbours import MANIFEST, PLAN, Neighbours
+from distlm.knnlm.search.neighbours import MANIFEST, PLAN, Neighbours, written_units
 from distlm.knnlm.search.records import NeighboursManifest, StatesManifest
-from distlm.knnlm.search.states import States
+from distlm.knnlm.search.states import COMMAND, States
 from distlm.knnlm.tune.records import Tuned
+from distlm.runtime.checked import Written
 from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
 
@@ -72,6 +74,14 @@ class Parts:
     def tokens(self) -> int:
         """Evaluated tokens Q."""
         return self.source.tokens
+
+    def written(self) -> list[tuple[Path, list[Written]]]:
+        """Folders and their arrays as they were written."""
+        found = [] if self.neighbours is None else [(self.neighbours.folder, self.neighbours.written())]
+        for part in (self.cache, self.states):
+            if part is not None:
+                found.append((part.folder, written_units(part.folder, part.manifest.units, COMMAND)))
+        return found
 
     def log_lm(self) -> Floats:
         """The language model's log-probability of every token: fp64 [Q]."""

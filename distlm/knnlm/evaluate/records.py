@@ -285,6 +285,8 @@ class Results(Record, kw_only=True):
     """What it was made from → fingerprint; settings: hash of knn.json without its format."""
     code: CodeVersion
     """The code of the evaluation."""
+    verified: bool | UnsetType = UNSET
+    """false: files were read without comparing them with their checksums (--no-verify)."""
 
     def __post_init__(self) -> None:
         there = {name for split in self.splits.values() for name in NAMES if split.of(name)}

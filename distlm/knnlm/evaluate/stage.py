@@ -88,6 +88,12 @@ def _evaluate(stage: Stage) -> dict[str, float]:
     frozen, frozen_cache, fitted = read_frozen(tuned), read_frozen_cache(tuned), Fitted.of(tuned)
     opened = {split: open_parts(run, split, knn) for split in knn.splits}
     tokens = TokenFiles.open(run.tokens(stage.config))
+    read = [
+        (tokens.folder, tokens.written(*knn.splits)),
+        *(found for parts in opened.values() for found in parts.written()),
+    ]
+    for root, files in read:
+        stage.require_whole(root, files, alone=True)
     check_tuned(run.tuned, opened, frozen, frozen_cache)
     store, index = open_rest(stage, tokens, opened)
     kept = [parts.neighbours for parts in opened.values() if parts.neighbours]
@@ -135,6 +141,8 @@ def _evaluate(stage: Stage) -> dict[str, float]:
         },
         code=code_version(),
     )  # fmt: skip
+    if not stage.config.launch.verify:
+        results.verified = False
     for split, result in splits.items():
         if result.shuffled and result.shuffled.alarm:
             say(

@@ -47,6 +47,8 @@ def results_table(results: Results) -> str:
     seconds = results.seconds or {}
     facts.append(["time", ", ".join(f"{stage} {format_seconds(s)}" for stage, s in seconds.items())])
     alarms = [name for name, split in splits.items() if split.shuffled and split.shuffled.alarm]
+    if results.verified is False:
+        facts.append(["files", "not compared with their checksums (--no-verify)"])
     if alarms:
         facts.append(["ALARM", f"on {', '.join(alarms)} the neighbours' values are no better than permuted ones"])
     return f"{_grid(rows)}\n\n{_pairs(facts)}"

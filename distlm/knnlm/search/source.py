@@ -1,6 +1,8 @@
 """What a search reads: token files, model, datastore and index, opened together and checked against each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +11,11 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.pairs import stored_values
 from distlm.index.search.searcher import SearchIndex, brute_search, exact_distances, open_index
+from distlm.index.state import written_index
 from distlm.knnlm.search.forward import Forward, open_forward
 from distlm.knnlm.search.rescore import from_nearest, nearest_first
 from distlm.models.card import model_fingerprint
+from distlm.runtime.checked import Written
 from distlm.runtime.stage import Stage
 
 
@@ -37,6 +41,18 @@ class Source(Forward):
     def dot(self) -> bool:
         """They are to be dot products."""
         return self.knn.similarity == "dot"
+
+    def written(self, splits: Sequence[str], index: Path) -> list[tuple[Path, list[Written]]]:
+        """Folders and the files in them that a search of these splits reads, as they were written; with `index`, the
+        index's."""
+        store = self.datastore
+        found = [
+            (self.tokens.folder, self.tokens.written(*splits)),
+            (store.folder, store.written(keys=self.rescores or self.index is None)),
+        ]
+        if self.index is not None:
+            found.append((index, written_index(index)))
+        return found
 
     def search(
         self, queries: npt.NDArray[np.floating], k: int

@@ -39,6 +39,8 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     """
     start = time.monotonic()
     source = together(stage.comm, lambda: open_source(stage))
+    for root, files in source.written([split] if split else stage.config.knn.splits, stage.run.index):
+        stage.require_whole(root, files)
     test = rank0_first(stage.comm, lambda: self_test(source))
     say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
     splits = [split] if split else stage.config.knn.splits

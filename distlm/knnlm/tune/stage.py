@@ -38,6 +38,8 @@ def _tune(stage: Stage) -> dict[str, float]:
     start = time.monotonic()
     config, knn = stage.config, stage.config.knn
     parts = open_parts(stage.run, knn.splits[0], knn)
+    for root, files in parts.written():
+        stage.require_whole(root, files, alone=True)
     neighbours, cache = parts.neighbours, parts.cache
     if config.cache.use and cache is None:
         raise DistlmError(

@@ -23,6 +23,7 @@ from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.models.io import load_model
+from distlm.runtime.checked import problem
 from distlm.runtime.rundir import RunDir
 
 
@@ -69,7 +70,7 @@ def test_neighbours_are_rows_of_the_store_at_their_true_distance(searched):
     np.testing.assert_allclose(distances, ((queries[:, None] - keys[ids]) ** 2).sum(-1), rtol=1e-5, atol=1e-4)
     assert (np.diff(distances, axis=1) >= 0).all()
     assert neighbours.manifest.distances == "exact"
-    assert neighbours.damaged() == []
+    assert not any(map(problem, neighbours.written()))
 
 
 def test_brute_force_finds_the_nearest_rows_of_all(indexed, tmp_path):
@@ -257,7 +258,7 @@ def test_cut_and_missing_units_are_refused(searched, tmp_path):
     with pytest.raises(DistlmError, match=r"ids.npy: missing or cut"):
         Neighbours.open(folder)
     path.write_bytes(whole[:-8] + b"\x01" * 8)
-    assert Neighbours.open(folder).damaged() == [str(path)]
+    assert [file.path for file in Neighbours.open(folder).written() if problem(file)] == [path]
     np.save(path, np.load(unit_folder(folder, 0) / "ids.npy"))
     shutil.rmtree(unit_folder(folder, 0))
     with pytest.raises(DistlmError, match="unit-00000"):
