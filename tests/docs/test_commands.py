@@ -11,6 +11,7 @@ from support import distlm
 from distlm.cli import _commands, main
 from distlm.config.load import dump_config, load_config
 from distlm.config.recipe import recipe_names
+from distlm.runtime.records import BestCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "distlm").rglob("*.yaml"))]
@@ -66,6 +67,9 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd, monkeypatch
         # A seed's folder is none of a run.
         Path(arguments[1]).mkdir(parents=True, exist_ok=True)
         (Path(arguments[1]) / "metrics.jsonl").touch()
+        accepted = True
+    elif arguments[0] == "verify":
+        BestCheckpoint(checkpoint="step-00000001", valid_loss=1.0).write(Path(arguments[1]) / "best.json")
         accepted = True
     elif arguments[:2] in (["index", "extend"], ["index", "drop"]):
         # They need no recipe, and the index is not there.
