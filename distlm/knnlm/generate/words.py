@@ -214,7 +214,10 @@ class Generator:
             row = int(found.rows[place])
             token, value = row + self._window, int(found.values[place])
             before = self._stored[max(0, token - sampling.context) : token].tolist()
-            context, (hangs, word) = self.shown.line(before), self._part(before, value)
+            # The first tokens may be the end of a word that is not shown.
+            whole = [at for at, (hangs, _) in enumerate(self.shown.parts(before)) if not hangs]
+            context = self.shown.line(before[whole[0] if whole else 0 :]).lstrip(" ")
+            hangs, word = self._part(before, value)
             distance, weight = float(found.distances[place]), float(found.weights[place])
             described.append(Retrieved(row, token, context, word, hangs, value == chosen, distance, weight))
         return described
