@@ -214,7 +214,10 @@ class Generator:
         row = int(found.rows[place])
         token, value = row + self._window, int(found.values[place])
         before = self._stored[max(0, token - context) : token].tolist()
-        text, (hangs, word) = self.shown.line(before), self.part(before, value)
+        # The first tokens may be the end of a word that is not shown.
+        whole = [at for at, (hangs, _) in enumerate(self.shown.parts(before)) if not hangs]
+        text = self.shown.line(before[whole[0] if whole else 0 :]).lstrip(" ")
+        hangs, word = self.part(before, value)
         distance, weight = float(found.distances[place]), float(found.weights[place])
         return Retrieved(row, token, text, word, hangs, value == chosen, distance, weight)
 
