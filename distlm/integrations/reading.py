@@ -162,7 +162,8 @@ def knn_lm_of_run(run: str | Path, settings: Sequence[str] = ()) -> KnnLM:
     if not isinstance(model, HfLM) or not isinstance(found.codec, Pieces):
         raise DistlmError(f"{run}: not a run with model.kind=hf; its text goes on with `distlm generate`")
     subwords = found.codec.subwords
-    knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end])
+    begin = subwords.pieces[model.config.begin] if model.begins else "none"
+    knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end], begin)
     assert found.scorer.retriever is not None
     tuned = Tuned.read(RunDir.of(load_config(str(run), list(settings))).tuned)
     buckets = Buckets.of(tuned.buckets) if tuned.buckets else None

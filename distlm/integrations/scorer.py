@@ -72,8 +72,8 @@ class Scorer:
     def continuations(self, pairs: Sequence[tuple[Ids, Ids]], batch: int = 8) -> list[tuple[float, bool]]:
         """(Σ ln p of the second ids after the first, whether each of them is the most probable one) of each pair.
 
-        A text begins after </s>, as in evaluation; of a context that is too long the last tokens are seen. Raises
-        DistlmError for a continuation that is longer than the model can see.
+        A text begins after </s>, or what the model has in front of each block, as in evaluation; of a context that is
+        too long the last tokens are seen. Raises DistlmError for a continuation that is longer than the model can see.
         """
         results: list[tuple[float, bool]] = []
         for first in range(0, len(pairs), batch):
@@ -89,6 +89,8 @@ class Scorer:
     def next_word(self, ids: Ids) -> Tensor:
         """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device."""
         inputs = [Dictionary.EOS, *np.asarray(ids).tolist()][-self.longest :]
+        if self.model.begins:
+            inputs[0] = Dictionary.BOS
         return self._full(torch.tensor([inputs], device=self._device), torch.tensor([len(inputs) - 1]))[0]
 
     def _some(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
@@ -110,7 +112,7 @@ class Scorer:
         begins = ends - [len(row) for row in rows]
         blocks = Blocks(begins + 1, begins + np.array(starts), ends)
         with torch.inference_mode():
-            made = gather(stream, blocks, np.arange(len(rows)))
+            made = gather(stream, blocks, np.arange(len(rows)), begins=self.model.begins)
             inputs = torch.from_numpy(made.inputs).to(self._device)
             places = np.flatnonzero(made.scored)
             targets = made.targets.reshape(-1)[places]

@@ -9,7 +9,7 @@ from support.hf.runs import Made, make_run
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """By name: gpt2, llama."""
+    """By name, one of support.hf.runs.SAVE."""
     kept: dict[str, Made] = {}
 
     def make(name: str) -> Made:

@@ -24,7 +24,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
 RULE: dict[str, Any] = {"context_window": 32, "block": 32, "batch_blocks": 4}
-NAMES = ["gpt2", "llama"]
+NAMES = ["gpt2", "llama", "llama-begins", "gemma2"]
 Make = Callable[[str], Made]
 
 

@@ -216,17 +216,21 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
         )
     model.line_end = tokens.tokenizer.line_end
     if begin != "none":
-        model.begin = _begin(begin, Subwords.load(str(tokens.folder), tokens.tokenizer.line_end_piece), name)
+        subwords = Subwords.load(str(tokens.folder), tokens.tokenizer.line_end_piece)
+        model.begin = begin_piece(begin, subwords, f"hf.begin={begin}: the tokenizer of hf.name={name}")
     return model
 
 
-def _begin(setting: str, subwords: Subwords, name: str) -> int:
-    """Number of the piece in front of a text; −1: there is none."""
+def begin_piece(setting: str, subwords: Subwords, asked: str) -> int:
+    """Number of the piece in front of each block, by `setting`: auto, none or a piece; −1: there is none.
+
+    Raises UsageError, which begins with `asked`, for a piece that the tokenizer has not.
+    """
+    if setting == "none":
+        return -1
     found = subwords.begin if setting == "auto" else subwords.tokenizer.token_to_id(setting)
     if found is None and setting != "auto":
-        raise UsageError(
-            f"hf.begin={setting}: the tokenizer of hf.name={name} has no such piece; set it to auto or none"
-        )
+        raise UsageError(f"{asked} has no such piece; set it to auto or none")
     return -1 if found is None else int(found)
 
 
@@ -255,17 +259,18 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     return model
 
 
-def wrapped(hf: Any, pieces: int, line_end: int) -> HfLM:
+def wrapped(hf: Any, pieces: int, line_end: int, begin: int = -1) -> HfLM:
     """A model that is there already, as it is and where it is; nothing of it is changed.
 
-    `pieces` of its tokenizer, of which `line_end` ends a line. Raises DistlmError for an encoder with a decoder, for
+    `pieces` of its tokenizer, of which `line_end` ends a line and `begin` stands in front of each block (−1: none
+    does). Raises DistlmError for an encoder with a decoder, for
     fewer rows than pieces, and as `pretrained` for logits.
     """
     if hf.config.is_encoder_decoder:
         raise DistlmError(f"a {hf.config.model_type}, an encoder with a decoder; give a causal language model")
     text = hf.config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or _NO_LIMIT
-    config = HfModel(hf.config.to_dict(), text.hidden_size, longest, line_end)
+    config = HfModel(hf.config.to_dict(), text.hidden_size, longest, line_end, begin)
     if pieces > config.rows:
         raise DistlmError(
             f"the tokenizer has {pieces} pieces, the model {config.rows} rows: give the model's own tokenizer"

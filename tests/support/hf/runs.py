@@ -1,8 +1,9 @@
-"""A small GPT-2 and a small Llama with tokenizers of their own, a finished run of each, and a KnnLM round them."""
+"""Small models of Hugging Face with tokenizers of their own, a finished run of each, and a KnnLM round them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distlm.models.hf.importer import import_hf
 from distlm.runtime.rundir import RunDir
 from support import write_text
 from support.config import run_of
-from support.foreign.hf import save_gpt2, save_llama
+from support.foreign.hf import save_gemma2, save_gpt2, save_llama
 from support.knn import in_stage
 
 SETTINGS = [
@@ -29,7 +30,10 @@ SETTINGS = [
     "knn.buckets=4", "knn.gate=false", "knn.splits=[valid]", "knn.ladder_sample=0",
     "knn.lambdas=[0,0.2,0.4,0.6]", "launch.threads=0",
 ]  # fmt: skip
-SAVE = {"gpt2": save_gpt2, "llama": save_llama}
+SAVE: dict[str, Callable[[Path, Path], Path]] = {
+    "gpt2": save_gpt2, "llama": save_llama, "llama-begins": partial(save_llama, begins=True), "gemma2": save_gemma2,
+}  # fmt: skip
+"""The last two have a token in front of each text; Gemma 2 caps its logits."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def make_run(name: str, folder: Path) -> Made:
     """A run of one of SAVE, in a new folder: imported as it is, stored, searched, tuned and evaluated on valid."""
     text = write_text(folder / "text", train_lines=160)
     model = SAVE[name](folder / "model", text)
-    tap = {"gpt2": "transformer.h.1.mlp:input", "llama": "model.layers.1.mlp:input"}[name]
+    tap = {"gpt2": "transformer.h.1.mlp:input"}.get(name, "model.layers.1.mlp:input")
     settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={text}", f"run_dir={folder / 'run'}",
                 f"train.tap={tap}", f"datastore.tap={tap}"]  # fmt: skip
     config = run_of(HfRun, load_config("hf", [*settings, *SETTINGS]))
