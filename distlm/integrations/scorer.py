@@ -15,6 +15,7 @@ from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
 from distlm.integrations.mixture import Mixing, mixed
 from distlm.integrations.retrieve import Found, Retriever
+from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mix
 from distlm.models.language_model import LanguageModel
 
@@ -86,12 +87,15 @@ class Scorer:
         return self.retriever.search(states.float().cpu().numpy(), self.mixing.k, self.mixing.candidates)
 
     @torch.inference_mode()
-    def next_word(self, ids: Ids) -> Tensor:
-        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device."""
+    def next_word(self, ids: Ids, text: Growing | None = None) -> Tensor:
+        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device. `text`: what is
+        kept from word to word of one text; None: nothing."""
         inputs = [Dictionary.EOS, *np.asarray(ids).tolist()][-self.longest :]
         if self.model.begins:
             inputs[0] = Dictionary.BOS
-        return self._full(torch.tensor([inputs], device=self._device), torch.tensor([len(inputs) - 1]))[0]
+        output = (text or Growing(self.model)).states(inputs, self.tap)
+        assert output.hidden is not None
+        return self._scores(output.hidden, output.tapped, torch.tensor([output.hidden.shape[1] - 1]))[0]
 
     def _some(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """`continuations` in one forward pass."""
@@ -133,10 +137,6 @@ class Scorer:
             scores[some] = found.double().cpu().numpy()
             greedy[some] = (found == full.amax(dim=1)).cpu().numpy()
         return scores, greedy
-
-    def _full(self, inputs: Tensor, places: Tensor) -> Tensor:
-        output = self.model(inputs, tap=self.tap)
-        return self._scores(output.hidden, output.tapped, places)
 
     def _scores(self, hidden: Tensor, tapped: Tensor | None, places: Tensor) -> Tensor:
         """ln p of every id at the flat places [n] of states [B, T, D]: fp32 [n, V]."""

@@ -18,6 +18,7 @@ from distlm.knnlm.tune.stage import run_tune
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.importer import import_hf
 from distlm.runtime.rundir import RunDir
+from distlm.training.loop import run_train
 from support import write_text
 from support.config import run_of
 from support.foreign.hf import save_gemma2, save_gpt2, save_llama
@@ -74,16 +75,20 @@ class Made:
         return distlm.KnnLM(self.model() if model is None else model, self.tokenizer(), **words)
 
 
-def make_run(name: str, folder: Path) -> Made:
-    """A run of one of SAVE, in a new folder: imported as it is, stored, searched, tuned and evaluated on valid."""
+def make_run(name: str, folder: Path, *memory: str) -> Made:
+    """A run of one of SAVE, in a new folder: imported as it is, or, with settings of a `memory`, trained for an update;
+    stored, searched, tuned and evaluated on valid."""
     text = write_text(folder / "text", train_lines=160)
     model = SAVE[name](folder / "model", text)
     tap = {"gpt2": "transformer.h.1.mlp:input"}.get(name, "model.layers.1.mlp:input")
     settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={text}", f"run_dir={folder / 'run'}",
-                f"train.tap={tap}", f"datastore.tap={tap}"]  # fmt: skip
+                f"train.tap={tap}", f"datastore.tap={tap}", *memory]  # fmt: skip
     config = run_of(HfRun, load_config("hf", [*settings, *SETTINGS]))
     in_stage("prepare", config, run_prepare)
-    import_hf(config)
+    if memory:
+        in_stage("train", config, run_train)
+    else:
+        import_hf(config)
     for stage, function in (
         ("datastore", run_datastore_write), ("index", run_index_build), ("knn", run_search), ("knn", run_tune),
         ("knn", run_evaluate),
