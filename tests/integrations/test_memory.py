@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.hf.runs import Made, make_run
+from support.hf.runs import Made, made_run
 
 import distlm
 from distlm.errors import DistlmError
@@ -13,15 +13,10 @@ from distlm.integrations.reading import of_run
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.memory.layer import ProductKeyMemory
 
-MEMORY = [
-    "memory.kind=resm", "memory.positions=[1]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4",
-    "memory.key_width=8", "train.updates=1", "train.valid_every=1", "train.warmup_updates=0",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_run("gemma2", tmp_path_factory.mktemp("memory"), *MEMORY)
+    return made_run(tmp_path_factory, "gemma2", memory=True)
 
 
 def memory_of(knn: distlm.KnnLM) -> ProductKeyMemory:

@@ -25,6 +25,7 @@ from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
 from distlm.models.empty import empty_model
 from distlm.models.hf.description import OUTPUT, SIDES, HfModel
+from distlm.models.hf.exported import refuse_exported
 from distlm.models.hf.memory import equip
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
@@ -188,14 +189,17 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
     """The model of a folder or of a name on the hub, for sub-word token files. Only its configuration is read, and,
     for the piece in front of a text (`begin`: hf.begin), the tokenizer that lies with the tokens.
 
-    Raises DistlmError when there is none, when it is no causal language model, when the tokens are words, when the
-    tokenizer has more pieces than the model has rows, or no piece `begin`.
+    Raises DistlmError when there is none, when it is no causal language model, when it was exported with a memory or
+    is one over words, when the tokens are words, when the tokenizer has more pieces than the model has rows, or no
+    piece `begin`.
     """
     if not name:
         raise UsageError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
     library = _library()
     try:
-        found = library.AutoConfig.from_pretrained(name)
+        refuse_exported(name, library.PretrainedConfig.get_config_dict(name)[0])
+        # Code in a folder is never run, nor is anybody asked whether it may be.
+        found = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(name, error) from error
     if found.is_encoder_decoder:
@@ -245,7 +249,9 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        hf, facts = library.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        hf, facts = library.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise _unreadable(name, error) from error
     finally:
