@@ -26,7 +26,7 @@ from distlm.integrations.same_model import check_keys, parameters_hash
 from distlm.integrations.scorer import Scorer, TokenLogProbs
 from distlm.integrations.taps import default_tap
 from distlm.integrations.tuning import tuned
-from distlm.models.hf.model import wrapped
+from distlm.models.hf.model import begin_piece, wrapped
 from distlm.runtime.files import bytes_hash, json_hash
 
 BLOCK = 512
@@ -51,21 +51,25 @@ class KnnLM:
     numbers are those of `distlm datastore write`, `index build` and `knn evaluate` (the same blocks given).
     """
 
-    def __init__(self, model: Any, tokenizer: Any, tap: str | None = None, line_end: str = "") -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, tap: str | None = None, line_end: str = "", begin: str = "auto"
+    ) -> None:
         """`model`: of AutoModelForCausalLM; `tokenizer`: its own, of transformers (a fast one) or `tokenizers`.
 
         `tap`: the hidden state that is the key, as settings name it: MODULE:input, MODULE:output or "output"; None:
         the input of the last layer's feed-forward part, where one can be told by its name, else "output".
-        `line_end`: the piece that ends a line, as data.line_end. Raises DistlmError for a model that is not causal or
-        whose logits are not a softmax layer's, and a tokenizer that is not fast or not its own; UsageError for an
-        unknown tap.
+        `line_end`: the piece that ends a line, as data.line_end. `begin`: the piece in front of each block of text,
+        as hf.begin: auto, the one that the tokenizer puts in front of a text (Gemma, Llama), where it does; none.
+        Raises DistlmError for a model that is not causal or whose logits are not a function of its last hidden state,
+        and a tokenizer that is not fast or not its own; UsageError for an unknown tap or piece.
         """
         self.model = model
         """The model that was given."""
         self.subwords = Subwords.of(_library_tokenizer(tokenizer), line_end)
         """Its tokenizer, and the piece that stands for the end of a line."""
         with _evaluating(model):
-            self.lm = wrapped(model, len(self.subwords.pieces), self.subwords.line_end)
+            first = begin_piece(begin, self.subwords, f"begin={begin!r}: the tokenizer")
+            self.lm = wrapped(model, len(self.subwords.pieces), self.subwords.line_end, first)
         """The same model over the ids of sub-word token files."""
         self.tap = tap or default_tap(model)
         """The hidden state that is the key."""
@@ -165,7 +169,8 @@ class KnnLM:
         """Take the datastore of a folder, of `add` or of a run (RUN/datastore); itself, for chaining.
 
         Its tap becomes this one's, unless one was given. One block of keys is computed again from the stored tokens.
-        Raises DistlmError when there is none, or an unfinished one, and when it is of another tokenizer, tap or model;
+        Raises DistlmError when there is none, or an unfinished one, and when it is of another tokenizer, tap or model,
+        or of blocks that begin otherwise (`begin`);
         UsageError when there is a store already.
         """
         if self._store is not None:
@@ -175,6 +180,7 @@ class KnnLM:
         if self._tap_given and store.tap != self.tap:
             raise DistlmError(f"{folder}: keys are {store.tap}, tap={self.tap!r}; leave the tap out, or give that one")
         self.lm.require_tap(store.tap, f"{folder}: tap")
+        self._require_begin(store)
         with self._at_work():
             check_keys(self.lm, store)
         self._store, self.tap = store, store.tap
@@ -286,7 +292,8 @@ class KnnLM:
         return Scorer(self.lm, self.tap, retriever, mixing, self.max_positions)
 
     def ids(self, text: Text) -> npt.NDArray[np.int32]:
-        """Ids as token files have them, int32 [Q]: of a text line by line, or of the tokenizer's ids.
+        """Ids as token files have them, int32 [Q]: of a text line by line, or of the tokenizer's ids, but for the
+        beginning-of-text token in front of them, where this model has one in front of each block.
 
         Raises DistlmError for ids that the tokenizer does not have, and where there are none.
         """
@@ -299,6 +306,8 @@ class KnnLM:
             if len(pieces) and not 0 <= pieces.min() <= pieces.max() < len(self.subwords.pieces):
                 raise DistlmError(f"ids from {pieces.min()} to {pieces.max()}: the tokenizer has those from 0 to "
                                   f"{len(self.subwords.pieces) - 1}")  # fmt: skip
+            if self.lm.begins and len(pieces) and pieces[0] == self.lm.config.begin:
+                pieces = pieces[1:]
             ids = np.where(pieces == self.subwords.line_end, Dictionary.EOS, pieces + FIRST_PIECE)
         if not len(ids):
             raise DistlmError("there is no token in what was given; give at least one line of text")
@@ -332,8 +341,19 @@ class KnnLM:
             split="train", tap=self.tap, context_window=context_window, block=block, batch_blocks=plan.batch_blocks,
             rows_per_shard=plan.rows_per_shard, key_dtype=key_dtype, width=self.lm.width,
             vocabulary=self.subwords.size, model=parameters_hash(self.lm) if kept else "", dictionary=dictionary,
-            tokens=json_hash(facts),
+            tokens=json_hash(facts), begins=self.lm.begins,
         )  # fmt: skip
+
+    def _require_begin(self, store: Datastore) -> None:
+        """Raises DistlmError for a store whose blocks begin otherwise than this model's."""
+        if (there := bool(store.manifest.context.begins)) != self.lm.begins:
+            own = self.subwords.pieces[self.lm.config.begin] if self.lm.begins else ""
+            mend = "begin='none'" if own else "begin=PIECE, the piece that it was written with"
+            raise DistlmError(
+                f"{store.folder}: each block was written with{'' if there else 'out'} a beginning-of-text token in "
+                f"front, and this KnnLM has {repr(own) if own else 'none'}; make it with {mend}, or write the store "
+                "again"
+            )
 
 
 @contextmanager

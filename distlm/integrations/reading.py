@@ -16,6 +16,7 @@ from distlm.integrations.mixture import Mixing
 from distlm.integrations.retrieve import Retriever
 from distlm.integrations.scorer import Ids, Scorer
 from distlm.integrations.text import Codec, Pieces, Words
+from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.source import open_source
 from distlm.knnlm.tune.buckets import Buckets
@@ -75,14 +76,14 @@ class TextScorer:
         """The text that follows `prompt`, of at most `tokens` tokens, up to the first of `until`, which is left out.
 
         The most probable token each time; with a `temperature` above 0 one drawn from softmax(ln p / temperature).
-        Each step is a pass over the whole text, which is right for every kind of model.
+        A model that can keep its attention's keys and values computes one state a step; others the whole text.
         """
         ids = self.codec.encode(prompt).tolist()
         start = len(self.codec.decode(ids))
         random = torch.Generator().manual_seed(seed)
-        text = ""
+        text, passed = "", Growing(self.scorer.model)
         for _ in range(tokens):
-            scores = self.scorer.next_word(ids).cpu()
+            scores = self.scorer.next_word(ids, passed).cpu()
             if temperature > 0:
                 ids.append(int(torch.multinomial(torch.softmax(scores / temperature, 0), 1, generator=random)))
             else:
@@ -162,7 +163,8 @@ def knn_lm_of_run(run: str | Path, settings: Sequence[str] = ()) -> KnnLM:
     if not isinstance(model, HfLM) or not isinstance(found.codec, Pieces):
         raise DistlmError(f"{run}: not a run with model.kind=hf; its text goes on with `distlm generate`")
     subwords = found.codec.subwords
-    knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end])
+    begin = subwords.pieces[model.config.begin] if model.begins else "none"
+    knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end], begin)
     assert found.scorer.retriever is not None
     tuned = Tuned.read(RunDir.of(load_config(str(run), list(settings))).tuned)
     buckets = Buckets.of(tuned.buckets) if tuned.buckets else None

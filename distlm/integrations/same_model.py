@@ -15,9 +15,12 @@ FAR = 0.01
 
 
 def parameters_hash(model: LanguageModel) -> str:
-    """xxh3-128 of names, types and values of all parameters; a model of half precision is another one."""
+    """xxh3-128 of names, types and values of all parameters, and of what else a state dict has, as the values of a
+    memory; a model of half precision is another one."""
     digest = xxhash.xxh3_128()
-    for name, parameter in model.named_parameters():
+    everything = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    rest = [(name, kept) for name, kept in model.state_dict().items() if name not in everything]
+    for name, parameter in (*model.named_parameters(), *rest):
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
         # Through fp32, since NumPy has no bfloat16.
         digest.update(np.ascontiguousarray(parameter.detach().float().cpu().numpy()).data)

@@ -15,6 +15,7 @@ from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
 from distlm.integrations.mixture import Mixing, mixed
 from distlm.integrations.retrieve import Found, Retriever
+from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mix
 from distlm.models.language_model import LanguageModel
 
@@ -72,8 +73,8 @@ class Scorer:
     def continuations(self, pairs: Sequence[tuple[Ids, Ids]], batch: int = 8) -> list[tuple[float, bool]]:
         """(Σ ln p of the second ids after the first, whether each of them is the most probable one) of each pair.
 
-        A text begins after </s>, as in evaluation; of a context that is too long the last tokens are seen. Raises
-        DistlmError for a continuation that is longer than the model can see.
+        A text begins after </s>, or what the model has in front of each block, as in evaluation; of a context that is
+        too long the last tokens are seen. Raises DistlmError for a continuation that is longer than the model can see.
         """
         results: list[tuple[float, bool]] = []
         for first in range(0, len(pairs), batch):
@@ -86,10 +87,15 @@ class Scorer:
         return self.retriever.search(states.float().cpu().numpy(), self.mixing.k, self.mixing.candidates)
 
     @torch.inference_mode()
-    def next_word(self, ids: Ids) -> Tensor:
-        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device."""
+    def next_word(self, ids: Ids, text: Growing | None = None) -> Tensor:
+        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device. `text`: what is
+        kept from word to word of one text; None: nothing."""
         inputs = [Dictionary.EOS, *np.asarray(ids).tolist()][-self.longest :]
-        return self._full(torch.tensor([inputs], device=self._device), torch.tensor([len(inputs) - 1]))[0]
+        if self.model.begins:
+            inputs[0] = Dictionary.BOS
+        output = (text or Growing(self.model)).states(inputs, self.tap)
+        assert output.hidden is not None
+        return self._scores(output.hidden, output.tapped, torch.tensor([output.hidden.shape[1] - 1]))[0]
 
     def _some(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """`continuations` in one forward pass."""
@@ -110,7 +116,7 @@ class Scorer:
         begins = ends - [len(row) for row in rows]
         blocks = Blocks(begins + 1, begins + np.array(starts), ends)
         with torch.inference_mode():
-            made = gather(stream, blocks, np.arange(len(rows)))
+            made = gather(stream, blocks, np.arange(len(rows)), begins=self.model.begins)
             inputs = torch.from_numpy(made.inputs).to(self._device)
             places = np.flatnonzero(made.scored)
             targets = made.targets.reshape(-1)[places]
@@ -131,10 +137,6 @@ class Scorer:
             scores[some] = found.double().cpu().numpy()
             greedy[some] = (found == full.amax(dim=1)).cpu().numpy()
         return scores, greedy
-
-    def _full(self, inputs: Tensor, places: Tensor) -> Tensor:
-        output = self.model(inputs, tap=self.tap)
-        return self._scores(output.hidden, output.tapped, places)
 
     def _scores(self, hidden: Tensor, tapped: Tensor | None, places: Tensor) -> Tensor:
         """ln p of every id at the flat places [n] of states [B, T, D]: fp32 [n, V]."""

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from support.hf.runs import made_run
 from support.knn import copy_run, in_stage
 
 import distlm
 from distlm.config.schema import RunConfig
+from distlm.data.subwords import FIRST_PIECE
 from distlm.errors import UsageError
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.generate.stage import run_generate
@@ -31,6 +34,19 @@ def test_log_probs_of_a_split_are_those_of_the_evaluation(causal: RunConfig) -> 
     alone = run.log_probs(run.tokens("test"), knn=False)
     np.testing.assert_array_equal(alone.lm, found.lm)
     assert alone.knn is None and alone.mixed is None
+
+
+def test_capped_logits_and_a_token_in_front(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Gemma 2: the numbers of the evaluation, and by transformers alone those of a text as its tokenizer begins it."""
+    made = made_run(tmp_path_factory, "gemma2")
+    run = distlm.open_run(made.run.root)
+    found = run.log_probs(made.split("valid"))
+    np.testing.assert_array_equal(found.lm, -Losses.open(made.run.losses, "valid", "lm").nats)
+    np.testing.assert_allclose(found.mixed, -Losses.open(made.run.losses, "valid", "knn").nats, atol=1e-5)
+    with torch.inference_mode():
+        own = made.model()(**made.tokenizer()("w1 w2", return_tensors="pt")).logits[0, -1].double().softmax(0)
+    for word in run.next_word("w1 w2", top=5, knn=False):
+        assert word.p == pytest.approx(float(own[word.id - FIRST_PIECE]), rel=1e-4)
 
 
 def test_given_settings_replace_the_tuned_ones(transformer_lm: RunConfig) -> None:

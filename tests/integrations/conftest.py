@@ -1,23 +1,17 @@
 """Runs of small models of Hugging Face, made once."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from support.hf.runs import Made, make_run
+from support.hf.runs import Made, made_run
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """By name: gpt2, llama."""
-    kept: dict[str, Made] = {}
-
-    def make(name: str) -> Made:
-        if name not in kept:
-            kept[name] = make_run(name, tmp_path_factory.mktemp(f"knn-{name}"))
-        return kept[name]
-
-    return make
+    """By name, one of support.hf.runs.SAVE."""
+    return partial(made_run, tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

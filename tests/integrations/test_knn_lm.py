@@ -24,7 +24,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
 RULE: dict[str, Any] = {"context_window": 32, "block": 32, "batch_blocks": 4}
-NAMES = ["gpt2", "llama"]
+NAMES = ["gpt2", "llama", "llama-begins", "gemma2"]
 Make = Callable[[str], Made]
 
 
@@ -88,6 +88,37 @@ def test_the_model_stays_as_it_is(made: Make) -> None:
     assert np.array_equal(knn.log_probs(run.split("valid")).mixture, first)
     assert model.training and not model.transformer.h[0].training and model.transformer.h[1].training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_text_begins_as_the_tokenizer_begins_it(made: Make, tmp_path: Path) -> None:
+    """Unless another piece is named, or none; a store of another rule is refused, with advice that works."""
+    run, text = made("gemma2"), "w1 w2 w3\n"
+    knn, bare = run.knn(), run.knn(begin="none")
+    first = knn.lm.config.begin
+    assert (first, bare.lm.begins, made("llama").knn().lm.begins) == (1, False, False)
+    ids = torch.tensor(run.tokenizer()("w1 w2 w3").input_ids)
+    with torch.inference_mode():
+        own = run.model()(input_ids=ids[None]).logits[0].double().log_softmax(1)
+    found = knn.log_probs(text)
+    assert ids[0] == first and np.array_equal(found.tokens[:-1], ids[1:])
+    assert np.abs(found.lm[:-1] - own[torch.arange(len(ids) - 1), ids[1:]].numpy()).max() < 1e-5
+    assert np.abs(bare.log_probs(text).lm - found.lm).max() > 1e-2
+    # The tokenizer's ids of a text: what is in front of them is no token of the text.
+    assert np.array_equal(knn.ids(ids.tolist()), knn.ids(text)[:-1])
+    assert np.array_equal(bare.ids(ids.tolist()), ids.numpy() + 4)
+    for window, (writer, reader, said) in enumerate((
+        (knn, "none", r"was written with a beginning-of-text token .* has none; make it with begin=PIECE"),
+        (bare, "auto", r"was written without a .* has '<bos>'; make it with begin='none'"),
+    )):  # fmt: skip
+        folder = tmp_path / reader
+        writer.add(run.split("train"), folder, context_window=32 * window, block=32)
+        rule = Datastore.open(folder).manifest.context
+        assert bool(rule.begins) == ("after the beginning-of-text token" in rule.rule) == writer.lm.begins
+        with pytest.raises(DistlmError, match=said):
+            run.knn(begin=reader).open(folder)
+        run.knn(begin="<bos>" if writer is knn else "none").open(folder)
+    with pytest.raises(UsageError, match=r"begin='<s>': the tokenizer has no such piece; set it to auto or none"):
+        run.knn(begin="<s>")
 
 
 def test_flat_is_every_key_and_more_texts_are_more_rows(made: Make) -> None:

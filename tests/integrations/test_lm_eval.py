@@ -69,9 +69,9 @@ def perplexities(model: DistlmModel, tasks: Callable[..., Any], text: str) -> fl
 
 @pytest.mark.parametrize("mixture", ["lm", "knn"])
 def test_rolling_likelihoods_are_those_of_knn_evaluate(made: Make, words: RunConfig, mixture: str, tasks: Any) -> None:
-    """Of Hugging Face's model and of one over words; Must show 6 of issue 20."""
-    run = made("gpt2")
-    for root, text in ((run.run, run.split("valid")), (RunDir.of(words), None)):
+    """Of Hugging Face's models and of one over words; Must show 6 of issue 20."""
+    runs = [made("gpt2"), made("gemma2")]
+    for root, text in (*((run.run, run.split("valid")) for run in runs), (RunDir.of(words), None)):
         text = text or (Path(words.data.text_dir) / "valid.txt").read_text("utf-8")
         nats = Losses.open(root.losses, "valid", mixture).nats
         found = perplexities(DistlmModel(run=str(root.root), mixture=mixture), tasks, text)
@@ -109,15 +109,17 @@ def test_choices_and_continuations_of_a_knn_lm(made: Make, tasks: Any) -> None:
     assert found["results"]["choose"]["acc,none"] == pytest.approx(right / len(documents))
 
 
-def test_what_a_context_says_counts(made: Make) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_what_a_context_says_counts(made: Make, name: str) -> None:
     """By the model of transformers alone, and with neighbours as log_probs has them."""
-    run = made("gpt2")
+    run = made(name)
     knn = run.knn().add(run.split("train"), block=32).build_index("Flat")
     knn.mixing = knn.mixed(lam=0.5, temperature=2.0, k=16)
     text = "w1 w2 w3 w0 w1"
     ids = knn.pieces(knn.ids(text))[:-1]
     cut = len(knn.pieces(knn.ids("w1 w2"))) - 1
-    rows = torch.tensor([[knn.subwords.line_end, *ids.tolist()]])
+    front = knn.lm.config.begin if name == "gemma2" else knn.subwords.line_end
+    rows = torch.tensor([[front, *ids.tolist()]])
     with torch.inference_mode():
         logits = knn.model(input_ids=rows).logits[0].log_softmax(1)
     expected = float(logits[torch.arange(cut, len(ids)), ids[cut:]].sum())
@@ -130,6 +132,22 @@ def test_what_a_context_says_counts(made: Make) -> None:
     assert DistlmModel(knn_lm=knn).loglikelihood([nothing])[0][0] == pytest.approx(
         knn.log_probs("w3\n").mixture[:-1].sum(), abs=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_kept_keys_and_values_give_the_same_text(made: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beyond the longest text that the model is given, where the window moves."""
+    scorer = of_run(made(name).run.root, "lm")
+    model: Any = scorer.scorer.model
+    lengths: list[int] = []
+    hook = model.hf.base_model.register_forward_pre_hook(
+        lambda _module, _given, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    kept = scorer.generate("w1 w2", [], 66, 1.0, seed=4)
+    hook.remove()
+    assert lengths[0] > 1 and lengths[1:40] == [1] * 39 and lengths[-1] == 64
+    monkeypatch.setattr(model, "new_past", lambda: None)
+    assert kept == scorer.generate("w1 w2", [], 66, 1.0, seed=4)
 
 
 @pytest.mark.parametrize("mixture", ["knn", "knn_buckets"])

@@ -16,7 +16,7 @@ from distlm.integrations.mixture import mixed
 from distlm.integrations.taps import default_tap
 from distlm.knnlm.tune.buckets import Buckets
 
-NAMES = ["gpt2", "llama"]
+NAMES = ["gpt2", "llama", "gemma2"]
 Make = Callable[[str], Made]
 LAM, T, K, STEPS = 0.6, 2.0, 24, 4
 PROMPTS = ["w1 w2 w3 w0 w1", "w5", "w0 w0 w9"]
@@ -56,7 +56,9 @@ def knn(request: pytest.FixtureRequest, made: Make) -> distlm.KnnLM:
 
 @pytest.fixture
 def prompts(knn: distlm.KnnLM) -> list[list[int]]:
-    return [[int(one) for one in knn.pieces(knn.ids(text))[:-1]] for text in PROMPTS]
+    """As the tokenizer cuts them, with what it puts in front of a text."""
+    begin = [knn.lm.config.begin] if knn.lm.begins else []
+    return [[*begin, *map(int, knn.pieces(knn.ids(text))[:-1])] for text in PROMPTS]
 
 
 def batch(prompts: list[list[int]]) -> dict[str, Tensor]:

@@ -49,14 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("as_is")
     text = write_text(folder / "text", train_lines=160)
     save_gpt2(folder / "gpt2", text)
-    path = save_llama(folder / "llama", text) / "tokenizer.json"
-    tree = json.loads(path.read_text("utf-8"))
-    tree["post_processor"] = {
-        "type": "TemplateProcessing", "pair": [],
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-    }  # fmt: skip
-    path.write_text(json.dumps(tree), "utf-8")
+    save_llama(folder / "llama", text, begins=True)
     return folder
 
 

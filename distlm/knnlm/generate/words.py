@@ -9,7 +9,6 @@ never drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,10 @@ from distlm.data.dictionary import Dictionary
 from distlm.data.text.shown import Shown
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.parts import Frozen
+from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.forward import Forward
 from distlm.knnlm.search.source import Source
-from distlm.models.language_model import LMOutput
 
 Ids = npt.NDArray[np.integer]
 
@@ -119,9 +118,7 @@ class Generator:
         if isinstance(forward, Source):
             self._window = forward.datastore.manifest.context.context_window
             self._stored = forward.tokens.split(forward.datastore.manifest.split)
-        self._past: Any = None
-        self._passed: list[int] = []
-        """Tokens that `_past` holds."""
+        self._text = Growing(forward.model)
         self._longest = forward.knn.context_window + forward.knn.block
         self.shown = Shown.of(forward.tokens)
         self.possible = self.shown.in_text(forward.tokens.dictionary.counts)
@@ -159,13 +156,12 @@ class Generator:
     def _language_model(self, ids: Sequence[int]) -> tuple[Floats, npt.NDArray[np.floating] | None]:
         """p_LM of every word after the text `ids`, fp64 [V], and the query [1, D] in the keys' dtype, if any."""
         model = self._forward.model
-        device = next(model.parameters()).device
         tap = self._forward.datastore.tap if isinstance(self._forward, Source) else None
         # As in evaluation, a text begins after </s>, or after what the model has in front of each block.
         inputs = [Dictionary.EOS, *ids][-self._longest :]
         if model.begins:
             inputs[0] = Dictionary.BOS
-        output = self._pass(inputs, tap, device)
+        output = self._text.states(inputs, tap)
         assert output.hidden is not None
         log_probs = model.full_log_probs(output.hidden[0, -1:])[0].double().cpu().numpy()
         if not np.isfinite(log_probs).any():
@@ -175,16 +171,6 @@ class Generator:
         assert isinstance(self._forward, Source) and output.tapped is not None
         query = output.tapped[0, -1:].float().cpu().numpy().astype(self._forward.key_dtype)
         return np.exp(log_probs), query
-
-    def _pass(self, inputs: list[int], tap: str | None, device: torch.device) -> LMOutput:
-        """States of the text `inputs`, at least the last. What a text has in common with the one before it in full is
-        not computed again; a window that has moved is, because every position in it has another number."""
-        model, known = self._forward.model, len(self._passed)
-        if self._past is None or not 0 < known < len(inputs) or inputs[:known] != self._passed:
-            self._past, known = model.new_past(), 0
-        self._passed = inputs
-        new = torch.tensor([inputs[known:]], device=device)
-        return model(new, tap=tap) if self._past is None else model(new, tap=tap, past=self._past)
 
     def _neighbours(self, query: npt.NDArray[np.floating] | None) -> Found:
         """The frozen k neighbours of a query [1, D], nearest first."""

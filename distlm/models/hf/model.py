@@ -25,6 +25,7 @@ from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
 from distlm.models.empty import empty_model
 from distlm.models.hf.description import OUTPUT, SIDES, HfModel
+from distlm.models.hf.exported import refuse_exported
 from distlm.models.hf.memory import equip
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
@@ -188,14 +189,17 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
     """The model of a folder or of a name on the hub, for sub-word token files. Only its configuration is read, and,
     for the piece in front of a text (`begin`: hf.begin), the tokenizer that lies with the tokens.
 
-    Raises DistlmError when there is none, when it is no causal language model, when the tokens are words, when the
-    tokenizer has more pieces than the model has rows, or no piece `begin`.
+    Raises DistlmError when there is none, when it is no causal language model, when it was exported with a memory or
+    is one over words, when the tokens are words, when the tokenizer has more pieces than the model has rows, or no
+    piece `begin`.
     """
     if not name:
         raise UsageError("hf.name is empty; set it to a folder or a name on the hub, e.g. hf.name=gpt2")
     library = _library()
     try:
-        found = library.AutoConfig.from_pretrained(name)
+        refuse_exported(name, library.PretrainedConfig.get_config_dict(name)[0])
+        # Code in a folder is never run, nor is anybody asked whether it may be.
+        found = library.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise _unreadable(name, error) from error
     if found.is_encoder_decoder:
@@ -216,17 +220,21 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
         )
     model.line_end = tokens.tokenizer.line_end
     if begin != "none":
-        model.begin = _begin(begin, Subwords.load(str(tokens.folder), tokens.tokenizer.line_end_piece), name)
+        subwords = Subwords.load(str(tokens.folder), tokens.tokenizer.line_end_piece)
+        model.begin = begin_piece(begin, subwords, f"hf.begin={begin}: the tokenizer of hf.name={name}")
     return model
 
 
-def _begin(setting: str, subwords: Subwords, name: str) -> int:
-    """Number of the piece in front of a text; −1: there is none."""
+def begin_piece(setting: str, subwords: Subwords, asked: str) -> int:
+    """Number of the piece in front of each block, by `setting`: auto, none or a piece; −1: there is none.
+
+    Raises UsageError, which begins with `asked`, for a piece that the tokenizer has not.
+    """
+    if setting == "none":
+        return -1
     found = subwords.begin if setting == "auto" else subwords.tokenizer.token_to_id(setting)
     if found is None and setting != "auto":
-        raise UsageError(
-            f"hf.begin={setting}: the tokenizer of hf.name={name} has no such piece; set it to auto or none"
-        )
+        raise UsageError(f"{asked} has no such piece; set it to auto or none")
     return -1 if found is None else int(found)
 
 
@@ -241,7 +249,9 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        hf, facts = library.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        hf, facts = library.AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
         raise _unreadable(name, error) from error
     finally:
@@ -255,17 +265,18 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     return model
 
 
-def wrapped(hf: Any, pieces: int, line_end: int) -> HfLM:
+def wrapped(hf: Any, pieces: int, line_end: int, begin: int = -1) -> HfLM:
     """A model that is there already, as it is and where it is; nothing of it is changed.
 
-    `pieces` of its tokenizer, of which `line_end` ends a line. Raises DistlmError for an encoder with a decoder, for
+    `pieces` of its tokenizer, of which `line_end` ends a line and `begin` stands in front of each block (−1: none
+    does). Raises DistlmError for an encoder with a decoder, for
     fewer rows than pieces, and as `pretrained` for logits.
     """
     if hf.config.is_encoder_decoder:
         raise DistlmError(f"a {hf.config.model_type}, an encoder with a decoder; give a causal language model")
     text = hf.config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or _NO_LIMIT
-    config = HfModel(hf.config.to_dict(), text.hidden_size, longest, line_end)
+    config = HfModel(hf.config.to_dict(), text.hidden_size, longest, line_end, begin)
     if pieces > config.rows:
         raise DistlmError(
             f"the tokenizer has {pieces} pieces, the model {config.rows} rows: give the model's own tokenizer"

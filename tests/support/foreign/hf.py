@@ -23,21 +23,55 @@ def save_gpt2(folder: Path, text: Path, extra_rows: int = 0) -> Path:
     return folder
 
 
-def save_llama(folder: Path, text: Path) -> Path:
-    """A Llama of two layers of width 32, its softmax not tied, with a BPE that has no newline but </s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+def save_llama(folder: Path, text: Path, begins: bool = False) -> Path:
+    """A Llama of two layers of width 32, its softmax not tied, with a BPE that has no newline but </s>. With `begins`
+    the tokenizer puts <s> in front of a text, as Llama's own does."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    size = _save_tokenizer(folder, text, ["<unk>", "<s>", "</s>"], begins)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**_sizes(size))).save_pretrained(folder)
+    return folder
+
+
+def save_gemma2(folder: Path, text: Path) -> Path:
+    """A Gemma 2 of two layers of width 32 whose logits are capped, hard enough that it shows, with <bos> in front of a
+    text; one layer's attention sees 8 tokens."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    size = _save_tokenizer(folder, text, ["<unk>", "<bos>", "<eos>"], True)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **_sizes(size), head_dim=16, final_logit_softcapping=0.5, sliding_window=8, bos_token_id=1, eos_token_id=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    model.save_pretrained(folder)
+    return folder
+
+
+def _sizes(pieces: int) -> dict[str, int]:
+    return {
+        "vocab_size": pieces, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 96,
+    }  # fmt: skip
+
+
+def _save_tokenizer(folder: Path, text: Path, specials: list[str], begins: bool) -> int:
+    """A BPE of 30 pieces; the second of `specials` is what a text begins with. The number of its pieces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=specials[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=specials, show_progress=False)
     tokenizer.train_from_iterator((text / "train.txt").read_text("utf-8").splitlines(), trainer)
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{specials[1]} $A", special_tokens=[(specials[1], 1)]
+        )
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=96,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return int(tokenizer.get_vocab_size())

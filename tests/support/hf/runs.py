@@ -1,10 +1,13 @@
-"""A small GPT-2 and a small Llama with tokenizers of their own, a finished run of each, and a KnnLM round them."""
+"""Small models of Hugging Face with tokenizers of their own, a finished run of each, and a KnnLM round them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import distlm
 from distlm.config.load import load_config
@@ -17,10 +20,12 @@ from distlm.knnlm.tune.stage import run_tune
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.importer import import_hf
 from distlm.runtime.rundir import RunDir
+from distlm.training.loop import run_train
 from support import write_text
 from support.config import run_of
-from support.foreign.hf import save_gpt2, save_llama
+from support.foreign.hf import save_gemma2, save_gpt2, save_llama
 from support.knn import in_stage
+from support.shared import made_once
 
 SETTINGS = [
     "train.tokens_per_sample=64", "datastore.context_window=32", "datastore.block=32", "datastore.batch_blocks=4",
@@ -29,7 +34,14 @@ SETTINGS = [
     "knn.buckets=4", "knn.gate=false", "knn.splits=[valid]", "knn.ladder_sample=0",
     "knn.lambdas=[0,0.2,0.4,0.6]", "launch.threads=0",
 ]  # fmt: skip
-SAVE = {"gpt2": save_gpt2, "llama": save_llama}
+MEMORY = [
+    "memory.kind=resm", "memory.positions=[1]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4",
+    "memory.key_width=8", "train.updates=1", "train.valid_every=1", "train.warmup_updates=0",
+]  # fmt: skip
+SAVE: dict[str, Callable[[Path, Path], Path]] = {
+    "gpt2": save_gpt2, "llama": save_llama, "llama-begins": partial(save_llama, begins=True), "gemma2": save_gemma2,
+}  # fmt: skip
+"""The last two have a token in front of each text; Gemma 2 caps its logits."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +82,33 @@ class Made:
         return distlm.KnnLM(self.model() if model is None else model, self.tokenizer(), **words)
 
 
-def make_run(name: str, folder: Path) -> Made:
-    """A run of one of SAVE, in a new folder: imported as it is, stored, searched, tuned and evaluated on valid."""
-    text = write_text(folder / "text", train_lines=160)
-    model = SAVE[name](folder / "model", text)
-    tap = {"gpt2": "transformer.h.1.mlp:input", "llama": "model.layers.1.mlp:input"}[name]
-    settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={text}", f"run_dir={folder / 'run'}",
-                f"train.tap={tap}", f"datastore.tap={tap}"]  # fmt: skip
-    config = run_of(HfRun, load_config("hf", [*settings, *SETTINGS]))
+def made_run(factory: pytest.TempPathFactory, name: str, memory: bool = False) -> Made:
+    """A run of one of SAVE, made once in a session: imported as it is, or with a `memory`, and trained for an update;
+    stored, searched, tuned and evaluated on valid. Read only."""
+    folder = made_once(factory, f"hf-{name}{'-memory' if memory else ''}", lambda new: _make(name, new, memory))
+    return Made(folder / "model", folder / "text", _config(name, folder, memory))
+
+
+def _config(name: str, folder: Path, memory: bool) -> HfRun:
+    model, tap = folder / "model", "transformer.h.1.mlp:input" if name == "gpt2" else "model.layers.1.mlp:input"
+    settings = [f"hf.name={model}", f"data.tokenizer={model}", f"data.text_dir={folder / 'text'}",
+                f"run_dir={folder / 'run'}", f"train.tap={tap}", f"datastore.tap={tap}"]  # fmt: skip
+    return run_of(HfRun, load_config("hf", [*settings, *SETTINGS, *(MEMORY if memory else [])]))
+
+
+def _make(name: str, folder: Path, memory: bool) -> None:
+    SAVE[name](folder / "model", write_text(folder / "text", train_lines=160))
+    config = _config(name, folder, memory)
     in_stage("prepare", config, run_prepare)
-    import_hf(config)
+    if memory:
+        in_stage("train", config, run_train)
+    else:
+        import_hf(config)
     for stage, function in (
         ("datastore", run_datastore_write), ("index", run_index_build), ("knn", run_search), ("knn", run_tune),
         ("knn", run_evaluate),
     ):  # fmt: skip
         in_stage(stage, config, function)
-    return Made(model, text, config)
 
 
 @contextmanager
