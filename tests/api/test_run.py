@@ -18,6 +18,7 @@ from support import ENVIRONMENT, NOBODY, succeeds_as_nobody
 from support.deadline import DEADLINE_S
 from support.knn import copy_run
 from support.plm import plm_config, tiny_shards
+from support.records import alter
 from support.store import file_hashes, ready_run
 
 import distlm
@@ -191,7 +192,7 @@ def test_the_advice_works(tmp_path: Path) -> None:
 def test_an_unfinished_datastore_is_said_to_be_unfinished(transformer_lm: RunConfig, tmp_path: Path) -> None:
     config = copy_run(transformer_lm, tmp_path / "run")
     path = RunDir.of(config).datastore / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"complete": False}), "utf-8")
+    alter(path, complete=False)
     with pytest.raises(DistlmError, match=r"no finished datastore.*datastore write"):
         _ = distlm.open_run(config.run_dir).datastore
 

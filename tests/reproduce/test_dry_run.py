@@ -7,7 +7,10 @@ import pytest
 from distlm.cli import main
 from distlm.reproduce.experiment import experiment_names, load_experiment
 
-INPUTS = {"awd-lstm": ("text",), "pkm-plm": ("books", "wikitext", "glue"), "regularized-knnlm": ("text",)}
+INPUTS = {
+    "awd-lstm": ("text",), "causal-pkm": ("text",), "pkm-plm": ("books", "wikitext", "glue"),
+    "regularized-knnlm": ("text",),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])

@@ -44,7 +44,7 @@ def lines(folder: Path) -> dict[int, dict[str, Any]]:
 
 def state(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((newest(folder) / "state.json").read_text("utf-8"))
-    return {key: value for key, value in found.items() if key not in ("last", "window")}
+    return {key: value for key, value in found.items() if key not in ("last", "window", "check")}
 
 
 @pytest.mark.parametrize("log_every", [1, 5])

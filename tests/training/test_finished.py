@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from support import TINY, write_text
 from support.kinds import readable
 from support.plm import PLM, plm_config, tiny_shards
+from support.records import unsealed
 from support.train import newest
 
 from distlm.config import load_config
 from distlm.data.shards.stage import run_shard
 from distlm.models.plm.measure.evaluate import run_evaluate_plm
-from distlm.runtime.files import read_json, write_json
+from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from distlm.training.checkpoint import seal
@@ -113,7 +114,7 @@ def test_what_an_older_file_does_not_say_is_another(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(evaluated, run)
-    results = read_json(run / "lm.json", "")
+    results = unsealed(run / "lm.json")
     older(results)
     write_json(run / "lm.json", results)
     assert not finished(shards, run)

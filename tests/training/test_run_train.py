@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.records import unsealed
 from support.train import curve, newest, settings, tiny_config, tiny_tokens
 
 from distlm.config import load_config
@@ -18,7 +19,6 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped
 from distlm.models.io import load_model
 from distlm.optim.schedule import learning_rate
-from distlm.runtime.files import read_json
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
 
@@ -64,7 +64,7 @@ def test_best_and_newest_checkpoints_are_kept(finished: tuple[Path, dict[str, An
     best = min(valid, key=lambda step: valid[step])
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert set(kept) == {"step-00000010", "step-00000012", f"step-{best:08d}"}
-    pointer = read_json(folder / "checkpoints" / "best.json", "")
+    pointer = unsealed(folder / "checkpoints" / "best.json")
     assert pointer == {"format": 1, "checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
     assert {path.name for path in newest(folder).iterdir()} == {
         "model.safetensors", "model.json", "optimizer.safetensors", "state.json", "complete.json"

@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from support.records import unsealed
 
 from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
 from distlm.config.schema import RunConfig
@@ -26,7 +27,7 @@ def place(root: Path, finished: RunConfig, name: str, fixed: float, tuned: float
     source, folder = RunDir(Path(finished.run_dir)), root / name
     folder.mkdir(parents=True)
     shutil.copy(source.metrics.path, folder)
-    results, knn = (read_json(path, "") for path in (source.results, source.tuned))
+    results, knn = (unsealed(path) for path in (source.results, source.tuned))
     results["splits"]["valid"]["knn"]["perplexity"] = tuned
     grid = knn["grid"]
     at = grid["temperatures"].index(1.0), grid["lambdas"].index(0.3)

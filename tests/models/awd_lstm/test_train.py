@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.lstm import lstm_config
 from support.present import present
+from support.records import unsealed
 from support.train import curve, newest, same_end, tiny_tokens
 
 from distlm.config import load_config
@@ -160,7 +161,7 @@ def test_best_is_one_running_minimum_over_all_phases(finished: tuple[Path, dict[
     folder, _ = finished
     valid = curve(folder, "valid/loss")
     best = min(valid, key=lambda step: valid[step])
-    pointer = read_json(folder / "checkpoints" / "best.json", "")
+    pointer = unsealed(folder / "checkpoints" / "best.json")
     assert pointer == {"format": 1, "checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
 
 
