@@ -64,17 +64,22 @@ class TokenFiles:
 
     def split(self, name: str) -> np.memmap:
         """Ids of a split, read-only: int32 [tokens]. Raises DistlmError naming the split when there is none."""
-        if name not in self.meta.splits:
-            raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta.splits)}")
+        self._require(name)
         return np.memmap(split_path(self.folder, name), DTYPE, "r")
 
     def written(self, *splits: str) -> list[Written]:
-        """The files of some splits (none named: of all) as they were written."""
+        """The files of some splits (none named: of all) as they were written. Raises DistlmError as `split`."""
         mend = f"copy it again, or delete {self.folder / META} and run `distlm data prepare`"
-        names = splits or self.meta.splits
+        names = splits or tuple(self.meta.splits)
+        for name in names:
+            self._require(name)
         ids = [Written(split_path(self.folder, name), self.meta.splits[name].hash, mend) for name in names]
         others = {} if isinstance(self.meta.others, UnsetType) else self.meta.others
         return ids + [Written(self.folder / name, digest, mend) for name, digest in others.items()]
+
+    def _require(self, name: str) -> None:
+        if name not in self.meta.splits:
+            raise DistlmError(f"{self.folder}: no split {name!r}; it has {', '.join(self.meta.splits)}")
 
     def words(self, name: str) -> int:
         """Words of a split, line ends counted: its tokens, unless these are sub-words. Perplexity is per word."""

@@ -112,7 +112,12 @@ def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, m
         path.write_bytes(bytes([number]) * 100)
         files.append(Written(path, file_hash(path), "copy it again"))
     read: list[Path] = []
-    monkeypatch.setattr(checked, "file_hash", lambda path: (read.append(path), file_hash(path))[1])
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return file_hash(path)
+
+    monkeypatch.setattr(checked, "file_hash", counted)
 
     def look() -> list[str]:
         read.clear()

@@ -123,6 +123,8 @@ def test_columns_of_several_ranks_are_not_taken_for_a_table(folder: Path) -> Non
 
 
 def test_a_memory_that_was_built_too_early_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Another test of this process may have joined a group.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     memory, alone = ProductKeyMemory(driver.WIDTH, **driver.SETTINGS), start()
     optimizer = SparseValueOptimizer(memory)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
