@@ -76,7 +76,7 @@ def _tokenizer(tokens: TokenFiles, name: str, model: HfModel) -> tuple[Any, str]
     if tokens.tokenizer is None or not own.is_file():
         raise DistlmError(f"{own}: missing; put the tokenizer of {tokens.folder} back, or prepare the text again")
     kept = Tokenizer.from_file(str(own))
-    found = transformers.PreTrainedTokenizerFast(tokenizer_object=kept, model_max_length=model.max_positions)
+    found: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=kept, model_max_length=model.max_positions)
     try:
         named = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if _same(named.backend_tokenizer, kept, tokens.split("train")[:_SAMPLE]):
