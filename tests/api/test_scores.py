@@ -41,6 +41,7 @@ def test_capped_logits_and_a_token_in_front(tmp_path_factory: pytest.TempPathFac
     made = made_run(tmp_path_factory, "gemma2")
     run = distlm.open_run(made.run.root)
     found = run.log_probs(made.split("valid"))
+    assert found.mixed is not None
     np.testing.assert_array_equal(found.lm, -Losses.open(made.run.losses, "valid", "lm").nats)
     np.testing.assert_allclose(found.mixed, -Losses.open(made.run.losses, "valid", "knn").nats, atol=1e-5)
     with torch.inference_mode():

@@ -46,6 +46,11 @@ def config_of(made: Made, folder: Path, *settings: str) -> HfRun:
     return run_of(HfRun, load_config("hf", [*SETTINGS, *given, *settings]))
 
 
+def _loaded(config: HfRun) -> Any:
+    """The model of a run's best checkpoint."""
+    return load_model(RunDir.of(config).model_checkpoint(config))[0]
+
+
 def test_a_text_begins_as_in_the_run(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     """The tokenizer of the folder cuts as the token files, with <bos> in front; the folder is a model as any other."""
     made = made_run(tmp_path_factory, "gemma2")
@@ -63,11 +68,10 @@ def test_a_text_begins_as_in_the_run(tmp_path_factory: pytest.TempPathFactory, t
     again = config_of(made, tmp_path / "again", f"hf.name={tmp_path / 'hf'}", "train.updates=0")
     check_settings(again)
     in_stage("prepare", again, run_prepare)
-    first = load_model(made.run.checkpoint(0))[0]
     import_hf(again)
-    second = dict(load_model(RunDir.of(again).checkpoint(0))[0].named_parameters())
-    assert all(torch.equal(second[name], value) for name, value in first.named_parameters())
-    assert second and load_model(RunDir.of(again).checkpoint(0))[0].begins
+    first, second = _loaded(made.config), _loaded(again)
+    there = dict(second.named_parameters())
+    assert second.begins and all(torch.equal(there[name], value) for name, value in first.named_parameters())
 
 
 @pytest.mark.parametrize(("begin", "front", "said"), [
@@ -103,7 +107,7 @@ def test_a_memory_is_not_read_from_there(tmp_path_factory: pytest.TempPathFactor
                        "memory.frozen=true")  # fmt: skip
     in_stage("prepare", config, run_prepare)
     in_stage("train", config, run_train)
-    before, after = (load_model(RunDir.of(one).model_checkpoint(one))[0] for one in (made.config, config))
+    before, after = (_loaded(one) for one in (made.config, config))
     assert torch.equal(before.memories[1].table.values, after.memories[1].table.values)
 
 

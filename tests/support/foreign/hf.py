@@ -1,6 +1,7 @@
 """Small randomly initialised models of Hugging Face with a tokenizer trained on a text, saved as a folder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +49,12 @@ def save_gemma2(folder: Path, text: Path) -> Path:
     model = Gemma2ForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter *= 3
+            parameter.mul_(3)
     model.save_pretrained(folder)
     return folder
 
 
-def _sizes(pieces: int) -> dict[str, int]:
+def _sizes(pieces: int) -> dict[str, Any]:
     return {
         "vocab_size": pieces, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 96,
