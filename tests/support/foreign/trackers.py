@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 Curve = list[tuple[int, float]]
 """(step, value) in the order that it is read in."""
 _BLOCK = 32768
+_PATIENCE_S = 30.0
 
 
 def scalars(folder: Path) -> dict[str, Curve]:
@@ -44,8 +46,13 @@ def wandb_records(file: Path) -> list[Any]:
 
 
 def wandb_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of an offline run's history, in order."""
-    rows = [record.history for record in wandb_records(file) if record.WhichOneof("record_type") == "history"]
+    """Rows of a finished offline run's history, in order."""
+    # W&B's own process writes on for a moment after the run is finished, on a busy machine for some seconds.
+    deadline, records = time.monotonic() + _PATIENCE_S, wandb_records(file)
+    while not any(record.WhichOneof("record_type") == "exit" for record in records) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        records = wandb_records(file)
+    rows = [record.history for record in records if record.WhichOneof("record_type") == "history"]
     return [{item.key or item.nested_key[0]: json.loads(item.value_json) for item in row.item} for row in rows]
 
 
