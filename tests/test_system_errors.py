@@ -1,8 +1,8 @@
 """What the system refuses, whichever library says so: the file, the right reason, and no traceback."""
 
 import errno
-import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import distlm
 
+from distlm.cli import main
+from distlm.config.load import dump_config, load_config
 from distlm.errors import DistlmError
+from distlm.runtime.files import write_json
 from distlm.runtime.metrics import MetricsFile
 from distlm.system_errors import number_of, system_error, told
 
@@ -105,46 +107,77 @@ def test_metrics_that_cannot_be_written_end_nothing(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
-VERBS = (
-    ["data", "prepare", "demo"], ["train", "demo"], ["datastore", "write", "demo"], ["index", "build", "demo"],
-    ["knn", "search", "demo"], ["run", "demo"], ["evaluate", "demo"],
-)  # fmt: skip
+def refusal(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line in which a command refuses."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "distlm: " in line or "Traceback" in line]
+    assert caught.value.code in (1, 2) and len(lines) == 1 and "Traceback" not in lines[0], lines
+    return lines[0]
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_a_run_directory_that_is_a_file(verb: list[str], tmp_path: Path) -> None:
+STAGES = ["data prepare", "train", "datastore write", "index build", "knn search", "evaluate", "run"]
+
+
+@pytest.mark.parametrize("verb", STAGES)
+def test_a_run_directory_that_is_a_file(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").write_text("mine", "utf-8")
-    done = distlm(*verb, f"run_dir={tmp_path / 'run'}", check=False)
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if "distlm: " in line]
-    assert str(tmp_path / "run") in line and "a file" in line, line
+    assert f"{tmp_path / 'run'}: is a file" in refusal(capsys, *verb.split(), "demo", f"run_dir={tmp_path / 'run'}")
     assert (tmp_path / "run").read_text("utf-8") == "mine"
 
 
-@pytest.mark.parametrize("verb", [["report"], ["metrics"], ["clean"], ["verify"]], ids=" ".join)
-def test_a_file_instead_of_a_run(verb: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["report"], ["metrics"], ["clean", "search"], ["verify"]], ids=" ".join)
+def test_a_file_instead_of_a_run(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").write_text("mine", "utf-8")
-    done = distlm(*verb, tmp_path / "run", check=False)
-    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
-    assert [str(tmp_path / "run") in line for line in done.stderr.splitlines() if "distlm: " in line] == [True]
+    assert str(tmp_path / "run") in refusal(capsys, words[0], tmp_path / "run", *words[1:])
 
 
 @pytest.mark.parametrize(
     ("verb", "folder"),
-    [
-        (["data", "prepare"], "tokens"), (["train"], "checkpoints"), (["train"], "tokens"),
-        (["datastore", "write"], "datastore"), (["index", "build"], "index"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
-)  # fmt: skip
-def test_a_file_where_a_stage_has_its_folder(verb: list[str], folder: str, tmp_path: Path) -> None:
+    [("data prepare", "tokens"), ("data prepare", "configs"), ("train", "tokens"), ("knn search", "datastore")],
+)
+def test_a_file_where_a_stage_has_its_folder(
+    verb: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / folder).write_text("mine", "utf-8")
-    done = distlm(*verb, "demo", f"run_dir={tmp_path}", check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert [str(tmp_path) in line for line in done.stderr.splitlines() if "distlm: " in line] == [True]
+    assert str(tmp_path) in refusal(capsys, *verb.split(), "demo", f"run_dir={tmp_path}")
     assert (tmp_path / folder).read_text("utf-8") == "mine"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system, or remount it read-only")
-def test_placeholder() -> None:
-    """Replaced below."""
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems may not be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("verb", ["data prepare", "report"])
+def test_a_read_only_file_system(verb: str, disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = disk / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(load_config("demo", [f"run_dir={run}"])), "utf-8")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert refusal(capsys, *verb.split(), run).startswith(f"distlm: {run}")
+
+
+def test_a_full_disk(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = MetricsFile(disk / "metrics.jsonl")
+    metrics.write("train", {"loss": 3.0}, step=1)
+    with pytest.raises(OSError), (disk / "filling").open("wb", buffering=0) as stream:
+        while stream.write(bytes(4096)):
+            pass
+    for step in range(2, 100):
+        metrics.write("train", {"note": "x" * 100}, step=step)
+    assert capsys.readouterr().err.count("no space left on the disk: the work goes on") == 1
+    with pytest.raises(DistlmError, match=r"/a.json: no space left on the disk; free some"):
+        write_json(disk / "a.json", list(range(1000)))
+    (disk / "filling").unlink()
+    metrics.write("train", {"loss": 1.0}, step=100)
+    assert [line.step for line in metrics.read()][-1] == 100 and "could not be written" in capsys.readouterr().err

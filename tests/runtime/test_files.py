@@ -137,10 +137,10 @@ def test_what_others_may_do_is_left_to_whoever_wrote(tmp_path):
 
 
 def test_what_the_system_refuses_is_one_error_about_the_file(tmp_path):
-    with pytest.raises(DistlmError, match=r"/array: no space left on the disk; free some and run"):
-        with atomic_path(tmp_path / "array") as temporary:
-            temporary.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "full", str(temporary))
+    said = r"/array: no space left on the disk; free some and run"
+    with pytest.raises(DistlmError, match=said), atomic_path(tmp_path / "array") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "full", str(temporary))
     assert not list(tmp_path.iterdir())
     (tmp_path / "folder").write_bytes(b"")
     with pytest.raises(DistlmError, match=r"/folder: is a file, and a folder is needed there"):
