@@ -23,7 +23,11 @@ from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve
 from distlm.runtime.rundir import STAGES, refuse_foreign_stage, stage_sections
 from distlm.runtime.stage import open_stage
 from distlm.runtime.stop import end_at_once
+from distlm.system_errors import of_system, system_error
 from distlm.verbs import EVALUATE_FINETUNED, SHARED_VERBS, STAGE_VERBS, Verb
+
+_TRACEBACK = "DISTLM_TRACEBACK"
+"""Environment variable: not empty, an error also shows where in the code it came up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave_with(error, world, ends=arguments is None)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if of_system(error):
+            _leave_with(system_error(error), world, ends=arguments is None)
         traceback.print_exc()
         _leave_ranks(world, EXIT_ERROR)
     if arguments is None:
@@ -52,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _leave_with(error: DistlmError, world: World | None, ends: bool) -> None:
+    if os.environ.get(_TRACEBACK):
+        traceback.print_exception(error)
     several = world is not None and world.size > 1
     if not (several and error.shared and world.rank != 0):  # type: ignore[union-attr]
         who = f"[rank {world.rank} on {world.node}] " if several else ""  # type: ignore[union-attr]

@@ -4,7 +4,17 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path
+
+
+class NothingFinished(DistlmError):
+    """No run of an experiment has results yet."""
+
+
+def nothing_finished(root: Path) -> NothingFinished:
+    """What there is to say then; `root`: the experiment's folder."""
+    return NothingFinished(f"{root}: no run is finished yet; `distlm reproduce` without --tables makes them")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

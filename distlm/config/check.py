@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from distlm.config.schema import SPLITS, RunConfig
@@ -34,6 +35,7 @@ def check_values(config: RunConfig, where: str) -> None:
         refuse("data.dictionary", config.data.dictionary, "the tokens of data.tokenizer are its own; leave one out")
     shares(config, refuse, "data")
     kind(config.model.kind).check(config, refuse)
+    _check_names(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
 
@@ -94,6 +96,19 @@ def _value(config: RunConfig, key: str) -> float:
     return float(getattr(getattr(config, section), name))
 
 
+def _check_names(config: RunConfig, refuse: Refuse) -> None:
+    if not config.name.strip() or "/" in config.name or config.name.startswith(".") or not config.name.isprintable():
+        refuse("name", config.name, "a name without / and no dot before it: it becomes the name of a folder")
+    if not re.fullmatch(r"[\w.-]*", config.index.name) or config.index.name.startswith("."):
+        refuse("index.name", config.index.name, "letters, digits, . _ and - alone: it is the name of a folder")
+    seen = {Path(config.run_dir).resolve(): "the run itself"}
+    for run in config.knn.extra_runs:
+        place = Path(run).resolve()
+        if place in seen:
+            refuse("knn.extra_runs", config.knn.extra_runs, f"{run} is {seen[place]}; name other runs, each once")
+        seen[place] = "there twice"
+
+
 def _check_grids(config: RunConfig, refuse: Refuse) -> None:
     knn = config.knn
     if not knn.splits:
@@ -102,8 +117,6 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
         refuse("knn.splits", knn.splits, f"{wrong[0]!r}: name some of {', '.join(SPLITS)}, each once")
     if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
         refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
-    if not re.fullmatch(r"[\w.-]*", config.index.name) or config.index.name.startswith("."):
-        refuse("index.name", config.index.name, "letters, digits, . _ and - alone: it is the name of a folder")
     if not all(k >= 1 for k in knn.ks):
         refuse("knn.ks", knn.ks, "each must be at least 1")
     if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):

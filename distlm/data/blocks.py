@@ -111,13 +111,14 @@ def gather(
     pad: int = Dictionary.PAD,
     begins: bool = False,
     least: int = 0,
+    vocabulary: int = 0,
 ) -> Batch:
     """The batch of some blocks, as NumPy arrays; T is the longest of these rows, or `least` where that is more.
 
     `ids` int [tokens] (a memory map is fine), `indices` int [B]. The input of position t is token t−1, and EOS before
     token 0. With `begins` the first input of each row is BOS instead: a block's text then begins as a text does for
     models that were trained so, at the cost of the one token before its context; no position is added and none scored.
-    Padding: `pad` in inputs and targets, False in scored.
+    Padding: `pad` in inputs and targets, False in scored. With `vocabulary` DistlmError for an id that is none.
     """
     chosen = np.asarray(indices, dtype=np.int64)
     context_start, start, end = blocks.context_start[chosen], blocks.start[chosen], blocks.end[chosen]
@@ -127,10 +128,21 @@ def gather(
     for row, (first, last) in enumerate(zip(context_start.tolist(), end.tolist(), strict=True)):
         length = last - first
         targets[row, :length] = ids[first:last]
+        if vocabulary:
+            require_ids(targets[row, :length], vocabulary, first)
         inputs[row, 0] = Dictionary.BOS if begins else ids[first - 1] if first > 0 else Dictionary.EOS
         inputs[row, 1:length] = targets[row, : length - 1]
     position = context_start[:, None] + np.arange(longest)
     return Batch(inputs, targets, (position >= start[:, None]) & (position < end[:, None]))
+
+
+def require_ids(ids: npt.NDArray[np.integer], vocabulary: int, first: int = 0) -> None:
+    """DistlmError for an id outside 0 … V − 1, naming the token; `first`: number of the first one in its split."""
+    if len(wrong := np.flatnonzero((ids < 0) | (ids >= vocabulary))):
+        raise DistlmError(
+            f"token {first + int(wrong[0])} has the id {int(ids[wrong[0]])}, the dictionary has 0 to {vocabulary - 1}: "
+            "the token files are damaged, or of another dictionary; run `distlm verify` on them, and prepare them anew"
+        )
 
 
 def _line_ends(ids: npt.NDArray[np.integer]) -> Ints:

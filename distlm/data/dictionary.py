@@ -91,7 +91,7 @@ class Dictionary(Specials):
         except FileNotFoundError as error:
             raise DistlmError(f"{path}: no such dictionary; run `distlm data prepare` first") from error
         except UnicodeDecodeError as error:
-            raise DistlmError(f"{path}: not UTF-8 text ({error}); run `distlm data prepare` again") from error
+            raise DistlmError(f"{path}: not UTF-8 text ({error})") from error
         if lines[-1] == "":
             lines.pop()
         words: list[str] = []

@@ -43,7 +43,13 @@ def given_dictionary(data: DataConfig) -> Dictionary | None:
         return None
     if not Path(data.dictionary).is_file():
         raise DistlmError(f"data.dictionary={data.dictionary}: no such file")
-    return Dictionary.load(Path(data.dictionary))
+    try:
+        return Dictionary.load(Path(data.dictionary))
+    except DistlmError as error:
+        raise DistlmError(
+            f"data.dictionary={data.dictionary}: not a dictionary, of lines 'word count' in UTF-8 ({error}); name a "
+            "dict.txt of token files or of fairseq"
+        ) from error
 
 
 def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:

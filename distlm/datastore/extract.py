@@ -42,7 +42,7 @@ def hidden_states(
     Computed in the dtype of the model's weights, fp32. Without log-probabilities the model stops at the tap.
     Raises DistlmError for an unknown tap or a block that is longer than model.max_positions.
     """
-    batch = gather(ids, blocks, indices, begins=model.begins)
+    batch = gather(ids, blocks, indices, begins=model.begins, vocabulary=model.vocabulary)
     device = next(model.parameters()).device
     places = np.flatnonzero(batch.scored)
     targets = torch.from_numpy(batch.targets.reshape(-1)[places])

@@ -153,10 +153,7 @@ class _HashedFile:
 
 @contextmanager
 def _hashed(path: Path, header: bytes) -> Iterator[_HashedFile]:
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            file = _HashedFile(stream)
-            file.write(memoryview(header))
-            yield file
-    except OSError as error:
-        raise DistlmError(f"{path}: cannot be written ({error}); mend that and run the same command again") from error
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        file = _HashedFile(stream)
+        file.write(memoryview(header))
+        yield file

@@ -44,6 +44,7 @@ from distlm.training.validate import Validation
 
 ROWS_PER_S = "perf/rows_per_s"
 EXTRA = "memory-extra.safetensors"
+_CALMER = "lower finetune.lr, raise finetune.warmup or lower finetune.clip_norm, and start with another finetune.name="
 """What a checkpoint keeps of a memory whose values are frozen: all but the values."""
 
 
@@ -154,7 +155,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
             )
         step = self.step(rate)
         part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
-        return combine(part, (), micro, step, train.precision), rate
+        return combine(part, (), micro, step, train.precision, _CALMER), rate
 
     def validation_due(self, state: FinetuneState) -> bool:
         """At the end of each epoch."""

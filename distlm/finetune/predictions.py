@@ -22,8 +22,9 @@ from distlm.finetune.data import PARTS, Outputs, Predictions, TaskData
 from distlm.finetune.records import PredictionFiles
 from distlm.models.complete import listing
 from distlm.models.plm.config import FinetuneConfig
-from distlm.runtime.files import disk_is_full, sync_file, sync_folder
+from distlm.runtime.files import sync_file, sync_folder
 from distlm.runtime.progress import say
+from distlm.system_errors import told
 
 FOLDER = "predictions"
 
@@ -38,14 +39,8 @@ def write_all(place: Path, task: TaskData, outputs: Outputs, model: str, kept: f
         if task.splits(part) and part not in kept:
             rows = sum(map(len, task.splits(part).values()))
             say(f"finetune: predictions for {part} ({rows} rows): {place / FOLDER / part}")
-            try:
+            with told(place / FOLDER / part):
                 _write(place / FOLDER / part, task, part, outputs, model)
-            except OSError as error:
-                if disk_is_full(error):
-                    raise DistlmError(
-                        f"{place / FOLDER / part}: no space left on the disk; free some and run the same command again"
-                    ) from error
-                raise
 
 
 def there(place: Path, task: TaskData, model: str) -> frozenset[str]:

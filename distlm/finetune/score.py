@@ -152,7 +152,7 @@ class TaskScorer:
                 loss = total / len(scorer.rows)
                 memory = {str(layer): _measures(counts, self.task.labels) for layer, counts in use.items()}
         if not np.isfinite(loss):
-            raise not_finite()
+            raise not_finite("lower finetune.lr or set finetune.precision=fp32")
         rows = sum(len(scorer.rows) for scorer in self.splits.values())
         return TaskValidation(loss, rows, f"{rows} rows of dev", self.task.score(outputs), memory, outputs)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from distlm.analysis.tables import NothingFinished, nothing_finished
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
@@ -84,12 +85,21 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
         say("stopped; run the same command again to continue")
         return EXIT_STOPPED
     say(f"all {len(experiment.items)} commands done in {format_seconds(time.monotonic() - began)}")
-    print(write_tables(experiment), flush=True)
+    try:
+        print(write_tables(experiment), flush=True)
+    except NothingFinished:
+        # With --only there may be none that a table has.
+        say(f"{experiment.root}: nothing for the tables yet")
     return EXIT_DONE
 
 
 def write_tables(experiment: Experiment) -> str:
-    """Write the tables and figures of what is finished, into the experiment's folder; the tables as text."""
+    """Write the tables and figures of what is finished, into the experiment's folder; the tables as text.
+
+    Raises DistlmError when nothing is.
+    """
+    if not experiment.root.is_dir():
+        raise nothing_finished(experiment.root)
     module, _, name = experiment.tables.partition(":")
     text: str = getattr(import_module(module), name)(experiment.root)
     return text

@@ -97,7 +97,7 @@ def _remember(root: Path, files: Iterable[Written]) -> None:
     others = [one for one in _read(root) if one.name not in found and at - one.at <= KEPT_S]
     try:
         CheckedFolder(folder=str(root.resolve()), files=[*others, *found.values()]).write(place)
-    except (OSError, DistlmError):
+    except DistlmError:
         # It is a convenience: the files are read again the next time.
         return
 

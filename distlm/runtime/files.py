@@ -1,7 +1,6 @@
 """Files that are whole or absent: written beside their place, fsynced, renamed; checksums; free disk."""
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import xxhash
 
 from distlm.errors import DistlmError
+from distlm.system_errors import told
 
 _CHUNK = 8 << 20
 
@@ -24,21 +24,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder; renamed to `path` when the block ends without an error.
 
     The data is fsynced before the rename, the folder after it, so that a crash leaves the old file or the new one.
+    Raises DistlmError, naming the file and the system's reason, when it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if disk_is_full(error):
-            raise DistlmError(f"{path}: no space left on the disk; free some and run the same command again") from error
-        raise
+        with told(path, temporary):
+            yield temporary
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Of a folder that cannot be written the first error says so.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:
@@ -48,13 +49,6 @@ def sync_file(path: Path) -> None:
     if not mode & 0o077 and (usual := _mode_of_new_files(path)) != mode:
         path.chmod(usual)
     _flush(path)
-
-
-def disk_is_full(error: OSError) -> bool:
-    """Whether that, or a quota, is what an error says. numpy's has no number, only the counts it wrote."""
-    if error.errno is None:
-        return "requested and" in str(error)
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:

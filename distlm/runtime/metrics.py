@@ -2,13 +2,18 @@
 
 import csv
 import json
+import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
+
+from distlm.system_errors import reason
 
 TRAIN_LOSS, TRAIN_PENALTY, TRAIN_NORM = "train/loss", "train/l2_penalty", "train/tap_norm"
 LEARNING_RATE, GRADIENT_NORM, LOSS_SCALE = "train/lr", "train/grad_norm", "train/loss_scale"
@@ -114,6 +119,10 @@ def followed(told: Callable[[Path], None]) -> Iterator[None]:
         _followers.reset(token)
 
 
+_lost: Counter[Path] = Counter()
+"""Record → lines that could not be written to it since its owner was last told how many."""
+
+
 class MetricsFile:
     """Appends to metrics.jsonl. Write on rank 0 only. Losses are nats per token."""
 
@@ -121,14 +130,33 @@ class MetricsFile:
         self.path = path
 
     def write(self, stage: str, values: Mapping[str, object], step: int | None = None) -> None:
-        """One line: time (Unix seconds), stage, step if any, and the values."""
+        """One line: time (Unix seconds), stage, step if any, and the values.
+
+        No work is worth less without its record: a line that cannot be written is lost, which is said once, and how
+        many were lost by `say_lost`, or before the next one that can be written.
+        """
         line: dict[str, object] = {"time": round(time.time(), 3), "stage": stage}
         if step is not None:
             line["step"] = step
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({**line, **values}) + "\n")
+        text = json.dumps({**line, **values}) + "\n"
+        try:
+            with self.path.open("a+b") as stream:
+                # A kill or a full disk may have left half a line, which would take this one with it.
+                stream.write((b"\n" if _is_torn(stream) else b"") + text.encode())
+        except OSError as error:
+            _lost[self.path] += 1
+            if _lost[self.path] == 1:
+                why = reason(error, self.path)[0]
+                print(f"{self.path}: {why}: the work goes on, its metrics are lost while that lasts", file=sys.stderr)
+            return
+        self.say_lost()
         for told in _followers.get():
             told(self.path)
+
+    def say_lost(self) -> None:
+        """Say how many lines were lost since this was last said, if any."""
+        if count := _lost.pop(self.path, 0):
+            print(f"{self.path}: {count} line{'s' * (count > 1)} of metrics could not be written", file=sys.stderr)
 
     def read(self, stage: str | None = None) -> Iterator[Line]:
         """Lines of one stage (None: of all) in order, resolved: of two for the same step only the later one.
@@ -145,3 +173,11 @@ class MetricsFile:
                 line = line_of(text)
                 if line is not None:
                     yield line
+
+
+def _is_torn(stream: BinaryIO) -> bool:
+    """Whether a file ends within a line."""
+    if not stream.seek(0, os.SEEK_END):
+        return False
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1) != b"\n"

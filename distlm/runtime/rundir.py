@@ -229,6 +229,8 @@ class RunDir:
 
         Raises DistlmError when this or an earlier stage already ran here with other settings, naming the fields.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise DistlmError(f"run_dir={self.root}: is a file; give a folder, or a name that is not there yet")
         self.refuse_other_config(config, stage)
         self.root.mkdir(parents=True, exist_ok=True)
         if stage == "knn":

@@ -58,7 +58,7 @@ def remember(of: Of, planned_s: float, worked_s: float, start_s: float, flops: f
     stages = [*(one for one in kept.stages if one not in before), speed][-_MOST:]
     try:
         SpeedsFile(stages=stages, flops={machine(): flops, **kept.flops}).write(path)
-    except OSError:
+    except DistlmError:
         return
 
 

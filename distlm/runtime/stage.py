@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from distlm.runtime.ranks.world import World, resolve_world
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers, tracking
+from distlm.system_errors import told
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,21 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
             try:
                 if stop.agreed(comm):
                     raise Stopped(f"{name}: stopped before its first unit of work; run the same command again")
-                yield Stage(name, config, world, comm, stop, run)
+                with told(run.root):
+                    yield Stage(name, config, world, comm, stop, run)
             except DistlmError as error:
                 # A refused setting must not lock the directory against its correction, nor be the next start's.
-                if world.rank == 0 and not isinstance(error, Stopped):
-                    _put_back(run, before)
-                if world.rank == 0 and not isinstance(error, Busy):
-                    run.withdraw_stage(config, name)
+                # Where a full disk does not allow it, the error says that already.
+                with suppress(OSError, DistlmError):
+                    if world.rank == 0 and not isinstance(error, Stopped):
+                        _put_back(run, before)
+                with suppress(OSError, DistlmError):
+                    if world.rank == 0 and not isinstance(error, Busy):
+                        run.withdraw_stage(config, name)
                 raise
+            finally:
+                if record is not None:
+                    record.say_lost()
         comm.close()
 
 

@@ -37,6 +37,7 @@ from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
+from distlm.system_errors import AGAIN, reason
 from distlm.training.engine import Engine
 from distlm.training.finished import STATE
 from distlm.training.records import Best, S, TrainState
@@ -211,9 +212,9 @@ def _guarded(folder: Path, action: Callable[[], object]) -> None:
     try:
         action()
     except (OSError, safetensors.SafetensorError) as error:
+        what, mend = reason(error, folder)
         raise DistlmError(
-            f"{folder}: the checkpoint could not be written: {error}; the ones before it are whole. "
-            "Free space or mend the disk, and run the same command again"
+            f"{folder}: the checkpoint could not be written: {what}; the ones before it are whole: {mend or AGAIN}"
         ) from error
 
 

@@ -53,9 +53,16 @@ class Part:
     """This rank has received a stop signal."""
 
 
-def combine(part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step, precision: str) -> Outcome:
+CALMER = "lower train.lr, raise train.warmup_updates or lower train.clip_norm, and start with another run_dir="
+"""What helps where a training diverges."""
+
+
+def combine(
+    part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step, precision: str, calmer: str = CALMER
+) -> Outcome:
     """The update over all ranks. Collective. Raises DistlmError, on every rank, when a sum or the gradient is not
-    finite (a gradient in fp16 may overflow: then the update was skipped)."""
+    finite (a gradient in fp16 may overflow: then the update was skipped); `calmer`: what helps, with the settings of
+    this kind of training."""
     # One collective carries the stop flag, the data's fingerprint and the sums.
     everyone = share([float(part.stopping), float(part.given), *torch.stack(list(part.sums)).flatten().tolist()])
     width = 1 + len(others)
@@ -67,8 +74,7 @@ def combine(part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step
     if not math.isfinite(ce + sum(rest)) or (step.skipped and precision != "fp16"):
         what = f"loss is {ce / part.tokens}" if not math.isfinite(ce) else "gradient is not finite"
         error = DistlmError(
-            f"update {part.update}: the {what} (lr {part.rate:.3g}); lower train.lr, raise train.warmup_updates or "
-            "lower train.clip_norm, and start with another run_dir= (the checkpoints here are from before)"
+            f"update {part.update}: the {what} (lr {part.rate:.3g}); {calmer} (the checkpoints here are from before)"
         )
         error.shared = True
         raise error

@@ -55,9 +55,9 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def not_finite() -> DistlmError:
-    """What every rank raises when the summed validation loss is not finite."""
-    error = DistlmError("the validation loss is not finite; lower train.lr or train in fp32")
+def not_finite(calmer: str = "lower train.lr or train in fp32") -> DistlmError:
+    """What every rank raises when the summed validation loss is not finite; `calmer`: what helps."""
+    error = DistlmError(f"the validation loss is not finite; {calmer}")
     error.shared = True
     return error
 
@@ -75,7 +75,7 @@ class Validator:
         collectives in its forward.
         """
         self.begins, self.even = begins, even
-        self.ids, self.batch_blocks = tokens.split(split), batch_blocks
+        self.ids, self.batch_blocks, self.vocabulary = tokens.split(split), batch_blocks, len(tokens.dictionary)
         self.words = tokens.words(split) if tokens.tokenizer else 0
         self.blocks: Blocks = eval_blocks(self.ids, context, block)
         self.rule = f"blocks of {block} with up to {context} tokens of context{BEGINS if begins else ''}"
@@ -137,7 +137,7 @@ class Validator:
         missing = max((len(other) for other in others), default=0) - len(indices)
         if missing > 0:
             indices = np.concatenate([indices, np.repeat(indices[-1:], missing)])
-        batch = gather(self.ids, self.blocks, indices, begins=self.begins, least=longest)
+        batch = gather(self.ids, self.blocks, indices, begins=self.begins, least=longest, vocabulary=self.vocabulary)
         if missing > 0:
             batch.scored[-missing:] = False
         arrays = (torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.scored))

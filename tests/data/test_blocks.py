@@ -145,3 +145,11 @@ def test_scored_targets_of_all_batches_are_the_corpus_whatever_the_batch_size() 
 
 def test_gather_of_no_blocks_is_empty() -> None:
     assert gather(corpus(3, 5), training_blocks(5, 2), []).inputs.shape == (0, 0)
+
+
+def test_an_id_outside_the_dictionary_is_named() -> None:
+    ids = np.array([4, 5, 6, 99, 7])
+    blocks = training_blocks(5, 2)
+    with pytest.raises(DistlmError, match=r"token 3 has the id 99, the dictionary has 0 to 9"):
+        gather(ids, blocks, [0, 1], vocabulary=10)
+    assert gather(ids, blocks, [0, 2], vocabulary=10).targets.tolist() == [[4, 5], [7, 1]]

@@ -98,6 +98,27 @@ def test_other_values_and_zeros_at_the_end_are_refused(finished: RunConfig, read
     assert file_hashes(Path(ready.run_dir) / "datastore") == file_hashes(Path(finished.run_dir) / "datastore")
 
 
+@pytest.mark.parametrize(
+    ("rows", "value", "said"),
+    [
+        (slice(-300, None), 0, r"the key of row \d+ is all zeros: it was never written"),
+        (slice(700, 705), 0, r"the key of row 700 is all zeros"),
+        (slice(700, 701), np.nan, r"the key of row 700 holds nan; write the store anew with the program"),
+        (slice(700, 701), np.inf, r"the key of row 700 holds inf"),
+    ],
+)
+def test_keys_that_nobody_wrote_are_refused(
+    finished: RunConfig, ready: RunConfig, tmp_path: Path, rows: slice, value: float, said: str
+) -> None:
+    exported(finished, tmp_path / "dstore")
+    keys, _ = raw(finished, tmp_path / "dstore")
+    keys[rows] = value
+    keys.flush()
+    with pytest.raises(DistlmError, match=rf"dstore_keys.npy: {said}"):
+        imported(ready, tmp_path / "dstore")
+    assert not (Path(ready.run_dir) / "datastore" / "keys-00001.npy").exists()
+
+
 def test_files_of_another_size_are_refused(finished: RunConfig, ready: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match=r"dstore_keys.npy: no such file; --prefix is"):
         imported(ready, tmp_path / "dstore")

@@ -103,3 +103,19 @@ def test_the_sweep_of_the_regularised_model_ends_in_its_tables(
             main(["report", name, *(str(tmp_path / "runs" / run) for run in ("w0-s1", "queue-w1-s1"))])
         assert end.value.code == 0
         assert (tmp_path / "runs" / "w0-s1" / f"{name}-valid.png").exists()
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("regularized-knnlm", ["text=there"]), ("awd-lstm", ["text=there"]), ("causal-pkm", ["text=there"]),
+])  # fmt: skip
+@pytest.mark.parametrize("made", [False, True])
+def test_tables_before_any_run_are_an_error(
+    name: str, given: list[str], made: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if made:
+        (tmp_path / "into").mkdir()
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", name, *given, "--into", str(tmp_path / "into"), "--tables"])
+    assert caught.value.code == 1
+    assert f"distlm: {tmp_path / 'into'}: no run is finished yet" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("table*"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distlm.analysis.tables import markdown, write_csv, write_text
+from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.training.finished import RESULT
 from distlm.training.records import LmResults
@@ -25,6 +25,9 @@ PUBLISHED = {
 def write_tables(root: Path) -> str:
     """Write table.md and table.csv of what is finished in `root`; gives the table."""
     found = {name: _evaluated(root / name) for name in PUBLISHED}
+    path = root / "awd-lstm" / "results.json"
+    if not any(found.values()) and not path.exists():
+        raise nothing_finished(root)
     head = ("model", "updates", "valid", "test", "Δ valid", "paper valid", "paper test", "paper Δ valid")
     base, rows, raw = found["awd-lstm"], [], []
     for name, (words, valid, test) in PUBLISHED.items():
@@ -35,7 +38,6 @@ def write_tables(root: Path) -> str:
         paper = (valid, test, valid - 68.6 if valid is not None else None)
         rows.append([words, str(mine.model.step), *map(_number, (own_valid, own_test, change, *paper))])
         raw.append([name, mine.model.step, own_valid, own_test, valid, test])
-    path = root / "awd-lstm" / "results.json"
     if path.exists():
         splits = Results.read(path).splits
         valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))

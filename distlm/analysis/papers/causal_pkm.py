@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distlm.analysis import plots
-from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.memory.records import MemoryUse
 from distlm.runtime import metrics
@@ -31,7 +31,7 @@ def write_tables(root: Path) -> str:
     """Write what there is the data for; the table as text."""
     results = {run: Results.read(path) for run in MODELS if (path := RunDir(root / run).results).exists()}
     if not results:
-        return f"{root}: no model is finished yet"
+        raise nothing_finished(root)
     splits = list(dict.fromkeys(split for found in results.values() for split in found.splits))
     rows, raw = [], []
     for run, found in results.items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.analysis import plots
-from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
@@ -35,10 +35,12 @@ _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' 
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the tables as text."""
     results = {run: LmResults.read(root / run / RESULT) for run in MODELS if (root / run / RESULT).exists()}
+    found = list(_finetunings(root))
+    if not results and not found:
+        raise nothing_finished(root)
     parts = [_pretraining(root, results)]
     _curve(root)
     _staleness(root, results)
-    found = list(_finetunings(root))
     if found:
         parts += [_finetuning(root, found), _usage(root, found)]
         _classes(root, found)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.analysis import plots
-from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
+from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.data.records import TokensMeta
 from distlm.data.tokens import META
 from distlm.knnlm.evaluate.records import Results
@@ -91,7 +91,7 @@ def write_tables(root: Path) -> str:
     """Write what there is the data for; the table and the statement as text."""
     runs = sorted(filter(None, map(_read, sorted(root.iterdir()))), key=lambda run: (run.form, run.weight, run.seed))
     if not runs:
-        return f"{root}: no run is finished yet"
+        raise nothing_finished(root)
     groups: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.form, run.weight), []).append(run)

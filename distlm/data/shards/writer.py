@@ -15,7 +15,6 @@ from distlm.data.shards.records import ShardSettings, Tokenizer
 from distlm.data.shards.rows import RowPacker
 from distlm.data.shards.wordpiece import Encoder
 from distlm.data.text.source import Source
-from distlm.errors import DistlmError
 from distlm.runtime.files import atomic_path, bytes_hash
 
 _TAR_BLOCK = 512
@@ -56,17 +55,14 @@ def write_shard(
     """
     packer = RowPacker(settings.row_tokens, tokenizer, settings.cross_documents, id_dtype(tokenizer.vocabulary))
     path = folder / f"{unit.name}.tar"
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            file = _ShardFile(stream, unit.name, settings.chunk_rows)
-            for text, ends in texts:
-                packer.add(encoder.encode(text), ends)
-                if packer.ready > settings.chunk_rows:
-                    file.put(packer.rows())
-            file.put(packer.rows(last=True))
-            file.close()
-    except OSError as error:
-        raise DistlmError(f"{path}: cannot be written ({error}); mend that and run the same command again") from error
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        file = _ShardFile(stream, unit.name, settings.chunk_rows)
+        for text, ends in texts:
+            packer.add(encoder.encode(text), ends)
+            if packer.ready > settings.chunk_rows:
+                file.put(packer.rows())
+        file.put(packer.rows(last=True))
+        file.close()
     return Shard(unit.name, file.size, file.digest.hexdigest(), packer.tokens, packer.documents, tuple(file.chunks))
 
 

@@ -135,6 +135,8 @@ def _check_raw(raw: RawStore, job: StoreJob) -> np.dtype[Any]:
         raise DistlmError(
             f"{raw.keys}: {found} keys, datastore.key_dtype={settings.key_dtype}; set datastore.key_dtype={found}"
         )
+    # Hours before the ranks come to it.
+    _check_keys(raw, np.memmap(raw.keys, found, "r", shape=(rows, settings.width))[-1:].astype(np.float32), rows - 1)
     return raw.value_dtype(rows, settings.vocabulary)
 
 
@@ -151,10 +153,23 @@ def _copy_shard(
             of_piece = np.array(values[first:last], dtype=np.int64)
             offset = shard.token_start - shard.first_row
             _check_values(raw, of_piece, job.ids[first + offset : last + offset], first)
-            writer.put(torch.from_numpy(np.array(keys[first:last])).float(), torch.from_numpy(of_piece))
+            of_keys = np.array(keys[first:last], np.float32)
+            _check_keys(raw, of_keys, first)
+            writer.put(torch.from_numpy(of_keys), torch.from_numpy(of_piece))
             advance(last - first)
     write_sidecar(job.folder, job.settings, writer.finished)
     return writer.finished
+
+
+def _check_keys(raw: RawStore, keys: npt.NDArray[np.float32], first: int) -> None:
+    """Keys fp32 [n, D] of the rows from `first` on: finite, and written."""
+    # NaN and infinity are handed on; a hidden state is never all zeros, what was not written of a memory map is.
+    largest = np.abs(keys).max(axis=1)
+    wrong = np.flatnonzero(~np.isfinite(largest) | (largest == 0))
+    if len(wrong):
+        row, found = first + int(wrong[0]), float(largest[wrong[0]])
+        why = "is all zeros: it was never written, the store is unfinished" if found == 0 else f"holds {found}"
+        raise DistlmError(f"{raw.keys}: the key of row {row} {why}; write the store anew with the program that made it")
 
 
 def _check_values(raw: RawStore, values: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32], first: int) -> None:

@@ -160,9 +160,6 @@ def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, min
     # An old sidecar must not vouch for the new part.
     folder.part_json(shard).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
-        try:
-            require_faiss().write_index(index, str(temporary))
-        except RuntimeError as error:
-            raise DistlmError(f"{path}: cannot be written ({error}); is the disk full?") from error
+        require_faiss().write_index(index, str(temporary))
         record = part_record(datastore, shard, template, temporary.stat().st_size, file_hash(temporary))
     record.write(folder.part_json(shard))

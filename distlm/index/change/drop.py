@@ -10,12 +10,13 @@ from msgspec import UnsetType
 
 from distlm.errors import DistlmError, UsageError
 from distlm.index.layout import Array, Header, lists_header
-from distlm.index.merge.copy import disk_error, read_at
+from distlm.index.merge.copy import read_at
 from distlm.index.merge.join import check_merged
 from distlm.index.merge.part_file import Part, open_part
 from distlm.index.records import DropRecord, JoinRecord
 from distlm.runtime.files import read_json, require_free_disk, sync_folder
 from distlm.runtime.progress import Progress
+from distlm.system_errors import told
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -41,11 +42,10 @@ def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> d
     require_free_disk(out.absolute().parent, count, "the smaller index")
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        digest = _write(part, ranges, header, temporary)
-        check_merged(temporary, rows)
-        temporary.replace(out)
-    except OSError as error:
-        raise disk_error(error) from error
+        with told(out, temporary):
+            digest = _write(part, ranges, header, temporary)
+            check_merged(temporary, rows)
+            temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(out.absolute().parent)

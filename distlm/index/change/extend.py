@@ -48,10 +48,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
                 done += len(batch)
                 progress.advance(len(batch))
     with atomic_path(out) as temporary:
-        try:
-            require_faiss().write_index(grown, str(temporary))
-        except RuntimeError as error:
-            raise DistlmError(f"{out}: cannot be written ({error}); is the disk full?") from error
+        require_faiss().write_index(grown, str(temporary))
         digest = file_hash(temporary)
     added = [AddedKeys(str(path.absolute()), len(vectors)) for path, vectors in files]
     record = ExtendRecord(rows=rows, first_id=first, xxh3=digest, extends=str(index.absolute()), keys=added)

@@ -16,6 +16,7 @@ import xxhash
 
 from distlm.errors import DistlmError
 from distlm.index.layout import Array, lists_header
+from distlm.system_errors import told
 
 PIECE = 16 << 20
 """Bytes copied at once where one list alone is larger than a unit."""
@@ -171,14 +172,11 @@ def _cut(path: Path, missing: int) -> DistlmError:
 
 
 def write_at(output: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`. Raises DistlmError when the disk is full."""
+    """Write all of `data` at `offset`. Raises OSError, which names no file."""
     rest = memoryview(data)
-    try:
-        while len(rest):
-            count = os.pwrite(output, rest[: 1 << 30], offset)
-            rest, offset = rest[count:], offset + count
-    except OSError as error:
-        raise disk_error(error) from error
+    while len(rest):
+        count = os.pwrite(output, rest[: 1 << 30], offset)
+        rest, offset = rest[count:], offset + count
 
 
 def preallocate(path: Path, total: int) -> None:
@@ -186,12 +184,9 @@ def preallocate(path: Path, total: int) -> None:
 
     Raises DistlmError when the disk is full.
     """
-    with path.open("wb") as stream:
-        try:
-            if not _reserve(stream.fileno(), total):
-                os.ftruncate(stream.fileno(), total)
-        except OSError as error:
-            raise disk_error(error) from error
+    with told(path), path.open("wb") as stream:
+        if not _reserve(stream.fileno(), total):
+            os.ftruncate(stream.fileno(), total)
 
 
 def _reserve(output: int, total: int) -> bool:
@@ -206,11 +201,6 @@ def _reserve(output: int, total: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return _fallocate is not None
-
-
-def disk_error(error: OSError) -> DistlmError:
-    """A failed write in the user's words."""
-    return DistlmError(f"merged index: cannot be written ({error}); free some disk and run the same command again")
 
 
 def hash_in_order(path: Path, pieces: list[tuple[int, str]]) -> tuple[str, list[int]]:

@@ -19,7 +19,7 @@ class IdBits:
 
     def __init__(self, rows: int, gaps: bool) -> None:
         """rows: keys of all files; gaps: numbers may be left out."""
-        self.rows = rows
+        self.rows, self.gaps = rows, gaps
         self.limit = max(SPARE * rows, LEAST) if gaps else rows
         """Ids are below this."""
         self._bits = np.zeros(-(-self.limit // 8), np.uint8)
@@ -88,8 +88,9 @@ def require_range(ids: Array, rows: int, name: str, shifted: bool, bits: IdBits)
             f"{most}; use --ids keep if the ids are those of the whole store"
         )
     if not shifted and most >= bits.limit:
+        mend = f"with --gaps at most {bits.limit - 1}" if bits.gaps else "--gaps: numbers may be left out"
         raise DistlmError(
             f"{name}: has the id {most} among {bits.rows} keys in all; a file is missing, or its ids begin elsewhere "
-            "(--gaps: numbers may be left out)"
+            f"({mend})"
         )
     return least

@@ -57,10 +57,15 @@ def open_part(path: Path) -> Part:
         raise DistlmError(f"{path}: lists of {lists.code_size}-byte codes, the index has {code_size}-byte codes")
     sizes = np.array([lists.list_size(number) for number in range(inner.nlist)], np.int64)
     if not index.ntotal == inner.ntotal == sizes.sum():
-        raise DistlmError(f"{path}: its lists hold {sizes.sum()} keys, its head says {index.ntotal}; it is damaged")
+        raise DistlmError(
+            f"{path}: its lists hold {sizes.sum()} keys, its head says {index.ntotal}: faiss counts vectors with NaN, "
+            "and puts them in no list (add the finite ones anew), or the file is damaged"
+        )
     header = _header_bytes(path, sizes, code_size)
     # The number of lists that a search probes is a setting of the reader, no trained state.
     inner.nprobe = 1
+    # Nor is the map from ids to places, with which faiss reconstructs and removes keys.
+    inner.set_direct_map_type(faiss.DirectMap.NoMap)
     empty = faiss.ArrayInvertedLists(inner.nlist, code_size)
     # The index owns it from here on.
     empty.this.disown()

@@ -1,6 +1,7 @@
 """Writes a merged index: all ranks into one file, at exact offsets. The unit of work is a range of lists."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from distlm.index.merge.copy import (
     MergeLayout,
     assemble,
     copy_pieces,
-    disk_error,
     fits,
     hash_in_order,
     preallocate,
@@ -24,6 +24,7 @@ from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.stop import StopFlag
+from distlm.system_errors import told
 
 UNIT_BYTES = 32 << 20
 """Output of one unit. A rank holds the one it writes and the next one; a list of twice this still counts as a unit."""
@@ -55,17 +56,18 @@ def write_merged(comm: Comm, stop: StopFlag, layout: MergeLayout, path: Path, un
                 mine = turn[comm.rank : comm.rank + 1]
 
                 def copy(mine: list[int] = mine) -> None:
-                    for unit in mine:
-                        writer.copy(unit, *units[unit])
+                    with told(path):
+                        for unit in mine:
+                            writer.copy(unit, *units[unit])
 
                 together(comm, copy)
                 digests |= _everywhere(comm, writer.take())
                 if comm.rank == 0:
                     journal.save(digests)
                 progress.advance(sum(_unit_bytes(layout, units[unit]) for unit in turn))
-            together(comm, writer.finish)
+            together(comm, lambda: _told(path, writer.finish))
         digests |= _everywhere(comm, writer.take())
-        together(comm, lambda: _flush(output))
+        together(comm, lambda: _told(path, lambda: os.fsync(output)))
     finally:
         os.close(output)
     pieces = [(len(layout.start), bytes_hash(layout.start))]
@@ -139,23 +141,18 @@ def _create(path: Path, layout: MergeLayout, journal: Journal) -> None:
     require_free_disk(path.parent, layout.bytes, "the merged index")
     try:
         preallocate(path, layout.bytes)
-        output = os.open(path, os.O_WRONLY)
-        try:
-            write_at(output, layout.start, 0)
-            _flush(output)
-        finally:
-            os.close(output)
+        with told(path), path.open("r+b") as output:
+            write_at(output.fileno(), layout.start, 0)
+            os.fsync(output.fileno())
     except DistlmError:
         # Its space is what somebody else waits for.
         path.unlink(missing_ok=True)
         raise
 
 
-def _flush(output: int) -> None:
-    try:
-        os.fsync(output)
-    except OSError as error:
-        raise disk_error(error) from error
+def _told(path: Path, action: Callable[[], None]) -> None:
+    with told(path):
+        action()
 
 
 def _read_back(path: Path, layout: MergeLayout, pieces: list[tuple[int, str]]) -> str:

@@ -30,9 +30,10 @@ from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.search.records import NeighboursManifest, UnitFacts, UnitFile
 from distlm.runtime.checked import Written
-from distlm.runtime.files import disk_is_full, file_hash, json_hash, sync_file, sync_folder
+from distlm.runtime.files import file_hash, json_hash, sync_file, sync_folder
 from distlm.runtime.question import asked_of_search
 from distlm.runtime.rundir import RunDir
+from distlm.system_errors import told
 
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
 ARRAYS = ("queries", "targets", "log_probs", "ids", "distances", "values")
@@ -72,22 +73,18 @@ def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        hashes = {}
-        for name, array in arrays.items():
-            path = temporary / f"{name}.npy"
-            np.save(path, array)
-            sync_file(path)
-            hashes[name] = file_hash(path)
-        UnitFile(rows=len(next(iter(arrays.values()))), hashes=hashes).write(temporary / UNIT)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
+        with told(folder, temporary):
+            hashes = {}
+            for name, array in arrays.items():
+                path = temporary / f"{name}.npy"
+                np.save(path, array)
+                sync_file(path)
+                hashes[name] = file_hash(path)
+            UnitFile(rows=len(next(iter(arrays.values()))), hashes=hashes).write(temporary / UNIT)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if disk_is_full(error):
-            raise DistlmError(
-                f"{folder}: no space left on the disk; free some and run the same command again"
-            ) from error
-        raise
 
 
 def read_unit(folder: Path, mmap: bool = True) -> Unit:

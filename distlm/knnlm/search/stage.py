@@ -13,12 +13,13 @@ from functools import partial
 
 from msgspec import UnsetType
 
+from distlm.errors import UsageError
 from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
-from distlm.knnlm.search.source import open_source
+from distlm.knnlm.search.source import Source, open_source
 from distlm.knnlm.search.work import Group, SplitWork
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import QUESTION, STAGE_SECONDS, TOKENS_PER_S
@@ -39,6 +40,7 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     """
     start = time.monotonic()
     source = together(stage.comm, lambda: open_source(stage))
+    rank0_first(stage.comm, lambda: _check_asked(source))
     for root, files in source.written([split] if split else stage.config.knn.splits, stage.run.index):
         stage.require_whole(root, files)
     test = rank0_first(stage.comm, lambda: self_test(source))
@@ -69,6 +71,15 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
         "k": source.knn.k,
         **self_found,
     }
+
+
+def _check_asked(source: Source) -> None:
+    """Say what is asked in vain. Raises UsageError for more neighbours than there are keys."""
+    knn, index, rows = source.knn, source.index, source.datastore.rows
+    if knn.k > rows:
+        raise UsageError(f"knn.k={knn.k}: the datastore has {rows} rows; lower knn.k")
+    if index is not None and knn.nprobe > index.nlist:
+        say(f"knn search: knn.nprobe={knn.nprobe} is more than the index's {index.nlist} lists: all are searched")
 
 
 def _served(run: RunDir, work: SplitWork) -> bool:

@@ -24,6 +24,7 @@ from distlm.errors import DistlmError
 from distlm.memory.lookup import pieces
 from distlm.memory.values.exported import is_exported, load_exported
 from distlm.memory.values.table import ValueTable
+from distlm.system_errors import AGAIN, reason
 
 _NAME = re.compile(r"memory-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLANES = ("values", "exp_avg", "exp_avg_sq")
@@ -56,10 +57,8 @@ def save_table(table: ValueTable, folder: Path, layer: int, extra: Mapping[str, 
     try:
         save_file(held, path, {name: str(fact) for name, fact in facts.items()})
     except (OSError, SafetensorError) as error:
-        raise DistlmError(
-            f"{path}: the memory could not be written: {error}; free space or mend the disk, and run the same command "
-            "again"
-        ) from error
+        what, mend = reason(error, path)
+        raise DistlmError(f"{path}: the memory could not be written: {what}; {mend or AGAIN}") from error
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor
 
 from distlm.config.schema import TrainConfig
+from distlm.data.blocks import require_ids
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.bptt import ChunkPlan, columns_of
@@ -47,6 +48,8 @@ from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
 AR, TAR = "train/ar", "train/tar"
+
+_CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
 
 
 class LstmJob(Job[LstmState]):
@@ -113,6 +116,7 @@ class LstmJob(Job[LstmState]):
         for number in self._mine:
             where = micro.blocks_of(number)
             words = np.asarray(self.columns[where, chunk.start : chunk.start + chunk.length + 1], dtype=np.int64)
+            require_ids(words.ravel(), self._model.vocabulary)
             tokens = torch.from_numpy(np.ascontiguousarray(words.T)).to(engine.device)
             # The same for all micro-batches: they draw the masks of the whole batch and take their columns.
             torch.manual_seed(micro_seed(train.seed, update, 0))
@@ -129,7 +133,7 @@ class LstmJob(Job[LstmState]):
         step = engine.update(rate)
         tokens_given = chunk.length * self.awd.batch
         part = Part(update, rate, tokens_given, sums, given, self.stage.stop.reason is not None)
-        return combine(part, (AR, TAR), micro, step, train.precision), rate
+        return combine(part, (AR, TAR), micro, step, train.precision, _CALMER), rate
 
     def counted(self, state: LstmState, outcome: Outcome) -> None:
         chunk = self.plan.chunk(state.update - 1)

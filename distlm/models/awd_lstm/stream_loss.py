@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distlm.data.blocks import require_ids
 from distlm.models.awd_lstm.bptt import columns_of
 from distlm.models.awd_lstm.model import AwdLstm
 from distlm.training.engine import Engine, share
@@ -22,6 +23,7 @@ def stream_loss(model: AwdLstm, columns: npt.NDArray[np.integer], chunk: int) ->
     total = 0.0
     for first in range(0, length - 1, chunk) if rows else ():
         words = np.asarray(columns[:, first : min(first + chunk, length - 1) + 1], dtype=np.int64).T
+        require_ids(words.ravel(), model.vocabulary)
         tokens = torch.from_numpy(np.ascontiguousarray(words)).to(device)
         output = model.stream(tokens[:-1], states)
         states = output.states

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-
 from distlm.errors import DistlmError
 from distlm.models.complete import listing
 from distlm.models.export.records import ExportManifest
 from distlm.runtime.files import read_json, sync_file, sync_folder
 from distlm.runtime.rundir import code_version
+from distlm.system_errors import told
 
 MODELING = "modeling_distlm"
 """Module of the code that lies in the folder."""
@@ -100,14 +99,13 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         # A killed export has left it.
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            sync_file(path)
-        sync_folder(temporary)
-        temporary.rename(final)
-        sync_folder(final.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise DistlmError(f"{folder}: cannot be written ({error}); free space or give another folder") from error
+        with told(folder, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in temporary.iterdir():
+                sync_file(path)
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -30,6 +30,7 @@ from distlm.models.hf.memory import equip
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
 from distlm.models.row_dropout import Rows
+from distlm.models.tensor_file import require_finite
 
 _NO_LIMIT = 65536
 """max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
@@ -262,6 +263,7 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
         raise DistlmError(f"hf.name={name}: no weights of {', '.join(missing[:3])}; get the whole model")
     model = HfLM(config, vocabulary, hf.eval())
     _check_head(model, name)
+    require_finite(dict(model.named_parameters()), f"hf.name={name}")
     return model
 
 

@@ -16,6 +16,7 @@ from distlm.models.plm.config import PlmConfig
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.export.read import has_memory
 from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
+from distlm.models.tensor_file import require_finite
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import resolve_world
 
@@ -151,6 +152,7 @@ def _is_ffn(name: str) -> bool:
 
 
 def _copy(model: Plm, weights: Mapping[str, Tensor], memory: MemoryConfig, source: str) -> None:
+    require_finite(weights, source)
     own = dict(model.named_parameters())
     with_memory = tuple(f".layer.{position - 1}." for position in model.memories)
     with torch.no_grad():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.models.tensor_file import require_tensor_file
 from distlm.models.transformer.config import TransformerConfig
 
 _METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
@@ -42,8 +43,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises DistlmError for a missing file, one that is no checkpoint of fairseq, and one with pickled classes.
     """
-    if not path.is_file():
-        raise DistlmError(f"{path}: no such file")
+    require_tensor_file(path)
     known = [argparse.Namespace, *((_Shell, f"fairseq.meters.{name}") for name in _METERS)]
     try:
         with torch.serialization.safe_globals(known):  # type: ignore[arg-type]

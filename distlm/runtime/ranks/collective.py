@@ -5,6 +5,7 @@ from typing import TypeVar, cast
 
 from distlm.errors import DistlmError
 from distlm.runtime.ranks.comm import Comm
+from distlm.system_errors import of_system, system_error
 
 T = TypeVar("T")
 
@@ -18,6 +19,8 @@ def rank0_first(comm: Comm, action: Callable[[], T]) -> T:
             result = action()
         except DistlmError as error:
             failure = error
+        except OSError as error:
+            failure = _told(error)
     failure, result = comm.bcast((failure, result))
     if failure is not None:
         failure.shared = True
@@ -33,8 +36,17 @@ def together(comm: Comm, action: Callable[[], T]) -> T:
         result = action()
     except DistlmError as error:
         failure = error
+    except OSError as error:
+        failure = _told(error)
     failures = [item for item in comm.allgather(failure) if item is not None]
     if failures:
         failures[0].shared = True
         raise failures[0]
     return cast(T, result)
+
+
+def _told(error: OSError) -> DistlmError:
+    """What the system refused, as an error for the user. Raises any other again."""
+    if not of_system(error):
+        raise error
+    return system_error(error)

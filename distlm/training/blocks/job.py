@@ -159,11 +159,12 @@ class BlocksJob(MemoryJob[UpdatesState]):
             spans = zip(self.blocks.start[rows], self.blocks.end[rows], strict=True)
             pulls.begin([self.ids[start:end] for start, end in spans], micro)
         self.begin_update(update + 1)
-        sums, given = [], 0
+        sums, given, vocabulary = [], 0, self.text.vocabulary
         for number in mine:
             where = micro.blocks_of(number)
             chosen = rows[where]
-            batch = gather(self.ids, self.blocks, chosen, begins=self.model.begins, least=self._length(rows, number))
+            least = self._length(rows, number)
+            batch = gather(self.ids, self.blocks, chosen, begins=self.model.begins, least=least, vocabulary=vocabulary)
             inputs, targets = (torch.from_numpy(array).to(engine.device) for array in (batch.inputs, batch.targets))
             scored = None if batch.scored.all() else torch.from_numpy(batch.scored).to(engine.device)
             torch.manual_seed(micro_seed(train.seed, update, number))

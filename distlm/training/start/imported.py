@@ -16,6 +16,7 @@ from distlm.models.device import default_device
 from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
+from distlm.models.tensor_file import require_finite
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
 from distlm.training.finished import STATE
@@ -46,6 +47,7 @@ def write_first_checkpoint(
     Returns checkpoint, valid_loss and valid_ppl (per word). Raises DistlmError for weights of another model.
     """
     run, size = RunDir.of(config), len(tokens.dictionary)
+    require_finite(weights, source)
     final = run.checkpoint(0)
     folder = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
@@ -57,6 +59,8 @@ def write_first_checkpoint(
         raise DistlmError(f"{source}: {error}") from error
     safetensors.torch.save_file({}, folder / OPTIMIZER)
     loss = valid_loss(folder)
+    if not math.isfinite(loss):
+        raise DistlmError(f"{source}: the loss on valid is {loss}: these weights do not fit this text, or are damaged")
     state.best = Best(final.name, loss)
     state.last["valid_loss"] = loss
     state.write(folder / STATE)

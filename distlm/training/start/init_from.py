@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distlm.errors import DistlmError
 from distlm.models.complete import check_files
 from distlm.models.records import Complete, ModelCard
+from distlm.models.tensor_file import require_finite
 from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import BEST
@@ -45,6 +46,7 @@ def take_weights(
     another dictionary, and for names or shapes that are not the model's.
     """
     require_dictionary(card, dictionary, source)
+    require_finite(weights, source)
     own = dict(model.named_parameters())
     for name in sorted(own.keys() | weights.keys()):
         there, here = (list(found[name].shape) if name in found else "missing" for found in (weights, own))

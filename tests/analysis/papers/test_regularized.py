@@ -11,6 +11,7 @@ import pytest
 from support.records import unsealed
 
 from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
+from distlm.analysis.tables import NothingFinished
 from distlm.config.schema import RunConfig
 from distlm.data.records import EditionMatch
 from distlm.data.tokens import TokenFiles
@@ -109,5 +110,6 @@ def test_the_paper_s_numbers_stand_beside_ours_on_its_texts_only(finished: RunCo
 
 
 def test_nothing_finished_is_said(tmp_path: Path) -> None:
-    assert "no run is finished yet" in write_tables(tmp_path)
+    with pytest.raises(NothingFinished, match="no run is finished yet"):
+        write_tables(tmp_path)
     assert Cell.of([None]) is None

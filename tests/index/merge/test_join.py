@@ -96,12 +96,15 @@ def test_local_ids_are_shifted_when_told(tmp_path: Path) -> None:
     assert filecmp.cmp(one, tmp_path / "merged.index", shallow=False)
 
 
-def test_another_nprobe_is_no_other_index(tmp_path: Path) -> None:
+def test_another_nprobe_or_direct_map_is_no_other_index(tmp_path: Path) -> None:
     index = trained("IVF32,PQ8x4")
     parts = parts_of(index, tmp_path)
     other: Any = faiss.read_index(str(parts[1]))
     other.nprobe = 16
     faiss.write_index(other, str(parts[1]))
+    mapped: Any = faiss.read_index(str(parts[2]))
+    mapped.set_direct_map_type(faiss.DirectMap.Hashtable)
+    faiss.write_index(mapped, str(parts[2]))
     merge(parts, tmp_path / "merged.index")
     assert filecmp.cmp(whole(index, tmp_path), tmp_path / "merged.index", shallow=False)
 
@@ -198,6 +201,20 @@ def test_gaps_are_taken_when_told(tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match=r"has the id 2\d+ among 1500 keys"):
         merge([even], tmp_path / "merged.index")
     assert merge([even], tmp_path / "merged.index", gaps=True).rows == ROWS // 2
+    far = added(index, np.arange(ROWS) * 10**6, tmp_path / "far.index")
+    # Not the advice that was followed.
+    with pytest.raises(DistlmError, match=r"has the id \d+ among 3000 keys .*\(with --gaps at most \d+\)"):
+        merge([far], tmp_path / "other.index", gaps=True)
+
+
+def test_vectors_of_nan_are_named(tmp_path: Path) -> None:
+    index: Any = faiss.clone_index(trained("IVF32,PQ8x4"))
+    vectors = np.zeros((10, 32), np.float32)
+    vectors[4] = np.nan
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "part.index"))
+    with pytest.raises(DistlmError, match=r"its lists hold 9 keys, its head says 10: faiss counts vectors with NaN"):
+        merge([tmp_path / "part.index"], tmp_path / "merged.index")
 
 
 def test_a_missing_number_in_the_middle_is_named(tmp_path: Path) -> None:

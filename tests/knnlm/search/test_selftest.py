@@ -2,21 +2,25 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from support.knn import copy_run, in_stage
 from support.present import present
 
+from distlm.config.schema import KnnConfig
+from distlm.datastore.exchange.arrays import write_datastore
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index import open_index
-from distlm.index.search.searcher import SearchIndex
+from distlm.index.search.searcher import SearchIndex, brute_search
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.search.neighbours import Neighbours, unit_folder
-from distlm.knnlm.search.selftest import check_kept, search_problem
+from distlm.knnlm.search.selftest import check_kept, search_problem, self_test
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.runtime.rundir import RunDir
@@ -124,3 +128,30 @@ def test_every_unit_of_the_kept_files_is_sampled(searched):
     run = RunDir(Path(searched.run_dir))
     neighbours = Neighbours.open(run.neighbours("valid"))
     assert len(neighbours.manifest.units) <= check_kept(neighbours, Datastore.open(run.datastore))
+
+
+def test_copies_of_a_key_answer_for_it(tmp_path):
+    """A text that repeats itself has more equal keys than a search returns."""
+    random = np.random.default_rng(0)
+    different = random.standard_normal((20, 8)).astype(np.float32)
+    store = write_datastore(tmp_path / "store", np.tile(different, (100, 1)), np.zeros(2000, int))
+    knn = KnnConfig(k=4)
+    source: Any = SimpleNamespace(
+        knn=knn, datastore=store, index=None, search=lambda keys, k: brute_search(store, keys, k)
+    )
+    assert present(self_test(source).found) == 1
+    ids, distances = brute_search(store, different, 4)
+    # Copies of another key answer for nothing.
+    source.search = lambda keys, k: tuple(np.resize(found, (len(keys), 4)) for found in (ids + 1, distances))
+    with pytest.raises(DistlmError, match="found their own row among 4") as caught:
+        self_test(source)
+    assert "build the index" not in str(caught.value) and "datastore verify" in str(caught.value)
+
+
+def test_what_is_asked_in_vain_is_said_before_the_search(indexed, tmp_path, capsys):
+    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]", "knn.nprobe=500")
+    in_stage("knn", config, run_search)
+    assert capsys.readouterr().err.count("knn.nprobe=500 is more than the index's 16 lists: all are searched") == 1
+    config.knn.k = 10**6
+    with pytest.raises(UsageError, match=r"knn.k=1000000: the datastore has \d+ rows; lower knn.k"):
+        in_stage("knn", config, run_search)

@@ -1,5 +1,6 @@
 """Importing state dicts of salesforce/awd-lstm-lm and fastai: the same model over the dictionary's ids, or refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,17 @@ def refusals(text: Path) -> list[tuple[Any, str]]:
         (untied, "decoder.weight differs from the embedding; only tied"),
         (encoder, "decoder_bias missing; an encoder without its decoder"),
         ({**good, "rnns.0.module.linear.weight": torch.zeros(1)}, "rnns.0.module.linear.weight is no part .*QRNN"),
+        ({**good, "rnns.0.layers.0.linear.weight": torch.zeros(1)}, "rnns.0.layers.0.linear.weight .*QRNN, which"),
+        # A model of WikiText-103 is one of another vocabulary first of all.
+        (
+            {**foreign(words + 40), "rnns.0.layers.0.linear.weight": torch.zeros(1)},
+            f"vocabulary mismatch: the embedding has {words + 40} rows, the dictionary of the token files {words} words",
+        ),
+        ({**good, "criterion.tail": torch.zeros(1)}, "criterion.tail is no part .*: the model is another"),
+        (
+            {**good, "decoder.bias": good["decoder.bias"].clone().index_fill_(0, torch.tensor([3]), math.nan)},
+            rf"state.pt: 1 of {words} numbers of decoder_bias are NaN or infinite",
+        ),
         (torch.zeros(3), "not a state dict .* but Tensor"),
     ]
 
@@ -162,9 +174,12 @@ def test_what_is_not_such_a_model_is_refused(text: Path, tmp_path: Path) -> None
         torch.save(content, path)
         with pytest.raises(DistlmError, match=said):
             import_awd_lstm(config, path, None)
-    path.write_bytes(b"not a file of torch")
-    with pytest.raises(DistlmError, match=r"state\.pt: "):
-        import_awd_lstm(config, path, None)
+    for held, said in ((b"text\n", "is text"), (b"", "is empty"), (bytes(99), "is no file of tensors")):
+        path.write_bytes(held)
+        with pytest.raises(DistlmError, match=rf"state\.pt: {said}; --weights takes what torch.save or safetensors"):
+            import_awd_lstm(config, path, None)
+    with pytest.raises(DistlmError, match=r"is a folder; name the file in it"):
+        import_awd_lstm(config, tmp_path, None)
     torch.save(foreign(len(vocabulary(text))), path)
     with pytest.raises(DistlmError, match=r"import it with lstm.width=12 lstm.hidden_width=16"):
         import_awd_lstm(config_of(text, tmp_path / "run", "lstm.width=20", "lstm.hidden_width=30"), path, None)

@@ -12,7 +12,14 @@ from distlm.data.tokens import SPLITS, TokenFiles
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm.bptt import columns_of
 from distlm.models.awd_lstm.config import LstmRun
-from distlm.models.awd_lstm.exchange.state_dict import check_sizes, first_seen, in_our_order, our_names, read_state_dict
+from distlm.models.awd_lstm.exchange.state_dict import (
+    check_sizes,
+    check_vocabulary,
+    first_seen,
+    in_our_order,
+    our_names,
+    read_state_dict,
+)
 from distlm.models.awd_lstm.records import LstmState
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.io import load_model
@@ -37,7 +44,9 @@ def import_awd_lstm(config: LstmRun, path: Path, words: Path | None) -> dict[str
     run = RunDir.of(config)
     refuse_trained(run)
     tokens = TokenFiles.open(run.tokens(config))
-    weights = our_names(read_state_dict(path), path)
+    tensors = read_state_dict(path)
+    check_vocabulary(tensors, tokens.dictionary, path)
+    weights = our_names(tensors, path)
     check_sizes(weights, config.lstm, path)
     if words is None:
         corpus = open_corpus(config.data)

@@ -14,8 +14,10 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID
+from distlm.models.tensor_file import require_tensor_file
 
 _LAYER = re.compile(r"(?:0\.)?rnns\.(\d+)\.(?:module\.)?(weight_ih|weight_hh|bias_ih|bias_hh)_l0(_raw)?")
+_QRNN = re.compile(r"(?:0\.)?rnns\.\d+\.(?:module\.|layers\.\d+\.)*linear\.")
 _EMBEDDING = re.compile(r"(?:0\.)?encoder\.weight")
 _TIED = re.compile(r"(?:1\.)?decoder\.weight|(?:0\.)?encoder_dp\.emb\.weight")
 _BIAS = re.compile(r"(?:1\.)?decoder\.bias")
@@ -28,8 +30,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Nothing is unpickled but tensors and plain containers. Raises DistlmError for a missing file, one that holds
     pickled classes, as the authors' `torch.save([model, criterion, optimizer])` does, and one that is no state dict.
     """
-    if not path.is_file():
-        raise DistlmError(f"{path}: no such file")
+    require_tensor_file(path)
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
@@ -48,6 +49,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path}: not a state dict (name → tensor) but {type(found).__name__}; save model.state_dict()"
         )
     return dict(found)
+
+
+def check_vocabulary(tensors: Mapping[str, Tensor], dictionary: Dictionary, path: Path) -> None:
+    """DistlmError for an embedding of another number of words than the dictionary's: the first thing to know of a
+    model of another text. The special ids before FIRST_ID have no row."""
+    rows = next((len(tensor) for name, tensor in tensors.items() if _EMBEDDING.fullmatch(name)), None)
+    ours = len(dictionary) - FIRST_ID
+    if rows is not None and rows != ours:
+        raise DistlmError(
+            f"{path}: vocabulary mismatch: the embedding has {rows} rows, the dictionary of the token files {ours} "
+            "words; import with the text that the model was trained on (data.pad_to_multiple=1), or another model"
+        )
 
 
 def our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -70,7 +83,8 @@ def our_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         elif _TIED.fullmatch(name):
             tied[name] = tensor.float()
         else:
-            raise DistlmError(f"{path}: {name} is no part of an AWD-LSTM with LSTM layers (QRNN is not supported)")
+            why = "its layers are QRNN, which is not supported" if _QRNN.match(name) else "the model is another"
+            raise DistlmError(f"{path}: {name} is no part of an AWD-LSTM with LSTM layers and one softmax: {why}")
     if missing := [name for name in ("embedding", "decoder_bias", "layers.0.weight_hh") if name not in ours]:
         raise DistlmError(f"{path}: {', '.join(missing)} missing; an encoder without its decoder is no language model")
     for name, tensor in tied.items():
