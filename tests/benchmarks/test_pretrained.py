@@ -47,4 +47,4 @@ def test_one_command_gives_the_table_of_the_page(tmp_path: Path) -> None:
         # The index is trained on other machines with other bits.
         exact = name in ("transformers", "lm")
         assert (valid[name], test[name]) == pytest.approx(shown[row], rel=2e-4 if exact else 5e-3), row
-    assert valid["lm"] == pytest.approx(valid["transformers"], rel=1e-5)
+    assert valid["lm"] == pytest.approx(valid["transformers"], rel=1e-4)
