@@ -303,3 +303,11 @@ def test_text_that_unpacks_to_nothing(prepare: Prepare, folder: list[str], text:
     write_packed(text / "train.txt.gz", b"")
     with pytest.raises(DistlmError, match=r"train\.txt\.gz: no lines; the train split needs text"):
         prepare(*folder)
+
+
+def test_a_dictionary_that_is_none_is_told_as_such(prepare: Prepare, folder: list[str], tmp_path: Path) -> None:
+    for held, said in ((b"\xff\x00\x80", "not UTF-8 text"), (b"one two\n", "line 1: expected 'word count'")):
+        (tmp_path / "words").write_bytes(held)
+        with pytest.raises(DistlmError, match=r"data.dictionary=.*words: not a dictionary") as caught:
+            prepare(*folder, f"data.dictionary={tmp_path / 'words'}")
+        assert said in str(caught.value) and "distlm data prepare" not in str(caught.value)

@@ -201,7 +201,10 @@ def test_gaps_are_taken_when_told(tmp_path: Path) -> None:
     with pytest.raises(DistlmError, match=r"has the id 2\d+ among 1500 keys"):
         merge([even], tmp_path / "merged.index")
     assert merge([even], tmp_path / "merged.index", gaps=True).rows == ROWS // 2
-    far = added(index, np.arange(ROWS) * 10**6, tmp_path / "far.index")
+    spread: Any = faiss.clone_index(index)
+    spread.add_with_ids(KEYS, np.arange(ROWS) * 10**6)
+    far = tmp_path / "far.index"
+    faiss.write_index(spread, str(far))
     # Not the advice that was followed.
     with pytest.raises(DistlmError, match=r"has the id \d+ among 3000 keys .*\(with --gaps at most \d+\)"):
         merge([far], tmp_path / "other.index", gaps=True)
