@@ -157,12 +157,7 @@ def refusals(text: Path) -> list[tuple[Any, str]]:
         # A model of WikiText-103 is one of another vocabulary first of all.
         (
             {**foreign(words + 40), "rnns.0.layers.0.linear.weight": torch.zeros(1)},
-<<<<<<< HEAD
-            f"vocabulary mismatch: the embedding has {words + 40} rows, the dictionary of the token files {words} "
-            "words",
-=======
             f"vocabulary mismatch: the embedding has {words + 40} rows, the dictionary .* {words} words",
->>>>>>> messages
         ),
         ({**good, "criterion.tail": torch.zeros(1)}, "criterion.tail is no part .*: the model is another"),
         (
