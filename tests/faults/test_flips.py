@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from support import distlm, shared
 from support.knn import copy_run, in_stage
+from support.plm import plm_config, tiny_shards
 
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import DistlmError
 from distlm.index import run_index_build
+from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
@@ -22,6 +24,7 @@ from distlm.runtime.checked import Written, require_whole
 from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.rundir import RunDir
+from distlm.training.loop import run_train
 from distlm.verify import parts_below, verify
 
 FOR_PEOPLE = {"config.yaml", "metrics.jsonl", "report.html"}
@@ -40,16 +43,42 @@ def results_of(run: Path) -> list[Path]:
     return [
         path for path in sorted(run.rglob("*"))
         if path.is_file() and path.stat().st_size and path.name not in FOR_PEOPLE and path.suffix != ".log"
-        and not path.name.startswith(".") and "configs" not in path.parts
+        and not path.name.startswith(".") and not {"configs", "text", "prepare"} & {*path.parts}
     ]  # fmt: skip
 
 
+def searched(factory: pytest.TempPathFactory) -> Path:
+    """Tokens, checkpoint, datastore, index, neighbours, results."""
+    return Path(shared.searched(factory).run_dir)
+
+
+def alone(factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokens have states and a cache, without a search."""
+
+    def make(folder: Path) -> None:
+        config = copy_run(shared.stored(factory), folder / "run", "cache.windows=[5,60]", "cache.thetas=[0.1]")
+        shutil.rmtree(RunDir.of(config).datastore)
+        for function in (run_cache, run_tune, run_evaluate):
+            in_stage("knn", config, function)
+
+    return shared.made_once(factory, "flips-alone", make) / "run"
+
+
+def masked(factory: pytest.TempPathFactory) -> Path:
+    """Shards, and a masked language model with memories."""
+
+    def make(folder: Path) -> None:
+        config = plm_config(tiny_shards(folder), folder / "run", "memory.kind=pkm", "train.updates=2")
+        in_stage("train", config, run_train)
+
+    return shared.made_once(factory, "flips-masked", make)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("made", ["searched"])
-def test_every_flipped_byte_is_found(made: str, seed: int, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):
-    config = getattr(shared, made)(tmp_path_factory)
+@pytest.mark.parametrize("made", [searched, alone, masked])
+def test_every_flipped_byte_is_found(made, seed: int, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(config.run_dir, run)
+    shutil.copytree(made(tmp_path_factory), run)
     assert rotten(run) == []
     draw, missed = random.Random(seed), []
     for path in results_of(run):

@@ -9,10 +9,11 @@ import torch
 from distlm.config.schema import RunConfig
 from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
+from distlm.models.complete import listing
 from distlm.models.io import save_model
+from distlm.models.records import Complete
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import DecoderLayer, TransformerLM
-from distlm.runtime.files import write_json
 from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
@@ -57,7 +58,7 @@ def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, ste
         last.ffn_norm.weight.mul_(key_scale)
     folder = run.checkpoint(step)
     save_model(model, folder, {"dictionary": dictionary.hash, "step": step})
-    write_json(folder / "complete.json", {"step": step})
+    Complete(files=listing(sorted(folder.iterdir())), step=step).write(folder / "complete.json")
     BestCheckpoint(checkpoint=folder.name, valid_loss=1.0).write(run.checkpoints / "best.json")
     return folder
 

@@ -28,7 +28,7 @@ from distlm.data.shards.records import (
 from distlm.data.text.source import Segment
 from distlm.data.tokens import SPLITS
 from distlm.errors import DistlmError
-from distlm.runtime.files import json_hash
+from distlm.runtime.files import file_hash, json_hash
 
 MANIFEST, PLAN, TOKENIZER_FOLDER = "manifest.json", ".plan.json", "tokenizer"
 SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
@@ -200,7 +200,10 @@ class ShardsManifest:
         }
         ManifestFile(
             dtype=str(self.dtype), tokenizer=self.tokenizer, settings=self.plan.settings, text=self.plan.text,
-            splits=splits, units=units,
+            splits=splits, units=units, others={
+                f"{TOKENIZER_FOLDER}/{path.name}": file_hash(path)
+                for path in sorted((folder / TOKENIZER_FOLDER).iterdir())
+            },
         ).write(folder / MANIFEST)  # fmt: skip
 
     @classmethod

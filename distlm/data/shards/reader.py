@@ -14,9 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UnsetType
 
 from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, Chunk, Shard, ShardsManifest
 from distlm.data.shards.order import Pool, Rows, ShardOrder, update_positions
+from distlm.data.shards.records import ManifestFile
 from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
 from distlm.runtime.checked import Written
@@ -305,10 +307,19 @@ class RowStream(Generic[T]):
 
 
 def written_shards(folder: Path) -> list[Written]:
-    """The shards of every split as they were written. Raises DistlmError when there are no finished shards."""
+    """The shards of every split, and the tokenizer, as they were written. Raises DistlmError when there are no finished
+    shards."""
     mend = "copy it again, or delete it and run `distlm data shard` again"
     shards = (shard for of_split in ShardsManifest.read(folder).shards.values() for shard in of_split)
-    return [Written(shard.path(folder), shard.hash, mend) for shard in shards]
+    others = ManifestFile.read(folder / MANIFEST).others
+    names = {} if isinstance(others, UnsetType) else others
+    return [
+        *(Written(shard.path(folder), shard.hash, mend) for shard in shards),
+        *(
+            Written(folder / name, digest, "remove the folder and make the shards again")
+            for name, digest in names.items()
+        ),
+    ]
 
 
 def verify_shards(folder: Path) -> list[str]:

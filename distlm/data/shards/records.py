@@ -172,6 +172,8 @@ class ManifestFile(Record, kw_only=True):
     units: dict[str, list[str]]
     """For each shard of a split its pieces of text, "source,start,end,bytes" with a space between: source counts from
     0 in `text`; start and end are bytes of unpacked text, or rows of a table."""
+    others: dict[str, str] | UnsetType = UNSET
+    """The files of tokenizer/ → xxh3-128."""
 
     @classmethod
     def of(cls, tree: Any, path: Path) -> Self:
