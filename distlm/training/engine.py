@@ -136,8 +136,8 @@ class Engine:
             if "minimum" not in str(error):
                 raise
             raise _shared(
-                "train.precision=fp16: the gradients overflow even at the smallest loss scale; lower train.lr, or train "
-                "in bf16 or fp32"
+                "train.precision=fp16: the gradients overflow even at the smallest loss scale; lower train.lr, or "
+                "train in bf16 or fp32"
             ) from error
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
