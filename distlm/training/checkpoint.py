@@ -216,6 +216,11 @@ def _guarded(folder: Path, action: Callable[[], object]) -> None:
         raise DistlmError(
             f"{folder}: the checkpoint could not be written: {what}; the ones before it are whole: {mend or AGAIN}"
         ) from error
+    except DistlmError as error:
+        if isinstance(error.__cause__, OSError | safetensors.SafetensorError):
+            # A file of it has said why.
+            raise DistlmError(f"{error} (the checkpoints before it are whole)") from error.__cause__
+        raise
 
 
 def _remove_old(run: RunDir, keep_last: int, best: Best | None) -> None:

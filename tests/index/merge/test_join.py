@@ -103,7 +103,7 @@ def test_another_nprobe_or_direct_map_is_no_other_index(tmp_path: Path) -> None:
     other.nprobe = 16
     faiss.write_index(other, str(parts[1]))
     mapped: Any = faiss.read_index(str(parts[2]))
-    mapped.set_direct_map_type(2)  # a hash table
+    mapped.set_direct_map_type(faiss.DirectMap.Hashtable)  # type: ignore[attr-defined]
     faiss.write_index(mapped, str(parts[2]))
     merge(parts, tmp_path / "merged.index")
     assert filecmp.cmp(whole(index, tmp_path), tmp_path / "merged.index", shallow=False)
