@@ -49,7 +49,7 @@ def test_shares_then_a_run_leave_the_bytes_of_one_run(trained: RunConfig, tmp_pa
     with pytest.raises(DistlmError), one_rank(trained) as stage:
         run_index_merge(stage)
     assert add(trained)["parts"] == 2, "share 2/3 never ran"
-    alone = replace(trained, run_dir=str(tmp_path_factory.mktemp("alone")))
+    alone = config(tmp_path_factory.mktemp("alone"), factory="IVF8,SQ8")
     write_store(Path(alone.run_dir, "datastore"), vectors(10_000), rows_per_shard=1500)
     with one_rank(alone) as stage:
         run_index_train(stage)
@@ -107,7 +107,7 @@ def test_what_another_run_finished_meanwhile_is_not_done_again(
             yield
 
     run = {"train": run_index_train, "merge": run_index_merge}[step]
-    monkeypatch.setattr(f"distlm.index.{'template' if step == 'train' else 'merge'}.only_writer", late)
+    monkeypatch.setattr(f"distlm.index.{'build.template' if step == 'train' else 'merge.stage'}.only_writer", late)
     if step == "train":
         template.unlink()
     with one_rank(alone) as stage:
