@@ -56,9 +56,7 @@ def parts_below(root: Path) -> list[Part]:
     """
     if not root.exists():
         raise DistlmError(f"{root}: no such file or folder; give a run directory, a folder of one, or a file")
-    # A file is named by a record beside it or above it.
-    folder = root if root.is_dir() else root.parent.parent
-    found = {path: _part(path) for path in _records(folder)}
+    found = {path: _part(path) for path in (_records(root) if root.is_dir() else _near(root))}
     owned = {file.path for part in found.values() for file in part.files}
     if root.is_file():
         parts = [part for place, part in found.items() if place == root or any(f.path == root for f in part.files)]
@@ -116,6 +114,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _records(folder: Path) -> Iterator[Path]:
     return (path for path in _files(folder) if path.suffix == ".json")
+
+
+def _near(file: Path) -> list[Path]:
+    """The records that may name a file: beside it, in the folder above, and in those of its folder (dict.txt)."""
+    folder = file.parent
+    return sorted({*folder.glob("*.json"), *folder.parent.glob("*.json"), *folder.glob("*/*.json")})
 
 
 def _part(path: Path) -> Part:

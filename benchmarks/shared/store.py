@@ -1,4 +1,4 @@
-"""Datastores of made-up keys: finished, without a model, tokens or checksums."""
+"""Datastores of made-up keys: finished, without a model or tokens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from distlm.datastore.manifest import MANIFEST, keys_path, values_path
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.settings import Settings
+from distlm.runtime.files import file_hash
 
 Draw = Callable[[int], tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]]]
 """Number of rows → their keys [n, D] and values [n]."""
@@ -30,7 +31,8 @@ def write_store(folder: Path, rows: int, settings: Settings, draw: Draw) -> None
         keys, values = draw(min(settings.rows_per_shard, rows - first))
         np.save(keys_path(folder, index), keys)
         np.save(values_path(folder, index), values)
-        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), "0" * 32, "0" * 32))
+        hashes = (file_hash(place(folder, index)) for place in (keys_path, values_path))
+        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), *hashes))
     Manifest.of_store(settings, rows, shards, complete=True).write(folder / MANIFEST)
 
 

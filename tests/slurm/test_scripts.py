@@ -102,7 +102,7 @@ def test_the_files_of_a_plain_run(
 def test_the_results_of_a_plain_run(runs: dict[str, tuple[Path, dict[str, str]]], name: str) -> None:
     plain, other = (json.loads((runs[run][0] / "results.json").read_text("utf-8")) for run in ("plain", name))
     # `model` names the folder of the checkpoint.
-    assert {key for key in plain if plain[key] != other[key]} <= {"model", "seconds"}
+    assert {key for key in plain if plain[key] != other[key]} <= {"check", "model", "seconds"}
     assert plain["model"]["fingerprint"] == other["model"]["fingerprint"]
     assert (runs[name][0] / "report.html").exists()
 
