@@ -31,8 +31,8 @@ def write_store(folder: Path, rows: int, settings: Settings, draw: Draw) -> None
         keys, values = draw(min(settings.rows_per_shard, rows - first))
         np.save(keys_path(folder, index), keys)
         np.save(values_path(folder, index), values)
-        hashes = (file_hash(place(folder, index)) for place in (keys_path, values_path))
-        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), *hashes))
+        of_keys, of_values = file_hash(keys_path(folder, index)), file_hash(values_path(folder, index))
+        shards.append(Shard(index, first, len(keys), first + 8, first + 8 + len(keys), of_keys, of_values))
     Manifest.of_store(settings, rows, shards, complete=True).write(folder / MANIFEST)
 
 
