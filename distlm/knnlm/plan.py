@@ -23,6 +23,12 @@ _PACKED_CODES_PER_S = 6e9
 """The same for a 4-bit index repacked for FastScan."""
 _UNPACKED_CODES_PER_S = 0.16e9
 """The same for a 4-bit index that is too large to be repacked."""
+_QUERY_S = 6e-5
+"""Seconds of one core for a query besides its codes: its lists are found, its look-up tables made (IVF1024,PQ32)."""
+_NEIGHBOUR_S = 2e-7
+"""Seconds of one core for each neighbour that a query keeps."""
+_WRITTEN_BYTES_PER_S = 4e8
+"""Assumed rate at which units are written and flushed."""
 _DOT_BYTES_PER_S = 8e9
 """Bytes of fp32 keys a core multiplies with scattered queries in a second, from benchmarks/rescoring.py."""
 _DISK_BYTES_PER_S = 1e9
@@ -84,7 +90,7 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, model, counts, rescores, item, ranks) / max(ranks, 1),
+        seconds=_seconds(config, model, counts, rescores, item, ranks) / max(ranks, 1) + disk / _WRITTEN_BYTES_PER_S,
         notes=notes,
     )
 
@@ -154,7 +160,8 @@ def _seconds(
         rate = _CODES_PER_S
         if _bits(config) == 4:
             rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
-        search = counts.queries * (scanned * _code_bytes(config, width) / rate + 2 * lists * width / flops)
+        of_query = _QUERY_S + knn.k * _NEIGHBOUR_S + 2 * lists * width / flops
+        search = counts.queries * (scanned * _code_bytes(config, width) / rate + of_query)
     if not rescores:
         return forward + search
     dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S

@@ -82,12 +82,15 @@ def corrected(of: Of, planned_s: float) -> tuple[float, str]:
     The same settings count most, then the same number of ranks, then the newest.
     """
     path = _path()
+    known = _read(path).stages if path else []
     alike = [
-        one for one in (_read(path).stages if path else [])
+        one for one in known
         if (one.stage, one.machine, one.kind) == (of.stage, machine(), of.kind)
     ]  # fmt: skip
     if not alike:
-        return planned_s, ""
+        # What its processes take to start is about what those of another stage take.
+        starts = [one.start_s for one in known if (one.machine, one.kind) == (machine(), of.kind)]
+        return planned_s + min(starts, default=0.0), ""
     best = max(alike, key=lambda one: (one.settings == of.settings, one.ranks == of.ranks, one.at))
     whose = "these settings" if best.settings == of.settings else "a run with other settings"
     seconds = best.start_s + planned_s * best.worked_s / best.planned_s
