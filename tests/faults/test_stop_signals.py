@@ -58,7 +58,7 @@ def _thirty() -> list[Case]:
     """Every signal, command and number of ranks, at moments drawn once for all: from 0.05 s on, more of them early."""
     draw = random.Random(19)
     cases = []
-    for command, last in (("train demo", 5.0), ("run demo", 25.0)):
+    for command, last in (("train demo", 5.0), ("run demo", 15.0)):
         kinds = [(name, ranks) for ranks in (1, 2) for name in ("INT", "HUP", "TERM", "USR1", "USR2")]
         kinds += draw.sample(kinds, 5)
         draw.shuffle(kinds)
