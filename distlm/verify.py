@@ -38,8 +38,6 @@ class Part:
     place: Path
     files: list[Written] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    sealed: int = 0
-    """Records with a checksum of their own, which holds."""
     older: int = 0
     """Records from before they had one."""
 
@@ -131,7 +129,6 @@ def _part(path: Path) -> Part:
             rest = {name: value for name, value in tree.items() if name != CHECK}
             if checksum(rest) != tree[CHECK]:
                 raise DistlmError(f"{path}: damaged: its content is not what its checksum was made of")
-            part.sealed = 1
         elif isinstance(tree, dict) and "format" in tree:
             part.older = 1
             *names, last = tree

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from support import ENVIRONMENT
 from support.deadline import DEADLINE_S
 
@@ -19,10 +18,6 @@ PUBLIC = {
     "Datastore", "DistlmError", "KnnLM", "KnnLogitsProcessor", "ProductKeyMemory", "Run", "SparseValueOptimizer",
     "__version__", "open_run", "write_datastore",
 }  # fmt: skip
-ELSEWHERE = {"KnnLM", "KnnLogitsProcessor"}
-"""Those that come with distlm/integrations."""
-MODULE = {"ProductKeyMemory", "SparseValueOptimizer"}
-"""Those whose plain form comes with the memory as a module."""
 NO_ARRAYS = {"DistlmError", "open_run"}
 """Names that neither take nor give arrays."""
 CALLED = ("__init__", "__call__", "__getitem__")
@@ -43,7 +38,7 @@ def documented(name: str) -> Iterator[tuple[str, object]]:
 
 
 def test_the_names_are_these() -> None:
-    assert {*distlm.__all__} | ELSEWHERE == PUBLIC
+    assert {*distlm.__all__} == PUBLIC
     assert distlm.__all__ == sorted(distlm.__all__) and dir(distlm) == distlm.__all__
     with pytest.raises(AttributeError, match="has no attribute 'open_runs'"):
         _ = distlm.open_runs
@@ -63,8 +58,6 @@ def test_types_places_and_names_agree() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_docstrings_say_shapes_and_errors(name: str) -> None:
-    if name in MODULE and not issubclass(distlm.SparseValueOptimizer, torch.optim.Optimizer):
-        pytest.skip(f"{name} is not the module of issue 20 yet")
     texts = {own: inspect.getdoc(found) or "" for own, found in documented(name)}
     assert not [own for own, text in texts.items() if not text.strip()]
     whole = "\n".join(texts.values())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import bytes_hash, file_hash
+from distlm.runtime.files import bytes_hash, cache_place, file_hash
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -129,16 +129,5 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 
 def _place(root: Path) -> Path | None:
-    given = os.environ.get(VARIABLE)
-    if given == "":
-        return None
-    try:
-        home = (
-            Path(given)
-            if given
-            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distlm/checked"
-        )
-    except RuntimeError:
-        # No home on this node.
-        return None
-    return home / f"{bytes_hash(str(root.resolve()).encode())}.json"
+    home = cache_place(VARIABLE, "checked")
+    return home / f"{bytes_hash(str(root.resolve()).encode())}.json" if home is not None else None

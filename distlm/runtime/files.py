@@ -108,6 +108,19 @@ def json_hash(value: Any) -> str:
     return bytes_hash(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
 
 
+def cache_place(variable: str, name: str) -> Path | None:
+    """Where something is kept for the user's later starts: the path that an environment variable gives, else `name` in
+    distlm's folder of their cache; None where the variable is empty, or the user has no home on this node."""
+    given = os.environ.get(variable)
+    if given is not None:
+        return Path(given) if given else None
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return home / "distlm" / name
+
+
 def sweep_temporaries(folder: Path, of: str = "") -> None:
     """Remove what killed writers left behind, of all files or of the file named `of`.
 

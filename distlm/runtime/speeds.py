@@ -5,7 +5,6 @@ really takes depends on memory, caches and libraries as well, and by about the s
 DISTLM_SPEEDS, or ~/.cache/distlm/speeds.json; DISTLM_SPEEDS= (empty) keeps none.
 """
 
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from distlm.errors import DistlmError
+from distlm.runtime.files import cache_place
 from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.records import Speed, SpeedsFile
 
@@ -127,15 +127,7 @@ def _gpu() -> str:
 
 
 def _path() -> Path | None:
-    given = os.environ.get(VARIABLE)
-    if given is not None:
-        return Path(given) if given else None
-    try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        # No home on this node.
-        return None
-    return home / "distlm" / "speeds.json"
+    return cache_place(VARIABLE, "speeds.json")
 
 
 def _read(path: Path) -> SpeedsFile:

@@ -35,7 +35,7 @@ def losses(made: Made, name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_are_those_of_knn_evaluate(made: Make, name: str) -> None:
-    """Built alike in memory, and with the run's own store and index opened; Must show 2 of issue 20."""
+    """Built alike in memory, and with the run's own store and index opened."""
     run, tuned = made(name), Tuned.read(made(name).run.tuned)
     alike = run.knn().add(run.split("train"), **RULE, rows_per_shard=512)
     alike.build_index("IVF16,PQ4", nprobe=4, sample=4096)

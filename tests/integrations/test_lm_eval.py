@@ -69,7 +69,7 @@ def perplexities(model: DistlmModel, tasks: Callable[..., Any], text: str) -> fl
 
 @pytest.mark.parametrize("mixture", ["lm", "knn"])
 def test_rolling_likelihoods_are_those_of_knn_evaluate(made: Make, words: RunConfig, mixture: str, tasks: Any) -> None:
-    """Of Hugging Face's models and of one over words; Must show 6 of issue 20."""
+    """Of Hugging Face's models and of one over words."""
     runs = [made("gpt2"), made("gemma2")]
     for root, text in (*((run.run, run.split("valid")) for run in runs), (RunDir.of(words), None)):
         text = text or (Path(words.data.text_dir) / "valid.txt").read_text("utf-8")
