@@ -28,11 +28,11 @@ from shared.store import random_keys, settings, write_store
 
 from distlm.datastore.reader import Datastore
 from distlm.index.build.encode import Encoder
-from distlm.index.build.template import train_template
 from distlm.index.choose.measure import recall, with_table
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
 from distlm.index.search.searcher import SearchIndex, Shape
+from distlm.index.train.template import train_template
 
 CHUNK = 100_000
 Array = np.ndarray

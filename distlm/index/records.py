@@ -44,6 +44,22 @@ class TemplateRecord(Record, kw_only=True):
     """Size of template.index."""
 
 
+class KmeansRecord(Record, kw_only=True):
+    """How far an unfinished k-means is; the centroids are in `.kmeans-ITERATIONS.npy` beside it."""
+
+    FILE: ClassVar[str] = "RUN/index/NAME/.kmeans.json"
+    WHAT: ClassVar[str] = "state of a k-means"
+    WRITER: ClassVar[str] = "distlm index train"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index train",)
+
+    key: str
+    """Hash of all that the centroids follow from; a state of another k-means counts for nothing."""
+    iterations: int
+    """Iterations that are done."""
+    xxh3: str
+    """xxh3-128 of the centroids' file."""
+
+
 class PartRecord(Record, kw_only=True):
     """The keys of one shard of the store, `part-00000.index`; written after it."""
 

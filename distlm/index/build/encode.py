@@ -43,7 +43,7 @@ class Encoder:
         self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
         self.block = product_codes.block_rows(self._product.width) if self._product else BLOCK
         """Most keys of one `encode`, and what `add` gives to a thread at a time."""
-        self._lists = TorchLists(self._inner, device) if device and TorchLists.takes(self._inner) else None
+        self._lists = TorchLists.of(self._inner, device) if device and TorchLists.takes(self._inner) else None
         self._threads = threads or rank_threads()
         self._pool = one_thread_workers(self._threads)
 

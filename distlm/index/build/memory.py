@@ -6,13 +6,15 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.add import read_batches
 from distlm.index.build.encode import Encoder
-from distlm.index.build.sample import check_finite, read_sample, sample_counts, sample_rows
-from distlm.index.build.template import train_template
+from distlm.index.build.sample import check_finite
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.factory import fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import deserialise, serialise
 from distlm.index.search.searcher import SearchIndex, Shape
+from distlm.index.train.sample import StoreSample
+from distlm.index.train.team import Team
+from distlm.index.train.template import trained
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.cores import usable_cores
 
@@ -20,28 +22,16 @@ from distlm.runtime.ranks.cores import usable_cores
 def build_in_memory(datastore: Datastore, factory: str, sample: int, seed: int) -> SearchIndex:
     """Train on at most `sample` keys and add all: the index that `distlm index build` makes of the same store.
 
-    Memory: the codes, twice while they are copied, and sample × D × 4 bytes. Raises DistlmError for a refused factory
-    (fit_factory says which) and for keys that are not finite.
+    Memory: the codes, twice while they are copied, and the sample in the keys' type. Raises DistlmError for a refused
+    factory (fit_factory says which) and for keys that are not finite.
     """
     plan = fit_factory(factory, datastore.width, datastore.rows, sample)
     for message in plan.messages:
         say(f"index: {message}")
-    shards = datastore.shards
-    counts = sample_counts([shard.rows for shard in shards], plan.sample)
-    keys = np.concatenate([
-        read_sample(datastore, shard.index, sample_rows(seed, shard.index, shard.rows, count))
-        for shard, count in zip(shards, counts, strict=True)
-    ]).astype(np.float32)  # fmt: skip
-    faiss = require_faiss()
-    threads = faiss.omp_get_max_threads()
-    try:
-        index = deserialise(train_template(plan, keys, seed, usable_cores()))
-    finally:
-        # torch may share the count.
-        faiss.omp_set_num_threads(threads)
-    del keys
+    team = Team(threads=usable_cores(), device=gpu_device())
+    index = deserialise(trained(plan, StoreSample(datastore, plan.sample, seed), seed, team))
     with Encoder(index, device=gpu_device()) as encoder:
-        for shard in shards:
+        for shard in datastore.shards:
             for start, part in read_batches(datastore.keys(shard.index), encoder.batch):
                 check_finite(part, datastore, shard.index, np.arange(start, start + len(part)))
                 first = shard.first_row + start
@@ -49,5 +39,5 @@ def build_in_memory(datastore: Datastore, factory: str, sample: int, seed: int) 
     if index.ntotal != datastore.rows:
         raise DistlmError(f"the index took {index.ntotal} of {datastore.rows} keys; report this")
     # Read again whole: only then does an IVFPQ have the table that search uses, and distances their last bits.
-    whole = faiss.deserialize_index(np.frombuffer(serialise(index), np.uint8))
+    whole = require_faiss().deserialize_index(np.frombuffer(serialise(index), np.uint8))
     return SearchIndex(whole, Shape(datastore.rows, datastore.width, plan.nlist), datastore.folder)

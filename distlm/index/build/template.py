@@ -1,30 +1,30 @@
-"""The template: one trained index without keys, made on rank 0 from a sample that all ranks read."""
+"""The template: one trained index without keys."""
 
 import time
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
-import numpy as np
-
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.build.sample import read_sample, sample_counts, sample_rows
-from distlm.index.factory import KEYS_PER_LIST, MOST_KEYS_PER_LIST, Factory, fit_factory, inverted_file
+from distlm.index.build.torch_lists import gpu_device
+from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import rank_threads, require_faiss
-from distlm.index.layout import Array, Header, IndexFolder, serialise
+from distlm.index.layout import Header, IndexFolder
 from distlm.index.records import TemplateRecord
+from distlm.index.train.kept import remove_kept
+from distlm.index.train.sample import StoreSample
+from distlm.index.train.team import Team
+from distlm.index.train.template import trained
 from distlm.runtime.files import (
     atomic_path,
     bytes_hash,
-    format_bytes,
     require_free_disk,
     sweep_temporaries,
 )
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
-from distlm.runtime.progress import Progress, say
+from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first, together
-from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.stage import Stage
 
 
@@ -84,9 +84,9 @@ class TrainSummary(TypedDict):
 def run_index_train(stage: Stage) -> TrainSummary:
     """Train RUN/index/NAME/template.index on a seeded sample of the datastore.
 
-    Every rank reads the sample of its shards; rank 0 trains with the node's cores while the others wait.
-    Raises DistlmError for a refused factory, NaN or infinite keys, a template of another store or factory, and while
-    another run writes this index.
+    Every rank reads and holds a share of the sample, and all train together; a killed k-means goes on. Raises
+    DistlmError for a refused factory, NaN or infinite keys, a template of another store or factory, and while another
+    run writes this index.
     """
     require_faiss()
     datastore = together(stage.comm, lambda: Datastore.open(stage.run.datastore))
@@ -119,87 +119,24 @@ def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, pla
         for message in plan.messages:
             say(f"index train: {message}")
     rank0_first(stage.comm, lambda: _prepare_folder(folder, plan))
-    keys = gather_sample(stage, datastore, plan, stage.config.index.seed)
-    record = rank0_first(
-        stage.comm, lambda: _train(stage, folder, datastore, plan, keys if keys is not None else np.empty((0, 0)))
+    seed = stage.config.index.seed
+    sample = StoreSample(datastore, plan.sample, seed)
+    say(
+        f"index train: {plan.used} on {sample.rows} keys × {sample.width}, {rank_threads()} threads a rank",
+        stage.comm.rank,
     )
+    what = "index train (k-means goes on from its last iteration)"
+    team = Team(stage.comm, rank_threads(), gpu_device(), lambda: stage.stop.check(stage.comm, what))
+    data = trained(plan, sample, seed, team, folder.root, datastore.fingerprint)
+    record = rank0_first(stage.comm, lambda: _write(folder, datastore, plan, seed, data))
     seconds = time.monotonic() - start
+    say(f"index train: trained in {seconds:.1f} s, template {record.template}", stage.comm.rank)
     if stage.comm.rank == 0:
         stage.run.metrics.write("index train", {STAGE_SECONDS: round(seconds, 3), "sample": plan.sample})
-    require_faiss().omp_set_num_threads(rank_threads())
     return {"seconds": seconds, "template": record.template, "nlist": plan.nlist, "sample": plan.sample}
 
 
-def gather_sample(stage: Stage, datastore: Datastore, plan: Factory, seed: int) -> Array | None:
-    """The sample, fp32 [n, D] in shard order, on rank 0; None elsewhere. Collective.
-
-    Keys travel as stored (float16 halves the traffic), one shard of each rank at a time.
-    """
-    comm, shards = stage.comm, datastore.shards
-    counts = sample_counts([shard.rows for shard in shards], plan.sample)
-    sample = np.empty((plan.sample, datastore.width), np.float32) if comm.rank == 0 else None
-    filled = 0
-    with Progress("index train: read sample", plan.sample, "keys", comm.rank) as progress:
-        for first in range(0, len(shards), comm.size):
-            stage.stop.check(comm, "index train (nothing is lost: it starts with reading the sample)")
-
-            def read(unit: int = first + comm.rank) -> Array | None:
-                if unit >= len(shards):
-                    return None
-                rows = sample_rows(seed, unit, shards[unit].rows, counts[unit])
-                return read_sample(datastore, unit, rows)
-
-            pieces = comm.gather(together(comm, read))
-            if sample is None or pieces is None:
-                continue
-            for piece in pieces:
-                if piece is not None:
-                    sample[filled : filled + len(piece)] = piece
-                    filled += len(piece)
-                    progress.advance(len(piece))
-    assert sample is None or filled == plan.sample
-    return sample
-
-
-def train_template(plan: Factory, keys: Array, seed: int, threads: int) -> bytes:
-    """Train a factory on keys fp32 [n, D]; the bytes of the empty index. k-means seeds are `seed`.
-
-    Raises DistlmError when faiss cannot train it, or its file cannot be merged.
-    """
-    faiss = require_faiss()
-    faiss.omp_set_num_threads(threads)
-    index = plan.build()
-    inner = inverted_file(index)
-    inner.cp.seed = seed
-    inner.cp.max_points_per_centroid = MOST_KEYS_PER_LIST
-    # Few keys were already reported once, in words; faiss would print a line for each of M sub-quantisers.
-    inner.cp.min_points_per_centroid = min(KEYS_PER_LIST, max(1, len(keys) // plan.nlist))
-    if isinstance(inner, faiss.IndexIVFPQ):
-        inner.pq.cp.seed = seed
-        inner.pq.cp.min_points_per_centroid = 1
-        # It renumbers codes for a Hamming filter that no search here uses, and costs 1.5 s per sub-quantiser.
-        inner.do_polysemous_training = False
-    try:
-        index.train(keys)
-    except RuntimeError as error:
-        reason = str(error).rpartition("Error: ")[2].strip()
-        raise DistlmError(f"index.factory={plan.used!r}: training on {len(keys)} keys failed ({reason})") from error
-    data = serialise(index)
-    Header(data)
-    return data
-
-
-def _train(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, keys: Array) -> TemplateRecord:
-    faiss = require_faiss()
-    # The other ranks of this node wait, so their cores are free; and the count must not follow the rank count, since
-    # sums of another number of threads round differently.
-    threads = stage.config.launch.threads or usable_cores()
-    say(
-        f"index train: {plan.used} on {len(keys)} keys × {datastore.width} "
-        f"({format_bytes(keys.nbytes)}), {threads} threads"
-    )
-    began = time.monotonic()
-    data = train_template(plan, keys, stage.config.index.seed, threads)
+def _write(folder: IndexFolder, datastore: Datastore, plan: Factory, seed: int, data: bytes) -> TemplateRecord:
     with atomic_path(folder.template) as temporary:
         temporary.write_bytes(data)
     record = TemplateRecord(
@@ -212,12 +149,12 @@ def _train(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factor
         nlist=plan.nlist,
         code_size=plan.code_size,
         sample=plan.sample,
-        seed=stage.config.index.seed,
-        faiss=faiss.__version__,
+        seed=seed,
+        faiss=require_faiss().__version__,
         bytes=len(data),
     )
     record.write(folder.template_json)
-    say(f"index train: trained in {time.monotonic() - began:.1f} s, template {record.template}")
+    remove_kept(folder.root)
     return record
 
 

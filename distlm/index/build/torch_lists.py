@@ -29,17 +29,22 @@ def gpu_device() -> str:
 
 
 class TorchLists:
-    """Centroids of an inverted file's coarse quantiser on a device, fp32 [nlist, d]."""
+    """Centroids fp32 [nlist, d] on a device."""
 
-    def __init__(self, inner: Any, device: str) -> None:
+    def __init__(self, centroids: Array, device: str) -> None:
         import torch
 
         self._torch, self._device = torch, torch.device(device)
-        centroids = torch.from_numpy(np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist))).to(self._device)
-        self._centroids = centroids.t().contiguous()
-        self._half_norms = centroids.square().sum(1) / 2
+        there = torch.from_numpy(centroids).to(self._device)
+        self._centroids = there.t().contiguous()
+        self._half_norms = there.square().sum(1) / 2
         # A power of two, so that blocks of 1,024 keys are cut into products of one shape.
         self._rows = 1 << max(1, PRODUCT_BYTES // (4 * len(centroids))).bit_length() - 1
+
+    @classmethod
+    def of(cls, inner: Any, device: str) -> "TorchLists":
+        """Those of an inverted file's coarse quantiser."""
+        return cls(np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist)), device)
 
     @staticmethod
     def takes(inner: Any) -> bool:

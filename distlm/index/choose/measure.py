@@ -11,11 +11,11 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index.build.encode import Encoder
 from distlm.index.build.sample import read_sample, sample_counts, sample_rows
-from distlm.index.build.template import train_template
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.search.searcher import SearchIndex, Shape
+from distlm.index.train.template import train_template
 from distlm.runtime.ranks.cores import usable_cores
 
 PROBES = (8, 32, 128)

@@ -9,6 +9,8 @@ import pickle
 import time
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from distlm.errors import DistlmError
 from distlm.runtime.ranks.world import World
 
@@ -30,6 +32,9 @@ class Comm(Protocol):
 
     def gather(self, value: Any) -> list[Any] | None:
         """Every rank's value, in rank order, on rank 0; None elsewhere."""
+
+    def sum(self, array: NDArray[Any]) -> None:
+        """Make `array`, of one shape and int64 or fp64 on every rank, the sum over the ranks, in place."""
 
     def any(self, flag: bool) -> bool:
         """True on every rank when it is true on one."""
@@ -54,6 +59,9 @@ class SingleComm:
 
     def gather(self, value: Any) -> list[Any] | None:
         return [value]
+
+    def sum(self, array: NDArray[Any]) -> None:
+        return None
 
     def any(self, flag: bool) -> bool:
         return flag
@@ -127,6 +135,15 @@ class MpiComm:
             values.append(pickle.loads(b"".join(pieces)))
         return values
 
+    def sum(self, array: NDArray[Any]) -> None:
+        from mpi4py import MPI
+
+        self.barrier()
+        flat = array.reshape(-1)
+        count = self.PIECE // array.itemsize
+        for start in range(0, len(flat), count):
+            self._comm.Allreduce(MPI.IN_PLACE, flat[start : start + count], op=MPI.SUM)
+
     def any(self, flag: bool) -> bool:
         return any(self.allgather(flag))
 
@@ -163,6 +180,12 @@ class TorchComm:
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
         self._dist.gather_object(value, values, dst=0)
         return values
+
+    def sum(self, array: NDArray[Any]) -> None:
+        import torch
+
+        # It shares the array's memory.
+        self._dist.all_reduce(torch.from_numpy(array))
 
     def any(self, flag: bool) -> bool:
         return any(self.allgather(flag))

@@ -7,9 +7,9 @@ from support.index import vectors
 
 from distlm.index.build import torch_lists
 from distlm.index.build.encode import BLOCK, Encoder
-from distlm.index.build.template import train_template
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
+from distlm.index.train.template import train_template
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.Monk
     centroids = np.rint(quantizer.reconstruct_n(0, 32))
     quantizer.reset()
     quantizer.add(np.concatenate([centroids, centroids]))
-    whole = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+    whole = torch_lists.TorchLists.of(inverted_file(index), "cpu").nearest(keys)
     assert len(np.unique(whole)) > 20
     rows_of: list[int] = []
     product = torch.addmm
@@ -67,7 +67,7 @@ def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.Monk
     for most, rows in ((64 * 4 * 300, 256), (1, 1)):
         monkeypatch.setattr(torch_lists, "PRODUCT_BYTES", most)
         rows_of.clear()
-        found = torch_lists.TorchLists(inverted_file(index), "cpu").nearest(keys)
+        found = torch_lists.TorchLists.of(inverted_file(index), "cpu").nearest(keys)
         assert max(rows_of) == rows
         assert sum(rows_of) == len(keys)
         assert found.dtype == whole.dtype

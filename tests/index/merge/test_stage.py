@@ -16,8 +16,8 @@ import distlm.index.merge.stage
 from distlm.errors import DistlmError
 from distlm.index import index_info, run_index_build, run_index_merge
 from distlm.index.build.stage import PartFiles
-from distlm.index.build.template import train_template
 from distlm.index.merge.copy import MergeLayout, preallocate
+from distlm.index.train.template import train_template
 from distlm.runtime.files import file_hash
 
 FACTORIES = [
@@ -55,10 +55,9 @@ def test_sparse_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = vectors(6000, clusters=64)
     few = np.concatenate([every[:1] + np.float16(0.01) * vectors(700, seed=row) for row in range(3)])
     write_store(tmp_path / "datastore", few, rows_per_shard=300)
-    original = train_template
     monkeypatch.setattr(
-        "distlm.index.build.template.train_template",
-        lambda plan, _keys, seed, threads: original(plan, every.astype(np.float32), seed, threads),
+        "distlm.index.build.template.trained",
+        lambda plan, _sample, seed, *_: train_template(plan, every.astype(np.float32), seed, 1),
     )
     with one_rank(config(tmp_path, factory="IVF50,SQ8")) as stage:
         run_index_build(stage)

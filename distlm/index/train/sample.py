@@ -1,0 +1,97 @@
+"""The sample that trains an index, and the rows of it that each rank holds."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+
+from distlm.datastore.reader import Datastore
+from distlm.index.build.encode import BLOCK
+from distlm.index.build.sample import read_sample, sample_counts, sample_rows
+from distlm.index.layout import Array
+
+
+class Sample(Protocol):
+    """n keys, of which any rank can read any."""
+
+    rows: int
+    """n."""
+    width: int
+    """D."""
+
+    def read(self, places: Array) -> Array:
+        """Keys [m, D] at `places` int64 [m], rising, in the sample; fp16 or fp32."""
+
+
+class ArraySample:
+    """Keys in memory, [n, D]."""
+
+    def __init__(self, keys: Array) -> None:
+        self._keys = keys
+        self.rows, self.width = keys.shape
+
+    def read(self, places: Array) -> Array:
+        return self._keys[places]
+
+
+class StoreSample:
+    """`rows` keys of a datastore, drawn by `seed`: of each shard as many as its rows ask for."""
+
+    def __init__(self, datastore: Datastore, rows: int, seed: int) -> None:
+        self._datastore, self._seed = datastore, seed
+        self._counts = sample_counts([shard.rows for shard in datastore.shards], rows)
+        self.rows, self.width = sum(self._counts), datastore.width
+
+    def read(self, places: Array) -> Array:
+        """As Sample. Raises DistlmError for NaN or infinite keys."""
+        keys = np.empty((len(places), self.width), self._datastore.key_dtype)
+        ends = np.cumsum(self._counts)
+        for shard, (count, end) in enumerate(zip(self._counts, ends, strict=True)):
+            low, high = np.searchsorted(places, [end - count, end])
+            if low < high:
+                rows = sample_rows(self._seed, shard, self._datastore.shards[shard].rows, count)
+                keys[low:high] = read_sample(self._datastore, shard, rows[places[low:high] - (end - count)])
+        return keys
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows of a sample that one rank holds: whole blocks, which are the same on any number of ranks."""
+
+    vectors: Array
+    """[m, d] fp16 or fp32."""
+    first: int
+    """Place of the first of them among all."""
+    total: int
+    """Rows of all ranks."""
+
+    @property
+    def end(self) -> int:
+        """Place after the last of them."""
+        return self.first + len(self.vectors)
+
+    def blocks(self) -> Iterator[Array]:
+        """BLOCK rows at a time, the last fewer, in the type in which they are held."""
+        for start in range(0, len(self.vectors), BLOCK):
+            yield self.vectors[start : start + BLOCK]
+
+    def at(self, places: Array) -> Array:
+        """Those of the rows at `places` [n], rising, that are held here: fp32 [≤ n, d]."""
+        low, high = np.searchsorted(places, [self.first, self.end])
+        return self.vectors[places[low:high] - self.first].astype(np.float32)
+
+
+def held_by(rank: int, size: int, sample: Sample, places: Array) -> Held:
+    """This rank's share of the keys at `places`, rising. Raises DistlmError as Sample.read."""
+    first, end = (min(len(places), ceil(len(places) / BLOCK) * part // size * BLOCK) for part in (rank, rank + 1))
+    return Held(sample.read(places[first:end]), first, len(places))
+
+
+def some_of(total: int, count: int, seed: int, use: int) -> Array:
+    """`count` of the places 0 … total − 1, int64, rising; all where there are no more. `use` tells draws apart."""
+    if count >= total:
+        return np.arange(total, dtype=np.int64)
+    random = np.random.Generator(np.random.Philox(key=np.array([seed, use], np.uint64)))
+    return np.sort(random.choice(total, count, replace=False, shuffle=False))
