@@ -227,12 +227,10 @@ class MergeJournal(Record, kw_only=True):
 
 
 class Rates(Part):
-    """Measured on one rank with `threads` threads, training with `node_threads`."""
+    """Measured on one rank with `threads` threads."""
 
     threads: int
     """Of a rank."""
-    node_threads: int
-    """Of the node, for training."""
     add_keys_s: float
     """Keys encoded and added per second."""
     kmeans_keys_s: float

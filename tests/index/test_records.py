@@ -17,6 +17,7 @@ from distlm.index.records import (
     ExtendRecord,
     IndexRecord,
     JoinRecord,
+    KmeansRecord,
     MergeJournal,
     PartRecord,
     RatesFile,
@@ -49,13 +50,15 @@ EXTENDED = """
 {"rows": 20, "first_id": 4311, "xxh3": "d585e744da3cb80910cf6f5dc3eeaac8", "extends": "/run/joined.index",
  "keys": [{"path": "/run/k.npy", "rows": 20}]}"""
 JOURNAL = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "units": {"0": "405f", "3": "dd98"}}'
+KMEANS = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "iterations": 4, "xxh3": "405f87a99c2e849b3cbfc4a4db4e653a"}'
 RATES = """
-{"factory": "IVF32,PQ8", "width": 32, "sample": 6000, "rates": {"threads": 2, "node_threads": 2, "add_keys_s": 20000,
+{"factory": "IVF32,PQ8", "width": 32, "sample": 6000, "rates": {"threads": 2, "add_keys_s": 20000,
  "kmeans_keys_s": 10000.5, "pq_s": 15, "transform_keys_s": Infinity, "transform_fixed_s": 0, "write_bytes_s": 1e9,
  "read_bytes_s": 2e9, "merge_bytes_s": 4e8}}"""
 SAMPLES: list[tuple[type[Record], str]] = [
     (TemplateRecord, TEMPLATE), (PartRecord, PART), (IndexRecord, INDEX), (JoinRecord, JOINED), (JoinRecord, WITH_GAPS),
     (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (MergeJournal, JOURNAL), (RatesFile, RATES),
+    (KmeansRecord, KMEANS),
 ]  # fmt: skip
 """As versions wrote them that knew no `format` and, in index.json, no `merged`."""
 

@@ -1,4 +1,4 @@
-"""1, 2 and 3 ranks under a real mpirun make the same template, parts and merged file."""
+"""1 to 4 ranks of one thread or two under a real mpirun make the same template, parts and merged file."""
 
 import re
 import signal
@@ -42,6 +42,10 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
         + [f"parts/part-{shard:05d}.{suffix}" for shard in range(5) for suffix in ("index", "json")]
     )
     assert built[1] == built[2] == built[3]
+    # Threads share the blocks of a rank.
+    write_store(tmp_path / "4" / "datastore", keys, rows_per_shard=1700)
+    mpirun(4, [*driver("train", tmp_path / "4", **settings), "launch.threads=2"])
+    assert (tmp_path / "4/index/template.index").read_bytes() == built[1]["template.index"]
 
     import faiss
 

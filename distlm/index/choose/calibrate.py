@@ -12,16 +12,19 @@ import numpy as np
 
 from distlm.index.build.encode import Encoder, transforms_of
 from distlm.index.build.torch_lists import gpu_device
-from distlm.index.choose.plan import PQ_ITERATIONS, PQ_SAMPLE
 from distlm.index.factory import Factory, inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Array, Header, deserialise, lists_header, serialise
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.write import UNIT_BYTES, write_merged
 from distlm.index.records import Rates
+from distlm.index.train.codes import codebooks, needed_rows
+from distlm.index.train.kmeans import kmeans
+from distlm.index.train.sample import Held
+from distlm.index.train.team import Team
+from distlm.index.train.transforms import train_transforms
 from distlm.runtime.files import require_free_disk, sync_file
 from distlm.runtime.ranks.comm import SingleComm
-from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.stop import StopFlag
 
 QUICK_KEYS = 64
@@ -66,7 +69,7 @@ def calibrate(
         write, read = _disk(Path(place), amounts.disk_bytes)
         tick("merging")
         merge = _merging(template, Path(place), random, amounts.disk_bytes)
-    return Rates(rank_threads(), usable_cores(), add, kmeans, codebooks, keys_s, fixed, write, read, merge)
+    return Rates(rank_threads(), add, kmeans, codebooks, keys_s, fixed, write, read, merge)
 
 
 def _seconds(act: Callable[[], Any]) -> float:
@@ -79,55 +82,51 @@ def _vectors(random: np.random.Generator, rows: int, width: int) -> Array:
     return random.standard_normal((rows, width), np.float32)
 
 
-def _all_cores(act: Callable[[], float]) -> float:
-    """Train as `index train` does, on the node's cores."""
-    faiss = require_faiss()
-    faiss.omp_set_num_threads(usable_cores())
-    try:
-        return act()
-    finally:
-        faiss.omp_set_num_threads(rank_threads())
+def _team() -> Team:
+    """One rank, as `index train` has it."""
+    return Team(threads=rank_threads(), device=gpu_device())
+
+
+def _held(keys: Array) -> Held:
+    return Held(keys, 0, len(keys))
 
 
 def _kmeans(factory: Factory, random: np.random.Generator, count: int) -> float:
-    faiss = require_faiss()
     width = inverted_file(factory.build()).d
-    keys = _vectors(random, max(count, factory.nlist), width)
+    keys = _held(_vectors(random, max(count, factory.nlist), width).astype(np.float16))
 
     def train(iterations: int) -> float:
-        means = faiss.Kmeans(width, factory.nlist, niter=iterations, min_points_per_centroid=1)
-        return _seconds(lambda: means.train(keys))
+        return _seconds(lambda: kmeans(keys, factory.nlist, iterations, 1, _team()))
 
-    # The difference leaves out what is done once: sampling, checking, the first centroids. The better of two turns,
-    # because what else runs on the machine only adds.
-    return _all_cores(lambda: 5 * len(keys) / max(1e-9, min(train(6) - train(1) for _ in range(2))))
+    # The difference leaves out what is done once: the first centroids. The better of two turns, because what else runs
+    # on the machine only adds.
+    return 5 * keys.total / max(1e-9, min(train(6) - train(1) for _ in range(2)))
 
 
 def _codebooks(factory: Factory, random: np.random.Generator) -> float:
-    faiss = require_faiss()
     inner = inverted_file(factory.build())
-    if not isinstance(inner, faiss.IndexIVFPQ):
+    if not isinstance(inner, require_faiss().IndexIVFPQ):
         return 0.0
-    keys = _vectors(random, min(factory.sample, PQ_SAMPLE), inner.pq.dsub)
-    means = faiss.Kmeans(inner.pq.dsub, inner.pq.ksub, niter=PQ_ITERATIONS, min_points_per_centroid=1)
-    return float(inner.pq.M) * _all_cores(lambda: _seconds(lambda: means.train(keys)))
+    # One subspace for every thread.
+    count = min(int(inner.pq.M), rank_threads())
+    some = require_faiss().ProductQuantizer(count * int(inner.pq.dsub), count, int(inner.pq.nbits))
+    some.cp.min_points_per_centroid = 1
+    keys = _vectors(random, min(factory.sample, needed_rows(inner)), count * int(inner.pq.dsub))
+    return inner.pq.M / count * _seconds(lambda: codebooks(some, keys, _team(), factory.used))
 
 
 def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float, float]:
     """(keys per second, fixed seconds) of training all vector transforms."""
     if not transforms_of(factory.build()):
         return float("inf"), 0.0
-    few, many = (_vectors(random, rows, factory.width) for rows in counts)
+    few, many = (_held(_vectors(random, rows, factory.width)) for rows in counts)
 
-    def train(keys: Array) -> float:
-        # The index keeps its transforms alive.
-        index = factory.build()
-        chain = [part for part in transforms_of(index) if not part.is_trained]
-        return _all_cores(lambda: _seconds(lambda: [part.train(keys) for part in chain]))
+    def train(held: Held) -> float:
+        return _seconds(lambda: train_transforms(factory.build(), held, 1, _team(), factory.used))
 
     least, most = train(few), train(many)
-    per_key = max(1e-12, (most - least) / (len(many) - len(few)))
-    return 1 / per_key, max(0.0, least - per_key * len(few))
+    per_key = max(1e-12, (most - least) / (many.total - few.total))
+    return 1 / per_key, max(0.0, least - per_key * few.total)
 
 
 def _stand_in(factory: Factory, random: np.random.Generator) -> bytes:

@@ -4,12 +4,22 @@ from dataclasses import dataclass
 from math import ceil
 
 from distlm.index.build.encode import LEAST_BATCH
-from distlm.index.choose.plan import KMEANS_ITERATIONS, Store, add_memory, merge_memory, template_bytes, train_memory
+from distlm.index.choose.plan import (
+    KEY_BYTES,
+    KMEANS_ITERATIONS,
+    Store,
+    add_memory,
+    merge_memory,
+    shared_transforms,
+    subspaces,
+    template_bytes,
+    train_memory,
+    train_traffic,
+    trained_keys,
+)
 from distlm.index.factory import Factory
 from distlm.index.records import Rates
 
-KEY_BYTES = 2
-"""float16 keys."""
 MERGE_FIXED_S = 0.1
 """Opening the merged file and looking sampled keys up in it."""
 
@@ -34,8 +44,9 @@ class Cost:
 def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> list[Cost]:
     """Costs of train, add and merge of `store` on `ranks` ranks that are like the one that was measured.
 
-    Adding: each rank adds whole shards, so that it takes ceil(shards / ranks) turns. Training is on one node. Merging
-    is bound by the disk: its rate is that of one rank, whatever the ranks.
+    Training: each rank has its share of the sample, and whole subspaces of a product quantiser; transforms but PCA are
+    trained on one. Adding: each rank adds whole shards, so that it takes ceil(shards / ranks) turns. Merging is bound
+    by the disk: its rate is that of one rank, whatever the ranks.
     """
     template = template_bytes(factory)
     parts = store.rows * factory.key_bytes + store.shards * template
@@ -44,9 +55,9 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     keys = store.rows * store.width * KEY_BYTES
     train_s = (
         sample / rates.read_bytes_s
-        + factory.sample * KMEANS_ITERATIONS / rates.kmeans_keys_s
-        + rates.pq_s
-        + factory.sample / rates.transform_keys_s
+        + trained_keys(factory) * KMEANS_ITERATIONS / (rates.kmeans_keys_s * ranks)
+        + rates.pq_s / min(ranks, max(1, subspaces(factory)))
+        + factory.sample / (rates.transform_keys_s * (ranks if shared_transforms(factory) else 1))
         + rates.transform_fixed_s
     )
     turns = ceil(store.shards / ranks)
@@ -57,8 +68,8 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     add_s = turns * (shard_s + part_s)
     merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s
     return [
-        Cost("index train", template, train_memory(factory, store), sample, template,
-             sample * (ranks - 1) // ranks, train_s, 0.0),
+        Cost("index train", template, train_memory(factory, store, ranks), sample, template,
+             train_traffic(factory, ranks), train_s, 0.0),
         Cost("index add", parts, add_memory(factory, store, LEAST_BATCH * max(1, rates.threads // 2)), keys, parts, 0,
              add_s, keys / add_s),
         Cost("index merge", merged, merge_memory(factory, store), 2 * parts + merged, merged, 0, merge_s, 0.0),

@@ -9,13 +9,13 @@ from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.build.encode import LEAST_BATCH
-from distlm.index.factory import Factory, check_factory, fit_factory, inverted_file
+from distlm.index.build.encode import LEAST_BATCH, transforms_of
+from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
 from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
-from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
+from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
 
 KMEANS_ITERATIONS = 10
@@ -27,6 +27,8 @@ ENCODE_EFFICIENCY = 0.055
 """The same for its product-quantiser encoder (measured: 35,000 keys/s for PQ64 of 1,024 values on two cores)."""
 COPY_RATE = 400e6
 """Bytes/s of checking, copying and reading back parts on a local disk."""
+KEY_BYTES = 2
+"""Of a number of a key: float16."""
 PROCESS_BYTES = 150 << 20
 """Python, numpy and faiss."""
 
@@ -64,7 +66,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
         disk_bytes=parts + merged + template,
-        memory_bytes=max(need(plan, store) for need in (train_memory, add_memory, merge_memory)),
+        memory_bytes=max(train_memory(plan, store, ranks), add_memory(plan, store), merge_memory(plan, store)),
         seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
     )
@@ -86,10 +88,41 @@ def template_bytes(plan: Factory) -> int:
     return count
 
 
-def train_memory(plan: Factory, store: Store) -> int:
-    """Peak of rank 0 while it trains."""
-    # The sample, a second one while k-means subsamples or transforms it, and the node's gathered pieces.
-    return PROCESS_BYTES + 2 * plan.sample * store.width * 4 + 2 * template_bytes(plan)
+def trained_keys(plan: Factory) -> int:
+    """Keys that k-means reads in each iteration."""
+    return min(plan.sample, MOST_KEYS_PER_LIST * plan.nlist)
+
+
+def subspaces(plan: Factory) -> int:
+    """M of a product quantiser, whose subspaces are trained apart; 0 without one."""
+    inner = inverted_file(plan.build())
+    return int(inner.pq.M) if isinstance(inner, require_faiss().IndexIVFPQ) else 0
+
+
+def shared_transforms(plan: Factory) -> bool:
+    """Whether all ranks train the transforms together: PCA, and what learns nothing."""
+    return all(part.is_trained or isinstance(part, require_faiss().PCAMatrix) for part in transforms_of(plan.build()))
+
+
+def train_memory(plan: Factory, store: Store, ranks: int) -> int:
+    """Peak of a rank that trains."""
+    index = plan.build()
+    inner = inverted_file(index)
+    # Its share of the sample as it is stored, behind a transform also as fp32; the sums, and those of the other ranks.
+    key = store.width * KEY_BYTES + (4 * inner.d if transforms_of(index) else 0)
+    sums = 2 * 8 * plan.nlist * inner.d
+    # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
+    codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks
+    pca = 2 * 8 * store.width**2 if transforms_of(index) else 0
+    return PROCESS_BYTES + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
+
+
+def train_traffic(plan: Factory, ranks: int) -> int:
+    """Bytes between ranks: the sums of each iteration there and back, and residuals."""
+    if ranks == 1:
+        return 0
+    inner = inverted_file(plan.build())
+    return ranks * (2 * 8 * plan.nlist * inner.d * KMEANS_ITERATIONS + 4 * inner.d * min(plan.sample, PQ_SAMPLE))
 
 
 def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
@@ -111,10 +144,9 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     inner = inverted_file(plan.build())
     coarse = 2 * plan.nlist * inner.d / COARSE_EFFICIENCY
     encode = 2 * (1 << inner.pq.nbits) * inner.d / ENCODE_EFFICIENCY if isinstance(inner, faiss.IndexIVFPQ) else 0.0
-    kmeans = plan.sample * coarse * KMEANS_ITERATIONS
+    kmeans = trained_keys(plan) * coarse * KMEANS_ITERATIONS
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
-    # Rank 0 trains with the node's cores; the ranks of one machine share them when adding.
-    train = (kmeans + codebook) / max(rank_flops, machine_flops())
+    train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
     turns = ceil(store.shards / ranks) / store.shards
     add = store.rows * (coarse + encode) * turns / rank_flops
     return train + add + bytes_moved / COPY_RATE
