@@ -13,6 +13,7 @@ from distlm.index.build.encode import LEAST_BATCH, transforms_of
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
+from distlm.index.train.sample import WIDE_BYTES
 from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
 from distlm.runtime.plan import StagePlan, rank_flops
@@ -108,8 +109,10 @@ def train_memory(plan: Factory, store: Store, ranks: int) -> int:
     """Peak of a rank that trains."""
     index = plan.build()
     inner = inverted_file(index)
-    # Its share of the sample as it is stored, behind a transform also as fp32; the sums, and those of the other ranks.
-    key = store.width * KEY_BYTES + (4 * inner.d if transforms_of(index) else 0)
+    # Its share of the sample as it is stored, or as fp32 where that is little, and behind a transform as fp32; the
+    # sums, and those of the other ranks.
+    little = 4 * plan.sample * store.width // ranks <= WIDE_BYTES
+    key = store.width * (4 if little else KEY_BYTES) + (4 * inner.d if transforms_of(index) else 0)
     sums = 2 * 8 * plan.nlist * inner.d
     # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
     codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks

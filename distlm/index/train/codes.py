@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.build.encode import BLOCK
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
 from distlm.index.train.kmeans import nearest_of
-from distlm.index.train.sample import Held
+from distlm.index.train.sample import BLOCK, Held
 from distlm.index.train.team import Team, refused
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together

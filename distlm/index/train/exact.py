@@ -28,15 +28,19 @@ class Exact:
     def of(cls, comm: Comm, largest: float, terms: int) -> "Exact":
         """For sums of `terms` numbers of at most `largest` (this rank's) in size. Collective."""
         bound = max(comm.allgather(largest)) * terms
-        return cls(frexp(bound)[1] - _BITS)
+        # Within what an fp64 can scale by.
+        return cls(min(max(frexp(bound)[1] - _BITS, -960), 960))
 
-    def __call__(self, values: Array) -> Array:
-        """fp64, rounded."""
+    def __call__(self, values: Array, half: bool = False) -> Array:
+        """fp64, rounded. `half`: they are values that an fp16 holds."""
         wide = values.astype(np.float64)
-        if values.dtype == np.float16 and self.exponent <= _OF_FP16:
+        if half and self.exponent <= _OF_FP16:
             return wide
-        rounded: Array = np.ldexp(np.rint(np.ldexp(wide, -self.exponent)), self.exponent)
-        return rounded
+        # Powers of two: neither product rounds.
+        wide *= 2.0**-self.exponent
+        np.rint(wide, out=wide)
+        wide *= 2.0**self.exponent
+        return wide
 
 
 def largest(vectors: Array) -> float:

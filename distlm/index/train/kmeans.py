@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.build.encode import BLOCK, padded
+from distlm.index.build.encode import padded
 from distlm.index.build.torch_lists import TorchLists
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
 from distlm.index.train.exact import Exact, largest
 from distlm.index.train.kept import Kept
-from distlm.index.train.sample import Held, some_of
+from distlm.index.train.sample import BLOCK, Held, some_of
 from distlm.index.train.team import Team
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first
@@ -72,7 +72,7 @@ def cluster_sums(
     for block, lists in zip(held.blocks(), workers.map(find, held.blocks()), strict=True):
         sizes += np.bincount(lists, minlength=len(centroids))
         # A row at a time: four times as fast as sorting for np.add.reduceat.
-        for row, place in zip(exact(block), lists.tolist(), strict=True):
+        for row, place in zip(exact(block, held.half), lists.tolist(), strict=True):
             sums[place] += row
     return sums, sizes
 
@@ -87,7 +87,7 @@ def nearest_of(centroids: Array, device: str = "") -> Callable[[Array], Array]:
 
 
 def _cut(find: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda block: find(padded(block.astype(np.float32), BLOCK))[: len(block)]
+    return lambda block: find(padded(block.astype(np.float32, copy=False), BLOCK))[: len(block)]
 
 
 def means(sums: Array, sizes: Array, before: Array, seed: int, iteration: int) -> Array:

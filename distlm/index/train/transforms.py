@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.build.encode import BLOCK, padded, transforms_of
+from distlm.index.build.encode import padded, transforms_of
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise, serialise
 from distlm.index.train.exact import Exact, largest
-from distlm.index.train.sample import Held, some_of
+from distlm.index.train.sample import BLOCK, Held, some_of
 from distlm.index.train.team import Team, refused
 from distlm.runtime.ranks.collective import rank0_first
 
@@ -49,7 +49,7 @@ def transformed(held: Held, transforms: Sequence[Any], workers: ThreadPoolExecut
     """The same rows behind some transforms, fp32."""
 
     def apply(block: Array) -> Array:
-        piece = padded(block.astype(np.float32), BLOCK)
+        piece = padded(block.astype(np.float32, copy=False), BLOCK)
         for transform in transforms:
             piece = transform.apply(piece)
         return piece[: len(block)]
@@ -81,7 +81,7 @@ def moments(held: Held, team: Team) -> tuple[Array, Array]:
     exact = Exact.of(comm, most, held.total)
     total = np.zeros(width)
     for block in held.blocks():
-        total += exact(block).sum(axis=0)
+        total += exact(block, held.half).sum(axis=0)
     comm.sum(total)
     mean = total / held.total
     # No centred value is larger than twice the largest, on any rank.

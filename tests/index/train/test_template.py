@@ -14,7 +14,7 @@ from distlm.index.train import kept, kmeans
 from distlm.index.train.exact import Exact, largest
 from distlm.index.train.kept import Kept
 from distlm.index.train.kmeans import means
-from distlm.index.train.sample import ArraySample, held_by, some_of
+from distlm.index.train.sample import BLOCK, ArraySample, held_by, some_of
 from distlm.index.train.team import Team
 from distlm.index.train.template import train_template
 from distlm.runtime.ranks.comm import SingleComm
@@ -84,17 +84,17 @@ def test_sums_have_the_same_bits_in_any_order() -> None:
     assert len({float(np.cumsum(values[order].astype(np.float64))[-1]) for order in orders}) > 1
     assert np.isclose(float(exact(values).sum()), values.astype(np.float64).sum(), rtol=1e-9)
     keys = vectors(100)
-    assert (Exact.of(SingleComm(), 60_000, 4096)(keys) == keys).all()
+    assert (Exact.of(SingleComm(), 60_000, 4096)(keys, half=True) == keys).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_ranks_hold_every_row_once_in_whole_blocks(size: int) -> None:
-    keys = np.arange(5000, dtype=np.float32)[:, None]
-    places = some_of(5000, 4500, 1, 9)
+    keys = np.arange(33_000, dtype=np.float32)[:, None]
+    places = some_of(33_000, 30_000, 1, 9)
     shares = [held_by(rank, size, ArraySample(keys), places) for rank in range(size)]
     assert np.array_equal(np.concatenate([share.vectors for share in shares])[:, 0], places)
-    assert all(share.first % 1024 == 0 or not len(share.vectors) for share in shares)
-    asked = some_of(4500, 77, 1, 8)
+    assert all(share.first % BLOCK == 0 or not len(share.vectors) for share in shares)
+    asked = some_of(30_000, 77, 1, 8)
     assert np.array_equal(np.concatenate([share.at(asked) for share in shares])[:, 0], places[asked])
 
 
