@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -105,28 +106,28 @@ def _copy_all(stage: Stage, work: str, place: Place, missing: Sequence[Written],
     with Progress(f"{work}: copying to {place.root}", needed, "bytes", comm.rank) as progress:
         for turn in range(max(copying)):
             stage.stop.check(comm, work)
-            mine = missing[turn : turn + 1]
-            together(comm, lambda mine=mine: [_copy(one, place, stage.stop, progress.advance, verify) for one in mine])  # type: ignore[misc]
+            together(comm, partial(_copy, missing[turn : turn + 1], place, stage.stop, progress.advance, verify))
     stage.stop.check(comm, work)
     if any(copying):
         nodes = sum(map(bool, copying))
         say(f"{work}: {format_bytes(needed)} copied to {place.root}; nodes that copied: {nodes}", comm.rank)
 
 
-def _copy(file: Written, place: Place, stop: StopFlag, advance: Callable[[int], None], verify: bool) -> None:
-    """Copy one file and compare the bytes with their checksum. One that a stop breaks off is no copy."""
-    target, digest = place.copy_of(file), xxhash.xxh3_128()
-    temporary = target.with_name(f".{target.name}.tmp")
-    with told(temporary), temporary.open("wb") as sink:
-        for chunk in _chunks(file):
-            if stop.reason is not None:
-                return
-            digest.update(chunk)
-            sink.write(chunk)
-            advance(len(chunk))
-    if verify and (problem := difference(file, digest.hexdigest())):
-        raise DistlmError(problem)
-    temporary.replace(target)
+def _copy(files: Sequence[Written], place: Place, stop: StopFlag, advance: Callable[[int], None], verify: bool) -> None:
+    """Copy files and compare the bytes with their checksums. One that a stop breaks off is no copy."""
+    for file in files:
+        target, digest = place.copy_of(file), xxhash.xxh3_128()
+        temporary = target.with_name(f".{target.name}.tmp")
+        with told(temporary), temporary.open("wb") as sink:
+            for chunk in _chunks(file):
+                if stop.reason is not None:
+                    return
+                digest.update(chunk)
+                sink.write(chunk)
+                advance(len(chunk))
+        if verify and (problem := difference(file, digest.hexdigest())):
+            raise DistlmError(problem)
+        temporary.replace(target)
 
 
 def _chunks(file: Written) -> Iterator[bytes]:
