@@ -37,6 +37,8 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     """Run directory and jobs of: plain, scripts, arrays, whole. All have ended well."""
     slurm, text = module_slurm, write_corpus(module_slurm.folder)
     words = {name: recipe(slurm.folder / name, text) for name in ("plain", "scripts", "arrays", "whole")}
+    # Each node's own, as the variable of Slurm's task says.
+    words["scripts"].append(f"launch.stage_in={slurm.folder}/disk-of-$SLURMD_NODENAME")
     jobs: dict[str, dict[str, str]] = {name: {} for name in words}
     jobs["whole"]["run"] = slurm.sbatch(*ON_TWO, script("run"), *words["whole"])
     submit_chain(slurm, jobs["scripts"], CHAIN, words["scripts"])
@@ -96,6 +98,17 @@ def test_the_files_of_a_plain_run(
     assert plain.keys() == other.keys()
     assert [path for path in plain if plain[path] != other[path]] == []
     assert len(plain) > 20
+
+
+@pytest.mark.parametrize(("stage", "nodes"), [("index-add", 2), ("search", 4)])
+def test_the_nodes_read_copies_on_disks_of_their_own(
+    runs: dict[str, tuple[Path, dict[str, str]]], module_slurm: Slurm, stage: str, nodes: int
+) -> None:
+    """launch.stage_in of the run whose files are compared above: copied once a node, and nothing is left."""
+    run, jobs = runs["scripts"]
+    assert f"nodes that copied: {nodes}" in module_slurm.output(jobs[stage])
+    disks = list(run.parent.glob("disk-of-node*"))
+    assert len(disks) == 4 and [left for disk in disks for left in disk.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["scripts", "whole"])
