@@ -23,7 +23,18 @@ import yaml
 
 from distlm.errors import DistlmError, UsageError
 
-STAGES = ("prepare", "shard", "train", "datastore", "index-train", "index-add", "index-merge", "search", "evaluate")
+STAGES = (
+    "prepare",
+    "shard",
+    "train",
+    "datastore",
+    "index-train",
+    "index-add",
+    "index-merge",
+    "search",
+    "evaluate",
+    "finetune",
+)
 """Stages of a recipe, in order; keys of `stages` in the site file."""
 SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
