@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import TINY, distlm
+from support.finetune import write_sst2
 from support.kinds import readable
 from support.plm import PLM
 from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
@@ -58,9 +59,8 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     masked = {name: masked_recipe(slurm.folder / name, text) for name in ("masked", "plain-masked")}
     jobs["masked"] = {}
     words |= masked
-    submit_chain(
-        slurm, jobs["masked"], {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"]}, masked["masked"]
-    )
+    shapes = {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"], "finetune": ON_TWO}
+    submit_chain(slurm, jobs["masked"], shapes, masked["masked"])
     distlm("run", *words["plain"], "launch.ranks=1")
     distlm("run", *masked["plain-masked"], "launch.ranks=1")
     jobs["plain-masked"] = {}
@@ -71,9 +71,12 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
 
 
 def masked_recipe(run: Path, text: Path) -> list[str]:
-    """A masked language model with a memory, its values' columns on all ranks."""
+    """A masked language model with a memory, its values' columns on all ranks, fine-tuned on a task."""
+    glue = write_sst2(text.parent / "glue", train=32, dev=12)
+    task = ["finetune.tasks=[SST-2]", f"finetune.data_dir={glue}", "finetune.seeds=[1]", "finetune.epochs=1",
+            "finetune.rows_per_update=8", "finetune.length=24"]  # fmt: skip
     memory = ["memory.kind=resm", "memory.columns=0", "train.updates=6", "train.valid_every=3"]
-    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory])]
+    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory]), *task]
 
 
 def submit_chain(slurm: Slurm, jobs: dict[str, str], flags: dict[str, tuple[str, ...]], words: list[str]) -> None:
@@ -159,3 +162,14 @@ def test_an_array_that_does_not_count_from_0_is_refused(slurm: Slurm, tmp_path: 
     assert slurm.wait(job) == "FAILED"
     assert "submit with --array=0-1" in slurm.output(job)
     assert not (tmp_path / "run" / "datastore").exists()
+
+
+def test_fine_tuning_is_a_stage_of_the_masked_language_model(runs: dict[str, tuple[Path, dict[str, str]]]) -> None:
+    """On two ranks, with the rows and the order of one; its scores are in the report, written after them."""
+    plain, other = (
+        json.loads((runs[run][0] / "finetune" / "SST-2" / "results.json").read_text("utf-8"))["seeds"]["1"]
+        for run in ("plain-masked", "masked")
+    )
+    assert (plain["ranks"], other["ranks"]) == (1, 2)
+    assert plain["data_fingerprint"] == other["data_fingerprint"] and plain["updates"] == other["updates"] == 4
+    assert "Fine-tuning" in (runs["masked"][0] / "report.html").read_text("utf-8")
