@@ -107,7 +107,8 @@ class Place:
                 with contextlib.suppress(OSError):
                     if other != self._lock and (theirs := _locked(other, 0)) is not None:
                         _remove(other, theirs)
-            self.folder.mkdir(exist_ok=True)
+            # Other users' jobs may run on the node.
+            self.folder.mkdir(0o700, exist_ok=True)
         return lock
 
     @property
