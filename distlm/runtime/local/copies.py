@@ -14,7 +14,7 @@ import xxhash
 from distlm.errors import DistlmError
 from distlm.runtime.checked import Written, difference, remember, unreadable
 from distlm.runtime.files import bytes_hash, format_bytes
-from distlm.runtime.local.place import Place, asked_place, expanded
+from distlm.runtime.local.place import Place, asked_place, expanded, identity
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -63,7 +63,7 @@ def copied(stage: Stage, work: str, wanted: Sequence[Wanted]) -> Iterator[Copies
     # Not every launcher hands the environment on.
     setting = comm.bcast(asked_place(stage.config.launch.stage_in))
     root = together(comm, lambda: expanded(setting, node))
-    nodes = comm.allgather((node, str(root)))
+    nodes = comm.allgather(identity(root, node))
     ours = {rank for rank, each in enumerate(nodes) if each == nodes[comm.rank]}
     place, first = Place(root, node, _id(stage, work)), min(ours)
     files = [file for group in wanted for file in group.files if group.readers.get(file.path, first) in ours]

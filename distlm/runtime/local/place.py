@@ -28,6 +28,7 @@ SETTING = "launch.stage_in"
 VARIABLE = "DISTLM_STAGE_IN"
 """Environment variable that stands for the setting where that is empty: a site says it once for all runs."""
 _NAME = re.compile(r"\$(\w+|\{\w+\})")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PATIENCE_S = 5.0
 """A killed run needs a moment to die."""
 
@@ -62,6 +63,14 @@ def expanded(text: str, node: str) -> Path:
             f"{SETTING} out"
         ) from error
     return place.resolve()
+
+
+def identity(root: Path, node: str) -> tuple[object, ...]:
+    """The same on ranks that see one folder on one node: not every cluster's nodes have names of their own, and what is
+    started in containers may have disks of its own."""
+    found = root.stat()
+    started = _BOOT.read_text("ascii") if _BOOT.exists() else ""
+    return node, started, str(root), found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True)

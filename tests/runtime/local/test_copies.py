@@ -17,6 +17,7 @@ from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash
 from distlm.runtime.local import copies as module
 from distlm.runtime.local.copies import Wanted, copied, read_in_place
+from distlm.runtime.local.place import identity
 from distlm.runtime.stage import Stage, open_stage
 
 
@@ -195,6 +196,23 @@ def test_variables_are_those_of_the_node_and_the_environment_stands_for_the_sett
     with copied(opened(""), "index add", groups(files)) as copies:
         assert all(disk / "mine" in path.parents for path in copies.values())
     assert list((disk / "mine").iterdir()) == []
+
+
+def test_ranks_share_copies_where_they_see_one_folder_of_one_node(tmp_path, monkeypatch):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    here = identity(one, "localhost")
+    assert here == identity(one, "localhost")
+    assert here not in (identity(other, "localhost"), identity(one, "node2"))
+    # A container's own disk under the same path.
+    one.rename(tmp_path / "before")
+    other.rename(one)
+    assert identity(one, "localhost") != here
+    boot = tmp_path / "boot_id"
+    boot.write_text("another start", "ascii")
+    monkeypatch.setattr("distlm.runtime.local.place._BOOT", boot)
+    assert identity(tmp_path, "localhost")[1] == "another start"
 
 
 def killed(stage: Stage, wanted: list[Wanted]) -> Path:
