@@ -114,16 +114,19 @@ def test_an_error_of_the_stage_leaves_no_copies(files, disk, opened):
 
 
 def test_a_stop_breaks_off_a_copy_and_leaves_none(files, disk, opened, monkeypatch):
-    stage, chunks = opened(), module._chunks
+    stage, chunks, read = opened(), module._chunks, []
 
     def stopped(file: Written) -> Iterator[bytes]:
-        stage.stop.reason = "SIGTERM"
-        return chunks(file)
+        for chunk in chunks(file):
+            stage.stop.reason = "SIGTERM"
+            read.append(chunk)
+            yield chunk
 
     monkeypatch.setattr(module, "_chunks", stopped)
+    monkeypatch.setattr(module, "_CHUNK", 100)
     with pytest.raises(Stopped), copied(stage, "index add", groups(files)):
         pytest.fail("it went on")
-    assert list(disk.iterdir()) == []
+    assert len(read) == 1 and list(disk.iterdir()) == []
 
 
 def test_what_a_killed_start_left_is_taken_where_it_is_whole(files, disk, opened, capsys, monkeypatch):
