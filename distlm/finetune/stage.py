@@ -197,8 +197,8 @@ def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, s
     if path.exists():
         if different := FinetuneSettings.read(path).differences(now):
             raise DistlmError(
-                f"{folder}: results of another fine-tuning ({'; '.join(different)}); give this one a finetune.name= of "
-                "its own, or use the same settings, data and checkpoint"
+                f"{folder}: results of another fine-tuning ({'; '.join(different)}); remove the folder, give this one "
+                "a finetune.name= of its own (one task at a time), or use the same settings, data and checkpoint"
             )
         return
     require_free_disk(folder, plan.disk_bytes, "fine-tuning")
