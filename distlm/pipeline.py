@@ -21,6 +21,8 @@ from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
 from distlm.datastore.manifest import is_complete
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.finetune.state import all_results, finetuned, results_text
+from distlm.finetune.state import begun as finetuning_begun
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
@@ -82,6 +84,7 @@ STEPS: dict[str, Step] = {
         Step("data shard", True, _sharded, lambda config, run: run.shards(config).exists()),
         Step("train", True, trained, lambda _, run: bool(run.complete_checkpoints())),
         Step("evaluate", False, evaluated),
+        Step("finetune", True, finetuned, finetuning_begun),
         Step("datastore write", True, _datastore_done, lambda _, run: run.datastore.exists()),
         Step(
             "index build", True, lambda _, run: (run.index / "index.json").exists(), lambda _, run: run.index.exists()
@@ -108,7 +111,7 @@ def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> in
     with until_told_twice() as stop:
         code = run_stages(config, recipe, overrides, stop)
         if code == EXIT_DONE:
-            _show_results(config, RunDir.of(config))
+            show_results(config, RunDir.of(config))
     return code
 
 
@@ -187,10 +190,13 @@ def _worked_s(record: Path, start: int) -> float:
         return sum(seconds - start for seconds, start in took)
 
 
-def _show_results(config: RunConfig, run: RunDir) -> None:
+def show_results(config: RunConfig, run: RunDir) -> None:
+    """Print what a finished run has found, and write its report."""
     verbs = {step.words for step in steps_of(config)}
     if "evaluate" in verbs:
         print(lm_table(LmResults.read(run.root / RESULT)))
+    if "finetune" in verbs:
+        print("\n".join(map(results_text, all_results(run))))
     from distlm.analysis.report import write_report
 
     report = write_report(run)

@@ -12,7 +12,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
 from distlm.index.choose.calibrate import calibrate
 from distlm.index.choose.cost import Cost, index_costs
-from distlm.index.choose.plan import Store, store_of
+from distlm.index.choose.plan import Store, copied, store_of
 from distlm.index.factory import fit_factory
 from distlm.index.records import Rates, RatesFile
 from distlm.models.described import causal, model_of
@@ -88,6 +88,7 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return [
         *factory.messages,
+        *copied(config, store),
         f"index: {store.rows} keys × {store.width}, {factory.used}, {factory.key_bytes} bytes/key, {store.shards} "
         f"shards; measured: {_rates_line(measured)}",
         *text,

@@ -49,6 +49,12 @@ def _evaluate(_config: RunConfig, run: RunDir) -> str:
     return "+".join(path.name for path in (run.tuned, run.results) if path.exists()) or "nothing"
 
 
+def _finetune(_config: RunConfig, run: RunDir) -> str:
+    seeds = run.root / "finetune"
+    steps = sorted(marker.parent.name for marker in seeds.glob("*/seed-*/checkpoints/step-*/complete.json"))
+    return f"{_count(seeds, '*/seed-*/result.json')} seeds, {', '.join(steps) or 'no checkpoint'}"
+
+
 MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
     "prepare": lambda config, run: "tokens" if (run.tokens(config) / "meta.json").exists() else "nothing",
     "shard": lambda config, run: f"{_count(run.shards(config), '**/*')} files",
@@ -59,6 +65,7 @@ MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
     "index-merge": lambda _, run: "merged" if IndexFolder(run.index).index_json.exists() else "nothing",
     "search": _search,
     "evaluate": _evaluate,
+    "finetune": _finetune,
 }
 """Progress mark of each stage: equal marks mean that nothing durable was added."""
 

@@ -23,7 +23,18 @@ import yaml
 
 from distlm.errors import DistlmError, UsageError
 
-STAGES = ("prepare", "shard", "train", "datastore", "index-train", "index-add", "index-merge", "search", "evaluate")
+STAGES = (
+    "prepare",
+    "shard",
+    "train",
+    "datastore",
+    "index-train",
+    "index-add",
+    "index-merge",
+    "search",
+    "evaluate",
+    "finetune",
+)
 """Stages of a recipe, in order; keys of `stages` in the site file."""
 SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
@@ -88,6 +99,8 @@ class Site:
     """Shell lines run before Python: module load, source venv/bin/activate."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables to export."""
+    stage_in: str = ""
+    """launch.stage_in of runs that name none, e.g. /local/scratch or $TMPDIR, whose variables are read on each node."""
     extra: list[str] = field(default_factory=list)
     """Further sbatch flags, each as --name or --name=value."""
     stages: dict[str, StageSettings] = field(default_factory=dict)
@@ -121,7 +134,9 @@ class Site:
 
     def setup_lines(self) -> list[str]:
         """Shell lines to run before Python."""
-        return [*self.setup, *(f"export {name}={shlex.quote(value)}" for name, value in self.env.items())]
+        # The stages themselves replace its variables.
+        place = [f"export DISTLM_STAGE_IN={shlex.quote(self.stage_in)}"] if self.stage_in else []
+        return [*self.setup, *place, *(f"export {name}={shlex.quote(value)}" for name, value in self.env.items())]
 
 
 @dataclass(frozen=True)

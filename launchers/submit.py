@@ -24,6 +24,7 @@ from distlm.config.load import dump_config, load_config, split_words
 from distlm.config.recipe import recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
+from distlm.pipeline import show_results
 from distlm.runtime.files import atomic_path, bytes_hash
 from distlm.runtime.rundir import RunDir
 from launchers.site import Site, StageSettings, load_site
@@ -83,11 +84,8 @@ def submit(options: argparse.Namespace) -> int:
         _print_submitted(plan, submit_slurm(plan))
         return EXIT_DONE
     (run_local if front == "local" else run_debug)(plan)
-    if "evaluate" in stages:
-        from distlm.knnlm.evaluate.records import Results
-        from distlm.knnlm.evaluate.table import results_table
-
-        print(f"{results_table(Results.read(run.results))}\n\nreport: {run.report}")
+    if not pending_stages(config):
+        show_results(config, run)
     return EXIT_DONE
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
 from distlm.analysis.questions import Answer, answers, table_rows
 from distlm.errors import DistlmError
+from distlm.finetune.records import FinetuneResults
+from distlm.finetune.state import all_results
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import cache_words
 from distlm.knnlm.tune.records import Tuned
@@ -58,9 +60,9 @@ class Headline:
 
 
 def write_report(run: RunDir) -> Path:
-    """Write report.html and give its path: of results.json, else of lm.json. Raises DistlmError when the run was not
-    evaluated."""
-    alone = run.root / RESULT
+    """Write report.html and give its path: of results.json, else of lm.json and what was fine-tuned. Raises DistlmError
+    when the run was not evaluated."""
+    alone, tasks = run.root / RESULT, all_results(run)
     if run.results.exists():
         found = Results.read(run.results)
         others = answers(run) if len(run.all_results()) > 1 else []
@@ -68,7 +70,11 @@ def write_report(run: RunDir) -> Path:
         _render(run, "report.html", found, figures, found.hashes, told=_headline(found), questions=table_rows(others))
     elif alone.exists():
         results = LmResults.read(alone)
-        _render(run, "lm.html", results, _of_run(run), {"model": results.model.fingerprint}, **_alone(results))
+        hashes = {"model": results.model.fingerprint}
+        _render(run, "lm.html", results, _of_run(run), hashes, tasks=tasks, **_alone(results))
+    elif tasks:
+        named = structs.replace(tasks[-1], name=run.root.name)
+        _render(run, "finetuned.html", named, _of_run(run), {"model": named.source}, tasks=tasks)
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
     return run.report
@@ -77,7 +83,7 @@ def write_report(run: RunDir) -> Path:
 def _render(
     run: RunDir,
     name: str,
-    results: Results | LmResults,
+    results: Results | LmResults | FinetuneResults,
     figures: Sequence[Figure],
     hashes: Mapping[str, str],
     **more: object,

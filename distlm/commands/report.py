@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from distlm.commands.shared import Add, config_of, print_once, refuse_ranks
-from distlm.errors import UsageError
+from distlm.errors import EXIT_DONE, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
@@ -64,6 +64,9 @@ def _report(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.report import write_report
     from distlm.runtime.rundir import RunDir
 
+    if world.rank:
+        # In a job of several ranks it comes after a stage of all of them.
+        return EXIT_DONE
     return print_once(f"wrote {write_report(RunDir.of(config))}", world)
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -150,8 +150,10 @@ def _section_help(section: str, cls: type, kinds: str) -> list[str]:
 
 
 def _type_name(kind: Any) -> str:
-    if "Literal" in str(kind):
-        return "one of " + ", ".join(str(choice) for choice in kind.__args__)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) or "''" for choice in get_args(kind))
+    if get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal:
+        return "some of " + ", ".join(get_args(get_args(kind)[0]))
     return kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
 
 

@@ -241,6 +241,10 @@ class LaunchConfig:
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
     verify: bool = once(True)  # type: ignore[assignment]
     """Compare files with their checksums before a stage reads them: each is read once for it, until it changes."""
+    stage_in: str = volatile("")  # type: ignore[assignment]
+    """Folder on each node's own disk, e.g. /local/scratch or $TMPDIR (read on each node): what `knn search` reads at
+    random (index, values, keys that are read more than once) and `index add` reads (keys) is copied there once a node,
+    checked on the way and removed at the end. Empty: DISTLM_STAGE_IN, and where that is empty nothing is copied."""
     share: str = once("")  # type: ignore[assignment]
     """K/N: this process is number K of N independent ones without MPI (`datastore write`, `index add`) and does units
     K, K+N, …; the same command without it then completes the stage."""

@@ -1,7 +1,7 @@
 """A finished datastore, memory-mapped."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Datastore:
 
     folder: Path
     manifest: Manifest
+    copies: Mapping[Path, Path] = field(default_factory=dict, kw_only=True, compare=False, repr=False)
+    """File → where it is read instead: copies on this node's disk (runtime/local/)."""
 
     @classmethod
     def open(cls, folder: Path) -> "Datastore":
@@ -125,19 +127,24 @@ class Datastore:
 
     def keys(self, shard: int) -> np.memmap:
         """Keys of a shard, read-only: key_dtype [rows of the shard, D]."""
-        return _mapped(keys_path(self.folder, self.manifest.shards[shard].index))
+        return self._mapped(keys_path(self.folder, self.manifest.shards[shard].index))
 
     def values(self, shard: int) -> np.memmap:
         """Values of a shard, read-only: int32 [rows of the shard]."""
-        return _mapped(values_path(self.folder, self.manifest.shards[shard].index))
+        return self._mapped(values_path(self.folder, self.manifest.shards[shard].index))
 
-    def written(self, keys: bool = True, shards: Collection[int] | None = None) -> list[Written]:
-        """The files of all shards, or of some, as they were written; keys=False: of the values alone."""
+    def _mapped(self, path: Path) -> np.memmap:
+        array: np.memmap = np.load(self.copies.get(path, path), mmap_mode="r")
+        return array
+
+    def written(self, keys: bool = True, shards: Collection[int] | None = None, values: bool = True) -> list[Written]:
+        """The files of all shards, or of some, as they were written; keys=False: without the keys, values=False:
+        without the values."""
         mend = "copy it again, or delete it and run `distlm datastore write` again: it writes that shard anew"
         found = []
         for shard in self.shards if shards is None else [self.shards[number] for number in shards]:
             of_keys, of_values = shard_files(self.folder, self.manifest.settings, shard)
-            found += [Written(path, hash, mend) for path, _, _, hash in ([of_keys] if keys else []) + [of_values]]
+            found += [Written(path, hash, mend) for path, _, _, hash in [of_keys] * keys + [of_values] * values]
         return found
 
     def require_model(self, fingerprint: str) -> None:
@@ -156,8 +163,3 @@ class Datastore:
                 f"{self.folder}: datastore of another dictionary (its values are ids of {self.dictionary_hash}, this "
                 f"dictionary is {dictionary_hash}); set data.tokens_dir to the token files it was made from"
             )
-
-
-def _mapped(path: Path) -> np.memmap:
-    array: np.memmap = np.load(path, mmap_mode="r")
-    return array

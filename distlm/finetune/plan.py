@@ -1,5 +1,6 @@
 """What fine-tuning will need: updates, rows, disk, memory, time."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from distlm.finetune.description import TaskModelConfig
@@ -8,9 +9,11 @@ from distlm.finetune.tasks.squad import read_squad, read_squad_test
 from distlm.finetune.tasks.unlabelled import read_glue_tests
 from distlm.memory.of_model import layers_and_values
 from distlm.models.card import CARD, model_of_card, read_model_card
+from distlm.models.described import parameter_count
 from distlm.models.io import card_parameters
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel
+from distlm.models.plm.plan import plm_of
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.dsconfig import load_ds_config, zero_stage
@@ -32,12 +35,33 @@ def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     Time is an upper bound: all rows as long as the longest allowed, 6 FLOP per parameter and token in training and 2
     in scoring, on this machine's CPU. Raises DistlmError for a batch that does not divide and for missing data.
     """
-    settings = config.finetune.with_defaults()
+    return of_tasks([_plan_of_task(config, one, ranks) for one in config.finetune.each()])
+
+
+def of_tasks(plans: Sequence[StagePlan]) -> StagePlan:
+    """The plan of several tasks, one after the other."""
+    if len(plans) == 1:
+        return plans[0]
+    seconds = [plan.seconds for plan in plans if plan.seconds is not None]
+    return StagePlan(
+        plans[0].stage,
+        "; ".join(plan.work for plan in plans),
+        sum(plan.disk_bytes for plan in plans),
+        max(plan.memory_bytes for plan in plans),
+        sum(seconds) if len(seconds) == len(plans) else None,
+        list(dict.fromkeys(note for plan in plans for note in plan.notes)),
+    )
+
+
+def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> StagePlan:
     plan_finetune_rows(settings, ranks)
     stage = zero_stage(load_ds_config(settings.deepspeed))
     train, dev, test = count_rows(settings)
     named = bool(settings.checkpoint)
-    parameters, values, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
+    if named or any(Path(config.run_dir).glob("checkpoints/step-*/complete.json")):
+        parameters, values, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
+    else:
+        parameters, values, notes = _sizes_to_come(config)
     updates = -(-train * settings.epochs // settings.rows_per_update)
     rows = settings.epochs * (6 * train + 2 * dev) + 2 * test
     seconds = (
@@ -69,6 +93,13 @@ def count_rows(settings: FinetuneConfig, train: bool = True) -> tuple[int, int, 
     splits, tests = read_glue(task, settings, train), read_glue_tests(task, settings)
     dev = sum(len(splits[name]) for name in task.dev)
     return len(splits.get("train", ())), dev, sum(len(found.ids) for found in tests.values())
+
+
+def _sizes_to_come(config: PlmRun) -> tuple[int, int, list[str]]:
+    """The same as model_sizes of the model that this configuration trains."""
+    model, vocabulary = plm_of(config), config.shards.vocabulary_size
+    values = layers_and_values(model.memory, backbone_sizes(model.backbone).width)[1]
+    return parameter_count(model, vocabulary), values, ["no checkpoint yet: the model of this configuration"]
 
 
 def model_sizes(place: Path, named: bool) -> tuple[int, int, list[str]]:

@@ -16,8 +16,8 @@ from distlm.training.records import UpdatesState
 Scores = dict[str, int | float]
 """Metric → value."""
 _FREE = (
-    "seeds", "deepspeed", "save_every", "keep_models", "max_updates_this_run", "data_dir", "hub_name", "source",
-    "checkpoint", "tokenizer",
+    "tasks", "seeds", "deepspeed", "save_every", "keep_models", "max_updates_this_run", "data_dir", "hub_name",
+    "source", "checkpoint", "tokenizer",
 )  # fmt: skip
 DECIDING = tuple(each.name for each in fields(FinetuneConfig) if each.name not in _FREE)
 """Settings of the section finetune that results depend on; the others may differ between two starts that go on with
@@ -208,7 +208,7 @@ class FinetuneResults(Record):
     FILE = "RUN/finetune/NAME/results.json"
     WHAT = "fine-tuning results"
     WRITER = "distlm finetune"
-    READERS = ("distlm reproduce pkm-plm",)
+    READERS = ("distlm run", "distlm report", "distlm reproduce pkm-plm")
 
     name: str
     """finetune.name, or what stands for it."""

@@ -11,7 +11,7 @@ import gc
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from distlm.finetune.records import (
     TaskMemoryUse,
 )
 from distlm.finetune.source import Source, checkpoint_fingerprint, open_source
+from distlm.finetune.state import RESULTS, SETTINGS, results_text
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun
@@ -48,20 +49,46 @@ from distlm.runtime.stage import Stage
 from distlm.runtime.trackers.tracking import tracking
 from distlm.training.loop import run_job
 
-SETTINGS, RESULT, RESULTS = "settings.json", "result.json", "results.json"
+RESULT = "result.json"
 _Use = dict[str, TaskMemoryUse]
 
 
 def run_finetune(stage: Stage) -> dict[str, object]:
-    """Fine-tune on finetune.task with each of finetune.seeds; seeds that are done are not done again.
+    """Fine-tune on each of finetune.tasks, or on finetune.task, with each of finetune.seeds; what is done is not done
+    again.
 
     Returns the medians over the seeds of the dev metrics after the last epoch, `majority` (the baseline of the task's
-    metric), seeds and seconds, on every rank. Raises Stopped (exit 75) after a checkpoint when a stop signal was agreed
-    or finetune.max_updates_this_run is reached; DistlmError for faults in the settings, the data or the checkpoint, and
-    when a loss stops being finite.
+    metric), seeds and seconds, on every rank; of several tasks as TASK/NAME. Raises Stopped (exit 75) after a
+    checkpoint when a stop signal was agreed or finetune.max_updates_this_run is reached; DistlmError for faults in the
+    settings, the data or the checkpoint, and when a loss stops being finite.
     """
+    if len(stage.config.section(FinetuneConfig).each()) > 1:
+        # The data of the last task, too, before the first one is trained on.
+        rank0_first(stage.comm, lambda: plan_finetune(_plm_run(stage), stage.comm.size))
+    return each_task(stage, _of_task)
+
+
+def each_task(stage: Stage, run: Callable[[Stage, FinetuneConfig], dict[str, object]]) -> dict[str, object]:
+    """`run` for each task that is asked for, in a stage whose section finetune is that task's alone.
+
+    Gives what it returns; of several tasks as TASK/NAME.
+    """
+    found = {}
+    for task in stage.config.section(FinetuneConfig).each():
+        found[task.task] = run(replace(stage, config=replace(_plm_run(stage), finetune=task)), task)
+    if len(found) == 1:
+        return next(iter(found.values()))
+    values = {f"{task}/{key}": value for task, one in found.items() for key, value in one.items() if key != "task"}
+    return {"tasks": ",".join(found), **values}
+
+
+def _plm_run(stage: Stage) -> PlmRun:
+    assert isinstance(stage.config, PlmRun)
+    return stage.config
+
+
+def _of_task(stage: Stage, config: FinetuneConfig) -> dict[str, object]:
     began, comm = time.monotonic(), stage.comm
-    config = stage.config.section(FinetuneConfig).with_defaults()
     run, folder = stage.run, stage.run.finetune(config.name)
     together(comm, lambda: plan_finetune_rows(config, comm.size))
     source = together(comm, lambda: open_source(config, run.root, run.shards(stage.config)))
@@ -83,24 +110,6 @@ def run_finetune(stage: Stage) -> dict[str, object]:
         "task": config.task, **results.median, "majority": task.baseline[task.main],
         "seeds": ",".join(results.seeds), "seconds": round(seconds, 3),
     }  # fmt: skip
-
-
-def results_text(results: FinetuneResults) -> str:
-    """results.json for people."""
-    lines = [f"finetune: {results.name}, dev, median of {len(results.seeds)} seeds (lowest to highest):"]
-    for name, value in results.median.items():
-        values = [found.last[name] for found in results.seeds.values()]
-        lines.append(
-            f"  {name:<24}{value:.4f}  ({min(values):.4f} to {max(values):.4f}); best epoch "
-            f"{results.median_best_epoch[name]:.4f}; majority {results.majority[name]:.4f}"
-        )
-    for layer, use in results.memory.items():
-        text = ", ".join(f"{name} {getattr(use.before, name):.3g} → {getattr(use.after, name):.3g}" for name in _USE)
-        lines.append(f"  memory of layer {layer}, before → after: {text}")
-    return "\n".join(lines)
-
-
-_USE = ("mu", "top1_mu", "kl_u", "kl_w")
 
 
 def _one_seed(
@@ -179,8 +188,7 @@ def _memory(before: _Use | None, after: _Use) -> dict[str, MemoryChange]:
 
 def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, source: Source) -> None:
     """Say what is needed and record the settings. DistlmError for results made with others."""
-    assert isinstance(stage.config, PlmRun)
-    plan = plan_finetune(stage.config, stage.comm.size)
+    plan = plan_finetune(_plm_run(stage), stage.comm.size)
     say(plan.line())
     now = FinetuneSettings(
         config=config, source=source.fingerprint, data=task.fingerprint, checkpoint=source.name.partition("=")[2]
@@ -189,8 +197,8 @@ def _claim(stage: Stage, config: FinetuneConfig, folder: Path, task: TaskData, s
     if path.exists():
         if different := FinetuneSettings.read(path).differences(now):
             raise DistlmError(
-                f"{folder}: results of another fine-tuning ({'; '.join(different)}); give this one a finetune.name= of "
-                "its own, or use the same settings, data and checkpoint"
+                f"{folder}: results of another fine-tuning ({'; '.join(different)}); remove the folder, give this one "
+                "a finetune.name= of its own (one task at a time), or use the same settings, data and checkpoint"
             )
         return
     require_free_disk(folder, plan.disk_bytes, "fine-tuning")

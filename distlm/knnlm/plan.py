@@ -9,10 +9,12 @@ from distlm.data.estimate import expected_tokens
 from distlm.datastore.lengths import lengths_of
 from distlm.errors import UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
-from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES
+from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES, passes
 from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.models.kind import CausalDescription
 from distlm.models.registry import kind
+from distlm.runtime.files import format_bytes
+from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
 
 _BASE_MEMORY = 450_000_000
@@ -72,6 +74,7 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     if rescores:
         notes.append(f"half of the disk is free again afterwards; the {counts.rows * width * item / 1e9:.1f} GB of "
                      "keys are read once in order")  # fmt: skip
+    notes += _copied(config, counts.rows, width, rescores)
     pairs = counts.queries * (4 * width + 8 * k)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
     activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
@@ -125,6 +128,23 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
         )
     memory = _BASE_MEMORY + (128 << 20) + counts.queries * 8 * 3 * _MIXTURES
     return StagePlan("knn evaluate", work, counts.queries * (8 * _MIXTURES + 4), memory, seconds, notes)
+
+
+def _copied(config: RunConfig, rows: int, width: int, rescores: bool) -> list[str]:
+    """What launch.stage_in copies to each node (search/local.py)."""
+    place, knn = asked_place(config.launch.stage_in), config.knn
+    if not place:
+        return []
+    keys, values = rows * width * (2 if config.datastore.key_dtype == "float16" else 4), 4 * rows
+    if knn.search == "brute":
+        return [f"{SETTING}={place}: {format_bytes(keys + values)} are copied to each node (keys and values)"]
+    # Codes and ids, centroids and codebook.
+    shared = rows * (_code_bytes(config, width) + 8) + 4 * width * (_lists(config) + 256) + values
+    note = f"{SETTING}={place}: {format_bytes(shared)} are copied to each node (index and values)"
+    queries = [_count(config, [split]).queries for split in knn.splits]
+    if rescores and passes(queries, knn.k, width) > 1:
+        note += f", and {format_bytes(keys)} of keys over all nodes: to each those of the shards that its ranks score"
+    return [note]
 
 
 def _alone(ranks: int) -> list[str]:

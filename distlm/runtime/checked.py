@@ -38,14 +38,23 @@ class Written:
 def problem(file: Written) -> str:
     """What is wrong with a file, with its path; empty: nothing. Reads all of it."""
     try:
-        found = file_hash(file.path)
-    except FileNotFoundError:
-        return f"{file.path}: missing; {file.mend}"
+        return difference(file, file_hash(file.path))
     except OSError as error:
-        return f"{file.path}: cannot be read ({error.strerror or error}); {file.mend}"
+        return unreadable(file, error)
+
+
+def difference(file: Written, found: str) -> str:
+    """What is wrong with a file whose bytes have the checksum `found`; empty: nothing."""
     if found == file.hash:
         return ""
     return f"{file.path}: damaged: its checksum is {found}, {file.hash} was written; {file.mend}"
+
+
+def unreadable(file: Written, error: OSError) -> str:
+    """That a file could not be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{file.path}: missing; {file.mend}"
+    return f"{file.path}: cannot be read ({error.strerror or error}); {file.mend}"
 
 
 def require_whole(comm: Comm, root: Path, files: Sequence[Written], label: str) -> None:
@@ -62,7 +71,7 @@ def require_whole(comm: Comm, root: Path, files: Sequence[Written], label: str) 
             turn = pending[first : first + comm.size]
             together(comm, lambda turn=turn: _refuse_damaged(turn[comm.rank : comm.rank + 1]))  # type: ignore[misc]
             progress.advance(sum(sizes[first : first + comm.size]))
-    rank0_first(comm, lambda: _remember(root, pending))
+    rank0_first(comm, lambda: remember(root, pending))
 
 
 _SELDOM_S = 10.0
@@ -86,7 +95,8 @@ def _unknown(root: Path, files: Sequence[Written]) -> list[Written]:
     ]  # fmt: skip
 
 
-def _remember(root: Path, files: Iterable[Written]) -> None:
+def remember(root: Path, files: Iterable[Written]) -> None:
+    """Keep that these files below `root` were found whole, for later stages. On one rank."""
     place = _place(root)
     if place is None:
         return

@@ -1,7 +1,8 @@
 """The stages of a recipe as jobs with dependencies: pure data, from the configuration, the site and what is finished.
 
-prepare (or shard) → train → datastore → index-train → index-add → index-merge → search → evaluate. The datastore and
-index-add are one MPI job each, or an array of independent shares and the job that completes the stage after them.
+prepare (or shard) → train → datastore → index-train → index-add → index-merge → search → evaluate → finetune. The
+datastore and index-add are one MPI job each, or an array of independent shares and the job that completes the stage
+after them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from math import ceil
 from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import read_manifest
 from distlm.errors import UsageError
+from distlm.finetune.state import require_ranks
 from distlm.index.layout import IndexFolder
 from distlm.models.registry import kind
 from distlm.pipeline import STEPS, steps_of
@@ -44,6 +46,10 @@ def _added(config: RunConfig, run: RunDir) -> bool:
 def _all(*verbs: str) -> Finished:
     """Every one of these steps that the configuration asks for is finished."""
     return lambda config, run: all(step.finished(config, run) for step in steps_of(config) if step.words in verbs)
+
+
+def _finetuned(config: RunConfig, run: RunDir) -> bool:
+    return _step("finetune")(config, run) and run.report.exists()
 
 
 def _evaluated(config: RunConfig, run: RunDir) -> bool:
@@ -82,6 +88,7 @@ SPECS: dict[str, StageSpec] = {
     "index-merge": StageSpec(("index merge",), _merged),
     "search": StageSpec(("knn search",), _all("knn search", "knn cache"), optional=("knn cache",)),
     "evaluate": StageSpec(("knn tune", "knn evaluate", "report"), _evaluated, optional=("evaluate",)),
+    "finetune": StageSpec(("finetune", "report"), _finetuned),
 }
 """By stage name, in order."""
 
@@ -154,6 +161,8 @@ def build_graph(config: RunConfig, site: Site, stages: Sequence[str], wish: Wish
         jobs += _jobs(stage, verbs, site, wish, tuple(job.name for job in jobs[-1:]))
         if stage == "train":
             kind(config.model.kind).require_ranks(config, jobs[-1].ranks)
+        elif stage == "finetune":
+            require_ranks(config, jobs[-1].ranks)
     return tuple(jobs)
 
 

@@ -207,3 +207,9 @@ def test_positions_beyond_the_training_length_are_warned_about_and_no_recipe_has
     (warning,) = position_warnings(load_config("demo", ["knn.context_window=256", "knn.block=129"]))
     assert "knn.context_window + knn.block = 385" in warning and "train.tokens_per_sample=256" in warning
     assert position_warnings(load_config("demo", ["knn.context_window=256", "datastore.checkpoint=elsewhere"])) == []
+
+
+def test_help_names_what_can_be_chosen():
+    shown = format_help(["finetune"], None)
+    assert "finetune.task (one of '', CoLA, SST-2" in shown and "finetune.tasks (some of CoLA, SST-2" in shown
+    assert "typing" not in format_help((), None)

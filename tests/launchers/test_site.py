@@ -154,3 +154,11 @@ def site_command(*words):
         text=True,
         timeout=DEADLINE_S,
     )
+
+
+def test_a_place_for_copies_is_handed_on_with_its_variables_unread():
+    site = parse_site({"stage_in": "$TMPDIR/copies of mine"}, "site.yaml")
+    shell = "\n".join([*site.setup_lines(), 'printf %s "$DISTLM_STAGE_IN"'])
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.stdout == "$TMPDIR/copies of mine"
+    assert Site().setup_lines() == []

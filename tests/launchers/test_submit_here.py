@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from support import ENVIRONMENT, TINY, write_text
 from support.deadline import DEADLINE_S, until
+from support.finetune import write_sst2
+from support.kinds import readable
+from support.plm import PLM
 
 pytestmark = pytest.mark.multiprocess
 
@@ -25,8 +28,8 @@ def settings(text, run, *more):
             f"data.text_dir={text}", f"run_dir={run}", *more]  # fmt: skip
 
 
-def start(folder, *words):
-    command = [sys.executable, "-m", "launchers.submit", "demo", *words]
+def start(folder, *words, recipe="demo"):
+    command = [sys.executable, "-m", "launchers.submit", recipe, *words]
     return subprocess.Popen(
         command, cwd=folder, env={**ENVIRONMENT, "HOME": str(folder)}, text=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -106,3 +109,18 @@ def test_a_failing_stage_ends_the_run_and_shows_why(folder):
 
 def lines(path):
     return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
+@pytest.mark.slow
+def test_a_masked_language_model_up_to_its_tasks_on_two_ranks(folder):
+    run, glue = folder / "masked", write_sst2(folder / "glue", train=32, dev=12)
+    task = [f"finetune.data_dir={glue}", "finetune.tasks=[SST-2]", "finetune.seeds=[1]", "finetune.epochs=1",
+            "finetune.rows_per_update=8", "finetune.length=24"]  # fmt: skip
+    words = [*readable([*TINY, *PLM]), f"shards.text_dir={folder / 'text'}", f"run_dir={run}", *task]
+    said = finish(start(folder, *words, "--cluster=local", "--ranks=2", recipe="plm-base"))
+    # What `distlm run` shows at its end.
+    assert "finetune: SST-2, dev, median of 1 seeds" in said and f"report: {run / 'report.html'}" in said
+    assert json.loads((run / "finetune/SST-2/results.json").read_text("utf-8"))["seeds"]["1"]["ranks"] == 2
+    assert "Fine-tuning" in (run / "report.html").read_text("utf-8")
+    again = finish(start(folder, *words, "--cluster=local", "--ranks=2", recipe="plm-base"))
+    assert "complete; nothing to submit" in again

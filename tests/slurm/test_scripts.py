@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import TINY, distlm
+from support.finetune import write_sst2
 from support.kinds import readable
 from support.plm import PLM
 from support.slurm import FLAGS, ON_TWO, REQUEUED, RESULTS, SCRIPTS, outcome, recipe, script, write_corpus
@@ -37,6 +38,8 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     """Run directory and jobs of: plain, scripts, arrays, whole. All have ended well."""
     slurm, text = module_slurm, write_corpus(module_slurm.folder)
     words = {name: recipe(slurm.folder / name, text) for name in ("plain", "scripts", "arrays", "whole")}
+    # Each node's own, as the variable of Slurm's task says.
+    words["scripts"].append(f"launch.stage_in={slurm.folder}/disk-of-$SLURMD_NODENAME")
     jobs: dict[str, dict[str, str]] = {name: {} for name in words}
     jobs["whole"]["run"] = slurm.sbatch(*ON_TWO, script("run"), *words["whole"])
     submit_chain(slurm, jobs["scripts"], CHAIN, words["scripts"])
@@ -56,9 +59,8 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
     masked = {name: masked_recipe(slurm.folder / name, text) for name in ("masked", "plain-masked")}
     jobs["masked"] = {}
     words |= masked
-    submit_chain(
-        slurm, jobs["masked"], {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"]}, masked["masked"]
-    )
+    shapes = {"shard": ON_TWO, "train": ON_TWO, "evaluate": CHAIN["evaluate"], "finetune": ON_TWO}
+    submit_chain(slurm, jobs["masked"], shapes, masked["masked"])
     distlm("run", *words["plain"], "launch.ranks=1")
     distlm("run", *masked["plain-masked"], "launch.ranks=1")
     jobs["plain-masked"] = {}
@@ -69,9 +71,12 @@ def runs(module_slurm: Slurm) -> dict[str, tuple[Path, dict[str, str]]]:
 
 
 def masked_recipe(run: Path, text: Path) -> list[str]:
-    """A masked language model with a memory, its values' columns on all ranks."""
+    """A masked language model with a memory, its values' columns on all ranks, fine-tuned on a task."""
+    glue = write_sst2(text.parent / "glue", train=32, dev=12)
+    task = ["finetune.tasks=[SST-2]", f"finetune.data_dir={glue}", "finetune.seeds=[1]", "finetune.epochs=1",
+            "finetune.rows_per_update=8", "finetune.length=24"]  # fmt: skip
     memory = ["memory.kind=resm", "memory.columns=0", "train.updates=6", "train.valid_every=3"]
-    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory])]
+    return ["plm-base", *readable([*TINY, *PLM, f"shards.text_dir={text}", f"run_dir={run}", *memory]), *task]
 
 
 def submit_chain(slurm: Slurm, jobs: dict[str, str], flags: dict[str, tuple[str, ...]], words: list[str]) -> None:
@@ -96,6 +101,17 @@ def test_the_files_of_a_plain_run(
     assert plain.keys() == other.keys()
     assert [path for path in plain if plain[path] != other[path]] == []
     assert len(plain) > 20
+
+
+@pytest.mark.parametrize(("stage", "nodes"), [("index-add", 2), ("search", 4)])
+def test_the_nodes_read_copies_on_disks_of_their_own(
+    runs: dict[str, tuple[Path, dict[str, str]]], module_slurm: Slurm, stage: str, nodes: int
+) -> None:
+    """launch.stage_in of the run whose files are compared above: copied once a node, and nothing is left."""
+    run, jobs = runs["scripts"]
+    assert f"nodes that copied: {nodes}" in module_slurm.output(jobs[stage])
+    disks = list(run.parent.glob("disk-of-node*"))
+    assert len(disks) == 4 and [left for disk in disks for left in disk.iterdir()] == []
 
 
 @pytest.mark.parametrize("name", ["scripts", "whole"])
@@ -146,3 +162,14 @@ def test_an_array_that_does_not_count_from_0_is_refused(slurm: Slurm, tmp_path: 
     assert slurm.wait(job) == "FAILED"
     assert "submit with --array=0-1" in slurm.output(job)
     assert not (tmp_path / "run" / "datastore").exists()
+
+
+def test_fine_tuning_is_a_stage_of_the_masked_language_model(runs: dict[str, tuple[Path, dict[str, str]]]) -> None:
+    """On two ranks, with the rows and the order of one; its scores are in the report, written after them."""
+    plain, other = (
+        json.loads((runs[run][0] / "finetune" / "SST-2" / "results.json").read_text("utf-8"))["seeds"]["1"]
+        for run in ("plain-masked", "masked")
+    )
+    assert (plain["ranks"], other["ranks"]) == (1, 2)
+    assert plain["data_fingerprint"] == other["data_fingerprint"] and plain["updates"] == other["updates"] == 4
+    assert "Fine-tuning" in (runs["masked"][0] / "report.html").read_text("utf-8")

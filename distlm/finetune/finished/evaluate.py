@@ -18,12 +18,13 @@ import torch
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.job import EvaluationJob, train_config
-from distlm.finetune.plan import count_rows, model_sizes, plan_finetune_rows
+from distlm.finetune.plan import count_rows, model_sizes, of_tasks, plan_finetune_rows
 from distlm.finetune.predictions import say_missing, there, write_all
 from distlm.finetune.records import FinetuneSettings, Scores, SeedResult, TaskEvaluation
 from distlm.finetune.score import TaskValidation
 from distlm.finetune.source import Source, open_finetuned
-from distlm.finetune.stage import RESULT, SETTINGS
+from distlm.finetune.stage import RESULT, each_task
+from distlm.finetune.state import SETTINGS
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun
@@ -48,13 +49,17 @@ class Finished(NamedTuple):
 
 
 def run_evaluate_finetuned(stage: Stage) -> dict[str, object]:
-    """Score each model on dev, and write predictions for dev and test.
+    """Score each model of each task on dev, and write predictions for dev and test.
 
-    Returns the medians over the models of the dev metrics, and seconds, on every rank. Raises DistlmError for models
-    that are not there, of another task or with other settings, and for predictions of another model or other data.
+    Returns the medians over the models of the dev metrics, and seconds, on every rank; of several tasks as TASK/NAME.
+    Raises DistlmError for models that are not there, of another task or with other settings, and for predictions of
+    another model or other data.
     """
+    return each_task(stage, _of_task)
+
+
+def _of_task(stage: Stage, config: FinetuneConfig) -> dict[str, object]:
     began, comm = time.monotonic(), stage.comm
-    config = stage.config.section(FinetuneConfig).with_defaults()
     together(comm, lambda: plan_finetune_rows(config, comm.size))
     models = rank0_first(comm, lambda: finished_models(config, stage.run.finetune(config.name)))
     join_group(stage.world)
@@ -97,7 +102,10 @@ def finished_models(config: FinetuneConfig, folder: Path) -> list[Finished]:
 
 def plan_evaluate_finetuned(config: PlmRun, ranks: int) -> StagePlan:
     """Needs of `distlm finetune --evaluate-only`. Raises DistlmError for missing models and data."""
-    settings = config.finetune.with_defaults()
+    return of_tasks([_plan_of_task(config, one, ranks) for one in config.finetune.each()])
+
+
+def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> StagePlan:
     plan_finetune_rows(settings, ranks)
     models = finished_models(settings, RunDir.of(config).finetune(settings.name))
     _, dev, test = count_rows(settings, train=False)

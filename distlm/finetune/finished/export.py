@@ -16,7 +16,8 @@ from distlm.finetune.description import TaskModelConfig
 from distlm.finetune.model import TaskModel
 from distlm.finetune.records import DECIDING, FinetuneSettings, SeedResult
 from distlm.finetune.source import load_task_model
-from distlm.finetune.stage import RESULT, SETTINGS
+from distlm.finetune.stage import RESULT
+from distlm.finetune.state import SETTINGS
 from distlm.finetune.tasks.glue import TASKS
 from distlm.models.export.card import Card, fenced
 from distlm.models.export.run import export_model
@@ -35,7 +36,13 @@ def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, o
 
     Raises DistlmError when no model was kept, and for a folder that is not empty; UsageError for a seed to be chosen.
     """
-    name = config.finetune.with_defaults().name
+    asked = config.finetune.each()
+    if len(asked) > 1 and not config.finetune.name:
+        raise UsageError(
+            f"finetune.tasks={config.finetune.tasks}: a model of which of them? Name its folder in "
+            f"{RunDir.of(config).finetune('')} with finetune.name="
+        )
+    name = config.finetune.name or asked[0].name
     folder = RunDir.of(config).finetune(name)
     kept = sorted({marker.parents[2] for marker in folder.glob("seed-*/checkpoints/step-*/complete.json")})
     if not kept:

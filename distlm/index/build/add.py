@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import ceil
 from typing import Any, NotRequired, TypedDict
 
@@ -24,6 +25,8 @@ from distlm.runtime.files import (
     require_free_disk,
     sweep_temporaries,
 )
+from distlm.runtime.local.copies import Wanted, copied, read_in_place
+from distlm.runtime.local.place import asked_place
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
@@ -44,8 +47,9 @@ class AddSummary(TypedDict):
 def run_index_add(stage: Stage) -> AddSummary:
     """Write RUN/index/NAME/parts/part-NNNNN.index for every datastore shard; finished parts are kept.
 
-    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. Raises DistlmError
-    without a template, for a template of another store, a full disk, and NaN or infinite keys.
+    With launch.share=K/N this process adds the shards K, K+N, … only, at once with other shares. With launch.stage_in
+    each node reads copies of the keys of its shards. Raises DistlmError without a template, for a template of another
+    store, a full disk, and NaN or infinite keys.
     """
     start = time.monotonic()
     comm = stage.comm
@@ -65,18 +69,30 @@ def run_index_add(stage: Stage) -> AddSummary:
             say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
         elif finished:
             say(f"index add: {finished} of {len(shards)} parts are complete, continuing", comm.rank)
-        if units:
-            stage.require_whole(datastore.folder, datastore.written(shards=units))
-        with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
-            for turn in range(ceil(len(units) / comm.size)):
-                stage.stop.check(comm, "index add")
-                mine = units[turn * comm.size : (turn + 1) * comm.size]
-                together(comm, lambda mine=mine: _add_mine(folder, datastore, template, mine, comm.rank))  # type: ignore[misc]
-                progress.advance(sum(datastore.shards[unit].rows for unit in mine))
+        wanted = rank0_first(comm, lambda: _wanted_copies(stage, datastore, units))
+        with copied(stage, "index add", wanted) as copies:
+            if units:
+                stage.require_whole(datastore.folder, read_in_place(datastore.written(shards=units), wanted))
+            store = replace(datastore, copies=copies)
+            with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
+                for turn in range(ceil(len(units) / comm.size)):
+                    stage.stop.check(comm, "index add")
+                    mine = units[turn * comm.size : (turn + 1) * comm.size]
+                    together(comm, lambda mine=mine: _add_mine(folder, store, template, mine, comm.rank))  # type: ignore[misc]
+                    progress.advance(sum(datastore.shards[unit].rows for unit in mine))
     seconds = time.monotonic() - start
     if comm.rank == 0 and units:
         stage.run.metrics.write("index add", {STAGE_SECONDS: round(seconds, 3), "rows": rows, "parts": len(units)})
     return {"seconds": seconds, "parts": len(units), "rows": rows}
+
+
+def _wanted_copies(stage: Stage, datastore: Datastore, units: list[int]) -> list[Wanted]:
+    """Keys of the shards that are to be added, each for the rank that adds it; none without launch.stage_in."""
+    if not asked_place(stage.config.launch.stage_in):
+        return []
+    keys = datastore.written(shards=units, values=False)
+    readers = {file.path: number % stage.comm.size for number, file in enumerate(keys)}
+    return [Wanted(datastore.folder, keys, readers)]
 
 
 def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:

@@ -16,6 +16,7 @@ from distlm.index.merge.stage import UNIT_BYTES
 from distlm.index.train.sample import WIDE_BYTES
 from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
+from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
 
@@ -63,6 +64,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         notes.append(f"the parts ({format_bytes(parts)}) stay on disk; index.keep_parts=false frees them at the end")
     if not store.written:
         notes.append("the datastore is not written yet: its rows are those that the text will give")
+    notes += copied(config, store)
     return StagePlan(
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
@@ -71,6 +73,18 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
     )
+
+
+def copied(config: RunConfig, store: Store) -> list[str]:
+    """What launch.stage_in copies to the nodes while keys are added, as a note."""
+    place = asked_place(config.launch.stage_in)
+    if not place:
+        return []
+    keys = store.rows * store.width * (2 if config.datastore.key_dtype == "float16" else 4)
+    return [
+        f"{SETTING}={place}: {format_bytes(keys)} of keys are copied over all nodes: to each those of the shards that "
+        "its ranks add"
+    ]
 
 
 def template_bytes(plan: Factory) -> int:

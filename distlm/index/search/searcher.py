@@ -1,5 +1,6 @@
 """Searches an index, and the store itself where that is small enough."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,22 +197,26 @@ class SearchIndex:
         return distances
 
 
-def open_index(folder: Path, datastore: Datastore, scan: str = "queries") -> SearchIndex:
+def open_index(
+    folder: Path, datastore: Datastore, scan: str = "queries", copies: Mapping[Path, Path] | None = None
+) -> SearchIndex:
     """The finished index of a store: the merged file, or the parts side by side where they were not merged.
 
-    scan: as of SearchIndex.
+    scan: as of SearchIndex. copies: file → where it is read instead.
 
     Raises DistlmError when it is unfinished, of another store, or a file is truncated.
     """
-    files = IndexFolder(folder)
+    files, copies = IndexFolder(folder), copies or {}
     record = read_index_record(files, datastore)
     shape = Shape(record.rows, record.width, record.nlist, record.merged)
     if not record.merged:
         template = load_template(files, datastore)
         parts = [files.part(shard.index) for shard in datastore.shards]
-        return SearchIndex(open_parts(template, parts), shape, files.parts, scan, record)
+        return SearchIndex(
+            open_parts(template, [copies.get(part, part) for part in parts]), shape, files.parts, scan, record
+        )
     # Without the table (IO_FLAG_SKIP_PRECOMPUTE_TABLE) PQ distances differ in their last bits and are slower.
-    return SearchIndex(open_mapped(files.merged), shape, files.merged, scan, record)
+    return SearchIndex(open_mapped(copies.get(files.merged, files.merged)), shape, files.merged, scan, record)
 
 
 def check_queries(queries: Array, width: int, k: int) -> Array:

@@ -52,6 +52,14 @@ def plan_groups(queries: Sequence[int], k: int, width: int, budget: int = GROUP_
     return groups
 
 
+def passes(splits: Sequence[int], k: int, width: int) -> int:
+    """How often the keys are read to score the queries of these splits, at least: once for each group.
+
+    `splits` holds the number of queries of each split.
+    """
+    return sum(-(-count * (4 * width + 8 * k) // GROUP_BYTES) for count in splits)
+
+
 class GroupScorer:
     """Scores the pairs of one group of units against key shards.
 

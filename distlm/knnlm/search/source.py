@@ -1,7 +1,7 @@
 """What a search reads: token files, model, datastore and index, opened together and checked against each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from distlm.knnlm.search.forward import Forward, open_forward
 from distlm.knnlm.search.rescore import from_nearest, nearest_first
 from distlm.models.card import model_fingerprint
 from distlm.runtime.checked import Written
+from distlm.runtime.local.copies import Copies
 from distlm.runtime.stage import Stage
 
 
@@ -90,14 +91,23 @@ class Source(Forward):
         return stored_values(self.datastore, ids)
 
 
-def open_source(stage: Stage) -> Source:
-    """Open and check everything a search needs. Raises DistlmError naming the two things that do not fit."""
+def open_source(stage: Stage, copies: Copies | None = None) -> Source:
+    """Open and check everything a search needs; what has `copies` is read from them.
+
+    Raises DistlmError naming the two things that do not fit.
+    """
     knn, run = stage.config.knn, stage.run
-    datastore = Datastore.open(run.datastore)
-    datastore.require_model(model_fingerprint(run.model_checkpoint(stage.config)))
+    datastore = replace(open_store(stage), copies=copies or {})
     forward = open_forward(stage)
-    index = open_index(run.index, datastore, knn.scan) if knn.search == "index" else None
+    index = open_index(run.index, datastore, knn.scan, copies) if knn.search == "index" else None
     return source_of(forward, datastore, index)
+
+
+def open_store(stage: Stage) -> Datastore:
+    """The store to be searched. Raises DistlmError when it is of another model."""
+    datastore = Datastore.open(stage.run.datastore)
+    datastore.require_model(model_fingerprint(stage.run.model_checkpoint(stage.config)))
+    return datastore
 
 
 def source_of(forward: Forward, datastore: Datastore, index: SearchIndex | None) -> Source:

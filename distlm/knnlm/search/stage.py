@@ -15,12 +15,14 @@ from msgspec import UnsetType
 
 from distlm.errors import UsageError
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
 from distlm.knnlm.search.source import Source, open_source
 from distlm.knnlm.search.work import Group, SplitWork
+from distlm.runtime.local.copies import copied, read_in_place
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import QUESTION, STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
@@ -33,25 +35,28 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     """Search for the neighbours of every split of knn.splits (or of one) and write RUN/neighbours/LABEL/SPLIT.
 
     Finished splits are skipped, and those of which more neighbours are kept; a killed search continues with the first
-    unfinished unit. Returns seconds, tokens, k and, unless knn.self_test=false, the self-test's share of stored keys
+    unfinished unit. With launch.stage_in what is read at random is read from copies on each node's disk (local.py).
+    Returns seconds, tokens, k and, unless knn.self_test=false, the self-test's share of stored keys
     that find their own row.
     Raises DistlmError when model, dictionary, datastore and index do not belong together, when the self-test fails,
     when a folder of neighbours was made from other ones, or while another run writes it; Stopped after a stop signal.
     """
     start = time.monotonic()
-    source = together(stage.comm, lambda: open_source(stage))
-    rank0_first(stage.comm, lambda: _check_asked(source))
-    for root, files in source.written([split] if split else stage.config.knn.splits, stage.run.index):
-        stage.require_whole(root, files)
-    test = rank0_first(stage.comm, lambda: self_test(source))
-    say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
     splits = [split] if split else stage.config.knn.splits
-    searched = 0
-    works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
-    works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
-    rank0_first(stage.comm, lambda: _check_before(works))
-    for work in works:
-        searched += _search_split(stage, work)
+    wanted = rank0_first(stage.comm, lambda: wanted_copies(stage, splits))
+    with copied(stage, "knn search", wanted) as copies:
+        source = together(stage.comm, lambda: open_source(stage, copies))
+        rank0_first(stage.comm, lambda: _check_asked(source))
+        for root, files in source.written(splits, stage.run.index):
+            stage.require_whole(root, read_in_place(files, wanted))
+        test = rank0_first(stage.comm, lambda: self_test(source))
+        say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
+        searched = 0
+        works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
+        works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
+        rank0_first(stage.comm, lambda: _check_before(works))
+        for work in works:
+            searched += _search_split(stage, work)
     seconds = time.monotonic() - start
     self_found = {} if isinstance(test.found, UnsetType) else {"self_found": test.found}
     if stage.comm.rank == 0 and searched:

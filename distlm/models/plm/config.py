@@ -10,6 +10,9 @@ from distlm.config.training import UpdatesConfig
 from distlm.data.shards.config import ShardsConfig
 from distlm.memory.config import MemoryConfig
 
+_TASK: Literal["SST-2"] = "SST-2"
+"""What `distlm finetune` does where no task is named."""
+
 
 @dataclass
 class PlmConfig:
@@ -57,10 +60,16 @@ class FinetuneConfig:
     results were made with and refuses others.
     """
 
-    task: Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"] = field(
-        default="SST-2", metadata=VOLATILE
+    task: Literal["", "CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"] = field(
+        default="", metadata=VOLATILE
     )
-    """The task; MNLI is scored on its matched and its mismatched dev set."""
+    """The task; MNLI is scored on its matched and its mismatched dev set. Empty: finetune.tasks, and SST-2 where there
+    are none."""
+    tasks: list[Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "SQuAD"]] = field(
+        default_factory=list, metadata=VOLATILE
+    )
+    """Several tasks, one after the other. `distlm run` and the cluster's jobs fine-tune on them after the evaluation;
+    without any they do not fine-tune."""
     name: str = field(default="", metadata=VOLATILE)
     """Results go to RUN_DIR/finetune/NAME; empty: the task, with -frozen behind it for memory=frozen."""
     checkpoint: str = field(default="", metadata=VOLATILE)
@@ -131,13 +140,14 @@ class FinetuneConfig:
     @property
     def folder(self) -> str:
         """Name of the folder of results."""
-        return self.name or self.task + ("-frozen" if self.memory == "frozen" else "")
+        return self.name or (self.task or _TASK) + ("-frozen" if self.memory == "frozen" else "")
 
     def with_defaults(self) -> "FinetuneConfig":
         """A copy in which what is left to table 3 is its value."""
         squad = self.task == "SQuAD"
         return dataclasses.replace(
             self,
+            task=self.task or _TASK,
             lr=self.lr or (5e-5 if squad else 2e-5),
             epochs=self.epochs or (3 if squad else 10),
             length=self.length or (384 if squad else 128),
@@ -145,6 +155,12 @@ class FinetuneConfig:
             micro_rows=self.micro_rows or self.rows_per_update,
             name=self.folder,
         )
+
+    def each(self) -> list["FinetuneConfig"]:
+        """The fine-tunings that are asked for, each of one task, with no defaults left."""
+        if not self.tasks:
+            return [self.with_defaults()]
+        return [dataclasses.replace(self, task=task, tasks=[]).with_defaults() for task in self.tasks]
 
 
 @dataclass

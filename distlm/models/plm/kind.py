@@ -37,7 +37,7 @@ class MaskedLm(Kind):
     causal = False
 
     def stages(self, config: PlmRun) -> tuple[str, ...]:
-        return ("data shard", "train", "evaluate")
+        return ("data shard", "train", "evaluate", *(["finetune"] if config.finetune.tasks else []))
 
     def check(self, config: PlmRun, refuse: Refuse) -> None:
         _check_shards(config, refuse)
@@ -150,10 +150,18 @@ def _check_finetune(tune: FinetuneConfig, refuse: Refuse) -> None:
     adam(tune.adam_betas, tune.adam_eps, ("finetune.adam_betas", "finetune.adam_eps"), refuse)
     if not tune.seeds or len(set(tune.seeds)) < len(tune.seeds):
         refuse("finetune.seeds", tune.seeds, "name at least one seed, each once")
-    if tune.train_rows and tune.task == "SQuAD":
-        refuse("finetune.train_rows", tune.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
-    if tune.truncation != "longest_first" and tune.task in ("CoLA", "SST-2", "SQuAD"):
-        refuse("finetune.truncation", tune.truncation, f"is for pairs of sentences; leave it out for {tune.task}")
+    if tune.task and tune.tasks:
+        refuse("finetune.task", tune.task, f"finetune.tasks={tune.tasks} names others; for these set finetune.task= "
+               "(empty), for the one finetune.tasks=[]")  # fmt: skip
+    if len(set(tune.tasks)) < len(tune.tasks):
+        refuse("finetune.tasks", tune.tasks, "name each once")
+    if tune.name and len(tune.tasks) > 1:
+        refuse("finetune.name", tune.name, "is the folder of one task; leave it out with several finetune.tasks")
+    for one in tune.each():
+        if one.train_rows and one.task == "SQuAD":
+            refuse("finetune.train_rows", one.train_rows, "is for the tasks of GLUE; leave it 0 for SQuAD")
+        if one.truncation != "longest_first" and one.task in ("CoLA", "SST-2", "SQuAD"):
+            refuse("finetune.truncation", one.truncation, f"is for pairs of sentences; leave it out for {one.task}")
     if tune.dropout != -1 and not 0 <= tune.dropout < 1:
         refuse("finetune.dropout", tune.dropout, "must be in [0, 1), or -1 for the checkpoint's own")
     if not 0 <= tune.warmup < 1:

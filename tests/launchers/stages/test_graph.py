@@ -39,7 +39,9 @@ def test_every_stage_has_its_verbs_and_its_progress_mark():
 
 
 def test_what_the_configuration_does_not_ask_for_is_left_out():
-    assert [stage for stage in STAGES if SPECS[stage].verbs_of(config()) != SPECS[stage].verbs] == ["shard"]
+    assert [stage for stage in STAGES if SPECS[stage].verbs_of(config()) != SPECS[stage].verbs] == [
+        "shard", "finetune"
+    ]  # fmt: skip
     (search,) = build_graph(config("nowhere", "cache.use=true"), CPU, ["search"])
     assert search.verbs == ("knn search", "knn cache")
     lstm = load_config("awd-lstm-small", ["run_dir=nowhere"])
@@ -55,6 +57,20 @@ def test_shards_are_written_by_cpus():
     assert shape(train) == ("train", 2, 4, 4, ("shard",)) and evaluate.after == ("train",)
     with pytest.raises(DistlmError, match="a masked language model's micro-batch is of all ranks"):
         build_graph(plm, Site(), STAGES, Wish(nodes=4))
+
+
+def test_tasks_are_fine_tuned_on_after_the_evaluation(tmp_path):
+    words = [f"run_dir={tmp_path}", "train.blocks_per_update=16", "train.micro_blocks=8", "finetune.tasks=[RTE,SST-2]"]
+    tuned = load_config("plm-base", [*words, "finetune.rows_per_update=24"])
+    assert pending_stages(tuned) == ("shard", "train", "evaluate", "finetune")
+    last = build_graph(tuned, Site(), STAGES, Wish(nodes=2))[-1]
+    assert shape(last) == ("finetune", 2, 4, 4, ("evaluate",)) and last.verbs == ("finetune", "report")
+    assert MARKS["finetune"](tuned, RunDir.of(tuned)) == "0 seeds, no checkpoint"
+    seed = tmp_path / "finetune" / "RTE" / "seed-1"
+    write_json(seed / "checkpoints" / "step-00000012" / "complete.json", {})
+    assert MARKS["finetune"](tuned, RunDir.of(tuned)) == "0 seeds, step-00000012"
+    with pytest.raises(DistlmError, match=r"finetune\.micro_rows=20 .*and 8 ranks do not divide it"):
+        build_graph(load_config("plm-base", [*words, "finetune.rows_per_update=20"]), Site(), STAGES, Wish(nodes=2))
 
 
 def test_each_job_waits_for_the_one_before_it():
@@ -122,7 +138,7 @@ def test_stages_are_chosen_by_name_and_range():
     assert choose_stages("datastore,train") == ("train", "datastore")
     assert choose_stages("index-train..index-merge,prepare") == ("prepare", "index-train", "index-add", "index-merge")
     assert choose_stages("..train") == ("prepare", "shard", "train")
-    assert choose_stages("search..") == ("search", "evaluate")
+    assert choose_stages("search..") == ("search", "evaluate", "finetune")
     with pytest.raises(UsageError, match=r"--stages: unknown stage 'serach'; did you mean 'search'\?"):
         choose_stages("train,serach")
 
