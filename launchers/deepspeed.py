@@ -33,9 +33,10 @@ from distlm.errors import EXIT_DONE, DistlmError, Stopped, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.mpirun import mpirun_session
+from distlm.runtime.ranks.network import is_here
 from distlm.runtime.rundir import RunDir
 from launchers.hosts.front import Front
-from launchers.hosts.net import address_towards, check_hosts, choose_port, is_here, require_address, subnet_towards
+from launchers.hosts.net import address_towards, check_hosts, choose_port, require_address, subnet_towards
 from launchers.hosts.nodes import Host, parse_hosts, read_hostfile, require_equal, require_ranks, slurm_hosts
 from launchers.hosts.spec import code_root, launcher_environment, prepare_folder, rank_program
 from launchers.jobs import record_job, run_command

@@ -19,6 +19,7 @@ from pathlib import Path
 from distlm.errors import EXIT_ERROR, EXIT_STOPPED, DistlmError
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.ranks.network import network_error, of_network
 from distlm.runtime.ranks.world import World
 from distlm.runtime.records import RankAlive, RankLost, Record
 
@@ -31,8 +32,6 @@ VISIBLE_AFTER_S = 20.0
 """A network file system may show another node's new file this late."""
 _LOST = "lost.json"
 _DAY = 86400
-_PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "remote process exited")
-"""How gloo and NCCL say that the other end of a connection is gone."""
 
 
 class Watch:
@@ -99,13 +98,14 @@ class Watch:
 
     def leave(self, error: BaseException) -> None:
         """This rank ends by an error of its own: the others end too, and name it."""
-        if any(text in str(error) for text in _PEER_GONE):
+        lost = of_network(error)
+        if lost:
             # Some other rank is: give the watch its time to say which, and to end this rank.
             self._thread.join(self.lost_after_s + 3 * self.every_s)
         self._ended.set()
         first = (str(error).strip().splitlines() or [""])[0]
-        # Run again, it would end so again.
-        self.exit_code = EXIT_ERROR
+        # Run again, it would end so again, unless it was the network.
+        self.exit_code = EXIT_STOPPED if lost else EXIT_ERROR
         self._tell(self.world.rank, self.world.node, f"it ended with {type(error).__name__}: {first}")
 
     def _run(self) -> None:
@@ -188,6 +188,8 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
     except BaseException as error:
         if not (isinstance(error, DistlmError) and error.shared):
             watch.leave(error)
+        if of_network(error) and not isinstance(error, DistlmError):
+            raise network_error(error, f"{world} lost the other ranks") from error
         raise
     finally:
         watch.stop()

@@ -1,4 +1,4 @@
-"""Micro-batches are dealt by the plan; a batch that does not divide is refused with the smallest change that mends it."""
+"""Micro-batches are dealt by the plan; a batch that does not divide is refused with the smallest change that helps."""
 
 import re
 from collections.abc import Callable
