@@ -1,4 +1,4 @@
-"""Ranks that torchrun starts anew meet again, whatever their store keeps of those before them, and end in the same bits.
+"""Ranks that torchrun starts anew meet again, whatever their store keeps of earlier ones, and end in the same bits.
 
 Each agent counts its own restarts, and the store of all of them stays.
 """
@@ -82,12 +82,13 @@ def torchrun(log: Path, kind: str, *words: object, **environment: str) -> Iterat
             process.wait()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["standalone", "static", pytest.param("c10d", marks=pytest.mark.slow)])
 def test_ranks_meet_in_a_store_with_those_of_earlier_attempts(tmp_path: Path, kind: str) -> None:
     (tmp_path / "seen").mkdir()
     with torchrun(tmp_path / "log", kind, driver.__file__, tmp_path / "seen", 2) as started:
         started.done()
         assert started.said().count("met") == 2
+    assert len(list((tmp_path / "seen").iterdir())) == 6
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ class _Place:
         if self._world.rank == 0 and not self._agents and not is_here(self.address):
             told.append(f"MASTER_ADDR={self.address} is no address of {self._world.node}, where rank 0 is (left over?)")
         elif self._world.rank != 0:
-            told.append("is rank 0 up (see its log), and is the address one that all nodes reach?")
+            told.append("rank 0 must be up (see its log), and the address one that all nodes reach")
         else:
             told.append(f"see their logs, they may have ended; the others reach {self}")
         return f"{'; '.join(told)}; how many ranks there are is from {_FROM.get(self._world.source, 'the launcher')}"
