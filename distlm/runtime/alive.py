@@ -22,6 +22,7 @@ from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.ranks.network import network_error, of_network
 from distlm.runtime.ranks.world import World
 from distlm.runtime.records import RankAlive, RankLost, Record
+from distlm.runtime.said import ENDS_TOO
 
 FOLDER = ".alive"
 """Under the run directory: one folder per running stage."""
@@ -152,7 +153,7 @@ class Watch:
 
     def _end(self, news: str) -> None:
         print(
-            f"[rank {self.world.rank} on {self.world.node}] distlm: {news}; this rank ends too. Complete work is kept: "
+            f"[rank {self.world.rank} on {self.world.node}] distlm: {news}{ENDS_TOO} Complete work is kept: "
             "run the same command again to continue",
             file=sys.stderr, flush=True,
         )  # fmt: skip

@@ -173,7 +173,9 @@ def test_a_rank_that_refuses_its_settings_is_an_error(tmp_path, words):
     output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 1, output
     assert re.search(
-        r"launchers.deepspeed: rank \d \(localhost\) ended with exit code 1, first of 2 that failed", output
+        r"launchers.deepspeed: rank \d \(localhost\) ended with exit code \d: .*/nowhere.*; 2 of 2 ranks failed; its "
+        r"output: \S+/rank-0000\d\.log",
+        output,
     )
 
 
