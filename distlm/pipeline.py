@@ -31,8 +31,8 @@ from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
+from distlm.runtime.ranks.said import Said
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.said import Said
 from distlm.runtime.speeds import Of, corrected, remember
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers

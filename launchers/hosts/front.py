@@ -21,7 +21,7 @@ from msgspec import UNSET, UnsetType
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.progress import say
-from distlm.runtime.said import cause_in
+from distlm.runtime.ranks.said import cause_in
 from distlm.runtime.stop import earlier, on_stop_signals
 from launchers.hosts.rank import POLL_S, rank_file
 from launchers.records import FrontOrder, RankReport

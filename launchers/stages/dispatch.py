@@ -12,8 +12,8 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from distlm.errors import DistlmError
+from distlm.runtime.ranks.said import cause_in
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.said import cause_in
 from distlm.runtime.stop import on_stop_signals
 from launchers.jobs import record_job, submissions, with_states
 from launchers.stages import slurm

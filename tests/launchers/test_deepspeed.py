@@ -13,7 +13,7 @@ from support import ENVIRONMENT, TINY
 from support.deadline import DEADLINE_S
 
 from distlm.errors import DistlmError, UsageError
-from distlm.runtime.alive import _started
+from distlm.runtime import alive
 from distlm.runtime.rundir import RunDir
 from launchers import deepspeed
 from launchers.deepspeed import _launcher_arguments, _parse, choose_place, deepspeed_command
@@ -199,7 +199,7 @@ def test_ranks_without_a_home_get_their_environment(tmp_path, monkeypatch):
 
 
 def test_a_start_is_counted_in_the_kernels_ticks_which_no_clock_moves():
-    assert process_start(os.getpid()) == _started(os.getpid()) != ""
+    assert process_start(os.getpid()) == alive.process_start(os.getpid()) != ""
 
 
 def test_a_process_that_has_ended_has_no_start():

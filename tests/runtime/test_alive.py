@@ -46,7 +46,7 @@ def test_everybody_watches_rank_0_and_rank_0_everybody(tmp_path: Path) -> None:
 
 def test_ranks_end_with_the_run_that_started_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"])
-    for value, known in ((f"{starter.pid} {alive._started(starter.pid)}", True), (f"{starter.pid} 1", False)):
+    for value, known in ((f"{starter.pid} {alive.process_start(starter.pid)}", True), (f"{starter.pid} 1", False)):
         monkeypatch.setenv(alive.STARTER, value)
         one = watch(tmp_path, 0)
         assert bool(one._starter) == known, "what cannot be seen from here is not missed"
@@ -88,7 +88,7 @@ def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path
     assert zero.wait_for_files([1]) == []
     about = zero._peers[1]
     zero._local = {1: about}
-    assert about.started == alive._started(about.pid) != ""
+    assert about.started == alive.process_start(about.pid) != ""
     assert zero._news(0.0) is None
     os.kill(about.pid, signal.SIGKILL)
     news = until(lambda: zero._news(0.0), "news of the killed process")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from distlm.runtime.alive import Watch
+from distlm.runtime.ranks.said import cause_in, heard
 from distlm.runtime.ranks.world import World
-from distlm.runtime.said import cause_in, heard
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CAUSE = "[rank 1 on n2] distlm: data.text_dir=/x: no such folder"
 
 
