@@ -159,22 +159,22 @@ def _wait(lock: Path, stream: TextIO, kind: int, turn: Turn | None = None) -> tu
     """
     rival, began, said_at, spans = Rival(lock), time.monotonic(), 0.0, locks_span_nodes(lock.parent)
     while True:
-        flocked = _flocked(stream, kind)
+        held = flocked(stream, kind)
         rival.look()
         earlier = _earlier_start(rival.record)
         waited = time.monotonic() - began
-        if flocked is False:
+        if held is False:
             # By a process that lives, or that a file server has not missed yet.
             if earlier and rival.silent_s > STALE_S:
                 return False, rival.number
             taken = waited > (_EARLIER_START_S if earlier else _PATIENCE_S)
-        elif rival.gone(flocked is True and spans):
-            return flocked is True and spans, rival.number
+        elif rival.gone(held is True and spans):
+            return held is True and spans, rival.number
         else:
             taken = rival.lives and waited > (_EARLIER_START_S if earlier else _PATIENCE_S)
         if taken and turn is None:
             raise _Taken(rival.record)
-        if turn is not None and (flocked is False or rival.lives):
+        if turn is not None and (held is False or rival.lives):
             turn()
         if rival.record is not None and (earlier or waited > _PATIENCE_S) and waited >= said_at:
             said_at = waited + 60
@@ -226,7 +226,7 @@ def _restarts() -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _flocked(stream: TextIO, kind: int) -> bool | None:
+def flocked(stream: TextIO, kind: int) -> bool | None:
     """Take the file system's lock; False: another one holds it, None: there are none here."""
     try:
         fcntl.flock(stream, kind | fcntl.LOCK_NB)
@@ -258,9 +258,9 @@ def _running_shares(folder: Path) -> list[Path]:
     running, spans = [], locks_span_nodes(folder)
     for path in _share_locks(folder):
         with path.open("a+") as stream:
-            flocked, rival = _flocked(stream, fcntl.LOCK_SH), Rival(path)
+            held, rival = flocked(stream, fcntl.LOCK_SH), Rival(path)
             rival.look()
-            if flocked is False or not rival.gone(flocked is True and spans):
+            if flocked is False or not rival.gone(held is True and spans):
                 running.append(path)
     return running
 

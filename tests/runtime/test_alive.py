@@ -101,6 +101,27 @@ def _beat_once(folder: Path) -> None:
     time.sleep(60)
 
 
+def test_leftovers_of_killed_starts_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    """By the stamps of the file system and the counts in the files, whatever this node's clock says."""
+    own = watch(tmp_path / "own", 0).folder
+    dead, lives, young = (watch(tmp_path / name, 0) for name in ("dead", "lives", "young"))
+    day = 86400.0
+    for other in (dead, lives):
+        os.utime(other.folder, (own.stat().st_mtime - 2 * day,) * 2)
+    leftovers = alive._Leftovers(own)
+    leftovers.look(100.0, silent_s=60)
+    lives.beat()
+    os.utime(lives.folder, (own.stat().st_mtime - 2 * day,) * 2)
+    leftovers.look(150.0, silent_s=60)
+    assert len(list(tmp_path.iterdir())) == 4
+    leftovers.look(161.0, silent_s=60)
+    assert (
+        {path.name for path in tmp_path.iterdir()}
+        == {"own", "lives", "young"}
+        == {each.folder.name for each in (lives, young)} | {"own"}
+    )
+
+
 def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> None:
     """The whole job stops for longer than the limit of 5 s and goes on (scontrol suspend): both go on."""
     command = [

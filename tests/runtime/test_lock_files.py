@@ -113,7 +113,7 @@ def test_of_many_one_has_it(tmp_path: Path, without: bool) -> None:
 def test_an_owner_on_another_node_is_known_by_its_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lock, "_flocked", lambda _stream, _kind: None)
+    monkeypatch.setattr(lock, "flocked", lambda _stream, _kind: None)
     with holder(tmp_path, **shim(no_flock=True)) as other:
         with pytest.raises(Busy, match=rf"another run is writing here \(pid {other.pid} on "):
             take(tmp_path)
@@ -176,7 +176,7 @@ def test_an_earlier_start_that_is_silent_is_followed_although_it_holds_the_lock(
 @pytest.mark.usefixtures("elsewhere")
 def test_what_is_just_being_written_is_no_owner_and_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be read counts as silent; one that changes lives."""
-    monkeypatch.setattr(lock, "_flocked", lambda _stream, _kind: None)
+    monkeypatch.setattr(lock, "flocked", lambda _stream, _kind: None)
     path = tmp_path / ".lock.7"
     path.write_text("")
     assert take(tmp_path) == [".lock", ".lock.8"]
