@@ -222,18 +222,19 @@ def _locks(cluster: Cluster, work: Path) -> Iterator[Check]:
     with (work / "lock").open("a+") as stream:
         # Rank 0 first; it holds the lock until all have tried.
         mine = flocked(stream, fcntl.LOCK_EX) if rank == 0 else None
-        there = comm.bcast(mine)
+        comm.barrier()
         if rank != 0:
             mine = flocked(stream, fcntl.LOCK_EX)
-        found = cluster.everywhere(mine is True and rank != 0)
+        own = [node for node, got in cluster.everywhere(mine is True and rank != 0).items() if any(got)]
+        without = [node for node, none in cluster.everywhere(mine is None).items() if any(none)]
         comm.barrier()
-    own = [node for node, got in found.items() if any(got)]
     silence = f"where a killed run was, another node's waits for {STALE_S:g} s of silence"
     if makers != 1:
         mend = "choose another file system for run_dir="
         yield Check("locks", "fail", f"{makers} ranks have each created the same file, two runs would not meet; {mend}")
-    elif there is None:
-        yield Check("locks", "warn", f"no flock here: a run's folder is kept by signs of life alone, and {silence}")
+    elif without:
+        text = f"no flock on {', '.join(without)}: a run's folder is kept by signs of life alone, and {silence}"
+        yield Check("locks", "warn", text)
     elif own and locks_span_nodes(work):
         mend = "have it mounted with locks over nodes, or choose another file system for run_dir="
         yield Check(
