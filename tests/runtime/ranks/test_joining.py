@@ -88,7 +88,12 @@ def test_what_waits_outside_ends_with_the_call(
     monkeypatch.setattr(joining, "SAY_AT_S", (0.1, 1000))
     before, said = psutil.Process().children(), list[str]()
     with waiting_outside(world(1, 2), "waiting in a call"):
-        until(lambda: said.append(capfd.readouterr().err) or "".join(said))
+
+        def some() -> str:
+            said.append(capfd.readouterr().err)
+            return "".join(said)
+
+        until(some)
     assert "".join(said) == f"[rank 1 on {socket.gethostname()}] waiting in a call for 0.1 s\n"
     assert psutil.Process().children() == before
 
