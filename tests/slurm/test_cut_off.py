@@ -17,7 +17,9 @@ def test_a_start_waits_for_the_one_that_its_job_left_on_a_cut_off_node(slurm: Sl
     """Rank 0 and the batch script go on where Slurm cannot reach them, and hold the run; Slurm starts the job anew."""
     tokens = tiny_tokens(slurm.folder)
     whole, run = slurm.folder / "whole", slurm.folder / "cut"
-    job = slurm.sbatch(*ON_TWO, "--nodelist=node[1-2]", script("train"), *long_training(run, tokens))
+    # Longer than Slurm takes to miss the node and start the job anew: 20 s, and 120 s that a requeued job waits.
+    words = long_training(run, tokens, "launch.lost_after_s=180")
+    job = slurm.sbatch(*ON_TWO, "--nodelist=node[1-2]", script("train"), *words)
     undisturbed = slurm.sbatch(*ON_TWO, "--nodelist=node[3-4]", script("train"), *long_training(whole, tokens))
     wait_for_updates(slurm, job, run, 5)
     node, _ = rank_process(run, 0)
