@@ -173,6 +173,20 @@ def test_an_earlier_start_that_is_silent_is_followed_although_it_holds_the_lock(
         assert code == 1 and "another run is at work here" in errors
 
 
+def test_in_turn_comes_after_the_owner_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "flocked", lambda _stream, _kind: None)
+    turns = []
+    with holder(tmp_path, **shim(no_flock=True)) as other:
+
+        def turn() -> None:
+            turns.append(other.poll())
+            if len(turns) == 3:
+                other.kill()
+
+        with lock.in_turn(tmp_path / ".lock", "preparing", turn):
+            assert turns[:3] == [None] * 3 and other.wait(DEADLINE_S) == -signal.SIGKILL
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_what_is_just_being_written_is_no_owner_and_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that cannot be read counts as silent; one that changes lives."""

@@ -41,13 +41,14 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Give the folder back. What was another's by then is no end in order."""
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
             if not self._ours():
-                return
-            if self._record.locked:
+                if self._same_folder():
+                    self._fenced()
+            elif self._record.locked:
                 # Whoever comes next holds the file system's lock when it looks.
                 self.path.unlink()
             else:
