@@ -2,13 +2,18 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from distlm.config import load_config
+from distlm.pipeline import _run_command
 from distlm.runtime.alive import Watch
 from distlm.runtime.ranks.said import cause_in, heard
 from distlm.runtime.ranks.world import World
+from distlm.runtime.stop import StopFlag
+from launchers.stages.dispatch import _why
 
 ROOT = Path(__file__).resolve().parents[3]
 CAUSE = "[rank 1 on n2] distlm: data.text_dir=/x: no such folder"
@@ -41,6 +46,22 @@ def test_the_log_with_the_cause_is_named(tmp_path: Path, follows: str) -> None:
     logs[2].write_text(f"{CAUSE}\n")
     assert cause_in(logs) == (logs[2], "[rank 1 on n2] data.text_dir=/x: no such folder")
     assert cause_in([tmp_path / "none"]) == (None, "")
+
+
+def test_distlm_run_and_submit_quote_it(tmp_path: Path, follows: str) -> None:
+    """The cause comes last, from the rank whose log nobody looks at."""
+    script = tmp_path / "stage.py"
+    script.write_text(f"import sys\nfor line in {['step 1', follows, CAUSE]!r}: print(line)\nsys.exit(1)\n")
+    command = [sys.executable, str(script)]
+    ended = _run_command(command, tmp_path / "log", load_config("demo"), StopFlag())
+    assert ended == (1, "[rank 1 on n2] data.text_dir=/x: no such folder")
+    logs = [tmp_path / f"job_{rank}_log.out" for rank in range(2)]
+    logs[0].write_text(follows)
+    logs[1].write_text(CAUSE)
+    assert _why(logs) == f"{logs[1]}: [rank 1 on n2] data.text_dir=/x: no such folder"
+    logs[1].unlink()
+    logs[0].write_text("one\ntwo\n")
+    assert _why(logs) == f"{logs[0]} ends with:\n  one\n  two"
 
 
 def test_the_scripts_quote_the_cause_too(tmp_path: Path, follows: str) -> None:
