@@ -115,8 +115,12 @@ def test_stopped_ranks_are_started_anew_and_go_on(tokens: Path, undisturbed: Pat
     # Cold: the process that is told to stop is the rank.
     with torchrun(tmp_path / "log", kind, *training(run, tokens), **warm.COLD) as started:
         for rank in range(2):
-            before = len(logged(run))
-            until(lambda seen=before: len(logged(run)) > seen + 3, started.said, started.alive)
+            wanted = len(logged(run)) + 4
+
+            def went_on(count: int = wanted) -> bool:
+                return len(logged(run)) >= count
+
+            until(went_on, started.said, started.alive)
             os.kill(rank_process(run, rank)[1], signal.SIGTERM)
         started.done()
         assert started.said().count("distlm: train: stopped after update") == 2, started.said()
