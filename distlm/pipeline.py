@@ -33,6 +33,7 @@ from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
+from distlm.runtime.ranks.said import Said
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.speeds import Of, corrected, remember
 from distlm.runtime.stop import StopFlag
@@ -158,7 +159,7 @@ def run_step(step: Step, config: RunConfig, command: Sequence[str], stop: StopFl
     record = run.metrics.path
     written = record.stat().st_size if record.exists() else 0
     began = time.monotonic()
-    code = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
+    code, error = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
     if code == -signal.SIGKILL and step.finished(config, run):
         # The launcher hung after its ranks had ended (child.Idle).
         code = EXIT_DONE
@@ -168,7 +169,10 @@ def run_step(step: Step, config: RunConfig, command: Sequence[str], stop: StopFl
     if code == EXIT_STOPPED:
         return None
     if code != 0:
-        raise DistlmError(f"stage {step.words!r} ended with exit code {code}; its output is above and in {run.logs}")
+        why = f": {error}" if error else ""
+        raise DistlmError(
+            f"stage {step.words!r} ended with exit code {code}{why}; its output is above and in {run.logs}"
+        )
     if not step.finished(config, run):
         # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
         raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
@@ -337,9 +341,10 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
         yield environment | session | word
 
 
-def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: StopFlag) -> int:
+def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: StopFlag) -> tuple[int, str]:
     """Run a stage, its output shown and, as plain lines, appended to its log; its ranks stop when this process is told
-    to."""
+    to. Its exit code, and the first error that any rank said."""
+    said = Said()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
         record.write(f"$ {shlex.join(command)}\n")
@@ -351,4 +356,5 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: Sto
             assert process.stdout is not None
             for line in process.stdout:
                 output.write(line)
-            return verdict(process.wait(), environment, stop)
+                said.hear(line)
+            return verdict(process.wait(), environment, stop), said.error

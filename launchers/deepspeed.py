@@ -33,9 +33,10 @@ from distlm.errors import EXIT_DONE, DistlmError, Stopped, UsageError
 from distlm.pipeline import STEPS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.mpirun import mpirun_session
+from distlm.runtime.ranks.network import is_here
 from distlm.runtime.rundir import RunDir
 from launchers.hosts.front import Front
-from launchers.hosts.net import address_towards, check_hosts, choose_port, is_here, require_address, subnet_towards
+from launchers.hosts.net import address_towards, check_hosts, choose_port, require_address, subnet_towards
 from launchers.hosts.nodes import Host, parse_hosts, read_hostfile, require_equal, require_ranks, slurm_hosts
 from launchers.hosts.spec import code_root, launcher_environment, prepare_folder, rank_program
 from launchers.jobs import record_job, run_command
@@ -90,7 +91,7 @@ def train(options: argparse.Namespace) -> int:
     job = os.environ.get("SLURM_JOB_ID", "")
     port = choose_port(options.master_port, job or str(run.root), place.master, place.via != "no_ssh")
     folder = prepare_folder(run, place.hosts, list(place.ranks()), ["train", recipe, *overrides], place.via,
-                            place.master, port, options.interface, lost_after_s)  # fmt: skip
+                            place.master, port, options.interface, lost_after_s, options.start_within)  # fmt: skip
     if place.via in ("pdsh", "openmpi") and not (place.via == "openmpi" and job):
         # Within a job mpirun starts its daemons through Slurm.
         others = [host.name for host in place.hosts if place.via == "pdsh" or not is_here(host.name)]
@@ -109,9 +110,9 @@ def train(options: argparse.Namespace) -> int:
 
 
 def choose_place(options: argparse.Namespace) -> Place:
-    """Hosts and way to start, from the arguments or the Slurm job. Raises DistlmError for what cannot work."""
-    if options.ranks < 1:
-        raise UsageError(f"--ranks {options.ranks}: must be 1 or more")
+    """Hosts and way to start, from the arguments or the Slurm job. Raises UsageError for arguments that cannot work,
+    DistlmError where a program is missing."""
+    _check_numbers(options)
     via = options.via
     in_job = bool(os.environ.get("SLURM_JOB_NODELIST"))
     if options.hostfile:
@@ -126,7 +127,7 @@ def choose_place(options: argparse.Namespace) -> Place:
     here = len(hosts) == 1 and is_here(hosts[0].name)
     via = via or ("local" if here else "slurm" if in_job else "pdsh")
     if via == "local" and not here:
-        raise DistlmError(f"--via local: {source} names other hosts ({hosts[-1].name}); leave --via out, or use pdsh")
+        raise UsageError(f"--via local: {source} names other hosts ({hosts[-1].name}); leave --via out, or use pdsh")
     if via in _EQUAL:
         require_equal(hosts, source, via)
     mpirun = _mpirun(via)
@@ -136,6 +137,25 @@ def choose_place(options: argparse.Namespace) -> Place:
     master = options.master_addr or ("127.0.0.1" if via == "local" else hosts[0].name)
     require_address(master)
     return Place(hosts, source, via, master, node_rank, mpirun)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """UsageError for a number that no start can have."""
+    if options.ranks < 1:
+        raise UsageError(f"--ranks {options.ranks}: must be 1 or more")
+    if options.slots_per_node < 0:
+        raise UsageError(f"--slots-per-node {options.slots_per_node}: must be 1 or more; leave it out to ask Slurm")
+    if not 0 <= options.master_port < 65536:
+        raise UsageError(f"--master-port {options.master_port}: must be 1 to 65535; leave it out for one of the job's")
+    for name in ("start_within", "stop_within"):
+        # Waits of at most a year: more is more than the system's calls take.
+        if not 0 < getattr(options, name) <= 31_536_000:
+            words = f"--{name.replace('_', '-')} {getattr(options, name):g}"
+            raise UsageError(f"{words}: must be a number of seconds above 0, e.g. 600")
+    try:
+        shlex.split(options.launcher_args)
+    except ValueError as error:
+        raise UsageError(f"--launcher-args {options.launcher_args!r}: {error}; close what is quoted") from error
 
 
 def deepspeed_command(place: Place, port: int, folder: Path, launcher_arguments: Sequence[str]) -> list[str]:
@@ -211,7 +231,7 @@ def _node_rank(options: argparse.Namespace, hosts: Sequence[Host]) -> int:
 def _check_devices(slots: int) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible and len(visible.split(",")) < slots:
-        raise DistlmError(
+        raise UsageError(
             f"CUDA_VISIBLE_DEVICES={visible} has {len(visible.split(','))} devices for {slots} ranks; "
             "ask for fewer --ranks, or for more GPUs"
         )
@@ -236,7 +256,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mpi", default="none", help="srun --mpi (training itself needs none; default: %(default)s)")
     parser.add_argument("--interface", default="", help="network interface of gloo, NCCL and Open MPI, e.g. ib0")
     parser.add_argument("--launcher-args", default="", help="more words for srun, pdsh or mpirun")
-    parser.add_argument("--start-within", type=float, default=300, metavar="S", help="for all ranks (%(default)s s)")
+    parser.add_argument(
+        "--start-within",
+        type=float,
+        default=300,
+        metavar="S",
+        help="for all ranks to start, and then to join (%(default)s s)",
+    )
     parser.add_argument("--stop-within", type=float, default=600, metavar="S", help="after a signal (%(default)s s)")
     return parser.parse_intermixed_args(arguments)
 

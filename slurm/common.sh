@@ -111,4 +111,8 @@ array_share() {  # K/N of this task of an array
   echo "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 }
 
-last_errors() { grep -hE '^(\[rank [^]]*\] )?distlm: ' "$LOG"_*.log 2>/dev/null | tail -n 3; }
+last_errors() {  # of each rank the last; those that say why come before those of ranks that saw another one end
+  local log lines also='; this rank ends too\.'
+  lines=$(for log in "$LOG"_*.log; do grep -hE '^(\[rank [^]]*\] )?distlm: ' "$log" 2>/dev/null | tail -n 1; done)
+  { grep -v "$also" <<<"$lines"; grep "$also" <<<"$lines"; } | grep . | head -n 3
+}

@@ -4,7 +4,6 @@ Rank 0 works, the others wait: WikiText-103 takes about a minute. The text is st
 Files: {train,valid,test}.bin, dict.txt and, last, meta.json; a killed run leaves no meta.json and starts over.
 """
 
-import fcntl
 import time
 from array import array
 from collections import Counter
@@ -30,6 +29,7 @@ from distlm.data.text.check import spelled_note
 from distlm.data.tokens import DICTIONARY, DTYPE, META, SPLITS, TokenFiles, split_path
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.files import atomic_path, file_hash, require_free_disk, sweep_temporaries
+from distlm.runtime.lock import in_turn
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first
@@ -278,19 +278,15 @@ def _refuse_foreign(folder: Path) -> None:
 @contextmanager
 def _only_writer(folder: Path, stage: Stage) -> Iterator[None]:
     """Hold the folder's lock: runs that share data.tokens_dir and start together prepare it once, in turn."""
-    with (folder / _LOCK).open("w") as lock:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    say(f"data prepare: waiting for another run that prepares {folder}")
-                waiting = True
-            except OSError:  # a file system without locks: go on as if alone
-                break
-            if stage.stop.reason is not None:
-                raise Stopped(f"{folder}: stopped while another run prepares it; run the same command again")
-            time.sleep(0.2)
+    said = False
+
+    def turn() -> None:
+        nonlocal said
+        if not said:
+            say(f"data prepare: waiting for another run that prepares {folder}")
+        said = True
+        if stage.stop.reason is not None:
+            raise Stopped(f"{folder}: stopped while another run prepares it; run the same command again")
+
+    with in_turn(folder / _LOCK, "preparing token files", turn):
         yield

@@ -26,7 +26,7 @@ _BASE = 110_000_000
 def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
     """The cut of `finetune.*`; see cut_rows. `config` has no defaults left."""
     rows, micro = ("finetune.rows_per_update", config.rows_per_update), ("finetune.micro_rows", config.micro_rows)
-    return cut_rows(rows, micro, ranks, " (0: finetune.rows_per_update): a", "it to ")
+    return cut_rows(rows, micro, ranks, ": a")
 
 
 def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:

@@ -15,10 +15,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from distlm.errors import EXIT_ERROR, EXIT_STOPPED, DistlmError
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
+from distlm.runtime.ranks.network import network_error, of_network
+from distlm.runtime.ranks.said import ENDS_TOO
 from distlm.runtime.ranks.world import World
 from distlm.runtime.records import RankAlive, RankLost, Record
 
@@ -31,12 +34,13 @@ VISIBLE_AFTER_S = 20.0
 """A network file system may show another node's new file this late."""
 _LOST = "lost.json"
 _DAY = 86400
-_PEER_GONE = ("closed by peer", "reset by peer", "Broken pipe", "pair closure", "remote process exited")
-"""How gloo and NCCL say that the other end of a connection is gone."""
 
 
 class Watch:
     """One rank's end of the watch; use `watching`."""
+
+    running: ClassVar["Watch | None"] = None
+    """That of this process."""
 
     def __init__(self, folder: Path, world: World, lost_after_s: float) -> None:
         self.folder, self.world, self.lost_after_s = folder, world, lost_after_s
@@ -46,6 +50,7 @@ class Watch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="distlm-alive", daemon=True)
         self._beats = 0
+        self._leftovers = _Leftovers(folder)
         self._peers: dict[int, RankAlive] = {}
         self._changed: dict[int, tuple[int, float]] = {}
         self._starter = os.environ.get(STARTER, "")
@@ -57,7 +62,7 @@ class Watch:
         """Write this rank's file: closed each time, which is when a network file system shows it to others."""
         self._beats += 1
         about = RankAlive(
-            rank=self.world.rank, node=self.world.node, pid=os.getpid(), started=_started(os.getpid()),
+            rank=self.world.rank, node=self.world.node, pid=os.getpid(), started=process_start(os.getpid()),
             beat=self._beats, ended=ended,
         )  # fmt: skip
         _write(self._file(self.world.rank), about)
@@ -77,12 +82,14 @@ class Watch:
         # Where processes of one node cannot see each other (a container each), only the beats tell.
         self._local = {
             rank: about for rank, about in self._peers.items()
-            if about.node == self.world.node and about.started and _started(about.pid) == about.started
+            if about.node == self.world.node and about.started and process_start(about.pid) == about.started
         }  # fmt: skip
         self._thread.start()
+        Watch.running = self
 
     def stop(self) -> None:
         """This rank is done; its silence means nothing from now on."""
+        Watch.running = None
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -99,13 +106,14 @@ class Watch:
 
     def leave(self, error: BaseException) -> None:
         """This rank ends by an error of its own: the others end too, and name it."""
-        if any(text in str(error) for text in _PEER_GONE):
+        lost = of_network(error)
+        if lost:
             # Some other rank is: give the watch its time to say which, and to end this rank.
             self._thread.join(self.lost_after_s + 3 * self.every_s)
         self._ended.set()
         first = (str(error).strip().splitlines() or [""])[0]
-        # Run again, it would end so again.
-        self.exit_code = EXIT_ERROR
+        # Run again, it would end so again, unless it was the network.
+        self.exit_code = EXIT_STOPPED if lost else EXIT_ERROR
         self._tell(self.world.rank, self.world.node, f"it ended with {type(error).__name__}: {first}")
 
     def _run(self) -> None:
@@ -119,6 +127,9 @@ class Watch:
             # A hiccup of the file system is no death; a lasting one shows as silence.
             with contextlib.suppress(OSError):
                 self.beat()
+            if self.world.rank == 0:
+                with contextlib.suppress(OSError):
+                    self._leftovers.look(now, max(self.lost_after_s, 60.0))
             news = self._news(now)
             if news is not None and not self._ended.is_set():
                 self._end(news)
@@ -131,7 +142,7 @@ class Watch:
         if self._starter and not _lives(self._starter):
             return f"process {self._starter.split()[0]}, which started this, is gone (killed?)"
         for rank, about in self._peers.items():
-            if rank in self._local and _started(about.pid) != about.started:
+            if rank in self._local and process_start(about.pid) != about.started:
                 latest = self._read(rank)
                 # It may have ended in order, and rank 0 may have removed the folder.
                 if latest is not None and not latest.ended:
@@ -152,7 +163,7 @@ class Watch:
 
     def _end(self, news: str) -> None:
         print(
-            f"[rank {self.world.rank} on {self.world.node}] distlm: {news}; this rank ends too. Complete work is kept: "
+            f"[rank {self.world.rank} on {self.world.node}] distlm: {news}{ENDS_TOO} Complete work is kept: "
             "run the same command again to continue",
             file=sys.stderr, flush=True,
         )  # fmt: skip
@@ -177,7 +188,7 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
         return
     token, master = comm.bcast((uuid.uuid4().hex[:12], world.node))
     watch = Watch(root / FOLDER / token, world, lost_after_s)
-    rank0_first(comm, lambda: _make(watch.folder))
+    rank0_first(comm, lambda: watch.folder.mkdir(parents=True))
     _check_shared(watch, root, comm, master)
     if lost_after_s <= 0:
         yield
@@ -188,6 +199,8 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
     except BaseException as error:
         if not (isinstance(error, DistlmError) and error.shared):
             watch.leave(error)
+        if of_network(error) and not isinstance(error, DistlmError):
+            raise network_error(error, f"{world} lost the other ranks") from error
         raise
     finally:
         watch.stop()
@@ -198,12 +211,29 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
                 watch.folder.parent.rmdir()
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for leftover in folder.parent.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _DAY:
-                shutil.rmtree(leftover)
+class _Leftovers:
+    """Folders of earlier starts that were killed. What is old is told by the file system's own stamps and by counts
+    that stand still: clocks of nodes and of the file system may be days apart."""
+
+    def __init__(self, own: Path) -> None:
+        self._own, self._counts, self._since = own, dict[Path, str](), 0.0
+
+    def look(self, now: float, silent_s: float) -> None:
+        """Remove those that are a day older than this start and have not changed in `silent_s` since the first look."""
+        if not self._since:
+            self._since, self._counts = now, {folder: self._signs(folder) for folder in self._old()}
+        elif now - self._since > silent_s:
+            for folder in [each for each, signs in self._counts.items() if self._signs(each) == signs]:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._counts = {}
+
+    def _old(self) -> list[Path]:
+        began = self._own.stat().st_mtime
+        return [each for each in self._own.parent.iterdir() if began - each.stat().st_mtime > _DAY]
+
+    @staticmethod
+    def _signs(folder: Path) -> str:
+        return "".join(path.read_text("utf-8", "replace") for path in sorted(folder.glob("rank-*.json")))
 
 
 def _check_shared(watch: Watch, root: Path, comm: Comm, master: str) -> None:
@@ -233,7 +263,18 @@ def _check_shared(watch: Watch, root: Path, comm: Comm, master: str) -> None:
     together(comm, refuse)
 
 
-def _started(pid: int) -> str:
+def end_start(text: str, code: int) -> None:
+    """End this process at once, and with it its start: the other ranks say `text` and end with `code`, too."""
+    if (watch := Watch.running) is not None:
+        watch.exit_code = code
+        with contextlib.suppress(OSError):
+            if not (watch.folder / _LOST).exists():
+                _write(watch.folder / _LOST, RankLost(rank=watch.world.rank, text=text, exit_code=code))
+    print(f"distlm: {text}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def process_start(pid: int) -> str:
     """When a process of this node started, in the kernel's ticks; empty when it does not run (a zombie has ended)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
@@ -244,12 +285,12 @@ def _started(pid: int) -> str:
 
 def this_process() -> str:
     """Value of STARTER for what this process starts."""
-    return f"{os.getpid()} {_started(os.getpid())}"
+    return f"{os.getpid()} {process_start(os.getpid())}"
 
 
 def _lives(starter: str) -> bool:
     pid, _, started = starter.partition(" ")
-    return bool(started) and _started(int(pid)) == started
+    return bool(started) and process_start(int(pid)) == started
 
 
 def _write(path: Path, record: Record) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.network import network_error, of_network
 from distlm.runtime.ranks.world import World
 from distlm.training.dsconfig import DeepSpeedConfig
 from distlm.training.objective import Objective
@@ -81,7 +82,7 @@ class Engine:
         """Hand `module` (fp32, on any device) and its optimizer to DeepSpeed.
 
         `config` is a merged DeepSpeed configuration (dsconfig.merge_ds_config); join_group comes before.
-        Raises DistlmError when DeepSpeed refuses the configuration.
+        Raises DistlmError when DeepSpeed refuses the configuration, Unreached when a rank is gone.
         """
         self.module, self.device, self._base = module, device, optimizer
         self.names = {name: parameter for name, parameter in module.model.named_parameters()}
@@ -101,6 +102,8 @@ class Engine:
                     model=module, optimizer=optimizer, config=config, dist_init_required=False
                 )
         except (AssertionError, ValueError, NotImplementedError, RuntimeError) as error:
+            if of_network(error):
+                raise network_error(error, f"{world} lost the other ranks while DeepSpeed was set up") from error
             raise DistlmError(f"train.deepspeed: DeepSpeed refuses this configuration: {error}") from error
         self.stage = int(self._engine.zero_optimization_stage())
         self._masters = self._find_masters()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import xxhash
 
 from distlm.config.training import UpdatesConfig
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -37,49 +37,63 @@ class MicroBatchPlan:
 def plan_micro_batches(train: UpdatesConfig, ranks: int) -> MicroBatchPlan:
     """Deal an update's micro-batches to `ranks` ranks.
 
-    Raises DistlmError, with the nearest valid values, when micro_blocks does not divide blocks_per_update or the
+    Raises UsageError, with the nearest valid values, when micro_blocks does not divide blocks_per_update or the
     micro-batches do not divide over the ranks.
     """
     blocks, micro = train.blocks_per_update, train.micro_blocks
-    if blocks % micro:
-        raise UsageError(
-            f"train.micro_blocks={micro} does not divide train.blocks_per_update={blocks}; "
-            f"set train.blocks_per_update={_nearest(blocks, micro)}"
-        )
-    count = blocks // micro
-    if count % ranks:
-        fitting = max(size for size in range(1, ranks) if count % size == 0)
-        raise UsageError(
-            f"train.blocks_per_update={blocks} with train.micro_blocks={micro} gives {count} micro-batches, which do "
-            f"not divide over {ranks} ranks; set train.blocks_per_update={_nearest(blocks, micro * ranks)} or start "
-            f"{fitting} ranks"
-        )
+    rest, count = blocks % micro, blocks // micro
+    if rest or count % ranks:
+        why = f"train.micro_blocks={micro} does not divide train.blocks_per_update={blocks}"
+        if not rest:
+            why = (
+                f"train.blocks_per_update={blocks} with train.micro_blocks={micro} gives {count} micro-batches, which "
+                f"do not divide over {ranks} ranks"
+            )
+        names = "train.blocks_per_update", "train.micro_blocks"
+        raise UsageError(f"{why}; {mend(names, (blocks, micro), 1, ranks, 0 if rest else fewer(count, ranks))}")
     return MicroBatchPlan(micro, count, ranks)
+
+
+def fewer(count: int, ranks: int) -> int:
+    """The largest number of ranks below `ranks` that divides `count`."""
+    return max(less for less in range(1, max(ranks, 2)) if count % less == 0)
+
+
+def mend(names: tuple[str, str], now: tuple[int, int], over: int, ranks: int, less: int) -> str:
+    """What to set so that an update divides over the ranks, the smallest change first.
+
+    `names`: settings of the rows of an update and of a micro-batch, `now`: their values; `over`: ranks that a
+    micro-batch is for; `less`: ranks that would do, 0: none. The update, which the result depends on, stays wherever
+    the ranks divide it, and is else the nearest that they divide. A micro-batch needs no more memory than now.
+    """
+    count, size = now
+    of_rank = count // ranks if count % ranks == 0 else max(1, round(count / ranks))
+    fits = max((rows for rows in range(1, of_rank + 1) if of_rank % rows == 0 and rows * over <= size), default=1)
+    new = of_rank * ranks, fits * over
+    changed = [f"{name}={value}" for name, value, old in zip(names, new, now, strict=True) if value != old]
+    same = ", which leaves the update as it is" if new[0] == count else ""
+    return f"set {' and '.join(changed)}{same}" + (f"; or start {less} rank{'s' * (less > 1)}" if less else "")
 
 
 def plan_pieces(train: UpdatesConfig, ranks: int, whose: str) -> MicroBatchPlan:
     """The cut of `train.*` for models whose memory sees all of a micro-batch; see cut_rows."""
     rows, micro = ("train.blocks_per_update", train.blocks_per_update), ("train.micro_blocks", train.micro_blocks)
-    return cut_rows(rows, micro, ranks, f": {whose}", "train.micro_blocks=")
+    return cut_rows(rows, micro, ranks, f": {whose}")
 
 
-def cut_rows(rows: tuple[str, int], micro: tuple[str, int], ranks: int, whose: str, mend: str) -> MicroBatchPlan:
+def cut_rows(rows: tuple[str, int], micro: tuple[str, int], ranks: int, whose: str) -> MicroBatchPlan:
     """Micro-batches of `micro` rows over all ranks, each cut into one piece per rank; both are (setting, value).
 
-    Number n of the plan is piece n mod R of micro-batch n // R. `whose` and `mend` are words of the message.
-    Raises DistlmError, with the nearest valid values, when rows do not divide.
+    Number n of the plan is piece n mod R of micro-batch n // R. `whose`: words of the message.
+    Raises UsageError, with the nearest valid values, when rows do not divide.
     """
     (rows_name, count), (micro_name, size) = rows, micro
+    advice = mend((rows_name, micro_name), (count, size), ranks, ranks, 0 if count % size else fewer(size, ranks))
     if count % size:
-        raise DistlmError(
-            f"{micro_name}={size} does not divide {rows_name}={count}; set "
-            f"{rows_name}={max(1, round(count / size)) * size}"
-        )
+        raise UsageError(f"{micro_name}={size} does not divide {rows_name}={count}; {advice}")
     if size % ranks:
-        fitting = max(fewer for fewer in range(1, ranks) if size % fewer == 0)
-        raise DistlmError(
-            f"{micro_name}={size}{whose} micro-batch is of all ranks, and {ranks} ranks do not divide it; set "
-            f"{mend}{max(1, round(size / ranks)) * ranks} or start {fitting} ranks"
+        raise UsageError(
+            f"{micro_name}={size}{whose} micro-batch is of all ranks, and {ranks} ranks do not divide it; {advice}"
         )
     return MicroBatchPlan(size // ranks, count // size * ranks, ranks)
 
@@ -90,7 +104,3 @@ def micro_seed(seed: int, update: int, micro: int) -> int:
     It names the work and not the rank, so masks do not depend on the rank count and a resumed run needs no state.
     """
     return xxhash.xxh3_64_intdigest(struct.pack("<3q", seed, update, micro)) >> 1
-
-
-def _nearest(value: int, multiple: int) -> int:
-    return max(1, round(value / multiple)) * multiple

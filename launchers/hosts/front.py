@@ -21,6 +21,7 @@ from msgspec import UNSET, UnsetType
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.said import cause_in
 from distlm.runtime.stop import earlier, on_stop_signals
 from launchers.hosts.rank import POLL_S, rank_file
 from launchers.records import FrontOrder, RankReport
@@ -49,6 +50,8 @@ class Front:
         self._deadline, self._why = float("inf"), ""
         self._limits: set[str] = set()
         self._known: dict[int, RankReport] = {}
+        self._ends: list[int] = []
+        """Ranks that have ended, in the order in which it was seen."""
         self._gone = 0.0
         self._beat_of: dict[int, tuple[object, float]] = {}
         self._ended = threading.Event()
@@ -168,8 +171,9 @@ class Front:
             if code != 0 or not clean:
                 say(f"note: the launcher ended with {code}, but the training is complete (its marker is written)")
             return EXIT_DONE
-        failed = sorted((records[rank].time, rank) for rank, value in codes.items() if value not in _IN_ORDER)
-        first = failed[0][1] if failed else -1
+        # In the order in which this process saw them end: the clocks of nodes may differ.
+        failed = [rank for rank in self._ends if codes.get(rank, EXIT_DONE) not in _IN_ORDER]
+        first = failed[0] if failed else -1
         why = f"{self._names([first])} ended with exit code {codes[first]}" if failed else ""
         lost = [rank for rank in self.hosts if rank not in codes]
         if lost and not failed:
@@ -179,9 +183,13 @@ class Front:
             say(f"{why or 'stopped'}; run the same command again to continue")
             return EXIT_STOPPED
         if failed:
-            raise DistlmError(
-                f"{why}, first of {len(failed)} that failed; its output: {rank_file(self.folder, first, 'log')}"
-            )
+            # A rank that says why comes before one that was seen earlier: several may have ended in one look.
+            logs = {rank_file(self.folder, rank, "log"): rank for rank in failed}
+            log, error = cause_in(logs)
+            if log is not None:
+                why = f"{self._names([logs[log]])} ended with exit code {codes[logs[log]]}: {error}"
+            log = log or rank_file(self.folder, first, "log")
+            raise DistlmError(f"{why}; {len(failed)} of {len(self.hosts)} ranks failed; its output: {log}")
         if lost:
             raise DistlmError(
                 f"{self._why or why} (the launcher: exit code {code}); see its output above, and {self.folder}"
@@ -197,6 +205,8 @@ class Front:
             # Nothing can be read while it is being rewritten: what it said before still holds.
             if (report := RankReport.peek(rank_file(self.folder, rank, "json"))) is not None:
                 self._known[rank] = report
+                if report.code is not UNSET and rank not in self._ends:
+                    self._ends.append(rank)
         return {rank: self._known[rank] for rank in self.hosts if rank in self._known}
 
     @staticmethod

@@ -13,27 +13,18 @@ from pathlib import Path
 
 import psutil
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
+from distlm.runtime.ranks.network import addresses_of, is_here
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 """BatchMode: no question is asked, because nobody would see it."""
 _NO_PYTHON, _NO_FOLDER = 41, 42
 
 
-def is_here(host: str) -> bool:
-    """Whether a host name or address means this machine."""
-    if host in ("localhost", socket.gethostname(), socket.gethostname().partition(".")[0]):
-        return True
-    mine = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return any(address in mine or address.startswith("127.") for address in _addresses(host))
-
-
 def require_address(host: str) -> None:
-    """DistlmError when a host name leads nowhere from here."""
-    if not _addresses(host):
-        raise DistlmError(
-            f"host {host}: its name cannot be resolved on {socket.gethostname()}; correct it in the hosts"
-        )
+    """UsageError when a host name leads nowhere from here."""
+    if not addresses_of(host):
+        raise UsageError(f"host {host}: its name cannot be resolved on {socket.gethostname()}; correct it in the hosts")
 
 
 def address_towards(host: str) -> str:
@@ -116,13 +107,6 @@ def check_hosts(hosts: Sequence[str], python: str, folder: Path) -> None:
 def shell_safe(text: str) -> bool:
     """Whether a text passes through the shells and lists of the launchers as it is."""
     return re.fullmatch(r"[\w@%+=:./-]*", text, re.ASCII) is not None
-
-
-def _addresses(host: str) -> list[str]:
-    try:
-        return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except OSError:
-        return []
 
 
 def _free(port: int) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.runtime.files import atomic_path
 from distlm.runtime.ranks.nodelist import expand_nodes, split_list
 
@@ -40,16 +40,16 @@ def expand_counts(text: str) -> list[int]:
 def read_hostfile(path: Path) -> list[Host]:
     """Hosts of a hostfile, in its order.
 
-    Raises DistlmError naming file and line: missing file, bad line, slots that are no number above 0, a host twice.
+    Raises UsageError naming file and line: missing file, bad line, slots that are no number above 0, a host twice.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DistlmError(
+        raise UsageError(
             f"{path}: no such hostfile; write `HOST slots=RANKS` lines into it, or give --hosts a:4,b:4"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DistlmError(f"{path}: hostfile cannot be read: {error}") from error
+        raise UsageError(f"{path}: hostfile cannot be read: {error}") from error
     entries = []
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -57,19 +57,22 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         found = _LINE.fullmatch(text)
         if found is None:
-            raise DistlmError(f"{path}:{number}: {text!r} is no host; write it as `HOST slots=RANKS`")
+            raise UsageError(f"{path}:{number}: {text!r} is no host; write it as `HOST slots=RANKS`")
         entries.append((f"{path}:{number}", found[1], found[2]))
     return _hosts(entries, str(path))
 
 
 def parse_hosts(text: str) -> list[Host]:
-    """Hosts of an argument `a:4,b[1-2]:4`. Raises DistlmError as read_hostfile does."""
+    """Hosts of an argument `a:4,b[1-2]:4`. Raises UsageError as read_hostfile does."""
     entries = []
-    for item in split_list(text, text):
-        names, _, slots = item.rpartition(":")
-        if not names:
-            raise DistlmError(f"--hosts: {item!r} has no slots; write HOST:RANKS, e.g. {item}:4")
-        entries += [(f"--hosts {item}", name, slots) for name in expand_nodes(names)]
+    try:
+        for item in split_list(text, text):
+            names, _, slots = item.rpartition(":")
+            if not names:
+                raise UsageError(f"--hosts: {item!r} has no slots; write HOST:RANKS, e.g. {item}:4")
+            entries += [(f"--hosts {item}", name, slots) for name in expand_nodes(names)]
+    except DistlmError as error:
+        raise error if isinstance(error, UsageError) else UsageError(f"--hosts: {error}") from error
     return _hosts(entries, "--hosts")
 
 
@@ -78,15 +81,15 @@ def _hosts(entries: Sequence[tuple[str, str, str]], source: str) -> list[Host]:
     hosts = []
     for where, name, slots in entries:
         if not _NAME.fullmatch(name):
-            raise DistlmError(f"{where}: {name!r} is no host name; use letters, digits, '.', '_' and '-'")
+            raise UsageError(f"{where}: {name!r} is no host name; use letters, digits, '.', '_' and '-'")
         if not slots.isdigit() or int(slots) < 1:
-            raise DistlmError(f"{where}: slots={slots} of {name}: must be a number of ranks, 1 or more")
+            raise UsageError(f"{where}: slots={slots} of {name}: must be a number of ranks, 1 or more")
         if name in first:
-            raise DistlmError(f"{where}: {name} was there already ({first[name]}); keep one line with all its slots")
+            raise UsageError(f"{where}: {name} was there already ({first[name]}); keep one line with all its slots")
         first[name] = where
         hosts.append(Host(name, int(slots)))
     if not hosts:
-        raise DistlmError(f"{source}: no hosts in it; write `HOST slots=RANKS`, one a line")
+        raise UsageError(f"{source}: no hosts in it; write `HOST slots=RANKS`, one a line")
     return hosts
 
 
@@ -94,11 +97,11 @@ def slurm_hosts(env: Mapping[str, str], ranks: int, slots_per_node: int = 0) -> 
     """Hosts of the Slurm job that `env` describes, so that there are `ranks` slots.
 
     A job's shape says ranks per node in its tasks or, where one task is a launcher, in its GPUs: taken is the one that
-    gives `ranks`, or `slots_per_node` where that is given. Raises DistlmError outside a job, and where none fits.
+    gives `ranks`, or `slots_per_node` where that is given. Raises UsageError outside a job, and where none fits.
     """
     nodes = env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST")
     if not nodes:
-        raise DistlmError(
+        raise UsageError(
             "no hosts given and this is no Slurm job (SLURM_JOB_NODELIST is not set); give --hostfile FILE, "
             "--hosts a:4,b:4, or start it from sbatch or salloc"
         )
@@ -118,7 +121,7 @@ def slurm_hosts(env: Mapping[str, str], ranks: int, slots_per_node: int = 0) -> 
             return [Host(name, count) for name, count in zip(names, counts, strict=True)]
     known = ", ".join(f"{variable}={env[variable]}" for variable in shapes) or "no tasks or GPUs per node"
     each = f"{ranks // len(names)}" if ranks % len(names) == 0 else "N"
-    raise DistlmError(
+    raise UsageError(
         f"--ranks {ranks} does not fit this Slurm job: {nodes} ({len(names)} nodes) with {known}; "
         f"submit it with --ntasks-per-node={each}, or give --slots-per-node {each}"
     )
@@ -131,21 +134,21 @@ def write_hostfile(path: Path, hosts: Sequence[Host]) -> None:
 
 
 def require_ranks(hosts: Sequence[Host], ranks: int, source: str) -> None:
-    """DistlmError when the slots are not exactly the ranks asked for."""
+    """UsageError when the slots are not exactly the ranks asked for."""
     total = sum(host.slots for host in hosts)
     if total != ranks:
         shown = ", ".join(f"{host.name} slots={host.slots}" for host in hosts[:8]) + (", ..." if len(hosts) > 8 else "")
-        raise DistlmError(
+        raise UsageError(
             f"world mismatch: --ranks {ranks} asked, but {source} gives {total} ({shown}); "
             f"change its slots, or ask for --ranks {total}"
         )
 
 
 def require_equal(hosts: Sequence[Host], source: str, launcher: str) -> None:
-    """DistlmError where a launcher needs the same number of ranks on every host and does not get it."""
+    """UsageError where a launcher needs the same number of ranks on every host and does not get it."""
     for host in hosts:
         if host.slots != hosts[0].slots:
-            raise DistlmError(
+            raise UsageError(
                 f"{source}: {hosts[0].name} has slots={hosts[0].slots} and {host.name} slots={host.slots}; "
                 f"--via {launcher} needs equal slots on all hosts: make them equal, or use --via pdsh"
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import distlm
 from distlm.errors import DistlmError
+from distlm.runtime.ranks.rendezvous import JOIN_WITHIN
 from distlm.runtime.rundir import RunDir
 from launchers.hosts import rank as rank_module
 from launchers.hosts.net import shell_safe
@@ -43,7 +44,7 @@ def code_root() -> Path:
 
 def prepare_folder(
     run: RunDir, hosts: Sequence[Host], ranks: Sequence[int], arguments: Sequence[str], via: str, master: str,
-    port: int, interface: str, lost_after_s: float,
+    port: int, interface: str, lost_after_s: float, join_within_s: float,
 ) -> Path:  # fmt: skip
     """Make RUN/launch/deepspeed/TIME-HOST-PID with hostfile and spec.json; returns it.
 
@@ -60,7 +61,7 @@ def prepare_folder(
         code=str(code_root()),
         via=via,
         ranks=list(ranks),
-        env=rank_environment(via, sum(host.slots for host in hosts), master, port, interface),
+        env=rank_environment(via, sum(host.slots for host in hosts), master, port, interface, join_within_s),
         front=FrontProcess(node, pid, process_start(pid)),
         lost_after_s=lost_after_s,
         # A save of a large model takes minutes; nobody waits for a rank whose front is gone longer than this.
@@ -84,7 +85,9 @@ def rank_program(folder: Path) -> list[str]:
     return [script, urllib.parse.quote(str(folder))]
 
 
-def rank_environment(via: str, ranks: int, master: str, port: int, interface: str) -> dict[str, str]:
+def rank_environment(
+    via: str, ranks: int, master: str, port: int, interface: str, join_within_s: float
+) -> dict[str, str]:
     """What every rank gets over its node's own environment."""
     mine = {name: value for name, value in clean_environment(os.environ).items() if not _NODE_OWN.fullmatch(name)}
     mine |= _deepspeed_env_file()
@@ -96,6 +99,8 @@ def rank_environment(via: str, ranks: int, master: str, port: int, interface: st
     if job := os.environ.get("SLURM_JOB_ID"):
         mine["SLURM_JOB_ID"] = job
     mine |= {"DISTLM_RANKS": str(ranks), "MASTER_ADDR": master, "MASTER_PORT": str(port)}
+    # Of several fronts (no_ssh) none sees the ranks of the others: that these do not come, the ranks themselves find.
+    mine[JOIN_WITHIN] = f"{join_within_s:g}"
     mine |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **_root_allowed()}
     mine["PATH"] = _path()
     # Operators that one launcher's environment compiled are compiled anew by another's, for minutes.

@@ -12,6 +12,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from distlm.errors import DistlmError
+from distlm.runtime.ranks.said import cause_in
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stop import on_stop_signals
 from launchers.jobs import record_job, submissions, with_states
@@ -132,16 +133,19 @@ def _await(plan: Plan, job: Job, started: Sequence[submitit.Job[Any]]) -> None:
     for one in started:
         # A result of every rank, and the stage's own marker: no exit code is trusted.
         if not all(one.task(rank).paths.result_pickle.exists() for rank in range(job.ranks)) or one.exception():
-            log = plan.folder / f"{one.job_id}_0_log.out"
-            raise DistlmError("\n".join([f"stage {job.name} failed; {log} ends with:", *_last_words(log)]))
+            logs = [plan.folder / f"{one.job_id}_{rank}_log.out" for rank in range(job.ranks)]
+            raise DistlmError(f"stage {job.name} failed; {_why(logs)}")
     if not job.shares and not SPECS[job.stage].finished(plan.config, run):
         raise DistlmError(f"stage {job.name} ended without an error but left no completion marker in {run.root}")
 
 
-def _last_words(log: Path) -> list[str]:
-    """distlm's own errors in a log, or its last lines where there is none."""
-    lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
-    return [f"  {line}" for line in [line for line in lines if "distlm: " in line][-3:] or lines[-8:]]
+def _why(logs: Sequence[Path]) -> str:
+    """The error that is the cause of a failure in the logs of its ranks, else what the first of them ends with."""
+    log, said = cause_in(logs)
+    if said:
+        return f"{log}: {said}"
+    lines = logs[0].read_text("utf-8", "replace").splitlines() if logs[0].exists() else []
+    return "\n".join([f"{logs[0]} ends with:", *(f"  {line}" for line in lines[-8:])])
 
 
 def _record(plan: Plan, job: Job, job_id: str, front: str, after: list[str]) -> None:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from support.deadline import DEADLINE_S
 
+from distlm.config import load_config
+from distlm.pipeline import STEPS, plan_step
 from launchers.site import STAGES, load_site, parse_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,3 +53,13 @@ def test_shown_site_files_are_accepted() -> None:
     assert site.resources("train").nodes == 8 and site.resources("datastore").array == 32
     example, _ = load_site(str(ROOT / "slurm/site.example.yaml"))
     assert example.resources("train").nodes == 4
+
+
+def test_shown_micro_batches_run_on_the_ranks_they_are_shown_for() -> None:
+    row = re.search(r"^\| `train\.micro_blocks` .*?\((\w+) on (\d+) ranks\) \|(.*)\|$", TEXT, re.MULTILINE)
+    assert row is not None
+    sizes = set(re.findall(r"\d+", row[3]))
+    assert sizes
+    for size in sizes:
+        config = load_config(row[1], [f"train.micro_blocks={size}", f"launch.ranks={row[2]}"])
+        assert plan_step(STEPS["train"], config).memory_bytes > 0

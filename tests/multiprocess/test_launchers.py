@@ -173,7 +173,9 @@ def test_a_rank_that_refuses_its_settings_is_an_error(tmp_path, words):
     output = process.communicate(timeout=DEADLINE_S)[0]
     assert process.returncode == 1, output
     assert re.search(
-        r"launchers.deepspeed: rank \d \(localhost\) ended with exit code 1, first of 2 that failed", output
+        r"launchers.deepspeed: rank \d \(localhost\) ended with exit code \d: .*/nowhere.*; 2 of 2 ranks failed; its "
+        r"output: \S+/rank-0000\d\.log",
+        output,
     )
 
 
@@ -189,3 +191,17 @@ def test_a_killed_launcher_is_no_success(tmp_path, words):
     assert "the launcher ended (exit code 0) before its ranks; stopping them" in output
     assert not ranks_of(run)
     assert list(run.glob("checkpoints/step-*/complete.json"))
+
+
+def test_a_host_that_is_not_started_is_missed_in_the_time_that_was_given(tmp_path, words):
+    """no_ssh: one front a host, which does not see the others' ranks."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=1\n127.0.0.1 slots=1\n", "utf-8")
+    where = ["--ranks", 2, "--hostfile", hosts, "--via", "no_ssh", "--node-rank", 0, "--start-within", 3]
+    process = start(front(*words, "train.updates=3", f"run_dir={tmp_path / 'run'}", *where))
+    output = process.communicate(timeout=DEADLINE_S)[0]
+    assert process.returncode == 1, output
+    said = (
+        r"launchers.deepspeed: rank 0 \(localhost\) ended with exit code 1: .*within 3 s \(rank 1 of 2 did not come\)"
+    )
+    assert re.search(said, output), output

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import ENVIRONMENT, TINY, distlm, mpirun, warm, write_text
 from support.deadline import DEADLINE_S, until
+from support.shims import shim
 
 pytestmark = pytest.mark.multiprocess
 
@@ -102,10 +103,44 @@ def test_doctor_cluster_over_three_ranks(tmp_path: Path) -> None:
     found = {check["name"]: (check["status"], check["text"]) for check in report["checks"]}
     assert report["healthy"] and done.returncode == 0, report
     assert found["world"][1].startswith("3 ranks on 1 nodes from mpi")
-    assert {"gloo", "folder", "rename", "clocks", "room", "versions", "requeue"} <= found.keys()
+    assert {"gloo", "folder", "rename", "locks", "clocks", "room", "versions", "requeue"} <= found.keys()
     reads = int(found["rename"][1].split()[0])
     assert reads > 0 and found["rename"][1].endswith("0 of them torn")
+    assert found["locks"] == ("ok", "one of 3 ranks creates a file; flock holds on all nodes")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_cluster_over_a_file_system_without_locks(tmp_path: Path) -> None:
+    without = {**shim(no_flock=True), **warm.COLD}
+    done = distlm("doctor", "--cluster", "--json", "--folder", str(tmp_path), ranks=2, check=False, **without)
+    found = {check["name"]: (check["status"], check["text"]) for check in json.loads(done.stdout)["checks"]}
+    assert found["locks"][0] == "warn" and found["locks"][1].startswith("no flock on ")
+
+
+def test_ranks_whose_clocks_are_days_apart_see_each_other(tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import sys, time\nfrom pathlib import Path\nfrom distlm.runtime import alive\n"
+        "from distlm.runtime.ranks.comm import open_comm\nfrom distlm.runtime.ranks.world import resolve_world\n"
+        "world = resolve_world(); comm = open_comm(world)\n"
+        "print([round(each - time.time()) for each in comm.allgather(time.time())][1 - world.rank])\n"
+        "with alive.watching(Path(sys.argv[1]), world, comm, 3):\n"
+        "    time.sleep(5)\n"
+        "comm.close()\n",
+        "utf-8",
+    )
+    (tmp_path / "run").mkdir()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(driver), str(tmp_path / "run")],
+            env={**ENVIRONMENT, **warm.COLD, **step_of_slurm(rank, 2), **(shim(clock=200_000) if rank == 0 else {})},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=DEADLINE_S) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert abs(int(said[1][0])) > 199_000, said
 
 
 def test_doctor_cluster_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

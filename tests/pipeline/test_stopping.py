@@ -158,7 +158,7 @@ def test_a_stop_between_stages_is_not_lost(
     monkeypatch.setattr(pipeline, "steps_of", lambda _config: steps)
     monkeypatch.setattr(pipeline, "_check_before", lambda *_: None)
     monkeypatch.setattr(
-        pipeline, "_run_command", lambda command, log, config, stop: stage(steps[len(done)].words, stop)
+        pipeline, "_run_command", lambda command, log, config, stop: (stage(steps[len(done)].words, stop), "")
     )
     stop = StopFlag()
     assert pipeline.run_stages(config, "demo", [], stop) == EXIT_STOPPED

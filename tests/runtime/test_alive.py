@@ -46,7 +46,7 @@ def test_everybody_watches_rank_0_and_rank_0_everybody(tmp_path: Path) -> None:
 
 def test_ranks_end_with_the_run_that_started_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starter = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(900)"])
-    for value, known in ((f"{starter.pid} {alive._started(starter.pid)}", True), (f"{starter.pid} 1", False)):
+    for value, known in ((f"{starter.pid} {alive.process_start(starter.pid)}", True), (f"{starter.pid} 1", False)):
         monkeypatch.setenv(alive.STARTER, value)
         one = watch(tmp_path, 0)
         assert bool(one._starter) == known, "what cannot be seen from here is not missed"
@@ -88,7 +88,7 @@ def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path
     assert zero.wait_for_files([1]) == []
     about = zero._peers[1]
     zero._local = {1: about}
-    assert about.started == alive._started(about.pid) != ""
+    assert about.started == alive.process_start(about.pid) != ""
     assert zero._news(0.0) is None
     os.kill(about.pid, signal.SIGKILL)
     news = until(lambda: zero._news(0.0), "news of the killed process")
@@ -99,6 +99,27 @@ def test_a_killed_process_of_this_node_is_noticed_without_waiting(tmp_path: Path
 def _beat_once(folder: Path) -> None:
     watch(folder, 1)
     time.sleep(60)
+
+
+def test_leftovers_of_killed_starts_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    """By the stamps of the file system and the counts in the files, whatever this node's clock says."""
+    own = watch(tmp_path / "own", 0).folder
+    dead, lives, young = (watch(tmp_path / name, 0) for name in ("dead", "lives", "young"))
+    day = 86400.0
+    for other in (dead, lives):
+        os.utime(other.folder, (own.stat().st_mtime - 2 * day,) * 2)
+    leftovers = alive._Leftovers(own)
+    leftovers.look(100.0, silent_s=60)
+    lives.beat()
+    os.utime(lives.folder, (own.stat().st_mtime - 2 * day,) * 2)
+    leftovers.look(150.0, silent_s=60)
+    assert len(list(tmp_path.iterdir())) == 4
+    leftovers.look(161.0, silent_s=60)
+    assert (
+        {path.name for path in tmp_path.iterdir()}
+        == {"own", "lives", "young"}
+        == {each.folder.name for each in (lives, young)} | {"own"}
+    )
 
 
 def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from distlm.config.load import load_config
 from distlm.pipeline import _run_command
 from distlm.runtime.stop import StopFlag
-sys.exit(_run_command([sys.executable, "stage.py"], Path("run.log"), load_config("demo"), StopFlag()))
+sys.exit(_run_command([sys.executable, "stage.py"], Path("run.log"), load_config("demo"), StopFlag())[0])
 """
 
 

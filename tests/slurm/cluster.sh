@@ -5,6 +5,7 @@
 #   cluster.sh start | stop | status | env
 #   cluster.sh crash-node NODE     the node dies with everything on it
 #   cluster.sh start-node NODE
+#   cluster.sh cut-node NODE       the node loses its network and runs on (mode net); join-node gives it back
 #   cluster.sh on NODE COMMAND...  run a command among a node's processes
 #
 # Settings, from the environment:
@@ -394,6 +395,8 @@ case ${1:-} in
   status) status;;
   env) echo "export SLURM_CONF=$SLURM_CONF";;
   crash-node) crash_node "${2#node}";;
+  cut-node) ip -n "distlm-$2" link set eth0 down;;
+  join-node) ip -n "distlm-$2" link set eth0 up;;
   start-node) alive "slurmd-${2}" || start_node "${2#node}";;
   on) node=${2#node}; shift 2; on_node "$node" "$@";;
   *) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$here/cluster.sh"; exit 2;;

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.shims import shim
 from support.slurm import ON_TWO, long_training, script, wait_for_updates
 from support.slurm.cluster import Slurm
 from support.train import tiny_tokens
@@ -40,6 +41,15 @@ def run_directory_in_use(slurm: Slurm, tokens: Path) -> str:
     return slurm.sbatch(*ON_TWO, script("train"), *words)
 
 
+def run_directory_in_use_without_locks(slurm: Slurm, tokens: Path) -> str:
+    """On a file system without flock, as Lustre may be mounted: other nodes, and nothing but signs of life."""
+    words = long_training(slurm.folder / "unlocked", tokens, "train.updates=100000", "train.save_every=0")
+    without = shim(no_flock=True)
+    first = slurm.sbatch(*ON_TWO, "--job-name=unlocked", script("train"), *words, **without)
+    wait_for_updates(slurm, first, slurm.folder / "unlocked", 1)
+    return slurm.sbatch(*ON_TWO, script("train"), *words, **without)
+
+
 def no_such_recipe(slurm: Slurm, _tokens: Path) -> str:
     return slurm.sbatch(*ON_TWO, script("run"), "demmo")
 
@@ -50,6 +60,7 @@ WRONG: dict[Submit, str] = {
     run_directory_of_each_node_its_own: r"distlm: run_dir=/dev/shm/distlm-.*: not shared, .*node\d.* on node\d",
     mpi_that_slurm_does_not_have: r"srun: error: .*pmix_v99",
     run_directory_in_use: r"another run is training here \(Slurm job {first}, pid \d+ on node\d since ",
+    run_directory_in_use_without_locks: r"another run is training here \(Slurm job {first}, pid \d+ on node\d since ",
     no_such_recipe: r"launchers.pending: .*demmo",
 }
 """How each is submitted, and what it must say."""

@@ -1,10 +1,14 @@
-"""Micro-batches are dealt by the plan; a batch that does not divide is refused with the nearest that does."""
+"""Micro-batches are dealt by the plan; a batch that does not divide is refused with the smallest change that helps."""
+
+import re
+from collections.abc import Callable
+from itertools import product
 
 import pytest
 
 from distlm.config.training import UpdatesConfig
-from distlm.errors import DistlmError
-from distlm.training.microbatch import micro_seed, plan_micro_batches
+from distlm.errors import UsageError
+from distlm.training.microbatch import MicroBatchPlan, micro_seed, plan_micro_batches, plan_pieces
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
@@ -17,19 +21,40 @@ def test_every_block_is_taken_once(ranks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "micro", "ranks", "mend"),
+    ("blocks", "micro", "ranks", "advice"),
     [
-        (24, 5, 1, "set train.blocks_per_update=25"),
-        (4, 1, 3, "set train.blocks_per_update=3 or start 2 ranks"),
-        (8, 4, 4, "set train.blocks_per_update=16 or start 2 ranks"),
-        (7, 1, 3, "set train.blocks_per_update=6 or start 1 ranks"),
+        (24, 5, 1, "set train.micro_blocks=4, which leaves the update as it is"),
+        (24, 2, 8, "set train.micro_blocks=1, which leaves the update as it is; or start 6 ranks"),
+        (24, 24, 8, "set train.micro_blocks=3, which leaves the update as it is; or start 1 rank"),
+        (4, 1, 3, "set train.blocks_per_update=3; or start 2 ranks"),
+        (8, 4, 4, "set train.micro_blocks=2, which leaves the update as it is; or start 2 ranks"),
+        (7, 1, 3, "set train.blocks_per_update=6; or start 1 rank"),
+        (25, 5, 8, "set train.blocks_per_update=24 and train.micro_blocks=3; or start 5 ranks"),
     ],
 )
-def test_batch_that_does_not_divide_names_the_nearest(blocks: int, micro: int, ranks: int, mend: str) -> None:
-    with pytest.raises(DistlmError) as caught:
+def test_batch_that_does_not_divide_names_the_smallest_change(blocks: int, micro: int, ranks: int, advice: str) -> None:
+    with pytest.raises(UsageError) as caught:
         plan_micro_batches(UpdatesConfig(blocks_per_update=blocks, micro_blocks=micro), ranks)
-    assert mend in str(caught.value)
-    assert f"train.blocks_per_update={blocks}" in str(caught.value)
+    assert str(caught.value).endswith(f"; {advice}")
+
+
+@pytest.mark.parametrize("plan", [plan_micro_batches, lambda train, ranks: plan_pieces(train, ranks, "a")])
+def test_what_a_refusal_advises_works(plan: Callable[[UpdatesConfig, int], MicroBatchPlan]) -> None:
+    refused = 0
+    for blocks, micro, ranks in product(range(1, 30), range(1, 30), range(1, 10)):
+        try:
+            plan(UpdatesConfig(blocks_per_update=blocks, micro_blocks=micro), ranks)
+        except UsageError as error:
+            refused += 1
+            advice = str(error).rpartition("; set ")[2]
+            found = {name: int(value) for name, value in re.findall(r"train\.(\w+)=(\d+)", advice)}
+            new = UpdatesConfig(**{"blocks_per_update": blocks, "micro_blocks": micro} | found)
+            plan(new, ranks)
+            assert new.blocks_per_update == blocks or blocks % ranks, "an update that the ranks divide stays"
+            assert abs(new.blocks_per_update - blocks) < ranks
+            if fewer := re.search(r"start (\d+) rank", advice):
+                plan(UpdatesConfig(blocks_per_update=blocks, micro_blocks=micro), int(fewer[1]))
+    assert refused > 1000
 
 
 def test_seeds_of_dropout_are_distinct_and_stable() -> None:

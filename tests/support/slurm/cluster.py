@@ -76,6 +76,7 @@ class Slurm:
             self.env["MASTER_ADDR"] = "127.0.0.1"
         self.jobs: list[str] = []
         self._crashed: set[str] = set()
+        self._cut: set[str] = set()
 
     def run(self, *command: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Any command in `folder`, by default one that must succeed."""
@@ -153,6 +154,15 @@ class Slurm:
         self._crashed.add(node)
         self.cluster.script("crash-node", node)
 
+    def cut(self, node: str) -> None:
+        """The node loses its network and runs on; `close` gives it back (skips where nodes have none of their own)."""
+        if self.cluster.mode != "net":
+            pytest.skip(
+                f"a node cannot lose its network here: cluster.sh found none of its own (mode {self.cluster.mode})"
+            )
+        self._cut.add(node)
+        self.cluster.script("cut-node", node)
+
     def start(self, node: str) -> None:
         """Bring a crashed node back and wait until Slurm uses it."""
         self.cluster.script("start-node", node)
@@ -168,7 +178,9 @@ class Slurm:
 
     def close(self) -> None:
         """End the jobs of this test, wait until they are gone, and bring crashed nodes back."""
-        for node in sorted(self._crashed):
+        for node in sorted(self._cut):
+            self.cluster.script("join-node", node)
+        for node in sorted(self._crashed | self._cut):
             self.start(node)
         listed = self.run("squeue", "-h", "-o", "%A %Z").stdout.splitlines()
         below = [job for job, _, place in (line.partition(" ") for line in listed) if self._is_below(place)]

@@ -1,0 +1,1 @@
+"""Who holds a folder, where the file system's own locks do not say it for all nodes."""
