@@ -24,6 +24,7 @@ from distlm.runtime.files import format_bytes, read_json
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import CHECK, checksum
+from distlm.system_errors import system_error
 
 _DATA = {".npy", ".bin", ".tar", ".index", ".safetensors"}
 """Files that belong to a record. Another one of them is a stranger, which a reader might take for its own."""
@@ -139,7 +140,7 @@ def _part(path: Path) -> Part:
     except DistlmError as error:
         part.problems.append(str(error))
     except OSError as error:
-        part.problems.append(f"{path}: cannot be read ({error.strerror or error})")
+        part.problems.append(str(system_error(error, path)))
     return part
 
 

@@ -10,6 +10,7 @@ from distlm.errors import DistlmError
 from distlm.models.records import Complete, MarkedFile, Marker
 from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash
+from distlm.system_errors import system_error
 
 
 def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
@@ -30,7 +31,7 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] 
             size = path.stat().st_size if path.exists() else None
             whole = size == facts.bytes and file_hash(path) == facts.hash
         except OSError as error:
-            raise DistlmError(f"{path}: cannot be read ({error}); {mend}") from error
+            raise system_error(error, path) from error
         if not whole:
             found = "missing" if size is None else f"{size} bytes" if size != facts.bytes else "other content"
             raise DistlmError(f"{path}: damaged ({found}, {facts.bytes} bytes were written); {mend}")

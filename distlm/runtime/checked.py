@@ -18,6 +18,7 @@ from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import CheckedFile, CheckedFolder
+from distlm.system_errors import system_error
 
 VARIABLE = "DISTLM_CHECKED"
 KEPT_S = 30 * 86400
@@ -42,7 +43,7 @@ def problem(file: Written) -> str:
     except FileNotFoundError:
         return f"{file.path}: missing; {file.mend}"
     except OSError as error:
-        return f"{file.path}: cannot be read ({error.strerror or error}); {file.mend}"
+        return str(system_error(error, file.path))
     if found == file.hash:
         return ""
     return f"{file.path}: damaged: its checksum is {found}, {file.hash} was written; {file.mend}"

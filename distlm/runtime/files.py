@@ -9,12 +9,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from distlm.errors import DistlmError
 from distlm.system_errors import told
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _CHUNK = 8 << 20
 
@@ -77,6 +80,20 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the given order, so that equal content gives equal bytes."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def save_array(path: Path, array: "npt.ArrayLike") -> None:
+    """Write a .npy file as numpy.save does, in C order.
+
+    By Python's writes: numpy writes through a stream of C and does not look at how its end went, so that the last
+    kilobytes are missing after a full disk, and nobody is told. Raises OSError.
+    """
+    import numpy as np
+
+    whole = np.asarray(array, order="C")
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
+        stream.write(whole.data)
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -24,7 +24,7 @@ from distlm.errors import DistlmError
 from distlm.memory.lookup import pieces
 from distlm.memory.values.exported import is_exported, load_exported
 from distlm.memory.values.table import ValueTable
-from distlm.system_errors import AGAIN, reason
+from distlm.system_errors import AGAIN, reason, refuse
 
 _NAME = re.compile(r"memory-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLANES = ("values", "exp_avg", "exp_avg_sq")
@@ -162,6 +162,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
+        refuse(error, path)
         raise DistlmError(
             f"{path}: cut or damaged ({error}); delete {path.parent} to continue from the checkpoint before it"
         ) from error
