@@ -63,6 +63,8 @@ def system_error(error: Exception, path: Path | None = None, *own: Path) -> Dist
         path = found if path is None or not any(str(found).startswith(str(name)) for name in own) else path
     elif (at := _at_work(error)) is not None and (path is None or path in at.parents):
         path = at if not any(str(at).startswith(str(name)) for name in own) else path
+    if path is not None:
+        error = _opened_again(error, path)
     what, mend = reason(error, path)
     if path is not None and (blocking := _file_in_the_way(error, path)):
         below = "" if blocking == path else f" ({path})"
@@ -97,6 +99,8 @@ def number_of(error: Exception, path: Path | None = None) -> int | None:
     """The system's number of an error (errno.ENOSPC, …), of whichever library it is; None: it is not of the system."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT
     text = str(error)
     if found := _IN_TEXT.search(text):
         return int(found[1])
@@ -131,6 +135,16 @@ def _at_work(error: Exception) -> Path | None:
         if found:
             return next((path for path in found if os.path.isfile(path)), found[0])  # noqa: PTH113 (it raises nothing)
     return None
+
+
+def _opened_again(error: Exception, path: Path) -> Exception:
+    """safetensors says of every file that it cannot open that there is none: why it was, as far as that is so still."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        try:
+            path.open("rb").close()
+        except OSError as real:
+            return real
+    return error
 
 
 def _file_in_the_way(error: Exception, path: Path) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _CHUNK = 8 << 20
+_DAY_S = 86400
 
 
 @contextmanager
@@ -145,6 +147,17 @@ def sweep_temporaries(folder: Path, of: str = "") -> None:
     """
     for leftover in folder.glob(f".{of}*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def sweep_abandoned(folder: Path) -> None:
+    """Remove what killed writers left behind where others may be writing: of processes of this node that are gone, and
+    what is older than a day. Call on one rank."""
+    for leftover in folder.glob(".*.tmp"):
+        node, _, process = leftover.name.removesuffix(".tmp").rpartition(".")
+        with contextlib.suppress(OSError):
+            gone = node.endswith(f".{socket.gethostname()}") and not Path(f"/proc/{process}").exists()
+            if leftover.is_file() and (gone or time.time() - leftover.stat().st_mtime > _DAY_S):
+                leftover.unlink()
 
 
 def bytes_below(folder: Path, suffix: str = "") -> int:

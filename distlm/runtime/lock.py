@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -139,7 +139,9 @@ def _signed(stream: TextIO, work: str) -> Iterator[None]:
     try:
         yield
     finally:
-        stream.truncate(0)
+        # A name that stays does no harm, and what failed in the block is to be told.
+        with suppress(OSError):
+            stream.truncate(0)
 
 
 def _owner_in(path: Path) -> str:
