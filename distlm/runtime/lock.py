@@ -21,7 +21,7 @@ _SHARE_LOCKS = ".lock-share-*"
 """One beside it for each share; the next run without a share removes them."""
 _PATIENCE_S = 5.0
 """A killed run needs a moment to die."""
-_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MAY_NOT = (errno.EACCES, errno.EPERM)
 
 
 @contextmanager
