@@ -63,7 +63,12 @@ def parts_below(root: Path) -> list[Part]:
             part.files = [file for file in part.files if file.path == root or part.place == root]
     else:
         parts = list(found.values())
-        strays = (path for path in _files(root) if path.suffix in _DATA and path not in owned)
+        # What a record that cannot be read names is not known: it says so itself.
+        unknown = {part.place.parent for part in parts if part.problems} - {root}
+        strays = (
+            path for path in _files(root)
+            if path.suffix in _DATA and path not in owned and not unknown & {*path.parents}
+        )  # fmt: skip
         parts += [Part(path, problems=[f"{path}: belongs to no record here: nothing reads it, or its folder is not "
                                        "finished; run its stage again, or remove it"]) for path in strays]  # fmt: skip
     if not parts:

@@ -98,6 +98,20 @@ def save_array(path: Path, array: "npt.ArrayLike") -> None:
         stream.write(whole.data)
 
 
+def order_metadata(path: Path) -> None:
+    """Sort the metadata in the head of a safetensors file: its library writes them in another order in each process,
+    and equal content is to give equal bytes. Raises OSError."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        head = json.loads(stream.read(size))
+        # Of the same length, as the same entries are in it.
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size
+        stream.seek(8)
+        stream.write(text)
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read JSON; DistlmError naming the file when it is missing or cut."""
     try:

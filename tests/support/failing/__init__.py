@@ -49,8 +49,8 @@ class Outcome:
 
     @property
     def lines(self) -> list[str]:
-        """What distlm says of errors."""
-        return [line for line in self.errors.splitlines() if "distlm: " in line]
+        """What distlm says of errors, and what `distlm verify` finds."""
+        return [line for line in self.errors.splitlines() if "distlm: " in line or line.startswith("FAIL ")]
 
 
 class Stages:

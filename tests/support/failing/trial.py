@@ -15,7 +15,6 @@ from support.failing.chains import Step
 OTHERS = {
     "metrics.jsonl": "times of what was measured, also of the start that failed",
     "report.html": "the time when it was made, and plots of those metrics",
-    "code.json": "the commit of the code, which may be changed while the tests run",
     ".lock": "who had it last",
 }
 """Files that differ from an undisturbed run's, and why."""
@@ -24,6 +23,7 @@ MEASURED = {
     "tokens_per_s": "likewise",
     "state.json": "its checksum in complete.json, as it has such times",
     "check": "checksum of a record that has them",
+    "git": "the commit of the code, which may be changed while the tests run",
 }
 """Entries of records that differ, and why."""
 WORDS = {
