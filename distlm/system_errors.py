@@ -30,6 +30,9 @@ _MENDS = {
     errno.ENAMETOOLONG: ("file name too long", "choose a shorter one"),
 }  # fmt: skip
 """Number of an error → what it is called, and what helps."""
+_UNKNOWN = -1
+_MENDS[_UNKNOWN] = ("could not be opened", "run the same command again")
+"""Why a library could not open a file that can be opened a moment later."""
 _OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Numbers that say of a file that it is not there."""
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
@@ -77,6 +80,7 @@ def system_error(error: Exception, path: Path | None = None, *own: Path) -> Dist
 def refuse(error: Exception, path: Path) -> None:
     """Raise a DistlmError where the system refused to read `path`, which says nothing of what is in it. Returns where
     the file is missing or not what it should be: the caller knows what helps then."""
+    error = _opened_again(error, path)
     code = number_of(error, path)
     if code is not None and code not in _OF_THE_FILE:
         raise system_error(error, path) from error
@@ -144,6 +148,7 @@ def _opened_again(error: Exception, path: Path) -> Exception:
             path.open("rb").close()
         except OSError as real:
             return real
+        return OSError(_UNKNOWN, "")
     return error
 
 

@@ -23,7 +23,7 @@ from distlm.index.vectors import open_vectors
 from distlm.runtime.checked import Written, problem
 from distlm.runtime.files import read_json, save_array, write_json
 from distlm.runtime.metrics import MetricsFile
-from distlm.system_errors import number_of, system_error, told
+from distlm.system_errors import number_of, refuse, system_error, told
 
 
 @contextmanager
@@ -142,6 +142,12 @@ def test_why_safetensors_could_not_open_a_file(tmp_path: Path) -> None:
         load_file(loop)
     with pytest.raises(DistlmError, match="/gone: no such file"), told(tmp_path / "gone"):
         load_file(tmp_path / "gone")
+    (tmp_path / "back").touch()
+    with pytest.raises(DistlmError, match="/back: could not be opened; run"):
+        refuse(FileNotFoundError("No such file or directory: back"), tmp_path / "back")
+    # What is missing is the caller's to tell.
+    refuse(FileNotFoundError(errno.ENOENT, "gone"), tmp_path / "gone")
+    refuse(FileNotFoundError("No such file or directory: gone"), tmp_path / "gone")
 
 
 def test_the_file_that_is_named_is_the_one_that_failed() -> None:

@@ -122,29 +122,28 @@ def _from(lacks: dict[str, str], verb: str) -> Iterator[str]:
     yield from ("configs", "config.yaml", "tuned", "results", "losses", "knn.json", "results.json", "states")
 
 
-@pytest.mark.parametrize("verb", ["datastore write", "index build", "knn search"])
+@pytest.mark.parametrize("verb", ["index build", "knn search"])
 def test_some_calls_of_a_stage_fail(
     verb: str, stages: Stages, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     trial = Trial(stages, *before_stage(tmp_path_factory, verb, tmp_path))
     trial.undisturbed()
     draw = random.Random(1)
-    for number in draw.sample(chosen(trial.calls, 40), 3):
+    for number in draw.sample(chosen(trial.calls, 40), 2):
         trial.fail(number, stays=draw.random() < 0.3)
-    assert trial.problems == [] and sum(row.failed for row in trial.rows.values()) == 3
+    assert trial.problems == [] and sum(row.failed for row in trial.rows.values()) == 2
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "verb",
+    ("verb", "faults"),
     [
-        "datastore write",
-        pytest.param("index build", marks=pytest.mark.slow),
-        pytest.param("train", marks=pytest.mark.slow),
+        ("datastore write", 1),
+        *(pytest.param(verb, 4, marks=pytest.mark.slow) for verb in ("datastore write", "index build", "train")),
     ],
 )
 def test_the_disk_of_one_rank_of_two_fails(
-    verb: str, stages: Stages, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    verb: str, faults: int, stages: Stages, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
     step, place, before = before_stage(tmp_path_factory, verb, tmp_path)
     log = tmp_path / "log"
@@ -159,15 +158,17 @@ def test_the_disk_of_one_rank_of_two_fails(
     whole, calls = start(at=0)
     assert whole.returncode == 0, whole.stderr
     expected = contents(place)
-    # Rank 1 alone writes files of its own; what it reads all ranks read.
-    own = [number for number, (kind, _, _) in enumerate(calls, 1) if kind not in READS]
-    for number in random.Random(2).sample(own, 2) if own else [len(calls) // 2]:
+    # Not its signs of life, of which one may fail.
+    own = [n for n, (kind, _, path) in enumerate(calls, 1) if kind not in READS and ".alive" not in path.parts]
+    for number in random.Random(2).sample(own or range(1, len(calls) + 1), faults):
         put_back(before, place)
         done, failed = start(number)
-        _, error, path = failed[0]
+        ((_, error, path),) = failed
         lines = [line for line in done.stderr.splitlines() if "distlm: " in line]
-        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-        assert any(str(place) in line and WORDS[error] in line for line in lines), (path, done.stderr)
+        assert "Traceback" not in done.stderr, done.stderr
+        if error != "short":
+            assert done.returncode == 1, (path, done.stderr)
+            assert any(str(place) in line and WORDS[error] in line for line in lines), (path, done.stderr)
         again, _ = start()
         assert again.returncode == 0, again.stderr
         assert contents(place) == expected

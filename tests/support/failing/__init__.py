@@ -61,7 +61,8 @@ class Stages:
         self._folder = folder
         self._preload = {"LD_PRELOAD": str(library(folder)), "MALLOC_ARENA_MAX": "2"}
         self._server = warm.Server({**ENVIRONMENT, **self._preload})
-        self.environment = {**ENVIRONMENT, "DISTLM_CHECKED": "", "DISTLM_SPEEDS": ""}
+        # Results have the commit of the code, which may be changed while the tests run.
+        self.environment = {**ENVIRONMENT, "DISTLM_CHECKED": "", "DISTLM_SPEEDS": "", "GIT_DIR": "none"}
 
     @property
     def address(self) -> str:

@@ -16,6 +16,7 @@ OTHERS = {
     "metrics.jsonl": "times of what was measured, also of the start that failed",
     "report.html": "the time when it was made, and plots of those metrics",
     ".lock": "who had it last",
+    ".alive": "signs of life of ranks of a start that failed; a later one removes them after a day",
 }
 """Files that differ from an undisturbed run's, and why."""
 MEASURED = {
@@ -23,7 +24,6 @@ MEASURED = {
     "tokens_per_s": "likewise",
     "state.json": "its checksum in complete.json, as it has such times",
     "check": "checksum of a record that has them",
-    "git": "the commit of the code, which may be changed while the tests run",
 }
 """Entries of records that differ, and why."""
 WORDS = {
@@ -163,7 +163,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): bytes_hash(_of_results(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in OTHERS
+        if path.is_file() and not OTHERS.keys() & {*path.relative_to(folder).parts}
     }
 
 
