@@ -16,7 +16,7 @@ from support.failing.chains import CHAINS, Step
 from support.failing.trial import READS, WORDS, Trial, chosen, contents, put_back, table
 from support.store import arguments
 
-MOST = int(os.environ.get("DISTLM_TEST_FAULTS", "100"))
+MOST = int(os.environ.get("DISTLM_TEST_FAULTS", "60"))
 """Starts of a stage that are made to fail; where it makes more calls, that many of them, evenly spread."""
 
 EVERY_KIND = """
