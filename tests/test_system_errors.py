@@ -95,7 +95,7 @@ def test_a_full_disk_is_noticed_at_the_end_of_a_small_file(write: Any, tmp_path:
 
 def test_arrays_are_written_as_numpy_writes_them(tmp_path: Path) -> None:
     rows = np.arange(24).reshape(4, 6)
-    few = [np.float16([1.5]), np.array(3), np.array(["a", "bcd"]), [1, 2]]
+    few: list[Any] = [np.array([1.5], np.float16), np.array(3), np.array(["a", "bcd"]), [1, 2]]
     for number, array in enumerate([rows, np.asfortranarray(rows), rows[:, ::2], rows[:0], *few]):
         save_array(tmp_path / "ours.npy", array)
         np.save(tmp_path / "theirs.npy", np.asarray(array, order="C"))

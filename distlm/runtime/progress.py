@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from io import RawIOBase
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
@@ -125,7 +124,7 @@ class Output:
     it is lost, which is said once: no work is worth less without its log.
     """
 
-    def __init__(self, log: RawIOBase) -> None:
+    def __init__(self, log: BinaryIO) -> None:
         self._log, self._logged, self._lost = log, 0.0, False
 
     def __enter__(self) -> "Output":

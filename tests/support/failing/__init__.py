@@ -62,12 +62,9 @@ class Stages:
         self._preload = {"LD_PRELOAD": str(library(folder)), "MALLOC_ARENA_MAX": "2"}
         self._server = warm.Server({**ENVIRONMENT, **self._preload})
         # Results have the commit of the code, which may be changed while the tests run.
-        self.environment = {**ENVIRONMENT, "DISTLM_CHECKED": "", "DISTLM_SPEEDS": "", "GIT_DIR": "none"}
-
-    @property
-    def address(self) -> str:
-        """Of the server, for what starts processes itself."""
-        return self._server.address
+        given = {warm.VARIABLE: self._server.address, "DISTLM_CHECKED": "", "DISTLM_SPEEDS": "", "GIT_DIR": "none"}
+        self.environment = {**ENVIRONMENT, **given}
+        """Of the starts; also of what starts processes itself, as mpirun."""
 
     def close(self) -> None:
         """End the server."""
@@ -96,7 +93,7 @@ class Stages:
         }
         text = json.dumps(start).encode()
         with socket.socket(socket.AF_UNIX) as server, open(os.devnull) as nothing:  # noqa: PTH123
-            _connect(server, self.address)
+            _connect(server, self._server.address)
             socket.send_fds(server, [len(text).to_bytes(4, "big")], [nothing.fileno(), output, errors])
             server.sendall(text)
             answers = server.makefile("r")
