@@ -21,8 +21,8 @@ def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
 def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] = Complete) -> list[str]:
     """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
 
-    Raises DistlmError when the marker is missing, and, ending in `mend`, when a file is missing, cannot be read or is
-    not as it was written.
+    Raises DistlmError when the marker is missing or a file cannot be read, and, ending in `mend`, when one is missing
+    or is not as it was written.
     """
     files = _files(folder, prefix, marker)
     for name, facts in files.items():
