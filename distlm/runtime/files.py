@@ -33,6 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_abandoned(path)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -45,6 +46,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Of a folder that cannot be written the first error says so.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sweep_abandoned(path: Path) -> None:
+    """Remove what writers of a file left that were killed, or could not remove it: those of this node that are gone, and
+    what is older than a day. Others may be writing the same file."""
+    own = f".{path.name}."
+    with contextlib.suppress(OSError):
+        for leftover in path.parent.iterdir():
+            if not (leftover.name.startswith(own) and leftover.suffix == ".tmp"):
+                continue
+            node, _, process = leftover.name.removeprefix(own).removesuffix(".tmp").rpartition(".")
+            gone = node == socket.gethostname() and not Path(f"/proc/{process}").exists()
+            if gone or time.time() - leftover.stat().st_mtime > _DAY_S:
+                leftover.unlink()
 
 
 def sync_file(path: Path) -> None:
@@ -161,17 +176,6 @@ def sweep_temporaries(folder: Path, of: str = "") -> None:
     """
     for leftover in folder.glob(f".{of}*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def sweep_abandoned(folder: Path) -> None:
-    """Remove what killed writers left behind where others may be writing: of processes of this node that are gone, and
-    what is older than a day. Call on one rank."""
-    for leftover in folder.glob(".*.tmp"):
-        node, _, process = leftover.name.removesuffix(".tmp").rpartition(".")
-        with contextlib.suppress(OSError):
-            gone = node.endswith(f".{socket.gethostname()}") and not Path(f"/proc/{process}").exists()
-            if leftover.is_file() and (gone or time.time() - leftover.stat().st_mtime > _DAY_S):
-                leftover.unlink()
 
 
 def bytes_below(folder: Path, suffix: str = "") -> int:

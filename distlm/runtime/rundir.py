@@ -37,7 +37,7 @@ from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import DistlmError, UsageError
 from distlm.models.registry import kind, kind_names, not_causal
 from distlm.runtime import question
-from distlm.runtime.files import atomic_path, sweep_abandoned
+from distlm.runtime.files import atomic_path
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, Record, RunCode
 
@@ -235,8 +235,6 @@ class RunDir:
         self.root.mkdir(parents=True, exist_ok=True)
         if stage == "knn":
             question.keep_old_answers(self.root)
-        for folder in ("", "configs", "tuned", "results"):
-            sweep_abandoned(self.root / folder)
         for name in ("config.yaml", f"configs/{stage}.yaml"):
             with atomic_path(self.root / name) as temporary:
                 temporary.write_text(dump_config(config), "utf-8")

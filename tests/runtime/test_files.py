@@ -26,7 +26,6 @@ from distlm.runtime.files import (
     order_metadata,
     read_json,
     require_free_disk,
-    sweep_abandoned,
     sync_folder,
     write_json,
 )
@@ -208,12 +207,12 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
         tmp_path / f".a.json.{node}.tmp"
         for node in (f"{own}.{gone.pid}", f"{own}.{os.getpid()}", f"another.{gone.pid}", f"old.{os.getpid()}")
     )
-    for path in (dead, running, elsewhere, old, tmp_path / "a.json"):
+    of_another = tmp_path / dead.name.replace(".a.", ".b.")
+    for path in (dead, running, elsewhere, old, of_another):
         path.touch()
     os.utime(old, (1, 1))
-    sweep_abandoned(tmp_path)
-    assert {*tmp_path.iterdir()} == {running, elsewhere, tmp_path / "a.json"}
-    sweep_abandoned(tmp_path / "none")
+    write_json(tmp_path / "a.json", {})
+    assert {*tmp_path.iterdir()} == {running, elsewhere, of_another, tmp_path / "a.json"}
 
 
 def test_metadata_of_tensors_have_one_order(tmp_path):
