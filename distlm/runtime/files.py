@@ -49,8 +49,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _sweep_abandoned(path: Path) -> None:
-    """Remove what writers of a file left that were killed, or could not remove it: those of this node that are gone, and
-    what is older than a day. Others may be writing the same file."""
+    """Remove what writers of a file left who were killed, or could not remove it: those of this node that are gone, and
+    any of more than a day ago. Others may be writing the same file."""
     own = f".{path.name}."
     with contextlib.suppress(OSError):
         for leftover in path.parent.iterdir():
