@@ -205,7 +205,7 @@ def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
     own = socket.gethostname()
     dead, running, elsewhere, old = (
         tmp_path / f".a.json.{node}.tmp"
-        for node in (f"{own}.{gone.pid}", f"{own}.{os.getpid()}", f"another.{gone.pid}", f"old.{os.getpid()}")
+        for node in (f"{own}.{gone.pid}", f"{own}.{os.getppid()}", f"another.{gone.pid}", f"old.{os.getpid()}")
     )
     of_another = tmp_path / dead.name.replace(".a.", ".b.")
     for path in (dead, running, elsewhere, old, of_another):
