@@ -57,9 +57,20 @@ def _sweep_abandoned(path: Path) -> None:
             if not (leftover.name.startswith(own) and leftover.suffix == ".tmp"):
                 continue
             node, _, process = leftover.name.removeprefix(own).removesuffix(".tmp").rpartition(".")
-            gone = node == socket.gethostname() and not Path(f"/proc/{process}").exists()
+            gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
             if gone or time.time() - leftover.stat().st_mtime > _DAY_S:
                 leftover.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Somebody else's.
+        pass
+    return True
 
 
 def sync_file(path: Path) -> None:
