@@ -346,8 +346,8 @@ def _run_command(command: Sequence[str], log: Path, config: RunConfig, stop: Sto
     to. Its exit code, and the first error that any rank said."""
     said = Said()
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as record, stage_environment(config) as environment, Output(record) as output:
-        record.write(f"$ {shlex.join(command)}\n")
+    with log.open("ab", buffering=0) as record, stage_environment(config) as environment, Output(record) as output:
+        output.keep(f"$ {shlex.join(command)}\n")
         process = start_stage(
             command, environment | output.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             errors="replace",

@@ -24,6 +24,7 @@ from distlm.runtime.files import format_bytes, read_json
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import CHECK, checksum
+from distlm.system_errors import system_error
 
 _DATA = {".npy", ".bin", ".tar", ".index", ".safetensors"}
 """Files that belong to a record. Another one of them is a stranger, which a reader might take for its own."""
@@ -62,7 +63,12 @@ def parts_below(root: Path) -> list[Part]:
             part.files = [file for file in part.files if file.path == root or part.place == root]
     else:
         parts = list(found.values())
-        strays = (path for path in _files(root) if path.suffix in _DATA and path not in owned)
+        # What a record that cannot be read names is not known: it says so itself.
+        unknown = {part.place.parent for part in parts if part.problems} - {root}
+        strays = (
+            path for path in _files(root)
+            if path.suffix in _DATA and path not in owned and not unknown & {*path.parents}
+        )  # fmt: skip
         parts += [Part(path, problems=[f"{path}: belongs to no record here: nothing reads it, or its folder is not "
                                        "finished; run its stage again, or remove it"]) for path in strays]  # fmt: skip
     if not parts:
@@ -139,7 +145,7 @@ def _part(path: Path) -> Part:
     except DistlmError as error:
         part.problems.append(str(error))
     except OSError as error:
-        part.problems.append(f"{path}: cannot be read ({error.strerror or error})")
+        part.problems.append(str(system_error(error, path)))
     return part
 
 

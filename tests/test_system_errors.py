@@ -12,14 +12,18 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from distlm.cli import main
 from distlm.config.load import dump_config, load_config
+from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
-from distlm.runtime.files import write_json
+from distlm.index import faiss_module
+from distlm.index.vectors import open_vectors
+from distlm.runtime.checked import Written, problem
+from distlm.runtime.files import read_json, save_array, write_json
 from distlm.runtime.metrics import MetricsFile
-from distlm.system_errors import number_of, system_error, told
+from distlm.system_errors import number_of, refuse, system_error, told
 
 
 @contextmanager
@@ -73,6 +77,77 @@ def test_a_file_too_large_is_not_called_a_full_disk(library: str, tmp_path: Path
 def test_reasons(error: Exception, words: str) -> None:
     with pytest.raises(DistlmError, match=f"^there: {words}"), told(Path("there")):
         raise error
+
+
+def small_index(path: Path) -> None:
+    index = faiss.IndexFlatL2(4)
+    index.add(np.zeros((100, 4), np.float32))
+    faiss_module.write_index(index, path)
+
+
+@pytest.mark.parametrize("write", [lambda path: save_array(path, np.zeros(200)), small_index], ids=["numpy", "faiss"])
+def test_a_full_disk_is_noticed_at_the_end_of_a_small_file(write: Any, tmp_path: Path) -> None:
+    # What numpy and faiss write themselves waits in a buffer until the file is closed, and they do not look how that
+    # went.
+    with files_of_at_most(1000), pytest.raises(DistlmError, match="/file: file too large"), told(tmp_path / "file"):
+        write(tmp_path / "file")
+
+
+def test_arrays_are_written_as_numpy_writes_them(tmp_path: Path) -> None:
+    rows = np.arange(24).reshape(4, 6)
+    few: list[Any] = [np.array([1.5], np.float16), np.array(3), np.array(["a", "bcd"]), [1, 2]]
+    for number, array in enumerate([rows, np.asfortranarray(rows), rows[:, ::2], rows[:0], *few]):
+        save_array(tmp_path / "ours.npy", array)
+        np.save(tmp_path / "theirs.npy", np.asarray(array, order="C"))
+        assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes(), number
+
+
+UNREADABLE = Path("/proc/self/mem")
+"""It can be opened, and reading its beginning is an input/output error, which names no file."""
+
+
+def test_a_read_that_fails_names_the_file() -> None:
+    for within in (told(Path("/proc")), told(Path("/proc/self"))):
+        with pytest.raises(DistlmError, match=f"^{UNREADABLE}: input/output error"), within:
+            UNREADABLE.read_bytes()
+    with pytest.raises(OSError) as caught, UNREADABLE.open("rb") as stream:
+        stream.read(1)
+    assert str(system_error(caught.value)).startswith(f"{UNREADABLE}: input/output error")
+    assert str(system_error(caught.value, Path("there"))).startswith("there: input/output error")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        open_vectors,
+        lambda path: problem(Written(path, "0" * 32, "delete it")),
+        lambda path: read_json(path, "record"),
+        Dictionary.load,
+    ],
+    ids=["vectors", "checksum", "json", "dictionary"],
+)
+def test_a_file_that_cannot_be_read_is_not_called_damaged(read: Any) -> None:
+    try:
+        with told(Path("/proc")):
+            said = read(UNREADABLE)
+    except DistlmError as error:
+        said = str(error)
+    assert said.startswith(f"{UNREADABLE}: input/output error; the disk or its server fails") and "delete" not in said
+
+
+def test_why_safetensors_could_not_open_a_file(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(DistlmError, match="/loop: too many levels of symbolic links"), told(tmp_path):
+        load_file(loop)
+    with pytest.raises(DistlmError, match="/gone: no such file"), told(tmp_path / "gone"):
+        load_file(tmp_path / "gone")
+    (tmp_path / "back").touch()
+    with pytest.raises(DistlmError, match="/back: could not be opened; run"):
+        refuse(FileNotFoundError("No such file or directory: back"), tmp_path / "back")
+    # What is missing is the caller's to tell.
+    refuse(FileNotFoundError(errno.ENOENT, "gone"), tmp_path / "gone")
+    refuse(FileNotFoundError("No such file or directory: gone"), tmp_path / "gone")
 
 
 def test_the_file_that_is_named_is_the_one_that_failed() -> None:

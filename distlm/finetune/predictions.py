@@ -15,14 +15,12 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from distlm.errors import DistlmError
 from distlm.finetune.data import PARTS, Outputs, Predictions, TaskData
 from distlm.finetune.records import PredictionFiles
 from distlm.models.complete import listing
 from distlm.models.plm.config import FinetuneConfig
-from distlm.runtime.files import sync_file, sync_folder
+from distlm.runtime.files import save_array, sync_file, sync_folder
 from distlm.runtime.progress import say
 from distlm.system_errors import told
 
@@ -95,5 +93,5 @@ def _write_split(folder: Path, task: TaskData, found: Predictions) -> None:
     else:
         lines = ["index\tprediction", *(f"{name}\t{answer}" for name, answer in found.answers.items())]
         (folder / f"{found.name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
-    np.save(folder / f"{found.name}.logits.npy", found.numbers)
-    np.save(folder / f"{found.name}.ids.npy", np.array(found.row_ids))
+    save_array(folder / f"{found.name}.logits.npy", found.numbers)
+    save_array(folder / f"{found.name}.ids.npy", found.row_ids)

@@ -38,6 +38,7 @@ from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.records import ModelCard
 from distlm.runtime.files import bytes_hash, json_hash
+from distlm.system_errors import refuse
 
 _PADDED_VOCABULARY = 128
 """A model may have up to so many rows more than its tokenizer has pieces."""
@@ -199,6 +200,7 @@ def read_tokenizer(path: Path, wanted: str) -> Any:
         tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
     # The library raises plain Exception.
     except Exception as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: no tokenizer that can be read ({error}); copy the whole checkpoint") from error
     if hash_of_tokenizer(tokenizer) != wanted:
         raise DistlmError(f"{path}: vocabulary mismatch: not the tokenizer of this model; copy the whole checkpoint")

@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from distlm.errors import DistlmError
@@ -30,6 +31,14 @@ def require_faiss() -> Any:
         raise DistlmError(f"the index needs faiss: pip install 'distlm[cpu]' (or 'distlm[gpu]') ({error})") from error
     faiss.omp_set_num_threads(rank_threads())
     return faiss
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Write a faiss file. By Python's writes: faiss prints that its last one failed, and goes on. Raises OSError."""
+    faiss = require_faiss()
+    # faiss hands over pieces of a few bytes, too.
+    with path.open("wb", buffering=1 << 20) as stream:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))
 
 
 def rank_threads() -> int:

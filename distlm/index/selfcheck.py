@@ -12,6 +12,7 @@ from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array
+from distlm.system_errors import refuse
 
 SAMPLE = 64
 NEIGHBOURS = 64
@@ -26,6 +27,7 @@ def open_mapped(path: Path, flags: int = 0) -> Any:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | flags)
     except RuntimeError as error:
+        refuse(error, path)
         reason = str(error).rpartition("Error: ")[2].strip()
         raise DistlmError(f"{path}: not a readable faiss index ({reason}); run `distlm index build` again") from error
 

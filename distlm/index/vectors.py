@@ -6,6 +6,7 @@ import numpy as np
 
 from distlm.errors import DistlmError
 from distlm.index.layout import Array
+from distlm.system_errors import refuse
 
 
 def open_vectors(path: Path) -> Array:
@@ -13,6 +14,7 @@ def open_vectors(path: Path) -> Array:
     try:
         vectors: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: not a readable .npy file ({error})") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32):
         what = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__

@@ -10,6 +10,7 @@ from distlm.errors import DistlmError
 from distlm.models.records import Complete, MarkedFile, Marker
 from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash
+from distlm.system_errors import system_error
 
 
 def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
@@ -20,8 +21,8 @@ def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
 def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] = Complete) -> list[str]:
     """Names of the files that begin with `prefix`, after comparing each with the marker; reads all of them once.
 
-    Raises DistlmError when the marker is missing, and, ending in `mend`, when a file is missing, cannot be read or is
-    not as it was written.
+    Raises DistlmError when the marker is missing or a file cannot be read, and, ending in `mend`, when one is missing
+    or is not as it was written.
     """
     files = _files(folder, prefix, marker)
     for name, facts in files.items():
@@ -30,7 +31,7 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] 
             size = path.stat().st_size if path.exists() else None
             whole = size == facts.bytes and file_hash(path) == facts.hash
         except OSError as error:
-            raise DistlmError(f"{path}: cannot be read ({error}); {mend}") from error
+            raise system_error(error, path) from error
         if not whole:
             found = "missing" if size is None else f"{size} bytes" if size != facts.bytes else "other content"
             raise DistlmError(f"{path}: damaged ({found}, {facts.bytes} bytes were written); {mend}")

@@ -19,6 +19,7 @@ from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.models.records import ModelCard
 from distlm.runtime.files import atomic_path, file_hash
+from distlm.system_errors import refuse
 
 
 def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, object]) -> None:
@@ -90,6 +91,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
     try:
         weights = safetensors.torch.load_file(path, device=str(device))
     except safetensors.SafetensorError as error:
+        refuse(error, path)
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
     model = model_for_weights(model_of_card(card), card.vocabulary)
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):

@@ -18,6 +18,7 @@ from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import CheckedFile, CheckedFolder
+from distlm.system_errors import system_error
 
 VARIABLE = "DISTLM_CHECKED"
 KEPT_S = 30 * 86400
@@ -54,7 +55,7 @@ def unreadable(file: Written, error: OSError) -> str:
     """That a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return f"{file.path}: missing; {file.mend}"
-    return f"{file.path}: cannot be read ({error.strerror or error}); {file.mend}"
+    return str(system_error(error, file.path))
 
 
 def require_whole(comm: Comm, root: Path, files: Sequence[Written], label: str) -> None:

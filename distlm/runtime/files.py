@@ -6,17 +6,22 @@ import os
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from distlm.errors import DistlmError
 from distlm.system_errors import told
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 _CHUNK = 8 << 20
+_DAY_S = 86400
 
 
 @contextmanager
@@ -28,6 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_abandoned(path)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -40,6 +46,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # Of a folder that cannot be written the first error says so.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sweep_abandoned(path: Path) -> None:
+    """Remove what writers of a file left who were killed, or could not remove it: those of this node that are gone, and
+    any of more than a day ago. Others may be writing the same file."""
+    own = f".{path.name}."
+    with contextlib.suppress(OSError):
+        for leftover in path.parent.iterdir():
+            if not (leftover.name.startswith(own) and leftover.suffix == ".tmp"):
+                continue
+            node, _, process = leftover.name.removeprefix(own).removesuffix(".tmp").rpartition(".")
+            gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
+            if gone or time.time() - leftover.stat().st_mtime > _DAY_S:
+                leftover.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Somebody else's.
+        pass
+    return True
 
 
 def sync_file(path: Path) -> None:
@@ -77,6 +108,34 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, keys in the given order, so that equal content gives equal bytes."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def save_array(path: Path, array: "npt.ArrayLike") -> None:
+    """Write a .npy file as numpy.save does, in C order.
+
+    By Python's writes: numpy writes through a stream of C and does not look at how its end went, so that the last
+    kilobytes are missing after a full disk, and nobody is told. Raises OSError.
+    """
+    import numpy as np
+
+    whole = np.asarray(array, order="C")
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
+        stream.write(whole.data)
+
+
+def order_metadata(path: Path) -> None:
+    """Sort the metadata in the head of a safetensors file: its library writes them in another order in each process,
+    and equal content is to give equal bytes. Raises OSError."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        head = json.loads(stream.read(size))
+        # Of the same length, as the same entries are in it.
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(text) == size
+        stream.seek(8)
+        stream.write(text)
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -33,7 +33,7 @@ _EARLIER_START_S = 600.0
 _UNKNOWN = "its owner is not known"
 Turn = Callable[[], None]
 """Called while another process holds a lock; it may raise."""
-_MAY_NOT = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MAY_NOT = (errno.EACCES, errno.EPERM)
 
 
 @contextmanager

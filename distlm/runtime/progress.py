@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
@@ -18,6 +18,7 @@ from distlm.runtime.metrics import (
     PROGRESS_UNIT,
     MetricsFile,
 )
+from distlm.system_errors import reason
 
 if TYPE_CHECKING:
     # Imported where a bar is shown: without a terminal there is none.
@@ -119,11 +120,12 @@ _LINE = re.compile(
 class Output:
     """The output of a started stage: on a terminal its plain progress lines become one bar; `log` gets the lines.
 
-    Its standard error is a pipe, so that it writes plain lines itself.
+    Its standard error is a pipe, so that it writes plain lines itself. `log` has no buffer. What cannot be written to
+    it is lost, which is said once: no work is worth less without its log.
     """
 
-    def __init__(self, log: TextIO) -> None:
-        self._log, self._logged = log, 0.0
+    def __init__(self, log: BinaryIO) -> None:
+        self._log, self._logged, self._lost = log, 0.0, False
 
     def __enter__(self) -> "Output":
         self._bar: RichProgress | None = None
@@ -138,6 +140,16 @@ class Output:
         """What the stage needs so that the bar moves."""
         return {EVERY_VARIABLE: str(_LIVE_EVERY_S)} if self._bar is not None else {}
 
+    def keep(self, line: str) -> None:
+        """Write a line to the log alone."""
+        try:
+            self._log.write(line.encode("utf-8", "replace"))
+        except OSError as error:
+            if not self._lost:
+                name = getattr(self._log, "name", "log")
+                print(f"{name}: {reason(error)[0]}: the work goes on, its log has gaps", file=sys.stderr)
+            self._lost = True
+
     def write(self, line: str) -> None:
         """A line, its end included."""
         found = _LINE.fullmatch(line.rstrip("\n")) if self._bar is not None else None
@@ -147,8 +159,7 @@ class Output:
         # A log has as many lines as without a terminal.
         if not under_way or now - self._logged >= EVERY_S:
             self._logged = now if under_way else self._logged
-            self._log.write(line)
-            self._log.flush()
+            self.keep(line)
         if self._bar is None:
             sys.stdout.write(line)
             sys.stdout.flush()

@@ -132,6 +132,6 @@ def _facts(path: Path) -> dict[str, object]:
     """A JSON object; empty where there is none that can be read, which its reader will say."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

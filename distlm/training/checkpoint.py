@@ -125,8 +125,9 @@ def seal(folder: Path, final: Path, step: int) -> None:
     sync_folder(final.parent)
 
 
-def find_resume(run: RunDir, fresh: S) -> Resume[S] | None:
-    """The newest complete checkpoint, after removing what killed saves left; None when there is none. Rank 0 only.
+def find_resume(run: RunDir, fresh: S, keep_last: int) -> Resume[S] | None:
+    """The newest complete checkpoint, after doing what killed or failed saves left to do; None when there is none. Rank
+    0 only.
 
     Raises DistlmError when the checkpoint is damaged, or was made from other data: `fresh` is the state with which this
     run would begin.
@@ -152,6 +153,7 @@ def find_resume(run: RunDir, fresh: S) -> Resume[S] | None:
                 "with what the checkpoint was made from, or start anew with another run_dir="
             )
     point_at_best(run, state.best)
+    _remove_old(run, keep_last, state.best)
     return Resume(folder, state)
 
 

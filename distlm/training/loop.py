@@ -60,7 +60,7 @@ def run_job(stage: Stage, job: Job[S], announce: Callable[[Resume[S] | None], ob
     """
     comm = stage.comm
     with only_writer(stage.run.checkpoints, comm, "training"):
-        resume = rank0_first(comm, lambda: find_resume(stage.run, job.fresh_state()))
+        resume = rank0_first(comm, lambda: find_resume(stage.run, job.fresh_state(), job.train.keep_last))
         if resume is not None and job.finished(resume.state):
             say(f"{stage.name}: {resume.folder} is the last of {resume.state.update} updates; nothing to do", comm.rank)
             return resume.state

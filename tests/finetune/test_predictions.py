@@ -180,7 +180,7 @@ def test_files_are_whole_or_absent_and_of_one_model(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("distlm.finetune.predictions.np.save", full)
+        patched.setattr("distlm.finetune.predictions.save_array", full)
         with pytest.raises(DistlmError, match=r"predictions/dev: no space left on the disk"):
             write_all(tmp_path / "out", data, outputs, "m")
     assert not (tmp_path / "out" / "predictions" / "dev").exists() and there(tmp_path / "out", data, "m") == frozenset()

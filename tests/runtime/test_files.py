@@ -2,12 +2,19 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
+import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support import NOBODY, succeeds_as_nobody
 
 from distlm.config.load import load_config
@@ -16,6 +23,7 @@ from distlm.runtime.files import (
     atomic_path,
     bytes_below,
     format_bytes,
+    order_metadata,
     read_json,
     require_free_disk,
     sync_folder,
@@ -189,3 +197,30 @@ def test_bytes_below_a_folder_in_which_files_vanish(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "lstat", lstat)
     assert bytes_below(tmp_path) == 25
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    own = socket.gethostname()
+    dead, running, elsewhere, old = (
+        tmp_path / f".a.json.{node}.tmp"
+        for node in (f"{own}.{gone.pid}", f"{own}.{os.getppid()}", f"another.{gone.pid}", f"old.{os.getpid()}")
+    )
+    of_another = tmp_path / dead.name.replace(".a.", ".b.")
+    for path in (dead, running, elsewhere, old, of_another):
+        path.touch()
+    os.utime(old, (1, 1))
+    write_json(tmp_path / "a.json", {})
+    assert {*tmp_path.iterdir()} == {running, elsewhere, of_another, tmp_path / "a.json"}
+
+
+def test_metadata_of_tensors_have_one_order(tmp_path):
+    path, facts = tmp_path / "a.safetensors", {name: f"{name}é" for name in "hgfedcba"}
+    save_file({"x": torch.arange(6.0), "y": torch.ones(2, 3)}, path, facts)
+    size = path.stat().st_size
+    order_metadata(path)
+    head = path.read_bytes()[8 : path.read_bytes().index(b"}")].decode()
+    assert re.findall('"(.)":', head) == sorted(facts) and path.stat().st_size == size
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == facts and file.get_tensor("x").tolist() == [0, 1, 2, 3, 4, 5]

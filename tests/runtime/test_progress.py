@@ -73,13 +73,23 @@ def test_a_plain_line_is_read_again(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_without_a_terminal_lines_are_written_as_they_come(capsys: pytest.CaptureFixture) -> None:
-    log = io.StringIO()
+    log = io.BytesIO()
     lines = ["[rank 0] train: 1/4 updates (25%) rate=1/s eta=3s\n", "[bold] of \x1b its own\n"]
     with Output(log) as shown:
         assert shown.environment == {}
         for line in lines * 3:
             shown.write(line)
-    assert capsys.readouterr().out == log.getvalue() == "".join(lines * 3)
+    assert capsys.readouterr().out == log.getvalue().decode() == "".join(lines * 3)
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(capsys: pytest.CaptureFixture) -> None:
+    # What is written to it finds no space left on the disk.
+    with Path("/dev/full").open("ab", buffering=0) as log, Output(log) as shown:
+        for _ in range(3):
+            shown.write("line\n")
+    said = capsys.readouterr()
+    assert said.out == "line\n" * 3
+    assert said.err == "/dev/full: no space left on the disk: the work goes on, its log has gaps\n"
 
 
 def test_a_stage_tells_the_bar_more_often_than_its_log(folder: Path) -> None:

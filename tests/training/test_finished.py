@@ -118,3 +118,16 @@ def test_what_an_older_file_does_not_say_is_another(
     older(results)
     write_json(run / "lm.json", results)
     assert not finished(shards, run)
+
+
+def test_a_start_with_nothing_to_do_removes_what_a_failed_save_left(
+    evaluated: Path, shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(evaluated, run)
+    last = newest(run)
+    # The disk failed between the last checkpoint's name and the end of the older ones.
+    shutil.copytree(last, last.with_name("step-00000001"))
+    with open_stage("train", plm_config(shards, run, *RESM, "train.keep_last=1")) as stage:
+        run_train(stage)
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == [last.name]

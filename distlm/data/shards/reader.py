@@ -23,6 +23,7 @@ from distlm.data.shards.wordpiece import WordPiece
 from distlm.errors import DistlmError
 from distlm.runtime.checked import Written
 from distlm.runtime.files import bytes_hash, file_hash, json_hash
+from distlm.system_errors import system_error
 
 T = TypeVar("T")
 Ids = npt.NDArray[np.int32]
@@ -176,7 +177,7 @@ class ShardRows:
                 assert stream is not None
                 parts.append(self._rows_of(shard, chunk, os.pread(stream.fileno(), chunk.bytes, chunk.offset)))
         except OSError as error:
-            raise DistlmError(f"{self.folder / name}.tar: cannot be read ({error})") from error
+            raise system_error(error, shard.path(self.folder)) from error
         finally:
             if stream is not None:
                 stream.close()

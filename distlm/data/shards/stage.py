@@ -11,7 +11,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from math import ceil
 from pathlib import Path
 
@@ -73,6 +73,8 @@ def run_shard(stage: Stage) -> ShardSummary:
     manifest = rank0_first(comm, lambda: finished_shards(folder, config))
     if manifest is not None:
         stage.require_whole(folder, rank0_first(comm, lambda: written_shards(folder)))
+        if comm.rank == 0:
+            _tidy(folder, manifest.plan)
         say(f"{_LABEL}: {folder} is complete with the same settings; nothing to do", comm.rank)
         return _summary(folder, manifest, already=True)
     rank0_first(comm, lambda: _refuse_foreign(folder))
@@ -319,6 +321,13 @@ def _write_units(
     return mine
 
 
+def _tidy(folder: Path, plan: ShardsPlan) -> None:
+    """Remove what only the making needed; what cannot be removed does no harm. On rank 0 only."""
+    for path in (*(marker_path(folder, unit.name) for unit in plan.all_units), folder / PLAN):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def _finish(
     folder: Path, plan: ShardsPlan, wordpiece: WordPiece, whole: dict[str, Shard], told: list[list[Shard]]
 ) -> ShardsManifest:
@@ -330,9 +339,7 @@ def _finish(
             raise DistlmError(f"shards: the {split} split gave no rows: its text has no words")
     manifest = ShardsManifest(plan, wordpiece.facts, by_split)
     manifest.write(folder)
-    for unit in plan.all_units:
-        marker_path(folder, unit.name).unlink(missing_ok=True)
-    (folder / PLAN).unlink(missing_ok=True)
+    _tidy(folder, plan)
     counts = ", ".join(f"{split} {sum(s.tokens for s in of_split):,}" for split, of_split in by_split.items())
     say(f"{_LABEL}: {folder}: {counts} tokens, vocabulary {len(wordpiece.pieces):,}")
     return manifest

@@ -13,6 +13,7 @@ from distlm.data.shards.records import TextFacts
 from distlm.data.text.rows import TableSource
 from distlm.data.text.stream import sha256_of
 from distlm.errors import DistlmError
+from distlm.system_errors import refuse
 
 _BATCH = 1000
 """Rows read at once."""
@@ -107,4 +108,5 @@ class ParquetSource(TableSource):
             yield
         # The library's errors are kinds of these.
         except (OSError, ValueError) as error:
+            refuse(error, self.path)
             raise DistlmError(f"{self.path}: damaged or cut .parquet file ({error}); get it again") from error

@@ -11,6 +11,7 @@ from distlm.data.text.hub import load_hub
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig
+from distlm.system_errors import refuse
 
 SQUAD_HUB = "rajpurkar/squad"
 _MISPLACED = 0.01
@@ -136,6 +137,7 @@ def _file_rows(path: Path, answered: bool = True) -> Iterator[_Row]:
         raw = path.read_bytes()
         tree = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
     except (OSError, EOFError, ValueError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: not a readable JSON file ({error}); get it again") from error
     place = str(path)
     try:

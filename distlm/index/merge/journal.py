@@ -28,7 +28,7 @@ class Journal:
         try:
             record = MergeJournal.read(self._path)
             return {int(unit): digest for unit, digest in record.units.items()} if record.key == self._key else {}
-        except (OSError, ValueError, DistlmError):
+        except (ValueError, DistlmError):
             return {}
 
     def save(self, units: dict[int, str], now: bool = False) -> None:

@@ -20,7 +20,8 @@ from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
 from distlm.runtime.checked import Written, problem
-from distlm.runtime.files import atomic_path, file_hash
+from distlm.runtime.files import atomic_path, file_hash, save_array
+from distlm.system_errors import refuse
 
 MARKER, WORDS = "losses.json", "dict.txt"
 
@@ -44,8 +45,8 @@ def write_losses(
     arrays: dict[str, npt.NDArray[Any]] = {"targets": np.asarray(targets, np.int32)}
     for name, array in (arrays | {part: -scores for part, scores in log_probs.items()}).items():
         path = place / f"{name}.npy"
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            np.save(stream, array)
+        with atomic_path(path) as temporary:
+            save_array(temporary, array)
         hashes[name] = file_hash(path)
     LossesFile(
         kind="losses", split=split, tokens=len(targets), dictionary=dictionary.hash, context_rule=context_rule,
@@ -93,6 +94,7 @@ class Losses:
             try:
                 arrays.append(np.load(path))
             except (OSError, ValueError) as error:
+                refuse(error, path)
                 raise DistlmError(f"{path}: missing or cut ({error}); run `distlm knn evaluate` again") from error
         return cls(folder, name, facts, *arrays)
 

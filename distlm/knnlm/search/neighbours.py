@@ -30,10 +30,10 @@ from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.search.records import NeighboursManifest, UnitFacts, UnitFile
 from distlm.runtime.checked import Written
-from distlm.runtime.files import file_hash, json_hash, sync_file, sync_folder
+from distlm.runtime.files import file_hash, json_hash, save_array, sync_file, sync_folder
 from distlm.runtime.question import asked_of_search
 from distlm.runtime.rundir import RunDir
-from distlm.system_errors import told
+from distlm.system_errors import refuse, told
 
 MANIFEST, PLAN, UNIT = "manifest.json", "plan.json", "unit.json"
 ARRAYS = ("queries", "targets", "log_probs", "ids", "distances", "values")
@@ -77,7 +77,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             hashes = {}
             for name, array in arrays.items():
                 path = temporary / f"{name}.npy"
-                np.save(path, array)
+                save_array(path, array)
                 sync_file(path)
                 hashes[name] = file_hash(path)
             UnitFile(rows=len(next(iter(arrays.values()))), hashes=hashes).write(temporary / UNIT)
@@ -95,6 +95,7 @@ def read_unit(folder: Path, mmap: bool = True) -> Unit:
         try:
             arrays[name] = np.load(path, mmap_mode="r" if mmap else None)
         except (OSError, ValueError) as error:
+            refuse(error, path)
             raise DistlmError(
                 f"{path}: missing or cut ({error}); remove {folder.parent} and run `distlm knn search` again"
             ) from error

@@ -19,6 +19,7 @@ from distlm.knnlm.search.neighbours import MANIFEST, PLAN, UNIT, sweep, unit_fol
 from distlm.knnlm.search.records import UnitFacts, UnitFile
 from distlm.runtime.files import bytes_below, require_free_disk
 from distlm.runtime.records import Record
+from distlm.system_errors import refuse
 
 
 class Filled(Protocol):
@@ -115,6 +116,7 @@ def read_array(folder: Path, manifest: Filled, number: int, name: str) -> npt.ND
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: missing or cut ({error}); remove {folder} and make it again") from error
     if len(array) != rows:
         raise DistlmError(f"{path}: {len(array)} rows, {MANIFEST} says {rows}; remove {folder} and make it again")

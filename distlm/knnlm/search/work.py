@@ -27,7 +27,7 @@ from distlm.knnlm.search.records import NeighboursManifest, NeighboursPlan, Self
 from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first, unit_distances
 from distlm.knnlm.search.source import Source
 from distlm.knnlm.search.units import UnitFolder
-from distlm.runtime.files import atomic_path
+from distlm.runtime.files import atomic_path, save_array
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class Group:
         """Write the distances of this group's pairs in one shard."""
         place = self.work.source.datastore.shards[shard]
         distances = self._scorer.shard(self.work.source.datastore.keys(place.index), place.first_row)
-        with atomic_path(self.work.scores_file(self.number, shard)) as temporary, temporary.open("wb") as stream:
-            np.save(stream, distances)
+        with atomic_path(self.work.scores_file(self.number, shard)) as temporary:
+            save_array(temporary, distances)
 
     @cached_property
     def _counts(self) -> np.ndarray[Any, Any]:

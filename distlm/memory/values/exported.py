@@ -18,6 +18,7 @@ from distlm.errors import DistlmError
 from distlm.memory.lookup import pieces
 from distlm.memory.usage import Usage, UsageCounts
 from distlm.memory.values.table import ValueTable
+from distlm.system_errors import refuse
 
 NAMES = {
     "retrieval.query.weight": "query.weight", "retrieval.query.bias": "query.bias", "retrieval.keys": "keys",
@@ -99,4 +100,5 @@ def _opened(stack: ExitStack, folder: Path) -> Iterator[tuple[Any, dict[str, str
             file = stack.enter_context(safe_open(path, framework="pt"))
             yield file, file.metadata() or {}
         except (OSError, SafetensorError) as error:
+            refuse(error, path)
             raise DistlmError(f"{path}: cut or damaged ({error}); copy the whole folder") from error

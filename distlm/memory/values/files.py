@@ -24,7 +24,8 @@ from distlm.errors import DistlmError
 from distlm.memory.lookup import pieces
 from distlm.memory.values.exported import is_exported, load_exported
 from distlm.memory.values.table import ValueTable
-from distlm.system_errors import AGAIN, reason
+from distlm.runtime.files import order_metadata
+from distlm.system_errors import AGAIN, reason, refuse
 
 _NAME = re.compile(r"memory-(\d+)-(\d+)-(\d+)\.safetensors")
 _PLANES = ("values", "exp_avg", "exp_avg_sq")
@@ -56,6 +57,7 @@ def save_table(table: ValueTable, folder: Path, layer: int, extra: Mapping[str, 
     path = folder / f"memory-{layer:02d}-{table.first:05d}-{table.last:05d}.safetensors"
     try:
         save_file(held, path, {name: str(fact) for name, fact in facts.items()})
+        order_metadata(path)
     except (OSError, SafetensorError) as error:
         what, mend = reason(error, path)
         raise DistlmError(f"{path}: the memory could not be written: {what}; {mend or AGAIN}") from error
@@ -162,6 +164,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
+        refuse(error, path)
         raise DistlmError(
             f"{path}: cut or damaged ({error}); delete {path.parent} to continue from the checkpoint before it"
         ) from error

@@ -39,6 +39,7 @@ from distlm.runtime.metrics import Values
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
+from distlm.system_errors import refuse
 from distlm.training.checkpoint import HIDDEN, Resume
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, zero_stage
 from distlm.training.job import Job, Kept, Text
@@ -272,6 +273,7 @@ def _best_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
+        refuse(error, folder / WEIGHTS)
         raise DistlmError(
             f"{folder}: fine-tuning starts from this checkpoint, which cannot be read ({error}); put it back"
         ) from error

@@ -106,6 +106,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
                 sync_file(path)
             sync_folder(temporary)
             temporary.rename(final)
-            sync_folder(final.parent)
+            try:
+                sync_folder(final.parent)
+            except OSError:
+                # What is there would be refused by the same command.
+                final.rename(temporary)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

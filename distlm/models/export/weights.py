@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from distlm.runtime.files import order_metadata
+
 LIMIT = 2 << 30
 """Bytes of a file: 2 GiB. A larger tensor has a file of its own."""
 INDEX = "model.safetensors.index.json"
@@ -41,6 +43,7 @@ def write_weights(
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         held = {each.name: _alone(each.make()) for each in pending}
         save_file(held, folder / name, {"format": "pt", **metadata})
+        order_metadata(folder / name)
         found |= dict.fromkeys(held, name)
     if len(files) > 1:
         total = sum(each.bytes for pending in files for each in pending)

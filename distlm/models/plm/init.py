@@ -19,6 +19,7 @@ from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
 from distlm.models.tensor_file import require_finite
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import resolve_world
+from distlm.system_errors import refuse
 
 _FFN = (".intermediate.", ".output.dense.", ".ffn.lin1.", ".ffn.lin2.")
 
@@ -107,6 +108,7 @@ def _pieces(name: str, path: Path) -> tuple[str, ...]:
             tokenizer = Tokenizer.from_file(str(path))
         # The library raises plain Exception.
         except Exception as error:
+            refuse(error, path)
             raise DistlmError(f"{path}: no tokenizer that can be read ({error}); get the checkpoint again") from error
         kind = type(tokenizer.model).__name__
         if kind == "WordPiece":

@@ -19,6 +19,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.tensor_file import require_tensor_file
 from distlm.models.transformer.config import TransformerConfig
+from distlm.system_errors import refuse
 
 _METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 _LAYER_NAMES = {
@@ -56,6 +57,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "c['model']}, 'model.pt')` and import that file"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: not a file of tensors: {error}") from error
     tensors = found.get("model") if isinstance(found, Mapping) else None
     if not isinstance(tensors, Mapping) or not tensors or not all(torch.is_tensor(value) for value in tensors.values()):

@@ -19,7 +19,7 @@ def rank0_first(comm: Comm, action: Callable[[], T]) -> T:
             result = action()
         except DistlmError as error:
             failure = error
-        except OSError as error:
+        except Exception as error:
             failure = _told(error)
     failure, result = comm.bcast((failure, result))
     if failure is not None:
@@ -36,7 +36,7 @@ def together(comm: Comm, action: Callable[[], T]) -> T:
         result = action()
     except DistlmError as error:
         failure = error
-    except OSError as error:
+    except Exception as error:
         failure = _told(error)
     failures = [item for item in comm.allgather(failure) if item is not None]
     if failures:
@@ -45,8 +45,8 @@ def together(comm: Comm, action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def _told(error: OSError) -> DistlmError:
-    """What the system refused, as an error for the user. Raises any other again."""
+def _told(error: Exception) -> DistlmError:
+    """What the system refused, whichever library says so, as an error for the user. Raises any other again."""
     if not of_system(error):
         raise error
     return system_error(error)

@@ -70,6 +70,26 @@ def test_it_is_refused_without_its_code_and_not_written_twice(model: HfLM, tmp_p
         export(model, tmp_path / "hf")
 
 
+def test_a_folder_whose_name_may_be_lost_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+
+    def broken(path: Path) -> None:
+        synced.append(path)
+        if path == tmp_path:
+            raise OSError(5, "Input/output error")
+
+    def fill(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("distlm.models.export.folder.sync_folder", broken)
+        with pytest.raises(DistlmError, match="/hf: input/output error"):
+            write_export(tmp_path / "hf", "hf", fill)
+    assert synced[-1] == tmp_path and not [*tmp_path.iterdir()]
+    write_export(tmp_path / "hf", "hf", fill)
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == b"weights"
+
+
 def test_a_memory_in_words() -> None:
     assert memory_words(reader_settings(vars(MEMORY), 32)) == (
         ", with shared and gated product-key memory (Lample et al. 2019) of 64 slots beside the feed-forward network "

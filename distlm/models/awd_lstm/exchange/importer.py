@@ -24,6 +24,7 @@ from distlm.models.awd_lstm.records import LstmState
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.models.io import load_model
 from distlm.runtime.rundir import RunDir
+from distlm.system_errors import refuse
 from distlm.training.records import fresh_state
 from distlm.training.start.imported import refuse_trained, write_first_checkpoint
 
@@ -75,4 +76,5 @@ def _read_words(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: no list of words, one per line: {error}") from error

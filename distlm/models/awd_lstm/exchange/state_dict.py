@@ -15,6 +15,7 @@ from distlm.errors import DistlmError
 from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID
 from distlm.models.tensor_file import require_tensor_file
+from distlm.system_errors import refuse
 
 _LAYER = re.compile(r"(?:0\.)?rnns\.(\d+)\.(?:module\.)?(weight_ih|weight_hh|bias_ih|bias_hh)_l0(_raw)?")
 _QRNN = re.compile(r"(?:0\.)?rnns\.\d+\.(?:module\.|layers\.\d+\.)*linear\.")
@@ -41,6 +42,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             "environment that wrote it run `torch.save(model.state_dict(), 'state.pt')` and import that file"
         ) from error
     except (RuntimeError, EOFError, OSError, safetensors.SafetensorError) as error:
+        refuse(error, path)
         raise DistlmError(f"{path}: not a file of tensors: {error}") from error
     if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
         found = found["model"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from distlm.errors import DistlmError
 from distlm.models.transformer.regularisers.encoder import MomentumEncoder
 from distlm.models.transformer.regularisers.tables import WordTable
+from distlm.system_errors import refuse
 
 ENCODER = "encoder.safetensors"
 _NAME = re.compile(r"words-(\d+)-of-(\d+)\.safetensors")
@@ -74,6 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
+        refuse(error, path)
         raise DistlmError(
             f"{path}: missing or damaged ({error}); delete {path.parent} to continue from the checkpoint before it"
         ) from error
