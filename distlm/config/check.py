@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from distlm.config.bounds import shown
 from distlm.config.schema import SPLITS, RunConfig
 from distlm.errors import UsageError
 from distlm.models.kind import Refuse
@@ -26,7 +27,7 @@ def check_values(config: RunConfig, where: str) -> None:
     """Raises UsageError naming the setting, its value and what would do; `where`: the recipe or file."""
 
     def refuse(key: str, value: object, mend: str) -> NoReturn:
-        raise UsageError(f"{where}: {key}={value!r}: {mend}")
+        raise UsageError(f"{where}: {key}={shown(value)}: {mend}")
 
     at_least(config, refuse, 1, _AT_LEAST_ONE)
     at_least(config, refuse, 0, _AT_LEAST_ZERO)
