@@ -52,6 +52,17 @@ def at_least(config: RunConfig, refuse: Refuse, least: int, keys: Sequence[str])
             )
 
 
+def at_most(config: RunConfig, refuse: Refuse, most: int, keys: Sequence[str]) -> None:
+    """Refuse settings above a bound."""
+    for key in keys:
+        if (value := _value(config, key)) > most:
+            refuse(key, int(value), f"must be at most {most}")
+
+
+MOST_LAYERS, MOST_WIDTH = 1000, 2**20
+"""Far beyond any model: the sizes of its tensors still fit 64 bits, and it can be described without memory."""
+
+
 def fractions(config: RunConfig, refuse: Refuse, keys: Sequence[str]) -> None:
     """Refuse settings outside [0, 1)."""
     for key in keys:

@@ -113,10 +113,10 @@ def _codebooks(factory: Factory, random: np.random.Generator) -> float:
     return float(inner.pq.M) * _all_cores(lambda: _seconds(lambda: means.train(keys)))
 
 
-def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float, float]:
-    """(keys per second, fixed seconds) of training all vector transforms."""
+def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float | None, float]:
+    """(keys per second, fixed seconds) of training all vector transforms; None and 0 where there are none."""
     if not transforms_of(factory.build()):
-        return float("inf"), 0.0
+        return None, 0.0
     few, many = (_vectors(random, rows, factory.width) for rows in counts)
 
     def train(keys: Array) -> float:

@@ -46,7 +46,7 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
         sample / rates.read_bytes_s
         + factory.sample * KMEANS_ITERATIONS / rates.kmeans_keys_s
         + rates.pq_s
-        + factory.sample / rates.transform_keys_s
+        + (factory.sample / rates.transform_keys_s if rates.transform_keys_s else 0.0)
         + rates.transform_fixed_s
     )
     turns = ceil(store.shards / ranks)
