@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from msgspec import UNSET
 
+from distlm.config.yaml_files import recorded_settings
 from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
@@ -178,6 +179,6 @@ def _config(run: RunDir) -> list[tuple[str, str]]:
     path = run.root / "config.yaml"
     if not path.exists():
         return []
-    tree = yaml.safe_load(path.read_text("utf-8"))
+    tree = recorded_settings(path)
     return [(name, yaml.safe_dump(part, sort_keys=False, allow_unicode=True)) for name, part in tree.items()
             if isinstance(part, dict)]  # fmt: skip

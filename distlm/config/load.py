@@ -13,7 +13,7 @@ import yaml
 from distlm.config.bounds import check_bounds, shown
 from distlm.config.check import check_values
 from distlm.config.fields import holds_once
-from distlm.config.recipe import Recipe, read_recipe, recipe_names
+from distlm.config.recipe import Recipe, is_there, read_recipe, recipe_names
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
@@ -255,7 +255,7 @@ def _as_argument(value: Any) -> str:
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
     """RECIPE and section.key=value arguments in any order → the recipe and the overrides. Raises UsageError."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not is_there(word)]
     recipes = [word for word in words if word not in overrides]
     if len(recipes) != 1:
         given = ", ".join(map(repr, recipes)) or "none"

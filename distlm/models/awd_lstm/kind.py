@@ -148,7 +148,7 @@ class AwdLstmKind(CausalKind):
         return state.stopped or lengths == (config.awd.epochs, config.awd.finetune_epochs)
 
     def may_grow(self, before: Mapping[str, Any], config: LstmRun, key: str) -> str:
-        if key == "awd.epochs" and before["awd"]["finetune_epochs"]:
+        if key == "awd.epochs" and before.get("awd", {}).get("finetune_epochs"):
             return (
                 "fine-tuning follows the epochs that were asked for; start from these weights with another run_dir= "
                 "and train.init_from="

@@ -48,7 +48,8 @@ def command(*words: object) -> Outcome:
     """`distlm WORDS` in this process."""
     given = tuple(map(str, words))
     code: object = "none"
-    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
+    output, errors = _stream(), _stream()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
             with _not_for_ever(), _environment_kept():
                 main(given)
@@ -56,7 +57,19 @@ def command(*words: object) -> Outcome:
             code = end.code
         except BaseException:
             errors.write(traceback.format_exc())
-    return Outcome(given, code, output.getvalue(), errors.getvalue())
+    return Outcome(given, code, _text(output), _text(errors))
+
+
+def _stream() -> io.TextIOWrapper:
+    """As a process has it: a text without a UTF-8 is an error where it is printed."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    raw = stream.buffer
+    assert isinstance(raw, io.BytesIO)
+    return raw.getvalue().decode("utf-8", "backslashreplace")
 
 
 def has_manners(outcome: Outcome, named: Sequence[str] = (), stopped: bool = False) -> None:
