@@ -8,11 +8,11 @@ from pathlib import Path
 import yaml
 from msgspec import UNSET
 
-from distlm.config.yaml_files import recorded_settings
 from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
 from distlm.analysis.questions import Answer, answers, table_rows
+from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import cache_words

@@ -4,9 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from distlm.config.yaml_files import recorded_settings
 from distlm.config.load import config_tree, leaf_fields
 from distlm.config.schema import RunConfig
+from distlm.config.yaml_files import recorded_settings
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir, stage_sections
 

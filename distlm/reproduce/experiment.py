@@ -28,8 +28,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from distlm.config.yaml_files import yaml_of
 from distlm.config.recipe import yaml_names
+from distlm.config.yaml_files import yaml_of
 from distlm.errors import UsageError
 from distlm.runtime.records import Part
 

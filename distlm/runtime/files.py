@@ -25,9 +25,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder; renamed to `path` when the block ends without an error.
 
     The data is fsynced before the rename, the folder after it, so that a crash leaves the old file or the new one.
-    Raises DistlmError, naming the file and the system's reason, when it cannot be written.
+    Raises DistlmError, naming the file and the system's reason, when it cannot be written, and for what is there and
+    is no file: a device would be replaced by one.
     """
     with told(path):
+        refuse_no_file(path, "something is to be written there")
         path.parent.mkdir(parents=True, exist_ok=True)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
@@ -90,15 +92,16 @@ def read_json(path: Path, what: str) -> Any:
     """Read JSON. Raises DistlmError naming the file when it is missing, no file, cut, or has an entry twice."""
     if not path.exists():
         raise DistlmError(f"{path}: no such file ({what})")
-    require_file(path, what)
+    refuse_no_file(path, what)
     try:
         return json_of(path.read_text("utf-8"))
     except ValueError as error:
         raise DistlmError(f"{path}: not valid JSON ({what}): {error}; delete it and run the stage again") from error
 
 
-def require_file(path: Path, what: str) -> None:
-    """Raises DistlmError for a folder, a pipe (which would be waited for) or a device in the place of a file."""
+def refuse_no_file(path: Path, what: str) -> None:
+    """Raises DistlmError for a folder, a pipe (which would be waited for) or a device in the place of a file; nothing
+    where there is nothing."""
     if not path.is_file() and path.exists():
         kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "a device or socket"
         raise DistlmError(f"{path}: is {kind}, and a file is needed there ({what}); remove it or choose another")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from distlm.runtime.files import json_of, require_file, unreadable
+from distlm.runtime.files import json_of, refuse_no_file, unreadable
 from distlm.system_errors import reason
 
 TRAIN_LOSS, TRAIN_PENALTY, TRAIN_NORM = "train/loss", "train/l2_penalty", "train/tap_norm"
@@ -173,7 +173,7 @@ class MetricsFile:
     def _lines(self) -> Iterator[Line]:
         if not self.path.exists():
             return
-        require_file(self.path, "the record of a run")
+        refuse_no_file(self.path, "the record of a run")
         with self.path.open("rb") as stream:
             for text in stream:
                 line = line_of(text)

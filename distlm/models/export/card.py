@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from msgspec import UNSET
 
-from distlm.config.yaml_files import recorded_settings
 from distlm.config.load import leaf_fields
 from distlm.config.schema import RunConfig
+from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import results_table

@@ -11,8 +11,8 @@ from distlm.runtime.records import CHECK, checksum
 from support.records import Keys
 
 VALUES: list[Any] = [
-    None, "", "x", " ", "a/b", "../x", "\ud800", [], [[]], {}, {"x": 1}, -1, 0, 1, 2, 10**6, 2**31, 2**63 - 1, 10**30, 1.5,
-    -0.5, 1e300, float("nan"), float("inf"), True, False, ["x"], [1, 2], "0" * 32,
+    None, "", "x", " ", "a/b", "../x", "\ud800", [], [[]], {}, {"x": 1}, -1, 0, 1, 2, 10**6, 2**31, 2**63 - 1, 10**30,
+    1.5, -0.5, 1e300, float("nan"), float("inf"), True, False, ["x"], [1, 2], "0" * 32,
 ]  # fmt: skip
 
 
