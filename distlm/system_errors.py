@@ -25,6 +25,7 @@ _MENDS = {
     errno.EIO: ("input/output error", f"the disk or its server fails: mend it {_AGAIN}"),
     errno.EMFILE: ("too many open files", f"raise the limit of a process (`ulimit -n`) {_AGAIN}"),
     errno.ENAMETOOLONG: ("file name too long", "choose a shorter one"),
+    errno.ELOOP: ("a link that leads back to itself", "remove it or choose another"),
 }  # fmt: skip
 """Number of an error → what it is called, and what helps."""
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")
@@ -83,6 +84,9 @@ def number_of(error: Exception, path: Path | None = None) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     text = str(error)
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):
+        # Of Path.resolve, up to Python 3.12.
+        return errno.ELOOP
     if found := _IN_TEXT.search(text):
         return int(found[1])
     for code in _MENDS:

@@ -47,11 +47,15 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         from_file = {key: value for key, value in from_file.items() if not holds_once(leaf_fields(cls)[key])}
         from_file["run_dir"] = str(Path(recipe))
     config = _build({**from_file, **from_command_line, _KIND: name}, from_command_line, found, cls)
-    check_bounds(config, lambda key, value, mend: _refuse(from_command_line, found, key, value, mend))
+
+    def refuse(key: str, value: object, mend: str) -> NoReturn:
+        _refuse(from_command_line, found, key, value, mend)
+
+    check_bounds(config, refuse)
     if not config.run_dir:
         config.run_dir = f"runs/{config.name}"
     kind(name).fill(config)
-    check_values(config, found.where)
+    check_values(config, refuse)
     return config
 
 

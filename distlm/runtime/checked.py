@@ -96,7 +96,7 @@ def _remember(root: Path, files: Iterable[Written]) -> None:
     }
     others = [one for one in _read(root) if one.name not in found and at - one.at <= KEPT_S]
     try:
-        CheckedFolder(folder=str(root.resolve()), files=[*others, *found.values()]).write(place)
+        CheckedFolder(folder=os.path.realpath(root), files=[*others, *found.values()]).write(place)
     except DistlmError:
         # It is a convenience: the files are read again the next time.
         return
@@ -105,7 +105,7 @@ def _remember(root: Path, files: Iterable[Written]) -> None:
 def _read(root: Path) -> list[CheckedFile]:
     place = _place(root)
     found = CheckedFolder.peek(place) if place is not None else None
-    return found.files if found is not None and found.folder == str(root.resolve()) else []
+    return found.files if found is not None and found.folder == os.path.realpath(root) else []
 
 
 def _name(root: Path, file: Written) -> str:
@@ -130,4 +130,4 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 def _place(root: Path) -> Path | None:
     home = cache_place(VARIABLE, "checked")
-    return home / f"{bytes_hash(str(root.resolve()).encode())}.json" if home is not None else None
+    return home / f"{bytes_hash(os.fsencode(os.path.realpath(root)))}.json" if home is not None else None

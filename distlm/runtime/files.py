@@ -7,15 +7,19 @@ import os
 import shutil
 import socket
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from distlm.errors import DistlmError
 from distlm.system_errors import told
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _CHUNK = 8 << 20
 
@@ -105,6 +109,24 @@ def refuse_no_file(path: Path, what: str) -> None:
     if not path.is_file() and path.exists():
         kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "a device or socket"
         raise DistlmError(f"{path}: is {kind}, and a file is needed there ({what}); remove it or choose another")
+
+
+def load_array(path: Path, mapped: bool = True) -> "npt.NDArray[Any]":
+    """The array of a .npy file, memory-mapped or in memory.
+
+    Raises OSError for a file that cannot be opened, DistlmError for what is no file, ValueError for anything that is no
+    such array: numpy has an error of its own for each.
+    """
+    import numpy as np
+
+    refuse_no_file(path, ".npy")
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (EOFError, zipfile.BadZipFile, OverflowError, SyntaxError, MemoryError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError("an archive of arrays (.npz)")
+    return found
 
 
 def json_of(text: str | bytes) -> Any:

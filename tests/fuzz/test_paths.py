@@ -21,7 +21,8 @@ SETTINGS = {
     "data.dictionary": ("data prepare",), "data.tokenizer": ("data prepare",), "train.init_from": ("train",),
     "train.deepspeed": ("train",), "datastore.folder": ("datastore write", "index build", "knn search"),
     "datastore.checkpoint": ("datastore write", "evaluate"), "index.folder": ("index build", "knn search"),
-    "index.name": ("index build", "index info"), "knn.folder": ("knn search", "knn tune"), "knn.extra_runs": ("knn tune",),
+    "index.name": ("index build", "index info"), "knn.folder": ("knn search", "knn tune"),
+    "knn.extra_runs": ("knn tune",),
 }  # fmt: skip
 """Setting that is a path or becomes one → stages that open it."""
 COMMANDS = (
