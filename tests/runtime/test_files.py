@@ -214,8 +214,10 @@ def test_lines_of_metrics_that_nobody_wrote_are_passed_over(tmp_path: Path) -> N
     metrics = MetricsFile(tmp_path / "metrics.jsonl")
     metrics.write("train", {"loss": 1.0}, step=1)
     with metrics.path.open("ab") as stream:
-        for text in (b"\xff\xfe", b"[" * 100_000, b'{"time": 1, "stage": "train", "step": [1], "loss": 2}', b"null", b"7",
-                     b'{"time": "x", "stage": "train"}', b'{"time": 1, "time": 1, "stage": "train"}'):  # fmt: skip
+        for text in (
+            b"\xff\xfe", b"[" * 100_000, b'{"time": 1, "stage": "train", "step": [1], "loss": 2}', b"null", b"7",
+            b'{"time": "x", "stage": "train"}', b'{"time": 1, "time": 1, "stage": "train"}',
+        ):  # fmt: skip
             stream.write(text + b"\n")
     metrics.write("train", {"loss": 2.0}, step=2)
     assert [line.step for line in metrics.read()] == [1, 2]
@@ -245,9 +247,10 @@ def test_a_link_that_leads_nowhere_may_be_written(tmp_path: Path) -> None:
     assert read_json(tmp_path / "value.json", "value") == {"a": 1}
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"PK\x03\x04", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x04\x00(((\n", b"text", b"\x80\x04K\x01."]
-)
+NO_ARRAYS = [b"", b"PK\x03\x04", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x04\x00(((\n", b"text", b"\x80\x04K\x01."]
+
+
+@pytest.mark.parametrize("data", NO_ARRAYS)
 def test_arrays_that_are_none(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     path.write_bytes(data)
