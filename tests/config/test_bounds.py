@@ -15,7 +15,7 @@ from distlm.errors import UsageError
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("train.lr=nan", "must be a finite number"), ("train.lr=inf", "must be a finite number"),
+        ("train.lr=.nan", "must be a finite number"), ("train.lr=.inf", "must be a finite number"),
         ("knn.lambdas=[0.1,.nan]", "must be a finite number"), ("train.lr=1e39", "infinite in single precision"),
         ("train.adam_eps=1e-40", "is 0 in single precision"), ("model.layers=null", "is null"),
         ("train.updates=9007199254740993", "must be at most 9007199254740992"),
@@ -69,7 +69,7 @@ def _raise(key: str, value: object, mend: str) -> None:
 
 
 def test_a_piece_of_a_tokenizer_may_be_a_line_feed() -> None:
-    assert load_config("hf", ['data.line_end="\\n"']).data.line_end == "\n"
+    assert load_config("hf", ["data.line_end=\n"]).data.line_end == "\n"
 
 
 def test_an_error_names_where_a_setting_stands(tmp_path) -> None:
