@@ -15,11 +15,14 @@ class _EachOnce(yaml.SafeLoader):
     """Of two equal keys one would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in seen:
                 line = key.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(problem=f"the key {key.value!r} is there twice (line {line})")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

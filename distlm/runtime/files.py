@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +123,7 @@ def load_array(path: Path, mapped: bool = True) -> "npt.NDArray[Any]":
     refuse_no_file(path, ".npy")
     try:
         found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (EOFError, zipfile.BadZipFile, OverflowError, SyntaxError, MemoryError) as error:
+    except (EOFError, zipfile.BadZipFile, OverflowError, SyntaxError, MemoryError, tokenize.TokenError) as error:
         raise ValueError(str(error)) from error
     if not isinstance(found, np.ndarray):
         raise ValueError("an archive of arrays (.npz)")
