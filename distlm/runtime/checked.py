@@ -41,6 +41,8 @@ def problem(file: Written) -> str:
         found = file_hash(file.path)
     except FileNotFoundError:
         return f"{file.path}: missing; {file.mend}"
+    except DistlmError as error:
+        return str(error)
     except OSError as error:
         return f"{file.path}: cannot be read ({error.strerror or error}); {file.mend}"
     if found == file.hash:

@@ -177,7 +177,8 @@ def _is_utf8(text: str) -> bool:
 
 
 def file_hash(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hex digits."""
+    """xxh3-128 of a file's bytes, as 32 hex digits. Raises DistlmError for what is there and is no file."""
+    refuse_no_file(path, "whose checksum is known")
     digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
