@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distlm.config.load import dump_config
+from distlm.config.load import dump_config, load_config
 from distlm.config.schema import RunConfig
 from support.config import config_of
 from support.finetune import hugging_face, settings, write_sst2
@@ -74,8 +74,9 @@ def bases(factory: pytest.TempPathFactory) -> dict[str, Callable[[], Base]]:
         return base("hf", found, CAUSAL)
 
     def hf_memory() -> Base:
-        made = made_run(factory, "gpt2", memory=True)
-        return base("hf-memory", made.config, CAUSAL[:2], ("memory", "hf", "train"))
+        tokens_dir = f"data.tokens_dir={Path(hf().config.run_dir) / 'tokens'}"
+        config = load_config(str(hf().recipe), [*MEMORY, tokens_dir, f"run_dir={run('hf-memory')}"])
+        return base("hf-memory", config, CAUSAL[:2], ("memory", "hf", "train"))
 
     def plm() -> Base:
         shards = made_once(factory, "fuzz-shards", tiny_shards) / "shards"
