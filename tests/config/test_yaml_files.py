@@ -16,7 +16,7 @@ BROKEN = {
     "a date that is none": ("name: 2026-99-99", "a value that YAML cannot read"),
     "a number without digits": ("name: !!int ''", "a value that YAML cannot read"),
     "an alias within itself": ("train: &a {updates: [*a]}", "nested too deep"),
-    "nested": ("[" * 5000 + "]" * 5000, "nested too deep"),
+    "nested": ("[" * 1500 + "]" * 1500, "nested too deep"),
     "an unknown alias": ("train: *nowhere", "undefined alias"),
     "a control character": ("name: a\x07b", "special characters are not allowed"),
     "a tab": ("train:\n\tlr: 1", "found character"),
@@ -55,6 +55,6 @@ def test_anchors_and_merges_are_yaml(tmp_path: Path) -> None:
 
 
 def test_a_long_list_of_values_is_no_path() -> None:
-    values = ",".join(f"{number / 1000:.3f}" for number in range(1000))
+    values = ",".join(f"{number / 1000:.3f}" for number in range(200))
     assert split_words(["demo", f"knn.lambdas=[{values}]"])[1] == [f"knn.lambdas=[{values}]"]
-    assert len(load_config("demo", [f"knn.lambdas=[{values}]"]).knn.lambdas) == 1000
+    assert len(load_config("demo", [f"knn.lambdas=[{values}]"]).knn.lambdas) == 200
