@@ -92,7 +92,7 @@ def test_open_run_and_verify(word: str, tmp_path: Path) -> None:
             assert "\n" not in str(error).replace(word, "")
 
 
-@times(25)
+@times(12)
 @given(data=st.data())
 def test_paths(data: st.DataObject, base: Base, tmp_path_factory: Factory) -> None:
     tried(data, base, tmp_path_factory.getbasetemp() / "fuzz-paths")

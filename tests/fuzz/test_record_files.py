@@ -146,13 +146,13 @@ def _records(run: Path) -> Iterator[Path]:
     )  # fmt: skip
 
 
-@times(300)
+@times(200)
 @given(data=st.data())
 def test_an_entry_of_a_record(data: st.DataObject, tmp_path_factory: Factory) -> None:
     entries(data, tmp_path_factory.getbasetemp())
 
 
-@times(10)
+@times(6)
 @given(data=st.data())
 def test_readers(data: st.DataObject, tmp_path_factory: Factory) -> None:
     readers(data, tmp_path_factory, tmp_path_factory.getbasetemp() / "fuzz-readers")

@@ -94,7 +94,7 @@ def _plan(config: RunConfig, verb: str) -> StagePlan:
     return found
 
 
-@times(60)
+@times(40)
 @given(data=st.data())
 def test_what_only_looks(data: st.DataObject, base, tmp_path_factory: pytest.TempPathFactory) -> None:
     # Those that are quickly made.
