@@ -245,7 +245,7 @@ def test_search_file_says_what_is_asked_in_vain(
     assert search_file(settings, SingleComm(), tmp_path / "queries.npy", tmp_path / "out.npz")
     assert "index search: knn.nprobe=10000 is more than the index's" in capsys.readouterr().err
     for search in ("index", "brute"):
-        settings.knn.k, settings.knn.search = len(keys) + 1, search  # type: ignore[assignment]
+        settings.knn.k, settings.knn.search = len(keys) + 1, search
         with pytest.raises(
             UsageError, match=rf"knn\.k={len(keys) + 1}: the datastore has {len(keys)} rows; lower knn\.k"
         ):
