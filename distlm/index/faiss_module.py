@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from distlm.errors import DistlmError
@@ -45,3 +46,14 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def for_faiss(path: Path) -> str:
+    """A path as faiss takes it. Raises DistlmError for a name that is no UTF-8, which it cannot be given."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DistlmError(
+            f"{ascii(str(path))[1:-1]}: its name is no UTF-8, and faiss cannot be given it; rename it"
+        ) from error
+    return str(path)

@@ -14,7 +14,7 @@ from distlm.index.build.encode import Encoder
 from distlm.index.build.sample import check_finite
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import for_faiss, require_faiss
 from distlm.index.layout import Array, IndexFolder, deserialise
 from distlm.index.records import PartRecord
 from distlm.index.state import merged_before
@@ -160,6 +160,6 @@ def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, min
     # An old sidecar must not vouch for the new part.
     folder.part_json(shard).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
-        require_faiss().write_index(index, str(temporary))
+        require_faiss().write_index(index, for_faiss(temporary))
         record = part_record(datastore, shard, template, temporary.stat().st_size, file_hash(temporary))
     record.write(folder.part_json(shard))

@@ -9,7 +9,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index.build.add import read_batches
 from distlm.index.build.encode import Encoder
 from distlm.index.build.sample import not_finite
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import for_faiss, require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.merge.part_file import open_part
 from distlm.index.records import AddedKeys, ExtendRecord
@@ -48,7 +48,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
                 done += len(batch)
                 progress.advance(len(batch))
     with atomic_path(out) as temporary:
-        require_faiss().write_index(grown, str(temporary))
+        require_faiss().write_index(grown, for_faiss(temporary))
         digest = file_hash(temporary)
     added = [AddedKeys(str(path.absolute()), len(vectors)) for path, vectors in files]
     record = ExtendRecord(rows=rows, first_id=first, xxh3=digest, extends=str(index.absolute()), keys=added)
