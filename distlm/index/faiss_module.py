@@ -62,7 +62,5 @@ def for_faiss(path: Path) -> str:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DistlmError(
-            f"{ascii(str(path))[1:-1]}: its name is no UTF-8, and faiss cannot be given it; rename it"
-        ) from error
+        raise DistlmError(f"{ascii(str(path))[1:-1]}: faiss takes no name that is no UTF-8; rename it") from error
     return str(path)
