@@ -52,7 +52,8 @@ def _installed(name: str) -> bool:
 def require_new(out: Path) -> None:
     """Raises DistlmError where no new index can be written to --out `out`: before any work for it."""
     refuse_no_file(out, "--out")
-    if out.exists():
+    # A link that leads nowhere is somebody's, too.
+    if os.path.lexists(out):
         raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
     for_faiss(out)
 

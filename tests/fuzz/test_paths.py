@@ -76,8 +76,8 @@ def tried(data: st.DataObject, base: Base, folder: Path) -> None:
 
 
 def _of_others(place: Path) -> dict[str, object]:
-    """What lies there and is nobody's to replace."""
-    paths = {name: place / name for name in THINGS if name not in ("empty", "closed", "dangling")}
+    """What lies there and is nobody's to replace; a link that leads nowhere may become a file."""
+    paths = {name: place / name for name in THINGS if name not in ("empty", "closed", "dangling", "loop")}
     return {name: (path.lstat().st_mode, path.read_bytes() if path.is_file() else None) for name, path in paths.items()}
 
 
