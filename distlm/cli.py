@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world: World | None = None
     # A name that is no UTF-8, or a λ where the terminal has no Greek, must not end what was about to be told.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+        # A stream that was put in the place of another may refuse to be looked at.
+        with suppress(OSError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     # torch's sockets warn of every host name that has no reverse entry.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
