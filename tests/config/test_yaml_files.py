@@ -16,7 +16,7 @@ BROKEN = {
     "a date that is none": ("name: 2026-99-99", "a value that YAML cannot read"),
     "a number without digits": ("name: !!int ''", "a value that YAML cannot read"),
     "an alias within itself": ("train: &a {updates: [*a]}", "nested too deep"),
-    "nested": ("[" * 1500 + "]" * 1500, "nested too deep"),
+    "nested": ("[" * 500 + "]" * 500, "nested too deep"),
     "an unknown alias": ("train: *nowhere", "undefined alias"),
     "a control character": ("name: a\x07b", "special characters are not allowed"),
     "a tab": ("train:\n\tlr: 1", "found character"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fuzz import command, has_manners, inside, times
-from support.fuzz.runs import Base, bases, ready_for
+from support.fuzz.runs import FINETUNE, Base, bases, ready_for
 from support.fuzz.values import words_for
 
 from distlm.config.load import leaf_fields, load_config
@@ -50,8 +50,9 @@ def looks(data: st.DataObject, base, folder: Path, names: Sequence[str] = NAMES)
     """What only looks: the configuration, and the plan of a stage."""
     found = base(data.draw(st.sampled_from(names)))
     changed = data.draw(changes(found))
-    verb = data.draw(st.sampled_from(["config", "config --diff", "run --dry-run",
-                                      *(f"{verb} --dry-run" for verb in found.verbs)]))  # fmt: skip
+    whole = [] if FINETUNE in found.verbs else ["run --dry-run"]
+    plans = [f"{verb} --dry-run" for verb in found.verbs]
+    verb = data.draw(st.sampled_from(["config", "config --diff", *whole, *plans]))
     with inside(folder):
         has_manners(
             command(*verb.split(), found.recipe, *(f"{key}={value}" for key, value in changed.items())), [*changed]
