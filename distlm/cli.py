@@ -1,10 +1,12 @@
 """The `distlm` command: `distlm VERB RECIPE [section.key=value ...]`, one verb per stage."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,12 @@ _TRACEBACK = "DISTLM_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exits 0 done, 1 error, 2 usage, 75 stopped after a checkpoint."""
     world: World | None = None
+    # A name that is no UTF-8, or a λ where the terminal has no Greek, must not end what was about to be told.
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that was put in the place of another may refuse to be looked at.
+        with suppress(OSError):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     # torch's sockets warn of every host name that has no reverse entry.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:

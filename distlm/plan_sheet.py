@@ -109,5 +109,5 @@ def _row(cost: Cost, ranks: int) -> tuple[str, ...]:
 
 def _rates_line(rates: Rates) -> str:
     shown = json.dumps({name: float(f"{value:.3g}") for name, value in structs.asdict(rates).items()
-                        if value not in (0, float("inf"))})  # fmt: skip
+                        if value})  # fmt: skip
     return shown.strip("{}").replace('"', "")

@@ -28,6 +28,7 @@ _MENDS = {
     errno.EMFILE: ("too many open files", f"raise the limit of a process (`ulimit -n`) {_AGAIN}"),
     errno.ENOMEM: ("cannot allocate memory", f"give the process more memory, or end others on this machine, {_AGAIN}"),
     errno.ENAMETOOLONG: ("file name too long", "choose a shorter one"),
+    errno.ELOOP: ("a link that leads back to itself", "remove it or choose another"),
 }  # fmt: skip
 """Number of an error → what it is called, and what helps."""
 _UNKNOWN = -1
@@ -106,6 +107,9 @@ def number_of(error: Exception, path: Path | None = None) -> int | None:
     if isinstance(error, FileNotFoundError):
         return errno.ENOENT
     text = str(error)
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from"):
+        # Of Path.resolve, up to Python 3.12.
+        return errno.ELOOP
     if found := _IN_TEXT.search(text):
         return int(found[1])
     for code in _MENDS:

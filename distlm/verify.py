@@ -153,7 +153,13 @@ def _named(path: Path, tree: dict[str, Any]) -> list[Written]:
     """The files whose checksums a record has. Raises DistlmError as the readers of such a folder."""
     for fits, files in _KINDS:
         if fits(path, tree):
-            return files(path, tree)
+            try:
+                return files(path, tree)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                # Its checksum is right: somebody has written it so.
+                raise DistlmError(
+                    f"{path}: does not name the files of its folder as such a record does ({error}); make it again"
+                ) from error
     return []
 
 

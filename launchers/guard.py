@@ -7,7 +7,6 @@ the run directory at that moment. A mark that stands still over `max_same_start`
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import SIDECARS, is_complete
 from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
+from distlm.runtime.files import json_of
 from distlm.runtime.rundir import RunDir
 from launchers.records import RestartLine
 from launchers.site import check_stage, load_site
@@ -97,10 +97,10 @@ def check_restart(
 def _read(path: Path) -> list[RestartLine]:
     """Lines of the record; a line that a kill cut short is passed over."""
     lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
+    for number, text in enumerate(path.read_text("utf-8", "replace").splitlines() if path.exists() else [], 1):
         try:
-            tree = json.loads(text)
-        except json.JSONDecodeError:
+            tree = json_of(text)
+        except ValueError:
             continue
         lines.append(RestartLine.of(tree, Path(f"{path}:{number}")))
     return lines

@@ -6,7 +6,6 @@ A line is a launchers.records.JobLine.
 """
 
 import argparse
-import json
 import os
 import socket
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from distlm.config.load import load_config, split_words
 from distlm.config.recipe import is_run_dir
 from distlm.errors import DistlmError, UsageError
+from distlm.runtime.files import json_of
 from distlm.runtime.rundir import RunDir
 from launchers.hosts.rank import process_start
 from launchers.records import JobLine, StartSpec
@@ -71,8 +71,8 @@ def submissions(run: RunDir) -> list[Submission]:
     found: dict[object, Submission] = {}
     for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         try:
-            tree = json.loads(text)
-        except json.JSONDecodeError:
+            tree = json_of(text)
+        except ValueError:
             # Cut by a kill.
             continue
         line = JobLine.of(tree, Path(f"{path}:{number}"))

@@ -50,7 +50,7 @@ def submit(options: argparse.Namespace) -> int:
     """Check, plan, and submit or show. Returns the exit code; raises DistlmError for what cannot work."""
     config = load_config(*split_words(options.words))
     # Jobs may start in another folder than this one.
-    config.run_dir = str(Path(config.run_dir).resolve())
+    config.run_dir = os.path.realpath(config.run_dir)
     run, front = RunDir.of(config), _front(options)
     site, source = load_site(options.site)
     chosen = choose_stages(options.stages, options.array)

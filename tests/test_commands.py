@@ -52,7 +52,7 @@ def test_metrics_as_csv_and_as_a_table(run: Path, capsys: pytest.CaptureFixture)
     assert rows[0] == ["time", "stage", "step", "name", "value"]
     assert [row[1:] for row in rows[1:3]] == [["index add", "", "rows", "7"], ["index add", "", "unit", "a,b"]]
     assert [row[2:] for row in rows if row[3] == "train/loss"] == [
-        ["1", "train/loss", "3.0"], ["2", "train/loss", "2.4"], ["3", "train/loss", "nan"],
+        ["1", "train/loss", "3.0"], ["2", "train/loss", "2.4"], ["3", "train/loss", ""],
         ["4", "train/loss", "0.30000000000000004"],
     ]  # fmt: skip
     assert {row[4] for row in rows if row[3] == "train/grad_norm"} == {""}

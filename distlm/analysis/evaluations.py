@@ -1,5 +1,6 @@
 """Evaluations of several runs by the names that a command line gives them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def open_evaluations(texts: Sequence[str], split: str, names: Sequence[str]) -> 
         folder, _, name = text.rpartition(":")
         if name not in NAMES:
             folder, name = text, ""
-        root = Path(folder).resolve()
+        root = Path(os.path.realpath(folder))
         if not root.is_dir():
             raise DistlmError(f"{folder}: there is no such run; give RUN_DIR or RUN_DIR:NAME, {' or '.join(NAMES)}")
         losses = RunDir(root).losses / split

@@ -12,6 +12,7 @@ from distlm.analysis import plots
 from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
 from distlm.analysis.pages import environment
 from distlm.analysis.questions import Answer, answers, table_rows
+from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
 from distlm.finetune.records import FinetuneResults
 from distlm.finetune.state import all_results
@@ -184,6 +185,6 @@ def _config(run: RunDir) -> list[tuple[str, str]]:
     path = run.root / "config.yaml"
     if not path.exists():
         return []
-    tree = yaml.safe_load(path.read_text("utf-8"))
+    tree = recorded_settings(path)
     return [(name, yaml.safe_dump(part, sort_keys=False, allow_unicode=True)) for name, part in tree.items()
             if isinstance(part, dict)]  # fmt: skip

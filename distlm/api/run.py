@@ -17,6 +17,7 @@ from distlm.config.recipe import RUN_CONFIG
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.rundir import RunDir
+from distlm.system_errors import told
 
 if TYPE_CHECKING:
     import torch
@@ -43,11 +44,12 @@ def open_run(path: str | os.PathLike[str], *settings: str, device: torch.device 
     Raises DistlmError when there is no run at `path`, UsageError for settings that a command would refuse, too.
     """
     root = Path(path)
-    if not (root / RUN_CONFIG).is_file():
-        there = "has no config.yaml, so it is no run directory" if root.is_dir() else "there is no such folder"
-        raise DistlmError(f"{root}: {there}; `distlm run RECIPE run_dir={shlex.quote(str(root))}` makes a run")
-    # A recipe of the package goes before a folder of its name; this is meant to be the folder.
-    return Run(load_config(str(path) if root.is_absolute() else f"./{root}", settings), device, settings)
+    with told(root):
+        if not (root / RUN_CONFIG).is_file():
+            there = "has no config.yaml, so it is no run directory" if root.is_dir() else "there is no such folder"
+            raise DistlmError(f"{root}: {there}; `distlm run RECIPE run_dir={shlex.quote(str(root))}` makes a run")
+        # A recipe of the package goes before a folder of its name; this is meant to be the folder.
+        return Run(load_config(str(path) if root.is_absolute() else f"./{root}", settings), device, settings)
 
 
 class Run:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from distlm.commands.shared import Add, Handler, config_of, one_line, print_once, refuse_ranks
+from distlm.commands.shared import Add, Handler, config_of, one_line, print_once, refuse_ranks, require_suffix
 from distlm.errors import EXIT_DONE, UsageError
 from distlm.runtime.ranks.world import World, refuse_script_body
 
@@ -73,6 +73,7 @@ def _index_search(options: argparse.Namespace, world: World) -> int:
     from distlm.runtime.ranks.comm import open_comm
     from distlm.runtime.stage import set_threads
 
+    require_suffix("--out", options.out, ".npz")
     config = config_of(options)
     refuse_script_body(world)
     set_threads(config.launch.threads, world)

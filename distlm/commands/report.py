@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from distlm.commands.shared import Add, config_of, print_once, refuse_ranks
+from distlm.commands.shared import Add, config_of, print_once, refuse_ranks, require_suffix
 from distlm.errors import EXIT_DONE, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import World
@@ -75,6 +75,7 @@ def _report_words(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.words import open_evaluation, word_changes, words_table, write_csv
     from distlm.runtime.rundir import RunDir
 
+    require_suffix("--out", options.out, ".csv")
     config = config_of(options)
     run, split = RunDir.of(config), options.split or config.knn.splits[0]
     before, after = (open_evaluation(text, run, split) for text in (options.before, options.after))
@@ -111,8 +112,7 @@ def _runs(options: argparse.Namespace, name: str) -> list[str]:
 
 
 def _picture(out: str) -> Path | None:
-    if out and not out.endswith(".png"):
-        raise UsageError(f"--out {out}: must end in .png; the data goes beside it")
+    require_suffix("--out", out, ".png")
     return Path(out) if out else None
 
 
@@ -121,6 +121,7 @@ def _generate(options: argparse.Namespace, world: World) -> int:
     from distlm.knnlm.generate.words import Sampling
 
     refuse_ranks(world, "generate", "is for one process")
+    require_suffix("--html", options.html, ".html")
     sampling = Sampling(
         options.tokens, options.greedy, options.seed, options.top_p, options.neighbours, options.context
     )  # fmt: skip

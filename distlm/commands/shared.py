@@ -45,3 +45,9 @@ def refuse_ranks(world: World, verb: str, why: str) -> None:
     """UsageError on several ranks."""
     if world.size > 1:
         raise UsageError(f"`distlm {verb}` {why}; start it once, not on {world.size} ranks")
+
+
+def require_suffix(option: str, path: str, suffix: str) -> None:
+    """UsageError for an output whose name says that it is something else: it replaces what is there."""
+    if path and not path.endswith(suffix):
+        raise UsageError(f"{option} {path}: must end in {suffix}")

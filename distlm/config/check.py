@@ -1,12 +1,10 @@
 """Values that have the right type and cannot work: refused at loading, before anything is started."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from distlm.config.schema import SPLITS, RunConfig
-from distlm.errors import UsageError
 from distlm.models.kind import Refuse
 from distlm.models.registry import kind
 
@@ -22,12 +20,8 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 
 
-def check_values(config: RunConfig, where: str) -> None:
-    """Raises UsageError naming the setting, its value and what would do; `where`: the recipe or file."""
-
-    def refuse(key: str, value: object, mend: str) -> NoReturn:
-        raise UsageError(f"{where}: {key}={value!r}: {mend}")
-
+def check_values(config: RunConfig, refuse: Refuse) -> None:
+    """Calls `refuse` with the setting, its value and what would do."""
     at_least(config, refuse, 1, _AT_LEAST_ONE)
     at_least(config, refuse, 0, _AT_LEAST_ZERO)
     at_least(config, refuse, -1, ("datastore.context_window",))
@@ -49,6 +43,17 @@ def at_least(config: RunConfig, refuse: Refuse, least: int, keys: Sequence[str])
                 int(value) if value == int(value) else value,
                 "must not be negative" if least == 0 else f"must be at least {least}",
             )
+
+
+def at_most(config: RunConfig, refuse: Refuse, most: int, keys: Sequence[str]) -> None:
+    """Refuse settings above a bound."""
+    for key in keys:
+        if (value := _value(config, key)) > most:
+            refuse(key, int(value), f"must be at most {most}")
+
+
+MOST_LAYERS, MOST_WIDTH = 1000, 2**20
+"""Far beyond any model: the sizes of its tensors still fit 64 bits, and it can be described without memory."""
 
 
 def fractions(config: RunConfig, refuse: Refuse, keys: Sequence[str]) -> None:
@@ -101,9 +106,9 @@ def _check_names(config: RunConfig, refuse: Refuse) -> None:
         refuse("name", config.name, "a name without / and no dot before it: it becomes the name of a folder")
     if not re.fullmatch(r"[\w.-]*", config.index.name) or config.index.name.startswith("."):
         refuse("index.name", config.index.name, "letters, digits, . _ and - alone: it is the name of a folder")
-    seen = {Path(config.run_dir).resolve(): "the run itself"}
+    seen = {os.path.realpath(config.run_dir): "the run itself"}
     for run in config.knn.extra_runs:
-        place = Path(run).resolve()
+        place = os.path.realpath(run)
         if place in seen:
             refuse("knn.extra_runs", config.knn.extra_runs, f"{run} is {seen[place]}; name other runs, each once")
         seen[place] = "there twice"

@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
+from distlm.config.bounds import check_bounds, shown
 from distlm.config.check import check_values
 from distlm.config.fields import holds_once
-from distlm.config.recipe import Recipe, read_recipe, recipe_names
+from distlm.config.recipe import Recipe, is_there, read_recipe, recipe_names
 from distlm.config.schema import RunConfig, sections_of
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
@@ -46,11 +47,21 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         from_file = {key: value for key, value in from_file.items() if not holds_once(leaf_fields(cls)[key])}
         from_file["run_dir"] = str(Path(recipe))
     config = _build({**from_file, **from_command_line, _KIND: name}, from_command_line, found, cls)
+
+    def refuse(key: str, value: object, mend: str) -> NoReturn:
+        _refuse(from_command_line, found, key, value, mend)
+
+    check_bounds(config, refuse)
     if not config.run_dir:
         config.run_dir = f"runs/{config.name}"
     kind(name).fill(config)
-    check_values(config, found.where)
+    check_values(config, refuse)
     return config
+
+
+def _refuse(from_command_line: Mapping[str, Any], recipe: Recipe, key: str, value: object, mend: str) -> NoReturn:
+    source = "command line" if key in from_command_line else recipe.places.get(key, recipe.where)
+    raise UsageError(f"{source}: {key}={shown(value)}: {mend}")
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
@@ -227,9 +238,8 @@ def _raise_for_the_key(
     for key, value in sorted(values.items(), key=lambda item: item[0] not in from_command_line):
         try:
             parser.parse_args([f"--{key}={_as_argument(value)}"])
-        except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-            source = "command line" if key in from_command_line else recipe.places.get(key, recipe.where)
-            raise UsageError(f"{source}: {key}={value!r}: expected {_type_name(leaf_fields(cls)[key].type)}") from error
+        except (jsonargparse.ArgumentError, ValueError, TypeError):
+            _refuse(from_command_line, recipe, key, value, f"expected {_type_name(leaf_fields(cls)[key].type)}")
 
 
 def _plain(namespace: Any, cls: type[RunConfig]) -> dict[str, Any]:
@@ -251,7 +261,7 @@ def _as_argument(value: Any) -> str:
 
 def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
     """RECIPE and section.key=value arguments in any order → the recipe and the overrides. Raises UsageError."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    overrides = [word for word in words if "=" in word and not is_there(word)]
     recipes = [word for word in words if word not in overrides]
     if len(recipes) != 1:
         given = ", ".join(map(repr, recipes)) or "none"

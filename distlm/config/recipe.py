@@ -4,6 +4,7 @@ A recipe may say `base: NAME_OR_FILE` and then only what differs; the base may h
 """
 
 import difflib
+import errno
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,8 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from distlm.config.yaml_files import yaml_of
 from distlm.errors import UsageError
 
 BASE = "base"
@@ -70,7 +70,17 @@ def is_run_dir(word: str) -> bool:
 
 def is_recipe(word: str) -> bool:
     """Whether a RECIPE argument names something that is there."""
-    return word in recipe_names() or Path(word).exists()
+    return word in recipe_names() or is_there(word)
+
+
+def is_there(word: str) -> bool:
+    """Whether a word is a path of something; one that is no possible path, as a long list of values, is none."""
+    try:
+        return Path(word).exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def read_recipe(recipe: str, sections: Set[str]) -> Recipe:
@@ -87,8 +97,8 @@ def _read(source: _Source, sections: Set[str], above: list[str]) -> Recipe:
     if where in above:
         raise UsageError(f"{where}: its base leads back to it ({' → '.join([*above, where])}); let one have no base")
     try:
-        tree = yaml.safe_load(source.text) or {}
-    except yaml.YAMLError as error:
+        tree = yaml_of(source.text) or {}
+    except ValueError as error:
         raise UsageError(f"{where}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{where}: expected sections and keys, found {type(tree).__name__}")

@@ -1,5 +1,6 @@
 """Which settings decide the token files, and whether a folder holds the token files of some settings."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ def token_settings(data: DataConfig) -> TokenSettings:
     """The settings that decide the token files, for this source."""
     settings = TokenSettings(data.source)
     if data.source == "folder":
-        settings.text_dir = str(Path(data.text_dir).resolve())
+        settings.text_dir = os.path.realpath(data.text_dir)
         if data.text_field != DataConfig.text_field:
             settings.text_field = data.text_field
     elif data.source == "hub":

@@ -53,6 +53,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
 
     unit = ROWS_PER_S
     keeps_best = False
+    RATE_OF_VALUES = "finetune.memory_lr"
     train: PlmTraining
     model: TaskModelConfig
     net: TaskModel
@@ -155,7 +156,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
             )
         step = self.step(rate)
         part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
-        return combine(part, (), micro, step, train.precision, _CALMER), rate
+        return combine(part, (), micro, step, train.precision, self.calmer(_CALMER)), rate
 
     def validation_due(self, state: FinetuneState) -> bool:
         """At the end of each epoch."""

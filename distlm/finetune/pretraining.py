@@ -4,10 +4,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distlm.config.load import config_tree, leaf_fields
 from distlm.config.schema import RunConfig
+from distlm.config.yaml_files import recorded_settings
 from distlm.runtime.progress import say
 from distlm.runtime.rundir import RunDir, stage_sections
 
@@ -45,7 +44,7 @@ def _recorded(config: RunConfig, run: RunDir) -> dict[str, Any]:
     defaults = config_tree(type(config)())
     for stage, held in _STAGES.items():
         path = run.root / "configs" / f"{stage}.yaml"
-        tree = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+        tree = recorded_settings(path)
         if tree.get("model", {}).get("kind") != config.model.kind:
             continue
         sections = {section for each in held for section in stage_sections(each, config.model.kind)}

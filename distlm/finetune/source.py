@@ -10,9 +10,9 @@ from typing import Any
 import safetensors
 import torch
 import xxhash
-import yaml
 from torch import Tensor
 
+from distlm.config.yaml_files import recorded_settings
 from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
@@ -242,8 +242,7 @@ def _wordpiece(config: FinetuneConfig, folder: Path, shards: Path, wanted: str, 
 def _shards_of(run: Path) -> Path:
     """Where the shards lie that a run directory was trained on."""
     path = run / "configs" / "train.yaml"
-    recorded = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    return Path((recorded.get("shards") or {}).get("folder") or run / "shards")
+    return Path(recorded_settings(path).get("shards", {}).get("folder") or run / "shards")
 
 
 def _hugging_face(config: FinetuneConfig) -> Source:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.errors import DistlmError
+from distlm.runtime.files import refuse_no_file
 
 _CPU = ("faiss-cpu",)
 _GPU = ("faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
@@ -54,3 +55,21 @@ def _installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def require_new(out: Path) -> None:
+    """Raises DistlmError where no new index can be written to --out `out`: before any work for it."""
+    refuse_no_file(out, "--out")
+    # A link that leads nowhere is somebody's, too.
+    if os.path.lexists(out):
+        raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
+    for_faiss(out)
+
+
+def for_faiss(path: Path) -> str:
+    """A path as faiss takes it. Raises DistlmError for a name that is no UTF-8, which it cannot be given."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DistlmError(f"{ascii(str(path))[1:-1]}: faiss takes no name that is no UTF-8; rename it") from error
+    return str(path)

@@ -1,6 +1,7 @@
 """Records of an index: of its template, its parts, the finished index, and of files that tools of an index write."""
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
 from msgspec import UNSET, UnsetType, field
 
@@ -237,8 +238,8 @@ class Rates(Part):
     """Keys through one iteration of coarse k-means per second."""
     pq_s: float
     """Seconds of training all codebooks; 0 without a product quantiser."""
-    transform_keys_s: float
-    """Keys per second through training of the transforms; infinite without."""
+    transform_keys_s: float | None
+    """Keys per second through training of the transforms; null without."""
     transform_fixed_s: float
     """Seconds that training the transforms takes besides (eigenvectors)."""
     write_bytes_s: float
@@ -256,6 +257,7 @@ class RatesFile(Record, kw_only=True):
     WHAT: ClassVar[str] = "measured rates"
     WRITER: ClassVar[str] = "distlm plan"
     READERS: ClassVar[tuple[str, ...]] = ("distlm plan",)
+    FORMAT: ClassVar[int] = 2
     MEND: ClassVar[str] = "remove it to measure again"
 
     factory: str
@@ -266,3 +268,11 @@ class RatesFile(Record, kw_only=True):
     """Keys that an index would be trained on."""
     rates: Rates
     """What was measured."""
+
+    @classmethod
+    def upgraded(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        # Format 1 had Infinity there, which is no JSON.
+        rates = tree.get("rates")
+        if isinstance(rates, dict) and rates.get("transform_keys_s") == math.inf:
+            tree = {**tree, "rates": {**rates, "transform_keys_s": None}}
+        return tree

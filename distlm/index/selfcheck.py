@@ -9,7 +9,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.encode import Encoder
 from distlm.index.factory import inverted_file
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import for_faiss, require_faiss
 from distlm.index.keys import gather_keys
 from distlm.index.layout import Array
 from distlm.system_errors import refuse
@@ -25,7 +25,7 @@ def open_mapped(path: Path, flags: int = 0) -> Any:
     """A faiss file memory-mapped for reading. Raises DistlmError when faiss cannot read it."""
     faiss = require_faiss()
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | flags)
+        return faiss.read_index(for_faiss(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY | flags)
     except RuntimeError as error:
         refuse(error, path)
         reason = str(error).rpartition("Error: ")[2].strip()

@@ -9,6 +9,8 @@ from distlm.models.kind import Refuse
 
 _INT32_ROOT = 46340
 """Half keys of which the square is still an int32."""
+_MOST = 2**20
+"""Far beyond any model: the sizes of its tensors still fit 64 bits."""
 
 
 def refuse_setting(key: str, value: object, mend: str) -> NoReturn:
@@ -26,6 +28,9 @@ def check_sizes(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
         refuse("memory.k", config.k, f"set 1 to memory.sub_keys={config.sub_keys}")
     if config.heads < 1:
         refuse("memory.heads", config.heads, "must be at least 1")
+    for name in ("key_width", "heads"):
+        if getattr(config, name) > _MOST:
+            refuse(f"memory.{name}", getattr(config, name), f"must be at most {_MOST}")
 
 
 def check_rule(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:

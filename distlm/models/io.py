@@ -21,6 +21,8 @@ from distlm.models.records import ModelCard
 from distlm.runtime.files import atomic_path, file_hash
 from distlm.system_errors import refuse
 
+_COPY = "copy the whole checkpoint folder, or use another checkpoint"
+
 
 def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, object]) -> None:
     """Write a model folder; `extra`: fields of its card, at least the dictionary's hash ("dictionary") and "step"."""
@@ -93,10 +95,25 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
     except safetensors.SafetensorError as error:
         refuse(error, path)
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error
-    model = model_for_weights(model_of_card(card), card.vocabulary)
+    model = _built(folder / CARD, card, len(weights))
     if problem := _differences(model, {name: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise DistlmError(f"{path}: weights do not fit the model that {CARD} describes: {problem}")
     return model, weights, card
+
+
+def _built(path: Path, card: ModelCard, tensors: int) -> Any:
+    """The model that model.json describes, which has not more layers than there are `tensors`. Raises DistlmError
+    naming the file when its numbers cannot be those of a model."""
+    layers = card.config.get("layers", 0)
+    if isinstance(layers, int) and layers > tensors:
+        raise DistlmError(f"{path}: config: {layers} layers, and {WEIGHTS} has {tensors} tensors in all; {_COPY}")
+    try:
+        return model_for_weights(model_of_card(card), card.vocabulary)
+    except (DistlmError, OSError):
+        raise
+    except Exception as error:
+        # Each library has an error of its own for sizes that cannot be.
+        raise DistlmError(f"{path}: config: no {card.kind} can be built so ({error}); {_COPY}") from error
 
 
 def card_parameters(card: ModelCard) -> int:

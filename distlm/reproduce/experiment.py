@@ -29,6 +29,7 @@ import msgspec
 import yaml
 
 from distlm.config.recipe import yaml_names
+from distlm.config.yaml_files import yaml_of
 from distlm.errors import UsageError
 from distlm.runtime.records import Part
 
@@ -174,8 +175,8 @@ def _told(plan: _Description) -> str:
 
 def _list(name: str, text: str) -> list[str | Number]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values = yaml_of(text)
+    except ValueError:
         values = None
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         raise UsageError(f"{name}={text}: expected a list of numbers, e.g. '{name}=[0, 0.5]'")

@@ -40,6 +40,8 @@ def problem(file: Written) -> str:
     """What is wrong with a file, with its path; empty: nothing. Reads all of it."""
     try:
         return difference(file, file_hash(file.path))
+    except DistlmError as error:
+        return str(error)
     except OSError as error:
         return unreadable(file, error)
 
@@ -107,7 +109,7 @@ def remember(root: Path, files: Iterable[Written]) -> None:
     }
     others = [one for one in _read(root) if one.name not in found and at - one.at <= KEPT_S]
     try:
-        CheckedFolder(folder=str(root.resolve()), files=[*others, *found.values()]).write(place)
+        CheckedFolder(folder=os.path.realpath(root), files=[*others, *found.values()]).write(place)
     except DistlmError:
         # It is a convenience: the files are read again the next time.
         return
@@ -116,7 +118,7 @@ def remember(root: Path, files: Iterable[Written]) -> None:
 def _read(root: Path) -> list[CheckedFile]:
     place = _place(root)
     found = CheckedFolder.peek(place) if place is not None else None
-    return found.files if found is not None and found.folder == str(root.resolve()) else []
+    return found.files if found is not None and found.folder == os.path.realpath(root) else []
 
 
 def _name(root: Path, file: Written) -> str:
@@ -141,4 +143,4 @@ def _state(path: Path) -> tuple[int, int, int]:
 
 def _place(root: Path) -> Path | None:
     home = cache_place(VARIABLE, "checked")
-    return home / f"{bytes_hash(str(root.resolve()).encode())}.json" if home is not None else None
+    return home / f"{bytes_hash(os.fsencode(os.path.realpath(root)))}.json" if home is not None else None

@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
 import stat
 import time
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,9 +32,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder; renamed to `path` when the block ends without an error.
 
     The data is fsynced before the rename, the folder after it, so that a crash leaves the old file or the new one.
-    Raises DistlmError, naming the file and the system's reason, when it cannot be written.
+    Raises DistlmError, naming the file and the system's reason, when it cannot be written, and for what is there and
+    is no file: a device would be replaced by one.
     """
     with told(path):
+        refuse_no_file(path, "something is to be written there")
         path.parent.mkdir(parents=True, exist_ok=True)
     _sweep_abandoned(path)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
@@ -105,9 +110,15 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, keys in the given order, so that equal content gives equal bytes."""
+    """Write JSON atomically, keys in the given order, so that equal content gives equal bytes.
+
+    Raises DistlmError naming the file and the entry that is not finite: JSON has no NaN, and a figure that does not
+    exist is null.
+    """
+    if found := unreadable(value):
+        raise DistlmError(f"{path}: not written: {found}; the numbers that it was computed from are not finite, either")
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def save_array(path: Path, array: "npt.ArrayLike") -> None:
@@ -139,17 +150,91 @@ def order_metadata(path: Path) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON; DistlmError naming the file when it is missing or cut."""
+    """Read JSON. Raises DistlmError naming the file when it is missing, no file, cut, or has an entry twice."""
+    if not path.exists():
+        raise DistlmError(f"{path}: no such file ({what})")
+    refuse_no_file(path, what)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise DistlmError(f"{path}: no such file ({what})") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json_of(path.read_text("utf-8"))
+    except ValueError as error:
         raise DistlmError(f"{path}: not valid JSON ({what}): {error}; delete it and run the stage again") from error
 
 
+def refuse_no_file(path: Path, what: str) -> None:
+    """Raises DistlmError for a folder, a pipe (which would be waited for) or a device in the place of a file; nothing
+    where there is nothing."""
+    if not path.is_file() and path.exists():
+        kind = "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "a device or socket"
+        raise DistlmError(f"{path}: is {kind}, and a file is needed there ({what}); remove it or choose another")
+
+
+def load_array(path: Path, mapped: bool = True) -> "npt.NDArray[Any]":
+    """The array of a .npy file, memory-mapped or in memory.
+
+    Raises OSError for a file that cannot be opened, DistlmError for what is no file, ValueError for anything that is no
+    such array: numpy has an error of its own for each.
+    """
+    import numpy as np
+
+    refuse_no_file(path, ".npy")
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (EOFError, zipfile.BadZipFile, OverflowError, SyntaxError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError("an archive of arrays (.npz)")
+    return found
+
+
+def json_of(text: str | bytes) -> Any:
+    """JSON of a text. Raises ValueError that says what is wrong with it; of two equal keys one would be lost."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the entry {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
+
+
+_LARGEST = 2**64
+"""What 64 bits do not hold."""
+
+
+def unreadable(value: Any, place: str = "") -> str:
+    """The first entry of a JSON tree that no record has: a number that is not finite or beyond 64 bits, or a text that
+    is no UTF-8; with its place, `a.b[3]`. Empty: there is none."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if found := unreadable(key, f"a key of {place or 'it'}") or unreadable(inner, f"{place}.{key}".lstrip(".")):
+                return found
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            if found := unreadable(inner, f"{place}[{number}]"):
+                return found
+    elif (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= _LARGEST):
+        return f"{place} is {value:.3g}, no number that can be recorded"
+    elif isinstance(value, str) and not value.isascii() and max(value) >= "\ud800" and not _is_utf8(value):
+        return f"{place} is {value[:50]!a}, which is no UTF-8"
+    return ""
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def file_hash(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hex digits."""
+    """xxh3-128 of a file's bytes, as 32 hex digits. Raises DistlmError for what is there and is no file."""
+    refuse_no_file(path, "whose checksum is known")
     digest = xxhash.xxh3_128()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -164,7 +249,7 @@ def bytes_hash(data: bytes) -> str:
 
 def json_hash(value: Any) -> str:
     """xxh3-128 of a JSON value with sorted keys: a fingerprint of settings."""
-    return bytes_hash(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
+    return bytes_hash(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def cache_place(variable: str, name: str) -> Path | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from distlm.runtime.files import json_of, refuse_no_file, unreadable
 from distlm.system_errors import reason
 
 TRAIN_LOSS, TRAIN_PENALTY, TRAIN_NORM = "train/loss", "train/l2_penalty", "train/tap_norm"
@@ -55,9 +56,11 @@ class Line:
 def line_of(text: str | bytes) -> Line | None:
     """A line as it was written; None for one that is cut, or no line of metrics."""
     try:
-        tree = json.loads(text)
+        tree = json_of(text)
         when, stage, step = tree.pop("time"), tree.pop("stage"), tree.pop("step", None)
         values = {name: value for name, value in tree.items() if value is None or isinstance(value, str | int | float)}
+        if not (step is None or type(step) is int):
+            return None
         return Line(float(when), str(stage), step, values)
     except (ValueError, AttributeError, KeyError, TypeError):
         return None
@@ -138,7 +141,9 @@ class MetricsFile:
         line: dict[str, object] = {"time": round(time.time(), 3), "stage": stage}
         if step is not None:
             line["step"] = step
-        text = json.dumps({**line, **values}) + "\n"
+        # JSON has no NaN: a figure that is none is null, as where there is none.
+        figures = {name: None if unreadable(value) else value for name, value in values.items()}
+        text = json.dumps({**line, **figures}) + "\n"
         try:
             with self.path.open("a+b") as stream:
                 # A kill or a full disk may have left half a line, which would take this one with it.
@@ -168,7 +173,8 @@ class MetricsFile:
     def _lines(self) -> Iterator[Line]:
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as stream:
+        refuse_no_file(self.path, "the record of a run")
+        with self.path.open("rb") as stream:
             for text in stream:
                 line = line_of(text)
                 if line is not None:

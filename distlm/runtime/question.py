@@ -9,13 +9,12 @@ answer the question that they were made for.
 """
 
 import glob
-import json
 import re
 from pathlib import Path
 
 from distlm.config.load import load_config
 from distlm.config.schema import IndexConfig, KnnConfig, RunConfig
-from distlm.runtime.files import atomic_path
+from distlm.runtime.files import atomic_path, json_of
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 _MANIFEST, _PLAN = "manifest.json", "plan.json"
@@ -131,7 +130,7 @@ def _kept_before(root: Path, config: RunConfig, split: str) -> int:
 def _facts(path: Path) -> dict[str, object]:
     """A JSON object; empty where there is none that can be read, which its reader will say."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json_of(path.read_text("utf-8")) if path.is_file() else {}
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from distlm.errors import DistlmError
-from distlm.runtime.files import json_hash, read_json, write_json
+from distlm.runtime.files import json_hash, json_of, read_json, unreadable, write_json
 
 _R = TypeVar("_R", bound="Record")
 _T = TypeVar("_T")
@@ -62,7 +62,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def peek(cls, path: Path) -> Self | None:
         """The record where there is one that can be read; None while it is missing or just being written."""
         try:
-            return cls.of_file(json.loads(path.read_text("utf-8")), path)
+            return cls.of_file(json_of(path.read_text("utf-8")), path) if path.is_file() else None
         except (OSError, ValueError, DistlmError):
             return None
 
@@ -94,6 +94,8 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                         "version that wrote it (code.json of the run names it) or make it again"
                     )
                 tree = {**older, "format": cls.FORMAT}
+        if found := unreadable(tree):
+            raise DistlmError(f"{path}: not a valid {cls.WHAT}: {found}; {cls.MEND}")
         try:
             return msgspec.convert(tree, cls)
         except msgspec.ValidationError as error:

@@ -29,11 +29,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distlm import __version__
 from distlm.config.load import config_tree, dump_config, leaf_fields, load_config
 from distlm.config.schema import RunConfig, sections_of
+from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError, UsageError
 from distlm.models.registry import kind, kind_names, not_causal
 from distlm.runtime import question
@@ -267,7 +266,7 @@ class RunDir:
         path = self.root / "configs" / f"{stage}.yaml"
         if not path.exists():
             return
-        before, now = yaml.safe_load(path.read_text("utf-8")), config_tree(config)
+        before, now = recorded_settings(path), config_tree(config)
         # A setting that is newer than the run had its default value then.
         defaults, sections = config_tree(type(config)()), stage_sections(stage, config.model.kind)
         changed = []
@@ -291,7 +290,7 @@ class RunDir:
 
 
 def _grows(item: dataclasses.Field[Any], old: Any, new: Any) -> bool:
-    return bool(item.metadata.get("length")) and new > old
+    return bool(item.metadata.get("length")) and isinstance(old, int) and bool(new > old)
 
 
 def code_version() -> CodeVersion:

@@ -5,7 +5,6 @@ clipping) belongs to `train.*`, and a file that sets it is refused, so that ther
 """
 
 import difflib
-import json
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from distlm.config.schema import TrainConfig
 from distlm.errors import DistlmError, UsageError
+from distlm.runtime.files import json_of
 
 OWNED = {
     "train_batch_size": "train.blocks_per_update",
@@ -110,8 +110,8 @@ def find_ds_config(name: str) -> Path:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise UsageError(
-        f"train.deepspeed={name}: no such DeepSpeed configuration{hint} "
-        f"Known: {', '.join(sorted(known)) or 'none'}; or give the path of a .json file"
+        f"train.deepspeed={name}: no such DeepSpeed configuration{hint}; "
+        f"known: {', '.join(sorted(known)) or 'none'}; or give the path of a .json file"
     )
 
 
@@ -127,8 +127,8 @@ def load_ds_config(name: str) -> DeepSpeedConfig:
     """
     path = find_ds_config(name)
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = json_of(path.read_text("utf-8"))
+    except ValueError as error:
         raise DistlmError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise DistlmError(f"{path}: expected an object with keys, found {type(config).__name__}")

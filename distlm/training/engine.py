@@ -352,5 +352,5 @@ def _import_muon_uncompiled() -> None:
 def _allow_fp16_on_cpu(deepspeed: Any, world: World) -> None:
     accelerator = deepspeed.accelerator.get_accelerator()
     if not accelerator.is_fp16_supported():
-        say("train.precision=fp16: this processor has no fp16 units, torch emulates them slowly; use fp32", world.rank)
+        say("fp16: this processor has no fp16 units, torch emulates them slowly; use fp32", world.rank)
         accelerator.is_fp16_supported = lambda: True

@@ -1,5 +1,6 @@
 """A byte that rots in any file with results is found by `distlm verify`, and before a stage prints a number from it."""
 
+import json
 import os
 import random
 import shutil
@@ -20,9 +21,10 @@ from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.runtime import checked
-from distlm.runtime.checked import Written, require_whole
+from distlm.runtime.checked import Written, problem, require_whole
 from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.records import CHECK, checksum
 from distlm.runtime.rundir import RunDir
 from distlm.training.loop import run_train
 from distlm.verify import parts_below, verify
@@ -196,3 +198,17 @@ def test_verify_is_a_command_for_runs_folders_and_files(tmp_path_factory: pytest
     assert distlm("verify", str(run / "datastore" / "keys-00000.npy")).returncode == 0
     nothing = distlm("verify", str(tmp_path / "nothing"), check=False)
     assert nothing.returncode == 1 and "no such file or folder" in nothing.stderr
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", [], ["x"], {}, {"x": None}, {"x": "y"}])
+def test_verify_of_a_record_that_names_no_files(value: object, tmp_path: Path) -> None:
+    tree = {"format": 1, "rows": 3, "hashes": value}
+    (tmp_path / "unit.json").write_text(json.dumps({**tree, CHECK: checksum(tree)}), "utf-8")
+    (part,) = parts_below(tmp_path)
+    problems = verify(SingleComm(), tmp_path, [part])
+    assert all(str(tmp_path) in found for found in problems) and bool(problems) == (value != {})
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.npy")
+    assert "a.npy: is a pipe" in problem(Written(tmp_path / "a.npy", "0" * 32, "copy it again"))

@@ -23,8 +23,10 @@ from distlm.runtime.files import (
     atomic_path,
     bytes_below,
     format_bytes,
+    load_array,
     order_metadata,
     read_json,
+    refuse_no_file,
     require_free_disk,
     sync_folder,
     write_json,
@@ -224,3 +226,69 @@ def test_metadata_of_tensors_have_one_order(tmp_path):
     assert re.findall('"(.)":', head) == sorted(facts) and path.stat().st_size == size
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == facts and file.get_tensor("x").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2**64, "a\ud800"])
+def test_what_json_has_not_is_not_written(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(DistlmError, match=rf"^{path}: not written: a\.b\[1\]\.c is "):
+        write_json(path, {"a": {"b": [1, {"c": value}]}})
+    assert read_json(path, "value") == {"old": 1}
+
+
+def test_a_figure_that_is_none_is_null_in_the_metrics(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.write("train", {"loss": float("nan"), "rate": float("inf"), "lr": 0.5, "name": "x"}, step=3)
+    assert "NaN" not in metrics.path.read_text("utf-8") and "Infinity" not in metrics.path.read_text("utf-8")
+    (line,) = metrics.read()
+    assert line.values == {"loss": None, "rate": None, "lr": 0.5, "name": "x"}
+
+
+def test_lines_of_metrics_that_nobody_wrote_are_passed_over(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.write("train", {"loss": 1.0}, step=1)
+    with metrics.path.open("ab") as stream:
+        for text in (
+            b"\xff\xfe", b"[" * 100_000, b'{"time": 1, "stage": "train", "step": [1], "loss": 2}', b"null", b"7",
+            b'{"time": "x", "stage": "train"}', b'{"time": 1, "time": 1, "stage": "train"}',
+        ):  # fmt: skip
+            stream.write(text + b"\n")
+    metrics.write("train", {"loss": 2.0}, step=2)
+    assert [line.step for line in metrics.read()] == [1, 2]
+
+
+SORTS = {
+    "folder": (lambda path: path.mkdir(), "is a folder"), "pipe": (os.mkfifo, "is a pipe"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_what_is_no_file_is_neither_read_nor_replaced(sort: str, tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    make, words = SORTS[sort]
+    make(path)
+    for act in (lambda: read_json(path, "value"), lambda: write_json(path, {}), lambda: load_array(path),
+                lambda: refuse_no_file(path, "value")):  # fmt: skip
+        with pytest.raises(DistlmError, match=rf"^{path}: {words}.*and a file is needed there"):
+            act()
+    assert path.is_symlink() or not path.is_file()
+
+
+def test_a_link_that_leads_nowhere_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "value.json").symlink_to("nowhere")
+    write_json(tmp_path / "value.json", {"a": 1})
+    assert read_json(tmp_path / "value.json", "value") == {"a": 1}
+
+
+NO_ARRAYS = [b"", b"PK\x03\x04", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x04\x00(((\n", b"text", b"\x80\x04K\x01."]
+
+
+@pytest.mark.parametrize("data", NO_ARRAYS)
+def test_arrays_that_are_none(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(data)
+    for mapped in (True, False):
+        with pytest.raises(ValueError):
+            load_array(path, mapped)

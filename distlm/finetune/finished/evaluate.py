@@ -18,6 +18,7 @@ import torch
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.job import EvaluationJob, train_config
+from distlm.finetune.names import own_names
 from distlm.finetune.plan import count_rows, model_sizes, of_tasks, plan_finetune_rows
 from distlm.finetune.predictions import say_missing, there, write_all
 from distlm.finetune.records import FinetuneSettings, Scores, SeedResult, TaskEvaluation
@@ -48,6 +49,7 @@ class Finished(NamedTuple):
     """None: not a model of this run's."""
 
 
+@own_names()
 def run_evaluate_finetuned(stage: Stage) -> dict[str, object]:
     """Score each model of each task on dev, and write predictions for dev and test.
 

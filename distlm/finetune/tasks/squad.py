@@ -1,7 +1,6 @@
 """SQuAD 1.1 (Rajpurkar et al. 2016): paragraphs, questions and answers, from its JSON files or the hub."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from distlm.data.text.hub import load_hub
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.hub import hub_rows, hub_split
 from distlm.models.plm.config import FinetuneConfig
+from distlm.runtime.files import json_of
 from distlm.system_errors import refuse
 
 SQUAD_HUB = "rajpurkar/squad"
@@ -135,7 +135,7 @@ def _files(data_dir: str, split: str) -> list[Path]:
 def _file_rows(path: Path, answered: bool = True) -> Iterator[_Row]:
     try:
         raw = path.read_bytes()
-        tree = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        tree = json_of(gzip.decompress(raw) if path.suffix == ".gz" else raw)
     except (OSError, EOFError, ValueError) as error:
         refuse(error, path)
         raise DistlmError(f"{path}: not a readable JSON file ({error}); get it again") from error

@@ -9,6 +9,7 @@ import xxhash
 from msgspec import UnsetType
 
 from distlm.errors import DistlmError, UsageError
+from distlm.index.faiss_module import require_new
 from distlm.index.layout import Array, Header, lists_header
 from distlm.index.merge.copy import read_at
 from distlm.index.merge.join import check_merged
@@ -27,8 +28,7 @@ def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> d
     names: parts that `index` was merged from, as INDEX.json names them. Returns rows, dropped and bytes.
     Memory: the longest list. Raises DistlmError for names or ranges that are not in the index, and when nothing stays.
     """
-    if out.exists():
-        raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
+    require_new(out)
     if not ranges and not names:
         raise UsageError("index drop: say what, with --ids LOW:HIGH … or --parts NAME …")
     part = open_part(index)

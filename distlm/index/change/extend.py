@@ -9,7 +9,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index.build.add import read_batches
 from distlm.index.build.encode import Encoder
 from distlm.index.build.sample import not_finite
-from distlm.index.faiss_module import write_index
+from distlm.index.faiss_module import require_new, write_index
 from distlm.index.layout import Array, deserialise
 from distlm.index.merge.part_file import open_part
 from distlm.index.records import AddedKeys, ExtendRecord
@@ -28,8 +28,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
     """
     if not keys:
         raise UsageError("index extend --keys: name the .npy files of the new keys")
-    if out.exists():
-        raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
+    require_new(out)
     part = open_part(index)
     first = part.rows if first_id < 0 else first_id
     grown = deserialise(part.state)

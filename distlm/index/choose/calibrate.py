@@ -115,10 +115,10 @@ def _codebooks(factory: Factory, random: np.random.Generator) -> float:
     return inner.pq.M / count * _seconds(lambda: codebooks(some, keys, _team(), factory.used))
 
 
-def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float, float]:
-    """(keys per second, fixed seconds) of training all vector transforms."""
+def _transforms(factory: Factory, random: np.random.Generator, counts: tuple[int, int]) -> tuple[float | None, float]:
+    """(keys per second, fixed seconds) of training all vector transforms; None and 0 where there are none."""
     if not transforms_of(factory.build()):
-        return float("inf"), 0.0
+        return None, 0.0
     few, many = (_held(_vectors(random, rows, factory.width)) for rows in counts)
 
     def train(held: Held) -> float:

@@ -57,7 +57,11 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
         sample / rates.read_bytes_s
         + trained_keys(factory) * KMEANS_ITERATIONS / (rates.kmeans_keys_s * ranks)
         + rates.pq_s / min(ranks, max(1, subspaces(factory)))
-        + factory.sample / (rates.transform_keys_s * (ranks if shared_transforms(factory) else 1))
+        + (
+            factory.sample / (rates.transform_keys_s * (ranks if shared_transforms(factory) else 1))
+            if rates.transform_keys_s
+            else 0.0
+        )
         + rates.transform_fixed_s
     )
     turns = ceil(store.shards / ranks)

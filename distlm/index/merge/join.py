@@ -17,7 +17,7 @@ import numpy as np
 from distlm.errors import DistlmError, UsageError
 from distlm.index.build.encode import transforms_of
 from distlm.index.factory import inverted_file
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import require_faiss, require_new
 from distlm.index.layout import Header
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.ids import IdBits, require_range
@@ -128,8 +128,7 @@ def _check_request(paths: Sequence[Path], out: Path, ids: Ids) -> None:
         if same is not None:
             raise DistlmError(f"--parts names {path} twice" + (f" (also as {same})" if same != path else ""))
         seen[status.st_dev, status.st_ino] = path
-    if out.exists():
-        raise DistlmError(f"--out {out}: is there already; remove it, or write to another file")
+    require_new(out)
     if not out.parent.is_dir():
         raise DistlmError(f"--out {out}: the folder {out.parent} does not exist; make it first")
     if ids == "shift" and list(paths) != natural_order(paths):

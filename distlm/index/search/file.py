@@ -5,18 +5,38 @@ from pathlib import Path
 
 import numpy as np
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import KnnConfig, RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import UsageError
-from distlm.index.layout import Array
+from distlm.index.layout import Array, IndexFolder
 from distlm.index.pairs import stored_values
+from distlm.index.records import TemplateRecord
 from distlm.index.search.searcher import brute_search, exactly_ordered, open_index
 from distlm.index.search.split import split_search
 from distlm.index.vectors import open_vectors
 from distlm.runtime.files import atomic_path
+from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.rundir import RunDir
+
+
+def refuse_vain(knn: KnnConfig, rows: int, nlist: int | None, verb: str, rank: int) -> None:
+    """Say what is asked in vain of a store of `rows` keys, and an index of `nlist` lists (None: no index).
+
+    Raises UsageError for more neighbours than there are keys.
+    """
+    if knn.k > rows:
+        raise UsageError(f"knn.k={knn.k}: the datastore has {rows} rows; lower knn.k")
+    if nlist is not None and knn.nprobe > nlist:
+        say(f"{verb}: knn.nprobe={knn.nprobe} is more than the index's {nlist} lists: all are searched", rank)
+
+
+def _refuse_vain(config: RunConfig, datastore: Datastore, comm: Comm) -> None:
+    template = IndexFolder(RunDir.of(config).index).template_json
+    # Without one there is no index, which is said where it is opened.
+    lists = TemplateRecord.read(template).nlist if config.knn.search == "index" and template.exists() else None
+    refuse_vain(config.knn, datastore.rows, lists, "index search", comm.rank)
 
 
 def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, int | float | str] | None:
@@ -24,7 +44,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
 
     k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks
     each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError for a file
-    that is no .npy of that shape and for an unfinished or foreign index.
+    that is no .npy of that shape and for an unfinished or foreign index, UsageError for more neighbours than keys.
     """
     start = time.monotonic()
     vectors = together(comm, lambda: open_vectors(queries))
@@ -33,6 +53,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     if knn.search == "brute" and comm.size > 1:
         raise UsageError("knn.search=brute compares with every key in one process; start it on one rank")
     found: tuple[Array, Array] | None
+    together(comm, lambda: _refuse_vain(config, datastore, comm))
     if knn.search == "brute":
         found = brute_search(datastore, vectors, knn.k)
     elif comm.size > 1:

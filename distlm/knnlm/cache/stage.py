@@ -15,7 +15,8 @@ from distlm.knnlm.search.neighbours import written_units
 from distlm.knnlm.search.stage import in_rounds
 from distlm.knnlm.search.states import COMMAND, StatesWork
 from distlm.knnlm.search.units import UnitFolder
-from distlm.models.card import model_fingerprint
+from distlm.models.card import model_fingerprint, model_of_card, read_model_card
+from distlm.models.described import causal, require_tap
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, TOKENS_PER_S
 from distlm.runtime.progress import say
@@ -46,7 +47,10 @@ def run_cache(stage: Stage) -> dict[str, float]:
 def _plan(stage: Stage) -> list[StatesWork]:
     config, run = stage.config, stage.run
     tokens = TokenFiles.open(run.tokens(config))
-    model = model_fingerprint(run.model_checkpoint(config))
+    checkpoint = run.model_checkpoint(config)
+    model, cache = model_fingerprint(checkpoint), config.cache
+    key = "cache.tap" if cache.tap else "datastore.tap"
+    require_tap(causal(model_of_card(read_model_card(checkpoint))), cache.tap or config.datastore.tap, key)
     works = [StatesWork(config, run, tokens, model, split) for split in config.knn.splits]
     for work in works:
         check_windows(config.cache, work.split, work.tokens)

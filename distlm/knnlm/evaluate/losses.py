@@ -20,7 +20,7 @@ from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import LossesFile
 from distlm.knnlm.scoring import Floats
 from distlm.runtime.checked import Written, problem
-from distlm.runtime.files import atomic_path, file_hash, save_array
+from distlm.runtime.files import atomic_path, file_hash, load_array, save_array
 from distlm.system_errors import refuse
 
 MARKER, WORDS = "losses.json", "dict.txt"
@@ -92,7 +92,7 @@ class Losses:
             if found := problem(Written(path, facts.hashes[part], "run `distlm knn evaluate` again")):
                 raise DistlmError(found)
             try:
-                arrays.append(np.load(path))
+                arrays.append(load_array(path, mapped=False))
             except (OSError, ValueError) as error:
                 refuse(error, path)
                 raise DistlmError(f"{path}: missing or cut ({error}); run `distlm knn evaluate` again") from error

@@ -30,7 +30,7 @@ from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.search.records import NeighboursManifest, UnitFacts, UnitFile
 from distlm.runtime.checked import Written
-from distlm.runtime.files import file_hash, json_hash, save_array, sync_file, sync_folder
+from distlm.runtime.files import file_hash, json_hash, load_array, save_array, sync_file, sync_folder
 from distlm.runtime.question import asked_of_search
 from distlm.runtime.rundir import RunDir
 from distlm.system_errors import refuse, told
@@ -93,7 +93,7 @@ def read_unit(folder: Path, mmap: bool = True) -> Unit:
     for name in ARRAYS:
         path = folder / f"{name}.npy"
         try:
-            arrays[name] = np.load(path, mmap_mode="r" if mmap else None)
+            arrays[name] = load_array(path, mmap)
         except (OSError, ValueError) as error:
             refuse(error, path)
             raise DistlmError(

@@ -13,7 +13,7 @@ from functools import partial
 
 from msgspec import UnsetType
 
-from distlm.errors import UsageError
+from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST
@@ -80,11 +80,8 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
 
 def _check_asked(source: Source) -> None:
     """Say what is asked in vain. Raises UsageError for more neighbours than there are keys."""
-    knn, index, rows = source.knn, source.index, source.datastore.rows
-    if knn.k > rows:
-        raise UsageError(f"knn.k={knn.k}: the datastore has {rows} rows; lower knn.k")
-    if index is not None and knn.nprobe > index.nlist:
-        say(f"knn search: knn.nprobe={knn.nprobe} is more than the index's {index.nlist} lists: all are searched")
+    lists = None if source.index is None else source.index.nlist
+    refuse_vain(source.knn, source.datastore.rows, lists, "knn search", rank=0)
 
 
 def _served(run: RunDir, work: SplitWork) -> bool:

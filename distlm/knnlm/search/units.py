@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from distlm.errors import DistlmError
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN, UNIT, sweep, unit_folder, write_arrays
 from distlm.knnlm.search.records import UnitFacts, UnitFile
-from distlm.runtime.files import bytes_below, require_free_disk
+from distlm.runtime.files import bytes_below, load_array, require_free_disk
 from distlm.runtime.records import Record
 from distlm.system_errors import refuse
 
@@ -114,7 +113,7 @@ def read_array(folder: Path, manifest: Filled, number: int, name: str) -> npt.ND
     """One array of one unit, memory-mapped. Raises DistlmError when it is cut or has other rows."""
     path, rows = unit_folder(folder, number) / f"{name}.npy", manifest.units[number].rows
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        array: npt.NDArray[Any] = load_array(path)
     except (OSError, ValueError) as error:
         refuse(error, path)
         raise DistlmError(f"{path}: missing or cut ({error}); remove {folder} and make it again") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from distlm.config.check import at_least, fractions, lengths
+from distlm.config.check import MOST_LAYERS, MOST_WIDTH, at_least, at_most, fractions, lengths
 from distlm.errors import DistlmError, UsageError
 from distlm.models.awd_lstm.config import LstmConfig, LstmRun
 from distlm.models.awd_lstm.records import LstmCard, LstmState
@@ -60,6 +60,8 @@ class AwdLstmKind(CausalKind):
             "awd.epochs", "awd.nonmono", "awd.valid_batch",
         ))  # fmt: skip
         at_least(config, refuse, 0, ("awd.micro_batch", "awd.ar", "awd.tar", "awd.finetune_epochs", "awd.log_interval"))
+        at_most(config, refuse, MOST_LAYERS, ("lstm.layers",))
+        at_most(config, refuse, MOST_WIDTH, ("lstm.width", "lstm.hidden_width"))
         fractions(config, refuse, (
             "lstm.embedding_dropout", "lstm.input_dropout", "lstm.hidden_dropout", "lstm.output_dropout",
             "lstm.weight_dropout",
@@ -146,7 +148,7 @@ class AwdLstmKind(CausalKind):
         return state.stopped or lengths == (config.awd.epochs, config.awd.finetune_epochs)
 
     def may_grow(self, before: Mapping[str, Any], config: LstmRun, key: str) -> str:
-        if key == "awd.epochs" and before["awd"]["finetune_epochs"]:
+        if key == "awd.epochs" and before.get("awd", {}).get("finetune_epochs"):
             return (
                 "fine-tuning follows the epochs that were asked for; start from these weights with another run_dir= "
                 "and train.init_from="

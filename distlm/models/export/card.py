@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from distlm.config.load import leaf_fields
 from distlm.config.schema import RunConfig
+from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import results_table
@@ -86,7 +87,7 @@ def training(config: RunConfig, run: RunDir, checkpoint: Path) -> str:
         lines = [f"Imported from {Path(card.imported_from).name}; {card.step or 0:,} updates with distlm since."]
     recorded = run.root / "configs" / "train.yaml"
     if recorded.is_file():
-        tree = yaml.safe_load(recorded.read_text("utf-8"))
+        tree = recorded_settings(recorded)
         lines += ["", "Settings:", "", fenced(yaml.safe_dump(_deciding(tree, config), sort_keys=False), "yaml")]
     lines += ["", f"Exported by distlm {code.distlm}{f' ({code.git})' if code.git else ''}."]
     return "\n".join(lines).strip()

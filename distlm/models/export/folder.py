@@ -10,6 +10,7 @@ FOLDER/
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +86,7 @@ def plain_config(folder: Path) -> dict[str, Any] | None:
 def require_new(folder: Path) -> Path:
     """The folder itself, links followed. Raises DistlmError when there is something in it."""
     # It may be "." or a link.
-    final = folder.resolve()
+    final = Path(os.path.realpath(folder))
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise DistlmError(f"{folder}: {'not empty' if final.is_dir() else 'a file'}; give another folder, or remove it")
     return final

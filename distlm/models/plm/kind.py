@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from distlm.config.check import adam, at_least, fractions
+from distlm.config.check import MOST_LAYERS, MOST_WIDTH, adam, at_least, at_most, fractions
 from distlm.config.check import shares as check_shares
 from distlm.config.training_check import check_updates, updates_in_small
 from distlm.memory.check import check_fresh_ffn, check_places, check_section
@@ -115,6 +115,8 @@ def _check_shards(config: PlmRun, refuse: Refuse) -> None:
 def _check_backbone(config: PlmRun, refuse: Refuse) -> None:
     plm = config.plm
     at_least(config, refuse, 1, ("plm.layers", "plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions"))
+    at_most(config, refuse, MOST_LAYERS, ("plm.layers",))
+    at_most(config, refuse, MOST_WIDTH, ("plm.width", "plm.heads", "plm.ffn_width", "plm.max_positions"))
     fractions(config, refuse, ("plm.dropout", "plm.attention_dropout"))
     if plm.width % plm.heads:
         refuse("plm.width", plm.width, f"must be a multiple of plm.heads={plm.heads}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from distlm.config.check import at_least, fractions, lengths
+from distlm.config.check import MOST_LAYERS, MOST_WIDTH, at_least, at_most, fractions, lengths
 from distlm.config.training_check import check_blocks
 from distlm.errors import UsageError
 from distlm.memory.check import check_fresh_ffn, check_places, check_section
@@ -51,6 +51,8 @@ class Transformer(BlocksKind):
             "model.layers", "model.width", "model.heads", "model.ffn_width", "model.factor", "model.max_positions",
             "train.queue_length",
         ))  # fmt: skip
+        at_most(config, refuse, MOST_LAYERS, ("model.layers",))
+        at_most(config, refuse, MOST_WIDTH, ("model.width", "model.heads", "model.ffn_width"))
         fractions(config, refuse, (
             "model.dropout", "model.attention_dropout", "model.activation_dropout", "model.softmax_dropout",
             "train.encoder_momentum",

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from msgspec import UNSET, structs
@@ -70,6 +70,8 @@ def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder
 class MemoryJob(Job[S]):
     """A job whose model `net` may have `memories`."""
 
+    RATE_OF_VALUES: ClassVar[str] = "memory.lr"
+    """The setting of their learning rate."""
     net: Any
     values: SparseValueOptimizer
     """Of the memories' values; made with the objective."""
@@ -90,6 +92,10 @@ class MemoryJob(Job[S]):
     def memories(self) -> Memories:
         """Layer → memory; a model may have none, and not know the word."""
         return getattr(self.net, "memories", {})
+
+    def calmer(self, advice: str) -> str:
+        """What helps where a training diverges: the rate of the memories' values is one of its own."""
+        return advice.replace(".lr", f".lr or {self.RATE_OF_VALUES}", 1) if self.memories else advice
 
     @abstractmethod
     def build(self) -> Any:

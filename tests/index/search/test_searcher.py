@@ -8,7 +8,7 @@ import pytest
 from support.index import WIDTH, config, one_process_build, one_rank, vectors, write_store
 
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 from distlm.index import SearchIndex, brute_search, exact_distances, open_index, run_index_build
 from distlm.index.keys import gather_keys
 from distlm.index.search.file import search_file
@@ -233,6 +233,23 @@ def test_search_file(built: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     np.save(tmp_path / "ints.npy", np.zeros((2, WIDTH), np.int64))
     with pytest.raises(DistlmError, match=r"ints.npy: holds int64 \(2, 32\)"):
         search_file(settings, SingleComm(), tmp_path / "ints.npy", tmp_path / "out.npz")
+
+
+def test_search_file_says_what_is_asked_in_vain(
+    built: tuple[Path, np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, keys = built
+    np.save(tmp_path / "queries.npy", keys[:2])
+    settings = config(folder)
+    settings.knn.k, settings.knn.nprobe = 5, 10_000
+    assert search_file(settings, SingleComm(), tmp_path / "queries.npy", tmp_path / "out.npz")
+    assert "index search: knn.nprobe=10000 is more than the index's" in capsys.readouterr().err
+    for search in ("index", "brute"):
+        settings.knn.k, settings.knn.search = len(keys) + 1, search
+        with pytest.raises(
+            UsageError, match=rf"knn\.k={len(keys) + 1}: the datastore has {len(keys)} rows; lower knn\.k"
+        ):
+            search_file(settings, SingleComm(), tmp_path / "queries.npy", tmp_path / "out.npz")
 
 
 def test_refusals_of_open(built: tuple[Path, np.ndarray], tmp_path: Path) -> None:
