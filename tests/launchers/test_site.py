@@ -105,13 +105,18 @@ def test_flags_are_one_line_that_the_shell_may_split():
 
 
 def test_setup_is_shell_that_can_be_evaluated(nowhere):
-    (nowhere / "site.yaml").write_text("setup: ['X=1']\nenv: {GREETING: \"it's $HOME\"}\nmpi: pmi2\n", "utf-8")
+    (nowhere / "site.yaml").write_text(
+        "setup: ['X=1']\nenv: {GREETING: \"it's $HOME\"}\nmpi: pmi2\n"
+        "srun: [--cpu-bind=cores, '--comment=two words']\npython: /shared/run python3\n", "utf-8",
+    )
     lines = site_command("setup")
     assert lines.returncode == 0
     echoed = subprocess.run(
-        ["sh", "-c", f'{lines.stdout}\necho "$X $GREETING $SLURM_MPI_TYPE"'], capture_output=True, text=True
+        ["bash", "-c", f'{lines.stdout}\necho "$X $GREETING $SLURM_MPI_TYPE ${{#SRUN[@]}} ${{SRUN[0]}} ${{PYTHON[@]}}"'],
+        capture_output=True,
+        text=True,
     )
-    assert echoed.stdout == "1 it's $HOME pmi2\n"
+    assert echoed.stdout == "1 it's $HOME pmi2 2 --cpu-bind=cores /shared/run python3\n"
 
 
 def test_the_command_shows_refuses_and_exits(nowhere):

@@ -62,9 +62,9 @@ def test_each_job_waits_for_the_one_before_it():
         ("prepare", 1, 1, 0, ()),
         ("train", 2, 4, 4, ("prepare",)),
         ("datastore", 2, 4, 4, ("train",)),
-        ("index-train", 2, 4, 4, ("datastore",)),
+        ("index-train", 1, 4, 4, ("datastore",)),
         ("index-add", 2, 4, 4, ("index-train",)),
-        ("index-merge", 2, 4, 4, ("index-add",)),
+        ("index-merge", 1, 4, 0, ("index-add",)),
         ("search", 2, 4, 4, ("index-merge",)),
         ("evaluate", 1, 1, 0, ("search",)),
     ]
