@@ -84,7 +84,7 @@ class StageTask:
         executor = _executor()
         if world.rank == 0 and executor is not None:
             where = f"job {_job_id()}, start {_restarts() + 1}"
-            owner = "this task" if _can_requeue(executor) else "the batch script"
+            owner = "submitit" if executor != "slurm" else "this task" if _has_scontrol() else "the batch script"
             _log(f"{where}; requeue: {owner} owns it, the guard allows {self.max_same_start} without progress")
         if executor == "slurm" and _restarts():
             self._end_if_cancelled()
@@ -125,7 +125,7 @@ class StageTask:
         from launchers.stages.slurm import SlurmSilent
 
         try:
-            if not _can_requeue("slurm"):
+            if not _has_scontrol():
                 raise SlurmSilent("no scontrol here")
             words = queue_again(
                 self.stage, load_config(self.recipe, self.overrides), owner=OWNER, again=self.again,
@@ -187,9 +187,9 @@ def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _can_requeue(executor: str) -> bool:
-    """Whether this process can ask for it. In a container image there is often no Slurm."""
-    return executor != "slurm" or shutil.which("scontrol") is not None
+def _has_scontrol() -> bool:
+    """Whether this process can ask Slurm. In a container image it often cannot."""
+    return shutil.which("scontrol") is not None
 
 
 def _wait_for_the_end(seconds: float, ended: Path | None = None) -> NoReturn:
