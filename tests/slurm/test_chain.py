@@ -71,7 +71,10 @@ def test_a_failed_job_takes_what_waits_for_it_back_with_it(chains: dict[str, Cha
     now = jobs_of(chain.run)
     assert now["train"] == train and now["datastore"] != datastore
     assert f"job {train} (train): requeued, was FAILED" in chain.seen["requeue"]
-    assert f"job {datastore} (datastore): submitted again as job {now['datastore']}, after {train}" in chain.seen["requeue"]
+    assert (
+        f"job {datastore} (datastore): submitted again as job {now['datastore']}, after {train}"
+        in chain.seen["requeue"]
+    )
     newest = recorded(chain.run)[-1]
     assert (newest["job"], newest["after"]) == (now["datastore"], [train])
 
@@ -86,7 +89,9 @@ def test_a_preempted_job_is_named_with_the_command_that_brings_its_chain_back(ch
     chain = chains["dead"]
     train = chain.first["train"]
     assert (chain.seen["train"], chain.seen["datastore"]) == ("PREEMPTED", "CANCELLED")
-    assert f"job {train} (train): Slurm ended it for another job; it does not come back by itself" in chain.seen["status"]
+    assert (
+        f"job {train} (train): Slurm ended it for another job; it does not come back by itself" in chain.seen["status"]
+    )
     assert f"python -m launchers.requeue {chain.run}" in chain.seen["status"]
     assert jobs_of(chain.run)["datastore"] != chain.first["datastore"]
 
@@ -103,7 +108,9 @@ def test_again_submits_a_successor_where_slurm_requeues_nothing(module_slurm: Sl
     now = jobs_of(chain.run)
     assert now["train"] != chain.first["train"] and now["datastore"] == chain.first["datastore"]
     assert f"job {now['train']} continues where it stopped" in said(module_slurm, chain.run, chain.first["train"])
-    assert [line["job"] for line in recorded(chain.run) if line.get("follows") == chain.first["train"]] == [now["train"]]
+    assert [line["job"] for line in recorded(chain.run) if line.get("follows") == chain.first["train"]] == [
+        now["train"]
+    ]
     assert module_slurm.states(chain.first["train"]) == ["PREEMPTED"]
     assert recorded(chain.run)[-1]["after"] == [now["train"]]
 

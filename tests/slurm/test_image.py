@@ -1,4 +1,4 @@
-"""Ranks that start through a wrapper, as in a container image: `python:` and `srun:` of the site file (docs/cluster.md).
+"""Ranks that start through a wrapper, as in a container image: `python:` and `srun:` of the site file.
 
 The wrapper here makes of the node what an image is to the ranks: another environment, with no command of Slurm in it.
 """

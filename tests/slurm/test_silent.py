@@ -23,7 +23,9 @@ def silence(module_slurm: Slurm) -> tuple[dict[str, Path], dict[str, str], str, 
     runs = {name: slurm.folder / name for name in ("submit", "script")}
     words = long_training(runs["script"], tokens, "train.updates=300")
     jobs = {
-        "submit": submit(slurm, runs["submit"], tokens, "train", "train.updates=300", "--ranks=2", "--nodes=2")["train"],
+        "submit": submit(slurm, runs["submit"], tokens, "train", "train.updates=300", "--ranks=2", "--nodes=2")[
+            "train"
+        ],
         "script": slurm.sbatch("--nodes=2", *FLAGS, script("train"), *words),
     }
     for name, job in jobs.items():

@@ -17,7 +17,7 @@ def tool(slurm: Slurm, name: str, *words: object, check: bool = True) -> subproc
 
 
 def submit(slurm: Slurm, run: Path, tokens: Path, stages: str, *words: str, site: str = "") -> dict[str, str]:
-    """Submit stages of a training that takes seconds and what is made of it; name → job id. `site`: more of its lines."""
+    """Submit stages of a run whose training takes seconds; name → job id. `site`: more lines for the site file."""
     file = run.with_name(f"{run.name}-site.yaml")
     file.write_text(SITE + site, "utf-8")
     tool(slurm, "submit", *long_training(run, tokens), f"--site={file}", f"--stages={stages}", *words)
