@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.slurm import logged, repeated
+from support.slurm import logged, repeated, wait_for_updates
 from support.slurm.cluster import Slurm
 from support.slurm.submitted import jobs_of, recorded, said, submit, tool
 from support.train import same_end, tiny_tokens
@@ -46,8 +46,7 @@ def chains(module_slurm: Slurm) -> dict[str, Chain]:
     slurm.run("scontrol", "release", gate)
     slurm.run("scontrol", "update", f"jobid={successor.first['train']}", "requeue=0")
     for name in PREEMPTED:
-        chain = chains[name]
-        slurm.until_in(chain.first["train"], lambda chain=chain: len(logged(chain.run)) >= 3, "3 updates")
+        wait_for_updates(slurm, chains[name].first["train"], chains[name].run, 3)
     urgent = slurm.sbatch("-p", "urgent", "-N4", "--exclusive", "--wrap", "sleep 2")
     for name in ("failed", "dead"):
         chain = chains[name]

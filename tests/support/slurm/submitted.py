@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from support.slurm import long_training
 from support.slurm.cluster import Slurm
@@ -31,7 +32,7 @@ def jobs_of(run: Path) -> dict[str, str]:
     return {line["name"]: line["job"] for line in recorded(run) if "name" in line}
 
 
-def recorded(run: Path) -> list[dict[str, object]]:
+def recorded(run: Path) -> list[dict[str, Any]]:
     """Lines of launch/jobs.jsonl."""
     return [json.loads(line) for line in (run / "launch" / "jobs.jsonl").read_text("utf-8").splitlines()]
 
