@@ -101,7 +101,12 @@ def _successor(run: RunDir, job: str, refusal: str) -> Outcome:
     for each in listed:
         if job in each.after:
             after = [new if before == job else before for before in each.after]
-            slurm.command("scontrol", "update", f"jobid={each.job}", f"dependency=afterok:{':'.join(after)}")
+            try:
+                slurm.command("scontrol", "update", f"jobid={each.job}", f"dependency=afterok:{':'.join(after)}")
+            except DistlmError as error:
+                # The successor is what matters; the rest of the chain can be brought back.
+                log(f"job {each.job} ({each.stage}) does not wait for it: {error}")
+                continue
             note(run, each, after=after)
     return Outcome(True, f"this job cannot be requeued; job {new} continues where it stopped")
 

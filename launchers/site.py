@@ -30,7 +30,7 @@ SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
 ONE_NODE = (*SERIAL, "index-train", "index-merge")
 """Stages that --nodes and --ranks do not spread: rank 0 trains the index, and one node fills the disk's bandwidth."""
-_NO_GPU = (*SERIAL, "shard", "index-merge")
+_NO_GPU = (*ONE_NODE, "shard")
 _MAY_BE_0 = ("gpus_per_node", "tasks_per_node", "array", "again")
 _PLACE = ("partition", "account", "qos", "constraint", "reservation")
 _FILES = (Path("site.yaml"), Path("~/.config/distlm/site.yaml"))
@@ -105,7 +105,7 @@ class Site:
     again: int = 0
     """How often a job may come back that Slurm cancels for another one (PreemptMode=CANCEL)."""
     after: list[str] = field(default_factory=list)
-    """What the first job of a submission also waits for, as sbatch --dependency takes it: [afterok:123]."""
+    """submit: what the first job also waits for, as sbatch --dependency takes it: [afterok:123]."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run before Python: module load, source venv/bin/activate."""
     env: dict[str, str] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Site:
         gpus = _first(own.gpus_per_node, 0 if stage in _NO_GPU else self.gpus_per_node)
         # A stage that names its GPUs and not its tasks wants one task per GPU, whatever the site's count is.
         site_tasks = 0 if own.gpus_per_node is not None else self.tasks_per_node
-        # Shards and merging want CPUs: as many tasks as there are where GPUs are used.
+        # Shards, training the index and merging want CPUs: as many tasks as there are where GPUs are used.
         default = self.gpus_per_node if stage in _NO_GPU else gpus
         tasks = 1 if serial else _first(own.tasks_per_node, site_tasks) or max(1, default)
         return Resources(
