@@ -202,7 +202,7 @@ def test_asking_first_and_being_refused_leave_nothing_behind(slurm, tmp_path):
     asked = submit(slurm, *words, "--nodes=2", "--test-only").stdout
     assert re.search(r"train: Job \d+ to start at \S+ using 2 processors on nodes node\[\d-\d\]", asked)
     assert not run.exists()
-    site.write_text(f"{site.read_text('utf-8')}stages: {{train: {{extra: [--partition=nonesuch]}}}}\n", "utf-8")
+    site.write_text(f"{site.read_text('utf-8')}stages: {{train: {{partition: nonesuch}}}}\n", "utf-8")
     refused = submit(slurm, *words, "--test-only", check=False)
     assert refused.returncode == 1 and "sbatch refuses train: " in refused.stderr
     assert "invalid partition" in refused.stderr and not run.exists()
