@@ -1,7 +1,7 @@
 """End the jobs of a run: python -m launchers.cancel RUN_DIR_OR_RECIPE [--stage STAGE]
 
 Ranks that run get SIGTERM, and save where the site's KillWait (30 s by default) is long enough for a step and a save.
-Complete work is always kept.
+Complete work is always kept. A cancelled job does not come back by itself; `launchers.requeue` lets it go on.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from launchers.jobs import (
     front_process,
     front_state,
     named_runs,
+    note,
     run_command,
     submissions,
     with_states,
@@ -40,6 +41,10 @@ def cancel(options: argparse.Namespace) -> int:
         listed = with_states([each for each in submissions(run) if options.stage in ("", each.stage)])
         ids = [found.job for found, states in listed if found.job and any(state.active for state in states)]
         if ids:
+            for found, _ in listed:
+                if found.job in ids:
+                    # First: a job that is just being queued again ends by this when it starts.
+                    note(run, found, cancelled=True)
             # The last stage first: what waits must not start because what it waits for has gone.
             slurm.cancel(ids[::-1])
             print(f"{run.root}: cancelled {', '.join(ids)}")

@@ -1,27 +1,21 @@
-"""Ends a loop of restarts that bring nothing: called by the one owner of a job's requeue, before it requeues.
-
-python -m launchers.guard STAGE RECIPE [section.key=value ...]      exits 0: requeue; 1: do not, with the reason
+"""Ends a loop of restarts that bring nothing, and those of a cancelled job: asked before a job is queued again.
 
 Every call adds a line to RUN/launch/attempts-STAGE.jsonl with the progress mark of the next start: what is durable in
 the run directory at that moment. A mark that stands still over `max_same_start` (site file) restarts ends the loop.
 """
 
-import argparse
-import os
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import SIDECARS, is_complete
-from distlm.errors import DistlmError
 from distlm.index.layout import IndexFolder
 from distlm.runtime.files import json_of
 from distlm.runtime.rundir import RunDir
+from launchers.jobs import submissions, was_cancelled
 from launchers.records import RestartLine
-from launchers.site import check_stage, load_site
+from launchers.site import check_stage
 
 
 def _train(_config: RunConfig, run: RunDir) -> str:
@@ -71,18 +65,22 @@ MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
 
 
 def check_restart(
-    stage: str, config: RunConfig, *, job: str, owner: str, restarts: int, max_same_start: int
+    stage: str, config: RunConfig, *, job: str, owner: str, restarts: int, max_same_start: int, preempted: bool = False
 ) -> str | None:
     """Record that `job` asks to start again (for the `restarts`+1-th time); None, or why it must not.
 
-    `owner` names who requeues, for the record.
+    `job`: as scontrol names it (`12`, or `12_3`). `owner` names who requeues, for the record.
     """
     run = RunDir.of(config)
     mark = MARKS[check_stage(stage)](config, run)
-    path = run.root / "launch" / f"attempts-{stage}.jsonl"
+    if was_cancelled(run, job):
+        return f"guard: not requeued: launchers.cancel ended job {job}"
+    path = attempts(run, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = [line.mark for line in _read(path) if line.job == job]
-    line = RestartLine(time=round(time.time(), 3), job=job, restarts=restarts, owner=owner, mark=mark)
+    before = [line.mark for line in restarts_of(path) if line.job == job]
+    line = RestartLine(
+        time=round(time.time(), 3), job=job, restarts=restarts, owner=owner, mark=mark, preempted=preempted
+    )
     with path.open("a", encoding="utf-8") as stream:
         stream.write(line.line() + "\n")
     if len(before) >= max_same_start and set(before[-max_same_start:]) == {mark}:
@@ -94,8 +92,20 @@ def check_restart(
     return None
 
 
-def _read(path: Path) -> list[RestartLine]:
-    """Lines of the record; a line that a kill cut short is passed over."""
+def attempts(run: RunDir, stage: str) -> Path:
+    """The record of the restarts of a stage."""
+    return run.root / "launch" / f"attempts-{stage}.jsonl"
+
+
+def times_preempted(run: RunDir, stage: str, job: str) -> int:
+    """How often `job`, or jobs whose successor it is, came back after a preemption."""
+    times = sum(line.preempted for line in restarts_of(attempts(run, stage)) if line.job == job)
+    before = next((each.follows for each in submissions(run) if each.job == job), "")
+    return times + (1 + times_preempted(run, stage, before) if before else 0)
+
+
+def restarts_of(path: Path) -> list[RestartLine]:
+    """Lines of a record of restarts; a line that a kill cut short is passed over."""
     lines = []
     for number, text in enumerate(path.read_text("utf-8", "replace").splitlines() if path.exists() else [], 1):
         try:
@@ -108,34 +118,3 @@ def _read(path: Path) -> list[RestartLine]:
 
 def _count(folder: Path, pattern: str) -> int:
     return sum(1 for _ in folder.glob(pattern))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the sbatch scripts. Exits 0, 1 (do not requeue) or 2 (usage)."""
-    parser = argparse.ArgumentParser(prog="python -m launchers.guard", description="May this job be requeued?")
-    parser.add_argument("--site", metavar="FILE", help="site file, for max_same_start")
-    parser.add_argument("--max-same-start", type=int, metavar="N", help="instead of the site file's")
-    parser.add_argument("stage", metavar="STAGE")
-    parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
-    try:
-        limit = options.max_same_start or load_site(options.site)[0].max_same_start
-        refusal = check_restart(
-            options.stage,
-            load_config(options.recipe, options.overrides),
-            job=os.environ.get("SLURM_JOB_ID", "none"),
-            owner="batch script",
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            max_same_start=limit,
-        )
-    except DistlmError as error:
-        print(f"launchers.guard: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    if refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from distlm.config.load import load_config, split_words
 from distlm.config.recipe import is_run_dir
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import EXIT_STOPPED, DistlmError, UsageError
 from distlm.runtime.files import json_of
 from distlm.runtime.rundir import RunDir
 from launchers.hosts.rank import process_start
@@ -46,6 +48,14 @@ class Submission:
     """Machine of a deepspeed front."""
     pid: int = 0
     """Its process there."""
+    name: str = ""
+    """submitit: name of the job, which may be one of several of a stage."""
+    after: tuple[str, ...] = ()
+    """submitit: ids of the jobs of this run that it waits for."""
+    follows: str = ""
+    """submitit: the job that it goes on for."""
+    cancelled: bool = False
+    """Ended by `launchers.cancel`, and not let go on since."""
 
 
 def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more: Any) -> None:
@@ -63,12 +73,16 @@ def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more
 def submissions(run: RunDir) -> list[Submission]:
     """All submissions of a run, oldest first; a job that was recorded twice (a requeue records again) counts once.
 
+    Later lines of a job say what has become of it (after, cancelled).
+
     Raises DistlmError for a line that is whole, and no JobLine.
     """
     path = run.root / LAUNCH / "jobs.jsonl"
     if not path.exists():
         return []
     found: dict[object, Submission] = {}
+    cancelled: dict[str, bool] = {}
+    after: dict[str, tuple[str, ...]] = {}
     for number, text in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         try:
             tree = json_of(text)
@@ -77,14 +91,31 @@ def submissions(run: RunDir) -> list[Submission]:
             continue
         line = JobLine.of(tree, Path(f"{path}:{number}"))
         slurm_id = line.job if line.job[:1].isdigit() and line.front != "local" else ""
+        if slurm_id and line.cancelled is not UNSET:
+            cancelled[slurm_id] = bool(line.cancelled)
+        if slurm_id and line.after is not UNSET:
+            after[slurm_id] = tuple(line.after or ())
         found.setdefault(
             (slurm_id, line.stage) if slurm_id else number,
             Submission(
                 line.time, line.stage, slurm_id, line.owner, line.nodes, line.logs or line.log or "", line.host or "",
-                line.pid or 0,
+                line.pid or 0, line.name or "", follows=line.follows or "",
             ),
         )  # fmt: skip
-    return list(found.values())
+    return [
+        replace(each, after=after.get(each.job, ()), cancelled=cancelled.get(each.job, False))
+        for each in found.values()
+    ]
+
+
+def was_cancelled(run: RunDir, job: str) -> bool:
+    """Whether `launchers.cancel` ended this job (`12_3`: or its whole array) and nobody let it go on since."""
+    return any(each.cancelled for each in submissions(run) if each.job in (job, job.partition("_")[0]))
+
+
+def note(run: RunDir, found: Submission, **more: Any) -> None:
+    """Another line for a job that is recorded: what has become of it (JobLine: after, cancelled)."""
+    record_job(run, found.stage, found.job, found.owner, found.nodes, **more)
 
 
 def with_states(found: Sequence[Submission]) -> list[tuple[Submission, list[slurm.Job]]]:
@@ -168,7 +199,7 @@ def run_command(program: str, function: Callable[[], int]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Called in the body of a batch script, once a start. Exits 0, or 2 for a wrong recipe."""
+    """Called in the body of a batch script, once a start. Exits 0, 2 for a wrong recipe, or 75: it was cancelled."""
     parser = argparse.ArgumentParser(prog="python -m launchers.jobs", description="Record this Slurm job in its run.")
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("words", nargs="+", metavar="RECIPE section.key=value")
@@ -176,13 +207,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_command("jobs", lambda: _record_this(parser.parse_intermixed_args(arguments)))
 
 
+def own_job() -> str:
+    """How scontrol names the job around this process: `12`, or `12_3` for task 3 of array 12.
+
+    One of the numbers that an array's tasks also have is the whole array's. Raises UsageError outside a job.
+    """
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if not (job := os.environ.get("SLURM_JOB_ID", "")):
+        raise UsageError("SLURM_JOB_ID is not set: this is for the inside of a Slurm job")
+    return job
+
+
+def say_cancelled(job: str) -> None:
+    """Why a start of `job` ends at once: Slurm took a requeue just before the cancellation."""
+    print(
+        f"launchers: job {job} was ended by launchers.cancel, so this start ends at once; python -m launchers.requeue "
+        "lets it go on",
+        file=sys.stderr,
+    )
+
+
 def _record_this(options: argparse.Namespace) -> int:
     recipe, overrides = split_words(options.words)
     run = RunDir.of(load_config(recipe, overrides))
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
-    if not job:
-        raise UsageError("SLURM_JOB_ID is not set: this records a Slurm job from inside it")
+    job = own_job()
+    if was_cancelled(run, job):
+        say_cancelled(job)
+        return EXIT_STOPPED
     more = {"log": os.path.abspath(options.log)} if options.log else {}  # noqa: PTH100 (the file need not exist yet)
     record_job(run, options.stage, job, "sbatch", os.environ.get("SLURM_JOB_NODELIST", ""), **more)
     return 0

@@ -87,8 +87,11 @@ def newest_logs(run: RunDir, stage: str = "", job: str = "") -> list[Log]:
     raise DistlmError(f"{run.root}: {len(found)} submission(s) {named}, none of which has written a log yet")
 
 
-def find_logs(run: RunDir, found: Submission) -> list[Log]:
-    """A submission's files: those of its own folder, else those with the job's id in their name, ranks in order."""
+def find_logs(run: RunDir, found: Submission, ask: bool = True) -> list[Log]:
+    """A submission's files: those of its own folder, else those with the job's id in their name, ranks in order.
+
+    `ask`: Slurm, where the job writes.
+    """
     own = Path(found.log) if found.log else None
     if own is not None and own.is_dir():
         ranks = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in own.glob("rank-*.log"))
@@ -96,7 +99,7 @@ def find_logs(run: RunDir, found: Submission) -> list[Log]:
     if not found.job:
         return [Log(own, 0)] if own is not None and own.is_file() else []
     files = {path for folder in (run.root / LAUNCH, run.logs) for path in folder.rglob(f"*{found.job}*")}
-    for near in (own, Path(slurm.details(found.job).get("StdOut", ""))):
+    for near in (own, Path(slurm.details(found.job).get("StdOut", "") if ask else "")):
         if near is not None and near.is_absolute():
             files |= set(near.parent.glob(f"*{found.job}*"))
     # `%j_%t` of the scripts, `%A_%a_%t_log.out` of submitit; the id must not be a part of a longer number.

@@ -10,7 +10,7 @@ class JobLine(Record):
 
     FILE = "RUN/launch/jobs.jsonl"
     WHAT = "record of submitted jobs"
-    WRITER = "python -m launchers.submit, launchers.deepspeed, launchers.jobs"
+    WRITER = "python -m launchers.submit, launchers.deepspeed, launchers.jobs, launchers.cancel, launchers.requeue"
     READERS = ("python -m launchers.status", "python -m launchers.logs", "python -m launchers.cancel",
                "python -m launchers.requeue")  # fmt: skip
     MEND = "delete that line"
@@ -34,7 +34,11 @@ class JobLine(Record):
     shares: int | UnsetType = UNSET
     """submitit: elements of its array (0: none)."""
     after: list[str] | UnsetType = UNSET
-    """submitit: ids of the jobs that must have ended well."""
+    """submitit: ids of the jobs of this run that must have ended well."""
+    follows: str | UnsetType = UNSET
+    """submitit: id of the job that could not be requeued, and that this one goes on for."""
+    cancelled: bool | UnsetType = UNSET
+    """true: `launchers.cancel` ended it, and it does not start again until `launchers.requeue` says so (false)."""
     log: str | UnsetType = UNSET
     """Log of rank 0."""
     host: str | UnsetType = UNSET
@@ -50,8 +54,8 @@ class RestartLine(Record):
 
     FILE = "RUN/launch/attempts-STAGE.jsonl"
     WHAT = "record of restarts"
-    WRITER = "python -m launchers.guard"
-    READERS = ("python -m launchers.guard",)
+    WRITER = "a Slurm job (launchers/guard.py)"
+    READERS = ("Slurm jobs (launchers/guard.py)", "python -m launchers.status")
     MEND = "delete that line"
 
     time: float
@@ -61,9 +65,11 @@ class RestartLine(Record):
     restarts: int
     """How often the job has started again before."""
     owner: str
-    """Who asks: submitit, or the batch script."""
+    """Who asks: the task (rank 0), or the batch script."""
     mark: str
     """What is durable in the run directory; equal marks mean that nothing was added."""
+    preempted: bool = False
+    """Slurm cancelled it for another job (`again` in the site file)."""
 
 
 class FrontProcess(Part):
@@ -209,3 +215,5 @@ class Status(Record):
     """Command that follows the log; empty where there is no log yet."""
     imports: bool = False
     """The stage `train` takes a model as it is and trains nothing."""
+    silent: str = ""
+    """Why Slurm could not be asked; the jobs are then as the run directory knows them."""

@@ -22,6 +22,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from distlm.errors import DistlmError, UsageError
+from launchers.stages.flags import SBATCH, SRUN, check_conditions, check_flags
 
 STAGES = (
     "prepare",
@@ -38,8 +39,11 @@ STAGES = (
 """Stages of a recipe, in order; keys of `stages` in the site file."""
 SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
-_NO_GPU = (*SERIAL, "shard")
-_MAY_BE_0 = ("gpus_per_node", "tasks_per_node", "array")
+ONE_NODE = (*SERIAL, "index-train", "index-merge")
+"""Stages that --nodes and --ranks do not spread: rank 0 trains the index, and one node fills the disk's bandwidth."""
+_NO_GPU = (*ONE_NODE, "shard")
+_MAY_BE_0 = ("gpus_per_node", "tasks_per_node", "array", "again")
+_PLACE = ("partition", "account", "qos", "constraint", "reservation")
 _FILES = (Path("site.yaml"), Path("~/.config/distlm/site.yaml"))
 
 
@@ -55,6 +59,18 @@ class StageSettings:
     """CPUs of a rank."""
     gpus_per_node: int | None = None
     """GPUs of a node."""
+    gpu_type: str | None = None
+    """Their type."""
+    partition: str | None = None
+    """Partition."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Node features."""
+    reservation: str | None = None
+    """Reservation."""
     time: int | None = None
     """Time limit of one start, in minutes."""
     mem: str | None = None
@@ -83,6 +99,8 @@ class Site:
     """srun --mpi: what `srun --mpi=list` names and the MPI library was built for; none: gloo only."""
     gpus_per_node: int = 4
     """GPUs of a node (0: CPU only)."""
+    gpu_type: str = ""
+    """Their type where nodes have several, e.g. v100 (sbatch --gpus-per-node=v100:4)."""
     tasks_per_node: int = 0
     """Ranks on a node (0: one per GPU, or one where there is no GPU)."""
     cpus_per_task: int = 10
@@ -95,12 +113,20 @@ class Site:
     """Seconds before the time limit at which Slurm signals the ranks; must exceed one step and one save."""
     max_same_start: int = 3
     """A job whose last so many restarts brought no progress is not requeued again."""
+    again: int = 0
+    """How often a job may come back that Slurm cancels for another one (PreemptMode=CANCEL)."""
+    after: list[str] = field(default_factory=list)
+    """submit: what the first job also waits for, as sbatch --dependency takes it: [afterok:123]."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run before Python: module load, source venv/bin/activate."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables to export."""
     stage_in: str = ""
     """launch.stage_in of runs that name none, e.g. /local/scratch or $TMPDIR, whose variables are read on each node."""
+    python: str = ""
+    """What starts the ranks instead of the interpreter of `setup`: a wrapper or command that ends in a python."""
+    srun: list[str] = field(default_factory=list)
+    """Further srun arguments, each as --name or --name=value."""
     extra: list[str] = field(default_factory=list)
     """Further sbatch flags, each as --name or --name=value."""
     stages: dict[str, StageSettings] = field(default_factory=dict)
@@ -113,24 +139,30 @@ class Site:
         gpus = _first(own.gpus_per_node, 0 if stage in _NO_GPU else self.gpus_per_node)
         # A stage that names its GPUs and not its tasks wants one task per GPU, whatever the site's count is.
         site_tasks = 0 if own.gpus_per_node is not None else self.tasks_per_node
-        # Shards want CPUs: as many tasks as there are where GPUs are used.
-        default = self.gpus_per_node if stage == "shard" else gpus
+        # Shards, training the index and merging want CPUs: as many tasks as there are where GPUs are used.
+        default = self.gpus_per_node if stage in _NO_GPU else gpus
         tasks = 1 if serial else _first(own.tasks_per_node, site_tasks) or max(1, default)
         return Resources(
             nodes=1 if serial else _first(own.nodes, 1),
             tasks_per_node=tasks,
             cpus_per_task=_first(own.cpus_per_task, self.cpus_per_task),
             gpus_per_node=gpus,
+            gpu_type=_first(own.gpu_type, self.gpu_type),
             time=_first(own.time, self.time),
             mem=_first(own.mem, self.mem),
             array=own.array or 0,
             extra=(*self.extra, *(own.extra or ())),
         )
 
-    def account_flags(self) -> dict[str, str]:
-        """Where the jobs go: sbatch options that are the same for every stage."""
-        named = {name: getattr(self, name) for name in ("partition", "account", "qos", "constraint", "reservation")}
+    def account_flags(self, stage: str) -> dict[str, str]:
+        """Where the jobs of a stage go: sbatch options."""
+        own = self.stages.get(stage, StageSettings())
+        named = {name: _first(getattr(own, name), getattr(self, name)) for name in _PLACE}
         return {name: value for name, value in named.items() if value}
+
+    def python_words(self) -> list[str]:
+        """The words of `python`; none: the interpreter itself. Raises ValueError for a quote that is not closed."""
+        return shlex.split(self.python)
 
     def setup_lines(self) -> list[str]:
         """Shell lines to run before Python."""
@@ -147,12 +179,20 @@ class Resources:
     tasks_per_node: int
     cpus_per_task: int
     gpus_per_node: int
+    gpu_type: str
     time: int
     """Minutes."""
     mem: str
     array: int
     """Elements of an array of shares (0: ranks of one job)."""
     extra: tuple[str, ...]
+
+    @property
+    def gpus(self) -> str:
+        """The value of sbatch --gpus-per-node."""
+        return (
+            f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type and self.gpus_per_node else f"{self.gpus_per_node}"
+        )
 
 
 def load_site(file: str | None = None) -> tuple[Site, str]:
@@ -184,9 +224,13 @@ def parse_site(tree: Any, where: str) -> Site:
     site = Site(**values)
     extras = {"extra": site.extra, **{f"stages.{name}.extra": own.extra or [] for name, own in site.stages.items()}}
     for key, flags in extras.items():
-        for flag in flags:
-            if not flag.startswith("--") or any(letter.isspace() for letter in flag):
-                raise UsageError(f"{where}: {key}: {flag!r}: expected --name or --name=value without blanks")
+        check_flags(f"{where}: {key}", flags, SBATCH)
+    check_flags(f"{where}: srun", site.srun, SRUN, blanks=True)
+    check_conditions(f"{where}: after", site.after)
+    try:
+        site.python_words()
+    except ValueError as error:
+        raise UsageError(f"{where}: python={site.python!r}: {error}") from error
     return site
 
 
@@ -200,10 +244,10 @@ def check_stage(stage: str, where: str = "stage") -> str:
 def sbatch_flags(site: Site, stage: str) -> list[str]:
     """The flags of a stage's sbatch script. An array's size is the script's own business."""
     wanted = site.resources(stage)
-    flags = [f"--{name}={value}" for name, value in site.account_flags().items()]
+    flags = [f"--{name}={value}" for name, value in site.account_flags(stage).items()]
     flags += [
         f"--nodes={wanted.nodes}", f"--ntasks-per-node={wanted.tasks_per_node}",
-        f"--cpus-per-task={wanted.cpus_per_task}", f"--gpus-per-node={wanted.gpus_per_node}",
+        f"--cpus-per-task={wanted.cpus_per_task}", f"--gpus-per-node={wanted.gpus}",
         f"--time={wanted.time}", f"--signal=USR1@{site.signal_lead_s}",
     ]  # fmt: skip
     if wanted.mem:
@@ -229,7 +273,7 @@ def show(site: Site, source: str) -> str:
         array = f", as an array of {wanted.array}" if wanted.array else ""
         lines.append(
             f"# {stage:<12} {wanted.nodes} node(s) x {wanted.tasks_per_node} rank(s), {wanted.cpus_per_task} CPUs per "
-            f"rank, {wanted.gpus_per_node} GPUs per node, {wanted.time} min{array}"
+            f"rank, {wanted.gpus} GPUs per node, {wanted.time} min{array}"
         )
     return "\n".join(lines)
 
@@ -269,6 +313,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
     if kind in (int, int | None):
         if not (isinstance(value, str) and value.isdecimal()):
             unit = " of minutes" if where.endswith("time") else ""
+            unit = "; the type goes into gpu_type" if where.endswith("gpus_per_node") and ":" in value else unit
             raise UsageError(f"{where}={value!r}: expected a whole number{unit}")
         if int(value) == 0 and not where.endswith(_MAY_BE_0):
             raise UsageError(f"{where}=0: expected 1 or more")
@@ -328,8 +373,9 @@ def tell(options: argparse.Namespace) -> int:
     elif options.action == "flags":
         print(" ".join(sbatch_flags(site, options.stage)))
     else:
-        # srun reads SLURM_MPI_TYPE as its --mpi.
-        print("\n".join([*site.setup_lines(), f"export SLURM_MPI_TYPE={shlex.quote(site.mpi)}"]))
+        # srun reads SLURM_MPI_TYPE as its --mpi. The arrays are bash's.
+        arrays = [f"SRUN=({shlex.join(site.srun)})", f"PYTHON=({shlex.join(site.python_words() or ['python'])})"]
+        print("\n".join([*site.setup_lines(), f"export SLURM_MPI_TYPE={shlex.quote(site.mpi)}", *arrays]))
     return 0
 
 

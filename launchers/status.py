@@ -16,6 +16,7 @@ from pathlib import Path
 from distlm.config.load import load_config
 from distlm.errors import DistlmError
 from distlm.models.registry import kind
+from distlm.runtime.alive import FOLDER as ALIVE
 from distlm.runtime.metrics import (
     PROGRESS_DONE,
     PROGRESS_ETA,
@@ -29,6 +30,7 @@ from distlm.runtime.metrics import (
 )
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.rundir import RunDir
+from launchers.guard import attempts, restarts_of
 from launchers.jobs import Submission, add_runs, command_line, named_runs, run_command, submissions, with_states
 from launchers.logs import find_logs, newest_logs, of_rank
 from launchers.records import JobStatus, Progress, Status
@@ -37,6 +39,8 @@ from launchers.stages.graph import SPECS
 
 _TAIL_BYTES = 1 << 20
 """Of metrics.jsonl: thousands of lines, many times what is written between two progress lines."""
+_FROM_OUTSIDE = ("PREEMPTED", "NODE_FAIL", "TIMEOUT", "DEADLINE", "BOOT_FAIL")
+"""States of jobs that Slurm ended, and that would go on where they stopped."""
 _RATE_OVER = 50
 """Training lines from which the rate is taken."""
 
@@ -68,19 +72,24 @@ def show(options: argparse.Namespace) -> int:
 
 
 def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
-    """Gather it. Slurm that does not answer is a DistlmError; Slurm that is not there is none."""
-    listed = _relevant(with_states(submissions(run)))
+    """Gather it. Where Slurm is not there or does not answer, from the files of the run alone."""
+    found, silent = submissions(run), ""
+    try:
+        listed = _relevant(with_states(found))
+    except slurm.SlurmSilent as error:
+        silent = str(error)
+        listed = _relevant([(each, [_last_known(run, each)]) for each in found])
     progress = read_progress(run.root / "metrics.jsonl")
-    jobs = [_about(found, states) for found, states in listed]
+    jobs = [_about(each, states) for each, states in listed]
     stale = None
     running = [job for job in jobs if job.state.startswith("RUNNING")]
     if running:
         newest = max(_started(job) for job in running)
-        silent = time.time() - max(newest, progress.time if progress else 0)
-        stale = silent if silent > stale_after_s else None
+        silence_s = time.time() - max(newest, progress.time if progress else 0)
+        stale = silence_s if silence_s > stale_after_s else None
     return Status(
         run_dir=str(run.root), stages=_stages(run), imports=_imports(run), jobs=jobs, progress=progress, stale_s=stale,
-        follow=_follow(run, [found for found, _ in listed]),
+        follow=_follow(run, [each for each, _ in listed], ask=not silent), silent=silent,
     )  # fmt: skip
 
 
@@ -136,6 +145,13 @@ def as_text(status: Status, now: float) -> str:
         row("progress", _progress_text(status.progress, now))
     if status.stale_s is not None:
         row("STALE", f"a job runs, but nothing was written for {format_seconds(status.stale_s)}: look at its log")
+    if status.silent:
+        row("SLURM", f"did not answer, so this is what the run directory knows: {status.silent}")
+    for job in status.jobs:
+        if job.state.startswith(_FROM_OUTSIDE) and status.stages.get(job.stage) is not True:
+            why = "Slurm ended it for another job" if job.state.startswith("PREEMPTED") else "Slurm ended it"
+            row(job.state, f"job {job.job} ({job.stage}): {why}; it does not come back by itself: "
+                f"python -m launchers.requeue {shlex.quote(status.run_dir)}")  # fmt: skip
     if not status.jobs:
         row("jobs", "none were submitted (launch/jobs.jsonl)")
     if status.follow:
@@ -216,13 +232,25 @@ def _imports(run: RunDir) -> bool:
 
 
 def _relevant(listed: list[tuple[Submission, list[slurm.Job]]]) -> list[tuple[Submission, list[slurm.Job]]]:
-    """The newest submission of each stage, and all that can still run."""
-    newest = {found.stage: index for index, (found, _) in enumerate(listed)}
+    """The newest submission of each job, and all that can still run."""
+    newest = {found.name or found.stage: index for index, (found, _) in enumerate(listed)}
     return [
         (found, states)
         for index, (found, states) in enumerate(listed)
-        if index == newest[found.stage] or any(state.active for state in states)
+        if index == newest[found.name or found.stage] or any(state.active for state in states)
     ]
+
+
+def _last_known(run: RunDir, found: Submission) -> slurm.Job:
+    """A job as the run directory knows it: by the newest of its lines and of its ranks' signs of life."""
+    events = [(found.time, "submitted")]
+    path = attempts(run, found.stage)
+    events += [(line.time, "asked to start again") for line in restarts_of(path) if line.job == found.job]
+    beats = [file.stat().st_mtime for file in (run.root / ALIVE).glob("*/rank-*.json")]
+    events += [(max(beats), "ranks of this run gave a sign of life")] if beats else []
+    at, what = max(events)
+    what = "cancelled by launchers.cancel" if found.cancelled else f"{what} {format_seconds(time.time() - at)} ago"
+    return slurm.Job(found.job, slurm.UNKNOWN, reason=f"last known: {what}")
 
 
 def _about(found: Submission, states: Sequence[slurm.Job]) -> JobStatus:
@@ -253,9 +281,9 @@ def _seconds(text: str) -> int:
     return total + 86400 * int(days or 0)
 
 
-def _follow(run: RunDir, listed: Sequence[Submission]) -> str:
+def _follow(run: RunDir, listed: Sequence[Submission], ask: bool) -> str:
     for found in reversed(listed):
-        if logs := of_rank(find_logs(run, found), 0):
+        if logs := of_rank(find_logs(run, found, ask), 0):
             return f"tail -F {shlex.quote(str(logs[0].path))}"
     try:
         return f"tail -F {shlex.quote(str(of_rank(newest_logs(run), 0)[0].path))}"

@@ -29,6 +29,7 @@ from distlm.runtime.files import atomic_path, bytes_hash
 from distlm.runtime.rundir import RunDir
 from launchers.site import Site, StageSettings, load_site
 from launchers.stages.dispatch import clean_environment, log_of, run_debug, run_local, submit_slurm, submitted_before
+from launchers.stages.flags import check_conditions
 from launchers.stages.graph import Wish, build_graph, choose_stages, pending_stages
 from launchers.stages.render import Plan, executor, placement
 from launchers.stages.snapshot import snapshot_path, source_tree, take_snapshot
@@ -53,6 +54,8 @@ def submit(options: argparse.Namespace) -> int:
     config.run_dir = os.path.realpath(config.run_dir)
     run, front = RunDir.of(config), _front(options)
     site, source = load_site(options.site)
+    check_conditions("--after", options.after)
+    site = replace(site, after=[*site.after, *options.after])
     chosen = choose_stages(options.stages, options.array)
     run.refuse_other_config(config, "knn")
     stages = pending_stages(config, chosen)
@@ -115,6 +118,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=_positive, metavar="N", help="ranks of each parallel stage, over its nodes")
     parser.add_argument("--array", type=_positive, metavar="N", help="datastore and index-add as arrays of N jobs")
     parser.add_argument("--time", type=_positive, metavar="MIN", help="time limit of one start of each job, in minutes")
+    parser.add_argument(
+        "--after", action="append", default=[], metavar="afterok:ID",
+        help="what the first job also waits for, as sbatch --dependency takes it; besides the site file's",
+    )  # fmt: skip
     parser.add_argument("--no-snapshot", dest="snapshot", action="store_false", help="run the code where it lies")
     parser.add_argument("--dry-run", action="store_true", help="print scripts and placement; touch nothing")
     parser.add_argument("--test-only", action="store_true", help="ask sbatch --test-only when each job would start")
@@ -137,6 +144,8 @@ def _front(options: argparse.Namespace) -> str:
         )
     if front != "slurm" and (options.nodes or 1) > 1:
         raise UsageError(f"--nodes {options.nodes}: --cluster {front} is this one machine; use --ranks")
+    if front != "slurm" and options.after:
+        raise UsageError(f"--after {options.after[0]}: --cluster {front} knows no jobs of Slurm")
     if front == "debug" and ((options.ranks or 1) > 1 or options.array):
         raise UsageError("--cluster debug runs one rank in this process; use --cluster local for more")
     return front
@@ -156,7 +165,8 @@ def _dry_run(plan: Plan, front: str, source: str) -> str:
     lines = [f"# site: {source}; front: {front}; nothing is submitted", f"# run directory: {plan.config.run_dir}"]
     lines += ["# requeue: submitit, after a checkpoint; the guard ends restarts without progress"]
     for job in plan.jobs:
-        after = f"; after {', '.join(job.after)}" if job.after else ""
+        waits = job.after or (plan.site.after if front == "slurm" else ())
+        after = f"; after {', '.join(waits)}" if waits else ""
         lines += ["", f"# --- {placement(job)}{after}".replace("\n", "\n# ")]
         if front == "slurm":
             after_ids = [f"<{name}>" for name in job.after]

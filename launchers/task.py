@@ -6,20 +6,24 @@ Imported before submitit has installed its signal handlers, so nothing heavy is 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from submitit import JobEnvironment
 from submitit.helpers import DelayedSubmission
 
-from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE
+from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE, DistlmError
 from distlm.runtime.ranks.world import World, resolve_world
 
 KILL_WAIT_S = 60
 """How long the other ranks wait to be killed after rank 0 asked for the requeue."""
+SILENT_S = 30.0
+"""How long rank 0 asks a Slurm that does not answer; the batch script goes on asking, with no rank left to wait."""
+OWNER = "task"
+"""Who asks for the requeue, in the record of restarts."""
 
 
 class StageFailed(RuntimeError):
@@ -37,6 +41,8 @@ class StageTask:
     overrides: tuple[str, ...]
     ranks: int
     max_same_start: int
+    again: int = 0
+    """How often the job may come back after a preemption that ends it."""
 
     def __call__(self) -> dict[str, object]:
         """Run the verbs. Returns the stage and its world; raises StageFailed.
@@ -63,7 +69,7 @@ class StageTask:
             self.stage,
             load_config(self.recipe, self.overrides),
             job=_job_id(),
-            owner="submitit",
+            owner=OWNER,
             restarts=_restarts(),
             max_same_start=self.max_same_start,
         )
@@ -78,37 +84,61 @@ class StageTask:
         executor = _executor()
         if world.rank == 0 and executor is not None:
             where = f"job {_job_id()}, start {_restarts() + 1}"
-            _log(f"{where}; requeue: submitit owns it, the guard allows {self.max_same_start} without progress")
-            if executor == "slurm" and shutil.which("scontrol") is None:
-                # Said now: at the time limit it would be too late to do anything about it.
-                _log(
-                    f"WARNING: no scontrol on {world.node}: this job cannot requeue itself. When it is stopped it ends "
-                    f"with exit code {EXIT_STOPPED} after a checkpoint; submit the same command again then"
-                )
+            owner = "submitit" if executor != "slurm" else "this task" if _has_scontrol() else "the batch script"
+            _log(f"{where}; requeue: {owner} owns it, the guard allows {self.max_same_start} without progress")
+        if executor == "slurm" and _restarts():
+            self._end_if_cancelled()
         return world
 
+    def _end_if_cancelled(self) -> None:
+        """A requeue that Slurm took a moment before `launchers.cancel` brought the job back."""
+        from distlm.config.load import load_config
+        from distlm.runtime.rundir import RunDir
+        from launchers.jobs import say_cancelled, was_cancelled
+
+        job = _job_id()
+        if was_cancelled(RunDir.of(load_config(self.recipe, self.overrides)), job):
+            say_cancelled(job)
+            raise StageFailed(f"job {job} was cancelled")
+
     def _hand_over(self, rank: int) -> NoReturn:
-        """After the collective save: rank 0 calls submitit's own handler, which checkpoints, requeues and exits."""
+        """After the collective save: rank 0 has the job queued again, the others leave with it."""
         executor = _executor()
         if executor is None:
             # Debug: there is nobody to start it again.
             raise SystemExit(EXIT_STOPPED)
+        if executor == "slurm":
+            ended = JobEnvironment().paths.folder / f"{_job_id()}_{_restarts()}_ended"
+            if rank != 0:
+                _wait_for_the_end(KILL_WAIT_S, ended)
+            self._queue_again(ended)
         if rank != 0:
-            _wait_for_the_end(KILL_WAIT_S if executor == "slurm" else 0)
-        if executor == "slurm" and shutil.which("scontrol") is None:
-            _log("stopped after a checkpoint; no scontrol here to requeue: submit the same command again")
-            raise SystemExit(EXIT_STOPPED)
-        try:
-            # The StopFlag has put submitit's handler back when the stage ended.
-            signal.raise_signal(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
-        except (subprocess.SubprocessError, OSError) as error:
-            if getattr(error, "returncode", 0) < 0:
-                # Slurm took the request, and ended scontrol with the rest of the step before it could say so.
-                _log("stopped after a checkpoint; requeued")
-                raise SystemExit(EXIT_STOPPED) from error
-            _log(f"stopped after a checkpoint; the requeue was refused ({error}): submit the same command again")
-            raise SystemExit(EXIT_STOPPED) from error
+            _wait_for_the_end(0)
+        # The StopFlag has put submitit's handler back when the stage ended.
+        signal.raise_signal(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
         raise StageFailed("stopped after a checkpoint, and submitit did not requeue; submit the same command again")
+
+    def _queue_again(self, ended: Path) -> NoReturn:
+        """Rank 0 under Slurm: ask for the requeue, and tell the other ranks by the file `ended` that this is done."""
+        from distlm.config.load import load_config
+        from launchers.again import queue_again
+        from launchers.stages.slurm import SlurmSilent
+
+        try:
+            if not _has_scontrol():
+                raise SlurmSilent("no scontrol here")
+            words = queue_again(
+                self.stage, load_config(self.recipe, self.overrides), owner=OWNER, again=self.again,
+                max_same_start=self.max_same_start, patience_s=SILENT_S,
+            ).words  # fmt: skip
+        except SlurmSilent as error:
+            words = f"the batch script asks for the requeue ({error})"
+        except DistlmError as error:
+            raise StageFailed(str(error)) from error
+        finally:
+            ended.touch()
+        _log(f"stopped after a checkpoint; {words}")
+        raise SystemExit(EXIT_STOPPED)
 
     def _require_marker(self) -> None:
         from distlm.config.load import load_config
@@ -150,21 +180,29 @@ def _executor() -> str | None:
 
 
 def _job_id() -> str:
-    """Slurm's own id, also of an array element: the batch script's guard knows the job by it."""
-    return os.environ["SLURM_JOB_ID"] if _executor() == "slurm" else JobEnvironment().job_id
+    return JobEnvironment().job_id
 
 
 def _restarts() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _wait_for_the_end(seconds: float) -> NoReturn:
+def _has_scontrol() -> bool:
+    """Whether this process can ask Slurm. In a container image it often cannot."""
+    return shutil.which("scontrol") is not None
+
+
+def _wait_for_the_end(seconds: float, ended: Path | None = None) -> NoReturn:
     """Leave without a result, which would mean success: when Slurm ends the step for the requeue, or after `seconds`.
+
+    The file `ended` says that rank 0 has asked for it, or will not.
 
     Leaving at once could end the whole step (PMIx aborts it) before rank 0 has asked for the requeue.
     """
     signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(EXIT_STOPPED))
-    time.sleep(seconds)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not (ended is not None and ended.exists()):
+        time.sleep(0.2)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_STOPPED)

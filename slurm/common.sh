@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the scripts of this folder share; they source it inside their job. It
 #   - finds Python and runs the site's set-up lines (docs/cluster.md; python -m launchers.site show),
-#   - sets STEP, the srun flags of every step, and LOG, the beginning of the names of the ranks' logs,
+#   - sets STEP, the srun flags of every step, PYTHON, the words that start a rank's interpreter, and LOG, the beginning of the names of the ranks' logs,
 #   - defines `await` (wait for a step, hand signals on to it) and `finish` (end the job, or requeue it).
 #
 # Codes of a step: 0 done, 1 error, 2 usage, 75 stopped after a checkpoint; any other: a rank was killed (128 and the
@@ -38,6 +38,7 @@ STEP=(
   --wait=120                                   # ... within launch.lost_after_s (60 s); srun ends what still hangs then
   --open-mode=append                           # a requeued job writes on
   --output="${LOG}_%t.log"                     # one log per rank
+  "${SRUN[@]}"                                 # the site's `srun`
 )
 
 say() { echo "$(date +%FT%T) $JOB: $*"; }
@@ -47,7 +48,10 @@ say "$SLURM_JOB_NAME on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, start $((${SLU
 
 # For `python -m launchers.status`, `logs`, `cancel` and `requeue`. (`source` leaves the script its own "$@".)
 stage=$(basename "${script:?set by the script that sources this}" .sbatch)
-python -m launchers.jobs "${stage%-array}" --log "$PWD/${LOG}_0.log" "$@" || say "this job could not be recorded"
+python -m launchers.jobs "${stage%-array}" --log "$PWD/${LOG}_0.log" "$@" || {
+  [ $? != 75 ] || exit 75  # cancelled just as it was requeued
+  say "this job could not be recorded"
+}
 
 # Signals that reach this shell only (`scancel --batch`, `--signal=B:`) are for the ranks.
 STOPPED=""  # the signal that asked this job to stop, if any
@@ -88,18 +92,10 @@ finish() {  # CODE STAGE RECIPE [section.key=value ...]: ends this script
   fi
   if [ "$code" = 0 ] || [ "$code" = 75 ]; then say "$stage: stopped"; else say "$stage: a rank was killed (code $code)"; fi
   last_errors
-  if [ "$state" != RUNNING ]; then
-    say "not requeued by this script: cancelled, out of time or requeued from outside ($state)"
-    exit 75
-  fi
-  python -m launchers.guard "$stage" "$@" || exit 1
   trap '' TERM  # Slurm now ends this shell and all it started, though there is a line left to say
-  if scontrol requeue "$JOB"; then
-    say "requeued by this script; it continues where it stopped"
-  else
-    say "requeue refused: submit the same command again, it continues where it stopped"
-  fi
-  exit 75
+  python -m launchers.again "$stage" "$@"
+  code=$?
+  exit "$((code == 0 ? 75 : code))"
 }
 
 array_share() {  # K/N of this task of an array

@@ -31,8 +31,8 @@ _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 def tasks_of(plan: Plan, job: Job) -> list[StageTask]:
     """The callables of a job: one, or one for each share."""
     shares: list[tuple[str, ...]] = [(f"launch.share={number}/{job.shares}",) for number in range(job.shares)] or [()]
-    limit = plan.site.max_same_start
-    return [StageTask(job.stage, job.verbs, str(plan.recipe), share, job.ranks, limit) for share in shares]
+    limits = plan.site.max_same_start, plan.site.again
+    return [StageTask(job.stage, job.verbs, str(plan.recipe), share, job.ranks, *limits) for share in shares]
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from distlm.index.layout import IndexFolder
 from distlm.models.registry import kind
 from distlm.pipeline import STEPS, steps_of
 from distlm.runtime.rundir import RunDir
-from launchers.site import SERIAL, STAGES, Resources, Site, check_stage
+from launchers.site import ONE_NODE, SERIAL, STAGES, Resources, Site, check_stage
 
 Finished = Callable[[RunConfig, RunDir], bool]
 
@@ -189,6 +189,10 @@ def _jobs(stage: str, verbs: tuple[str, ...], site: Site, wish: Wish, after: tup
 def _place(stage: str, wanted: Resources, wish: Wish) -> Resources:
     """The wished ranks over nodes, as many on each."""
     nodes, ranks = wish.nodes, wish.ranks
+    if stage in ONE_NODE:
+        # What the site file says of the stage holds; the wish is for stages whose work is spread over nodes.
+        nodes = wanted.nodes
+        ranks = None if ranks is None else min(ranks, nodes * wanted.tasks_per_node)
     if nodes is None:
         nodes = wanted.nodes if ranks is None else ceil(ranks / wanted.tasks_per_node)
     if ranks is None:

@@ -11,7 +11,7 @@ import submitit
 
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_ERROR, EXIT_USAGE
-from launchers.site import Site
+from launchers.site import ONE_NODE, Site
 from launchers.stages.graph import Job
 
 _NEVER_GIVE_UP = 1_000_000
@@ -24,9 +24,9 @@ the signal, what MPI ends with when a peer is gone, or EXIT_STOPPED of the ranks
 class Scripts(submitit.SlurmExecutor):
     """submitit's Slurm executor, which can also show its scripts where there is no Slurm."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python_words: Sequence[str] = ()) -> None:
         # A USR1 or USR2 that comes before Python has its handlers would kill the task; ignored signals stay ignored.
-        python = f'sh -c \'trap "" USR1 USR2; exec "$@"\' sh {shlex.quote(sys.executable)}'
+        python = f'sh -c \'trap "" USR1 USR2; exec "$@"\' sh {shlex.join(python_words or [sys.executable])}'
         super().__init__(folder, max_num_timeout=_NEVER_GIVE_UP, python=python)
 
     @classmethod
@@ -66,7 +66,7 @@ class Plan:
 
 def executor(plan: Plan, job: Job, after: Sequence[str]) -> Scripts:
     """The executor of one job. `after`: ids of the jobs that must have ended well."""
-    made = Scripts(plan.folder)
+    made = Scripts(plan.folder, plan.site.python_words())
     made.update_parameters(**parameters(plan, job, after))
     return made
 
@@ -75,11 +75,13 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
     """submitit's parameters of one job, in Slurm's names; None: not given."""
     site, recipe = plan.site, str(plan.recipe)
     wanted = job.resources
-    guard = [sys.executable, "-m", "launchers.guard", f"--max-same-start={site.max_same_start}", job.stage, recipe]
-    options: dict[str, Any] = {"requeue": True, **site.account_flags()}
-    if after:
+    limits = [f"--max-same-start={site.max_same_start}", f"--again={site.again}"]
+    again = [sys.executable, "-m", "launchers.again", *limits, job.stage, recipe]
+    options: dict[str, Any] = {"requeue": True, **site.account_flags(job.stage)}
+    # The first jobs wait for others beside the chain, and the rest for them.
+    if conditions := [f"afterok:{':'.join(after)}"] if after else site.after:
         # Without the second, a job whose predecessor failed stays in the queue for ever.
-        options |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+        options |= {"dependency": ",".join(conditions), "kill-on-invalid-dep": "yes"}
     for flag in wanted.extra:
         name, equals, value = flag.removeprefix("--").partition("=")
         options[name] = value if equals else True
@@ -89,7 +91,7 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
         "nodes": wanted.nodes,
         "ntasks_per_node": wanted.tasks_per_node,
         "cpus_per_task": wanted.cpus_per_task,
-        "gpus_per_node": wanted.gpus_per_node or None,
+        "gpus_per_node": wanted.gpus if wanted.gpus_per_node else None,
         "mem": wanted.mem or None,
         "signal_delay_s": site.signal_lead_s,
         "wckey": None,
@@ -109,16 +111,15 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
             f"--wait={plan.config.launch.lost_after_s + 30}",
             # Slurm 22.05 to 23.02 do not inherit it from sbatch.
             f"--cpus-per-task={wanted.cpus_per_task}",
+            *site.srun,
         ],
         "teardown": [
             "code=$?",
             f"case $code in {'|'.join(map(str, _FINAL))}) ;; *)",
-            "  # A rank died, so none was left to hand over to submitit: this script asks for the requeue instead.",
-            f"  job={'${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID' if job.shares > 1 else '$SLURM_JOB_ID'}",
-            '  [ "$(squeue -h -j $job -o %T)" = RUNNING ] &&',
-            '  echo "launchers: a rank died (exit code $code); requeue: this batch script owns it, with the guard" &&',
-            f"  {shlex.join(guard)} &&",
-            "  scontrol requeue $job ;;",
+            "  # A rank died, or Slurm did not answer rank 0: this script asks for the requeue instead.",
+            '  echo "launchers: the ranks ended with exit code $code; requeue: this batch script owns it"',
+            "  trap '' TERM  # Slurm now ends this shell and all it started, though there is a line left to say",
+            f"  {shlex.join(again)} ;;",
             "esac",
             "exit $code",
         ],
@@ -128,7 +129,9 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
 def placement(job: Job) -> str:
     """Which rank runs on which node with which GPU, as text."""
     wanted = job.resources
-    each = f", array of {job.shares}" if job.shares else ""
+    each = (
+        f", array of {job.shares}" if job.shares else ": all that it has work for" if job.stage in ONE_NODE[2:] else ""
+    )
     lines = [f"{job.name}: {job.ranks} rank(s) on {wanted.nodes} node(s){each}; distlm {' + '.join(job.verbs)}"]
     for node in range(wanted.nodes):
         ranks = range(node * wanted.tasks_per_node, (node + 1) * wanted.tasks_per_node)

@@ -4,20 +4,36 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from distlm.errors import DistlmError
 
 TIMEOUT_S = 30.0
 """A busy or dead controller lets its clients wait for minutes."""
+ASK_FOR_S = 900.0
+"""How long a job that must be queued again asks a controller that does not answer: a restart of one takes minutes."""
+_PAUSE_S = 5.0
+"""Between two such questions."""
 ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
           "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT")  # fmt: skip
 """States of a job that can still run. Others are final."""
 _HAS_ENDED = ("Invalid job id", "already completing or completed")
 """What scancel says of a job that Slurm has forgotten, and of one that it still knows."""
+_SILENT = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes", "onnection refused",
+           "onnection timed out", "onnection failure", "connect failure", "Communication",
+           "Unexpected message")  # fmt: skip
+"""In what the commands say when the controller does not answer."""
+_T = TypeVar("_T")
 UNKNOWN = "UNKNOWN"
 """State of a job that neither squeue nor sacct knows: ended long ago, or another cluster's."""
+
+
+class SlurmSilent(DistlmError):
+    """The controller did not answer; asked later, it may."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +67,30 @@ def installed() -> bool:
 def command(tool: str, *arguments: str, timeout: float = TIMEOUT_S) -> str:
     """Standard output of a Slurm command.
 
-    Raises DistlmError when there is no Slurm, when it does not answer in `timeout` seconds, or when it refuses.
+    Raises DistlmError when there is no Slurm or when it refuses, SlurmSilent when it does not answer in `timeout`
+    seconds.
     """
     done = _run(tool, arguments, timeout)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise DistlmError(f"{tool} {' '.join(arguments)}: {said[-1]}")
+        raise _error(f"{tool} {' '.join(arguments)}: {said[-1]}")
     return done.stdout
+
+
+def patiently(ask: Callable[[], _T], seconds: float, say: Callable[[str], None]) -> _T:
+    """What `ask` returns, asked again for `seconds` while Slurm does not answer; raises its last SlurmSilent then."""
+    deadline = time.monotonic() + seconds
+    told = False
+    while True:
+        try:
+            return ask()
+        except SlurmSilent as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                say(f"{error}; asking again for {seconds / 60:g} min")
+            told = True
+            time.sleep(min(_PAUSE_S, seconds))
 
 
 def jobs(ids: Sequence[str]) -> dict[str, list[Job]]:
@@ -84,7 +117,7 @@ def _squeue(ids: Sequence[str]) -> list[Job]:
     arguments = ["--noheader", "--states=all", "--array", f"--jobs={','.join(_parents(ids))}"]
     done = _run("squeue", [*arguments, "--format=%i|%T|%M|%L|%N|%r"], TIMEOUT_S)
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
-        raise DistlmError(f"squeue: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise _error(f"squeue: {done.stderr.strip() or f'exit code {done.returncode}'}")
     found = []
     for line in done.stdout.splitlines():
         fields = line.strip().split("|")
@@ -120,7 +153,12 @@ def details(job: str) -> dict[str, str]:
     if not installed():
         return {}
     done = _run("scontrol", ["--oneliner", "show", "job", job], TIMEOUT_S)
-    return dict(re.findall(r"(\w+)=(\S*)", done.stdout.partition("\n")[0])) if done.returncode == 0 else {}
+    return fields(done.stdout) if done.returncode == 0 else {}
+
+
+def fields(shown: str) -> dict[str, str]:
+    """Field → value of the first job in what `scontrol --oneliner show job` prints (values with blanks are cut)."""
+    return dict(re.findall(r"(\w+)=(\S*)", shown.partition("\n")[0]))
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -128,7 +166,7 @@ def cancel(ids: Sequence[str]) -> None:
     done = _run("scancel", ids, TIMEOUT_S)
     said = [line for line in done.stderr.splitlines() if not any(ended in line for ended in _HAS_ENDED)]
     if done.returncode != 0 and (said or not done.stderr):
-        raise DistlmError(f"scancel {' '.join(ids)}: {said[-1] if said else f'exit code {done.returncode}'}")
+        raise _error(f"scancel {' '.join(ids)}: {said[-1] if said else f'exit code {done.returncode}'}")
 
 
 def signal_steps(job: str, name: str) -> None:
@@ -136,9 +174,52 @@ def signal_steps(job: str, name: str) -> None:
     command("scancel", f"--signal={name}", job)
 
 
+def own_state(job: str, restarts: int) -> str:
+    """How Slurm sees the job that asks, which began as its start number `restarts` + 1.
+
+    RUNNING: nobody else has decided about it; PREEMPTED: cancelled to make room for another job (where Slurm requeues
+    preempted jobs itself, REQUEUED); CANCELLED: by hand, or out of time. Raises DistlmError, SlurmSilent.
+    """
+    shown = fields(command("scontrol", "--oneliner", "show", "job", job))
+    if shown.get("JobState") == "RUNNING":
+        return "RUNNING"
+    # All of them are COMPLETING while the ranks save. A cancelled job could be requeued, too, and must not be.
+    if int(shown.get("Restarts", 0)) > restarts:
+        return "REQUEUED"
+    return "CANCELLED" if shown.get("PreemptTime", "None") == "None" else "PREEMPTED"
+
+
+def release_dependents(job: str) -> list[str]:
+    """Let jobs wait again that waited for `job` (which has just been requeued) and could never start; their ids."""
+    asked = ["--noheader", "--me", "--states=PENDING", "--format=%i|%r|%E"]
+    freed = []
+    for line in command("squeue", *asked).splitlines():
+        waiting, reason, conditions = line.strip().split("|", 2)
+        wanted = re.sub(r"\([^)]*\)", "", conditions)
+        if reason == "DependencyNeverSatisfied" and job in re.split(r"[:,?]", wanted):
+            command("scontrol", "update", f"jobid={waiting}", f"dependency={wanted}")
+            freed.append(waiting)
+    return freed
+
+
 def requeue(job: str) -> None:
     """Stop a running job at once, or take an ended one that Slurm still knows, and queue it again under its id."""
-    command("scontrol", "requeue", job)
+    done = _run("scontrol", ["requeue", job], TIMEOUT_S)
+    # Below 0: inside that job Slurm took the request, and ended scontrol with the rest of it before it could say so.
+    if done.returncode > 0:
+        raise _error(f"scontrol requeue {job}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+
+
+def submit(script: Path, env: Mapping[str, str]) -> str:
+    """`sbatch SCRIPT` with this environment; the job's id."""
+    done = _run("sbatch", ["--parsable", str(script)], TIMEOUT_S, env)
+    if done.returncode != 0:
+        raise _error(f"sbatch {script}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def _error(text: str) -> DistlmError:
+    return (SlurmSilent if any(words in text for words in _SILENT) else DistlmError)(text)
 
 
 def _matching(job: str, found: Sequence[Job]) -> list[Job]:
@@ -150,9 +231,11 @@ def _parents(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(each.partition("_")[0] for each in ids))
 
 
-def _run(tool: str, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+def _run(
+    tool: str, arguments: Sequence[str], timeout: float, env: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
     # A user's own format or sort order in the environment would change what is parsed here.
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
+    env = {key: value for key, value in env.items() if not key.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     try:
         return subprocess.run([tool, *arguments], env=env, capture_output=True, text=True, timeout=timeout)
     except FileNotFoundError as error:
@@ -160,6 +243,6 @@ def _run(tool: str, arguments: Sequence[str], timeout: float) -> subprocess.Comp
             f"{tool}: not found, so there is no Slurm on this machine; run this on a login node of the cluster"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise DistlmError(
+        raise SlurmSilent(
             f"{tool}: no answer from Slurm within {timeout:g} s; is its controller up? (scontrol ping)"
         ) from error

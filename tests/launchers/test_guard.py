@@ -1,18 +1,15 @@
 """The restart-loop guard: marks move with durable progress, and a mark that stands still ends the loop."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from support import ENVIRONMENT
-from support.deadline import DEADLINE_S
 from support.manifest import write_complete_manifest
 
 from distlm.config.load import load_config
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from launchers.guard import MARKS, check_restart
+from launchers.jobs import record_job
 
 
 def checkpoint(run, step):
@@ -49,7 +46,8 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
     line = json.loads(path.read_text("utf-8"))
     assert line["time"] > 0
     del line["time"]
-    assert line == {"format": 1, "job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint"}
+    assert line == {"format": 1, "job": "7", "restarts": 0, "owner": "test", "mark": "no checkpoint",
+                    "preempted": False}  # fmt: skip
     path.write_text('{"job": "7", "ma', "utf-8")  # cut short by a kill
     assert asked(tmp_path) is None
 
@@ -84,21 +82,11 @@ def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
     assert MARKS[stage](config, run) != before
 
 
-def test_the_command_answers_with_its_exit_code(tmp_path):
-    def command(*words, **env):
-        return subprocess.run(
-            [sys.executable, "-m", "launchers.guard", *words], env={**ENVIRONMENT, **env}, timeout=DEADLINE_S,
-            capture_output=True, text=True,
-        )  # fmt: skip
-
-    words = ["--max-same-start=1", "train", "demo", f"run_dir={tmp_path}"]
-    slurm = {"SLURM_JOB_ID": "41", "SLURM_RESTART_COUNT": "2"}
-    assert command(*words, **slurm).returncode == 0
-    again = command(*words, **slurm)
-    assert again.returncode == 1 and again.stderr.startswith(
-        "guard: not requeued: the last 1 restarts of train in job 41"
-    )
-    line = json.loads((tmp_path / "launch" / "attempts-train.jsonl").read_text("utf-8").splitlines()[0])
-    assert (line["job"], line["restarts"], line["owner"]) == ("41", 2, "batch script")
-    wrong = command("trian", "demo", f"run_dir={tmp_path}")
-    assert wrong.returncode == 2 and "did you mean 'train'?" in wrong.stderr
+def test_a_cancelled_job_does_not_start_again_until_it_may(tmp_path):
+    run = RunDir(tmp_path)
+    record_job(run, "train", "7", "submitit", "1", cancelled=True)
+    assert "launchers.cancel ended job 7" in str(asked(tmp_path))
+    assert "launchers.cancel ended job 7_3" in str(asked(tmp_path, job="7_3"))
+    assert asked(tmp_path, job="77") is None
+    record_job(run, "train", "7", "submitit", "1", cancelled=False)
+    assert asked(tmp_path) is None

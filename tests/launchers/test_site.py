@@ -64,6 +64,16 @@ def test_files_are_found_in_order(nowhere, monkeypatch):
         ("partition: [a, b]", "expected text"),
         ("extra: [-C v100]", "extra: '-C v100': expected --name or --name=value"),
         ("stages: {train: {extra: ['--comment=two words']}}", "stages.train.extra: '--comment=two words'"),
+        ("gpus_per_node: v100:4", "gpus_per_node='v100:4': expected a whole number; the type goes into gpu_type"),
+        ("extra: ['--dependency=afterok:1']", "the plan sets --dependency itself; use after in the site file"),
+        ("extra: [--gres=gpu:v100:4]", "the plan sets --gres itself; use gpus_per_node and gpu_type in the site file"),
+        ("extra: [--part=gpu]", "extra: '--part=gpu': the plan sets --partition itself; use partition"),
+        ("extra: [--no-requeue]", "the plan sets --no-requeue itself; remove it"),
+        ("stages: {train: {extra: [--nodes=2]}}", "stages.train.extra: '--nodes=2': the plan sets --nodes itself"),
+        ("srun: [--mpi=pmi2]", "srun: '--mpi=pmi2': the plan sets --mpi itself; use mpi in the site file"),
+        ("srun: [-n4]", "srun: '-n4': expected --name or --name=value"),
+        ("after: ['5']", "after: '5': expected a condition of sbatch --dependency, as afterok:123"),
+        ('python: "it\'s"', 'python="it\'s": No closing quotation'),
         ("stages: {train: 4}", "stages.train: expected keys, found '4'"),
         ("- a", "site file: expected keys"),
         ("a: [", "not valid YAML"),
@@ -104,14 +114,38 @@ def test_flags_are_one_line_that_the_shell_may_split():
         sbatch_flags(Site(account="my project"), "train")
 
 
+def test_flags_beside_the_plans_own_and_places_of_stages_are_taken():
+    site = parse_site(
+        {
+            "partition": "gpu", "gpu_type": "v100", "extra": ["--exclusive", "--gres=lscratch:100", "--mem-bind=local"],
+            "after": ["afterok:5:6", "afterany:7_1", "singleton"],
+            "stages": {"prepare": {"partition": "cpu"}, "train": {"gpu_type": "a100", "gpus_per_node": "2"}},
+        },
+        "test",
+    )  # fmt: skip
+    assert "--partition=cpu" in sbatch_flags(site, "prepare") and "--gpus-per-node=0" in sbatch_flags(site, "prepare")
+    assert {"--partition=gpu", "--gpus-per-node=a100:2"} <= {*sbatch_flags(site, "train")}
+    assert {"--gpus-per-node=v100:4", "--exclusive"} <= {*sbatch_flags(site, "search")}
+
+
 def test_setup_is_shell_that_can_be_evaluated(nowhere):
-    (nowhere / "site.yaml").write_text("setup: ['X=1']\nenv: {GREETING: \"it's $HOME\"}\nmpi: pmi2\n", "utf-8")
+    (nowhere / "site.yaml").write_text(
+        "setup: ['X=1']\nenv: {GREETING: \"it's $HOME\"}\nmpi: pmi2\n"
+        "srun: [--cpu-bind=cores, '--comment=two words']\npython: /shared/run python3\n",
+        "utf-8",
+    )
     lines = site_command("setup")
     assert lines.returncode == 0
     echoed = subprocess.run(
-        ["sh", "-c", f'{lines.stdout}\necho "$X $GREETING $SLURM_MPI_TYPE"'], capture_output=True, text=True
+        [
+            "bash",
+            "-c",
+            f'{lines.stdout}\necho "$X $GREETING $SLURM_MPI_TYPE ${{#SRUN[@]}} ${{SRUN[0]}} ${{PYTHON[@]}}"',
+        ],
+        capture_output=True,
+        text=True,
     )
-    assert echoed.stdout == "1 it's $HOME pmi2\n"
+    assert echoed.stdout == "1 it's $HOME pmi2 2 --cpu-bind=cores /shared/run python3\n"
 
 
 def test_the_command_shows_refuses_and_exits(nowhere):

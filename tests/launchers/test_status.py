@@ -19,8 +19,10 @@ from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress as Counter
 from distlm.runtime.progress import record_progress
 from distlm.runtime.rundir import RunDir
+from launchers.guard import attempts
 from launchers.jobs import Submission, named_runs, record_job, submissions
 from launchers.logs import find_logs, newest_logs, of_rank
+from launchers.records import RestartLine
 from launchers.stages import slurm
 from launchers.status import _seconds, as_text, read_progress, status_of
 
@@ -116,6 +118,37 @@ def test_a_running_job_that_writes_nothing_is_stale(run, monkeypatch):
         found = status_of(run, stale_after_s=300)
         assert (found.stale_s is not None) == stale
         assert ("STALE" in as_text(found, now)) == stale
+
+
+def test_a_silent_slurm_leaves_what_the_run_directory_knows(run, monkeypatch):
+    def silent(_ids):
+        raise slurm.SlurmSilent("squeue: no answer from Slurm within 30 s")
+
+    now = time.time()
+    write_lines(run, progress_line("train", 100, 400, now - 10))
+    record_job(run, "train", "42", "submitit", "2", name="train", log=str(run.root / "none" / "42_0_log.out"))
+    record_job(run, "datastore", "43", "submitit", "2", name="datastore", cancelled=True)
+    attempt = RestartLine(time=now - 100, job="42", restarts=0, owner="task", mark="no checkpoint")
+    make(attempts(run, "train"), attempt.line() + "\n")
+    monkeypatch.setattr(slurm, "jobs", silent)
+    found = status_of(run)
+    assert [(job.state, job.reason) for job in found.jobs] == [
+        ("UNKNOWN", "last known: submitted 0s ago"), ("UNKNOWN", "last known: cancelled by launchers.cancel"),
+    ]  # fmt: skip
+    make(run.root / ".alive" / "x" / "rank-00000.json", "{}")
+    os.utime(run.root / ".alive" / "x" / "rank-00000.json", (now + 60, now + 60))
+    assert "ranks of this run gave a sign of life" in status_of(run).jobs[0].reason
+    text = as_text(found, now)
+    assert "SLURM     did not answer" in text and "no answer from Slurm within 30 s" in text
+    assert "train: 100/400 rows (25%)" in text
+
+
+def test_what_slurm_ended_is_named_with_the_command_that_brings_it_back(run, monkeypatch):
+    record_job(run, "train", "42", "submitit", "2", name="train")
+    for state, named in (("PREEMPTED", True), ("TIMEOUT", True), ("FAILED", False), ("COMPLETED", False)):
+        monkeypatch.setattr(slurm, "jobs", lambda ids, state=state: {"42": [slurm.Job("42", state)]})
+        text = as_text(status_of(run), time.time())
+        assert (f"python -m launchers.requeue {run.root}" in text) == named, text
 
 
 def test_slurms_times():

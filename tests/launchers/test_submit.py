@@ -122,6 +122,15 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(run, tmp_path):
                                                                      "--ranks=2")[1]  # fmt: skip
 
 
+def test_a_dry_run_shows_what_the_first_job_waits_for_and_where_a_stage_needs_no_more(run):
+    code, out, _ = run("--cluster=slurm", "--dry-run", "--nodes=32", "--ranks=32", "train.blocks_per_update=32",
+                       "train.micro_blocks=1", "--after=afterok:5", "--after=singleton")  # fmt: skip
+    assert code == 0 and "rank 0: CPU; after afterok:5, singleton" in out
+    assert out.count("--dependency=afterok:5,singleton") == 1
+    assert "train: 32 rank(s) on 32 node(s)" in out
+    assert "index-merge: 4 rank(s) on 1 node(s): all that it has work for" in out
+
+
 def test_without_slurm_the_default_is_this_machine_and_its_ranks_are_the_recipes(run):
     code, out, _ = run("--dry-run")
     assert code == 0 and "front: local" in out and "train: 2 rank(s) on 1 node(s)" in out and "#!" not in out
@@ -135,6 +144,8 @@ def test_without_slurm_the_default_is_this_machine_and_its_ranks_are_the_recipes
         (["--stages=trian"], 2, "--stages: unknown stage 'trian'; did you mean 'train'?"),
         (["--ranks=3"], 2, "do not divide over 3 ranks"),
         (["--cluster=slurm", "--dry-run", "--nodes=2", "--ranks=3"], 2, "3 ranks do not divide over 2 nodes"),
+        (["--after=5", "--cluster=slurm", "--dry-run"], 2, "--after: '5': expected a condition of sbatch --dependency"),
+        (["--after=afterok:5"], 2, "--after afterok:5: --cluster local knows no jobs of Slurm"),
         (["--nodes=2"], 2, "--cluster local is this one machine; use --ranks"),
         (["--cluster=debug", "--ranks=2"], 2, "--cluster debug runs one rank in this process"),
         (["--test-only"], 2, "--test-only asks Slurm, and the cluster is 'local'"),

@@ -3,14 +3,15 @@
 import os
 import pickle
 import signal
-import subprocess
 import sys
 
 import pytest
 from submitit.helpers import DelayedSubmission
 
 from distlm.config.load import dump_config, load_config
+from distlm.runtime.rundir import RunDir
 from launchers import task as module
+from launchers.jobs import record_job
 from launchers.task import StageFailed, StageTask, run_verb
 
 
@@ -58,32 +59,35 @@ def test_stopped_on_rank_0_calls_the_handler_that_was_there(task, monkeypatch):
     assert seen == [signal.SIGUSR2]
 
 
-@pytest.mark.parametrize(("code", "words"), [(-15, "; requeued"), (1, "the requeue was refused")])
-def test_scontrol_that_fails_or_dies_of_its_own_requeue(task, monkeypatch, capsys, code, words):
-    ends_with(monkeypatch, 75)
-
-    def handler(_number, _frame):
-        raise subprocess.CalledProcessError(code, ["scontrol", "requeue", "5"])
-
-    before = signal.signal(signal.SIGUSR2, handler)
-    try:
-        with pytest.raises(SystemExit) as end:
-            task()
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert end.value.code == 75 and words in capsys.readouterr().err
-
-
-def test_without_scontrol_it_says_so_at_the_start_and_ends_with_75(task, monkeypatch, capsys, tmp_path):
-    ends_with(monkeypatch, 75)
+@pytest.fixture
+def on_slurm(task, monkeypatch, tmp_path):
+    """The same as rank 0 of job 1 of Slurm, which has no commands there."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.setenv(name, "0" if name == "SLURM_PROCID" else "1")
+    for name in ("JOB_ID", "PROCID", "STEP_NUM_TASKS", "NTASKS"):
+        monkeypatch.setenv(f"SLURM_{name}", "0" if name == "PROCID" else "1")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    return task
+
+
+def test_without_scontrol_the_batch_script_asks_for_the_requeue(on_slurm, monkeypatch, capsys, tmp_path):
+    ends_with(monkeypatch, 75)
     with pytest.raises(SystemExit) as end:
-        task()
+        on_slurm()
     start, _, stop = capsys.readouterr().err.partition("stopped after a checkpoint")
-    assert end.value.code == 75 and "WARNING: no scontrol" in start and "submit the same command again" in stop
+    assert end.value.code == 75 and "requeue: the batch script owns it" in start
+    assert "the batch script asks for the requeue (no scontrol here)" in stop
+    # The other ranks need not wait for Slurm to end them.
+    assert (tmp_path / "1_0_ended").exists()
+
+
+def test_a_start_of_a_cancelled_job_ends_before_it_does_anything(on_slurm, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(module, "run_verb", lambda arguments, ranks: pytest.fail("it ran"))
+    record_job(RunDir(tmp_path / "run"), "train", "1", "submitit", "1", cancelled=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(StageFailed, match="job 1 was cancelled"):
+        on_slurm()
+    assert "launchers.requeue lets it go on" in capsys.readouterr().err
 
 
 def test_the_debug_executor_ends_with_75(task, monkeypatch):

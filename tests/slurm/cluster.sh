@@ -222,13 +222,13 @@ write_conf() {
   echo "CgroupPlugin=cgroup/v1" >"$DIR/cgroup.conf"
   : >"$DIR/gres.conf"
   if [ "$GPUS" -gt 0 ]; then
-    gres="Gres=gpu:$GPUS"
+    gres="Gres=gpu:v100:$GPUS"
     mkdir -p "$DIR/dev"
     for n in $(seq 0 $((GPUS - 1))); do
       # GPUs in name only. CUDA_VISIBLE_DEVICES is set only for a character device; this one is /dev/null again
       mknod "$DIR/dev/gpu$n" c 1 3 2>/dev/null || ln -s /dev/null "$DIR/dev/gpu$n"
     done
-    echo "NodeName=node[1-$NODES] Name=gpu File=$DIR/dev/gpu[0-$((GPUS - 1))]" >"$DIR/gres.conf"
+    echo "NodeName=node[1-$NODES] Name=gpu Type=v100 File=$DIR/dev/gpu[0-$((GPUS - 1))]" >"$DIR/gres.conf"
   fi
   sed -e "s|@DIR@|$DIR|g; s|@USER@|$OWNER|g; s|@HEAD@|$head|; s|@HEAD_ADDRESS@|$head_address|; s|@PORT@|$PORT|" \
       -e "s|@MPI@|$MPI|; s|@BIND@|$bind|; s|@CPUS@|$CPUS|; s|@MEM@|$MEM|; s|@GRES@|$gres|" \

@@ -135,12 +135,12 @@ def test_each_requeue_has_one_owner_who_is_named(whole):
     lines = [json.loads(text) for text in (run / "launch" / "attempts-train.jsonl").read_text("utf-8").splitlines()]
     owners = [line["owner"] for line in lines]
     # A busy machine may lose a rank once more than the test kills one.
-    assert owners.count("submitit") >= 3 and owners.count("batch script") >= 1
+    assert owners.count("task") >= 3 and owners.count("batch script") >= 1
     assert {line["job"] for line in lines} == {jobs["train"]}
     assert [line["restarts"] for line in lines] == list(range(len(lines)))
     (log,) = run.glob(f"launch/submitit/*/{jobs['train']}_0_log.out")
     text = log.read_text("utf-8")
-    assert "requeue: submitit owns it" in text and "requeue: this batch script owns it" in text
+    assert "requeue: this task owns it" in text and "requeue: this batch script owns it" in text
     assert re.search(r"rank 1 on \S+ is lost: no sign of life", text)
     # What Slurm gives to a rank, in the words of every front.
     assert re.search(r"train: rank 0 of 2 on \S+ \(from slurm\)", text)
@@ -202,7 +202,7 @@ def test_asking_first_and_being_refused_leave_nothing_behind(slurm, tmp_path):
     asked = submit(slurm, *words, "--nodes=2", "--test-only").stdout
     assert re.search(r"train: Job \d+ to start at \S+ using 2 processors on nodes node\[\d-\d\]", asked)
     assert not run.exists()
-    site.write_text(f"{site.read_text('utf-8')}stages: {{train: {{extra: [--partition=nonesuch]}}}}\n", "utf-8")
+    site.write_text(f"{site.read_text('utf-8')}stages: {{train: {{partition: nonesuch}}}}\n", "utf-8")
     refused = submit(slurm, *words, "--test-only", check=False)
     assert refused.returncode == 1 and "sbatch refuses train: " in refused.stderr
     assert "invalid partition" in refused.stderr and not run.exists()

@@ -17,7 +17,7 @@ LOST_AFTER = "launch.lost_after_s=20"
 ON_TWO = ("--nodes=2", *FLAGS)
 """Two ranks on two nodes."""
 
-REQUEUED = ": requeued by this script"
+REQUEUED = ": requeued by this batch script"
 """What a script says that puts its job back in the queue."""
 
 

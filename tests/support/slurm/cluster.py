@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,16 @@ class Slurm:
     def on(self, node: str, *command: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command among the processes of a node."""
         return self.run("bash", CLUSTER, "on", node, *command, check=check)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """slurmctld does not answer for the block: its process is stopped."""
+        pid = int((self.cluster.folder / "pids" / "slurmctld").read_text("utf-8").split()[0])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def crash(self, node: str) -> None:
         """The node dies with everything on it (skips where nodes are not separated)."""
