@@ -8,6 +8,7 @@ import pytest
 from support.index import config, one_rank, vectors, write_store
 
 from distlm.index import run_index_train
+from distlm.index.build.encode import transforms_of
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
 from distlm.index.train import kept, kmeans
@@ -66,11 +67,10 @@ def test_centroids_are_as_good_as_those_of_faiss(width: int) -> None:
 
 def test_a_transform_is_that_of_faiss() -> None:
     keys = vectors(9000) + np.float16(3)
-    index = faiss.index_factory(32, "PCA8,IVF4,Flat")
-    faiss.downcast_VectorTransform(index.chain.at(0)).train(keys.astype(np.float32))
+    index = fit_factory("PCA8,IVF4,Flat", 32, len(keys), len(keys)).build()
+    transforms_of(index)[0].train(keys.astype(np.float32))
     own = deserialise(trained("PCA8,IVF4,Flat", keys))
-    theirs, ours = (faiss.downcast_VectorTransform(i.chain.at(0)).apply(keys[:500].astype(np.float32))
-                    for i in (index, own))  # fmt: skip
+    theirs, ours = (transforms_of(i)[0].apply(keys[:500].astype(np.float32)) for i in (index, own))
     # The sign of a direction is free.
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=0.02)
 
