@@ -21,8 +21,8 @@ from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.settings import finished_shards
 from distlm.datastore.manifest import is_complete
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
-from distlm.finetune.state import all_results, finetuned, results_text
-from distlm.finetune.state import begun as finetuning_begun
+from distlm.finetune.finished.state import all_results, finetuned, results_text
+from distlm.finetune.finished.state import begun as finetuning_begun
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind

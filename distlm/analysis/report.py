@@ -14,8 +14,8 @@ from distlm.analysis.pages import environment
 from distlm.analysis.questions import Answer, answers, table_rows
 from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
+from distlm.finetune.finished.state import all_results
 from distlm.finetune.records import FinetuneResults
-from distlm.finetune.state import all_results
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import cache_words
 from distlm.knnlm.tune.records import Tuned

@@ -21,6 +21,7 @@ import torch
 
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
+from distlm.finetune.finished.state import RESULTS, SETTINGS, results_text
 from distlm.finetune.job import FinetuneJob, train_config
 from distlm.finetune.names import own_names
 from distlm.finetune.plan import plan_finetune, plan_finetune_rows
@@ -35,7 +36,6 @@ from distlm.finetune.records import (
     TaskMemoryUse,
 )
 from distlm.finetune.source import Source, checkpoint_fingerprint, open_source
-from distlm.finetune.state import RESULTS, SETTINGS, results_text
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun

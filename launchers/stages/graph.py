@@ -12,7 +12,7 @@ from math import ceil
 from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import read_manifest
 from distlm.errors import UsageError
-from distlm.finetune.state import require_ranks
+from distlm.finetune.finished.state import require_ranks
 from distlm.index.layout import IndexFolder
 from distlm.models.registry import kind
 from distlm.pipeline import STEPS, steps_of

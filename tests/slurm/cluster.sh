@@ -389,10 +389,7 @@ install() {
 }
 
 case ${1:-} in
-  install) install;;
-  start) start;;
-  stop) stop;;
-  status) status;;
+  install | start | stop | status) "$1";;
   env) echo "export SLURM_CONF=$SLURM_CONF";;
   crash-node) crash_node "${2#node}";;
   cut-node) ip -n "distlm-$2" link set eth0 down;;

@@ -17,6 +17,7 @@ import torch
 
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
+from distlm.finetune.finished.state import SETTINGS
 from distlm.finetune.job import EvaluationJob, train_config
 from distlm.finetune.names import own_names
 from distlm.finetune.plan import count_rows, model_sizes, of_tasks, plan_finetune_rows
@@ -25,7 +26,6 @@ from distlm.finetune.records import FinetuneSettings, Scores, SeedResult, TaskEv
 from distlm.finetune.score import TaskValidation
 from distlm.finetune.source import Source, open_finetuned
 from distlm.finetune.stage import RESULT, each_task
-from distlm.finetune.state import SETTINGS
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmRun

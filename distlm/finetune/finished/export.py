@@ -13,11 +13,11 @@ import yaml
 
 from distlm.errors import DistlmError, UsageError
 from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.finished.state import SETTINGS
 from distlm.finetune.model import TaskModel
 from distlm.finetune.records import DECIDING, FinetuneSettings, SeedResult
 from distlm.finetune.source import load_task_model
 from distlm.finetune.stage import RESULT
-from distlm.finetune.state import SETTINGS
 from distlm.finetune.tasks.glue import TASKS
 from distlm.models.export.card import Card, fenced
 from distlm.models.export.run import export_model

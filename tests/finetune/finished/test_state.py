@@ -10,7 +10,7 @@ from support.finetune import evaluate, finetune_config, pretrained, run, write_s
 
 from distlm.analysis.report import write_report
 from distlm.errors import DistlmError, UsageError
-from distlm.finetune.state import all_results, begun, finetuned, require_ranks
+from distlm.finetune.finished.state import all_results, begun, finetuned, require_ranks
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.runtime.rundir import RunDir
 
