@@ -154,8 +154,10 @@ class Rival:
             # Another owner than before is not yet known to live.
             self._changed = number == self.number and self._text != ""
             self._since = time.monotonic()
+        record = LockOwner.peek(path) if text else None
+        # One that is just being rewritten is whose it was.
+        self.record = self.record if record is None and number == self.number else record
         self.number, self._text = number, text
-        self.record = LockOwner.peek(path) if text else None
 
     @property
     def silent_s(self) -> float:
