@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(read: Any) -> None:
 def test_why_safetensors_could_not_open_a_file(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    with pytest.raises(DistlmError, match="/loop: too many levels of symbolic links"), told(tmp_path):
+    with pytest.raises(DistlmError, match="/loop: a link that leads back to itself"), told(tmp_path):
         load_file(loop)
     with pytest.raises(DistlmError, match="/gone: no such file"), told(tmp_path / "gone"):
         load_file(tmp_path / "gone")

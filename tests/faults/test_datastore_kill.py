@@ -65,10 +65,10 @@ def start_and_kill(words: list[str], folder: Path, chance: random.Random) -> boo
 
 def has_begun(launcher: int, folder: Path) -> bool:
     """The ranks have their model: some file of a shard is being written, or was by this start."""
-    begun = folder / ".lock"
     try:
-        return begun.exists() and begun.stat().st_mtime >= psutil.Process(launcher).create_time()
-    except psutil.NoSuchProcess:
+        start = psutil.Process(launcher).create_time()
+        return any(lock.stat().st_mtime >= start for lock in folder.glob(".lock*"))
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return False
 
 

@@ -94,9 +94,9 @@ def test_one_at_a_time_without_flock(tmp_path: Path) -> None:
             assert ended(third)[0] == 0
     with holder(tmp_path, "1/2", **without) as share, holder(tmp_path, "0/2", **without):
         other = f"(pid {share.pid} on "
-        refused(
-            tmp_path, {(): f"share 1/2: pid {share.pid}", ("1/2",): other, ("2/3",): "that run at once"}, **without
-        )  # fmt: skip
+        # One after the other: without flock a run and a share that look at the same moment see each other.
+        for words, said in (((), f"share 1/2: pid {share.pid}"), (("1/2",), other), (("2/3",), "that run at once")):
+            refused(tmp_path, {words: said}, **without)
 
 
 @pytest.mark.parametrize("without", [True, False], ids=["without flock", "with flock"])

@@ -7,13 +7,14 @@ The only file that imports mpi4py.
 import os
 import pickle
 import time
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from distlm.errors import DistlmError
 from distlm.runtime.ranks.joining import waiting_outside
 from distlm.runtime.ranks.world import World
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Comm(Protocol):
@@ -34,7 +35,7 @@ class Comm(Protocol):
     def gather(self, value: Any) -> list[Any] | None:
         """Every rank's value, in rank order, on rank 0; None elsewhere."""
 
-    def sum(self, array: NDArray[Any]) -> None:
+    def sum(self, array: "NDArray[Any]") -> None:
         """Make `array`, of one shape and int64 or fp64 on every rank, the sum over the ranks, in place."""
 
     def any(self, flag: bool) -> bool:
@@ -61,7 +62,7 @@ class SingleComm:
     def gather(self, value: Any) -> list[Any] | None:
         return [value]
 
-    def sum(self, array: NDArray[Any]) -> None:
+    def sum(self, array: "NDArray[Any]") -> None:
         return None
 
     def any(self, flag: bool) -> bool:
@@ -139,7 +140,7 @@ class MpiComm:
             values.append(pickle.loads(b"".join(pieces)))
         return values
 
-    def sum(self, array: NDArray[Any]) -> None:
+    def sum(self, array: "NDArray[Any]") -> None:
         from mpi4py import MPI
 
         self.barrier()
@@ -185,7 +186,7 @@ class TorchComm:
         self._dist.gather_object(value, values, dst=0)
         return values
 
-    def sum(self, array: NDArray[Any]) -> None:
+    def sum(self, array: "NDArray[Any]") -> None:
         import torch
 
         # It shares the array's memory.

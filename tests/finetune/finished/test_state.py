@@ -46,7 +46,7 @@ def test_tasks_that_do_not_go_together(overrides: list[str], said: str) -> None:
 def test_ranks_must_divide_the_rows_of_every_task() -> None:
     config = config_of("plm-base", ["run_dir=nowhere", "finetune.tasks=[CoLA,SST-2]", "finetune.rows_per_update=6"])
     require_ranks(config, 3)
-    with pytest.raises(DistlmError, match=r"finetune\.micro_rows=6 .*and 4 ranks do not divide it"):
+    with pytest.raises(DistlmError, match=r"finetune\.micro_rows=6: .*and 4 ranks do not divide it"):
         require_ranks(config, 4)
 
 

@@ -69,7 +69,7 @@ def test_tasks_are_fine_tuned_on_after_the_evaluation(tmp_path):
     seed = tmp_path / "finetune" / "RTE" / "seed-1"
     write_json(seed / "checkpoints" / "step-00000012" / "complete.json", {})
     assert MARKS["finetune"](tuned, RunDir.of(tuned)) == "0 seeds, step-00000012"
-    with pytest.raises(DistlmError, match=r"finetune\.micro_rows=20 .*and 8 ranks do not divide it"):
+    with pytest.raises(DistlmError, match=r"finetune\.micro_rows=20: .*and 8 ranks do not divide it"):
         build_graph(load_config("plm-base", [*words, "finetune.rows_per_update=20"]), Site(), STAGES, Wish(nodes=2))
 
 
