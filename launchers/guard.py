@@ -39,6 +39,13 @@ def _search(config: RunConfig, run: RunDir) -> str:
     return ", ".join(f"{split} {'+'.join(map(str, found))}" for split, found in counts.items())
 
 
+def _index_train(_config: RunConfig, run: RunDir) -> str:
+    if IndexFolder(run.index).template_json.exists():
+        return "template"
+    # What k-means keeps after its iterations.
+    return ", ".join(sorted(path.name for path in run.index.glob(".kmeans-*.npy"))) or "nothing"
+
+
 def _evaluate(_config: RunConfig, run: RunDir) -> str:
     return "+".join(path.name for path in (run.tuned, run.results) if path.exists()) or "nothing"
 
@@ -54,7 +61,7 @@ MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
     "shard": lambda config, run: f"{_count(run.shards(config), '**/*')} files",
     "train": _train,
     "datastore": _datastore,
-    "index-train": lambda _, run: "template" if IndexFolder(run.index).template_json.exists() else "nothing",
+    "index-train": _index_train,
     "index-add": lambda _, run: f"{_count(IndexFolder(run.index).parts, 'part-*.json')} parts",
     "index-merge": lambda _, run: "merged" if IndexFolder(run.index).index_json.exists() else "nothing",
     "search": _search,

@@ -39,8 +39,8 @@ STAGES = (
 """Stages of a recipe, in order; keys of `stages` in the site file."""
 SERIAL = ("prepare", "evaluate")
 """Stages of one rank, which need no GPU."""
-ONE_NODE = (*SERIAL, "index-train", "index-merge")
-"""Stages that --nodes and --ranks do not spread: rank 0 trains the index, and one node fills the disk's bandwidth."""
+ONE_NODE = (*SERIAL, "index-merge")
+"""Stages that --nodes and --ranks do not spread: those of one rank, and merging, for which one node fills the disk."""
 _NO_GPU = (*ONE_NODE, "shard")
 _MAY_BE_0 = ("gpus_per_node", "tasks_per_node", "array", "again")
 _PLACE = ("partition", "account", "qos", "constraint", "reservation")
@@ -139,7 +139,7 @@ class Site:
         gpus = _first(own.gpus_per_node, 0 if stage in _NO_GPU else self.gpus_per_node)
         # A stage that names its GPUs and not its tasks wants one task per GPU, whatever the site's count is.
         site_tasks = 0 if own.gpus_per_node is not None else self.tasks_per_node
-        # Shards, training the index and merging want CPUs: as many tasks as there are where GPUs are used.
+        # Shards and merging want CPUs: as many tasks as there are where GPUs are used.
         default = self.gpus_per_node if stage in _NO_GPU else gpus
         tasks = 1 if serial else _first(own.tasks_per_node, site_tasks) or max(1, default)
         return Resources(

@@ -11,7 +11,7 @@ import submitit
 
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_ERROR, EXIT_USAGE
-from launchers.site import ONE_NODE, Site
+from launchers.site import Site
 from launchers.stages.graph import Job
 
 _NEVER_GIVE_UP = 1_000_000
@@ -130,7 +130,7 @@ def placement(job: Job) -> str:
     """Which rank runs on which node with which GPU, as text."""
     wanted = job.resources
     each = (
-        f", array of {job.shares}" if job.shares else ": all that it has work for" if job.stage in ONE_NODE[2:] else ""
+        f", array of {job.shares}" if job.shares else ": all that it has work for" if job.stage == "index-merge" else ""
     )
     lines = [f"{job.name}: {job.ranks} rank(s) on {wanted.nodes} node(s){each}; distlm {' + '.join(job.verbs)}"]
     for node in range(wanted.nodes):

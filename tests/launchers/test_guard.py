@@ -60,6 +60,7 @@ def test_the_record_says_who_asked_and_where_it_was(tmp_path):
         ("train", "checkpoints/step-00000001/complete.json"),
         ("datastore", "datastore/.shard-00000.json"),
         ("datastore", "datastore/manifest.json"),
+        ("index-train", "index/INDEX/.kmeans-3.npy"),
         ("index-train", "index/INDEX/template.json"),
         ("index-add", "index/INDEX/parts/part-00000.json"),
         ("index-merge", "index/INDEX/index.json"),

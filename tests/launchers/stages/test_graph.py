@@ -78,7 +78,7 @@ def test_each_job_waits_for_the_one_before_it():
         ("prepare", 1, 1, 0, ()),
         ("train", 2, 4, 4, ("prepare",)),
         ("datastore", 2, 4, 4, ("train",)),
-        ("index-train", 1, 4, 0, ("datastore",)),
+        ("index-train", 2, 4, 4, ("datastore",)),
         ("index-add", 2, 4, 4, ("index-train",)),
         ("index-merge", 1, 4, 0, ("index-add",)),
         ("search", 2, 4, 4, ("index-merge",)),
@@ -87,11 +87,11 @@ def test_each_job_waits_for_the_one_before_it():
 
 
 def test_a_stage_books_no_more_nodes_than_it_has_work_for():
-    """What rank 0 does alone, or one node as fast as many, takes one node of however many are asked for."""
+    """What one rank does, or one node as fast as many, takes one node of however many are asked for."""
     shapes = {job.name: shape(job)[1:4] for job in build_graph(config(), Site(), STAGES, Wish(nodes=2, ranks=8))}
     one = {name for name, (nodes, _, _) in shapes.items() if nodes == 1}
-    assert one == {"prepare", "index-train", "index-merge", "evaluate"}
-    assert shapes["index-train"] == (1, 4, 0) and shapes["index-merge"] == (1, 4, 0)
+    assert one == {"prepare", "index-merge", "evaluate"}
+    assert shapes["index-train"] == (2, 4, 4) and shapes["index-merge"] == (1, 4, 0)
     assert build_graph(config(), Site(), ["index-merge"], Wish(ranks=2))[0].ranks == 2
     # Who wants more says so of that stage.
     site = Site(stages={"index-merge": StageSettings(nodes=3)})
