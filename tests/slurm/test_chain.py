@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.slurm import logged, repeated, wait_for_updates
+from support.slurm import logged, repeated
 from support.slurm.cluster import Slurm
 from support.slurm.submitted import jobs_of, recorded, said, submit, tool
 from support.train import same_end, tiny_tokens
@@ -39,14 +39,17 @@ def chains(module_slurm: Slurm) -> dict[str, Chain]:
     for name, site in PREEMPTED.items():
         run = slurm.folder / name.replace(" ", "-")
         stages = "train" if name == "comes back" else STAGES
-        chains[name] = Chain(run, submit(slurm, run, tokens, stages, "train.updates=150", site=site))
+        # Behind the gate they begin at once, and none is done while another is submitted.
+        words = (f"--after=afterany:{gate}", "train.updates=400")
+        chains[name] = Chain(run, submit(slurm, run, tokens, stages, *words, site=site))
     failed, successor = chains["failed"], chains["successor"]
     shown = slurm.show(failed.first["train"])
     failed.seen = {name: shown[name] for name in ("Dependency", "TresPerNode", "JobState")}
     slurm.run("scontrol", "release", gate)
     slurm.run("scontrol", "update", f"jobid={successor.first['train']}", "requeue=0")
     for name in PREEMPTED:
-        wait_for_updates(slurm, chains[name].first["train"], chains[name].run, 3)
+        chain = chains[name]
+        slurm.until_in(chain.first["train"], lambda run=chain.run: len(logged(run)) >= 3, "3 updates")  # type: ignore[misc]
     urgent = slurm.sbatch("-p", "urgent", "-N4", "--exclusive", "--wrap", "sleep 2")
     for name in ("failed", "dead"):
         chain = chains[name]
