@@ -12,6 +12,7 @@ from support.shards import hashes, make_shards
 
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
+from distlm.runtime.lock import is_lock
 
 
 def run(folder: Path, text: Path, place: str, number: int) -> int:
@@ -38,4 +39,4 @@ def test_killed_at_several_places_then_run_again(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.tar")} == written
     make_shards(tmp_path / "unharmed", text)
     assert hashes(folder) == hashes(tmp_path / "unharmed/shards")
-    assert not [path.name for path in folder.glob(".*") if path.name != ".lock"]
+    assert not [path.name for path in folder.glob(".*") if not is_lock(path)]

@@ -13,13 +13,14 @@ from support.index import driver, one_process_build, vectors, write_store
 
 from distlm.datastore.reader import Datastore
 from distlm.index import open_index
+from distlm.runtime.lock import is_lock
 
 pytestmark = pytest.mark.multiprocess
 FACTORIES = ["PCA16,IVF64,PQ8", "IVF64,PQ16x4"]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_lock(path))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -14,6 +14,7 @@ from distlm.models.io import save_model
 from distlm.models.records import Complete
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import DecoderLayer, TransformerLM
+from distlm.runtime.lock import is_lock
 from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
@@ -64,9 +65,9 @@ def add_checkpoint(config: RunConfig, seed: int = 0, key_scale: float = 1.0, ste
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path."""
+    """SHA-256 of every file below a folder, by relative path; a killed owner's locks are no results."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not is_lock(path)
     }

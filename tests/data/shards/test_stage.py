@@ -16,6 +16,7 @@ from distlm.data.shards.reader import ShardRows, verify_shards
 from distlm.data.shards.stage import finished_shards, plan_shard
 from distlm.data.shards.wordpiece import Encoder, WordPiece
 from distlm.errors import DistlmError, Stopped
+from distlm.runtime.lock import is_lock
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
 
@@ -70,7 +71,7 @@ def test_what_the_manifest_says(made: Path, text: Path) -> None:
     source = tree["text"]["valid"][0]
     assert source["name"] == "valid.txt" and source["bytes"] == source["text"] == (text / "valid.txt").stat().st_size
     assert len(source["sha256"]) == 64
-    assert not [path.name for path in (made / "shards").glob(".*") if path.name != ".lock"]
+    assert not [path.name for path in (made / "shards").glob(".*") if not is_lock(path)]
     assert verify_shards(made / "shards") == []
 
 

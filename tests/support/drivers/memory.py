@@ -94,6 +94,8 @@ def rank_of(rank: int, size: int, columns: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo", store, rank=rank, world_size=size)
     found = {name: tensor.contiguous() for name, tensor in run_all(columns).items()}
     save_file(found, folder / f"{size}-ranks-{rank}.safetensors")
+    # Before the group goes, gloo has to be done with its tensors: its threads and its end wait for each other else.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -114,6 +114,8 @@ def rank_of(rank: int, size: int, folder: Path) -> None:
         if size % columns == 0:
             found = {name: tensor.clone().contiguous() for name, tensor in run_all(columns, folder).items()}
             save_file(found, folder / f"{size}-{columns}-{rank}.safetensors")
+    # Before the group goes, gloo has to be done with its tensors: its threads and its end wait for each other else.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 

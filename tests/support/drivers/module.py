@@ -211,6 +211,8 @@ def rank_of(rank: int, modes: list[str], folder: Path) -> None:
     }
     for mode in modes:
         torch.save({name: tensor.clone() for name, tensor in ways[mode]().items()}, folder / f"{mode}-{rank}.pt")
+    # Before the group goes, gloo has to be done with its tensors: its threads and its end wait for each other else.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
