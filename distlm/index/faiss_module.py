@@ -1,6 +1,8 @@
 """The one place that loads faiss, with the command that mends its absence."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +34,18 @@ def require_faiss() -> Any:
         raise DistlmError(f"the index needs faiss: pip install 'distlm[cpu]' (or 'distlm[gpu]') ({error})") from error
     faiss.omp_set_num_threads(rank_threads())
     return faiss
+
+
+@contextmanager
+def faiss_threads(count: int) -> Iterator[None]:
+    """So many OpenMP threads for faiss in the block, then as before (torch may share the count)."""
+    faiss = require_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def write_index(index: Any, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import faiss_threads, require_faiss
 from distlm.index.layout import Array
 from distlm.index.train.kmeans import nearest_of
 from distlm.index.train.sample import BLOCK, Held
@@ -85,13 +85,8 @@ def _train_all(parts: list[Array], train: Callable[[Array], Array], team: Team, 
 
 
 def _by_faiss(inner: Any, vectors: list[Array], lists: list[Array], factory: str) -> None:
-    faiss = require_faiss()
-    threads = faiss.omp_get_max_threads()
-    # Its sums round by how many threads there are.
-    faiss.omp_set_num_threads(1)
+    pointer = require_faiss().swig_ptr
     x, numbers = np.concatenate(vectors), np.concatenate(lists)
-    try:
-        with refused(factory):
-            inner.train_encoder(len(x), faiss.swig_ptr(x), faiss.swig_ptr(numbers) if inner.by_residual else None)
-    finally:
-        faiss.omp_set_num_threads(threads)
+    # Its sums round by how many threads there are.
+    with faiss_threads(1), refused(factory):
+        inner.train_encoder(len(x), pointer(x), pointer(numbers) if inner.by_residual else None)

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distlm.index.build.encode import transforms_of
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, inverted_file
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import faiss_threads, require_faiss
 from distlm.index.layout import Array, Header, serialise
 from distlm.index.train.codes import needed_rows, residuals, train_codes
 from distlm.index.train.kept import Kept
@@ -37,7 +39,7 @@ def trained(plan: Factory, sample: Sample, seed: int, team: Team, folder: Path |
     comm = team.comm
     index = plan.build()
     if not all(part.is_trained for part in transforms_of(index)):
-        every = together(comm, lambda: held_by(comm.rank, comm.size, sample, some_of(sample.rows, sample.rows, 0, 0)))
+        every = together(comm, lambda: held_by(comm.rank, comm.size, sample, np.arange(sample.rows)))
         index = train_transforms(index, every, seed, team, plan.used)
         del every
     inner = inverted_file(index)
@@ -49,13 +51,10 @@ def trained(plan: Factory, sample: Sample, seed: int, team: Team, folder: Path |
     centroids = kmeans(held, plan.nlist, int(inner.cp.niter), seed, team, kept)
     del held
     team.check()
-    inner.cp.seed, inner.cp.max_points_per_centroid = seed, MOST_KEYS_PER_LIST
     if isinstance(inner, require_faiss().IndexIVFPQ):
         inner.pq.cp.seed = seed
         # Few keys were already reported once, in words; faiss would print a line for each of M sub-quantisers.
         inner.pq.cp.min_points_per_centroid = 1
-        # It renumbers codes for a Hamming filter that no search here uses.
-        inner.do_polysemous_training = False
     held = _behind(index, sample, needed_rows(inner), seed, CODES, team)
     train_codes(inner, *residuals(held, centroids if inner.by_residual else None, team), team, plan.used)
     return rank0_first(comm, lambda: _whole(index, inner, centroids))
@@ -74,15 +73,11 @@ def _behind(index: Any, sample: Sample, count: int, seed: int, use: int, team: T
 
 
 def _whole(index: Any, inner: Any, centroids: Array) -> bytes:
-    quantizer, faiss = require_faiss().downcast_index(inner.quantizer), require_faiss()
-    threads = faiss.omp_get_max_threads()
+    quantizer = require_faiss().downcast_index(inner.quantizer)
     # A graph of centroids (HNSW) depends on the order in which threads add to it.
-    faiss.omp_set_num_threads(1)
-    try:
+    with faiss_threads(1):
         quantizer.reset()
         quantizer.add(centroids)
-    finally:
-        faiss.omp_set_num_threads(threads)
     inner.is_trained = index.is_trained = True
     data = serialise(index)
     Header(data)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distlm.index.build.encode import padded, transforms_of
-from distlm.index.faiss_module import require_faiss
+from distlm.index.faiss_module import faiss_threads, require_faiss
 from distlm.index.layout import Array, deserialise, serialise
 from distlm.index.train.exact import Exact, largest
 from distlm.index.train.sample import BLOCK, Held, some_of
@@ -122,11 +122,5 @@ def _eigen(covariance: Array) -> tuple[Array, Array]:
 
 def _by_faiss(transform: Any, vectors: list[Array], threads: int, factory: str) -> None:
     """With the node's cores: the other ranks wait. An OPQ's last bits follow how many they are."""
-    faiss = require_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
-        with refused(factory):
-            transform.train(np.concatenate(vectors))
-    finally:
-        faiss.omp_set_num_threads(before)
+    with faiss_threads(threads), refused(factory):
+        transform.train(np.concatenate(vectors))
