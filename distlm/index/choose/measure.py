@@ -10,11 +10,11 @@ import numpy as np
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index.build.encode import Encoder
-from distlm.index.build.sample import read_sample, sample_counts, sample_rows
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
 from distlm.index.search.searcher import SearchIndex, Shape
+from distlm.index.train.sample import StoreSample
 from distlm.index.train.template import train_template
 from distlm.runtime.ranks.cores import usable_cores
 
@@ -95,16 +95,8 @@ def draw_sample(datastore: Datastore, count: int, queries: int, k: int, seed: in
             f"{datastore.folder}: {datastore.rows} rows are too few for {queries} queries and k={k}; ask for fewer "
             "queries or neighbours"
         )
-    shards = datastore.shards
-    rows = np.concatenate([
-        sample_rows(seed, shard.index, shard.rows, wanted) + shard.first_row
-        for shard, wanted in zip(shards, sample_counts([shard.rows for shard in shards], total), strict=True)
-    ])  # fmt: skip
-    keys = np.empty((total, datastore.width), np.float32)
-    for shard in shards:
-        low, high = np.searchsorted(rows, [shard.first_row, shard.first_row + shard.rows])
-        if high > low:
-            keys[low:high] = read_sample(datastore, shard.index, rows[low:high] - shard.first_row)
+    drawn = StoreSample(datastore, total, seed)
+    rows, keys = drawn.numbers, drawn.read(np.arange(total)).astype(np.float32)
     random = np.random.Generator(np.random.Philox(key=np.array([seed, total], np.uint64)))
     asked = np.zeros(total, bool)
     asked[random.choice(total, queries, replace=False)] = True

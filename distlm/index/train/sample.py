@@ -44,19 +44,21 @@ class StoreSample:
     """`rows` keys of a datastore, drawn by `seed`: of each shard as many as its rows ask for."""
 
     def __init__(self, datastore: Datastore, rows: int, seed: int) -> None:
-        self._datastore, self._seed = datastore, seed
-        self._counts = sample_counts([shard.rows for shard in datastore.shards], rows)
-        self.rows, self.width = sum(self._counts), datastore.width
+        counts = sample_counts([shard.rows for shard in datastore.shards], rows)
+        drawn = [sample_rows(seed, shard.index, shard.rows, count) + shard.first_row
+                 for shard, count in zip(datastore.shards, counts, strict=True)]  # fmt: skip
+        self._datastore = datastore
+        self.numbers: Array = np.concatenate(drawn)
+        """Their rows in the store, int64 [n], rising."""
+        self.rows, self.width = len(self.numbers), datastore.width
 
     def read(self, places: Array) -> Array:
         """As Sample. Raises DistlmError for NaN or infinite keys."""
-        keys = np.empty((len(places), self.width), self._datastore.key_dtype)
-        ends = np.cumsum(self._counts)
-        for shard, (count, end) in enumerate(zip(self._counts, ends, strict=True)):
-            low, high = np.searchsorted(places, [end - count, end])
+        rows, keys = self.numbers[places], np.empty((len(places), self.width), self._datastore.key_dtype)
+        for shard in self._datastore.shards:
+            low, high = np.searchsorted(rows, [shard.first_row, shard.first_row + shard.rows])
             if low < high:
-                rows = sample_rows(self._seed, shard, self._datastore.shards[shard].rows, count)
-                keys[low:high] = read_sample(self._datastore, shard, rows[places[low:high] - (end - count)])
+                keys[low:high] = read_sample(self._datastore, shard.index, rows[low:high] - shard.first_row)
         return keys
 
 
