@@ -7,6 +7,8 @@ from msgspec import UNSET, UnsetType, field
 
 from distlm.runtime.records import Part, Record
 
+CODES = ".codes*.json"
+"""Names of records of encoded units in the folder of parts."""
 _MADE_WITH_INDEX = ("distlm index add", "distlm index merge", "distlm index build", "distlm knn search")
 
 
@@ -84,6 +86,21 @@ class PartRecord(Record, kw_only=True):
     """Size of the part."""
     xxh3: str
     """xxh3-128 of the part."""
+
+
+class CodesRecord(Record, kw_only=True):
+    """Which units of keys are encoded that are in no part yet, `.part-00000.codes`; gone when all parts are there. A
+    share (launch.share) has its own, `.codes-K-of-N.json`."""
+
+    FILE: ClassVar[str] = "RUN/index/NAME/parts/.codes.json"
+    WHAT: ClassVar[str] = "record of encoded units"
+    WRITER: ClassVar[str] = "distlm index add"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index add",)
+
+    key: str
+    """Hash of all that the codes follow from; those of another store or template count for nothing."""
+    done: dict[str, str]
+    """SHARD/UNIT → xxh3-128 of its codes."""
 
 
 class IndexRecord(Record, kw_only=True):

@@ -13,6 +13,7 @@ from distlm.index.change.drop import _part_ranges
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.journal import Journal
 from distlm.index.records import (
+    CodesRecord,
     DropRecord,
     ExtendRecord,
     IndexRecord,
@@ -50,6 +51,7 @@ EXTENDED = """
 {"rows": 20, "first_id": 4311, "xxh3": "d585e744da3cb80910cf6f5dc3eeaac8", "extends": "/run/joined.index",
  "keys": [{"path": "/run/k.npy", "rows": 20}]}"""
 JOURNAL = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "units": {"0": "405f", "3": "dd98"}}'
+CODES = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "done": {"0/0": "405f87a99c2e849b3cbfc4a4db4e653a"}}'
 KMEANS = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "iterations": 4, "xxh3": "405f87a99c2e849b3cbfc4a4db4e653a"}'
 RATES = """
 {"factory": "IVF32,PQ8", "width": 32, "sample": 6000, "rates": {"threads": 2, "add_keys_s": 20000,
@@ -57,7 +59,7 @@ RATES = """
  "read_bytes_s": 2e9, "merge_bytes_s": 4e8}}"""
 SAMPLES: list[tuple[type[Record], str]] = [
     (TemplateRecord, TEMPLATE), (PartRecord, PART), (IndexRecord, INDEX), (JoinRecord, JOINED), (JoinRecord, WITH_GAPS),
-    (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (MergeJournal, JOURNAL), (RatesFile, RATES),
+    (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (CodesRecord, CODES), (MergeJournal, JOURNAL), (RatesFile, RATES),
     (KmeansRecord, KMEANS),
 ]  # fmt: skip
 """As versions wrote them that knew no `format` and, in index.json, no `merged`."""

@@ -41,7 +41,7 @@ class Encoder:
         self._inner = inverted_file(index)
         self._code_bytes = self._inner.coarse_code_size() + self._inner.code_size
         self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
-        self.block = product_codes.block_rows(self._product.width) if self._product else BLOCK
+        self.block = block_of(self._inner)
         """Most keys of one `encode`, and what `add` gives to a thread at a time."""
         self._lists = TorchLists.of(self._inner, device) if device and TorchLists.takes(self._inner) else None
         self._threads = threads or rank_threads()
@@ -60,11 +60,16 @@ class Encoder:
 
     def add(self, keys: Array, ids: Array) -> None:
         """Append keys fp32 [n, D] under `ids` int64 [n], in order."""
-        starts = range(0, len(keys), self.block)
-        pieces: Iterator[Array] = self._pool.map(lambda start: self.encode(keys[start : start + self.block]), starts)
-        for start, codes in zip(starts, pieces, strict=True):
-            self._inner.add_sa_codes(codes, ids[start : start + len(codes)])
+        done = 0
+        for codes in self.codes(keys):
+            self._inner.add_sa_codes(codes, ids[done : done + len(codes)])
+            done += len(codes)
         self._index.ntotal = self._inner.ntotal
+
+    def codes(self, keys: Array) -> Iterator[Array]:
+        """List numbers and codes of keys fp32 [n, D], block by block in order: as `encode`."""
+        starts = range(0, len(keys), self.block)
+        return self._pool.map(lambda start: self.encode(keys[start : start + self.block]), starts)
 
     def encode(self, keys: Array) -> Array:
         """List number and code, uint8 [n, coarse + code_size], of at most `block` keys fp32 [n, D], on this thread."""
@@ -95,6 +100,11 @@ class Encoder:
         whole = not self._transforms and len(keys) % BLOCK == 0
         vectors = keys if whole else np.concatenate(pieces)
         return vectors, self._lists.nearest(vectors) if self._lists else np.concatenate(lists)
+
+
+def block_of(inner: Any) -> int:
+    """Most keys of one Encoder.encode for an inverted file."""
+    return product_codes.block_rows(int(inner.pq.dsub)) if product_codes.takes(inner) else BLOCK
 
 
 def transforms_of(index: Any) -> list[Any]:
