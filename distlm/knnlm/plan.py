@@ -3,12 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from distlm.config.schema import RunConfig
+from distlm.data.blocks import eval_blocks
 from distlm.data.estimate import expected_tokens
+from distlm.data.tokens import TokenFiles
 from distlm.datastore.lengths import lengths_of
-from distlm.errors import UsageError
+from distlm.errors import DistlmError, UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
+from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES, passes
 from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.models.kind import CausalDescription
@@ -16,6 +20,8 @@ from distlm.models.registry import kind
 from distlm.runtime.files import format_bytes
 from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import idle_note, speedup
 
 _BASE_MEMORY = 450_000_000
 """Python with torch and faiss."""
@@ -78,7 +84,9 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     pairs = counts.queries * (4 * width + 8 * k)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
     activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
-    unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (per_query + 4 * width)
+    phases = _units(config)
+    blocks = sum(phases.blocks)
+    unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (per_query + 4 * width)
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
     packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
     memory = (
@@ -88,13 +96,18 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     notes.append("memory counts the memory-mapped index, which ranks of a node share")
     if packed:
         notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
+    notes += idle_note(phases.units, ranks, MORE_UNITS)
+    seconds, rescoring = _seconds(config, model, counts, rescores, item, ranks)
     return StagePlan(
         "knn search",
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, model, counts, rescores, item, ranks) / max(ranks, 1) + disk / _WRITTEN_BYTES_PER_S,
+        seconds=seconds / speedup([phases.units], max(ranks, 1))
+        + rescoring / max(ranks, 1)
+        + disk / _WRITTEN_BYTES_PER_S,
         notes=notes,
+        units=(phases.units,),
     )
 
 
@@ -128,6 +141,25 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
         )
     memory = _BASE_MEMORY + (128 << 20) + counts.queries * 8 * 3 * _MIXTURES
     return StagePlan("knn evaluate", work, counts.queries * (8 * _MIXTURES + 4), memory, seconds, notes)
+
+
+@dataclass(frozen=True)
+class _Units:
+    blocks: tuple[int, ...]
+    """Evaluation blocks of each split."""
+    units: int
+    """Units of work of all."""
+
+
+def _units(config: RunConfig) -> _Units:
+    """From the token files; where there are none the blocks are taken to be nine tenths full, of whole lines."""
+    knn = config.knn
+    try:
+        files = TokenFiles.open(RunDir.of(config).tokens(config))
+        blocks = [len(eval_blocks(files.split(split), knn.context_window, knn.block)) for split in knn.splits]
+    except DistlmError:
+        blocks = [ceil(_count(config, [split]).queries / (0.9 * knn.block)) for split in knn.splits]
+    return _Units(tuple(blocks), sum(len(planned_cut(count, knn).units(count)) for count in blocks))
 
 
 def _copied(config: RunConfig, rows: int, width: int, rescores: bool) -> list[str]:
@@ -167,8 +199,8 @@ def _too_many(config: RunConfig, counts: _Counts) -> list[str]:
 
 def _seconds(
     config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int, ranks: int
-) -> float:
-    """Seconds of one rank of `ranks` if it did all, on the CPU."""
+) -> tuple[float, float]:
+    """Seconds of one rank of `ranks` if it did all, on the CPU: forward passes and search, and exact distances."""
     knn, width, flops = config.knn, model.width, rank_flops(config.launch.threads, ranks)
     length = knn.context_window + knn.block
     forward = counts.queries * (length / knn.block) * causal_kind(model).forward_flops(model, "output", length) / flops
@@ -183,9 +215,9 @@ def _seconds(
         of_query = _QUERY_S + knn.k * _NEIGHBOUR_S + 2 * lists * width / flops
         search = counts.queries * (scanned * _code_bytes(config, width) / rate + of_query)
     if not rescores:
-        return forward + search
+        return forward + search, 0.0
     dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S
-    return forward + search + dots + counts.rows * width * item / _DISK_BYTES_PER_S
+    return forward + search, dots + counts.rows * width * item / _DISK_BYTES_PER_S
 
 
 def _packed_bytes(config: RunConfig, rows: int, width: int) -> int:
