@@ -118,9 +118,9 @@ class DatastoreConfig:
     block: int = 1536
     """Scored tokens of a forward pass. 0: what the context leaves of the tokens that the model takes, at most 2,048."""
     batch_blocks: int = 2
-    """Blocks in one forward pass."""
+    """Blocks in one forward pass, which is the least that a rank computes."""
     rows_per_shard: int = 1000000
-    """Rows in one shard; rounded down to whole batches of blocks."""
+    """Rows in one shard (one file of keys); rounded down to whole batches of blocks. Ranks share a shard's batches."""
     key_dtype: Literal["float16", "float32"] = "float16"
     """Type of the keys on disk."""
 
@@ -159,9 +159,9 @@ class KnnConfig:
     block: int = 512
     """Longest evaluation block; whole lines are packed greedily."""
     batch_blocks: int = 2
-    """Evaluation blocks in one forward pass."""
+    """Evaluation blocks in one forward pass; 1 where there are few and they have 1,024 tokens, context included."""
     blocks_per_unit: int = 16
-    """Evaluation blocks in one unit of work (one file of neighbours)."""
+    """Most evaluation blocks in one unit of work (one file of neighbours): one pass where there are few."""
     k: int = question(1024)  # type: ignore[assignment]
     """Neighbours per query."""
     nprobe: int = question(32)  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.codes import planned_units
 from distlm.index.build.encode import LEAST_BATCH, transforms_of
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
@@ -19,6 +20,7 @@ from distlm.runtime.files import format_bytes
 from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import idle_note, speedup
 
 KMEANS_ITERATIONS = 10
 PQ_SAMPLE, PQ_ITERATIONS = 65536, 25
@@ -65,6 +67,8 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     if not store.written:
         notes.append("the datastore is not written yet: its rows are those that the text will give")
     notes += copied(config, store)
+    units = add_units(plan, store)
+    notes += idle_note(units, ranks, f"launch.ranks={units} takes as long to add keys")
     return StagePlan(
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
@@ -72,6 +76,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         memory_bytes=max(train_memory(plan, store, ranks), add_memory(plan, store), merge_memory(plan, store)),
         seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
+        units=(units,),
     )
 
 
@@ -101,6 +106,13 @@ def template_bytes(plan: Factory) -> int:
         # PCA is stored with its whole rotation besides the part that is used.
         count += 4 * plan.width**2 if "PCA" in plan.used else 0
     return count
+
+
+def add_units(plan: Factory, store: Store) -> int:
+    """Units of work of adding the keys."""
+    per_shard = ceil(store.rows / store.shards)
+    shards = [min(per_shard, store.rows - first) for first in range(0, store.rows, per_shard)]
+    return planned_units(plan.build(), shards)
 
 
 def trained_keys(plan: Factory) -> int:
@@ -164,8 +176,7 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     kmeans = trained_keys(plan) * coarse * KMEANS_ITERATIONS
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
-    turns = ceil(store.shards / ranks) / store.shards
-    add = store.rows * (coarse + encode) * turns / rank_flops
+    add = store.rows * (coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
     return train + add + bytes_moved / COPY_RATE
 
 
