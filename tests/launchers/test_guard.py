@@ -6,6 +6,8 @@ import pytest
 from support.manifest import write_complete_manifest
 
 from distlm.config.load import load_config
+from distlm.datastore.records import UnitsFile
+from distlm.index.records import CodesRecord
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from launchers.guard import MARKS, check_restart
@@ -81,6 +83,19 @@ def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
     else:
         write_json(tmp_path / file.replace("INDEX", run.index.name).replace("LABEL", run.label), {})
     assert MARKS[stage](config, run) != before
+
+
+def test_units_within_a_shard_move_the_mark(tmp_path):
+    config = load_config("demo", [f"run_dir={tmp_path}"])
+    run = RunDir.of(config)
+    marks = set()
+    for done in (0, 1, 2):
+        UnitsFile(store="s", unit_rows=9, done={f"0/{n}": ["k", "v"] for n in range(done)}).write(
+            run.datastore / ".units.json"
+        )
+        CodesRecord(key="k", done={f"0/{n}": "c" for n in range(done)}).write(run.index / "parts/.codes-1-of-2.json")
+        marks |= {MARKS["datastore"](config, run), MARKS["index-add"](config, run)}
+    assert marks == {f"0 {what}{units}" for what in ("shards", "parts") for units in ("", ", 1 units", ", 2 units")}
 
 
 def test_a_cancelled_job_does_not_start_again_until_it_may(tmp_path):
