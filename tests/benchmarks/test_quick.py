@@ -34,6 +34,7 @@ FIGURES = {
         "per_word/test/knn_buckets",
         "rows",
     ),
+    "units.py": ("write/times_as_fast", "write/planned/4", "search/times_as_fast", "search/seconds/2"),
     "rescoring.py": ("ratios/warm/scoring", "tokens_per_s/sorted_scoring/cold", "recall/IVF16,PQ4x4"),
 }
 """Numbers above 0 in the JSON of each."""
