@@ -6,7 +6,7 @@ DATASTORE/
   manifest.json                       complete=false from the start, complete=true last
   keys-00000.npy   values-00000.npy   [rows, D] float16 or float32, and [rows] int32
   .shard-00000.json                   the shard is whole; gone when the store is complete
-What else an unfinished store has is in unfinished.py.
+What else an unfinished store has is in unfinished/files.py.
 """
 
 import io

@@ -1,6 +1,6 @@
 """The stage `datastore write`: the unit of work is a batch of blocks, or some (plan.py); each rank takes a run of them.
 
-Ranks write into the same files at once (unfinished.py), so that a store of one shard keeps any number of them busy.
+Ranks write into the same files at once (unfinished/), so that a store of one shard keeps any number of them busy.
 """
 
 import time

@@ -2,7 +2,8 @@
 
 Keys are [N, D] float16 or float32, values [N, 1] int64, int32 or int16, in corpus order, N = tokens − context_window.
 With --dstore-fp16 the original stores values as int16 although ids reach 267,743: such files are refused, and never
-written. Rows are streamed, so memory is a few pieces of PIECE_BYTES; each rank reads and writes the rows of its shards.
+written. Rows are streamed, so memory is a few pieces of PIECE_BYTES; each rank imports the rows of its units, and
+exports those of its shards.
 """
 
 import os
