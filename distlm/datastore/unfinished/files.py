@@ -106,6 +106,14 @@ def forget(folder: Path, settings: Settings, shard: Shard) -> None:
         part_path(path).unlink(missing_ok=True)
 
 
+def begin(folder: Path, settings: Settings, shard: Shard) -> None:
+    """Make the files of a shard anew, empty. On one rank, before others look for them: a network file system may
+    remember for half a minute that a file was not there."""
+    forget(folder, settings, shard)
+    for path, *_ in shard_files(folder, settings, shard):
+        part_path(path).touch()
+
+
 def read_back(
     folder: Path, settings: Settings, shard: Shard, units: Sequence[Unit], done: Mapping[str, Hashes]
 ) -> Shard:

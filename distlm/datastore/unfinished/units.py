@@ -14,7 +14,7 @@ from distlm.datastore.settings import Settings
 from distlm.datastore.shard_writer import ShardWriter, Streak
 from distlm.datastore.unfinished.files import (
     Done,
-    forget,
+    begin,
     kept_shard,
     read_back,
     read_units,
@@ -83,7 +83,7 @@ def keep(job: StoreJob, share: Share | None, shards: Sequence[ShardPlan]) -> Kep
         if units and there(folder, settings, planned_shard(shard), units):
             kept.done |= {unit.key: done[unit.key] for unit in units}
         else:
-            forget(folder, settings, planned_shard(shard))
+            begin(folder, settings, planned_shard(shard))
     record(job, share, kept)
     left = kept.left(job.plan, shards)
     rows, rows_left = sum(shard.rows for shard in shards), sum(unit.rows for unit in left)

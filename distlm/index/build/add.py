@@ -260,10 +260,12 @@ def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dic
     recorded, done = files.load(), dict[str, str]()
     for shard in shards:
         units = [unit for unit in files.units(datastore, shard) if unit.key in recorded]
-        if shard in parts and units and files.there(shard, units):
+        if shard not in parts:
+            files.forget(shard)
+        elif units and files.there(shard, units):
             done |= {unit.key: recorded[unit.key] for unit in units}
         else:
-            files.forget(shard)
+            files.begin(shard)
     files.save(done)
     key_bytes = adding.template.record.code_size + 8
     # The codes of a shard go when its part is there: a rank has those of the shard that it is at, and of one before.

@@ -91,6 +91,12 @@ class CodeFiles:
         """Remove what is written of a shard."""
         self.path(shard).unlink(missing_ok=True)
 
+    def begin(self, shard: int) -> None:
+        """Make the file of a shard anew, empty. On one rank, before others look for it: a network file system may
+        remember for half a minute that a file was not there."""
+        self.forget(shard)
+        self.path(shard).touch()
+
     def clear(self) -> None:
         """All parts are there: nothing of this is needed any more."""
         self._remove(CODES)
