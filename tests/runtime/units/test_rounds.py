@@ -12,7 +12,7 @@ from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.units.planned import efficiency, idle_note, speedup
-from distlm.runtime.units.rounds import rounds, share_of_units
+from distlm.runtime.units.rounds import first_readers, rounds, share_of_units
 
 
 class ThreadComm(SingleComm):
@@ -76,6 +76,11 @@ def test_every_unit_is_one_rank_s_and_all_ranks_make_the_same_rounds(ranks: int,
         rank: [unit for one in found[0] for who, run in one if who == rank for unit in run] for rank in range(ranks)
     }
     assert [done[rank] for rank in range(ranks)] == [list(run) for run in runs]
+
+
+def test_a_shard_is_copied_for_the_rank_that_has_its_first_unit() -> None:
+    assert first_readers([0, 0, 0, 1, 1, 2], 2) == {0: 0, 1: 1, 2: 1}
+    assert first_readers([0] * 5 + [3], 3) == {0: 0, 3: 2} and first_readers([], 2) == {}
 
 
 def test_a_fault_of_one_rank_is_raised_on_all() -> None:
