@@ -1,4 +1,4 @@
-"""Moments in bf16: how they are rounded, what they cost in convergence, and that files and states are read as either."""
+"""Moments in bf16: how they are rounded, what they cost in convergence; files and states are read as either."""
 
 import copy
 from pathlib import Path
