@@ -32,6 +32,7 @@ the peak is that of torch's allocator, not of the process; torch's Adam is then 
 
 import importlib.util
 import json
+import math
 import os
 import resource
 import statistics
@@ -251,12 +252,12 @@ class PaperMemory(nn.Module):
         return out.view_as(x)
 
 
-def step_alone(options: Options) -> dict[str, float]:
+def step_alone(options: Options) -> dict[str, float | None]:
     """The update of a table of which the same number of slots is read, whatever its size, twice each."""
     reads = options.heads * options.k
     rows = options.step_tokens * reads // 2
     device = options.device
-    config = replace(memory_config(options), moments=options.moments)
+    config = replace(memory_config(options), moments=options.moments, values="zero")
     table = ValueTable(config, options.width, 1, 0, Exchange.alone()).to(device)
     optimizer = SparseValueOptimizer.of(table.config, [table])
     found = []
@@ -266,18 +267,20 @@ def step_alone(options: Options) -> dict[str, float]:
         slots = slots[torch.randperm(2 * rows, generator=random)].view(-1, reads)
         weights = torch.rand(slots.shape, generator=random)
         gradient = torch.randn(len(slots), options.width, generator=random)
-        # Touch all moments first: a page is made on its first write, which is no part of an update.
+        # Touch all planes first: a page is made on its first write, which is no part of an update.
         if step == 0:
-            for moment in table.make_moments():
-                moment.zero_()
+            table.make_moments()
+            for plane in table.planes():
+                plane.zero_()
         table.gradient.add(slots.to(device), weights.to(device), gradient.to(device))
         before = clock(device)
         assert optimizer.update().rows == [rows]
         found.append(clock(device) - before)
     wall, cpu = (statistics.median(float(step[i]) for step in found[WARM_UP:]) for i in range(2))
+    share = huge_share(table.planes())
     return {
         "rows": rows, "seconds": round(wall, 6), "cpu_seconds": round(cpu, 6), "peak_gb": peak(device),
-        "huge_pages": round(huge_share(table.planes()), 3),
+        "huge_pages": None if math.isnan(share) else round(share, 3),
     }  # fmt: skip
 
 
