@@ -24,11 +24,11 @@ class Values(nn.Module):
     """K values of width D, on the processor."""
 
     def __init__(self, variant: str, slots: int, width: int, lr: float) -> None:
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType  # type: ignore[import-not-found]
-        from fbgemm_gpu.split_table_batched_embeddings_ops_common import (  # type: ignore[import-not-found]
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
             EmbeddingLocation,
         )
-        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # type: ignore[import-not-found]
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
             ComputeDevice,
             SplitTableBatchedEmbeddingBagsCodegen,
         )

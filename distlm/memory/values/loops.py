@@ -26,7 +26,7 @@ def _compiled(loop: Callable[..., Any]) -> Any:
         return njit(loop, nogil=True, error_model="numpy")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch(_: Any, plane: Any, row: Any, column: Any) -> Any:
     """Ask for the cache line of plane[row, column], which will be written; no more than a hint, wherever it points."""
 

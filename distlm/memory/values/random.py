@@ -62,7 +62,7 @@ def to_bf16(m: Tensor, v: Tensor, keys: Tensor, first_column: int) -> tuple[Tens
     noise ^= noise >> 16
     halves = noise & 0xFFFF, noise >> 16
     return tuple(  # type: ignore[return-value]
-        (((x.view(torch.int32).long() + half) >> 16) & 0xFFFF).to(torch.uint16).view(torch.bfloat16)
+        ((x.view(torch.int32).long() + half) >> 16).short().view(torch.bfloat16)
         for x, half in zip((m, v), halves, strict=True)
     )
 
