@@ -17,7 +17,7 @@ from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.random import rounding_keys, to_bf16
 from distlm.memory.values.table import ValueTable
 
-BITS = 2.0**-8
+BITS = 2.0**-7
 """Between a number of bf16 and the next, at most, of the number."""
 
 
@@ -36,7 +36,7 @@ def tensors(table: ValueTable) -> list[Tensor]:
 
 
 def test_roundings_are_right_in_the_mean() -> None:
-    x = torch.tensor([[1.0, -1.5, 1 + 2.0**-9, 3e-12, -(1 + 2.0**-8 + 2.0**-10), 0.0]])
+    x = torch.tensor([[1.0, -1.5, 1 + 2.0**-8, 3e-12, -(1 + 2.0**-8 + 2.0**-10), 0.0]])
     many = torch.arange(20000)
     up, down = to_bf16(x.expand(len(many), -1), -x.expand(len(many), -1), rounding_keys(many, 4, 7), 5)
     for found, wanted in ((up, x[0]), (down, -x[0])):
@@ -86,15 +86,15 @@ def test_small_changes_add_up() -> None:
 
 
 def test_trains_as_with_fp32() -> None:
-    """A memory alone learns a random map; the losses of the last updates."""
+    """A memory alone learns a random map: the mean losses of the last updates, of which the first is seven times."""
     losses = {}
     for moments in ("fp32", "bf16"):
         torch.manual_seed(5)
-        memory = ProductKeyMemory(16, sub_keys=8, heads=2, k=4, key_width=16, seed=1, layer=1)
+        memory = ProductKeyMemory(16, sub_keys=16, heads=2, k=4, key_width=16, seed=1, layer=1)
         target = torch.randn(256, 16)
         x = torch.randn(256, 16)
         rest = torch.optim.Adam(memory.parameters(), lr=1e-3)
-        values = SparseValueOptimizer(memory, lr=0.02, moments=moments)  # type: ignore[arg-type]
+        values = SparseValueOptimizer(memory, lr=0.05, moments=moments)  # type: ignore[arg-type]
         found = []
         for _ in range(300):
             loss = (memory(x) - target).square().mean()
@@ -105,8 +105,8 @@ def test_trains_as_with_fp32() -> None:
                 optimizer.zero_grad()
         assert present(memory.table.exp_avg).dtype == (torch.bfloat16 if moments == "bf16" else torch.float32)
         losses[moments] = sum(found[-30:]) / 30
-        assert losses[moments] < 0.5 * found[0]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+        assert losses[moments] < 0.2 * found[0]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.1)
 
 
 def test_resumed_bits(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_resumed_bits(tmp_path: Path) -> None:
     save_table(half, tmp_path, 4)
     again = make_table(moments="bf16", seed=9)
     load_table(again, tmp_path, 4)
-    given = copy.deepcopy(SparseValueOptimizer(half, moments="bf16").state_dict())
+    given = copy.deepcopy(SparseValueOptimizer(half, lr=half.config.lr, moments="bf16").state_dict())
     other = make_table(moments="bf16", seed=9)
     other.values.copy_(half.values)
     SparseValueOptimizer(other, moments="bf16").load_state_dict(given)
