@@ -62,7 +62,7 @@ class Operations:
     def counted(self, root: Path) -> Any:
         """Of the files below `root`."""
         self.root = str(root)
-        os.stat, os.listdir, os.scandir = self._of_stat, self._of_listdir, self._of_scandir  # type: ignore[assignment]
+        os.stat, os.listdir, os.scandir = self._of_stat, self._of_listdir, self._of_scandir
         try:
             yield
         finally:

@@ -28,7 +28,7 @@ def _mappings() -> Iterator[tuple[int, int, dict[str, int]]]:
         lines = _MAPS.read_text("utf-8", "replace").splitlines()
     except OSError:
         return
-    place, sizes = (0, 0), {}
+    place, sizes = (0, 0), dict[str, int]()
     for line in lines:
         if found := _FIRST_LINE.match(line):
             yield (*place, sizes)

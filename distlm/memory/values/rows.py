@@ -76,9 +76,9 @@ class _Pieces:
         # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
         self._apply(self.buffers, gradient, rows)
         if self.rounded:
-            values, *moments = (buffer[: len(rows)] for buffer in self.buffers)
+            values, m, v = (buffer[: len(rows)] for buffer in self.buffers)
             keys = rounding_keys(rows, self.table.layer, self.update)
-            for plane, x in zip(self.planes, (values, *to_bf16(*moments, keys, self.table.first)), strict=True):
+            for plane, x in zip(self.planes, (values, *to_bf16(m, v, keys, self.table.first)), strict=True):
                 plane[rows] = x
             return
         for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
