@@ -4,10 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 BLOCK = 64
 """Rows of which the squares are summed together; the cuts between threads lie on multiples of it."""
+_CHUNK = 128
+"""Columns between two looks ahead: a processor can wait for some dozen cache lines at a time."""
+_LINE = 64
+"""Bytes of a cache line."""
+_AHEAD = 1024
+"""Columns that rows are asked for ahead of time: the next row, or of narrow rows as many more."""
 
 
 def _compiled(loop: Callable[..., Any]) -> Any:
@@ -15,6 +24,25 @@ def _compiled(loop: Callable[..., Any]) -> Any:
         return njit(loop, nogil=True, error_model="numpy", cache=True)
     except RuntimeError:  # There is no folder that compiled code can be kept in.
         return njit(loop, nogil=True, error_model="numpy")
+
+
+@intrinsic
+def _prefetch(_: Any, plane: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line of plane[row, column], which will be written; no more than a hint, wherever it points."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        array = context.make_array(kind)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, kind, array, list(arguments[1:]), wraparound=False)
+        byte, number = ir.PointerType(ir.IntType(8)), ir.IntType(32)
+        hint = builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        )
+        # For writing, to be kept in the nearest cache, data and no code.
+        builder.call(hint, [builder.bitcast(place, byte), *(ir.Constant(number, flag) for flag in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(plane, row, column), generate
 
 
 @_compiled
@@ -25,6 +53,13 @@ def _bag(source: Any, index: Any, weights: Any, begin: int, end: int, out: Any) 
         given, weight = source[index[entry]], weights[entry]
         for j in range(len(out)):
             out[j] += weight * given[j]
+
+
+@_compiled
+def _fetch(plane: Any, row: Any, begin: int, end: int, numbers: int) -> None:
+    """Ask for columns begin … end of a row, of which `numbers` fill a cache line."""
+    for line in range((end - begin + numbers - 1) // numbers):
+        _prefetch(plane, row, begin + line * numbers)
 
 
 @_compiled
@@ -89,17 +124,23 @@ def adam_rows(
     """Rows first … last by moments in fp32; squares [blocks] gets Σ g² of each block."""
     width = values.shape[1]
     gradient, of_block = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    own = len(sizes) > 1
+    own, ahead, numbers = len(sizes) > 1, max(1, _AHEAD // width), _LINE // 4
     for begin in range(first, last, BLOCK):
         of_block[:] = 0
         for row in range(begin, min(begin + BLOCK, last)):
             _bag(source, index, weights, offsets[row], offsets[row + 1], gradient)
-            slot = rows[row]
+            slot, later = rows[row], rows[min(row + ahead, last - 1)]
+            p, m, v = values[slot], exp_avg[slot], exp_avg_sq[slot]
             size, small = (sizes[row], eps[row]) if own else (sizes[0], eps[0])
-            _step(
-                values[slot], exp_avg[slot], exp_avg_sq[slot], gradient, of_block, size, small,
-                scale, rest1, beta2, rest2,
-            )  # fmt: skip
+            for c in range(0, width, _CHUNK):
+                end = min(c + _CHUNK, width)
+                _fetch(values, later, c, end, numbers)
+                _fetch(exp_avg, later, c, end, numbers)
+                _fetch(exp_avg_sq, later, c, end, numbers)
+                _step(
+                    p[c:end], m[c:end], v[c:end], gradient[c:end], of_block[c:end], size, small,
+                    scale, rest1, beta2, rest2,
+                )  # fmt: skip
         squares[begin // BLOCK] = _total(of_block)
 
 
@@ -113,15 +154,24 @@ def adam_rows_bf16(
     width = values.shape[1]
     gradient, of_block = np.zeros(width, np.float32), np.zeros(width, np.float32)
     m, v = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    own = len(sizes) > 1
+    own, ahead, numbers = len(sizes) > 1, max(1, _AHEAD // width), _LINE // 4
     for begin in range(first, last, BLOCK):
         of_block[:] = 0
         for row in range(begin, min(begin + BLOCK, last)):
             _bag(source, index, weights, offsets[row], offsets[row + 1], gradient)
-            slot = rows[row]
+            slot, later = rows[row], rows[min(row + ahead, last - 1)]
             size, small = (sizes[row], eps[row]) if own else (sizes[0], eps[0])
-            _widen(exp_avg[slot], m)
-            _widen(exp_avg_sq[slot], v)
-            _step(values[slot], m, v, gradient, of_block, size, small, scale, rest1, beta2, rest2)
-            _narrow(m, v, exp_avg[slot], exp_avg_sq[slot], keys[row], first_column)
+            for c in range(0, width, _CHUNK):
+                end = min(c + _CHUNK, width)
+                _fetch(values, later, c, end, numbers)
+                _fetch(exp_avg, later, c, end, 2 * numbers)
+                _fetch(exp_avg_sq, later, c, end, 2 * numbers)
+                mean, square = m[c:end], v[c:end]
+                _widen(exp_avg[slot, c:end], mean)
+                _widen(exp_avg_sq[slot, c:end], square)
+                _step(
+                    values[slot, c:end], mean, square, gradient[c:end], of_block[c:end], size, small,
+                    scale, rest1, beta2, rest2,
+                )  # fmt: skip
+                _narrow(mean, square, exp_avg[slot, c:end], exp_avg_sq[slot, c:end], keys[row], first_column + c)
         squares[begin // BLOCK] = _total(of_block)
