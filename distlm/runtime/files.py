@@ -55,16 +55,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _sweep_abandoned(path: Path) -> None:
     """Remove what writers of a file left who were killed, or could not remove it: those of this node that are gone, and
-    any of more than a day ago. Others may be writing the same file."""
+    any of more than a day ago. Others may be writing the same file. What is left while this process runs is for the
+    next one to remove."""
     own = f".{path.name}."
-    with contextlib.suppress(OSError):
-        for leftover in path.parent.iterdir():
-            if not (leftover.name.startswith(own) and leftover.suffix == ".tmp"):
-                continue
-            node, _, process = leftover.name.removeprefix(own).removesuffix(".tmp").rpartition(".")
-            gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
+    for name in _leftovers(path.parent):
+        if not name.startswith(own):
+            continue
+        leftover = path.with_name(name)
+        node, _, process = name.removeprefix(own).removesuffix(".tmp").rpartition(".")
+        gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
+        with contextlib.suppress(OSError):
             if gone or time.time() - leftover.stat().st_mtime > _DAY_S:
                 leftover.unlink()
+
+
+_seen: dict[tuple[int, Path], list[str]] = {}
+
+
+def _leftovers(folder: Path) -> list[str]:
+    """Names of the temporaries that were there when this process first wrote into the folder.
+
+    A list at each writing would make U units of one folder cost U² entries, of which a file server gives out some
+    hundred at a time."""
+    # A forked process is another one.
+    key = os.getpid(), folder.absolute()
+    if key not in _seen:
+        _seen[key] = []
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            _seen[key] = [entry.name for entry in entries if entry.name[0] == "." and entry.name.endswith(".tmp")]
+    return _seen[key]
 
 
 def _lives(process: int) -> bool:

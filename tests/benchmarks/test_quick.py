@@ -21,7 +21,13 @@ FIGURES = {
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
     "knn_generate.py": ("ratios/with / plain", "ratios/mixture / plain", "processor_ms_per_step/search"),
     "lstm.py": ("results/0/ratio", "results/0/usual_tokens_per_s"),
-    "memory.py": ("layers/distlm/seconds", "times_as_much_as_distlm/sparse/seconds", "lookup/seconds", "step/256/rows"),
+    "memory.py": (
+        "layers/distlm/seconds",
+        "times_as_much_as_distlm/sparse/seconds",
+        "values/distlm_bf16/seconds",
+        "lookup/seconds",
+        "step/256/rows",
+    ),
     "merge.py": ("bytes", "peak_MB_per_rank/merge, 2 ranks"),
     "plan.py": (
         "builds/0/index train/bytes_predicted_over_measured",
@@ -35,6 +41,7 @@ FIGURES = {
         "rows",
     ),
     "units.py": ("write/times_as_fast", "write/planned/4", "search/times_as_fast", "search/seconds/2"),
+    "ranks.py": ("ranks/8/start/operations", "ranks/8/rounds/operations_per_s", "growth/rounds/operations"),
     "rescoring.py": ("ratios/warm/scoring", "tokens_per_s/sorted_scoring/cold", "recall/IVF16,PQ4x4"),
 }
 """Numbers above 0 in the JSON of each."""

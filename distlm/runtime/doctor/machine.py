@@ -19,6 +19,8 @@ import psutil
 from distlm.runtime.files import format_bytes
 from distlm.runtime.ranks.world import World
 
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 @dataclass(frozen=True)
 class Check:
@@ -74,6 +76,20 @@ def _packages(_world: World) -> Iterator[Check]:
         numba = _version("numba")
         slower = "not installed: on processors updates of memories take twice the time; pip install 'distlm[plm]'"
         yield Check("numba", "ok" if numba else "warn", numba or slower)
+
+
+def _huge_pages(_world: World) -> Iterator[Check]:
+    try:
+        choice = _HUGE_PAGES.read_text("ascii").strip()
+    except OSError:
+        # No Linux, or a kernel without them.
+        return
+    off = "[never]" in choice
+    slower = (
+        "; off: what reads a memory or an index at random places takes longer; let the administrator of the node write "
+        f"madvise into {_HUGE_PAGES}"
+    )
+    yield Check("huge pages", "warn" if off else "ok", choice + (slower if off else ""))
 
 
 def _version(name: str) -> str | None:
@@ -197,5 +213,5 @@ def _root(_world: World) -> Iterator[Check]:
 
 
 PROBES: tuple[Callable[[World], Iterator[Check]], ...] = (
-    _python, _packages, _world, _host, _mpi, _gloo, _accelerator, _disk, _launchers, _deepspeed_ops, _root,
+    _python, _packages, _world, _host, _mpi, _gloo, _accelerator, _huge_pages, _disk, _launchers, _deepspeed_ops, _root,
 )  # fmt: skip
