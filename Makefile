@@ -19,12 +19,12 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
-# DeepSpeed's set-up imports torch, so torch comes first and the build is not isolated. No operator is compiled.
+# torch comes first, so that a build of DeepSpeed that looks for it finds this one. No operator is compiled.
 $(VENV)/.base: constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "distlm needs Python 3.11 or 3.12 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "distlm needs Python 3.11 to 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
 	@echo "installing into $(VENV) (torch, deepspeed, faiss-$(FAISS), MPI); a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) pip setuptools wheel
+	@$(PIP) pip setuptools wheel hatchling
 	@$(PIP) torch numpy ninja
 	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
 	@$(PIP) --no-build-isolation -e '.[$(FAISS),demo]'
