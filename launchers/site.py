@@ -375,7 +375,7 @@ def tell(options: argparse.Namespace) -> int:
     """Print what is asked for; 0. Raises UsageError."""
     if options.action == "init":
         print(
-            f"{init_site(Path(options.file))}: set partition, account and what your nodes have; then `distlm site show`"
+            f"{init_site(Path(options.file))}: set partition, account, GPUs per node; `distlm site show`"
         )
         return 0
     if options.action == "scripts":
