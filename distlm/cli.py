@@ -230,7 +230,8 @@ def _plan(options: argparse.Namespace, world: World) -> int:
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:
-    from distlm.runtime.doctor.machine import render, report
+    from distlm.runtime.doctor.checks import render
+    from distlm.runtime.doctor.machine import report
 
     if options.cluster:
         from distlm.runtime.doctor.cluster import cluster_checks

@@ -1,4 +1,4 @@
-"""The site file: what this cluster's jobs look like, once for the sbatch scripts and for `launchers.submit`.
+"""The site file: what this cluster's jobs look like, once for the sbatch scripts and for `distlm submit`.
 
 python -m launchers.site init            write site.yaml, to be edited
 python -m launchers.site show            every setting, and where it comes from
@@ -374,9 +374,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def tell(options: argparse.Namespace) -> int:
     """Print what is asked for; 0. Raises UsageError."""
     if options.action == "init":
-        print(
-            f"{init_site(Path(options.file))}: set partition, account, GPUs per node; `distlm site show`"
-        )
+        print(f"{init_site(Path(options.file))}: set partition, account, GPUs per node; `distlm site show`")
         return 0
     if options.action == "scripts":
         print(scripts())
