@@ -222,8 +222,7 @@ def own_job() -> str:
 def say_cancelled(job: str) -> None:
     """Why a start of `job` ends at once: Slurm took a requeue just before the cancellation."""
     print(
-        f"launchers: job {job} was ended by `distlm cancel`, so this start ends at once; distlm requeue "
-        "lets it go on",
+        f"launchers: job {job} was ended by `distlm cancel`, so this start ends at once; distlm requeue lets it go on",
         file=sys.stderr,
     )
 

@@ -91,9 +91,7 @@ def _ranks(cluster: Cluster) -> Iterator[Check]:
     doubled = [node for node, there in nodes.items() if len({w.local_rank for w in there}) != len(there)]
     if uneven or doubled:
         found = f"on {', '.join({*uneven, *doubled})} the local ranks are not 0, 1, 2, …"
-        yield Check(
-            "local ranks", "fail", found, "unset LOCAL_RANK and LOCAL_WORLD_SIZE: the launcher sets them"
-        )
+        yield Check("local ranks", "fail", found, "unset LOCAL_RANK and LOCAL_WORLD_SIZE: the launcher sets them")
     cores = cluster.everywhere(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     few = [f"{node} has {min(there)}" for node, there in cores.items() if min(there) < 2]
     found = f"per rank {min(min(c) for c in cores.values())} or more{'; ' * bool(few)}{', '.join(few)}"

@@ -165,9 +165,7 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        mend = (
-            "read `python -c 'import deepspeed'`; versions that work together are in constraints.txt"
-        )
+        mend = "read `python -c 'import deepspeed'`; versions that work together are in constraints.txt"
         yield Check("ds-ops", "fail", f"DeepSpeed does not import: {last}", mend)
         return
     yield Check("ds-ops", "ok", f"can be compiled here: {done.stdout.strip().splitlines()[-1]}; distlm needs none")
