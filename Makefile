@@ -3,6 +3,7 @@
 # make test      install, then style, types, import rules and all tests
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
+# make site      the documentation as a site, in build/site
 # make test TESTS=tests/config   only those tests, after style, types and import rules
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." is handed to pip (e.g. an index with CPU builds of torch)
 
@@ -15,7 +16,7 @@ FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: install demo test some-tests all-tests test-gpu test-slurm test-slow slurm-packages bare-packages lint clean-demo clean help
+.PHONY: install demo site test some-tests all-tests test-gpu test-slurm test-slow slurm-packages bare-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -84,6 +85,10 @@ bare-packages:
 
 test-slow: $(VENV)/.dev bare-packages
 	$(BIN)/python -m pytest -m slow
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "build/site/index.html"
 
 clean-demo:
 	rm -rf runs/demo

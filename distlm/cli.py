@@ -16,9 +16,10 @@ from distlm.commands import index, jobs, models, recipes, report, reproduce, run
 from distlm.commands.parser import Commands
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
-from distlm.config.load import format_help, load_config, run_classes, split_words
+from distlm.config.load import load_config, run_classes, split_words
 from distlm.config.recipe import is_recipe
 from distlm.config.schema import RunConfig
+from distlm.config.settings import format_help
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve_world
