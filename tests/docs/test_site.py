@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, every page is in its navigation, and a broken link fails."""
+"""The documentation as a site: it builds without a warning, every page is in its navigation, a broken link fails."""
 
 import os
 import shutil
