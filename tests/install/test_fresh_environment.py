@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.bare import pip_settings
+from support.bare import SHORT, pip_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 HOUR_S = 3600
@@ -76,10 +76,10 @@ def test_a_fresh_environment_runs_the_demo(version: str, tool: str, tmp_path: Pa
     ran(["bash", "-c", f"{' '.join(install)} {advice[1].removeprefix('pip install ')}"], elsewhere, **settings)
     said = ran([distlm, "doctor"], elsewhere, check=False)
     assert said.returncode == 0, said.stdout
-    said = ran([distlm, "run", "demo"], elsewhere)
+    said = ran([distlm, "run", "demo", *SHORT], elsewhere)
     assert "perplexity" in said.stdout and (elsewhere / "runs/demo/report.html").is_file()
     print(said.stdout[-1500:])
     # The launchers of the package: a site file, and the same recipe through submitit.
     ran([distlm, "site", "init"], elsewhere)
-    said = ran([distlm, "submit", "demo", "name=again", "--cluster", "local", "--ranks", "2"], elsewhere)
+    said = ran([distlm, "submit", "demo", "name=again", *SHORT, "--cluster", "local", "--ranks", "2"], elsewhere)
     assert (elsewhere / "runs/again/results").is_dir() and (elsewhere / "runs/again/code").is_dir(), said.stdout

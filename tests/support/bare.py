@@ -16,6 +16,8 @@ import pytest
 
 NEEDED = ("python3", "python3-venv", "gcc", "make")
 """What the README asks for; everything else a command must bring itself."""
+SHORT = ("train.updates=20", "train.warmup_updates=4", "train.cosine_period=16", "knn.ladder_sample=16")
+"""The demo after a twentieth of its training: where only its installation is asked about."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NETWORK = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
@@ -90,7 +92,6 @@ def bare_machine(root: Path, include: tuple[str, ...] = NEEDED) -> Machine:
     command += [f"--aptopt={option}" for option in _apt_options()]
     done = subprocess.run([*command, suite, str(root), *_sources(suite)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # As on a machine that nobody has used: what the build of it knew of this one's apt stays, services stay down.
     return Machine(root)
 
 
