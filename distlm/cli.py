@@ -238,7 +238,7 @@ def _doctor(options: argparse.Namespace, world: World) -> int:
         from distlm.runtime.doctor.cluster import cluster_checks
 
         refuse_script_body(world)
-        text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), as_json=options.json)
+        text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), options.json, launched=True)
     else:
         text, healthy = report(world, as_json=options.json)
     print_once(text, world)

@@ -28,14 +28,18 @@ class Check:
             raise ValueError(f"check {self.name!r} fails and does not say what to do")
 
 
-def render(checks: Sequence[Check], as_json: bool) -> tuple[str, bool]:
-    """Checks as a table or as JSON, and whether none failed. Where no terminal reads it, each is one line."""
+def render(checks: Sequence[Check], as_json: bool, launched: bool) -> tuple[str, bool]:
+    """Checks as a table or as JSON, and whether none failed.
+
+    Each check is one line where no terminal reads it, and where a launcher started the process (`launched`): mpirun
+    gives its ranks a terminal of its own.
+    """
     healthy = all(check.status != "fail" for check in checks)
     if as_json:
         return json.dumps({"healthy": healthy, "checks": [asdict(check) for check in checks]}, indent=1), healthy
     count = {status: sum(check.status == status for check in checks) for status in _STYLES}
     end = f"{count['ok']} ok, {count['warn']} to look at (warn), {count['fail']} to mend (fail)"
-    return f"{(_table if sys.stdout.isatty() else _lines)(checks)}\n{end}", healthy
+    return f"{(_table if sys.stdout.isatty() and not launched else _lines)(checks)}\n{end}", healthy
 
 
 def _lines(checks: Sequence[Check]) -> str:

@@ -21,7 +21,9 @@ from distlm.runtime.ranks.world import World
 
 def report(world: World, as_json: bool = False) -> tuple[str, bool]:
     """The report as a table or JSON, and whether no check failed."""
-    return render([check for probe in PROBES for check in _guarded(probe, world)], as_json)
+    return render(
+        [check for probe in PROBES for check in _guarded(probe, world)], as_json, launched=world.source != "single"
+    )
 
 
 BROKE_OFF = "this check broke off and says nothing more; the others stand"
