@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def test_a_pipe_gets_one_line_for_each_check() -> None:
 
 def test_a_terminal_gets_a_table_but_not_that_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     table, _ = render(CHECKS, as_json=False, launched=False)
+    table = re.sub(r"\x1b\[[\d;]*m", "", table)
     head, row = (next(line for line in table.splitlines() if word in line) for word in ("check", "faiss"))
     assert head.index("what to do") == row.index("pip install faiss-cpu") and "->" not in table
     assert render(CHECKS, as_json=False, launched=True)[0].startswith("check   status")

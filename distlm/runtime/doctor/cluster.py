@@ -301,7 +301,8 @@ def _room(cluster: Cluster) -> Iterator[Check]:
     names = ("free in the folder", "in /dev/shm", "of memory available")
     text = ", ".join(f"{format_bytes(free)} {name}" for free, name in zip(least, names, strict=True))
     status: Literal["ok", "warn"] = "warn" if least[0] < 5e9 or least[1] < 64e6 else "ok"
-    yield Check("room", status, f"least over the nodes: {text}")
+    mend = "free some, or choose another folder" if status == "warn" else ""
+    yield Check("room", status, f"least over the nodes: {text}", mend)
 
 
 def _versions(cluster: Cluster) -> Iterator[Check]:
