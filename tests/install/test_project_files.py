@@ -55,6 +55,14 @@ def test_errors_name_extras_that_there_are(path: Path) -> None:
         assert extra in EXTRAS, f"{path}: {extra}"
 
 
+def test_the_page_lists_every_extra() -> None:
+    text = (ROOT / "docs/get-started.md").read_text("utf-8")
+    table = text.partition("| extra | gives |")[2].partition("\n\n")[0]
+    assert {*re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)} == {*EXTRAS} - {"dev"}
+    for shown in re.findall(r"'\.\[([\w,-]+)\]'", "".join(p.read_text("utf-8") for p in (ROOT / "docs").glob("*.md"))):
+        assert {*shown.split(",")} <= {*EXTRAS}, shown
+
+
 @pytest.mark.parametrize("extra", sorted({*EXTRAS} - {"dev"}))
 def test_an_error_about_an_extra_names_a_command_for_this_tree(extra: str) -> None:
     said = installed.install(extra)
