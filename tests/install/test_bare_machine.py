@@ -43,7 +43,9 @@ def test_the_two_commands_of_the_readme_on_a_bare_machine(tmp_path: Path) -> Non
 def dockerfile_steps() -> tuple[dict[str, str], list[tuple[str, str]], list[str]]:
     """(variables, copies, commands) of the Dockerfile, with the defaults of its arguments."""
     text = DOCKERFILE.read_text("utf-8").replace("\\\n", " ")
-    variables, copies, commands = {}, [], []
+    variables: dict[str, str] = {}
+    copies: list[tuple[str, str]] = []
+    commands: list[str] = []
     for line in filter(None, (line.strip() for line in text.splitlines())):
         word, _, rest = line.partition(" ")
         for name, value in variables.items():

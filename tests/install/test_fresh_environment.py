@@ -14,10 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HOUR_S = 3600
 
 
-def ran(command: list[str], folder: Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+def ran(
+    command: list[str], folder: Path, more: dict[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """A command in `folder`, without what the tests' own environment would lend it."""
     lent = ("PYTHON", "OMPI", "DISTLM", "VIRTUAL_ENV")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(lent)} | more
+    env = {name: value for name, value in os.environ.items() if not name.startswith(lent)} | (more or {})
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=HOUR_S)
     if check:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -62,7 +64,7 @@ def test_a_fresh_environment_runs_the_demo(version: str, tool: str, tmp_path: Pa
         }  # fmt: skip
         settings = {names[name]: value for name, value in settings.items() if name in names}
         settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    ran([*install, *pins, str(tree)], elsewhere, **settings)
+    ran([*install, *pins, str(tree)], elsewhere, settings)
     shutil.rmtree(tree)
     distlm = str(place / "bin/distlm")
     packages = Path(ran([str(place / "bin/python"), "-c", "import distlm; print(distlm.__file__)"], elsewhere)
@@ -73,7 +75,7 @@ def test_a_fresh_environment_runs_the_demo(version: str, tool: str, tmp_path: Pa
     line = next(line for line in said.stdout.splitlines() if line.startswith("faiss "))
     advice = re.search(r"-> (pip install [^,]+)", line)
     assert said.returncode == 1 and advice is not None, said.stdout
-    ran(["bash", "-c", f"{' '.join(install)} {advice[1].removeprefix('pip install ')}"], elsewhere, **settings)
+    ran(["bash", "-c", f"{' '.join(install)} {advice[1].removeprefix('pip install ')}"], elsewhere, settings)
     said = ran([distlm, "doctor"], elsewhere, check=False)
     assert said.returncode == 0, said.stdout
     said = ran([distlm, "run", "demo", *SHORT], elsewhere)
