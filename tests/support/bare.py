@@ -88,7 +88,8 @@ def bare_machine(root: Path, include: tuple[str, ...] = NEEDED) -> Machine:
         pytest.skip("a bare machine needs root and namespaces")
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed: apt-get install mmdebstrap")
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(include)}"]
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase"]
+    command += [f"--include={','.join(include)}"] if include else []
     command += [f"--aptopt={option}" for option in _apt_options()]
     done = subprocess.run([*command, suite, str(root), *_sources(suite)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
