@@ -89,7 +89,7 @@ def check_restart(
     run = RunDir.of(config)
     mark = MARKS[check_stage(stage)](config, run)
     if was_cancelled(run, job):
-        return f"guard: not requeued: launchers.cancel ended job {job}"
+        return f"guard: not requeued: `distlm cancel` ended job {job}"
     path = attempts(run, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = [line.mark for line in restarts_of(path) if line.job == job]

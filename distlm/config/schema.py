@@ -33,7 +33,7 @@ class DataConfig:
     hub_field: str = "text"
     """Column of the hub data set that holds the lines."""
     valid_share: float = 0.0
-    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    """Share of train's documents that are taken out of train to be the valid split (0: the split is there)."""
     test_share: float = 0.0
     """The same for the test split."""
     documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
@@ -194,9 +194,9 @@ class KnnConfig:
     """Run directories with other datastores, in which the same tokens were searched with the same model: mixed in, each
     with a λ of its own."""
     buckets: int = field(default=64, metadata=VOLATILE)
-    """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
+    """Buckets of the distance to the nearest neighbour; each has its own λ, fitted on the first split (0: none)."""
     gate: bool = field(default=True, metadata=VOLATILE)
-    """Fit a gate on the first split: λ from what is known before the search, and what skipping searches costs."""
+    """Fit a gate on the first split: it predicts λ before the search, and shows what skipping searches costs."""
 
     @property
     def tried_ks(self) -> list[int]:
@@ -240,7 +240,8 @@ class LaunchConfig:
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
     verify: bool = once(True)  # type: ignore[assignment]
-    """Compare files with their checksums before a stage reads them: each is read once for it, until it changes."""
+    """Compare files with their checksums before a stage reads them. A file is read once for this, and again when it has
+    changed."""
     stage_in: str = volatile("")  # type: ignore[assignment]
     """Folder on each node's own disk, e.g. /local/scratch or $TMPDIR (read on each node): what `knn search` reads at
     random (index, values, keys that are read more than once) and `index add` reads (keys) is copied there once a node,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import install
 from distlm.integrations.knn_lm import KnnLM
 from distlm.integrations.reading import TextScorer, of_knn_lm, of_run
 
@@ -22,7 +23,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise DistlmError(f"this model is for lm_eval: pip install 'distlm[lm-eval]' ({error})") from error
+    raise DistlmError(f"this model is for lm_eval: {install('lm-eval')} ({error})") from error
 
 MOST_TOKENS = 256
 """Tokens of a continuation where a task says nothing (max_gen_toks)."""

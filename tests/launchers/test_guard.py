@@ -101,8 +101,8 @@ def test_units_within_a_shard_move_the_mark(tmp_path):
 def test_a_cancelled_job_does_not_start_again_until_it_may(tmp_path):
     run = RunDir(tmp_path)
     record_job(run, "train", "7", "submitit", "1", cancelled=True)
-    assert "launchers.cancel ended job 7" in str(asked(tmp_path))
-    assert "launchers.cancel ended job 7_3" in str(asked(tmp_path, job="7_3"))
+    assert "`distlm cancel` ended job 7" in str(asked(tmp_path))
+    assert "`distlm cancel` ended job 7_3" in str(asked(tmp_path, job="7_3"))
     assert asked(tmp_path, job="77") is None
     record_job(run, "train", "7", "submitit", "1", cancelled=False)
     assert asked(tmp_path) is None
