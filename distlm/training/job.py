@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import build_model, model_of
-from distlm.models.device import default_device
 from distlm.models.io import read_weights
 from distlm.models.kind import Description
 from distlm.runtime import metrics
 from distlm.runtime.checked import Written
 from distlm.runtime.ranks.collective import together
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
 from distlm.training.dsconfig import DeepSpeedConfig

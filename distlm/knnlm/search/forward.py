@@ -15,9 +15,9 @@ from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 import psutil
 
 from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.device import accelerator
 from distlm.runtime.ranks.world import World
 
 
@@ -132,8 +133,12 @@ def _host(_world: World) -> Iterator[Check]:
 def _accelerator(_world: World) -> Iterator[Check]:
     import torch
 
-    if not torch.cuda.is_available():
+    found = accelerator()
+    if found is None:
         yield Check("accelerator", "ok", f"none: CPU with {os.cpu_count()} cores (DeepSpeed runs on gloo)")
+        return
+    if found.type != "cuda":
+        yield Check("accelerator", "ok", f"{torch.accelerator.device_count()} x {found.type}")
         return
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     major = min(torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count()))
@@ -181,9 +186,8 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
 
 
 def _default_accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = accelerator()
+    return "cpu" if found is None else found.type
 
 
 def _root(_world: World) -> Iterator[Check]:
