@@ -128,9 +128,7 @@ class Job(ABC, Generic[S]):
         found = f"Lower {self.rows_at_once} (rows of one forward pass; an update stays what it is)"
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
         if self.may_shard and stage < 3:
-            shared = (
-                "the optimizer's state, the gradients and the weights" if stage == 2 else "more of the training state"
-            )
+            shared = "the weights, too," if stage == 2 else "more of the training state"
             found += f", or take train.deepspeed=zero{max(stage, 1) + 1}, which shares {shared} out among the ranks"
         return found
 

@@ -1,10 +1,11 @@
-"""Whole stages on a device beside the same on the processor: equal figures, whatever the kind, ZeRO stage and precision.
+"""Whole stages on a device beside the same on the processor: equal figures for each kind, ZeRO stage, precision.
 
 Each training is a process of its own: DeepSpeed takes one device for all of a process. Dropout is off where losses are
 compared: a device draws its masks from a generator of its own.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,21 @@ pytestmark = NEEDS_DEVICE
 DRY = ["model.dropout=0", "model.attention_dropout=0", "model.softmax_dropout=0"]
 # Sums in another order: attention and the embedding's gradient have kernels of their own on a processor.
 TOLERANCE = 1e-5
-VARIANTS = {
-    **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in range(4)},
-    "nag": ["train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01", "train.clip_norm=0.1"],
+ONE_RANK = {
     "l2": ["train.l2_weight=1.0", "train.deepspeed=zero3"],
     "queue": ["train.l2_weight=0.1", "train.regulariser=queue", "train.queue_length=4", "train.encoder_momentum=0.9"],
     "memory": ["memory.kind=pkm", "memory.positions=[1]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4",
                "memory.key_width=8", "memory.value_dropout=0", "memory.query_dropout=0"],
+    "fp16": ["train.precision=fp16"],
 }  # fmt: skip
-HALF = {
-    "bf16": ["train.precision=bf16"], "fp16": ["train.precision=fp16"],
+TWO_RANKS = {
+    "nag": ["train.deepspeed=zero0", "train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01"],
+    **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
+    "memories": ONE_RANK["memory"], "bf16": ["train.precision=bf16"],
     "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
 }  # fmt: skip
+VARIANTS = {name: ranks for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS)) for name in names}
+HALF = ("bf16", "fp16", "fp16-zero2")
 LSTM_DRY = [f"lstm.{name}_dropout=0" for name in ("embedding", "input", "hidden", "output", "weight")]
 
 
@@ -38,21 +42,24 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_tokens(tmp_path_factory.mktemp("device"))
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
-def runs(tokens: Path, request: pytest.FixtureRequest) -> Path:
-    """Runs PLACE/NAME of every variant; those in half precision stop once on the device and are resumed."""
-    folder = tokens.parent / f"ranks-{request.param}"
-    for place, environment in (("processor", ON_PROCESSOR), ("device", {})):
-        jobs = [settings(tokens, folder / place / name, *DRY, *extra) for name, extra in VARIANTS.items()]
-        halves = [settings(tokens, folder / place / name, *DRY, *extra) for name, extra in HALF.items()]
-        train_all(request.param, folder / place, [*jobs, *halves], **environment)
-    cut = [settings(tokens, folder / "cut" / name, *DRY, *extra) for name, extra in HALF.items()]
-    train_all(request.param, folder / "cut" / "first", [[*job, "train.max_updates_this_run=5"] for job in cut])
-    train_all(request.param, folder / "cut" / "rest", cut)
+@pytest.fixture(scope="module")
+def runs(tokens: Path) -> Path:
+    """Runs PLACE/NAME of every variant; those in half precision stop once on the device and are resumed, too."""
+    folder = tokens.parent
+    for ranks, variants in ((1, ONE_RANK), (2, TWO_RANKS)):
+
+        def jobs(place: str, names: Iterable[str], *more: str, of: dict[str, list[str]] = variants) -> list[list[str]]:
+            return [settings(tokens, folder / place / name, *DRY, *of[name], *more) for name in names]
+
+        halves = [name for name in variants if name in HALF]
+        train_all(ranks, folder / "processor", jobs("processor", variants), **ON_PROCESSOR)
+        first = jobs("device", variants) + jobs("cut", halves, "train.max_updates_this_run=5")
+        train_all(ranks, folder / "device", first)
+        train_all(ranks, folder / "cut", jobs("cut", halves))
     return folder
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in HALF])
 def test_training(runs: Path, name: str) -> None:
     there, here = runs / "processor" / name, runs / "device" / name
     assert relative(curve(there), curve(here)) < TOLERANCE
@@ -62,13 +69,14 @@ def test_training(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision(runs: Path, name: str) -> None:
-    """Close to the processor's; a training that was stopped goes on with the same bits and the same loss scale."""
+    """Close to the processor's; a training that was stopped goes on with the same bits and skips the same updates: it
+    starts from the loss scale that it had."""
     there, here, cut = (runs / place / name for place in ("processor", "device", "cut"))
     assert relative(curve(there), curve(here)) < 2e-2
     assert curve(cut) == curve(here)
     assert weight_difference(cut, here) == 0
-    state = [json.loads((newest(run) / "state.json").read_text("utf-8")) for run in (here, cut)]
-    assert state[0]["skipped"] == state[1]["skipped"]
+    states = [json.loads((newest(run) / "state.json").read_text("utf-8")) for run in (here, cut)]
+    assert states[0]["skipped"] == states[1]["skipped"]
 
 
 def test_weight_drop_and_averages(tokens: Path, tmp_path: Path) -> None:
@@ -88,14 +96,11 @@ def test_weight_drop_and_averages(tokens: Path, tmp_path: Path) -> None:
 def test_from_tokens_to_perplexity(tokens: Path, tmp_path: Path) -> None:
     """datastore write, index, search with exact distances, cache, tuning with a gate, evaluation, generation."""
     for place, environment in (("processor", ON_PROCESSOR), ("device", {})):
-        run = settings(
-            tokens, tmp_path / place, *DRY, "cache.windows=[50]", "cache.thetas=[0.1]", "index.factory=IVF16,Flat"
-        )
-        distlm("run", "demo", *run, **environment)
-    one, other = (
-        json.loads((tmp_path / place / "results.json").read_text("utf-8")) for place in ("processor", "device")
-    )
-    figures = [_figures(found) for found in (one, other)]
+        asked = ["cache.windows=[50]", "cache.thetas=[0.1]", "index.factory=IVF16,Flat"]
+        text = [f"data.text_dir={tokens.parent / 'text'}", "data.max_words=0"]
+        distlm("run", "demo", *settings(tokens, tmp_path / place, *DRY, *asked, *text), **environment)
+    files = [tmp_path / place / "results.json" for place in ("processor", "device")]
+    figures = [_figures(json.loads(file.read_text("utf-8"))) for file in files]
     assert figures[0].keys() == figures[1].keys() and len(figures[0]) > 6
     for name, value in figures[0].items():
         assert figures[1][name] == pytest.approx(value, rel=1e-4), name

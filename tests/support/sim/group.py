@@ -50,17 +50,16 @@ class _Waited(Work):
 
 
 def _host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    for tensor in tensors:
-        if tensor.device.type != "sim":
-            raise RuntimeError(f"No backend type associated with device type {tensor.device.type}")
-    return [tensor.detach().cpu() for tensor in tensors]
+    """Their numbers in the host's memory; a tensor of the processor is its own."""
+    return [tensor if tensor.device.type == "cpu" else tensor.detach().cpu() for tensor in tensors]
 
 
 def _fetch(hosts: Sequence[Tensor], tensors: Sequence[Tensor]) -> Callable[[], None]:
     def fetch() -> None:
         with torch.no_grad():
             for host, tensor in zip(hosts, tensors, strict=True):
-                tensor.copy_(host)
+                if host is not tensor:
+                    tensor.copy_(host)
 
     return fetch
 
@@ -130,7 +129,7 @@ class SimGroup(ProcessGroup):
         return _Waited([self._gloo.allreduce([whole], options)], fetch, output)
 
     def _reduce_scatter_base(self, output: Tensor, given: Tensor, opts: Any = None) -> Work:
-        return self._reduced_share(output, _host([given])[0].contiguous(), opts.reduceOp if opts else None)
+        return self._reduced_share(output, _host([given])[0].clone().contiguous(), opts.reduceOp if opts else None)
 
     def reduce_scatter(self, outputs: Any, inputs: Any, opts: Any = None) -> Work:
         op = opts.reduceOp if opts else None
@@ -171,6 +170,13 @@ class SimGroup(ProcessGroup):
         hosts = _host(outputs)
         work = self._gloo.scatter(hosts, [_host(parts) for parts in inputs], opts or dist.ScatterOptions())
         return _Waited([work], _fetch(hosts, outputs), outputs)
+
+    # Their names since torch 2.13.
+    all_gather_single = _allgather_base
+    all_gather_single_coalesced = allgather_into_tensor_coalesced
+    reduce_scatter_single = _reduce_scatter_base
+    reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
+    all_to_all_single = alltoall_base
 
     def send(self, tensors: Any, to: int, tag: int = 0) -> Work:
         return _Waited([self._gloo.send(_host(tensors), to, tag)], lambda: None, tensors)

@@ -116,6 +116,55 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell_backward(
   return {gates.to(device), (through * forget).to(device), has_bias ? gates.sum(0).to(device) : at::Tensor()};
 }
 
+at::Tensor moved(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  auto there = at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(c10::Device(kSim, sim::current_device())));
+  host(there).copy_(tensor);
+  return there;
+}
+
+// The processor's kernel on the memory of the device's tensors; new results are moved there.
+void on_same_memory(const c10::OperatorHandle& op, torch::jit::Stack* stack, size_t first) {
+  const auto& schema = op.schema();
+  std::vector<c10::IValue> given(stack->begin() + first, stack->end());
+  for (size_t i = first; i < stack->size(); ++i) {
+    auto& argument = (*stack)[i];
+    if (argument.isTensor()) {
+      argument = host(argument.toTensor());
+    } else if (argument.isTensorList()) {
+      c10::List<at::Tensor> hosts;
+      for (const auto& tensor : argument.toTensorVector()) hosts.push_back(host(tensor));
+      argument = hosts;
+    } else if (argument.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> hosts;
+      for (const auto& tensor : argument.toOptionalTensorVector()) {
+        hosts.push_back(tensor ? std::optional<at::Tensor>(host(*tensor)) : std::nullopt);
+      }
+      argument = hosts;
+    } else if (argument.isDevice()) {
+      argument = c10::Device(c10::kCPU);
+    }
+  }
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  const auto results = stack->size() - schema.returns().size();
+  for (size_t i = 0; i < schema.returns().size(); ++i) {
+    auto& result = (*stack)[results + i];
+    const auto* alias = schema.returns()[i].alias_info();
+    if (alias && alias->isWrite()) {
+      for (size_t j = 0; j < given.size(); ++j) {
+        const auto* of = schema.arguments()[j].alias_info();
+        if (of && *of == *alias) result = given[j];
+      }
+    } else if (result.isTensor()) {
+      result = moved(result.toTensor());
+    } else if (result.isTensorList()) {
+      c10::List<at::Tensor> there;
+      for (const auto& tensor : result.toTensorVector()) there.push_back(moved(tensor));
+      result = there;
+    }
+  }
+}
+
 // Every other operator.
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   ++run;
@@ -153,7 +202,12 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     given = sim::processor_generator(given.isNone() ? std::nullopt : given.toOptional<at::Generator>(), sim::current_device());
   }
   Inside copies;
-  at::native::cpu_fallback(op, stack);
+  const auto& arguments = schema.arguments();
+  if (std::any_of(arguments.begin(), arguments.end(), [](const auto& argument) { return argument.is_out(); })) {
+    at::native::cpu_fallback(op, stack);  // what it is written to may have to grow
+  } else {
+    on_same_memory(op, stack, first);
+  }
 }
 
 // `tensor.data = value` across devices, in place as between the processor and CUDA: a module that is moved keeps its
@@ -185,6 +239,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     return at::native::as_strided_tensorimpl(t, size, stride, offset);
   });
   m.impl("unfold", [](const at::Tensor& t, int64_t dim, int64_t size, int64_t step) { return at::native::unfold(t, dim, size, step); });
+  m.impl("record_stream", [](at::Tensor&, c10::Stream) {});
   m.impl("view", [](const at::Tensor& t, c10::SymIntArrayRef size) { return at::native::view(t, C10_AS_INTARRAYREF_SLOW(size)); });
   m.impl("_reshape_alias", [](const at::Tensor& t, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
     return at::native::_reshape_alias(t, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
