@@ -4,8 +4,7 @@ import os
 
 import pytest
 from support import TESTS, warm
-from support.sim.build import built, installed
-from support.sim.device import MODULE
+from support.sim.build import MODULE, built, installed
 
 
 @pytest.fixture(scope="session")

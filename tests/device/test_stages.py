@@ -29,7 +29,7 @@ ONE_RANK = {
 TWO_RANKS = {
     "nag": ["train.deepspeed=zero0", "train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01"],
     **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
-    "memories": ONE_RANK["memory"], "bf16": ["train.precision=bf16"],
+    "memories": [*ONE_RANK["memory"], "train.micro_blocks=2"], "bf16": ["train.precision=bf16"],
     "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
 }  # fmt: skip
 VARIANTS = {name: ranks for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS)) for name in names}

@@ -9,6 +9,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCES = ("device.cpp", "operators.cpp", "autocast.cpp")
 NAME = "distlm_sim"
+MODULE = "DISTLM_SIM"
+"""Environment variable: the compiled module; without it Python has no such device."""
 
 
 def cache() -> Path:

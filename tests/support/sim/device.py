@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-MODULE = "DISTLM_SIM"
-"""Environment variable: the compiled module (build.built)."""
+from support.sim.build import MODULE
 
 
 def register() -> None:
