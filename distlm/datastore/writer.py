@@ -40,7 +40,6 @@ from distlm.datastore.unfinished.units import Fill, Kept, StoreJob, keep, record
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal, require_tap
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import sweep_temporaries
@@ -49,6 +48,7 @@ from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage

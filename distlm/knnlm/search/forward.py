@@ -18,9 +18,9 @@ from distlm.errors import DistlmError, UsageError
 from distlm.knnlm.search.cut import Cut
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 
 

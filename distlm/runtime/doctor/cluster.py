@@ -26,6 +26,7 @@ from distlm.runtime.files import format_bytes
 from distlm.runtime.lock import flocked
 from distlm.runtime.locks.lease import STALE_S, locks_span_nodes
 from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
 
@@ -116,10 +117,11 @@ def _training_group(cluster: Cluster) -> Iterator[Check]:
     join_group(cluster.world)
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or "chosen by host name"
     yield from _all_reduce("gloo", torch.ones(1 << 20), cluster, f"interface {interface}")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", cluster.world.local_rank % torch.cuda.device_count())
-        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by NCCL"
-        yield from _all_reduce("nccl", torch.ones(1 << 24, device=device), cluster, f"interface {interface}")
+    device = default_device(cluster.world)
+    if device.type != "cpu":
+        name = dist.get_default_backend_for_device(device)
+        interface = os.environ.get("NCCL_SOCKET_IFNAME") or f"chosen by {name}"
+        yield from _all_reduce(name, torch.ones(1 << 24, device=device), cluster, f"interface {interface}")
     dist.barrier()
 
 

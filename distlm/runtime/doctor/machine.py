@@ -16,6 +16,7 @@ import psutil
 from distlm.installed import install
 from distlm.runtime.doctor.checks import Check, render
 from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.device import accelerator
 from distlm.runtime.ranks.world import World
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -141,8 +142,12 @@ def _host(_world: World) -> Iterator[Check]:
 def _accelerator(_world: World) -> Iterator[Check]:
     import torch
 
-    if not torch.cuda.is_available():
+    found = accelerator()
+    if found is None:
         yield Check("accelerator", "ok", f"none: CPU with {os.cpu_count()} cores (DeepSpeed runs on gloo)")
+        return
+    if found.type != "cuda":
+        yield Check("accelerator", "ok", f"{torch.accelerator.device_count()} x {found.type}")
         return
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     major = min(torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count()))
@@ -193,9 +198,8 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
 
 
 def _default_accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = accelerator()
+    return "cpu" if found is None else found.type
 
 
 def _root(_world: World) -> Iterator[Check]:

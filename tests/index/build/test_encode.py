@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.devices import ON_DEVICE
 from support.index import vectors
 
 from distlm.index.build import torch_lists
@@ -33,8 +34,7 @@ def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
         assert serialise(stock) == results[0]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])])  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", ON_DEVICE])
 @pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,SQ8", "IVF64_HNSW8,SQ8"])
 def test_lists_that_torch_finds_are_those_of_faiss(factory: str, device: str) -> None:
     keys = vectors(5 * BLOCK + 77).astype(np.float32)
