@@ -15,6 +15,7 @@ from msgspec import UnsetType
 
 from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.by_lists import search_by_lists
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.records import NeighboursManifest
@@ -115,7 +116,11 @@ def _search_split(stage: Stage, work: SplitWork) -> int:
 
 def _both_phases(stage: Stage, work: SplitWork) -> None:
     """Fill the folder of one split. Collective; by its only writer."""
-    in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
+    label = f"knn search {work.split}"
+    if work.source.index is not None and work.source.knn.scan == "lists":
+        search_by_lists(stage, work, label)
+    else:
+        in_rounds(stage, label, "units", range(len(work.units)), work.is_found, work.search_unit)
     if work.source.rescores:
         width = work.source.datastore.width
         for number, units in enumerate(plan_groups(work.unit_tokens, work.source.knn.k, width)):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import UNSET
 
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
-from distlm.knnlm.search.forward import context_rule, token_states, units_of_blocks
+from distlm.knnlm.search.forward import TokenStates, context_rule, token_states, units_of_blocks
 from distlm.knnlm.search.neighbours import (
     PLAN,
     Neighbours,
@@ -132,15 +133,22 @@ class SplitWork:
         """Phase 1 of a unit is done."""
         return unit_folder(self.found, number).exists() or self.files.is_written(number)
 
+    def states(self, number: int) -> TokenStates:
+        """Forward passes of one unit."""
+        source = self.source
+        return token_states(source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype)
+
     def search_unit(self, number: int) -> None:
         """Phase 1 of one unit: forward, search, gather values, write."""
-        source = self.source
-        queries, targets, log_probs = token_states(
-            source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype
-        )
-        neighbours, distances = source.search(queries, source.knn.k)
-        neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
-        unit = Unit(queries, targets, log_probs, neighbours, distances, values)
+        states = self.states(number)
+        self.write_found(number, states, *self.source.search(states.queries, self.source.knn.k))
+
+    def write_found(
+        self, number: int, states: TokenStates, ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]
+    ) -> None:
+        """Write what a search found for one unit, ids and distances [q, k], with the values of the rows."""
+        self.source.require_rows(ids)
+        unit = Unit(*states, *nearest_first(ids, distances, self.source.values(ids)))
         assert len(unit) == self.unit_tokens[number]
         write_unit(unit_folder(self.found, number), unit)
 
