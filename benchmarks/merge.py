@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 import psutil
 from shared.command import Benchmark, Options, note, report
+from shared.index import write_parts
 
 from distlm.config import load_config
 from distlm.pipeline import stage_environment
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: Options, folder: Path) -> dict[str, Any]:
     """Seconds of each way in every turn, and what they say."""
-    parts = write_parts(options, folder)
+    paths = [folder / f"part_{number}.index" for number in range(options.parts)]
+    parts = write_parts(paths, options.rows, options.width, options.nlist, CODE_BYTES)
     total = sum(part.stat().st_size for part in parts)
     copies = [copy(parts, folder / "copy")]
     seconds: dict[str, list[float]] = {}
@@ -88,33 +89,6 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         },
         "peak_MB_per_rank": {name: round(value / 1e6) for name, value in peak.items()},
     }  # fmt: skip
-
-
-def write_parts(options: Options, folder: Path) -> list[Path]:
-    """Parts with random codes and consecutive ids; no k-means is needed to merge them."""
-    random = np.random.default_rng(0)
-    quantizer = faiss.IndexFlatL2(options.width)
-    quantizer.add(random.standard_normal((options.nlist, options.width), dtype=np.float32))
-    empty = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, CODE_BYTES, 8)
-    faiss.copy_array_to_vector(random.standard_normal(256 * options.width, dtype=np.float32), empty.pq.centroids)
-    empty.is_trained = True
-    edges = np.linspace(0, options.rows, options.parts + 1).astype(np.int64)
-    paths = []
-    for number in range(options.parts):
-        index: Any = faiss.clone_index(empty)
-        first, rows = int(edges[number]), int(edges[number + 1] - edges[number])
-        sizes = random.multinomial(rows, np.full(options.nlist, 1 / options.nlist))
-        place = first
-        for one, size in enumerate(sizes.tolist()):
-            codes = random.integers(0, 256, (size, CODE_BYTES), dtype=np.uint8)
-            ids = np.arange(place, place + size, dtype=np.int64)
-            index.invlists.add_entries(one, size, faiss.swig_ptr(ids), faiss.swig_ptr(codes))
-            place += size
-        index.ntotal = rows
-        paths.append(folder / f"part_{number}.index")
-        faiss.write_index(index, str(paths[-1]))
-        note(f"part {number + 1} of {options.parts} written")
-    return paths
 
 
 def copy(parts: list[Path], out: Path) -> float:

@@ -27,6 +27,7 @@ FIGURES = {
     "index.py": ("times_as_fast/add: ours, pick", "times_as_fast/search: ours, same", "recall/plain"),
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
     "knn_generate.py": ("ratios/with / plain", "ratios/mixture / plain", "processor_ms_per_step/search"),
+    "list_scan.py": ("lists_over_faiss/lists, 2 ranks, cold", "lists_over_faiss/lists, 2 ranks, warm", "bytes"),
     "lstm.py": ("results/0/ratio", "results/0/usual_tokens_per_s"),
     "memory.py": ("layers/distlm/seconds", "times_as_much_as_distlm/sparse/seconds", "lookup/seconds", "step/256/rows"),
     "merge.py": ("bytes", "peak_MB_per_rank/merge, 2 ranks"),

@@ -31,32 +31,51 @@ def search_by_lists(stage: Stage, work: SplitWork, label: str) -> None:
     comm, index, knn = stage.comm, work.source.index, work.source.knn
     assert index is not None
     pending = rank0_first(comm, lambda: [unit for unit in range(len(work.units)) if not work.is_found(unit)])
-    most = batch_queries(index.shape.width, knn.k, min(knn.nprobe, index.nlist))
-    share: tuple[int, int] | None = None
+    shared = SharedLists(comm, index, knn.k, knn.nprobe)
     with Progress(label, len(work.units), "units", comm.rank, done=len(work.units) - len(pending)) as progress:
-        for batch in batches(pending, work.unit_tokens, most):
+        for batch in batches(pending, work.unit_tokens, shared.batch):
             stage.stop.check(comm, label)
             mine = batch[comm.rank :: comm.size]
             states = together(comm, lambda mine=mine: [work.states(unit) for unit in mine])  # type: ignore[misc]
-            probed = together(comm, lambda states=states: _probed(index, states, knn.nprobe))  # type: ignore[misc]
-            everyone, edges = _everywhere(comm, probed)
-            if share is None:
-                share = shares(everyone.lists, index.list_sizes, comm.size)[comm.rank]
-            found = together(comm, lambda all=everyone, own=share: index.scan_lists(all, knn.k, own))  # type: ignore[misc]
-            parts = comm.alltoall([found.packed[low:high] for low, high in pairwise(edges)])
+            found = shared.find([np.asarray(of.queries, np.float32) for of in states])
 
             def write(
-                mine: Sequence[int] = mine, states: Sequence[TokenStates] = states, parts: list[Array] = parts
+                mine: Sequence[int] = mine,
+                states: Sequence[TokenStates] = states,
+                found: Sequence[tuple[Array, Array]] = found,
             ) -> None:
-                ids, distances = Nearest.of_shares(parts).found()
-                first = 0
-                for unit, of in zip(mine, states, strict=True):
-                    rows = slice(first, first + len(of.targets))
-                    work.write_found(unit, of, ids[rows], distances[rows])
-                    first = rows.stop
+                for unit, of, (ids, distances) in zip(mine, states, found, strict=True):
+                    work.write_found(unit, of, ids, distances)
 
             together(comm, write)
             progress.advance(len(batch))
+
+
+class SharedLists:
+    """An index whose lists the ranks share: by the work of the first queries, and then always so."""
+
+    def __init__(self, comm: Comm, index: SearchIndex, k: int, nprobe: int) -> None:
+        self._comm, self._index, self._k, self._nprobe = comm, index, k, nprobe
+        self._share: tuple[int, int] | None = None
+        self.batch = batch_queries(index.shape.width, k, min(nprobe, index.nlist))
+        """Queries that are looked for at once."""
+
+    def find(self, units: Sequence[Array]) -> list[tuple[Array, Array]]:
+        """Ids int64 [q, k] and squared L2 fp32 [q, k], nearest first, of this rank's units of queries fp32 [q, D].
+
+        Collective; a rank may have no unit, but not all of them.
+        """
+        comm, index, k = self._comm, self._index, self._k
+        # Of each unit by itself: distances to centroids may depend on a query's place in a block, in their last bits.
+        mine = together(comm, lambda: [index.probed(unit, self._nprobe) for unit in units])
+        everyone, edges = _everywhere(comm, mine)
+        if self._share is None:
+            self._share = shares(everyone.lists, index.list_sizes, comm.size)[comm.rank]
+        found = together(comm, lambda: index.scan_lists(everyone, k, self._share))
+        parts = comm.alltoall([found.packed[low:high] for low, high in pairwise(edges)])
+        ids, distances = Nearest.of_shares(parts).found()
+        stops = np.cumsum([len(unit) for unit in units]).tolist()
+        return [(ids[low:high], distances[low:high]) for low, high in pairwise([0, *stops])]
 
 
 def batches(units: Sequence[int], tokens: Sequence[int], most: int) -> Iterator[list[int]]:
@@ -79,11 +98,6 @@ def shares(lists: Array, sizes: Array, ranks: int) -> list[tuple[int, int]]:
     work = np.cumsum(sizes * (probes + 1))
     inner = np.searchsorted(work, work[-1] * np.arange(1, ranks) / ranks, side="right")
     return list(pairwise([0, *inner.tolist(), len(sizes)]))
-
-
-def _probed(index: SearchIndex, states: Sequence[TokenStates], nprobe: int) -> list[Probed]:
-    """Of each unit by itself: the lists that a query is given depend on its place in a block, in their last bits."""
-    return [index.probed(np.ascontiguousarray(of.queries, np.float32), nprobe) for of in states]
 
 
 def _everywhere(comm: Comm, mine: list[Probed]) -> tuple[Probed, list[int]]:
