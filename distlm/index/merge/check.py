@@ -21,10 +21,9 @@ class IdCheck:
 
     def unit(self, layout: MergeLayout, low: int, high: int, whole: Array, copied: bool) -> None:
         """Raises DistlmError for an id that no key can have."""
-        rows = layout.sizes.sum(axis=1)
         for part, ids in unit_ids(layout, low, high, whole):
             shift = self._shifts[part]
-            least = require_range(ids - shift, int(rows[part]), self._names[part], self._shifted, self.bits)
+            least = require_range(ids - shift, layout.rows[part], self._names[part], self._shifted, self.bits)
             self.least[part] = min(self.least.get(part, least + shift), least + shift)
             self.bits.add(ids)
 

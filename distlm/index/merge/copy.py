@@ -57,6 +57,11 @@ class MergeLayout:
     def _ends(self, sizes: Array) -> Array:
         return np.concatenate([[0], np.cumsum(sizes * (self.code_size + 8))]).astype(np.int64)
 
+    @cached_property
+    def rows(self) -> list[int]:
+        """Keys of each part."""
+        return [int(own.sum()) for own in self.sizes]
+
     @property
     def bytes(self) -> int:
         """Size of the merged file."""
