@@ -128,7 +128,10 @@ def measure(options: Options, folder: Path) -> Figures:
         "seconds": round(sum(one["seconds"] for one in figures["stages"].values()), 1),
         "planned_s": round(sum(one["planned_s"] for one in figures["stages"].values()), 1),
         "rows": Datastore.open(RunDir.of(config).datastore).rows,
-        "perplexity": {name: split.get("perplexity") for name, split in results.get("splits", {}).items()},
+        "perplexity": {
+            name: {way: round(split[way]["perplexity"], 2) for way in ("lm", "knn")}
+            for name, split in results["splits"].items()
+        },
     }  # fmt: skip
 
 
@@ -264,18 +267,18 @@ def start(command: list[str], config: RunConfig, kill_after: float = 0.0, order:
 
 
 def ranks_of(launcher: int) -> list[psutil.Process]:
-    """The processes of `python -m distlm` below a launcher, or itself."""
-    found = []
+    """The processes of `python -m distlm` below a launcher, or itself; none that one of them has forked."""
+    found: list[psutil.Process] = []
     try:
         every = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
     for process in every:
         try:
-            line = process.cmdline()
+            words, parent = process.cmdline(), process.ppid()
         except psutil.Error:
             continue
-        if line[1:3] == ["-m", "distlm"] or line[1:4] == ["-u", "-m", "distlm"]:
+        if words[1:3] == ["-m", "distlm"] and parent not in {one.pid for one in found}:
             found.append(process)
     return found
 
@@ -325,12 +328,11 @@ def files(root: Path, words: str) -> list[Path]:
 
 
 def contents(root: Path, words: str) -> dict[str, str]:
-    """File → checksum of its bytes; of a result in JSON without what tells of the clock."""
+    """File → checksum of its bytes; of a record that tells of the clock without that."""
     found = {}
     for path in files(root, words):
-        of = file_hash(path)
-        if words == "knn evaluate":
-            of = json_hash(_timeless(json.loads(path.read_text("utf-8"))))
+        told = path.suffix == ".json" and words in ("train", "knn tune", "knn evaluate")
+        of = json_hash(_timeless(json.loads(path.read_text("utf-8")))) if told else file_hash(path)
         found[str(path.relative_to(root))] = of
     return found
 
