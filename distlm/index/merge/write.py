@@ -75,7 +75,13 @@ def write_merged(
             for turn in range(rounds):
                 stop.check(comm, "index merge")
                 own = mine[turn * ROUND_UNITS : (turn + 1) * ROUND_UNITS]
-                together(comm, partial(_told, path, lambda own=own: [writer.copy(unit, *units[unit]) for unit in own]))  # type: ignore[misc]
+
+                def copy(own: list[int] = own) -> None:
+                    with told(path):
+                        for unit in own:
+                            writer.copy(unit, *units[unit])
+
+                together(comm, copy)
                 written = _everywhere(comm, writer.take())
                 digests |= written
                 if comm.rank == 0:
