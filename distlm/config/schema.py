@@ -172,7 +172,8 @@ class KnnConfig:
     """index: the faiss index; brute: every key, exactly (small stores)."""
     scan: Literal["queries", "lists", "gpu"] = field(default="queries", metadata=VOLATILE)
     """queries: each query reads its lists, 4-bit codes from memory; lists: each list is read once for thousands of
-    queries, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on some queries."""
+    queries, by one of the ranks, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on
+    some queries."""
     similarity: Literal["l2", "dot"] = field(default="l2", metadata=QUESTION)
     """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
     self_test: bool = field(default=True, metadata=VOLATILE)

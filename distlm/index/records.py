@@ -86,6 +86,9 @@ class PartRecord(Record, kw_only=True):
     """Size of the part."""
     xxh3: str
     """xxh3-128 of the part."""
+    lists: str | UnsetType = UNSET
+    """xxh3-64 of each list's codes and ids, 16 hex digits each (of more than 4,096 lists: of so many groups of them),
+    by which a merge checks what it copies; absent in old files, which it reads once more for that."""
 
 
 class CodesRecord(Record, kw_only=True):
@@ -140,7 +143,8 @@ class IndexRecord(Record, kw_only=True):
     bytes: int
     """Size of merged.index, or of all parts."""
     xxh3: str
-    """xxh3-128 of merged.index, or hash of the parts' checksums."""
+    """Checksum of merged.index: `BYTES_HASH`, hash of the xxh3-128 of its pieces of so many bytes (in old files
+    xxh3-128 of the whole); or hash of the parts' checksums."""
     self_found: float
     """Share, from 0 to 1, of sampled keys of the store that find themselves among 64 neighbours of their list."""
 
@@ -170,7 +174,7 @@ class JoinRecord(Record, kw_only=True):
     bytes: int
     """Size of the file."""
     xxh3: str
-    """xxh3-128 of the file."""
+    """Checksum of the file, as in index.json."""
     trained: str
     """xxh3-128 of the trained index that all parts have in common."""
     ids: str
@@ -241,7 +245,7 @@ class MergeJournal(Record, kw_only=True):
     key: str
     """Hash of what the merged file is made of; a journal of another merge counts for nothing."""
     units: dict[str, str]
-    """Number of a unit (a range of lists) → xxh3-128 of what was written of it."""
+    """Number of a unit (a range of bytes) → xxh3-128 of what was written of it."""
 
 
 class Rates(Part):
@@ -264,7 +268,7 @@ class Rates(Part):
     read_bytes_s: float
     """Bytes per second from the folder, as far as the page cache can be left out."""
     merge_bytes_s: float
-    """Bytes per second of the merged file: parts read and checked, copied, flushed and read back."""
+    """Bytes per second of the merged file: parts read, copied and flushed."""
 
 
 class RatesFile(Record, kw_only=True):

@@ -12,6 +12,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.lengths import lengths_of
 from distlm.errors import DistlmError, UsageError
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
+from distlm.index.search.lists import BATCH_BYTES
 from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES, passes
 from distlm.models.described import causal, causal_kind, model_bytes, model_of
@@ -87,6 +88,9 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     phases = _units(config)
     blocks = sum(phases.blocks)
     unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (per_query + 4 * width)
+    if knn.search == "index" and knn.scan == "lists":
+        # What a batch's queries have found: kept, sent, and received.
+        unit = max(unit, 3 * BATCH_BYTES)
     index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
     packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
     memory = (

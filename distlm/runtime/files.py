@@ -10,10 +10,10 @@ import stat
 import time
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
@@ -251,10 +251,59 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def file_hash(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hex digits. Raises DistlmError for what is there and is no file."""
+class Hasher(Protocol):
+    """A checksum in the making."""
+
+    def update(self, data: Any, /) -> object:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all that was given."""
+
+
+class PiecesHasher:
+    """The checksum of join_hashes, of bytes in order."""
+
+    def __init__(self, piece_bytes: int) -> None:
+        self._bytes, self._left = piece_bytes, piece_bytes
+        self._piece, self._done = xxhash.xxh3_128(), list[str]()
+
+    def update(self, data: Any, /) -> None:
+        """Take the next bytes."""
+        rest = memoryview(data).cast("B")
+        while len(rest):
+            if not self._left:
+                self._done.append(self._piece.hexdigest())
+                self._piece, self._left = xxhash.xxh3_128(), self._bytes
+            taken = rest[: self._left]
+            self._piece.update(taken)
+            self._left -= len(taken)
+            rest = rest[len(taken) :]
+
+    def hexdigest(self) -> str:
+        """Of all that was given."""
+        return join_hashes([*self._done, self._piece.hexdigest()], self._bytes)
+
+
+def join_hashes(pieces: Sequence[str], piece_bytes: int) -> str:
+    """The checksum of a file that several processes write: `BYTES_HASH`, from the xxh3-128 of each of its pieces of so
+    many bytes (the last may be shorter), in order. No xxh3 of the whole can be made of those of its pieces."""
+    return f"{piece_bytes}_{bytes_hash(''.join(pieces).encode())}"
+
+
+def hasher_like(known: str) -> Hasher:
+    """A checksum of the kind of `known`: xxh3-128, or of pieces (join_hashes)."""
+    size, _, pieces = known.rpartition("_")
+    return PiecesHasher(int(size)) if pieces and size.isdigit() and int(size) else xxhash.xxh3_128()
+
+
+def file_hash(path: Path, like: str = "") -> str:
+    """xxh3-128 of a file's bytes, as 32 hex digits, or its checksum of the kind of `like` (hasher_like).
+
+    Raises DistlmError for what is there and is no file.
+    """
     refuse_no_file(path, "whose checksum is known")
-    digest = xxhash.xxh3_128()
+    digest = hasher_like(like)
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)

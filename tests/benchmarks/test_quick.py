@@ -17,9 +17,17 @@ BENCHMARKS = sorted(path.name for path in FOLDER.glob("*.py"))
 FIGURES = {
     "cache.py": ("tokens_per_s/loop", "tokens_per_s/distlm", "perplexity/distlm"),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
+    "full_rows.py": (
+        "rows",
+        "stages/datastore write/planned_s",
+        "stages/datastore write/same_bytes",
+        "stages/index merge/same_bytes",
+        "stages/knn search/peak_MB/1",
+    ),
     "index.py": ("times_as_fast/add: ours, pick", "times_as_fast/search: ours, same", "recall/plain"),
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
     "knn_generate.py": ("ratios/with / plain", "ratios/mixture / plain", "processor_ms_per_step/search"),
+    "list_scan.py": ("lists_over_faiss/lists, 2 ranks, cold", "lists_over_faiss/lists, 2 ranks, warm", "bytes"),
     "lstm.py": ("results/0/ratio", "results/0/usual_tokens_per_s"),
     "memory.py": (
         "layers/distlm/seconds",

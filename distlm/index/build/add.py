@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from distlm.datastore.plan import Unit, following
 from distlm.datastore.reader import Datastore
@@ -23,7 +24,7 @@ from distlm.index.build.sample import check_finite
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.faiss_module import write_index
-from distlm.index.layout import Array, IndexFolder, deserialise
+from distlm.index.layout import Array, IndexFolder, deserialise, list_sums
 from distlm.index.records import PartRecord
 from distlm.index.state import merged_before
 from distlm.runtime.files import (
@@ -159,8 +160,9 @@ class Adding:
         sidecar.unlink(missing_ok=True)
         with atomic_path(path) as temporary:
             write_index(index, temporary)
-            size, xxh3 = temporary.stat().st_size, file_hash(temporary)
-        part_record(self.store, shard, self.template, size, xxh3).write(sidecar)
+            size, lists = temporary.stat().st_size, list_sums(index)
+            record = part_record(self.store, shard, self.template, size, file_hash(temporary), lists)
+        record.write(sidecar)
         self.files.forget(shard)
 
     def put_all_together(self, shards: Sequence[int]) -> None:
@@ -232,8 +234,10 @@ def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
             yield start, current
 
 
-def part_record(datastore: Datastore, shard: int, template: Template, size: int, xxh3: str) -> PartRecord:
-    """What the sidecar of a part of `size` bytes and that checksum must say."""
+def part_record(
+    datastore: Datastore, shard: int, template: Template, size: int, xxh3: str, lists: str | UnsetType = UNSET
+) -> PartRecord:
+    """What the sidecar of a part of `size` bytes and these checksums must say."""
     return PartRecord(
         template=template.id,
         datastore=datastore.fingerprint,
@@ -242,6 +246,7 @@ def part_record(datastore: Datastore, shard: int, template: Template, size: int,
         rows=datastore.shards[shard].rows,
         bytes=size,
         xxh3=xxh3,
+        lists=lists,
     )
 
 
@@ -283,5 +288,5 @@ def _is_done(folder: IndexFolder, datastore: Datastore, shard: int, template: Te
         record = PartRecord.read(folder.part_json(shard))
     except DistlmError:
         return False
-    same = record == part_record(datastore, shard, template, record.bytes, record.xxh3)
+    same = record == part_record(datastore, shard, template, record.bytes, record.xxh3, record.lists)
     return same and folder.part(shard).stat().st_size == record.bytes

@@ -75,5 +75,5 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
              train_traffic(factory, ranks), train_s, 0.0),
         Cost("index add", parts, add_memory(factory, store, LEAST_BATCH * max(1, rates.threads // 2)), keys, parts, 0,
              add_s, keys / add_s),
-        Cost("index merge", merged, merge_memory(factory, store), 2 * parts + merged, merged, 0, merge_s, 0.0),
+        Cost("index merge", merged, merge_memory(factory, store), parts, merged, 0, merge_s, 0.0),
     ]  # fmt: skip

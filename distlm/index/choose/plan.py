@@ -164,7 +164,7 @@ def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
 def merge_memory(plan: Factory, store: Store) -> int:
     """Peak of a rank that merges."""
     merged = store.rows * plan.key_bytes + template_bytes(plan)
-    buffers = 2 * min(2 * UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
+    buffers = 2 * min(UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
     return PROCESS_BYTES + buffers + 2 * template_bytes(plan)
 
 

@@ -18,6 +18,7 @@ from msgspec import UnsetType
 from distlm.index.faiss_module import rank_threads
 from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.by_lists import search_by_lists
 from distlm.knnlm.search.cut import MORE_UNITS
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST
@@ -137,6 +138,10 @@ def _find(stage: Stage, works: Sequence[SplitWork]) -> None:
         for number, of_split in groupby((places[place] for place in run), key=itemgetter(0)):
             works[number].search_units([unit for _, unit in of_split])
 
+    if works[0].source.index is not None and works[0].source.knn.scan == "lists":
+        for work in works:
+            search_by_lists(stage, work, f"knn search {work.split}")
+        return
     label = f"knn search {', '.join(work.split for work in works)}"
     in_rounds(stage, label, "units", range(len(places)), is_found, search, MORE_UNITS)
 

@@ -1,7 +1,7 @@
 """Units of work of a search: what one unit of evaluation blocks or one key shard needs; nothing here is collective."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import UNSET
 
 from distlm.data.blocks import Blocks, eval_blocks
@@ -16,7 +17,7 @@ from distlm.datastore.plan import Unit as Range
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.search.cut import Cut, cut_of
-from distlm.knnlm.search.forward import context_rule, token_states
+from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
     MANIFEST,
     PLAN,
@@ -151,17 +152,27 @@ class SplitWork:
         """Phase 1 of a unit is done."""
         return unit_folder(self.found, number).exists() or self.files.is_written(number)
 
-    def search_units(self, numbers: Sequence[int]) -> None:
-        """Phase 1 of some units: forward passes of all, then of each search, gather values, write."""
+    def states(self, numbers: Sequence[int]) -> Generator[TokenStates, None, None]:
+        """Forward passes of some units, one unit after the other. Close it when it is left early."""
         source, units = self.source, [self.units[number] for number in numbers]
         tap, dtype = source.datastore.tap, source.key_dtype
-        with closing(token_states(source, self.split, self.blocks, units, self.cut, tap, dtype)) as found:
-            for number, (queries, targets, log_probs) in zip(numbers, found, strict=True):
-                neighbours, distances = source.search(queries, source.knn.k)
-                neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
-                unit = Unit(queries, targets, log_probs, neighbours, distances, values)
-                assert len(unit) == self.unit_tokens[number]
-                write_unit(unit_folder(self.found, number), unit)
+        return token_states(source, self.split, self.blocks, units, self.cut, tap, dtype)
+
+    def search_units(self, numbers: Sequence[int]) -> None:
+        """Phase 1 of some units: forward passes of all, then of each search, gather values, write."""
+        source = self.source
+        with closing(self.states(numbers)) as found:
+            for number, states in zip(numbers, found, strict=True):
+                self.write_found(number, states, *source.search(states.queries, source.knn.k))
+
+    def write_found(
+        self, number: int, states: TokenStates, ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]
+    ) -> None:
+        """Write what a search found for one unit, ids and distances [q, k], with the values of the rows."""
+        self.source.require_rows(ids)
+        unit = Unit(*states, *nearest_first(ids, distances, self.source.values(ids)))
+        assert len(unit) == self.unit_tokens[number]
+        write_unit(unit_folder(self.found, number), unit)
 
     def finish(self) -> None:
         """Rank 0: the manifest, last, then remove what only the search needed."""

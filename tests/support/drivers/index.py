@@ -17,8 +17,11 @@ def main() -> int:
         with open_stage("index", config) as stage:
             import distlm.index
             import distlm.index.merge.stage
+            import distlm.index.merge.write
 
             distlm.index.merge.stage.UNIT_BYTES = int(os.environ.get("TEST_UNIT_BYTES", "20000"))
+            # As many rounds as units, so that kills fall between them.
+            distlm.index.merge.write.ROUND_UNITS = 1
             stage.comm.barrier()
             # Tests that kill count from here: the imports are over, the work begins.
             (stage.run.root / "started").touch()
