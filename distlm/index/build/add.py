@@ -102,7 +102,7 @@ def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     """
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
-    with Encoder(index, device=gpu_device()) as encoder:
+    with Encoder(index, device=gpu_device(), keys=datastore.rows) as encoder:
         for start, keys in read_batches(datastore.keys(shard), encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))

@@ -5,7 +5,6 @@ costs several times what one matrix product per subspace does. Measured on one c
 32,000 → 61,000 keys/s, PQ128 36,000 → 60,000, PQ32 59,000 → 94,000. The codes are the same up to ties.
 """
 
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,18 @@ import numpy as np
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
 
-LEAST_WIDTH = 8
+LEAST_WIDTH = 4
 """Values of a subspace below which faiss's own encoder is as fast."""
-PRODUCT = 1 << 25
-"""Rows × centroids × values of one search of a subspace: below about 30 million faiss takes a path that is six times
-slower (measured with faiss-cpu 1.15)."""
+NARROW = 512
+"""Values of a key up to which subspaces of less than 8 are searched: they need twice the keys at once."""
 
 
 def takes(inner: Any) -> bool:
     """Whether an inverted file's codes are faster this way."""
     if type(inner) is not require_faiss().IndexIVFPQ:
         return False
-    return bool(inner.pq.nbits == 8 and inner.pq.dsub >= LEAST_WIDTH)
-
-
-def block_rows(dsub: int) -> int:
-    """Vectors to encode at once where a subspace has `dsub` values; a multiple of 1,024."""
-    return ceil(PRODUCT / (256 * dsub * 1024)) * 1024
+    least = LEAST_WIDTH if inner.d <= NARROW else 2 * LEAST_WIDTH
+    return bool(inner.pq.nbits == 8 and inner.pq.dsub >= least)
 
 
 class ProductCodes:
