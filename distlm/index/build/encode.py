@@ -71,7 +71,9 @@ class Encoder:
         """Append keys fp32 [n, D] under `ids` int64 [n], in order."""
         if not self._tried and len(keys):
             self._tried = True
-            if isinstance(self._lists, IntegerLists) and not self._lists.suits(self._transformed(keys[:TRIAL])):
+            if isinstance(self._lists, IntegerLists) and not self._lists.suits(
+                self._transformed(keys[:TRIAL])[: min(TRIAL, len(keys))]
+            ):
                 self._lists = None
         starts = range(0, len(keys), self.block)
         pieces: Iterator[Array] = self._pool.map(lambda start: self.encode(keys[start : start + self.block]), starts)

@@ -52,7 +52,10 @@ class IntegerLists:
         norms = np.square(centred, dtype=np.float64).sum(axis=1)
         self._half_norms = norms / 2
         self._largest = float(np.sqrt(norms.max()))
-        self._lost = float(np.sqrt(np.square(centred - self._scale * rounded, dtype=np.float64).sum(axis=1).max()))
+        # What the mean's subtraction in fp32 rounds away, too.
+        self._rounding = 2.0**-23 * float(np.linalg.norm(self._mean.astype(np.float64)))
+        lost = np.square(centred - self._scale * rounded, dtype=np.float64).sum(axis=1)
+        self._lost = float(np.sqrt(lost.max())) + self._rounding
         self._rows = min(max(SCORES // len(centred), 32), 1024)
         self._thread = threading.local()
 
@@ -77,7 +80,8 @@ class IntegerLists:
         for start in range(0, len(vectors), self._rows):
             block = vectors[start : start + self._rows]
             rows, lists, counts = self._candidates(block)
-            many = counts > MOST_CANDIDATES
+            # None: a slack that is no number, of keys near the largest fp32.
+            many = (counts > MOST_CANDIDATES) | (counts == 0)
             if many.any():
                 hard.append(start + np.flatnonzero(many))
                 few = ~many[rows]
@@ -102,7 +106,7 @@ class IntegerLists:
         unit = float(scale) * float(self._scale)
         products -= np.rint(self._half_norms / unit).astype(np.int32)
         # Of both, the best and the one compared with it; a thousandth for rounding in fp32, 1 for the norms'.
-        slack = 2.002 * (lost * self._largest + size * self._lost) / unit + 1
+        slack = 2.002 * ((lost + self._rounding) * self._largest + size * self._lost) / unit + 1
         least = np.maximum(products.max(axis=1) - np.ceil(slack), np.iinfo(np.int32).min).astype(np.int32)
         places = np.flatnonzero(products >= least[:, None])
         rows, lists = np.divmod(places, products.shape[1])

@@ -16,8 +16,12 @@ def main() -> int:
     try:
         with open_stage("index", config) as stage:
             import distlm.index
+            import distlm.index.build.integer_lists
             import distlm.index.merge.stage
 
+            if os.environ.get("TEST_INTEGERS"):
+                # As in a large index.
+                distlm.index.build.integer_lists.LEAST_WORK = distlm.index.build.integer_lists.LEAST_LISTS = 0
             distlm.index.merge.stage.UNIT_BYTES = int(os.environ.get("TEST_UNIT_BYTES", "20000"))
             stage.comm.barrier()
             # Tests that kill count from here: the imports are over, the work begins.
