@@ -26,20 +26,26 @@ Nearest = Callable[[Array], Array]
 """Vectors → the centroid of each."""
 FIRST = 1
 """Draw of the first centroids (sample.some_of)."""
+TRIED = 5
+"""Draw of the vectors by which it is chosen how others are compared (sample.some_of)."""
 _APART = 1 / 1024
 """How far the halves of a cluster are moved apart, relative (faiss)."""
 
 
-def kmeans(held: Held, count: int, iterations: int, seed: int, team: Team, kept: Kept | None = None) -> Array:
+def kmeans(
+    held: Held, count: int, iterations: int, seed: int, team: Team, kept: Kept | None = None, planned: int = 0
+) -> Array:
     """`count` centroids, fp32 [count, d], of the vectors that the ranks of `team` hold together. Collective.
 
-    With `kept` it goes on from where it was killed. Memory of a rank: what it holds, and the sums, count × d fp64.
+    planned: vectors to find the nearest centroid of, over all iterations, by which it is chosen how; by default as many
+    as there are. With `kept` it goes on from where it was killed. Memory of a rank: what it holds, and the sums, count
+    × d fp64.
     """
     comm = team.comm
     begun = rank0_first(comm, kept.load) if kept else None
     first = first_centroids(held, count, seed, team)
     done, centroids = begun or (0, first)
-    integers = _integers_suit(held, first, iterations, seed, team)
+    integers = _integers_suit(held, first, planned or held.total * iterations, seed, team)
     exact = Exact.of(comm, largest(held.vectors), held.total)
     with (
         team.workers() as workers,
@@ -69,12 +75,13 @@ def first_centroids(held: Held, count: int, seed: int, team: Team) -> Array:
     return found[np.arange(count) % len(found)]
 
 
-def _integers_suit(held: Held, centroids: Array, iterations: int, seed: int, team: Team) -> bool:
+def _integers_suit(held: Held, centroids: Array, planned: int, seed: int, team: Team) -> bool:
     """Whether integers find the nearest centroids faster (integer_lists.py). Collective: by the same few vectors on any
     number of ranks, also where a killed k-means goes on."""
-    if team.device or not pays(*centroids.shape, held.total * iterations):
+    # Nodes may differ.
+    if not all(team.comm.allgather(not team.device and pays(*centroids.shape, planned))):
         return False
-    some = np.concatenate(team.comm.allgather(held.at(some_of(held.total, TRIAL, seed, FIRST))))
+    some = np.concatenate(team.comm.allgather(held.at(some_of(held.total, TRIAL, seed, TRIED))))
     return rank0_first(team.comm, lambda: IntegerLists(flat_index(centroids)).suits(some))
 
 
