@@ -30,6 +30,8 @@ TRIAL = 256
 """Vectors by which it is decided whether the others are found this way."""
 SCORES = 1 << 20
 """Scores (rows × centroids) at once: 4 MB."""
+TORCH_BYTES = 190 << 20
+"""Torch in memory, most of it shared by the processes of a node."""
 GROUP = 16
 """Centroids of which the best is found before any is compared."""
 _FAR = 1 << 30
@@ -150,6 +152,11 @@ def pays(count: int, width: int, keys: int) -> bool:
     """Whether the nearest of `count` centroids of `width` values are found faster this way for so many keys, here."""
     large = count >= LEAST_LISTS and width <= _MOST_WIDTH and float(keys) * count * width >= LEAST_WORK
     return large and multiplies_int8()
+
+
+def memory(count: int, width: int, keys: int) -> int:
+    """Bytes of a process that finds lists so, on one thread; 0 where it does not."""
+    return TORCH_BYTES + 5 * count * width + 6 * SCORES if pays(count, width, keys) else 0
 
 
 @cache
