@@ -2,7 +2,7 @@
 
 Keys are hidden states of a datastore: their first values where it is wider than asked, states of consecutive tokens
 side by side where it is narrower. Both add the same keys to the same trained index, in turns, on one thread; the
-processor's seconds of the best turn count.
+processor's seconds of the best turn count, without loading torch (two seconds of a process).
   plain   add_with_ids, 100,000 keys at once, as the recipe of the kNN-LM paper does
   ours    as `distlm index add` adds a shard of a store of --store-keys keys
 PQ has 16 values to a byte (16 bytes at least), PQx4 four to half a byte. PQx4fs is plain faiss's own type in memory,
@@ -24,6 +24,7 @@ from shared.command import Benchmark, Options, note, report, use_threads
 from shared.store import random_keys, settings, write_store
 
 from distlm.datastore.reader import Datastore
+from distlm.index.build.integer_lists import multiplies_int8
 from distlm.index.factory import build_factory, inverted_file
 from distlm.index.layout import serialise
 
@@ -44,6 +45,7 @@ def parser() -> Benchmark:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().options(arguments)
     use_threads(1)
+    multiplies_int8()
     with tempfile.TemporaryDirectory() as name:
         if options.store is None:
             options.store = Path(name) / "datastore"

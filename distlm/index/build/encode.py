@@ -45,7 +45,7 @@ class Encoder:
         self._inner = inverted_file(index)
         self._code_bytes = self._inner.coarse_code_size() + self._inner.code_size
         self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
-        self.block = max(product_rows(self._inner.d), product_rows(self._product.width) if self._product else 0)
+        self.block = max(product_rows(self._inner.d), self._product.rows if self._product else 0)
         """Most keys of one `encode`, and what `add` gives to a thread at a time."""
         self._lists: TorchLists | IntegerLists | None = None
         if device and TorchLists.takes(self._inner):
@@ -86,7 +86,8 @@ class Encoder:
         coarse = self._inner.coarse_code_size()
         vectors, lists = self._assign(keys)
         codes = np.empty((len(vectors), self._code_bytes), np.uint8)
-        if self._product:
+        # What is left of a shard would be filled with more blank rows than it has.
+        if self._product and 2 * len(vectors) >= self._product.rows:
             codes[:, :coarse] = lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :coarse]
             codes[:, coarse:] = self._product.encode(vectors, lists)
             return codes[: len(keys)]

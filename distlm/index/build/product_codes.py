@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distlm.index.build.blocks import product_rows
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
 
@@ -33,6 +34,7 @@ class ProductCodes:
         faiss = require_faiss()
         self._knn = faiss.knn
         self.subspaces, self.width = int(inner.pq.M), int(inner.pq.dsub)
+        self.rows = product_rows(self.width)
         self._books = faiss.vector_to_array(inner.pq.centroids).reshape(self.subspaces, 256, self.width)
         # What the code stands for besides its list's centroid.
         self._centroids = np.asarray(inner.quantizer.reconstruct_n(0, inner.nlist)) if inner.by_residual else None
@@ -43,8 +45,10 @@ class ProductCodes:
         Memory: the vectors once more.
         """
         count = len(vectors)
-        parts = np.empty((self.subspaces, count, self.width), np.float32)
-        split = parts.transpose(1, 0, 2)
+        # Blank rows below: fewer than a product's are slow.
+        parts = np.empty((self.subspaces, max(count, self.rows), self.width), np.float32)
+        parts[:, count:] = 0
+        split = parts[:, :count].transpose(1, 0, 2)
         split[:] = vectors.reshape(count, self.subspaces, self.width)
         if self._centroids is not None:
             # In pieces: the centroids of all rows would be a third copy.
@@ -53,5 +57,5 @@ class ProductCodes:
                 split[rows] -= self._centroids[lists[rows]].reshape(-1, self.subspaces, self.width)
         codes = np.empty((count, self.subspaces), np.uint8)
         for part in range(self.subspaces):
-            codes[:, part] = self._knn(parts[part], self._books[part], 1)[1][:, 0]
+            codes[:, part] = self._knn(parts[part], self._books[part], 1)[1][:count, 0]
         return codes
