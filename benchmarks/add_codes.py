@@ -112,8 +112,7 @@ def trained_centroids(keys: Array, nlist: int) -> Array:
     """Two iterations of faiss's k-means: enough for lists of usual lengths."""
     means = faiss.Kmeans(keys.shape[1], nlist, niter=2, seed=1, min_points_per_centroid=1)
     means.train(keys.astype(np.float32))
-    found: Array = means.centroids
-    return found
+    return np.asarray(means.centroids)
 
 
 def trained(factory: str, centroids: Array, keys: Array) -> bytes:

@@ -29,16 +29,15 @@ def _files(folder: Path) -> dict[str, bytes]:
 def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str, integers: str) -> None:
     keys = vectors(8000)
     settings = {"factory": factory, "sample": 4000}
-    environment = {"TEST_INTEGERS": integers}
     built = {}
     for ranks in (1, 2, 3):
         run_dir = tmp_path / str(ranks)
         write_store(run_dir / "datastore", keys, rows_per_shard=1700)
         if ranks == 2:
             for action in ("train", "add", "merge"):
-                mpirun(ranks, driver(action, run_dir, **settings), **environment)
+                mpirun(ranks, driver(action, run_dir, **settings), TEST_INTEGERS=integers)
         else:
-            mpirun(ranks, driver("build", run_dir, **settings), **environment)
+            mpirun(ranks, driver("build", run_dir, **settings), TEST_INTEGERS=integers)
         built[ranks] = _files(run_dir / "index")
     assert sorted(built[1]) == sorted(
         ["template.index", "template.json", "merged.index", "index.json"]
@@ -47,7 +46,7 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str, 
     assert built[1] == built[2] == built[3]
     # Threads share the blocks of a rank.
     write_store(tmp_path / "4" / "datastore", keys, rows_per_shard=1700)
-    mpirun(4, [*driver("train", tmp_path / "4", **settings), "launch.threads=2"], **environment)
+    mpirun(4, [*driver("train", tmp_path / "4", **settings), "launch.threads=2"], TEST_INTEGERS=integers)
     assert (tmp_path / "4/index/template.index").read_bytes() == built[1]["template.index"]
 
     import faiss

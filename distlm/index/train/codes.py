@@ -32,7 +32,9 @@ def residuals(held: Held, centroids: Array | None, team: Team) -> tuple[Array, A
         return held.vectors.astype(np.float32), np.empty(0, np.int64)
     with team.workers() as workers:
         blocks = list(
-            workers.map(nearest_of(centroids, team.device, pays(*centroids.shape, held.total)), held.blocks())
+            workers.map(
+                nearest_of(centroids, team.device, pays(len(centroids), centroids.shape[1], held.total)), held.blocks()
+            )
         )
     lists = np.concatenate([np.empty(0, np.int64), *blocks])
     return held.vectors.astype(np.float32) - centroids[lists], lists

@@ -79,7 +79,7 @@ def _integers_suit(held: Held, centroids: Array, planned: int, seed: int, team: 
     """Whether integers find the nearest centroids faster (integer_lists.py). Collective: by the same few vectors on any
     number of ranks, also where a killed k-means goes on."""
     # Nodes may differ.
-    if not all(team.comm.allgather(not team.device and pays(*centroids.shape, planned))):
+    if not all(team.comm.allgather(not team.device and pays(len(centroids), centroids.shape[1], planned))):
         return False
     some = np.concatenate(team.comm.allgather(held.at(some_of(held.total, TRIAL, seed, TRIED))))
     return rank0_first(team.comm, lambda: IntegerLists(flat_index(centroids)).suits(some))

@@ -103,14 +103,25 @@ def added(template: bytes, keys: np.ndarray, threads: int) -> bytes:
     return serialise(index)
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of IntegerLists.nearest from now on."""
+    calls: list[int] = []
+
+    def counting(self: IntegerLists, rows: np.ndarray) -> np.ndarray:
+        calls.append(len(rows))
+        return nearest(self, rows)
+
+    monkeypatch.setattr(IntegerLists, "nearest", counting)
+    return calls
+
+
 @needs_vnni
 def test_keys_of_which_many_centroids_are_left_are_left_to_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(integer_lists, "LEAST_WORK", 0)
     monkeypatch.setattr(integer_lists, "LEAST_LISTS", 1)
     keys = vectors(3000).astype(np.float32)
     template = train_template(fit_factory("IVF64,Flat", 32, len(keys), 3000), keys, 1, 1)
-    calls: list[int] = []
-    monkeypatch.setattr(IntegerLists, "nearest", lambda self, rows: calls.append(len(rows)) or nearest(self, rows))
+    calls = counted(monkeypatch)
     monkeypatch.setattr(integer_lists, "MOST_CANDIDATES", 0)
     left = added(template, keys, 1)
     assert not calls
@@ -126,8 +137,7 @@ def test_training_by_integers_is_the_same_on_any_number_of_threads(monkeypatch: 
     plain = train_template(plan, keys, 1, 1)
     monkeypatch.setattr(integer_lists, "LEAST_WORK", 0)
     monkeypatch.setattr(integer_lists, "LEAST_LISTS", 1)
-    calls: list[int] = []
-    monkeypatch.setattr(IntegerLists, "nearest", lambda self, rows: calls.append(len(rows)) or nearest(self, rows))
+    calls = counted(monkeypatch)
     integers = [train_template(plan, keys, 1, threads) for threads in (1, 2, 3)]
     assert len(calls) > 3 * 10
     assert integers[0] == integers[1] == integers[2] == plain
