@@ -15,6 +15,7 @@ FOLDER = TESTS.parent / "benchmarks"
 BENCHMARKS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 FIGURES = {
+    "add_codes.py": ("widths/16/PQ16/ratio", "widths/32/PQ8x4fs/keys_per_s", "least_ratio"),
     "cache.py": ("tokens_per_s/loop", "tokens_per_s/distlm", "perplexity/distlm"),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
     "full_rows.py": (
@@ -25,6 +26,7 @@ FIGURES = {
         "stages/knn search/peak_MB/1",
     ),
     "index.py": ("times_as_fast/add: ours, pick", "times_as_fast/search: ours, same", "recall/plain"),
+    "index_train.py": ("quality/faiss/recall", "turns/2 ranks/0/peak_MB", "ratios/distance, ours / faiss"),
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
     "knn_generate.py": ("ratios/with / plain", "ratios/mixture / plain", "processor_ms_per_step/search"),
     "list_scan.py": ("lists_over_faiss/lists, 2 ranks, cold", "lists_over_faiss/lists, 2 ranks, warm", "bytes"),

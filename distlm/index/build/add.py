@@ -20,6 +20,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.codes import CodeFiles, encoded, row_bytes, unit_rows
 from distlm.index.build.encode import Encoder
+from distlm.index.build.integer_lists import TRIAL
 from distlm.index.build.sample import check_finite
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
@@ -111,7 +112,7 @@ class Adding:
         """Encoded units of all ranks."""
         self.added: set[int] = set()
         """Shards whose parts were put together by this start, on any rank."""
-        self._encoder = Encoder(deserialise(template.data), device=gpu_device())
+        self._encoder = settled(Encoder(deserialise(template.data), device=gpu_device(), keys=store.rows), store)
         self.at_once = self._encoder.batch // self._encoder.block
         """Units that keep the threads busy."""
         self.files = CodeFiles(
@@ -212,11 +213,18 @@ def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     """
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
-    with Encoder(index, device=gpu_device()) as encoder:
+    with settled(Encoder(index, device=gpu_device(), keys=datastore.rows), datastore) as encoder:
         for start, keys in read_batches(datastore.keys(shard), encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
     return index
+
+
+def settled(encoder: Encoder, datastore: Datastore) -> Encoder:
+    """`encoder`, which finds lists in the way that the store's first keys suit, whatever part of it it is given."""
+    if datastore.rows:
+        encoder.settle(np.ascontiguousarray(datastore.keys(0)[:TRIAL], dtype=np.float32))
+    return encoder
 
 
 def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:

@@ -126,7 +126,7 @@ def measure(
     template = train_template(factory, sample.keys[: factory.sample], seed, usable_cores())
     trained = time.perf_counter()
     index = deserialise(template)
-    with Encoder(index) as encoder:
+    with Encoder(index, keys=count) as encoder:
         for first in range(0, count, encoder.batch):
             batch = sample.keys[first : first + encoder.batch]
             encoder.add(batch, np.arange(first, first + len(batch), dtype=np.int64))

@@ -11,6 +11,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.codes import planned_units
 from distlm.index.build.encode import LEAST_BATCH, transforms_of
+from distlm.index.build.integer_lists import memory
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
@@ -143,7 +144,8 @@ def train_memory(plan: Factory, store: Store, ranks: int) -> int:
     # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
     codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks
     pca = 2 * 8 * store.width**2 if transforms_of(index) else 0
-    return PROCESS_BYTES + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
+    integers = memory(plan.nlist, inner.d, trained_keys(plan) * KMEANS_ITERATIONS)
+    return PROCESS_BYTES + integers + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
 
 
 def train_traffic(plan: Factory, ranks: int) -> int:
@@ -158,7 +160,8 @@ def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
     """Peak of a rank that adds shards, `batch` keys at a time."""
     # Faiss grows lists by doubling; the batch in use and the one read ahead, and the residuals of the one in use.
     keys = min(batch, store.rows) * store.width * 4
-    return PROCESS_BYTES + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
+    used = PROCESS_BYTES + memory(plan.nlist, inverted_file(plan.build()).d, store.rows)
+    return used + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
 
 
 def merge_memory(plan: Factory, store: Store) -> int:

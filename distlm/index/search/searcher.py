@@ -10,8 +10,9 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.blocks import padded
 from distlm.index.build.encode import BLOCK as ENCODED_BLOCK
-from distlm.index.build.encode import Encoder, one_thread_workers, padded, transforms_of
+from distlm.index.build.encode import Encoder, one_thread_workers, transforms_of
 from distlm.index.build.template import load_template
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss

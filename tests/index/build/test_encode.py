@@ -1,5 +1,6 @@
 """Codes do not depend on threads, and are faiss's own."""
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -72,3 +73,30 @@ def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.Monk
         assert sum(rows_of) == len(keys)
         assert found.dtype == whole.dtype
         assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize(("factory", "rows"), [("IVF64,PQ2", 8192), ("IVF64,PQ4", 16384), ("IVF64,PQ8", 32768)])
+def test_codes_of_whole_and_half_blocks_are_those_of_faiss(factory: str, rows: int) -> None:
+    keys = vectors(rows + rows // 2 + 5000).astype(np.float32)
+    template = train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1)
+    index, stock = deserialise(template), deserialise(template)
+    with Encoder(index, 1) as encoder:
+        assert encoder.block == rows
+        encoder.add(keys, np.arange(len(keys)))
+    stock.add_with_ids(keys, np.arange(len(keys)))
+    found, expected = (stored(one, len(keys)) for one in (index, stock))
+    # Ties fall either way.
+    assert (found != expected).sum() <= 3
+
+
+def stored(index: object, rows: int) -> np.ndarray:
+    """List number and code of each key, uint8 [rows, …]."""
+    inner = inverted_file(index)
+    lists = inner.invlists
+    found = np.zeros((rows, 1 + inner.code_size), np.uint8)
+    for number in range(inner.nlist):
+        if size := lists.list_size(number):
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            found[ids, 0] = number
+            found[ids, 1:] = faiss.rev_swig_ptr(lists.get_codes(number), size * inner.code_size).reshape(size, -1)
+    return found
