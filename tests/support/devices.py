@@ -1,5 +1,7 @@
 """The device of tests marked `gpu`: the accelerator that torch sees, be it CUDA's or `sim` (support.sim)."""
 
+from typing import Any
+
 import pytest
 
 from distlm.runtime.ranks.device import accelerator
@@ -11,5 +13,5 @@ DEVICE = "" if _FOUND is None else _FOUND.type
 NEEDS_DEVICE = [pytest.mark.gpu, pytest.mark.skipif(not DEVICE, reason="torch sees no accelerator")]
 ON_DEVICE = pytest.param(DEVICE or "cuda", marks=NEEDS_DEVICE)
 """A parameter: the device."""
-ON_PROCESSOR = {"CUDA_VISIBLE_DEVICES": "", "SIM_DEVICES": "0", **warm.COLD}
+ON_PROCESSOR: dict[str, Any] = {"CUDA_VISIBLE_DEVICES": "", "SIM_DEVICES": "0", **warm.COLD}
 """Environment variables under which a child sees none (and is not forked from a process that does)."""
