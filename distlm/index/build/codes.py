@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from msgspec import structs
+from msgspec import to_builtins
 
 from distlm.datastore.plan import MOST_UNITS, Unit, cut
 from distlm.datastore.reader import Datastore
@@ -59,7 +59,7 @@ class CodeFiles:
 
     @property
     def _key(self) -> str:
-        return json_hash([structs.asdict(self.of), self.unit_rows, self.row_bytes])
+        return json_hash([to_builtins(self.of), self.unit_rows, self.row_bytes])
 
     def path(self, shard: int) -> Path:
         """Codes of a shard."""
