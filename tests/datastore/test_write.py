@@ -109,16 +109,18 @@ def test_the_summary_and_the_record(ready):
     assert present(lines[-1].number("stage/seconds")) > 0
 
 
-def test_a_stop_signal_leaves_an_unfinished_store_that_the_next_start_finishes(ready, finished):
+def test_a_stop_signal_leaves_an_unfinished_store_that_the_next_start_finishes(ready, finished, monkeypatch):
+    # Rounds of one unit, four to a shard.
+    monkeypatch.setattr("distlm.runtime.units.rounds._GROWTH", 1)
     with open_stage("datastore", ready) as stage:
         calls = 0
 
         def agreed(_comm):
             nonlocal calls
             calls += 1
-            return calls == 4
+            return calls == 13
 
-        # The signal arrives while the third shard is written.
+        # The signal arrives while the last unit of the third shard is written.
         stage.stop.agreed = agreed  # type: ignore[method-assign]
         with pytest.raises(Stopped):
             run_datastore_write(stage)

@@ -1,8 +1,10 @@
 """Units of keys within a shard: encoded in any order by any rank or start, the part is what one process makes."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_train
-from distlm.index.build import add
+from distlm.index.build import add, blocks
 from distlm.index.build.add import Adding, AddSummary, add_shard
 from distlm.index.build.codes import planned_units, unit_rows
 from distlm.index.build.template import load_template
@@ -23,6 +25,14 @@ from distlm.runtime.units.planned import efficiency
 from distlm.runtime.units.rounds import rounds
 
 ROWS = 9000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Nine blocks to the shard, whatever is fastest for keys of this width."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "PRODUCT", 1)
+        yield
 
 
 @pytest.fixture(scope="module", params=["IVF8,SQ8", "PCA16,IVF8,PQ4x4"])
@@ -57,6 +67,13 @@ def folder_of(settings: RunConfig) -> IndexFolder:
 def run(settings: RunConfig, share: str = "") -> AddSummary:
     with one_rank(replace(settings, launch=replace(settings.launch, share=share))) as stage:
         return run_index_add(stage)
+
+
+def _rounds_of(
+    units: int, stage: Any, label: str, pending: Any, act: Callable[[Any], Any], _at_once: int = 1
+) -> Iterator[Any]:
+    """As rounds, the first of so many units."""
+    return rounds(stage, label, pending, act, units)
 
 
 class KilledError(Exception):

@@ -75,7 +75,7 @@ def test_outputs_and_gradients_are_those_of_a_dense_table(width: int) -> None:
 def test_score_gradients_without_the_fused_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     given, values = reads(2), make_table().values
     fused = score_gradients(values, given.slots, given.upstream)
-    monkeypatch.setattr(lookup, "_BUFFER_CUDA", 4 * WIDTH * 10)
+    monkeypatch.setattr(lookup, "_BUFFER_DEVICE", 4 * WIDTH * 10)
     monkeypatch.setattr(lookup, "_products", products_by_pieces)
     torch.testing.assert_close(score_gradients(values, given.slots, given.upstream), fused, rtol=1e-5, atol=1e-6)
 
