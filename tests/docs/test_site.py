@@ -27,6 +27,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     home = (tmp_path / "site/index.html").read_text("utf-8")
     for page in pages:
         assert f'href="{page}/"' in home, f"{page} is not in the navigation"
+    # mkdocs takes index.md for the home page, which is README.md here.
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if "](index.md" in page.read_text("utf-8")]
     # Fonts would come from elsewhere.
     assert "fonts.googleapis" not in home
 

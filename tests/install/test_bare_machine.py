@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.bare import NEEDED, SHORT, Machine, bare_machine, pip_settings
+from support.bare import NEEDED, SHORT, Machine, bare_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "containers/Dockerfile"
@@ -89,7 +89,7 @@ def test_the_steps_of_the_images_run_on_a_bare_machine(tmp_path: Path) -> None:
     for name, target in copies:
         machine.copy(ROOT / name, target)
     for command in [*commands, definition_steps()[2][-1]]:
-        said = machine.run(command, tmp_path / "step.log", HOUR_S, **{**variables, **pip_settings()})
+        said = machine.run(command, tmp_path / "step.log", HOUR_S, **variables)
         print(said[-3000:])
     work = {name: variables[name] for name in ("PATH", "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")}
     start = f"mkdir -p /work && cd /work && rm -rf /src && distlm run demo {' '.join(SHORT)}"

@@ -34,17 +34,21 @@ class Machine:
         AssertionError with the end of the log where it fails.
         """
         pip = pip_settings()
-        shown = [path for value in pip.values() for path in _local_paths(value)]
+        shown = {path: path for value in pip.values() for path in _local_paths(value)}
+        for path in filter(Path.is_file, list(shown)):
+            # At its own place a package of the machine may want to put a file of that name.
+            shown[path] = Path("/run/lent") / path.name
+            pip = {name: value.replace(str(path), str(shown[path])) for name, value in pip.items()}
         mounts = ["mount --make-rprivate /", f"mount -t proc proc {self._at('/proc')}"]
         mounts += [f"mount --rbind {name} {self._at(name)}" for name in ("/dev", "/sys")]
-        for path in shown:
-            place = self.root / path.relative_to("/")
+        for path, there in shown.items():
+            place = self.root / there.relative_to("/")
             if path.is_dir():
                 place.mkdir(parents=True, exist_ok=True)
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
-            mounts.append(f"mount --bind -o ro {shlex.quote(str(path))} {self._at(str(path))}")
+            mounts.append(f"mount --bind -o ro {shlex.quote(str(path))} {self._at(str(there))}")
         for name in ("/etc/resolv.conf", "/etc/hosts"):
             shutil.copyfile(name, self.root / name[1:])
         env = {"HOME": "/root", "PATH": _PATH, "LANG": "C.UTF-8", **pip, **environment}
