@@ -38,6 +38,8 @@ class SplitWork:
     folder: Path
     split: str
     self_test: SelfTest
+    candidates: int
+    """Neighbours that are searched for each token; exact distances choose knn.k of them."""
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -90,6 +92,7 @@ class SplitWork:
             token_files=source.tokens.fingerprint, datastore=store.fingerprint,
             index="brute" if source.index is None else source.index.fingerprint, self_test=self.self_test,
             similarity="dot" if source.dot else UNSET,
+            candidates=self.candidates if self.candidates > knn.k else UNSET,
         )  # fmt: skip
 
     @cached_property
@@ -104,7 +107,8 @@ class SplitWork:
         if self.tokens == 0:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
         width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
-        self.files.check_before(self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1))
+        found = width * size + 12 + 16 * self.candidates if self.source.rescores else 0
+        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found))
 
     @property
     def is_begun(self) -> bool:
@@ -112,8 +116,10 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether those neighbours differ from what is planned in k alone."""
+        """Whether those neighbours differ from what is planned in k alone, and in candidates where these are not asked
+        for."""
         fields = set(NeighboursPlan.__struct_fields__) - {"k", "self_test", "format"}
+        fields -= set() if self.source.knn.candidates else {"candidates"}
         return all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
 
     def begin(self) -> bool:
@@ -138,7 +144,7 @@ class SplitWork:
         queries, targets, log_probs = token_states(
             source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype
         )
-        neighbours, distances = source.search(queries, source.knn.k)
+        neighbours, distances = source.search(queries, self.candidates)
         neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
         unit = Unit(queries, targets, log_probs, neighbours, distances, values)
         assert len(unit) == self.unit_tokens[number]
@@ -189,7 +195,7 @@ class Group:
         return np.stack([np.diff(pairs.bounds(edges)) for pairs in self.pairs])
 
     def finish_unit(self, unit: int) -> None:
-        """Write a unit of this group with exact distances, nearest first."""
+        """Write a unit of this group with exact distances: the k nearest of the candidates, nearest first."""
         place = self.units.index(unit)
         starts = self._counts[:place].sum(axis=0)
         pieces = [
@@ -200,6 +206,9 @@ class Group:
         distances = unit_distances(self.pairs[place], len(old), pieces)
         if self.work.source.dot:
             distances = from_nearest(distances)
-        ids, distances, values = nearest_first(old.ids, distances, old.values)
+        k = self.work.source.knn.k
+        ids, distances, values = (
+            np.ascontiguousarray(array[:, :k]) for array in nearest_first(old.ids, distances, old.values)
+        )
         new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
         write_unit(unit_folder(self.work.folder, unit), new)
