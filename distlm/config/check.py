@@ -133,8 +133,8 @@ def _check_candidates(config: RunConfig, refuse: Refuse) -> None:
     if knn.candidates < knn.k:
         refuse("knn.candidates", knn.candidates, f"must be at least knn.k={knn.k}, or 0")
     if knn.search == "brute" or knn.distances != "exact" or knn.similarity != "l2":
-        refuse("knn.candidates", knn.candidates, "is for neighbours of an index that exact squared L2 orders; set 0, or "
-               "knn.search=index knn.distances=exact knn.similarity=l2")  # fmt: skip
+        refuse("knn.candidates", knn.candidates, "is for neighbours of an index that exact squared L2 orders; set 0, "
+               "or knn.search=index knn.distances=exact knn.similarity=l2")  # fmt: skip
 
 
 def _check_grids(config: RunConfig, refuse: Refuse) -> None:

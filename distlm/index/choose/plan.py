@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from math import ceil
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import AUTO, RunConfig
 from distlm.data.estimate import expected_tokens
 from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.encode import LEAST_BATCH, transforms_of
+from distlm.index.choose.auto import Chosen, resolve, said
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
@@ -52,14 +53,15 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     """
     store = store_of(config)
     if store is None:
-        check_factory(config.index.factory, _width(config))
+        if config.index.factory != AUTO:
+            check_factory(config.index.factory, _width(config))
         work = f"{config.index.factory}; the number of keys is known after `distlm data prepare`"
         return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None, known=False)
-    plan = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
+    chosen, plan = fitted(config, store.rows, store.width)
     template = template_bytes(plan)
     parts = store.rows * plan.key_bytes + store.shards * template
     merged = store.rows * plan.key_bytes + template
-    notes = [*plan.messages]
+    notes = [*said(chosen), *plan.messages]
     if config.index.keep_parts:
         notes.append(f"the parts ({format_bytes(parts)}) stay on disk; index.keep_parts=false frees them at the end")
     if not store.written:
@@ -73,6 +75,12 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
     )
+
+
+def fitted(config: RunConfig, rows: int, width: int) -> tuple[Chosen, Factory]:
+    """What `distlm index train` makes for a store of `rows` keys. Raises DistlmError for a refused factory."""
+    chosen = resolve(config.index, rows, width, RunDir.of(config).index)
+    return chosen, fit_factory(chosen.factory, width, rows, config.index.sample)
 
 
 def copied(config: RunConfig, store: Store) -> list[str]:
@@ -95,6 +103,9 @@ def template_bytes(plan: Factory) -> int:
     count = 4 * plan.nlist * (inner.d + 2)
     if isinstance(inner, faiss.IndexIVFPQ):
         count += 4 * inner.d * (1 << inner.pq.nbits)
+    if isinstance(graph := faiss.downcast_index(inner.quantizer), faiss.IndexHNSW):
+        # Twice M neighbours of each centroid on the lowest level, half of that on all others together.
+        count += 4 * plan.nlist * 3 * graph.hnsw.nb_neighbors(1)
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):
         count += 4 * plan.width * inner.d * outer.chain.size()

@@ -44,9 +44,10 @@ def _refuse_vain(config: RunConfig, datastore: Datastore, comm: Comm) -> None:
 def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, int | float | str] | None:
     """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
 
-    k, candidates, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks
-    each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError for a file
-    that is no .npy of that shape and for an unfinished or foreign index, UsageError for more neighbours than keys.
+    k, candidates, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on
+    several ranks each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError
+    for a file that is no .npy of that shape and for an unfinished or foreign index, UsageError for more neighbours than
+    keys.
     """
     start = time.monotonic()
     vectors = together(comm, lambda: open_vectors(queries))

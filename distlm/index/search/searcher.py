@@ -291,7 +291,7 @@ def exact_distances(datastore: Datastore, queries: Array, ids: Array, dot: bool 
 
 
 def exactly_ordered(datastore: Datastore, queries: Array, ids: Array, k: int) -> tuple[Array, Array]:
-    """The k nearest of the neighbours `ids` int64 [Q, ≥ k] of `queries` [Q, D] by their exact_distances, fp32 [Q, k]."""
+    """The k nearest of neighbours `ids` int64 [Q, ≥ k] of `queries` [Q, D] by their exact_distances, fp32 [Q, k]."""
     distances = exact_distances(datastore, np.asarray(queries, np.float32), ids)
     return best_of_rows(ids, distances, k)
 

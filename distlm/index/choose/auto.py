@@ -1,0 +1,104 @@
+"""index.factory=auto: a factory from rows, width and limits, by rules that were measured (docs/index.md)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distlm.config.schema import AUTO, ID_BYTES, IndexConfig
+from distlm.errors import UsageError
+from distlm.index.choose.proposals import HNSW, lists_of
+from distlm.index.layout import IndexFolder
+from distlm.index.records import ChosenFactory
+
+DEFAULT_BYTES = 72
+"""Bytes of a key where no limit is given: those of the papers' PQ64."""
+LISTS = 4
+"""Lists over √rows."""
+HNSW_LISTS = 1 << 16
+"""From so many lists on they are found by a graph of their centroids; below, comparing with all is as fast."""
+SCALAR_BITS = ((8, "SQ8"), (6, "SQ6"), (4, "SQ4"))
+"""Bits of a number of a key whole → its code, the finest first."""
+REDUCED = "SQ4"
+"""Code of a key behind a PCA."""
+_WHOLE_SHARE = 0.97
+"""Of index.max_memory for the keys; the rest is for centroids."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A factory and why."""
+
+    factory: str
+    why: list[str]
+
+
+def resolve(config: IndexConfig, rows: int, width: int, folder: Path | None = None) -> Chosen:
+    """index.factory, or what auto stands for in a store of `rows` keys of `width` values.
+
+    What an index folder has kept (choice.json) for the same store and limits holds, whatever the rules have become.
+    Raises UsageError for limits that leave nothing.
+    """
+    if config.factory != AUTO:
+        return Chosen(config.factory, [])
+    if folder is not None and (path := IndexFolder(folder).choice_json).is_file():
+        kept = ChosenFactory.read(path)
+        if _inputs(kept) == _inputs(record_of(config, rows, width, Chosen("", []))):
+            return Chosen(kept.factory, kept.why)
+    return choose(rows, width, config)
+
+
+def said(chosen: Chosen) -> list[str]:
+    """What the user should know of a choice; nothing where a factory was asked for."""
+    return [f"index.factory={AUTO}: {chosen.factory} ({'; '.join(chosen.why)})"] if chosen.why else []
+
+
+def choose(rows: int, width: int, config: IndexConfig) -> Chosen:
+    """The rules. Raises UsageError for limits that leave nothing."""
+    code, why = _code(width, *_code_bytes(config, rows))
+    lists = lists_of(LISTS, rows, config.sample)
+    graph = HNSW if lists >= HNSW_LISTS else ""
+    transform, comma, codes = code.rpartition(",")
+    wanted = lists_of(LISTS, rows, rows)
+    short = f" (index.sample={config.sample} keys train no more; {wanted} would be better)" if lists < wanted else ""
+    why.append(f"{lists} lists: {LISTS} times the square root of {rows} keys, or next to it{short}")
+    return Chosen(f"{transform}{comma}IVF{lists}{graph},{codes}", why)
+
+
+def record_of(config: IndexConfig, rows: int, width: int, chosen: Chosen) -> ChosenFactory:
+    """What the index folder keeps."""
+    return ChosenFactory(
+        rows=rows, width=width, sample=config.sample, max_bytes_per_key=config.max_bytes_per_key,
+        max_memory=config.max_memory, factory=chosen.factory, why=chosen.why,
+    )  # fmt: skip
+
+
+def _inputs(record: ChosenFactory) -> tuple[float, ...]:
+    return record.rows, record.width, record.sample, record.max_bytes_per_key, record.max_memory
+
+
+def _code_bytes(config: IndexConfig, rows: int) -> tuple[int, str]:
+    """Most bytes of a code, and what sets them."""
+    bounds = {}
+    if config.max_bytes_per_key:
+        bounds[f"index.max_bytes_per_key={config.max_bytes_per_key}"] = config.max_bytes_per_key
+    if config.max_memory:
+        bounds[f"index.max_memory={config.max_memory:g}"] = int(_WHOLE_SHARE * config.max_memory * 1e9 / rows)
+    if not bounds:
+        return DEFAULT_BYTES - ID_BYTES, f"the default of {DEFAULT_BYTES} bytes a key"
+    why = min(bounds, key=lambda name: bounds[name])
+    if bounds[why] <= ID_BYTES:
+        raise UsageError(
+            f"{why}: {rows} keys get {bounds[why]} bytes each and their ids take {ID_BYTES}; set at least "
+            f"index.max_memory={(ID_BYTES + 1) * rows / _WHOLE_SHARE / 1e9:.3g}, or 0 for no limit"
+        )
+    return bounds[why] - ID_BYTES, why
+
+
+def _code(width: int, most: int, limit: str) -> tuple[str, list[str]]:
+    """Transform and code of at most `most` bytes."""
+    for bits, name in SCALAR_BITS:
+        if bits * width <= 8 * most:
+            return name, [f"{name}: {bits * width // 8} bytes of code, whole keys of {width} values within {limit}"]
+    reduced = min(width, 2 * most)
+    return f"PCA{reduced},{REDUCED}", [
+        f"PCA{reduced},{REDUCED}: {(reduced + 1) // 2} bytes of code for keys of {width} values within {limit}"
+    ]

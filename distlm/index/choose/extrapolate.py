@@ -1,0 +1,41 @@
+"""What a factory measured on samples of a store would give on the whole of it.
+
+Time: a query compares itself with P·n / L codes (P of L lists are read, n keys), and does some things besides:
+t = a + b · P·n / L. Where L grows as √n, finding the lists does so too, and is part of b; where L stays, it is part of
+a.
+
+Recall: k is the same share of n in all samples, so that neighbours are as far away as in the whole store. What changes
+is how finely the keys are cut: logit(recall) is taken to be linear in log n.
+"""
+
+from collections.abc import Sequence
+from math import exp, log
+
+LEAST, MOST = 1e-4, 1 - 1e-4
+"""Recall that counts as none and as all."""
+
+
+def time_at(scanned: Sequence[float], times: Sequence[float], wanted: float) -> float:
+    """Time at `wanted` codes a query from `times` at `scanned`, of the smallest and the largest sample.
+
+    Neither part is negative: a larger sample that was faster says that the number of codes does not matter.
+    """
+    (few, many), (early, late) = (scanned[0], scanned[-1]), (times[0], times[-1])
+    if many <= few:
+        return late
+    each = min(max(0.0, (late - early) / (many - few)), late / many)
+    return late + each * (wanted - many)
+
+
+def recall_at(keys: Sequence[int], recalls: Sequence[float], rows: int) -> float:
+    """Recall in a store of `rows` keys from `recalls` in samples of `keys`, the smallest and the largest of them."""
+    if keys[-1] == keys[0] or rows == keys[-1]:
+        return recalls[-1]
+    early, late = _logit(recalls[0]), _logit(recalls[-1])
+    slope = (late - early) / log(keys[-1] / keys[0])
+    return 1 / (1 + exp(-(late + slope * log(rows / keys[-1]))))
+
+
+def _logit(share: float) -> float:
+    inside = min(max(share, LEAST), MOST)
+    return log(inside / (1 - inside))
