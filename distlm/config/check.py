@@ -128,11 +128,8 @@ def _check_index(config: RunConfig, refuse: Refuse) -> None:
 
 def _check_candidates(config: RunConfig, refuse: Refuse) -> None:
     knn = config.knn
-    if not knn.candidates:
-        return
-    if knn.candidates < knn.k:
-        refuse("knn.candidates", knn.candidates, f"must be at least knn.k={knn.k}, or 0")
-    if knn.search == "brute" or knn.distances != "exact" or knn.similarity != "l2":
+    chooses = knn.search == "index" and knn.distances == "exact" and knn.similarity == "l2"
+    if knn.candidates > knn.k and not chooses:
         refuse("knn.candidates", knn.candidates, "is for neighbours of an index that exact squared L2 orders; set 0, "
                "or knn.search=index knn.distances=exact knn.similarity=l2")  # fmt: skip
 

@@ -41,8 +41,6 @@ def asked_of_search(knn: KnnConfig) -> dict[str, object]:
     return {
         "search": knn.search, "nprobe": None if brute else knn.nprobe,
         "distances": "exact" if brute else knn.distances, "similarity": knn.similarity,
-        # How many were taken by default, the first start decides.
-        **({"candidates": knn.candidates} if knn.candidates else {}),
     }  # fmt: skip
 
 
@@ -120,7 +118,11 @@ def _kept_before(root: Path, config: RunConfig, split: str) -> int:
     folder, knn = root / "neighbours" / split, config.knn
     facts = _facts(folder / _MANIFEST) or _facts(folder / _PLAN)
     asked = asked_of_search(knn)
-    if not facts or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked:
+    if (
+        knn.candidates > knn.k
+        or not facts
+        or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked
+    ):
         return 0
     # Which index they were found in, their files say by its hash alone.
     of_it = (

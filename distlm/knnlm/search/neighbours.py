@@ -114,9 +114,10 @@ def sweep(folder: Path) -> None:
 def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> NeighboursManifest:
     """The manifest with the k that is asked for. Raises DistlmError where another question was answered."""
     for key, value in asked_of_search(knn).items():
-        absent = {"similarity": "l2", "candidates": manifest.k}.get(key)
-        if (found := getattr(manifest, key) or absent) != value:
+        if (found := getattr(manifest, key) or ("l2" if key == "similarity" else None)) != value:
             raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
+    if knn.candidates and (found := manifest.candidates or manifest.k) < max(knn.k, knn.candidates):
+        raise DistlmError(f"{folder}: of {found} candidates, knn.candidates={knn.candidates}; use knn.candidates=0")
     if manifest.k < knn.k:
         raise DistlmError(
             f"{folder}: holds {manifest.k} neighbours of each token, knn.k={knn.k}; use knn.k={manifest.k}"

@@ -118,9 +118,9 @@ class SplitWork:
     def alike(self, kept: NeighboursPlan) -> bool:
         """Whether those neighbours differ from what is planned in k alone, and in candidates where these are not asked
         for."""
-        fields = set(NeighboursPlan.__struct_fields__) - {"k", "self_test", "format"}
-        fields -= set() if self.source.knn.candidates else {"candidates"}
-        return all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
+        fields = set(NeighboursPlan.__struct_fields__) - {"k", "candidates", "self_test", "format"}
+        enough = not self.source.knn.candidates or (kept.candidates or kept.k) >= self.candidates
+        return enough and all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
 
     def begin(self) -> bool:
         """Rank 0: claim the folder; False when it is already whole."""
