@@ -69,7 +69,7 @@ def fit_factory(asked: str, width: int, rows: int, sample: int, keys_per_list: i
     index = check_factory(asked, width)
     nlist, messages = int(re.findall(r"IVF(\d+)", asked)[0]), []
     usable = min(rows, sample)
-    if usable < keys_per_list * nlist:
+    if nlist > 1 and usable < keys_per_list * nlist:
         scaled = 1 << max(0, (usable // keys_per_list).bit_length() - 1)
         what = "the datastore's rows" if rows <= sample else "index.sample"
         messages.append(

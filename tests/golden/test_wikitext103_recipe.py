@@ -12,6 +12,7 @@ from distlm.config import load_config
 from distlm.data.blocks import store_blocks, training_blocks
 from distlm.data.order import rows_for_update
 from distlm.datastore.plan import plan_store
+from distlm.index.search.candidates import candidates_of
 from distlm.models.described import model_of, parameter_count
 from distlm.models.transformer.config import TransformerRun
 from distlm.optim.schedule import learning_rate
@@ -78,6 +79,7 @@ def test_search_and_evaluation_settings() -> None:
     assert knn.context_window + knn.block == RECIPE.model.max_positions
     assert (knn.distances, knn.similarity, RECIPE.datastore.tap) == ("exact", "l2", "last_ffn_input")
     assert 0.25 in knn.lambdas and 1.0 in knn.temperatures, "the paper's settings are in the grid"
-    assert RECIPE.index.factory == "IVF4096,PQ64"
+    paper = load_config("wikitext103-paper")
+    assert paper.index.factory == "IVF4096,PQ64" and candidates_of(paper.knn, 103_225_485, coarse=True) == 1024
     # 64 bytes of code and 8 of id for each key.
     assert round(72 * 103_225_485 / 1e9, 2) == 7.43

@@ -16,7 +16,7 @@ from distlm.index import open_index
 from distlm.runtime.lock import is_lock
 
 pytestmark = pytest.mark.multiprocess
-FACTORIES = ["PCA16,IVF64,PQ8", "IVF64,PQ16x4"]
+FACTORIES = ["PCA16,IVF64,PQ8", "IVF64,PQ16x4", "PCAR24,IVF64_HNSW8,RaBitQ", "auto"]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -40,6 +40,7 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
         built[ranks] = _files(run_dir / "index")
     assert sorted(built[1]) == sorted(
         ["template.index", "template.json", "merged.index", "index.json"]
+        + (["choice.json"] if factory == "auto" else [])
         + [f"parts/part-{shard:05d}.{suffix}" for shard in range(5) for suffix in ("index", "json")]
     )
     assert built[1] == built[2] == built[3]

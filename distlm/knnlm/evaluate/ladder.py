@@ -45,7 +45,8 @@ def exactness_ladder(
 ) -> Ladder:
     """Score `sample` tokens of a split (at most all) on every rung; see the module's docstring."""
     queries, targets, log_lm = neighbours.sample(sample)
-    asked, nprobe = neighbours.manifest.candidates or neighbours.searched or neighbours.k, neighbours.manifest.nprobe
+    manifest = neighbours.manifest
+    asked, nprobe = max(manifest.candidates or 0, neighbours.searched, neighbours.k), manifest.nprobe
     assert nprobe is not None, "neighbours by brute force have no ladder"
     say(f"knn evaluate: exactness ladder: {len(queries)} queries against all {store.rows:,} keys (knn.ladder_sample)")
     counts = sorted({asked, *(min(times * neighbours.k, store.rows) for times in TIMES_K)})

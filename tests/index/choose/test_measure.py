@@ -113,7 +113,7 @@ def test_the_verb_writes_a_table_a_plot_and_the_pick(store: Datastore) -> None:
 
 
 def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "datastore", vectors(3000))
+    store = write_store(tmp_path / "datastore", vectors(8000))
     settings = config(tmp_path)
     settings.knn.k = 20
     text = tune_index(settings, [], 10_000, 100, Budget(key_bytes=24))
@@ -123,5 +123,5 @@ def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) 
         assert any(code in factory for factory in factories), code
     assert len({found.lists for found in record.measured}) > 1
     assert record.pick is not None and record.pick.key_bytes <= 24
-    assert f"Measured on 2900 sampled keys of {store.rows}." in text, "nearly all of the store"
+    assert f"Measured on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
     assert all(found.recall == found.store_recall for found in record.measured)

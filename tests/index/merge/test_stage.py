@@ -28,6 +28,9 @@ FACTORIES = [
     "OPQ4,IVF64,PQ4",
     "IVF64_HNSW8,RaBitQ",
     "IVF1,Flat",
+    "PCA16,IVF64_HNSW8,SQ4",
+    "PCAR24,IVF64,RaBitQ",
+    "IVF64,SQ6",
 ]
 
 
