@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distlm.config.schema import AUTO, ID_BYTES, IndexConfig
 from distlm.errors import UsageError
-from distlm.index.choose.proposals import HNSW, lists_of
+from distlm.index.choose.proposals import HNSW, RABITQ_BYTES, lists_of
 from distlm.index.layout import IndexFolder
 from distlm.index.records import ChosenFactory
 
@@ -16,9 +16,9 @@ LISTS = 4
 HNSW_LISTS = 1 << 16
 """From so many lists on they are found by a graph of their centroids; below, comparing with all is as fast."""
 SCALAR_BITS = ((8, "SQ8"), (6, "SQ6"), (4, "SQ4"))
-"""Bits of a number of a key whole → its code, the finest first."""
-REDUCED = "SQ4"
-"""Code of a key behind a PCA."""
+"""Bits of a number of a key → its code, the finest first."""
+LEAST_RABITQ = 16
+"""Bytes of a code from which on RaBitQ is the better one for a part of a key's numbers."""
 _WHOLE_SHARE = 0.97
 """Of index.max_memory for the keys; the rest is for centroids."""
 
@@ -97,8 +97,13 @@ def _code(width: int, most: int, limit: str) -> tuple[str, list[str]]:
     """Transform and code of at most `most` bytes."""
     for bits, name in SCALAR_BITS:
         if bits * width <= 8 * most:
-            return name, [f"{name}: {bits * width // 8} bytes of code, whole keys of {width} values within {limit}"]
-    reduced = min(width, 2 * most)
-    return f"PCA{reduced},{REDUCED}", [
-        f"PCA{reduced},{REDUCED}: {(reduced + 1) // 2} bytes of code for keys of {width} values within {limit}"
-    ]
+            what = f"{-(-bits * width // 8)} bytes of code, {bits} bits for each value"
+            return name, [f"{name}: {what} of keys of {width}, within {limit}"]
+    name, reduced = ("PCAR", 8 * (most - RABITQ_BYTES)) if most >= LEAST_RABITQ else ("PCA", 2 * most)
+    kept = min(width, reduced)
+    if name == "PCAR":
+        used = (kept + 7) // 8 + RABITQ_BYTES
+        what = f"{used} bytes of code, a bit for each of {kept} values"
+        return f"PCAR{kept},RaBitQ", [f"PCAR{kept},RaBitQ: {what} of keys of {width}, within {limit}"]
+    what = f"{(kept + 1) // 2} bytes of code, 4 bits for each of {kept} values"
+    return f"PCA{kept},SQ4", [f"PCA{kept},SQ4: {what} of keys of {width}, within {limit}"]

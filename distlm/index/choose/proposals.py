@@ -11,6 +11,8 @@ from math import sqrt
 
 from distlm.index.factory import KEYS_PER_LIST
 
+RABITQ_BYTES = 8
+"""Of a RaBitQ code besides a bit for each number."""
 MULTIPLES = (1, 2, 4, 8, 16)
 """Lists that are tried, over √rows."""
 BASE = 4
@@ -54,16 +56,21 @@ def asked_for(factory: str, rows: int) -> Proposal:
 
 
 def code_proposals(width: int, rows: int, sample: int) -> list[Proposal]:
-    """Codes for keys of `width` values at BASE·√rows lists: product codes of 8 and 4 bits, RaBitQ, 4, 6 and 8-bit
-    scalars, whole and behind a PCA to an eighth, a quarter and half of the width."""
+    """Codes for keys of `width` values at BASE·√rows lists: product codes of 8 and 4 bits, 4, 6 and 8-bit scalars whole
+    and behind a PCA to an eighth, a quarter and half of the width, RaBitQ behind one to a quarter, half, all of it, and
+    to what fits the bytes of the product codes. RaBitQ wants its numbers alike: its PCA ends in a random rotation."""
     product = max(1, width // 16)
+    same_bytes = 8 * (product - RABITQ_BYTES)
     eighth, quarter, half = (max(4, width // share) for share in (8, 4, 2))
     codes = [
-        f"IVF1,PQ{product}", f"IVF1,PQ{2 * product}x4", "IVF1,RaBitQ", "IVF1,SQ4", "IVF1,SQ6", "IVF1,SQ8",
+        f"IVF1,PQ{product}", f"IVF1,PQ{2 * product}x4", "IVF1,SQ4", "IVF1,SQ6", "IVF1,SQ8",
         f"PCA{eighth},IVF1,SQ4", f"PCA{eighth},IVF1,SQ6", f"PCA{eighth},IVF1,SQ8",
         f"PCA{quarter},IVF1,SQ4", f"PCA{quarter},IVF1,SQ6", f"PCA{quarter},IVF1,SQ8",
-        f"PCA{half},IVF1,RaBitQ", f"PCA{half},IVF1,SQ4",
+        f"PCAR{quarter},IVF1,RaBitQ", f"PCAR{half},IVF1,RaBitQ", f"PCAR{width},IVF1,RaBitQ", f"PCA{half},IVF1,SQ4",
     ]  # fmt: skip
+    if 0 < same_bytes < width:
+        codes.append(f"PCAR{same_bytes},IVF1,RaBitQ")
+    codes = list(dict.fromkeys(codes))
     lists = lists_of(BASE, rows, sample)
     return [Proposal(with_lists(code, lists), lists, rows) for code in codes]
 

@@ -119,7 +119,7 @@ def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) 
     text = tune_index(settings, [], 10_000, 100, Budget(key_bytes=24))
     record = TunedIndex.read(tmp_path / "index-tune" / "pick.json")
     factories = {found.factory for found in record.measured}
-    for code in ("SQ4", "SQ6", "SQ8", "RaBitQ", "PQ2", "PQ4x4", "PCA8,", "PCA16,"):
+    for code in ("SQ4", "SQ6", "SQ8", "PCAR16,", "PCAR32,", "PQ2", "PQ4x4", "PCA8,", "PCA16,"):
         assert any(code in factory for factory in factories), code
     assert len({found.lists for found in record.measured}) > 1
     assert record.pick is not None and record.pick.key_bytes <= 24
