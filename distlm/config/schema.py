@@ -177,7 +177,7 @@ class KnnConfig:
     """Lists searched per query."""
     candidates: int = question(0)  # type: ignore[assignment]
     """Neighbours that the index is asked for, of which exact distances choose k; fewer than k (1): k. 0: 2k where codes
-    are coarse (fewer than 5 bits for each number of a key), else k."""
+    are coarse (fewer than 4 bits for each number of a key), else k."""
     distances: Literal["exact", "quantised"] = field(default="exact", metadata=QUESTION)
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = field(default="index", metadata=QUESTION)

@@ -5,14 +5,17 @@ t = a + b · P·n / L. Where L grows as √n, finding the lists does so too, and
 a.
 
 Recall: k is the same share of n in all samples, so that neighbours are as far away as in the whole store. What changes
-is how finely the keys are cut: logit(recall) is taken to be linear in log n.
+is how finely the keys are cut: −log(1 − recall), which counts how often a neighbour would be met, is taken to be a
+power of n. (2,000 and 8,000 normal keys foretell recall among 32,000 to ± .04; by the odds of recall it was ± .2.)
 """
 
 from collections.abc import Sequence
-from math import exp, log
+from math import exp, expm1, log, log1p
 
 LEAST, MOST = 1e-4, 1 - 1e-4
 """Recall that counts as none and as all."""
+_LARGEST = 700.0
+"""exp of it is still a number."""
 
 
 def time_at(scanned: Sequence[float], times: Sequence[float], wanted: float) -> float:
@@ -31,11 +34,10 @@ def recall_at(keys: Sequence[int], recalls: Sequence[float], rows: int) -> float
     """Recall in a store of `rows` keys from `recalls` in samples of `keys`, the smallest and the largest of them."""
     if keys[-1] == keys[0] or rows == keys[-1]:
         return recalls[-1]
-    early, late = _logit(recalls[0]), _logit(recalls[-1])
-    slope = (late - early) / log(keys[-1] / keys[0])
-    return 1 / (1 + exp(-(late + slope * log(rows / keys[-1]))))
+    early, late = _met(recalls[0]), _met(recalls[-1])
+    power = log(late / early) / log(keys[-1] / keys[0])
+    return -expm1(-late * exp(min(power * log(rows / keys[-1]), _LARGEST)))
 
 
-def _logit(share: float) -> float:
-    inside = min(max(share, LEAST), MOST)
-    return log(inside / (1 - inside))
+def _met(share: float) -> float:
+    return -log1p(-min(max(share, LEAST), MOST))

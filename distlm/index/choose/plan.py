@@ -171,12 +171,13 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     faiss = require_faiss()
     inner = inverted_file(plan.build())
     coarse = 2 * plan.nlist * inner.d / COARSE_EFFICIENCY
+    turned = 2 * plan.width * inner.d * len(transforms_of(plan.build())) / COARSE_EFFICIENCY
     encode = 2 * (1 << inner.pq.nbits) * inner.d / ENCODE_EFFICIENCY if isinstance(inner, faiss.IndexIVFPQ) else 0.0
-    kmeans = trained_keys(plan) * coarse * KMEANS_ITERATIONS
+    kmeans = trained_keys(plan) * (coarse * KMEANS_ITERATIONS + turned)
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
     turns = ceil(store.shards / ranks) / store.shards
-    add = store.rows * (coarse + encode) * turns / rank_flops
+    add = store.rows * (turned + coarse + encode) * turns / rank_flops
     return train + add + bytes_moved / COPY_RATE
 
 

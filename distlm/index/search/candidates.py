@@ -4,7 +4,7 @@ from distlm.config.schema import KnnConfig
 
 MORE = 2
 """Candidates of coarse codes, over k."""
-COARSE_BITS = 5
+COARSE_BITS = 4
 """Codes with fewer bits for each number of a key lose so many of the true neighbours that more than k should be looked
 at."""
 

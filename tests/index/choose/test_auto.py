@@ -28,8 +28,8 @@ def test_whatever_is_chosen_is_within_the_limit_and_can_be_trained(rows: int, wi
     # As it stands: nothing had to be scaled down.
     assert factory.used == chosen.factory and not factory.messages
     assert factory.nlist == 1 or factory.nlist * KEYS_PER_LIST <= min(rows, index.sample)
-    # Half of the bytes or more are used, where the width has that many.
-    assert factory.code_size >= min(width / 2, ((most or auto.DEFAULT_BYTES) - 8) / 2) - 1
+    # The bytes are used, where the width has a bit for each.
+    assert factory.code_size >= min(width / 8, (most or auto.DEFAULT_BYTES) - 8)
     assert len(chosen.why) == 2 and str(rows) in chosen.why[1]
 
 

@@ -83,7 +83,7 @@ def test_how_many_there_are() -> None:
     )
     assert [candidates_of(KnnConfig(k=10, candidates=count), 1000, True) for count in (1, 10, 70)] == [10, 10, 70]
     assert candidates_of(KnnConfig(k=10, candidates=70, distances="exact"), 40, False) == 40
-    assert is_coarse(64, 1024) and is_coarse(128, 256) and not is_coarse(192, 256)
+    assert is_coarse(64, 1024) and is_coarse(127, 256) and not is_coarse(128, 256)
 
 
 def test_a_search_that_was_begun_keeps_its_number(indexed, tmp_path):
