@@ -26,8 +26,8 @@ TURNS = 2
 """Searches of which the faster counts: what else runs on the machine only adds."""
 RESCORED = 64
 """Queries whose candidates are given exact distances, to see how long that takes."""
-_SUBSET = 5
-"""Draw of a smaller sample (sample.some_of)."""
+_SUBSET, _TRAINED = 5, 6
+"""Draws of a smaller sample, and of what trains a factory (sample.some_of)."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,9 @@ def build(asked: str, sample: Sample, seed: int, known: Known | None = None) -> 
     count, width = sample.keys.shape
     factory = fit_factory(asked, width, count, count, LEAST_KEYS_PER_LIST)
     start = time.perf_counter()
-    template = train_template(factory, sample.keys[: factory.sample], seed, usable_cores(), known)
+    # Of all shards, as `index train` draws them: the keys stand in the order of the text.
+    chosen = sample.keys[some_of(count, factory.sample, seed, _TRAINED)]
+    template = train_template(factory, chosen, seed, usable_cores(), known)
     trained = time.perf_counter()
     index = deserialise(template)
     with Encoder(index) as encoder:
