@@ -18,7 +18,9 @@ HNSW_LISTS = 1 << 16
 SCALAR_BITS = ((8, "SQ8"), (6, "SQ6"), (4, "SQ4"))
 """Bits of a number of a key → its code, the finest first."""
 LEAST_RABITQ = 16
-"""Bytes of a code from which on RaBitQ is the better one for a part of a key's numbers."""
+"""Bytes of a code from which on a bit for each of many numbers is better than four for each of few."""
+LEAST_KEPT = 0.5
+"""Share of a key's numbers that must be left for 4 bits of each to be better than a bit of more."""
 _WHOLE_SHARE = 0.97
 """Of index.max_memory for the keys; the rest is for centroids."""
 
@@ -99,11 +101,11 @@ def _code(width: int, most: int, limit: str) -> tuple[str, list[str]]:
         if bits * width <= 8 * most:
             what = f"{-(-bits * width // 8)} bytes of code, {bits} bits for each value"
             return name, [f"{name}: {what} of keys of {width}, within {limit}"]
-    name, reduced = ("PCAR", 8 * (most - RABITQ_BYTES)) if most >= LEAST_RABITQ else ("PCA", 2 * most)
-    kept = min(width, reduced)
-    if name == "PCAR":
-        used = (kept + 7) // 8 + RABITQ_BYTES
-        what = f"{used} bytes of code, a bit for each of {kept} values"
-        return f"PCAR{kept},RaBitQ", [f"PCAR{kept},RaBitQ: {what} of keys of {width}, within {limit}"]
-    what = f"{(kept + 1) // 2} bytes of code, 4 bits for each of {kept} values"
-    return f"PCA{kept},SQ4", [f"PCA{kept},SQ4: {what} of keys of {width}, within {limit}"]
+    kept, code, bits = 2 * most, "SQ4", "4 bits"
+    used, transform = most, "PCA"
+    if most >= LEAST_RABITQ and kept < LEAST_KEPT * width:
+        # Its numbers must be alike, which the rotation behind a PCARn makes them.
+        kept, code, bits, transform = min(width, 8 * (most - RABITQ_BYTES)), "RaBitQ", "a bit", "PCAR"
+        used = -(-kept // 8) + RABITQ_BYTES
+    name = f"{transform}{kept},{code}"
+    return name, [f"{name}: {used} bytes of code, {bits} for each of {kept} values of keys of {width}, within {limit}"]
