@@ -29,7 +29,6 @@ FACTORIES = [
     "IVF64_HNSW8,RaBitQ",
     "IVF1,Flat",
     "PCA16,IVF64_HNSW8,SQ4",
-    "PCAR24,IVF64,RaBitQ",
     "IVF64,SQ6",
 ]
 
