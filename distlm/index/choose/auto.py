@@ -101,11 +101,11 @@ def _code(width: int, most: int, limit: str) -> tuple[str, list[str]]:
         if bits * width <= 8 * most:
             what = f"{-(-bits * width // 8)} bytes of code, {bits} bits for each value"
             return name, [f"{name}: {what} of keys of {width}, within {limit}"]
-    kept, code, bits = 2 * most, "SQ4", "4 bits"
+    kept, code, each = 2 * most, "SQ4", "4 bits"
     used, transform = most, "PCA"
     if most >= LEAST_RABITQ and kept < LEAST_KEPT * width:
         # Its numbers must be alike, which the rotation behind a PCARn makes them.
-        kept, code, bits, transform = min(width, 8 * (most - RABITQ_BYTES)), "RaBitQ", "a bit", "PCAR"
+        kept, code, each, transform = min(width, 8 * (most - RABITQ_BYTES)), "RaBitQ", "a bit", "PCAR"
         used = -(-kept // 8) + RABITQ_BYTES
     name = f"{transform}{kept},{code}"
-    return name, [f"{name}: {used} bytes of code, {bits} for each of {kept} values of keys of {width}, within {limit}"]
+    return name, [f"{name}: {used} bytes of code, {each} for each of {kept} values of keys of {width}, within {limit}"]

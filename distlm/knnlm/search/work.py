@@ -206,9 +206,7 @@ class Group:
         distances = unit_distances(self.pairs[place], len(old), pieces)
         if self.work.source.dot:
             distances = from_nearest(distances)
+        ids, distances, values = nearest_first(old.ids, distances, old.values)
         k = self.work.source.knn.k
-        ids, distances, values = (
-            np.ascontiguousarray(array[:, :k]) for array in nearest_first(old.ids, distances, old.values)
-        )
-        new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
+        new = Unit(old.queries, old.targets, old.log_probs, ids[:, :k], distances[:, :k], values[:, :k])
         write_unit(unit_folder(self.work.folder, unit), new)

@@ -26,7 +26,8 @@ from distlm.runtime.rundir import RunDir
 
 def ids_and_queries(neighbours: Neighbours) -> tuple[np.ndarray, np.ndarray]:
     units = list(neighbours.units())
-    return tuple(np.concatenate([np.asarray(getattr(unit, name)) for unit in units]) for name in ("ids", "queries"))
+    ids, queries = (np.concatenate([np.asarray(getattr(unit, name)) for unit in units]) for name in ("ids", "queries"))
+    return ids, queries
 
 
 def searched_with(indexed, folder: Path, *settings: str) -> Neighbours:
