@@ -267,7 +267,6 @@ class TunedIndex(Record, kw_only=True):
     WHAT: ClassVar[str] = "pick of an index"
     WRITER: ClassVar[str] = "distlm index tune"
     READERS: ClassVar[tuple[str, ...]] = ()
-    FORMAT: ClassVar[int] = 2
     MEND: ClassVar[str] = "run `distlm index tune` again"
 
     datastore: str

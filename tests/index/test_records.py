@@ -65,7 +65,7 @@ ONE = """
  "query_ms": 0.1, "store_recall": 0.85, "store_ms": 0.2, "rescore_ms": 0.05, "add_keys_s": 100000, "train_s": 0.5,
  "perplexity": null}"""
 TUNED = f"""
-{{"format": 2, "datastore": "7a69d0d90c3c32f11ea1ff13751719d5", "rows": 4311, "k": 16, "queries": 100, "threads": 2,
+{{"datastore": "7a69d0d90c3c32f11ea1ff13751719d5", "rows": 4311, "k": 16, "queries": 100, "threads": 2,
  "most_bytes": 40, "most_ms": 0, "least_recall": 0, "pick": {ONE}, "measured": [{ONE}]}}"""
 NOTHING = TUNED.replace(f'"pick": {ONE}', '"pick": null')
 SAMPLES: list[tuple[type[Record], str]] = [
