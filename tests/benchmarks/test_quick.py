@@ -16,6 +16,12 @@ BENCHMARKS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 FIGURES = {
     "cache.py": ("tokens_per_s/loop", "tokens_per_s/distlm", "perplexity/distlm"),
+    "candidates.py": (
+        "plain_added_s",
+        "factories/PCAR8,IVF16,RaBitQ/added_s",
+        "factories/PCA8,IVF16,SQ4/search/nprobe all, of 64/recall",
+        "plain/nprobe 2, of 32/ms",
+    ),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
     "index.py": ("times_as_fast/add: ours, pick", "times_as_fast/search: ours, same", "recall/plain"),
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
