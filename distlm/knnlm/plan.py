@@ -28,8 +28,8 @@ _PACKED_CODES_PER_S = 6e9
 """The same for a 4-bit index repacked for FastScan."""
 _UNPACKED_CODES_PER_S = 0.16e9
 """The same for a 4-bit index that is too large to be repacked."""
-_RATES = {"SQ8": 2e9, "SQ6": 1e9, "SQ4": 1e9, "RaBitQ": 1e9, "Flat": 8e9}
-"""The same for other codes."""
+_RATES = {"SQ8": 4e9, "SQ6": 0.5e9, "SQ4": 4e9, "RaBitQ": 4e9, "Flat": 8e9}
+"""The same for other codes, from benchmarks/candidates.py; SQ8 is taken to be like SQ4, Flat to be bound by memory."""
 _QUERY_S = 6e-5
 """Seconds of one core for a query besides its codes: its lists are found, its look-up tables made (IVF1024,PQ32)."""
 _NEIGHBOUR_S = 2e-7

@@ -5,16 +5,14 @@ from pathlib import Path
 
 from distlm.config.schema import AUTO, ID_BYTES, IndexConfig
 from distlm.errors import UsageError
-from distlm.index.choose.proposals import HNSW, RABITQ_BYTES, lists_of
+from distlm.index.choose.proposals import RABITQ_BYTES, lists_of
 from distlm.index.layout import IndexFolder
 from distlm.index.records import ChosenFactory
 
 DEFAULT_BYTES = 72
 """Bytes of a key where no limit is given: those of the papers' PQ64."""
 LISTS = 4
-"""Lists over √rows."""
-HNSW_LISTS = 1 << 16
-"""From so many lists on they are found by a graph of their centroids; below, comparing with all is as fast."""
+"""Lists over √rows. Never found by HNSW: beyond some nprobe a graph of real centroids finds no further lists."""
 SCALAR_BITS = ((8, "SQ8"), (6, "SQ6"), (4, "SQ4"))
 """Bits of a number of a key → its code, the finest first."""
 LEAST_RABITQ = 16
@@ -57,12 +55,11 @@ def choose(rows: int, width: int, config: IndexConfig) -> Chosen:
     """The rules. Raises UsageError for limits that leave nothing."""
     code, why = _code(width, *_code_bytes(config, rows))
     lists = lists_of(LISTS, rows, config.sample)
-    graph = HNSW if lists >= HNSW_LISTS else ""
     transform, comma, codes = code.rpartition(",")
     wanted = lists_of(LISTS, rows, rows)
     short = f" (index.sample={config.sample} keys train no more; {wanted} would be better)" if lists < wanted else ""
     why.append(f"{lists} lists: {LISTS} times the square root of {rows} keys, or next to it{short}")
-    return Chosen(f"{transform}{comma}IVF{lists}{graph},{codes}", why)
+    return Chosen(f"{transform}{comma}IVF{lists},{codes}", why)
 
 
 def record_of(config: IndexConfig, rows: int, width: int, chosen: Chosen) -> ChosenFactory:
