@@ -30,13 +30,16 @@ def time_at(scanned: Sequence[float], times: Sequence[float], wanted: float) -> 
     return late + each * (wanted - many)
 
 
-def recall_at(keys: Sequence[int], recalls: Sequence[float], rows: int) -> float:
-    """Recall in a store of `rows` keys from `recalls` in samples of `keys`, the smallest and the largest of them."""
+def recall_at(keys: Sequence[int], recalls: Sequence[float], rows: int, now: float | None = None) -> float:
+    """Recall in a store of `rows` keys from `recalls` in samples of `keys`, the smallest and the largest of them.
+
+    `now`: recall in the largest whose fall is taken to be that of `recalls`; by default their last.
+    """
+    last = recalls[-1] if now is None else now
     if keys[-1] == keys[0] or rows == keys[-1]:
-        return recalls[-1]
-    early, late = _met(recalls[0]), _met(recalls[-1])
-    power = log(late / early) / log(keys[-1] / keys[0])
-    return -expm1(-late * exp(min(power * log(rows / keys[-1]), _LARGEST)))
+        return last
+    power = log(_met(recalls[-1]) / _met(recalls[0])) / log(keys[-1] / keys[0])
+    return -expm1(-_met(last) * exp(min(power * log(rows / keys[-1]), _LARGEST)))
 
 
 def _met(share: float) -> float:

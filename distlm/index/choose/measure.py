@@ -24,6 +24,8 @@ from distlm.runtime.ranks.cores import usable_cores
 PROBES = (8, 32, 128)
 TURNS = 2
 """Searches of which the faster counts: what else runs on the machine only adds."""
+MOST_READ = 4
+"""Recall says how it will fall where at most this part of the lists is read: 1 / 4."""
 RESCORED = 64
 """Queries whose candidates are given exact distances, to see how long that takes."""
 _SUBSET, _TRAINED = 5, 6
@@ -193,7 +195,20 @@ def measure(
             (probe, more): _search(asked, built, sample, question, probe, more, last)
             for probe in probes for more in ((1, MORE) if question.exact else (1,))
         })  # fmt: skip
-    return [_at_store(asked, [at[place] for at in found if place in at], question.rows) for place in found[-1]]
+    return [
+        _at_store(asked, [at[place] for at in found if place in at], _falls_as(place, found), question.rows)
+        for place in found[-1]
+    ]
+
+
+def _falls_as(place: tuple[int, int], found: Sequence[dict[tuple[int, int], Measured]]) -> list[Measured]:
+    """Those of another nprobe whose recall falls from sample to sample as that of `place` will, where `place` reads so
+    many of the few lists of the smallest sample that recall there says nothing."""
+    probe, more = place
+    most = next(iter(found[0].values())).lists // MOST_READ
+    fewer = [other for other, times in found[0] if times == more and other <= most]
+    chosen = (max(fewer), more) if probe > most and fewer else place
+    return [at[chosen] for at in found if chosen in at]
 
 
 def _search(
@@ -224,12 +239,12 @@ def _search(
     )  # fmt: skip
 
 
-def _at_store(asked: Proposal, measured: Sequence[Measured], rows: int) -> Measured:
+def _at_store(asked: Proposal, measured: Sequence[Measured], falls: Sequence[Measured], rows: int) -> Measured:
     last = measured[-1]
     scanned = [one.nprobe * one.keys / one.lists for one in measured]
     return replace(
         last,
-        store_recall=recall_at([one.keys for one in measured], [one.recall for one in measured], rows),
+        store_recall=recall_at([one.keys for one in falls], [one.recall for one in falls], rows, last.recall),
         store_ms=time_at(scanned, [one.query_ms for one in measured], last.nprobe * rows / asked.lists),
     )
 
