@@ -19,8 +19,6 @@ LEAST_RABITQ = 16
 """Bytes of a code from which on a bit for each of many numbers is better than four for each of few."""
 LEAST_KEPT = 0.5
 """Share of a key's numbers that must be left for 4 bits of each to be better than a bit of more."""
-_WHOLE_SHARE = 0.97
-"""Of index.max_memory for the keys; the rest is for centroids."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,10 @@ def said(chosen: Chosen) -> list[str]:
 
 def choose(rows: int, width: int, config: IndexConfig) -> Chosen:
     """The rules. Raises UsageError for limits that leave nothing."""
-    code, why = _code(width, *_code_bytes(config, rows))
     lists = lists_of(LISTS, rows, config.sample)
+    # Centroids, and the whole matrix of a PCA beside the part that is used: the most that a trained index has.
+    trained = 4 * lists * width + 8 * width**2
+    code, why = _code(width, *_code_bytes(config, rows, trained))
     transform, comma, codes = code.rpartition(",")
     wanted = lists_of(LISTS, rows, rows)
     short = f" (index.sample={config.sample} keys train no more; {wanted} would be better)" if lists < wanted else ""
@@ -74,20 +74,20 @@ def _inputs(record: ChosenFactory) -> tuple[float, ...]:
     return record.rows, record.width, record.sample, record.max_bytes_per_key, record.max_memory
 
 
-def _code_bytes(config: IndexConfig, rows: int) -> tuple[int, str]:
-    """Most bytes of a code, and what sets them."""
+def _code_bytes(config: IndexConfig, rows: int, trained: int) -> tuple[int, str]:
+    """Most bytes of a code, and what sets them, where an index without keys has `trained` bytes."""
     bounds = {}
     if config.max_bytes_per_key:
         bounds[f"index.max_bytes_per_key={config.max_bytes_per_key}"] = config.max_bytes_per_key
     if config.max_memory:
-        bounds[f"index.max_memory={config.max_memory:g}"] = int(_WHOLE_SHARE * config.max_memory * 1e9 / rows)
+        bounds[f"index.max_memory={config.max_memory:g}"] = max(0, int((config.max_memory * 1e9 - trained) / rows))
     if not bounds:
         return DEFAULT_BYTES - ID_BYTES, f"the default of {DEFAULT_BYTES} bytes a key"
     why = min(bounds, key=lambda name: bounds[name])
     if bounds[why] <= ID_BYTES:
         raise UsageError(
-            f"{why}: {rows} keys get {bounds[why]} bytes each and their ids take {ID_BYTES}; set at least "
-            f"index.max_memory={(ID_BYTES + 1) * rows / _WHOLE_SHARE / 1e9:.3g}, or 0 for no limit"
+            f"{why}: besides centroids {rows} keys get {bounds[why]} bytes each and their ids take {ID_BYTES}; set at "
+            f"least index.max_memory={1.01 * ((ID_BYTES + 1) * rows + trained) / 1e9:.3g}, or 0 for no limit"
         )
     return bounds[why] - ID_BYTES, why
 

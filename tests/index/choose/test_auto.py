@@ -11,7 +11,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index import run_index_build
 from distlm.index.choose import auto
 from distlm.index.choose.auto import Chosen, choose, resolve
-from distlm.index.choose.plan import plan_index
+from distlm.index.choose.plan import plan_index, template_bytes
 from distlm.index.factory import KEYS_PER_LIST, fit_factory
 from distlm.index.records import ChosenFactory, IndexRecord, TemplateRecord
 from distlm.runtime.question import index_name
@@ -35,13 +35,15 @@ def test_whatever_is_chosen_is_within_the_limit_and_can_be_trained(rows: int, wi
 
 def test_memory_is_a_limit_for_all_keys_together() -> None:
     rows = 1_000_000
-    for gigabytes in (0.02, 0.08, 0.5):
+    for gigabytes in (0.04, 0.08, 0.5):
         factory = fit_factory(choose(rows, 1024, IndexConfig(max_memory=gigabytes)).factory, 1024, rows, 1 << 20)
-        assert factory.key_bytes * rows <= gigabytes * 1e9
+        assert factory.key_bytes * rows + template_bytes(factory) <= gigabytes * 1e9
     # The smaller of two limits.
     both = choose(rows, 1024, IndexConfig(max_memory=0.5, max_bytes_per_key=40))
     assert both.factory == choose(rows, 1024, IndexConfig(max_bytes_per_key=40)).factory
-    with pytest.raises(UsageError, match=r"index.max_memory=0.001: 1000000 keys get 0 bytes each and their ids take 8"):
+    with pytest.raises(
+        UsageError, match=r"index.max_memory=0.001: besides centroids 1000000 keys get 0 bytes each and"
+    ):
         choose(rows, 1024, IndexConfig(max_memory=0.001))
 
 
@@ -49,7 +51,7 @@ def test_advice_about_memory_works_when_it_is_followed() -> None:
     with pytest.raises(UsageError) as caught:
         choose(123_457, 64, IndexConfig(max_memory=0.0001))
     advised = float(str(caught.value).rpartition("index.max_memory=")[2].partition(",")[0])
-    assert fit_factory(choose(123_457, 64, IndexConfig(max_memory=advised)).factory, 64, 123_457, 4096).code_size == 1
+    assert fit_factory(choose(123_457, 64, IndexConfig(max_memory=advised)).factory, 64, 123_457, 4096).code_size >= 1
 
 
 @pytest.mark.parametrize(
