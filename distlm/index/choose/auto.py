@@ -6,8 +6,10 @@ from pathlib import Path
 from distlm.config.schema import AUTO, ID_BYTES, IndexConfig
 from distlm.errors import UsageError
 from distlm.index.choose.proposals import RABITQ_BYTES, lists_of
+from distlm.index.factory import KEYS_PER_LIST
 from distlm.index.layout import IndexFolder
 from distlm.index.records import ChosenFactory
+from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 
 DEFAULT_BYTES = 72
 """Bytes of a key where no limit is given: those of the papers' PQ64."""
@@ -54,7 +56,7 @@ def choose(rows: int, width: int, config: IndexConfig) -> Chosen:
     lists = lists_of(LISTS, rows, config.sample)
     # Centroids, and the whole matrix of a PCA beside the part that is used: the most that a trained index has.
     trained = 4 * lists * width + 8 * width**2
-    code, why = _code(width, *_code_bytes(config, rows, trained))
+    code, why = _code(rows, width, *_code_bytes(config, rows, trained))
     transform, comma, codes = code.rpartition(",")
     wanted = lists_of(LISTS, rows, rows)
     short = f" (index.sample={config.sample} keys train no more; {wanted} would be better)" if lists < wanted else ""
@@ -92,8 +94,17 @@ def _code_bytes(config: IndexConfig, rows: int, trained: int) -> tuple[int, str]
     return bounds[why] - ID_BYTES, why
 
 
-def _code(width: int, most: int, limit: str) -> tuple[str, list[str]]:
+def _repacked(rows: int, subspaces: int) -> bool:
+    """Whether there are keys enough to train codes of 4 bits, and few enough for FastScan."""
+    return rows >= KEYS_PER_LIST << 4 and packed_bytes(rows, 0, -(-subspaces // 2)) <= MOST_BYTES
+
+
+def _code(rows: int, width: int, most: int, limit: str) -> tuple[str, list[str]]:
     """Transform and code of at most `most` bytes."""
+    pairs = width // 2
+    if width % 2 == 0 and 0.9 * most <= pairs / 2 <= most and _repacked(rows, pairs):
+        what = f"{-(-pairs // 2)} bytes of code, 4 bits for each of {pairs} pairs of values"
+        return f"PQ{pairs}x4", [f"PQ{pairs}x4: {what} of keys of {width}, searched by FastScan, within {limit}"]
     for bits, name in SCALAR_BITS:
         if bits * width <= 8 * most:
             what = f"{-(-bits * width // 8)} bytes of code, {bits} bits for each value"
