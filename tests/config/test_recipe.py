@@ -111,7 +111,7 @@ def test_the_difference_from_the_defaults_is_the_same_recipe(name: str, tmp_path
 
 def test_the_difference_has_nothing_that_is_a_default() -> None:
     assert yaml.safe_load(dump_difference(load_config("wikitext103", ["launch.ranks=1", "knn.batch_blocks=2"]))) == {
-        "name": "wikitext103", "knn": {"ks": [1, 8, 64, 256, 1024]},
+        "name": "wikitext103", "knn": {"nprobe": 128, "ks": [1, 8, 64, 256, 1024]},
     }  # fmt: skip
     assert yaml.safe_load(dump_difference(load_config("plm-base-pkm", ["run_dir=here"])))["run_dir"] == "here"
 
