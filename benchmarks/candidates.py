@@ -121,9 +121,11 @@ def _search(
 ) -> None:
     """Recall and milliseconds per query by nprobe and candidates, ours and of plain faiss."""
     indexes, counts = {}, (options.k, 2 * options.k)
+    rows, width = sample.keys.shape
+    plain: Any = None
     for name, (factory, template) in trained.items():
         index = with_table(_added(template, sample.keys, options.threads))
-        indexes[name] = SearchIndex(index, Shape(*sample.keys.shape, factory.nlist), Path(name))
+        indexes[name] = SearchIndex(index, Shape(rows, width, factory.nlist), Path(name))
         if "plain" not in result:
             plain, result["plain"] = with_table(index), {}
     for _ in range(options.turns):
