@@ -3,28 +3,31 @@
 # make test      install, then style, types, import rules and all tests
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
+# make site      the documentation as a site, in build/site
+# make test TESTS=tests/config   only those tests, after style, types and import rules
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." is handed to pip (e.g. an index with CPU builds of torch)
 
 PYTHON ?= python3
 GPU ?= 0
 PIP_FLAGS ?=
+TESTS ?=
 VENV ?= $(if $(filter 1,$(GPU)),.venv-gpu,.venv)
 FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: install demo test test-gpu test-slurm test-slow slurm-packages lint clean-demo clean help
+.PHONY: install demo site test some-tests all-tests test-gpu test-slurm test-slow slurm-packages bare-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
 
-# DeepSpeed's set-up imports torch, so torch comes first and the build is not isolated. No operator is compiled.
+# torch comes first, so that a build of DeepSpeed that looks for it finds this one. No operator is compiled.
 $(VENV)/.base: constraints.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "distlm needs Python 3.11 or 3.12 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "distlm needs Python 3.11 to 3.13 and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v)'
 	@echo "installing into $(VENV) (torch, deepspeed, faiss-$(FAISS), MPI); a few minutes the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) pip setuptools wheel
+	@$(PIP) pip setuptools wheel hatchling
 	@$(PIP) torch numpy ninja
 	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
 	@$(PIP) --no-build-isolation -e '.[$(FAISS),demo]'
@@ -39,7 +42,12 @@ install: $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/distlm run demo
 
-test: $(VENV)/.dev lint slurm-packages
+test: $(VENV)/.dev lint $(if $(TESTS),some-tests,all-tests)
+
+some-tests: $(VENV)/.dev
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not gpu and not slow" $(TESTS)
+
+all-tests: $(VENV)/.dev slurm-packages
 	@# One Slurm on a machine, and minutes of waiting for it: its tests run in a process of their own beside the others.
 	@# Most tests wait for the ranks that they start, so there are more processes than cores, of one thread each.
 	@$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm >.slurm-tests.log 2>&1 & slurm=$$!; \
@@ -70,8 +78,17 @@ test-slurm: $(VENV)/.dev
 	bash tests/slurm/cluster.sh install
 	DISTLM_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm tests/slurm
 
-test-slow: $(VENV)/.dev
+# The tests of a bare machine make one with it; without it they say that they skip.
+bare-packages:
+	@command -v mmdebstrap >/dev/null || (apt-get update && apt-get install -y mmdebstrap) >.bare-packages.log 2>&1 || \
+	  echo "the tests on a bare machine will be skipped: no mmdebstrap"
+
+test-slow: $(VENV)/.dev bare-packages
 	$(BIN)/python -m pytest -m slow
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "build/site/index.html"
 
 clean-demo:
 	rm -rf runs/demo

@@ -1,7 +1,7 @@
 """Factories on the keys of a datastore beside plain faiss: recall and time of k and 2k candidates, keys added a second.
 
 The first factory is also added to and searched by plain faiss. Turns are interleaved, and the fastest of each counts.
-`nprobe` 0 reads all lists, so that only the codes count. docs/index.md has a table of it.
+`nprobe` 0 reads all lists, so that only the codes count. docs/faiss-index.md has a table of it.
 
     python benchmarks/candidates.py --store DATASTORE [--factories IVF4096,PQ64 PCA128,IVF1024,SQ4 …] [--keys 0]
         [--queries 1000] [--k 1024] [--nprobe 16 32 64 256] [--turns 3] [--threads 1] [--out FILE]

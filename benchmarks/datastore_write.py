@@ -22,9 +22,9 @@ from distlm.data.blocks import gather
 from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
 from distlm.datastore.settings import Settings
 from distlm.datastore.writer import write_shard
-from distlm.models.device import default_device
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.ranks.device import default_device
 
 TAP = "last_ffn_input"
 

@@ -12,7 +12,6 @@ this machine can do at best, multiplies matrices in 1 and in 2 processes.
     python benchmarks/index.py --store RUN/datastore [--rows 400000] [--pick PCA256,IVF4096,PQ128x4] [--out FILE]
 """
 
-import sys
 import tempfile
 import time
 from argparse import SUPPRESS
@@ -23,19 +22,16 @@ from typing import Any
 import faiss
 import numpy as np
 from shared import process
+from shared.adding import CHUNK, Array, different, our_add, plain_add, wide_keys
 from shared.command import Benchmark, Options, note, report, use_threads
 from shared.store import random_keys, settings, write_store
 
-from distlm.datastore.reader import Datastore
 from distlm.index.build.encode import Encoder
 from distlm.index.choose.measure import recall, with_table
 from distlm.index.factory import fit_factory, inverted_file
 from distlm.index.layout import deserialise, serialise
 from distlm.index.search.searcher import SearchIndex, Shape
 from distlm.index.train.template import train_template
-
-CHUNK = 100_000
-Array = np.ndarray
 
 
 def parser() -> Benchmark:
@@ -76,21 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(two_ranks(options, folder) if options.ranks else measure(options), options)
 
 
-def wide_keys(store: Path, rows: int, width: int) -> Array:
-    """fp16 [rows, width]: states of width / D consecutive tokens side by side."""
-    datastore = Datastore.open(store)
-    side = width // datastore.width
-    if side * datastore.width != width or datastore.rows < rows + side:
-        sys.exit(f"{store}: {datastore.rows} keys of {datastore.width}: cannot make {rows} keys of {width}")
-    states = []
-    for shard in datastore.shards:
-        states.append(np.asarray(datastore.keys(shard.index)[: rows + side], np.float16))
-        if sum(map(len, states)) >= rows + side:
-            break
-    flat = np.concatenate(states)[: rows + side - 1]
-    return np.lib.stride_tricks.sliding_window_view(flat, side, axis=0).transpose(0, 2, 1).reshape(rows, width)
-
-
 def seconds(act: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     found = act()
@@ -125,9 +106,9 @@ def measure(options: Options) -> dict[str, Any]:
     faiss.omp_set_num_threads(cores)
     for _ in range(options.repeat):
         plain = timed("add: plain", lambda: plain_add(trained, keys))
-        mine = timed("add: ours, same", lambda: our_add(trained, keys, cores))
+        mine = timed("add: ours, same", lambda: our_add(trained, keys, cores, len(keys)))
         differ = different(plain, mine)
-        picked = timed("add: ours, pick", lambda: our_add(template, keys, cores))
+        picked = timed("add: ours, pick", lambda: our_add(template, keys, cores, len(keys)))
         faiss.omp_set_num_threads(cores)
     searched_plain: Any
     searched_plain, searched_mine, searched = (with_table(index) for index in (plain, mine, picked))
@@ -172,43 +153,6 @@ def plain_train(sample: Array, options: Options) -> Any:
     return index
 
 
-def plain_add(trained: bytes, keys: Array) -> Any:
-    """In chunks with ids, as the recipe adds."""
-    index = deserialise(trained)
-    for start in range(0, len(keys), CHUNK):
-        chunk = keys[start : start + CHUNK].astype(np.float32)
-        index.add_with_ids(chunk, np.arange(start, start + len(chunk)))
-    return index
-
-
-def our_add(trained: bytes, keys: Array, threads: int) -> Any:
-    """As `distlm index add` adds a shard."""
-    index = deserialise(trained)
-    with Encoder(index, threads) as encoder:
-        for start in range(0, len(keys), encoder.batch):
-            chunk = keys[start : start + encoder.batch].astype(np.float32)
-            encoder.add(chunk, np.arange(start, start + len(chunk)))
-    return index
-
-
-def different(one: Any, other: Any) -> str:
-    """How many keys lie in another list or have another code."""
-    codes = []
-    for index in (one, other):
-        inner = inverted_file(index)
-        rows = np.empty((inner.ntotal, inner.code_size + 1), np.int64)
-        for number in range(inner.nlist):
-            size = inner.invlists.list_size(number)
-            if size:
-                ids = faiss.rev_swig_ptr(inner.invlists.get_ids(number), size)
-                own = faiss.rev_swig_ptr(inner.invlists.get_codes(number), size * inner.code_size)
-                rows[ids, 0], rows[ids, 1:] = number, own.reshape(size, -1)
-        codes.append(rows)
-    moved = codes[0][:, 0] != codes[1][:, 0]
-    changed = (codes[0][~moved, 1:] != codes[1][~moved, 1:]).sum()
-    return f"{int(moved.sum())} of {len(moved)} keys in another list, {int(changed)} bytes of the others' codes"
-
-
 def two_ranks(options: Options, folder: Path) -> dict[str, Any]:
     """Units per second of adding on 1 and 2 ranks of one thread each, and of multiplying matrices in so many."""
     keys = wide_keys(options.store, options.rows, options.width)
@@ -239,7 +183,7 @@ def add(folder: Path, rank: int, count: int, options: Options) -> float:
     """Keys per second; rank r takes every count-th batch."""
     keys = np.load(folder / "keys.npy", mmap_mode="r")
     index = deserialise((folder / "trained").read_bytes())
-    with Encoder(index, 1) as encoder:
+    with Encoder(index, 1, keys=len(keys)) as encoder:
         starts = range(rank * encoder.batch, len(keys) - encoder.batch, count * encoder.batch)
         done, began = 0, time.perf_counter()
         for start in starts:

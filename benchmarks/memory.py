@@ -12,8 +12,16 @@ Variants, each in a process of its own, so that peak memory is its own:
 All get the same tokens, N(0, 1), another batch each step, and the same output gradient, and have heads, k, widths and
 slots alike. The plain layer is given all heads in one batch, which published code is not.
 
-Then the optimizer step alone on 262,144 and on 1,048,576 slots, the same number of slots being read (--step-tokens).
-Times are medians; seconds of processor are those of all threads. The first steps (moments are made) are not counted.
+Then the values alone, on a processor: forward from the slots that fresh keys find, backward with the gradient of the
+weights, and update, all in one process and in turns, so that a noisy machine slows all of them:
+  distlm, distlm_bf16    Adam, its moments in fp32 or bf16
+  sparse                 nn.EmbeddingBag(sparse=True) and torch's SparseAdam
+  fbgemm_…               FBGEMM's table-batched embeddings, which update in the backward: Adagrad, row-wise Adagrad (one
+                         number of state a row) and SGD in fp32, row-wise Adagrad with values in fp16; left out with a
+                         line where fbgemm-gpu-cpu is not installed
+Then the optimizer step alone on 262,144 and on 1,048,576 slots, the same number of slots being read (--step-tokens),
+with moments in --moments, and which share of the table and its moments lies in huge pages. Times are medians; seconds
+of processor are those of all threads. The first steps (moments are made) are not counted.
 
 Then the lookup alone (the forward from slots and weights to outputs), --calls times in a row: the bytes it moves over
 its time, as a share of what a copy of --copy-mib moves on the same device. See `lookup` for what is counted.
@@ -24,26 +32,30 @@ the peak is that of torch's allocator, not of the process; torch's Adam is then 
 
 import importlib.util
 import json
+import math
 import os
 import resource
 import statistics
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from shared import process
+from shared import fbgemm, process
 from shared.clock import Seconds, clock
 from shared.command import Benchmark, Options, note, report, use_threads
 from torch import Tensor, nn
 
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.pages import huge_share
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable
 
 VARIANTS = ("distlm", "sparse", "dense", "dense_fused", "package")
+VALUES = ("distlm", "distlm_bf16", "sparse", *fbgemm.FORMS)
 PHASES = ("forward", "backward", "update")
 LR, VALUES_LR = 1e-4, 1e-3
 WARM_UP = 2
@@ -65,10 +77,14 @@ def parser() -> Benchmark:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--step-tokens", type=int, default=512, help="tokens of the optimizer step; 0: leave it out")
     parser.add_argument("--step-sub-keys", type=int, nargs="+", default=[512, 1024], help="n of the optimizer step")
+    parser.add_argument("--moments", choices=("fp32", "bf16"), default="fp32", help="of the optimizer step")
     parser.add_argument("--calls", type=int, default=10, help="lookups between two looks at the clock; 0: leave it out")
     parser.add_argument("--copy-mib", type=int, default=1024, help="size of the copy beside the lookup")
     parser.add_threads()
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument(
+        "--values", nargs="*", default=list(VALUES), choices=VALUES, help="variants of the values alone"
+    )
     parser.add_argument("--only", help=SUPPRESS)
     parser.add_out()
     return parser
@@ -82,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
-        alone_only = {"step": step_alone, "lookup": lookup}
+        alone_only = {"step": step_alone, "lookup": lookup, "values": values_alone}
         measured = alone_only[options.only](options) if options.only in alone_only else layer(options, options.only)
         print(json.dumps(measured))
         return
@@ -106,6 +122,13 @@ def compare(options: Options) -> dict[str, object]:
         for name, figures in layers.items()
         if ours and name != "distlm"
     }
+    values: dict[str, Any] = {}
+    if options.values and options.device == "cpu":
+        if not fbgemm.available():
+            left_out.append(f"fbgemm: {fbgemm.MISSING}")
+            note(f"{left_out[-1]}, left out")
+        values = alone(options, "values")
+        note(f"values: {values}")
     found = alone(options, "lookup") if options.calls else {}
     note(f"lookup: {found}")
     steps: dict[str, object] = {}
@@ -117,18 +140,19 @@ def compare(options: Options) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
         "load": [round(x, 1) for x in os.getloadavg()], "left_out": left_out, "layers": layers,
-        "times_as_much_as_distlm": times, "lookup": found, "step": steps,
+        "times_as_much_as_distlm": times, "values": values, "lookup": found, "step": steps,
     }  # fmt: skip
 
 
-def alone(options: Options, what: str, **changed: int) -> dict[str, float]:
+def alone(options: Options, what: str, **changed: int) -> dict[str, Any]:
     """One variant in its own process, with some options changed."""
     names = (
         "device", "tokens", "sub_keys", "width", "heads", "k", "key_width", "steps", "step_tokens", "calls", "copy_mib",
-        "threads",
+        "threads", "moments",
     )  # fmt: skip
     values = [f"--{name.replace('_', '-')}={changed.get(name, getattr(options, name))}" for name in names]
-    figures: dict[str, float] = process.result(process.start(__file__, [*values, "--only", what], options.threads))
+    words = [*values, "--only", what, "--values", *options.values]
+    figures: dict[str, Any] = process.result(process.start(__file__, words, options.threads))
     return figures
 
 
@@ -228,12 +252,13 @@ class PaperMemory(nn.Module):
         return out.view_as(x)
 
 
-def step_alone(options: Options) -> dict[str, float]:
+def step_alone(options: Options) -> dict[str, float | None]:
     """The update of a table of which the same number of slots is read, whatever its size, twice each."""
     reads = options.heads * options.k
     rows = options.step_tokens * reads // 2
     device = options.device
-    table = ValueTable(memory_config(options), options.width, 1, 0, Exchange.alone()).to(device)
+    config = replace(memory_config(options), moments=options.moments, values="zero")
+    table = ValueTable(config, options.width, 1, 0, Exchange.alone()).to(device)
     optimizer = SparseValueOptimizer.of(table.config, [table])
     found = []
     for step in range(WARM_UP + options.steps):
@@ -242,19 +267,76 @@ def step_alone(options: Options) -> dict[str, float]:
         slots = slots[torch.randperm(2 * rows, generator=random)].view(-1, reads)
         weights = torch.rand(slots.shape, generator=random)
         gradient = torch.randn(len(slots), options.width, generator=random)
-        # Touch all moments first: a page is made on its first write, which is no part of an update.
+        # Touch all planes first: a page is made on its first write, which is no part of an update.
         if step == 0:
-            for moment in table.make_moments():
-                moment.zero_()
+            table.make_moments()
+            for plane in table.planes():
+                plane.zero_()
         table.gradient.add(slots.to(device), weights.to(device), gradient.to(device))
         before = clock(device)
         assert optimizer.update().rows == [rows]
         found.append(clock(device) - before)
     wall, cpu = (statistics.median(float(step[i]) for step in found[WARM_UP:]) for i in range(2))
+    share = huge_share(table.planes())
     return {
-        "rows": rows, "seconds": round(wall, 6), "cpu_seconds": round(cpu, 6),
-        "peak_gb": peak(device),
+        "rows": rows, "seconds": round(wall, 6), "cpu_seconds": round(cpu, 6), "peak_gb": peak(device),
+        "huge_pages": None if math.isnan(share) else round(share, 3),
     }  # fmt: skip
+
+
+def values_alone(options: Options) -> dict[str, dict[str, float]]:
+    """Forward, backward and update of the values, without keys, by each of --values in turns."""
+    memory = ProductKeyMemory.of(memory_config(options), options.width, 1, 0, Exchange.alone())
+    works = {name: values_work(options, name) for name in options.values if name[:6] != "fbgemm" or fbgemm.available()}
+    clocks: dict[str, list[list[Seconds]]] = {name: [] for name in works}
+    for step in range(WARM_UP + options.steps):
+        random = torch.Generator().manual_seed(2 + step)
+        with torch.no_grad():
+            x = torch.randn(options.tokens, options.width, generator=random)
+            slots, scores = memory.retrieval(x, torch.ones(options.tokens, dtype=torch.bool))
+        slots, weights = slots.flatten(1), scores.softmax(2).flatten(1)
+        upstream = torch.randn(options.tokens, options.width, generator=random)
+        for name, (forward, update) in works.items():
+            of_weights = weights.clone().requires_grad_()
+            times = [clock()]
+            out = forward(slots, of_weights)
+            times.append(clock())
+            out.backward(upstream)
+            update()
+            times.append(clock())
+            if step >= WARM_UP:
+                clocks[name].append([times[1] - times[0], times[2] - times[1]])
+    found = {}
+    for name, steps in clocks.items():
+        of = [[statistics.median(float(step[phase][i]) for step in steps) for i in range(2)] for phase in range(2)]
+        found[name] = {
+            "forward_seconds": round(of[0][0], 6), "backward_and_update_seconds": round(of[1][0], 6),
+            "seconds": round(of[0][0] + of[1][0], 6), "cpu_seconds": round(of[0][1] + of[1][1], 6),
+        }  # fmt: skip
+    for name, figures in found.items():
+        ours = found.get("distlm")
+        if ours and name != "distlm":
+            figures["times_as_much_as_distlm"] = round(figures["cpu_seconds"] / ours["cpu_seconds"], 2)
+    return found
+
+
+def values_work(options: Options, name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[], object]]:
+    """(forward of slots int32 [T, A] and weights [T, A] → [T, D], update after the backward)."""
+    slots = options.sub_keys**2
+    if name.startswith("distlm"):
+        config = replace(memory_config(options), moments="bf16" if name == "distlm_bf16" else "fp32")
+        table = ValueTable(config, options.width, 1, 0, Exchange.alone())
+        return lambda s, w: table(s, w, torch.float32), SparseValueOptimizer.of(config, [table]).update
+    if name == "sparse":
+        bag = nn.EmbeddingBag(slots, options.width, mode="sum", sparse=True)
+        adam = torch.optim.SparseAdam(bag.parameters(), lr=VALUES_LR)
+
+        def update() -> None:
+            adam.step()
+            adam.zero_grad()
+
+        return lambda s, w: bag(s, per_sample_weights=w), update
+    return fbgemm.Values(name, slots, options.width, VALUES_LR), lambda: None
 
 
 @torch.no_grad()

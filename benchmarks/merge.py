@@ -3,9 +3,11 @@
 Parts of one trained index with random codes are written by faiss; then, in turns,
   copy      the same bytes from all parts into one file, then fsync: what the disk can do
   merge     `distlm index merge --parts` on --ranks ranks, with the memory of every rank
-and at the end faiss opens the result memory-mapped and counts its keys.
+and at the end faiss opens the result memory-mapped and counts its keys. Before each of them the parts are dropped from
+the page cache, and what was written before is on the disk: both read and write as if nothing had gone before. A disk
+has moods: each merge is compared with the copies before and after it, and the median of the turns is what counts.
 
-    python benchmarks/merge.py [--rows 103225485] [--parts 8] [--ranks 1 2] [--repeat 2] [--folder DIR] [--out FILE]
+    python benchmarks/merge.py [--rows 103225485] [--parts 8] [--ranks 1 2] [--repeat 5] [--folder DIR] [--out FILE]
 
 Peak memory is the largest resident set seen in a rank, looked at every 20 ms; pages of files that faiss maps count.
 """
@@ -22,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 import psutil
 from shared.command import Benchmark, Options, note, report
+from shared.index import write_parts
 
 from distlm.config import load_config
 from distlm.pipeline import stage_environment
@@ -41,7 +43,7 @@ def parser() -> Benchmark:
     parser.add_argument("--nlist", type=int, default=4096)
     parser.add_argument("--parts", type=int, default=8)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where parts and merged files lie; default: a temporary")
     parser.add_out()
     return parser
@@ -55,12 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: Options, folder: Path) -> dict[str, Any]:
     """Seconds of each way in every turn, and what they say."""
-    parts = write_parts(options, folder)
+    paths = [folder / f"part_{number}.index" for number in range(options.parts)]
+    parts = write_parts(paths, options.rows, options.width, options.nlist, CODE_BYTES)
     total = sum(part.stat().st_size for part in parts)
+    copies = [copy(parts, folder / "copy")]
     seconds: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
     peak: dict[str, int] = {}
     for _ in range(options.repeat):
-        seconds.setdefault("copy", []).append(copy(parts, folder / "copy"))
         for ranks in options.ranks:
             name = f"merge, {ranks} ranks"
             took, largest = merge(parts, folder / "merged.index", ranks)
@@ -71,49 +75,25 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
             del opened
             for path in folder.glob("merged.index*"):
                 path.unlink()
-    best = {name: min(times) for name, times in seconds.items()}
-    middle = {name: statistics.median(times) for name, times in seconds.items()}
+            copies.append(copy(parts, folder / "copy"))
+            ratios.setdefault(name, []).append((copies[-2] + copies[-1]) / 2 / took)
+            note(f"{name}: {took:.1f} s, copies around it {copies[-2]:.1f} and {copies[-1]:.1f} s")
+    seconds = {"copy": copies, **seconds}
     return {
         "rows": options.rows, "bytes": total, "parts": len(parts),
         "seconds": {name: [round(value, 1) for value in times] for name, times in seconds.items()},
-        "MB_per_s": {name: round(total / value / 1e6) for name, value in best.items()},
-        "rate_over_copy": {
-            "of the best": {name: round(best["copy"] / value, 2) for name, value in best.items()},
-            "of the medians": {name: round(middle["copy"] / value, 2) for name, value in middle.items()},
+        "MB_per_s": {name: round(total / statistics.median(times) / 1e6) for name, times in seconds.items()},
+        "rate_over_copies_around": {
+            name: {"median": round(statistics.median(of), 2), "turns": [round(value, 2) for value in of]}
+            for name, of in ratios.items()
         },
         "peak_MB_per_rank": {name: round(value / 1e6) for name, value in peak.items()},
     }  # fmt: skip
 
 
-def write_parts(options: Options, folder: Path) -> list[Path]:
-    """Parts with random codes and consecutive ids; no k-means is needed to merge them."""
-    random = np.random.default_rng(0)
-    quantizer = faiss.IndexFlatL2(options.width)
-    quantizer.add(random.standard_normal((options.nlist, options.width), dtype=np.float32))
-    empty = faiss.IndexIVFPQ(quantizer, options.width, options.nlist, CODE_BYTES, 8)
-    faiss.copy_array_to_vector(random.standard_normal(256 * options.width, dtype=np.float32), empty.pq.centroids)
-    empty.is_trained = True
-    edges = np.linspace(0, options.rows, options.parts + 1).astype(np.int64)
-    paths = []
-    for number in range(options.parts):
-        index: Any = faiss.clone_index(empty)
-        first, rows = int(edges[number]), int(edges[number + 1] - edges[number])
-        sizes = random.multinomial(rows, np.full(options.nlist, 1 / options.nlist))
-        place = first
-        for one, size in enumerate(sizes.tolist()):
-            codes = random.integers(0, 256, (size, CODE_BYTES), dtype=np.uint8)
-            ids = np.arange(place, place + size, dtype=np.int64)
-            index.invlists.add_entries(one, size, faiss.swig_ptr(ids), faiss.swig_ptr(codes))
-            place += size
-        index.ntotal = rows
-        paths.append(folder / f"part_{number}.index")
-        faiss.write_index(index, str(paths[-1]))
-        note(f"part {number + 1} of {options.parts} written")
-    return paths
-
-
 def copy(parts: list[Path], out: Path) -> float:
     """Seconds of writing all parts one after another into one file, until they are on the disk."""
+    forget(parts)
     began = time.perf_counter()
     with out.open("wb") as target:
         for part in parts:
@@ -125,12 +105,21 @@ def copy(parts: list[Path], out: Path) -> float:
     return took
 
 
+def forget(parts: list[Path]) -> None:
+    """Have the disk take what it owes, and drop the parts from the page cache."""
+    os.sync()
+    for part in parts:
+        with part.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:
     """Seconds of the command from its start to its end, and the largest resident set of a rank in bytes."""
     program = [sys.executable, "-m", "distlm", "index", "merge", "--parts", *map(str, parts), "--out", str(out)]
     launcher = [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
     command = program if ranks == 1 else [*launcher, *program]
     with stage_environment(load_config("demo", [f"launch.ranks={ranks}"])) as environment:
+        forget(parts)
         began = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
         largest = 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distlm.memory.layer import ProductKeyMemory as ProductKeyMemory
     from distlm.memory.values.optimizer import SparseValueOptimizer as SparseValueOptimizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     "Datastore": "distlm.datastore.reader",

@@ -16,9 +16,10 @@ from distlm.commands import index, jobs, models, recipes, report, reproduce, run
 from distlm.commands.parser import Commands
 from distlm.commands.shared import config_of, one_line, print_once, refuse_ranks
 from distlm.config.check import position_warnings
-from distlm.config.load import format_help, load_config, run_classes, split_words
+from distlm.config.load import load_config, run_classes, split_words
 from distlm.config.recipe import is_recipe
 from distlm.config.schema import RunConfig
+from distlm.config.settings import format_help
 from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import ALONE, World, refuse_script_body, resolve_world
@@ -230,13 +231,14 @@ def _plan(options: argparse.Namespace, world: World) -> int:
 
 
 def _doctor(options: argparse.Namespace, world: World) -> int:
-    from distlm.runtime.doctor.machine import render, report
+    from distlm.runtime.doctor.checks import render
+    from distlm.runtime.doctor.machine import report
 
     if options.cluster:
         from distlm.runtime.doctor.cluster import cluster_checks
 
         refuse_script_body(world)
-        text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), as_json=options.json)
+        text, healthy = render(cluster_checks(world, Path(options.folder).absolute()), options.json, launched=True)
     else:
         text, healthy = report(world, as_json=options.json)
     print_once(text, world)

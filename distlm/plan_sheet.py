@@ -13,7 +13,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index.choose.auto import said
 from distlm.index.choose.calibrate import calibrate
 from distlm.index.choose.cost import Cost, index_costs
-from distlm.index.choose.plan import Store, copied, fitted, store_of
+from distlm.index.choose.plan import Store, add_units, copied, fitted, store_of
 from distlm.index.records import Rates, RatesFile
 from distlm.models.described import causal, model_of
 from distlm.pipeline import Step, plan_or_finished, steps_of
@@ -21,12 +21,14 @@ from distlm.runtime.files import format_bytes
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import efficiency
 
 _HEAD = ("stage", "ranks", "disk", "memory/rank", "read", "written", "network", "time", "must read")
+_BUSY_RANKS = [2**power for power in range(11)]
 
 
 def plan_sheet(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path | None) -> str:
-    """A table of the index stages from measured rates, and a line for every other stage.
+    """A table of the index stages from measured rates, a line for every other stage, and how busy ranks will be.
 
     rows: keys of the datastore; 0: those of the run. rates: a file of an earlier measurement; it is made when it is not
     there. Raises DistlmError for a file of another factory or width.
@@ -36,13 +38,54 @@ def plan_sheet(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path |
     lines, cores = [], usable_cores()
     if max(ranks) > cores and not config.launch.threads:
         lines.append(f"more ranks than the {cores} cores here: each is taken to have a machine like this one")
+    busy: list[Busy] = []
     for step in steps_of(config):
         if step.words == "index build":
-            lines += _index_lines(config, ranks, rows, rates)
+            lines += _index_lines(config, ranks, rows, rates, busy)
         else:
+            busy += _busy(step, _with_ranks(config, 1))
             every = [_line(step, _with_ranks(config, count)) for count in (ranks if step.parallel else [1])]
             lines += dict.fromkeys(every)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_busy_lines(busy)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Busy:
+    """What keeps the ranks of a stage busy."""
+
+    stage: str
+    phases: Sequence[int]
+    """Units of work of each phase."""
+    seconds: float
+    """Of one rank."""
+
+
+def _busy(step: Step, config: RunConfig) -> list[Busy]:
+    try:
+        plan = plan_or_finished(step, config, RunDir.of(config))
+    except DistlmError:
+        return []
+    return [Busy(step.words, plan.units, plan.seconds or 0.0)] if plan.units else []
+
+
+def _busy_lines(stages: Sequence[Busy]) -> list[str]:
+    """A table: share of the ranks' time that is work, at 1 to 1,024 ranks, of each stage and of all by their time."""
+    if not stages:
+        return []
+    rows = [("", "units", *map(str, _BUSY_RANKS))]
+    for one in stages:
+        shares = [efficiency(one.phases, ranks) for ranks in _BUSY_RANKS]
+        rows.append((one.stage, "+".join(map(str, one.phases)), *(f"{share:.3f}" for share in shares)))
+    whole = sum(one.seconds for one in stages)
+    if whole and len(stages) > 1:
+        taken = [sum(one.seconds / efficiency(one.phases, ranks) for one in stages) for ranks in _BUSY_RANKS]
+        rows.append(("together", "", *(f"{whole / seconds:.3f}" for seconds in taken)))
+    return ["share of the ranks' time that is work, by ranks:", *_aligned(rows)]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _line(step: Step, config: RunConfig) -> str:
@@ -59,7 +102,8 @@ def _with_ranks(config: RunConfig, ranks: int) -> RunConfig:
     return dataclasses.replace(config, launch=dataclasses.replace(config.launch, ranks=ranks))
 
 
-def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path | None) -> list[str]:
+def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path | None, busy: list[Busy]) -> list[str]:
+    """Lines of the index stages; what keeps ranks busy is added to `busy`."""
     store = _store(config, rows)
     if store is None:
         return ["index build      the number of keys is not known yet: give --rows, or run `distlm data prepare`"]
@@ -84,15 +128,15 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
     table: list[tuple[str, ...]] = [_HEAD]
     for count in ranks:
         table += [_row(cost, count) for cost in index_costs(factory, store, measured, count)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    alone = index_costs(factory, store, measured, 1)[1]
+    busy.append(Busy(alone.stage, [add_units(factory, store)], alone.seconds))
     return [
         *said(chosen),
         *factory.messages,
         *copied(config, store),
         f"index: {store.rows} keys × {store.width}, {factory.used}, {factory.key_bytes} bytes/key, {store.shards} "
         f"shards; measured: {_rates_line(measured)}",
-        *text,
+        *_aligned(table),
     ]
 
 

@@ -86,7 +86,7 @@ def _refusal(run: RunDir, state: str, times: int, again: int) -> str | None:
         return "not requeued: cancelled or out of time"
     if state == "PREEMPTED" and times >= again:
         left = f"it came back {times} times already" if again else "`again: N` in the site file lets jobs come back"
-        return f"not requeued: Slurm cancelled it for another job ({left}); python -m launchers.requeue {run.root}"
+        return f"not requeued: Slurm cancelled it for another job ({left}); distlm requeue {run.root}"
     return None
 
 

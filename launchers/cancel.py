@@ -1,7 +1,7 @@
 """End the jobs of a run: python -m launchers.cancel RUN_DIR_OR_RECIPE [--stage STAGE]
 
 Ranks that run get SIGTERM, and save where the site's KillWait (30 s by default) is long enough for a step and a save.
-Complete work is always kept. A cancelled job does not come back by itself; `launchers.requeue` lets it go on.
+Complete work is always kept. A cancelled job does not come back by itself; `distlm requeue` lets it go on.
 """
 
 import argparse

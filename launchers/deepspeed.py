@@ -243,6 +243,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m launchers.deepspeed", description=about.partition(":")[0], epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    add_arguments(parser)
+    return parser.parse_intermixed_args(arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `deepspeed` takes."""
     parser.add_argument("words", nargs="*", metavar="RECIPE section.key=value", help=", ".join(recipe_names()))
     parser.add_argument("--ranks", type=int, required=True, help="ranks in all; any other number is refused")
     where = parser.add_mutually_exclusive_group()
@@ -264,7 +270,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="for all ranks to start, and then to join (%(default)s s)",
     )
     parser.add_argument("--stop-within", type=float, default=600, metavar="S", help="after a signal (%(default)s s)")
-    return parser.parse_intermixed_args(arguments)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from distlm.config.schema import RunConfig
 from distlm.datastore.manifest import SIDECARS, is_complete
+from distlm.datastore.records import UnitsFile
+from distlm.datastore.unfinished.files import UNITS
 from distlm.index.layout import IndexFolder
+from distlm.index.records import CODES, CodesRecord
 from distlm.runtime.files import json_of
 from distlm.runtime.rundir import RunDir
 from launchers.jobs import submissions, was_cancelled
@@ -26,7 +29,7 @@ def _train(_config: RunConfig, run: RunDir) -> str:
 def _datastore(_config: RunConfig, run: RunDir) -> str:
     if is_complete(run.datastore):
         return "complete"
-    return f"{_count(run.datastore, SIDECARS)} shards"
+    return f"{_count(run.datastore, SIDECARS)} shards{_units(run.datastore, UNITS, UnitsFile)}"
 
 
 def _search(config: RunConfig, run: RunDir) -> str:
@@ -46,6 +49,11 @@ def _index_train(_config: RunConfig, run: RunDir) -> str:
     return ", ".join(sorted(path.name for path in run.index.glob(".kmeans-*.npy"))) or "nothing"
 
 
+def _index_add(_config: RunConfig, run: RunDir) -> str:
+    parts = IndexFolder(run.index).parts
+    return f"{_count(parts, 'part-*.json')} parts{_units(parts, CODES, CodesRecord)}"
+
+
 def _evaluate(_config: RunConfig, run: RunDir) -> str:
     return "+".join(path.name for path in (run.tuned, run.results) if path.exists()) or "nothing"
 
@@ -62,7 +70,7 @@ MARKS: dict[str, Callable[[RunConfig, RunDir], str]] = {
     "train": _train,
     "datastore": _datastore,
     "index-train": _index_train,
-    "index-add": lambda _, run: f"{_count(IndexFolder(run.index).parts, 'part-*.json')} parts",
+    "index-add": _index_add,
     "index-merge": lambda _, run: "merged" if IndexFolder(run.index).index_json.exists() else "nothing",
     "search": _search,
     "evaluate": _evaluate,
@@ -81,7 +89,7 @@ def check_restart(
     run = RunDir.of(config)
     mark = MARKS[check_stage(stage)](config, run)
     if was_cancelled(run, job):
-        return f"guard: not requeued: launchers.cancel ended job {job}"
+        return f"guard: not requeued: `distlm cancel` ended job {job}"
     path = attempts(run, stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     before = [line.mark for line in restarts_of(path) if line.job == job]
@@ -121,6 +129,13 @@ def restarts_of(path: Path) -> list[RestartLine]:
             continue
         lines.append(RestartLine.of(tree, Path(f"{path}:{number}")))
     return lines
+
+
+def _units(folder: Path, pattern: str, kind: type[UnitsFile | CodesRecord]) -> str:
+    """Units within unfinished shards."""
+    records = [record for path in folder.glob(pattern) if (record := kind.peek(path)) is not None]
+    done = sum(len(record.done) for record in records)
+    return f", {done} units" if done else ""
 
 
 def _count(folder: Path, pattern: str) -> int:

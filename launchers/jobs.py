@@ -55,7 +55,7 @@ class Submission:
     follows: str = ""
     """submitit: the job that it goes on for."""
     cancelled: bool = False
-    """Ended by `launchers.cancel`, and not let go on since."""
+    """Ended by `distlm cancel`, and not let go on since."""
 
 
 def record_job(run: RunDir, stage: str, job: str, owner: str, nodes: str, **more: Any) -> None:
@@ -109,7 +109,7 @@ def submissions(run: RunDir) -> list[Submission]:
 
 
 def was_cancelled(run: RunDir, job: str) -> bool:
-    """Whether `launchers.cancel` ended this job (`12_3`: or its whole array) and nobody let it go on since."""
+    """Whether `distlm cancel` ended this job (`12_3`: or its whole array) and nobody let it go on since."""
     return any(each.cancelled for each in submissions(run) if each.job in (job, job.partition("_")[0]))
 
 
@@ -222,8 +222,7 @@ def own_job() -> str:
 def say_cancelled(job: str) -> None:
     """Why a start of `job` ends at once: Slurm took a requeue just before the cancellation."""
     print(
-        f"launchers: job {job} was ended by launchers.cancel, so this start ends at once; python -m launchers.requeue "
-        "lets it go on",
+        f"launchers: job {job} was ended by `distlm cancel`, so this start ends at once; distlm requeue lets it go on",
         file=sys.stderr,
     )
 

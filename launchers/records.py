@@ -10,9 +10,9 @@ class JobLine(Record):
 
     FILE = "RUN/launch/jobs.jsonl"
     WHAT = "record of submitted jobs"
-    WRITER = "python -m launchers.submit, launchers.deepspeed, launchers.jobs, launchers.cancel, launchers.requeue"
-    READERS = ("python -m launchers.status", "python -m launchers.logs", "python -m launchers.cancel",
-               "python -m launchers.requeue")  # fmt: skip
+    WRITER = "distlm submit, deepspeed, cancel, requeue, and the sbatch scripts (launchers/jobs.py)"
+    READERS = ("distlm status", "distlm logs", "distlm cancel",
+               "distlm requeue")  # fmt: skip
     MEND = "delete that line"
 
     time: float
@@ -38,7 +38,7 @@ class JobLine(Record):
     follows: str | UnsetType = UNSET
     """submitit: id of the job that could not be requeued, and that this one goes on for."""
     cancelled: bool | UnsetType = UNSET
-    """true: `launchers.cancel` ended it, and it does not start again until `launchers.requeue` says so (false)."""
+    """true: `distlm cancel` ended it, and it does not start again until `distlm requeue` says so (false)."""
     log: str | UnsetType = UNSET
     """Log of rank 0."""
     host: str | UnsetType = UNSET
@@ -55,7 +55,7 @@ class RestartLine(Record):
     FILE = "RUN/launch/attempts-STAGE.jsonl"
     WHAT = "record of restarts"
     WRITER = "a Slurm job (launchers/guard.py)"
-    READERS = ("Slurm jobs (launchers/guard.py)", "python -m launchers.status")
+    READERS = ("Slurm jobs (launchers/guard.py)", "distlm status")
     MEND = "delete that line"
 
     time: float
@@ -88,8 +88,8 @@ class StartSpec(Record):
 
     FILE = "RUN/launch/deepspeed/START/spec.json"
     WHAT = "specification of a deepspeed start"
-    WRITER = "python -m launchers.deepspeed"
-    READERS = ("its ranks (launchers/hosts/rank.py)", "python -m launchers.status", "python -m launchers.cancel")
+    WRITER = "distlm deepspeed"
+    READERS = ("its ranks (launchers/hosts/rank.py)", "distlm status", "distlm cancel")
 
     arguments: list[str]
     """Arguments of `distlm`."""
@@ -116,7 +116,7 @@ class FrontOrder(Record):
 
     FILE = "RUN/launch/deepspeed/START/order.json"
     WHAT = "order of a deepspeed start"
-    WRITER = "python -m launchers.deepspeed"
+    WRITER = "distlm deepspeed"
     READERS = ("its ranks (launchers/hosts/rank.py)",)
 
     beat: int
@@ -131,7 +131,7 @@ class RankReport(Record):
     FILE = "RUN/launch/deepspeed/START/rank-NNNNN.json"
     WHAT = "report of a rank"
     WRITER = "the ranks of a deepspeed start (launchers/hosts/rank.py)"
-    READERS = ("python -m launchers.deepspeed", "the other ranks")
+    READERS = ("distlm deepspeed", "the other ranks")
 
     rank: int
     """Number of the rank, from 0."""
@@ -196,9 +196,9 @@ class JobStatus(Part):
 class Status(Record):
     """One run as it is now; `--json` prints a list of these."""
 
-    FILE = "(standard output of `python -m launchers.status --json`)"
+    FILE = "(standard output of `distlm status --json`)"
     WHAT = "status of a run"
-    WRITER = "python -m launchers.status --json"
+    WRITER = "distlm status --json"
     READERS = ("programs of the user",)
 
     run_dir: str

@@ -1,7 +1,9 @@
-"""The site file: what this cluster's jobs look like, once for the sbatch scripts and for `launchers.submit`.
+"""The site file: what this cluster's jobs look like, once for the sbatch scripts and for `distlm submit`.
 
+python -m launchers.site init            write site.yaml, to be edited
 python -m launchers.site show            every setting, and where it comes from
 python -m launchers.site flags train     sbatch flags of a stage: sbatch $(python -m launchers.site flags train) ...
+python -m launchers.site scripts         the folder of the sbatch scripts
 python -m launchers.site setup           shell lines to run before Python, to eval
 
 The file is --site FILE, else $DISTLM_SITE, else ./site.yaml, else ~/.config/distlm/site.yaml; without one the defaults
@@ -22,6 +24,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from distlm.errors import DistlmError, UsageError
+from launchers.site_example import init_site, scripts
 from launchers.stages.flags import SBATCH, SRUN, check_conditions, check_flags
 
 STAGES = (
@@ -360,13 +363,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `site` takes."""
     parser.add_argument("--site", metavar="FILE", help="site file (default: $DISTLM_SITE, ./site.yaml, ~/.config/…)")
     actions = parser.add_subparsers(dest="action", required=True)
+    new = actions.add_parser("init", help="write a site file, to be edited; one that is there stays")
+    new.add_argument("file", metavar="FILE", nargs="?", default="site.yaml", help="default: %(default)s")
     actions.add_parser("show", help="every setting, and where it comes from")
     actions.add_parser("flags", help="sbatch flags of a stage").add_argument("stage", metavar="STAGE")
+    actions.add_parser("scripts", help="the folder of the sbatch scripts")
     actions.add_parser("setup", help="shell lines to run before Python")
 
 
 def tell(options: argparse.Namespace) -> int:
     """Print what is asked for; 0. Raises UsageError."""
+    if options.action == "init":
+        print(f"{init_site(Path(options.file))}: set partition, account, GPUs per node; `distlm site show`")
+        return 0
+    if options.action == "scripts":
+        print(scripts())
+        return 0
     site, source = load_site(options.site)
     if options.action == "show":
         print(show(site, source))

@@ -151,7 +151,7 @@ def as_text(status: Status, now: float) -> str:
         if job.state.startswith(_FROM_OUTSIDE) and status.stages.get(job.stage) is not True:
             why = "Slurm ended it for another job" if job.state.startswith("PREEMPTED") else "Slurm ended it"
             row(job.state, f"job {job.job} ({job.stage}): {why}; it does not come back by itself: "
-                f"python -m launchers.requeue {shlex.quote(status.run_dir)}")  # fmt: skip
+                f"distlm requeue {shlex.quote(status.run_dir)}")  # fmt: skip
     if not status.jobs:
         row("jobs", "none were submitted (launch/jobs.jsonl)")
     if status.follow:
@@ -249,7 +249,7 @@ def _last_known(run: RunDir, found: Submission) -> slurm.Job:
     beats = [file.stat().st_mtime for file in (run.root / ALIVE).glob("*/rank-*.json")]
     events += [(max(beats), "ranks of this run gave a sign of life")] if beats else []
     at, what = max(events)
-    what = "cancelled by launchers.cancel" if found.cancelled else f"{what} {format_seconds(time.time() - at)} ago"
+    what = "cancelled by `distlm cancel`" if found.cancelled else f"{what} {format_seconds(time.time() - at)} ago"
     return slurm.Job(found.job, slurm.UNKNOWN, reason=f"last known: {what}")
 
 

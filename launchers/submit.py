@@ -188,7 +188,7 @@ def _test_only(plan: Plan) -> int:
             )  # fmt: skip
         words = (asked.stderr or asked.stdout).strip()
         if asked.returncode != 0:
-            raise DistlmError(f"sbatch refuses {job.name}: {words}; see the site file (python -m launchers.site show)")
+            raise DistlmError(f"sbatch refuses {job.name}: {words}; see the site file (distlm site show)")
         print(f"{job.name}: {words.removeprefix('sbatch: ')}")
     return EXIT_DONE
 

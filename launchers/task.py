@@ -91,7 +91,7 @@ class StageTask:
         return world
 
     def _end_if_cancelled(self) -> None:
-        """A requeue that Slurm took a moment before `launchers.cancel` brought the job back."""
+        """A requeue that Slurm took a moment before `distlm cancel` brought the job back."""
         from distlm.config.load import load_config
         from distlm.runtime.rundir import RunDir
         from launchers.jobs import say_cancelled, was_cancelled
@@ -173,7 +173,7 @@ def run_verb(arguments: list[str], ranks: int) -> int:
 
 
 def _executor() -> str | None:
-    """slurm, local, or None in the debug executor, which runs the task inside `launchers.submit`."""
+    """slurm, local, or None in the debug executor, which runs the task inside `distlm submit`."""
     if "SUBMITIT_DEBUG_JOB_ID" in os.environ:
         return None
     return os.environ.get("SUBMITIT_EXECUTOR")

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the scripts of this folder share; they source it inside their job. It
-#   - finds Python and runs the site's set-up lines (docs/cluster.md; python -m launchers.site show),
+#   - finds Python and runs the site's set-up lines (docs/cluster.md; distlm site show),
 #   - sets STEP, the srun flags of every step, PYTHON, the words that start a rank's interpreter, and LOG, the beginning of the names of the ranks' logs,
 #   - defines `await` (wait for a step, hand signals on to it) and `finish` (end the job, or requeue it).
 #
@@ -46,7 +46,7 @@ say() { echo "$(date +%FT%T) $JOB: $*"; }
 say "$SLURM_JOB_NAME on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks, start $((${SLURM_RESTART_COUNT:-0} + 1))," \
     "requeue by this script; logs of the ranks: $PWD/${LOG}_*.log"
 
-# For `python -m launchers.status`, `logs`, `cancel` and `requeue`. (`source` leaves the script its own "$@".)
+# For `distlm status`, `logs`, `cancel` and `requeue`. (`source` leaves the script its own "$@".)
 stage=$(basename "${script:?set by the script that sources this}" .sbatch)
 python -m launchers.jobs "${stage%-array}" --log "$PWD/${LOG}_0.log" "$@" || {
   [ $? != 75 ] || exit 75  # cancelled just as it was requeued

@@ -15,7 +15,7 @@ from distlm.config.load import dump_config, load_config
 from distlm.runtime.metrics import MetricsFile
 from distlm.verbs import STAGE_VERBS
 
-JOBS = ("submit", "status", "logs", "cancel", "requeue", "site")
+JOBS = ("submit", "status", "logs", "cancel", "requeue", "deepspeed", "site")
 
 
 def every_command() -> list[str]:

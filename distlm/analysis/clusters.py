@@ -22,6 +22,7 @@ from distlm.analysis.tables import markdown, write_csv, write_picture, write_tex
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import install
 from distlm.knnlm.evaluate.losses import WORDS
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.states import States
@@ -178,7 +179,7 @@ def fit_mixture(states: Floats, settings: Settings) -> Any:
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError as error:
-        raise DistlmError(f"Gaussian mixtures need scikit-learn: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"Gaussian mixtures need scikit-learn: {install('plm')} ({error})") from error
     mixture = GaussianMixture(
         settings.components, covariance_type=settings.covariance, random_state=settings.seed, max_iter=200
     )

@@ -1,6 +1,7 @@
 """Jobs of runs: the verbs of the launchers, `distlm submit` as `python -m launchers.submit` and so on.
 
-The launchers stand above this package, so they are found by name, and only when one of them is asked for.
+The launchers stand above this package, so they are found by name, and only when one of them is asked for. A wheel has
+them in a folder of its own (distlm/installed.py), so their place comes first on the path.
 """
 
 import argparse
@@ -8,9 +9,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 
 from distlm.commands.shared import Add
 from distlm.errors import EXIT_DONE
+from distlm.installed import tree
 from distlm.runtime.ranks.world import World
 
 _VERBS = {
@@ -19,24 +22,31 @@ _VERBS = {
     ("logs", "show"): "print or follow the logs of a run's ranks",
     ("cancel", "cancel"): "end the jobs of runs",
     ("requeue", "requeue"): "let the jobs of runs start again",
-    ("site", "tell"): "print the cluster's settings, sbatch flags or set-up lines",
+    ("deepspeed", "train"): "train through the `deepspeed` launcher, over hosts or in a Slurm job",
+    ("site", "tell"): "the cluster's settings: write a site file, print settings, sbatch flags or set-up lines",
 }
 """(launchers.MODULE, its function) → what it does."""
 
 
 def add_verbs(add: Add) -> None:
-    """submit, status, logs, cancel, requeue, site."""
+    """submit, status, logs, cancel, requeue, deepspeed, site."""
     for (name, function), summary in _VERBS.items():
         run = partial(_run, name, function)
         add(name, summary, run, takes=None, arguments=partial(_add_arguments, name), alone=True)
 
 
+def _module(name: str) -> ModuleType:
+    if (folder := str(tree())) not in sys.path:
+        sys.path.insert(0, folder)
+    return import_module(f"launchers.{name}")
+
+
 def _add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
-    import_module(f"launchers.{name}").add_arguments(parser)
+    _module(name).add_arguments(parser)
 
 
 def _run(name: str, function: str, options: argparse.Namespace, _world: World) -> int:
-    run: Callable[[argparse.Namespace], int] = getattr(import_module(f"launchers.{name}"), function)
+    run: Callable[[argparse.Namespace], int] = getattr(_module(name), function)
     try:
         return run(options)
     except BrokenPipeError:

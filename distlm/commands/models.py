@@ -79,10 +79,10 @@ def _export_finetuned(options: argparse.Namespace, world: World) -> int:
 
 def _memory_bench(options: argparse.Namespace, world: World) -> int:
     from distlm.analysis.tables import markdown
-    from distlm.models.device import default_device
     from distlm.models.plm.config import PlmRun
     from distlm.models.plm.measure.bench import bench_table, run_bench
     from distlm.runtime.progress import say
+    from distlm.runtime.ranks.device import default_device
 
     for name in ("tokens", "turns"):
         if getattr(options, name) < 1:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import difflib
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
@@ -15,6 +14,7 @@ from distlm.config.check import check_values
 from distlm.config.fields import holds_once
 from distlm.config.recipe import Recipe, is_there, read_recipe, recipe_names
 from distlm.config.schema import RunConfig, sections_of
+from distlm.config.settings import type_name
 from distlm.errors import UsageError
 from distlm.models.registry import kind, kind_names
 
@@ -114,60 +114,6 @@ def run_classes() -> dict[str, type[RunConfig]]:
     return {name: kind(name).config for name in kind_names()}
 
 
-def format_help(sections: Sequence[str] = (), cls: type[RunConfig] | None = None) -> str:
-    """Help of the settings of some sections (all when none is named), from the field docstrings.
-
-    `cls`: of the runs of one kind of model; None: of all, each section that several kinds share once.
-    """
-    lines: list[str] = []
-    for title, owners in _sections_by_class(cls).items():
-        (name, described), kinds = title, ", ".join(owners)
-        if not sections or name in sections:
-            lines += _section_help(name, described, "" if cls or len(owners) == len(kind_names()) else kinds)
-    return "\n".join(["Settings (section.key=value):", *_section_help("", RunConfig, ""), *lines])
-
-
-def _sections_by_class(cls: type[RunConfig] | None) -> dict[tuple[str, type], list[str]]:
-    """(section, its class) → kinds of model that have it, in the order of the schema."""
-    found: dict[tuple[str, type], list[str]] = {}
-    for name, run in run_classes().items() if cls is None else [("", cls)]:
-        for section, item in sections_of(run).items():
-            found.setdefault((section, item.type), []).append(name)  # type: ignore[arg-type]
-    return found
-
-
-@cache
-def _section_help(section: str, cls: type, kinds: str) -> list[str]:
-    """A section's title and, per key, its type, default and docstring; `kinds`: those that alone read it."""
-    import docstring_parser
-
-    described = docstring_parser.parse_from_object(cls)
-    texts = {
-        entry.arg_name: " ".join((entry.description or "").split())
-        for owner in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)])
-        for entry in docstring_parser.parse_from_object(owner).params
-    }
-    title = " ".join((described.description or "").split())
-    only = f" (model.kind={kinds})" if kinds else ""
-    lines = ["", *textwrap.wrap(f"{section or 'run'}{only}: {title}", 100, subsequent_indent="  ")]
-    for item in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(item.type):
-            continue
-        default = getattr(cls(), item.name)
-        key = f"{section}.{item.name}" if section else item.name
-        lines.append(f"  {key} ({_type_name(item.type)}, default {default!r})")
-        lines += textwrap.wrap(texts.get(item.name, ""), 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return lines
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(choice) or "''" for choice in get_args(kind))
-    if get_origin(kind) is list and get_origin(get_args(kind)[0]) is Literal:
-        return "some of " + ", ".join(get_args(get_args(kind)[0]))
-    return kind.__name__ if isinstance(kind, type) and "[" not in str(kind) else str(kind)
-
-
 def _default_of_another(key: str, value: Any, cls: type[RunConfig]) -> bool:
     """A setting that only other kinds of model read, with their default: it asks for nothing."""
     if key in leaf_fields(cls):
@@ -239,7 +185,7 @@ def _raise_for_the_key(
         try:
             parser.parse_args([f"--{key}={_as_argument(value)}"])
         except (jsonargparse.ArgumentError, ValueError, TypeError):
-            _refuse(from_command_line, recipe, key, value, f"expected {_type_name(leaf_fields(cls)[key].type)}")
+            _refuse(from_command_line, recipe, key, value, f"expected {type_name(leaf_fields(cls)[key].type)}")
 
 
 def _plain(namespace: Any, cls: type[RunConfig]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class DataConfig:
     hub_field: str = "text"
     """Column of the hub data set that holds the lines."""
     valid_share: float = 0.0
-    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    """Share of train's documents that are taken out of train to be the valid split (0: the split is there)."""
     test_share: float = 0.0
     """The same for the test split."""
     documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
@@ -122,9 +122,9 @@ class DatastoreConfig:
     block: int = 1536
     """Scored tokens of a forward pass. 0: what the context leaves of the tokens that the model takes, at most 2,048."""
     batch_blocks: int = 2
-    """Blocks in one forward pass."""
+    """Blocks in one forward pass, which is the least that a rank computes."""
     rows_per_shard: int = 1000000
-    """Rows in one shard; rounded down to whole batches of blocks."""
+    """Rows in one shard (one file of keys); rounded down to whole batches of blocks. Ranks share a shard's batches."""
     key_dtype: Literal["float16", "float32"] = "float16"
     """Type of the keys on disk."""
 
@@ -168,9 +168,9 @@ class KnnConfig:
     block: int = 512
     """Longest evaluation block; whole lines are packed greedily."""
     batch_blocks: int = 2
-    """Evaluation blocks in one forward pass."""
+    """Evaluation blocks in one forward pass; 1 where there are few and they have 1,024 tokens, context included."""
     blocks_per_unit: int = 16
-    """Evaluation blocks in one unit of work (one file of neighbours)."""
+    """Most evaluation blocks in one unit of work (one file of neighbours): one pass where there are few."""
     k: int = question(1024)  # type: ignore[assignment]
     """Neighbours per query."""
     nprobe: int = question(32)  # type: ignore[assignment]
@@ -184,7 +184,8 @@ class KnnConfig:
     """index: the faiss index; brute: every key, exactly (small stores)."""
     scan: Literal["queries", "lists", "gpu"] = field(default="queries", metadata=VOLATILE)
     """queries: each query reads its lists, 4-bit codes from memory; lists: each list is read once for thousands of
-    queries, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on some queries."""
+    queries, by one of the ranks, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on
+    some queries."""
     similarity: Literal["l2", "dot"] = field(default="l2", metadata=QUESTION)
     """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
     self_test: bool = field(default=True, metadata=VOLATILE)
@@ -206,9 +207,9 @@ class KnnConfig:
     """Run directories with other datastores, in which the same tokens were searched with the same model: mixed in, each
     with a λ of its own."""
     buckets: int = field(default=64, metadata=VOLATILE)
-    """Buckets of the nearest distance, each with a λ of its own fitted on the first split (0: none)."""
+    """Buckets of the distance to the nearest neighbour; each has its own λ, fitted on the first split (0: none)."""
     gate: bool = field(default=True, metadata=VOLATILE)
-    """Fit a gate on the first split: λ from what is known before the search, and what skipping searches costs."""
+    """Fit a gate on the first split: it predicts λ before the search, and shows what skipping searches costs."""
 
     @property
     def tried_ks(self) -> list[int]:
@@ -252,7 +253,8 @@ class LaunchConfig:
     lost_after_s: int = volatile(60)  # type: ignore[assignment]
     """Seconds without a sign of life after which a rank counts as dead and the others end (0: never)."""
     verify: bool = once(True)  # type: ignore[assignment]
-    """Compare files with their checksums before a stage reads them: each is read once for it, until it changes."""
+    """Compare files with their checksums before a stage reads them. A file is read once for this, and again when it has
+    changed."""
     stage_in: str = volatile("")  # type: ignore[assignment]
     """Folder on each node's own disk, e.g. /local/scratch or $TMPDIR (read on each node): what `knn search` reads at
     random (index, values, keys that are read more than once) and `index add` reads (keys) is copied there once a node,

@@ -12,13 +12,13 @@ class UpdatesConfig(TrainConfig):
     """Training with DeepSpeed by a fixed number of updates."""
 
     blocks_per_update: int = 24
-    """Blocks in one optimizer update, over all ranks and accumulation steps."""
+    """The global batch size: blocks (rows of a masked model) in one update, over all ranks and accumulation steps."""
     micro_blocks: int = 1
-    """Blocks in one forward pass. blocks_per_update / micro_blocks must divide over the ranks."""
+    """Blocks in one forward pass, the micro-batch. blocks_per_update / micro_blocks must divide over the ranks."""
     updates: int = field(default=286000, metadata=LENGTH)
     """Optimizer updates in all. It may grow in a finished run, with a schedule that does not end."""
     optimizer: Literal["nag", "adam"] = "nag"
-    """Nesterov accelerated gradient with lr_old (fairseq), or Adam."""
+    """nag: Nesterov's accelerated gradient as fairseq computes it; adam: Adam."""
     momentum: float = 0.99
     """Momentum of nag."""
     adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -48,7 +48,7 @@ class BlocksConfig(UpdatesConfig):
     tokens_per_sample: int = 3072
     """Length of a training block, in tokens."""
     l2_weight: float = 0.0
-    """ω of Ton et al.: weight of the penalty on the tapped state r of every token; 0 is plain training."""
+    """ω of Ton et al.: weight of the penalty on the hidden state r (train.tap) of every token; 0 is plain training."""
     l2_reduction: Literal["mean", "sum"] = "mean"
     """‖·‖² of one token: mean or sum over the width. The paper does not say; a sum swamps the loss at ω = 1."""
     tap: str = "last_ffn_input"

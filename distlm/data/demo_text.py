@@ -12,11 +12,11 @@ from pathlib import Path
 from distlm.data.records import DemoSource
 from distlm.data.tokens import SPLITS
 from distlm.data.wikitext import article_lines, tokenise
+from distlm.installed import install
 from distlm.runtime.progress import say
 
 EXCERPT = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 EXCERPT_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
-INSTALL = "pip install 'distlm[demo]'"
 # Of every 20 articles in dump order, this one is held out. Picked so that words split near 90/5/5 %.
 HELD_OUT = {1: "valid", 6: "test"}
 
@@ -39,7 +39,7 @@ def demo_text() -> DemoText:
     if path is None:
         say(
             f"demo corpus: {why}; using Python's help texts instead (far fewer words, other results); "
-            f"for the Wikipedia articles: {INSTALL}"
+            f"for the Wikipedia articles: {install('demo')}"
         )
         lines, articles = _split(list(help_articles()))
         python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from distlm.data.dictionary import Dictionary
 from distlm.data.records import TokenizerFacts
 from distlm.errors import DistlmError
+from distlm.installed import install
 from distlm.runtime.files import bytes_hash
 
 FIRST_PIECE = len(Dictionary.SPECIALS)
@@ -60,7 +61,7 @@ class Subwords:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise DistlmError(f"data.tokenizer needs tokenizers: pip install 'distlm[plm]' ({error})") from error
+            raise DistlmError(f"data.tokenizer needs tokenizers: {install('hf')} ({error})") from error
         folder = Path(name)
         if folder.is_dir() and not (folder / TOKENIZER).is_file():
             raise DistlmError(

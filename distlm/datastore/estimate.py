@@ -11,7 +11,9 @@ from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import idle_note, speedup
 
+MORE_UNITS = "a smaller datastore.batch_blocks or datastore.block makes more units"
 _BASE_MEMORY = 400_000_000
 """Python with torch."""
 
@@ -51,17 +53,17 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
     activations = threads * 4 * batch * (8 * model.width + found.inner_floats(model))
     queue = (QUEUE_BATCHES + 1) * store.batch_blocks * block * model.width * item
     computed = int(plan.blocks.lengths.sum())
-    if ranks > len(plan.shards):
-        notes.append(f"{len(plan.shards)} shards: {ranks - len(plan.shards)} of {ranks} ranks will have nothing to do")
+    notes += idle_note(plan.unit_count, ranks, MORE_UNITS)
     notes.append("time at this process's CPU rate for each rank; on a GPU it is an upper bound")
-    rate = rank_flops(config.launch.threads, ranks) * min(ranks, len(plan.shards))
+    rate = rank_flops(config.launch.threads, ranks) * speedup([plan.unit_count], ranks)
     seconds = computed * found.forward_flops(model, store.tap, length) / rate
     return StagePlan(
         "datastore write",
-        f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards; context {window} + block "
-        f"{block}: {computed / plan.rows:.2f} tokens computed per row",
+        f"{plan.rows} rows x {model.width} {store.key_dtype} in {len(plan.shards)} shards, {plan.unit_count} units of "
+        f"work; context {window} + block {block}: {computed / plan.rows:.2f} tokens computed per row",
         disk_bytes=plan.rows * (model.width * item + 4),
         memory_bytes=_BASE_MEMORY + model_bytes(model, vocabulary) + activations + queue,
         seconds=seconds,
         notes=notes,
+        units=(plan.unit_count,),
     )

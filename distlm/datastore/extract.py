@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distlm.data.blocks import Blocks, gather
 from distlm.models.language_model import LanguageModel
+from distlm.runtime.ranks.device_memory import within_memory
 
 _SOFTMAX_ROWS = 1024
 """Rows scored at once: bounds the head's logits, [1024, words of band 0] twice."""
@@ -74,8 +75,11 @@ def batches_of_hidden_states(
     While the generator is open torch's thread count is 1. Close it when it is left early.
     """
     if next(model.parameters()).device.type != "cpu":
+        less = "Lower datastore.batch_blocks (datastore write) or knn.batch_blocks (knn search), blocks of one pass"
         for batch in batches:
-            yield hidden_states(model, ids, blocks, batch, tap, with_log_probs)
+            with within_memory("a forward pass", less):
+                found = hidden_states(model, ids, blocks, batch, tap, with_log_probs)
+            yield found
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,10 +6,11 @@ DATASTORE/
   manifest.json                       complete=false from the start, complete=true last
   keys-00000.npy   values-00000.npy   [rows, D] float16 or float32, and [rows] int32
   .shard-00000.json                   the shard is whole; gone when the store is complete
+What else an unfinished store has is in unfinished/files.py.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,11 @@ def write_sidecar(folder: Path, settings: Settings, shard: Shard) -> None:
     Sidecar.of_shard(settings, shard).write(sidecar_path(folder, shard.index))
 
 
-def read_sidecar(folder: Path, settings: Settings, planned: Shard) -> Shard | None:
-    """The shard with its checksums when it is whole: sidecar of this store, files in place with the right sizes."""
+def read_sidecar(
+    folder: Path, settings: Settings, planned: Shard, other: Callable[[Path], Path] | None = None
+) -> Shard | None:
+    """The shard with its checksums when it is whole: sidecar of this store, files in place with the right sizes, or
+    where `other` says."""
     path = sidecar_path(folder, planned.index)
     if not path.exists():
         return None
@@ -120,4 +124,8 @@ def read_sidecar(folder: Path, settings: Settings, planned: Shard) -> Shard | No
     if not shard.done or sidecar != Sidecar.of_shard(settings, shard):
         return None
     files = shard_files(folder, settings, shard)
-    return None if any(file_problem(path, header, size) for path, header, size, _ in files) else shard
+    for path, header, size, _ in files:
+        moved = other(path) if other else path
+        if file_problem(moved if moved.exists() else path, header, size):
+            return None
+    return shard

@@ -184,3 +184,20 @@ class Sidecar(Record, kw_only=True):
             token_start=shard.token_start, token_end=shard.token_end, keys_hash=shard.keys_hash or "",
             values_hash=shard.values_hash or "",
         )  # fmt: skip
+
+
+class UnitsFile(Record, kw_only=True):
+    """Which units of the shards of an unfinished store are written, so that a killed start goes on from there. Gone
+    when the store is complete; a share (launch.share) has its own, `.units-K-of-N.json`."""
+
+    FILE: ClassVar[str] = "RUN/datastore/.units.json"
+    WHAT: ClassVar[str] = "record of written units"
+    WRITER: ClassVar[str] = "distlm datastore write"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm datastore write",)
+
+    store: str
+    """Hash of the settings that they were written with."""
+    unit_rows: int
+    """Rows of a unit; the last one of a shard has fewer."""
+    done: dict[str, list[str]]
+    """SHARD/UNIT → xxh3-128 of its keys and of its values."""

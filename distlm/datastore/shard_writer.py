@@ -1,13 +1,14 @@
-"""One shard to disk while the model computes: a thread writes and hashes, a bounded queue holds what waits."""
+"""Rows of a shard to disk while the model computes: a thread writes and hashes, a bounded queue holds what waits."""
 
 import os
 import queue
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from msgspec import structs
 from torch import Tensor
 
 from distlm.datastore.manifest import VALUE_DTYPE, shard_files
+from distlm.datastore.plan import Unit
 from distlm.datastore.records import Shard
 from distlm.datastore.settings import Settings
+from distlm.datastore.unfinished.files import Done, part_path
 from distlm.errors import DistlmError
-from distlm.runtime.files import atomic_path
+from distlm.system_errors import told
 
 QUEUE_BATCHES = 3
 """Batches waiting at most: memory is one batch more than this (the one being written)."""
@@ -27,25 +30,54 @@ _SYNC_BYTES = 64 << 20
 """The disk is made to keep up in steps of this size, so that the last fsync of a shard is short."""
 
 
+@dataclass
+class Streak:
+    """A shard that one process has written from its first row on: its checksums need no reading back."""
+
+    shard: int = -1
+    rows: int = 0
+    """Written so far, in order."""
+    digests: tuple[Any, Any] = (None, None)
+    """Of the file of keys and that of values up to there."""
+
+    def before(self, unit: Unit) -> tuple[Any, Any]:
+        """The digests that go on with `unit`; none where it does not follow."""
+        if unit.first == 0:
+            return xxhash.xxh3_128(), xxhash.xxh3_128()
+        return self.digests if (self.shard, self.rows) == (unit.shard, unit.first) else (None, None)
+
+
 class ShardWriter:
-    """Streams a shard's batches into its two .npy files; both appear, whole, when the `with` block ends well.
+    """Streams units of a shard, which follow each other, into its two files (unfinished.part_path), at their places.
 
-    with ShardWriter(folder, settings, shard) as writer:
+    with ShardWriter(folder, settings, shard, units, streak) as writer:
         writer.put(keys, targets)
-    writer.finished    # the shard with its checksums
+    writer.done        # the checksums of each unit, whose bytes are on the disk
+    writer.finished    # the shard with its checksums, when this process has written all of it; else None
 
-    Memory: QUEUE_BATCHES + 1 batches of keys in the type on disk, whatever the rows of the shard.
+    Without units: the whole shard, as one. Several processes may write a shard at once. `streak` is carried from one
+    writer of a process to its next. Memory: QUEUE_BATCHES + 1 batches of keys in the type on disk, whatever the rows.
     """
 
-    def __init__(self, folder: Path, settings: Settings, shard: Shard) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        shard: Shard,
+        units: Sequence[Unit] = (),
+        streak: Streak | None = None,
+    ) -> None:
         self._settings, self._shard = settings, shard
+        self._units = list(units) or [Unit(shard.index, 0, 0, shard.rows)]
+        self._streak = Streak() if streak is None else streak
         self._files = shard_files(folder, settings, shard)
         self._dtype = {"float16": torch.float16, "float32": torch.float32}[settings.key_dtype]
         self._queue: queue.Queue[tuple[Tensor, Tensor, Tensor] | None] = queue.Queue(QUEUE_BATCHES)
         self._failure: BaseException | None = None
         self._abandoned = self._ended = False
         self._thread = threading.Thread(target=self._run, name=f"shard-{shard.index}", daemon=True)
-        self.finished = shard
+        self.done: Done = {}
+        self.finished: Shard | None = None
 
     def __enter__(self) -> "ShardWriter":
         self._thread.start()
@@ -85,27 +117,42 @@ class ShardWriter:
                 self._ended = self._queue.get() is None
 
     def _write(self) -> None:
-        (keys_path, keys_header, _, _), (values_path, values_header, _, _) = self._files
-        with ExitStack() as stack:
-            keys_file = stack.enter_context(_hashed(keys_path, keys_header))
-            values_file = stack.enter_context(_hashed(values_path, values_header))
-            rows = 0
+        streak, begin = self._streak, self._units[0]
+        whole = streak.before(begin)
+        # What fails half-way is nobody's to go on with.
+        streak.shard = -1
+        with told(self._files[0][0], *(part_path(path) for path, *_ in self._files)), ExitStack() as stack:
+            keys, values = (
+                stack.enter_context(_HashedFile(path, header, size, self._shard.rows, begin.first, digest))
+                for (path, header, size, _), digest in zip(self._files, whole, strict=True)
+            )
+            row, ends = begin.first, [unit.first + unit.rows for unit in self._units]
             while (item := self._queue.get()) is not None:
-                keys, extremes, targets = item
-                array = keys.cpu().numpy()
-                self._check(array, extremes.tolist(), rows)
-                keys_file.write(array.data.cast("B"))
-                values_file.write(targets.numpy().astype(VALUE_DTYPE).data.cast("B"))
-                rows += len(array)
+                rows, extremes, targets = item
+                array = rows.cpu().numpy()
+                self._check(array, extremes.tolist(), row)
+                tokens = targets.numpy().astype(VALUE_DTYPE)
+                row += len(array)
+                while len(self.done) < len(ends) and ends[len(self.done)] <= row:
+                    # A batch may go beyond the end of a unit.
+                    own = len(array) - (row - ends[len(self.done)])
+                    keys.write(array[:own])
+                    values.write(tokens[:own])
+                    self.done[self._units[len(self.done)].key] = [keys.take(), values.take()]
+                    array, tokens = array[own:], tokens[own:]
+                keys.write(array)
+                values.write(tokens)
             self._ended = True
             if self._abandoned:
                 raise _AbandonedError
-            if rows != self._shard.rows:
-                raise ValueError(f"shard {self._shard.index}: {rows} rows were put, planned were {self._shard.rows}")
-        # Here both files are in their places, fsynced and renamed.
-        self.finished = structs.replace(
-            self._shard, keys_hash=keys_file.digest.hexdigest(), values_hash=values_file.digest.hexdigest()
-        )
+            if row != ends[-1]:
+                raise ValueError(f"shard {self._shard.index}: rows up to {row} were put, planned was {ends[-1]}")
+        # Here the data of both files is on the disk.
+        if whole[0] is not None:
+            streak.shard, streak.rows, streak.digests = begin.shard, row, whole
+            if row == self._shard.rows:
+                hashes = [digest.hexdigest() for digest in whole]
+                self.finished = structs.replace(self._shard, keys_hash=hashes[0], values_hash=hashes[1], done=True)
 
     def _check(self, array: np.ndarray, extremes: list[float], first: int) -> None:
         # One comparison of two numbers per batch instead of a look at every key; a NaN fails it.
@@ -131,29 +178,50 @@ class ShardWriter:
 
 
 class _AbandonedError(Exception):
-    """The model failed: what is written of the shard must not stay."""
+    """The model failed: what is written of the units counts for nothing."""
 
 
 class _HashedFile:
-    """Writes and hashes; makes the disk keep up."""
+    """Writes rows from a place in a file on, and hashes them; makes the disk keep up."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._unsynced = stream, 0
-        self.digest = xxhash.xxh3_128()
+    def __init__(self, path: Path, header: bytes, size: int, rows: int, first: int, whole: Any) -> None:
+        self._path, self._header, self._whole = part_path(path), header, whole
+        self._first, self._offset = first, len(header) + first * ((size - len(header)) // rows)
+        self._unsynced, self._unit = 0, xxhash.xxh3_128()
 
-    def write(self, data: memoryview) -> None:
-        self.digest.update(data)
+    def __enter__(self) -> "_HashedFile":
+        # Not truncated: other processes write their own ranges of it.
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._stream = os.fdopen(descriptor, "wb")
+        if self._first == 0:
+            self._stream.write(self._header)
+            self._whole.update(self._header)
+        self._stream.seek(self._offset)
+        return self
+
+    def write(self, rows: np.ndarray) -> None:
+        if not rows.size:
+            return
+        data = rows.data.cast("B")
+        self._unit.update(data)
+        if self._whole is not None:
+            self._whole.update(data)
         self._stream.write(data)
         self._unsynced += data.nbytes
         if self._unsynced >= _SYNC_BYTES:
-            self._stream.flush()
-            os.fdatasync(self._stream.fileno())
-            self._unsynced = 0
+            self._sync()
 
+    def take(self) -> str:
+        """xxh3-128 of what was written since the last call."""
+        digest, self._unit = self._unit.hexdigest(), xxhash.xxh3_128()
+        return digest
 
-@contextmanager
-def _hashed(path: Path, header: bytes) -> Iterator[_HashedFile]:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        file = _HashedFile(stream)
-        file.write(memoryview(header))
-        yield file
+    def _sync(self) -> None:
+        self._stream.flush()
+        os.fdatasync(self._stream.fileno())
+        self._unsynced = 0
+
+    def __exit__(self, kind: type[BaseException] | None, _value: object, _tb: object) -> None:
+        with self._stream:
+            if kind is None:
+                self._sync()

@@ -18,6 +18,7 @@ from distlm.datastore.manifest import (
     store_bytes,
 )
 from distlm.datastore.settings import Settings
+from distlm.datastore.unfinished.files import UNITS, part_path
 from distlm.errors import DistlmError
 from distlm.runtime.lock import is_lock
 from distlm.runtime.progress import Progress
@@ -45,10 +46,14 @@ def verify_datastore(folder: Path) -> list[str]:
         for shard in manifest.shards:
             for path, header, size, checksum in shard_files(folder, settings, shard):
                 expected.add(path.name)
+                if not manifest.complete:
+                    expected.add(part_path(path).name)
                 if shard.done:
                     problems += _file_problems(path, header, size, checksum, settings, progress)
             if not manifest.complete:
                 expected.add(sidecar_path(folder, shard.index).name)
+    if not manifest.complete:
+        expected |= {path.name for path in folder.glob(UNITS)}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in expected and not is_lock(path))
     problems += [f"{folder / name}: not a file of this store" for name in extra]
     return problems

@@ -1,74 +1,62 @@
-"""The stage `datastore write`: the unit of work is one shard; of those left, rank r of R takes the r-th of every R."""
+"""The stage `datastore write`: the unit of work is a batch of blocks, or some (plan.py); each rank takes a run of them.
+
+Ranks write into the same files at once (unfinished/), so that a store of one shard keeps any number of them busy.
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
-from math import ceil
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
-from distlm.datastore.estimate import plan_datastore
+from distlm.datastore.estimate import MORE_UNITS, plan_datastore
 from distlm.datastore.extract import batches_of_hidden_states
 from distlm.datastore.lengths import block_lengths
 from distlm.datastore.manifest import (
     MANIFEST,
-    SIDECARS,
     keys_path,
     planned_manifest,
     planned_shard,
     read_manifest,
-    read_sidecar,
     shard_files,
-    sidecar_path,
     store_bytes,
     values_path,
     write_sidecar,
 )
 from distlm.datastore.manifest import file_problem as problem_of
-from distlm.datastore.plan import ShardPlan, StorePlan, plan_store
+from distlm.datastore.plan import ShardPlan, StorePlan, Unit, plan_store
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.settings import Settings
-from distlm.datastore.shard_writer import ShardWriter
+from distlm.datastore.shard_writer import ShardWriter, Streak
+from distlm.datastore.unfinished.files import clear, units_path
+from distlm.datastore.unfinished.units import Fill, Kept, StoreJob, keep, record, sealed, write_run
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal, require_tap
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
-from distlm.runtime.files import format_bytes, require_free_disk, sweep_temporaries
+from distlm.runtime.files import sweep_temporaries
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
+from distlm.runtime.units.rounds import rounds, say_idle
 
-__all__ = ["plan_datastore", "run_datastore_write", "write_shard"]
+__all__ = ["Fill", "StoreJob", "plan_datastore", "run_datastore_write", "write_shard"]
 
 _LABEL = "datastore write"
-
-
-Fill = Callable[[ShardPlan, Callable[[int], None]], Shard]
-"""Writes one shard, telling a function the rows of each batch, and returns it with checksums."""
-
-
-@dataclass(frozen=True)
-class StoreJob:
-    """What every rank knows before the work starts."""
-
-    folder: Path
-    checkpoint: Path
-    ids: npt.NDArray[np.int32]
-    plan: StorePlan
-    settings: Settings
 
 
 class StoreSummary(TypedDict):
@@ -86,13 +74,13 @@ class StoreSummary(TypedDict):
 
 
 def run_datastore_write(stage: Stage) -> StoreSummary:
-    """Write RUN/datastore; finished shards of an earlier start are kept.
+    """Write RUN/datastore; finished units of an earlier start are kept.
 
     With launch.share=K/N this process writes the shards K, K+N, … only, at once with other shares, and leaves the
     store unfinished: the same command without it completes it.
     Raises DistlmError on every rank for: an unknown tap, a model of another dictionary, blocks that do not fit,
     a folder with a store of other settings or with foreign files, a full disk, keys that are not finite or do not fit
-    datastore.key_dtype. Raises Stopped at a shard boundary after a stop signal.
+    datastore.key_dtype. Raises Stopped at a unit boundary after a stop signal.
     """
     job = together(stage.comm, lambda: open_job(stage.config, stage.run))
     tokens = TokenFiles.open(stage.run.tokens(stage.config))
@@ -100,13 +88,14 @@ def run_datastore_write(stage: Stage) -> StoreSummary:
 
     def fill() -> Fill:
         model, _ = load_model(job.checkpoint, default_device())
-        return lambda shard, advance: write_shard(model, job.ids, job.plan, shard, job.settings, job.folder, advance)
+        return partial(put_keys, model, job)
 
     return fill_store(stage, job, fill)
 
 
 def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> StoreSummary:
-    """Write the shards of a store that are not there; what `fill` gives writes one. Otherwise as run_datastore_write.
+    """Write the units of a store that are not there; what `fill` gives puts their rows. Otherwise as
+    run_datastore_write.
 
     `fill` is called once, on every rank, and only when there is something to write.
     """
@@ -116,18 +105,22 @@ def fill_store(stage: Stage, job: StoreJob, fill: Callable[[], Fill]) -> StoreSu
     # A finished folder may be read-only.
     finished = rank0_first(comm, lambda: _is_finished(job))
     with nullcontext() if finished else only_writer(job.folder, comm, "writing this datastore", share):
-        whole = rank0_first(comm, lambda: _begin(job, share))
-        left = [shard for shard in shards if shard.index not in whole]
-        told: list[list[Shard]] | None = None
+        kept = rank0_first(comm, lambda: _begin(job, share))
+        left = kept.left(job.plan, shards)
+        say_idle(comm, _LABEL, len(left), MORE_UNITS)
         if left:
-            write = together(comm, fill)
-            # Told, not read back from the sidecars: a network file system may show other nodes' files late.
-            told = comm.gather(_write_shards(stage, write, left, sum(shard.rows for shard in shards)))
+            put = together(comm, fill)
+            for new in _write_units(stage, job, put, left, sum(shard.rows for shard in shards)):
+                kept.add(new)
+                rank0_first(comm, lambda: record(job, share, kept))
+        _seal_others(stage, job, kept, shards)
         if share is None:
             # Also with nothing left: shares, or a run that was killed here, may have written the last shard.
-            rank0_first(comm, lambda: _finish(job, whole, told or []))
+            rank0_first(comm, lambda: _finish(job, kept.whole))
+        else:
+            rank0_first(comm, lambda: units_path(job.folder, share).unlink(missing_ok=True))
     seconds = time.monotonic() - start
-    written = sum(shard.rows for shard in left)
+    written = sum(unit.rows for unit in left)
     summary: StoreSummary = {
         "rows": sum(shard.rows for shard in shards),
         "width": job.settings.width,
@@ -149,14 +142,18 @@ def write_alone(job: StoreJob, model: LanguageModel) -> None:
 
     The same files as run_datastore_write. Raises DistlmError as that.
     """
-    comm = SingleComm()
+    comm, streak = SingleComm(), Streak()
     if _is_finished(job):
         return
     with only_writer(job.folder, comm, "writing this datastore"):
-        whole = _begin(job, None)
-        left = [shard for shard in job.plan.shards if shard.index not in whole]
-        written = [write_shard(model, job.ids, job.plan, shard, job.settings, job.folder) for shard in left]
-        _finish(job, whole, [written])
+        kept = _begin(job, None)
+        for shard in job.plan.shards:
+            if left := kept.left(job.plan, [shard]):
+                kept.add(write_run(job, partial(put_keys, model, job), streak, lambda rows: None, left))
+                record(job, None, kept)
+            if shard.index not in kept.whole:
+                kept.add(sealed(job, kept, shard))
+        _finish(job, kept.whole)
 
 
 def write_shard(
@@ -166,19 +163,32 @@ def write_shard(
     shard: ShardPlan,
     settings: Settings,
     folder: Path,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> Shard:
-    """Compute and write one shard, sidecar last; `advance` is told the rows of each batch. Returns it with checksums.
+    """Compute and write one whole shard. Returns it with checksums. Memory: as put_keys and ShardWriter."""
+    job = StoreJob(folder, Path(), ids, plan, settings)
+    units = plan.units(shard)
+    return write_run(job, partial(put_keys, model, job), Streak(), lambda rows: None, units).whole[shard.index]
+
+
+def put_keys(
+    model: LanguageModel,
+    job: StoreJob,
+    writer: ShardWriter,
+    shard: ShardPlan,
+    first: int,
+    rows: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Compute the rows [first, first + rows) of a shard, which are whole batches, and put them; a `Fill`.
 
     Memory: the model, one batch of blocks per CPU thread, and the queue of ShardWriter.
     """
-    batches = batches_of_hidden_states(model, ids, plan.blocks, plan.batches(shard), settings.tap)
-    with closing(batches), ShardWriter(folder, settings, planned_shard(shard)) as writer:
+    plan = job.plan
+    batches = batches_of_hidden_states(model, job.ids, plan.blocks, plan.batches(shard, first, rows), job.settings.tap)
+    with closing(batches):
         for keys, targets, _ in batches:
             writer.put(keys, targets)
             advance(len(targets))
-    write_sidecar(folder, settings, writer.finished)
-    return writer.finished
 
 
 def open_job(config: RunConfig, run: RunDir) -> StoreJob:
@@ -213,8 +223,8 @@ def _is_finished(job: StoreJob) -> bool:
     return manifest is not None and manifest.complete and all(_in_place(job, shard) for shard in manifest.shards)
 
 
-def _begin(job: StoreJob, share: Share | None) -> dict[int, Shard]:
-    """Claim the folder, keep what is whole. Returns the whole shards (of the share) by number. On rank 0 only."""
+def _begin(job: StoreJob, share: Share | None) -> Kept:
+    """Claim the folder, keep what is whole (of the share). On rank 0 only."""
     manifest = _own_manifest(job)
     if share is not None:
         return _begin_share(job, share, manifest)
@@ -223,18 +233,18 @@ def _begin(job: StoreJob, share: Share | None) -> dict[int, Shard]:
     if manifest is not None and manifest.complete:
         damaged = [shard.index for shard in manifest.shards if not _in_place(job, shard)]
         if not damaged:
-            _remove_sidecars(folder)
+            clear(folder)
             say(f"{_LABEL}: {folder} is complete, nothing to do")
-            return {shard.index: shard for shard in manifest.shards}
+            return Kept({shard.index: shard for shard in manifest.shards})
         say(f"{_LABEL}: {len(damaged)} of {len(shards)} shards are damaged, writing them again: {damaged}")
         for shard in manifest.shards:
             if shard.index not in damaged:
                 write_sidecar(folder, settings, shard)
     planned_manifest(settings, job.plan).write(folder / MANIFEST)
-    return _keep_whole(job, shards)
+    return keep(job, share, shards)
 
 
-def _begin_share(job: StoreJob, share: Share, manifest: Manifest | None) -> dict[int, Shard]:
+def _begin_share(job: StoreJob, share: Share, manifest: Manifest | None) -> Kept:
     """As _begin, touching only what no other share writes: files of its own shards, and a manifest equal to theirs."""
     shards = _shards(job, share)
     if manifest is not None and manifest.complete:
@@ -244,35 +254,14 @@ def _begin_share(job: StoreJob, share: Share, manifest: Manifest | None) -> dict
                 f"{job.folder}: complete, but shards {damaged} are damaged; run the same command without launch.share"
             )
         say(f"{_LABEL}: {job.folder} is complete, nothing to do for share {share}")
-        return {shard.index: shard for shard in manifest.shards}
+        return Kept({shard.index: shard for shard in manifest.shards})
     for shard in shards:
         for path, *_ in shard_files(job.folder, job.settings, planned_shard(shard)):
             sweep_temporaries(job.folder, path.name)
     if manifest is None:
         planned_manifest(job.settings, job.plan).write(job.folder / MANIFEST)
     say(f"{_LABEL}: share {share} of {len(job.plan.shards)} shards; a run without launch.share completes the store")
-    return _keep_whole(job, shards)
-
-
-def _keep_whole(job: StoreJob, shards: Sequence[ShardPlan]) -> dict[int, Shard]:
-    """Those of `shards` that are on disk as their sidecars say; the disk must hold the others."""
-    folder, settings = job.folder, job.settings
-    sidecars = [read_sidecar(folder, settings, planned_shard(shard)) for shard in shards]
-    whole = {shard.index: shard for shard in sidecars if shard is not None}
-    left = [planned_shard(shard) for shard in shards if shard.index not in whole]
-    for shard in left:
-        # An old sidecar must not vouch for a file that is being replaced.
-        sidecar_path(folder, shard.index).unlink(missing_ok=True)
-    needed = store_bytes(settings, left)
-    require_free_disk(folder, needed, f"datastore ({len(left)} of {len(shards)} shards)")
-    if whole:
-        say(f"{_LABEL}: {len(whole)} of {len(shards)} shards are complete, continuing")
-    rows = sum(shard.rows for shard in shards)
-    say(
-        f"{_LABEL}: {rows} rows x {settings.width} {settings.key_dtype}, {len(left)} shards to write "
-        f"({format_bytes(needed)}); keys are {settings.tap}; {settings.rule}"
-    )
-    return whole
+    return keep(job, share, shards)
 
 
 def _own_manifest(job: StoreJob) -> Manifest | None:
@@ -303,43 +292,43 @@ def _in_place(job: StoreJob, shard: Shard) -> bool:
     )
 
 
-def _write_shards(stage: Stage, write: Fill, shards: list[ShardPlan], rows: int) -> list[Shard]:
-    """Write the shards in turns of one per rank. Returns those of this rank. Collective.
+def _write_units(stage: Stage, job: StoreJob, put: Fill, left: list[Unit], rows: int) -> Iterator[Kept]:
+    """Write the units over the ranks; after each round gives what all ranks wrote in it. Collective.
 
-    `rows` counts the finished shards too.
+    `rows` counts what is finished, too.
     """
-    comm, mine = stage.comm, []
-    done = rows - sum(shard.rows for shard in shards)
+    comm, streak = stage.comm, Streak()
+    done, last = rows - sum(unit.rows for unit in left), rows
     with Progress(_LABEL, rows, "rows", comm.rank, done=done) as progress:
-        for turn in range(ceil(len(shards) / comm.size)):
-            stage.stop.check(comm, _LABEL)
-            now = shards[turn * comm.size : (turn + 1) * comm.size]
-            done += sum(shard.rows for shard in now)
 
-            def advance(rows: int, peers: int = len(now), end: int = done) -> None:
-                # Rank 0 counts for its peers too, which are as far as it is; the end of the turn is exact.
-                progress.advance(min(rows * peers, end - progress.done))
+        def advance(rows: int) -> None:
+            # Rank 0 counts for its peers too, which are as far as it is; the end of a round is exact.
+            progress.advance(min(rows * min(comm.size, len(left)), last - progress.done))
 
-            def unit(now: list[ShardPlan] = now) -> None:
-                if comm.rank < len(now):
-                    mine.append(write(now[comm.rank], advance))
-
-            together(comm, unit)
+        act = partial(write_run, job, put, streak, advance)
+        rows_at = {unit.key: unit.rows for unit in left}
+        for found in rounds(stage, _LABEL, left, act, torch.get_num_threads()):
+            new = Kept()
+            for of_rank in found:
+                new.add(of_rank)
+            done += sum(rows_at[key] for key in new.done)
             if progress.done < done:
                 progress.advance(done - progress.done)
-    return mine
+            yield new
 
 
-def _finish(job: StoreJob, whole: dict[int, Shard], told: list[list[Shard]]) -> None:
-    """All shards are whole: the complete manifest, then the sidecars go. On rank 0 only."""
-    if read_manifest(job.folder).complete:
-        return
-    shards = whole | {shard.index: shard for of_rank in told for shard in of_rank}
-    written = [shards[number] for number in sorted(shards)]
-    Manifest.of_store(job.settings, job.plan.rows, written, complete=True).write(job.folder / MANIFEST)
-    _remove_sidecars(job.folder)
+def _seal_others(stage: Stage, job: StoreJob, kept: Kept, shards: Sequence[ShardPlan]) -> None:
+    """Read back the shards that several ranks or starts have written, each on one rank. Collective."""
+    pending = [shard for shard in shards if shard.index not in kept.whole]
+    for found in rounds(stage, _LABEL, pending, lambda run: [sealed(job, kept, shard) for shard in run]):
+        for of_rank in found:
+            for new in of_rank:
+                kept.add(new)
 
 
-def _remove_sidecars(folder: Path) -> None:
-    for sidecar in folder.glob(SIDECARS):
-        sidecar.unlink(missing_ok=True)
+def _finish(job: StoreJob, shards: dict[int, Shard]) -> None:
+    """All shards are whole: the complete manifest, then what only an unfinished store has goes. On rank 0 only."""
+    if not read_manifest(job.folder).complete:
+        written = [shards[number] for number in sorted(shards)]
+        Manifest.of_store(job.settings, job.plan.rows, written, complete=True).write(job.folder / MANIFEST)
+    clear(job.folder)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
@@ -44,6 +43,7 @@ from distlm.runtime.files import require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.device import empty_cache
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
@@ -139,8 +139,7 @@ def _one_seed(
         del job
         # The engine of one seed must be gone before the next one's is made.
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_cache()
 
 
 def _done(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.errors import DistlmError
+from distlm.installed import install
 from distlm.runtime.files import refuse_no_file
 
 _CPU = ("faiss-cpu",)
@@ -26,12 +27,12 @@ def require_faiss() -> Any:
     if len(both) > 1:
         raise DistlmError(
             f"{' and '.join(both)} are both installed and overwrite each other: "
-            f"pip uninstall -y {' '.join(both)}, then pip install 'distlm[cpu]' (or 'distlm[gpu]')"
+            f"pip uninstall -y {' '.join(both)}, then {install('cpu')} (or the same with gpu)"
         )
     try:
         import faiss
     except ImportError as error:
-        raise DistlmError(f"the index needs faiss: pip install 'distlm[cpu]' (or 'distlm[gpu]') ({error})") from error
+        raise DistlmError(f"the index needs faiss: {install('cpu')} (or the same with gpu) ({error})") from error
     faiss.omp_set_num_threads(rank_threads())
     return faiss
 

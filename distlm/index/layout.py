@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from distlm.errors import DistlmError
@@ -19,6 +20,8 @@ from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import require_faiss
 
 Array = NDArray[Any]
+SUMS = 4096
+"""Checksums of the lists of a part, at most."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,29 @@ class Header:
         data = serialise(self._index)
         set_count(self._index, 0)
         return data[: -len(self._tail)]
+
+
+def group_lists(nlist: int) -> int:
+    """Lists that have one checksum together in a part's sidecar: one, of an index of up to SUMS lists."""
+    return -(-nlist // SUMS)
+
+
+def list_sums(index: Any) -> str:
+    """xxh3-64 of each group of lists of a faiss index, of their codes and ids in the file's order: 16 hex digits each.
+
+    By these a part is checked while it is merged, list by list and by several ranks, which one sum of all does
+    not allow.
+    """
+    faiss, inner = require_faiss(), inverted_file(index)
+    lists, step, sums = inner.invlists, group_lists(inner.nlist), []
+    for first in range(0, inner.nlist, step):
+        digest = xxhash.xxh3_64()
+        for number in range(first, min(first + step, inner.nlist)):
+            if size := lists.list_size(number):
+                digest.update(faiss.rev_swig_ptr(lists.get_codes(number), size * inner.code_size).data)
+                digest.update(faiss.rev_swig_ptr(lists.get_ids(number), size).data)
+        sums.append(digest.hexdigest())
+    return "".join(sums)
 
 
 def lists_header(sizes: Array, code_size: int) -> bytes:

@@ -7,6 +7,8 @@ from msgspec import UNSET, UnsetType, field
 
 from distlm.runtime.records import Part, Record
 
+CODES = ".codes*.json"
+"""Names of records of encoded units in the folder of parts."""
 _MADE_WITH_INDEX = ("distlm index add", "distlm index merge", "distlm index build", "distlm knn search")
 
 
@@ -84,6 +86,24 @@ class PartRecord(Record, kw_only=True):
     """Size of the part."""
     xxh3: str
     """xxh3-128 of the part."""
+    lists: str | UnsetType = UNSET
+    """xxh3-64 of each list's codes and ids, 16 hex digits each (of more than 4,096 lists: of so many groups of them),
+    by which a merge checks what it copies; absent in old files, which it reads once more for that."""
+
+
+class CodesRecord(Record, kw_only=True):
+    """Which units of keys are encoded that are in no part yet, `.part-00000.codes`; gone when all parts are there. A
+    share (launch.share) has its own, `.codes-K-of-N.json`."""
+
+    FILE: ClassVar[str] = "RUN/index/NAME/parts/.codes.json"
+    WHAT: ClassVar[str] = "record of encoded units"
+    WRITER: ClassVar[str] = "distlm index add"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index add",)
+
+    key: str
+    """Hash of all that the codes follow from; those of another store or template count for nothing."""
+    done: dict[str, str]
+    """SHARD/UNIT → xxh3-128 of its codes."""
 
 
 class IndexRecord(Record, kw_only=True):
@@ -123,7 +143,8 @@ class IndexRecord(Record, kw_only=True):
     bytes: int
     """Size of merged.index, or of all parts."""
     xxh3: str
-    """xxh3-128 of merged.index, or hash of the parts' checksums."""
+    """Checksum of merged.index: `BYTES_HASH`, hash of the xxh3-128 of its pieces of so many bytes (in old files
+    xxh3-128 of the whole); or hash of the parts' checksums."""
     self_found: float
     """Share, from 0 to 1, of sampled keys of the store that find themselves among 64 neighbours of their list."""
 
@@ -153,7 +174,7 @@ class JoinRecord(Record, kw_only=True):
     bytes: int
     """Size of the file."""
     xxh3: str
-    """xxh3-128 of the file."""
+    """Checksum of the file, as in index.json."""
     trained: str
     """xxh3-128 of the trained index that all parts have in common."""
     ids: str
@@ -224,7 +245,7 @@ class MergeJournal(Record, kw_only=True):
     key: str
     """Hash of what the merged file is made of; a journal of another merge counts for nothing."""
     units: dict[str, str]
-    """Number of a unit (a range of lists) → xxh3-128 of what was written of it."""
+    """Number of a unit (a range of bytes) → xxh3-128 of what was written of it."""
 
 
 class Candidate(Part):
@@ -336,7 +357,7 @@ class Rates(Part):
     read_bytes_s: float
     """Bytes per second from the folder, as far as the page cache can be left out."""
     merge_bytes_s: float
-    """Bytes per second of the merged file: parts read and checked, copied, flushed and read back."""
+    """Bytes per second of the merged file: parts read, copied and flushed."""
 
 
 class RatesFile(Record, kw_only=True):

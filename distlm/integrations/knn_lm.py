@@ -20,6 +20,7 @@ from distlm.datastore.writer import StoreJob, write_alone
 from distlm.errors import DistlmError, UsageError
 from distlm.index.build.memory import build_in_memory
 from distlm.index.search.searcher import open_index
+from distlm.installed import install
 from distlm.integrations.mixture import Mixing
 from distlm.integrations.retrieve import Retriever
 from distlm.integrations.same_model import check_keys, parameters_hash
@@ -374,7 +375,7 @@ def _library_tokenizer(tokenizer: Any) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise DistlmError(f"KnnLM needs tokenizers: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"KnnLM needs tokenizers: {install('hf')} ({error})") from error
     found = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(found, Tokenizer):
         raise DistlmError(

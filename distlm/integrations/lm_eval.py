@@ -10,11 +10,11 @@ is lm_eval's own command line, with this model among its models. In Python:
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import install
 from distlm.integrations.knn_lm import KnnLM
 from distlm.integrations.reading import TextScorer, of_knn_lm, of_run
+from distlm.runtime.ranks.device import accelerator
 
 try:
     # First those of the package: it registers them only where there are none yet.
@@ -22,7 +22,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise DistlmError(f"this model is for lm_eval: pip install 'distlm[lm-eval]' ({error})") from error
+    raise DistlmError(f"this model is for lm_eval: {install('lm-eval')} ({error})") from error
 
 MOST_TOKENS = 256
 """Tokens of a continuation where a task says nothing (max_gen_toks)."""
@@ -66,7 +66,7 @@ class DistlmModel(LM):
         else:
             self.scorer = of_run(run, mixture or "knn", [part for part in settings.split(";") if part])
             # lm_eval's command line says cuda where nothing was said, whatever the machine has.
-            if device and (torch.cuda.is_available() or not device.startswith("cuda")):
+            if device and (accelerator() is not None or not device.startswith("cuda")):
                 self.scorer.scorer.model.to(device)
         self._batch = int(batch_size) if batch_size and str(batch_size).isdigit() else 8
 

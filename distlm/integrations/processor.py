@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.installed import install
 from distlm.integrations.knn_lm import KnnLM
 from distlm.integrations.mixture import mixed
 from distlm.integrations.taps import NewestStates
@@ -11,7 +12,7 @@ from distlm.integrations.taps import NewestStates
 try:
     from transformers import LogitsProcessor
 except ImportError as error:
-    raise DistlmError(f"KnnLogitsProcessor needs transformers: pip install 'distlm[plm]' ({error})") from error
+    raise DistlmError(f"KnnLogitsProcessor needs transformers: {install('hf')} ({error})") from error
 
 
 class KnnLogitsProcessor(LogitsProcessor):

@@ -3,15 +3,20 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from distlm.config.schema import RunConfig
+from distlm.data.blocks import eval_blocks
 from distlm.data.estimate import expected_tokens
+from distlm.data.tokens import TokenFiles
 from distlm.datastore.lengths import lengths_of
-from distlm.errors import UsageError
+from distlm.errors import DistlmError, UsageError
 from distlm.index.choose.plan import fitted
 from distlm.index.factory import Factory
 from distlm.index.search.candidates import candidates_of, is_coarse
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
+from distlm.index.search.lists import BATCH_BYTES
+from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES, passes
 from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.models.kind import CausalDescription
@@ -19,6 +24,8 @@ from distlm.models.registry import kind
 from distlm.runtime.files import format_bytes
 from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, machine_flops, rank_flops
+from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import idle_note, speedup
 
 _BASE_MEMORY = 450_000_000
 """Python with torch and faiss."""
@@ -86,7 +93,12 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     pairs = counts.queries * (4 * width + 8 * candidates)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
     activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
-    unit = 3 * min(counts.queries, knn.blocks_per_unit * knn.block) * (found + 4 * width)
+    phases = _units(config)
+    blocks = sum(phases.blocks)
+    unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (found + 4 * width)
+    if knn.search == "index" and knn.scan == "lists":
+        # What a batch's queries have found: kept, sent, and received.
+        unit = max(unit, 3 * BATCH_BYTES)
     codes = counts.rows * index.key_bytes if index else 128 << 20
     packed = _packed_bytes(index, counts.rows) if index else 0
     memory = (
@@ -96,14 +108,18 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     notes.append("memory counts the memory-mapped index, which ranks of a node share")
     if packed:
         notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
+    notes += idle_note(phases.units, ranks, MORE_UNITS)
+    seconds, rescoring = _seconds(config, model, counts, index, candidates if rescores else 0, ranks)
     return StagePlan(
         "knn search",
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
-        seconds=_seconds(config, model, counts, index, candidates if rescores else 0, ranks) / max(ranks, 1)
+        seconds=seconds / speedup([phases.units], max(ranks, 1))
+        + rescoring / max(ranks, 1)
         + disk / _WRITTEN_BYTES_PER_S,
         notes=notes,
+        units=(phases.units,),
     )
 
 
@@ -137,6 +153,25 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
         )
     memory = _BASE_MEMORY + (128 << 20) + counts.queries * 8 * 3 * _MIXTURES
     return StagePlan("knn evaluate", work, counts.queries * (8 * _MIXTURES + 4), memory, seconds, notes)
+
+
+@dataclass(frozen=True)
+class _Units:
+    blocks: tuple[int, ...]
+    """Evaluation blocks of each split."""
+    units: int
+    """Units of work of all."""
+
+
+def _units(config: RunConfig) -> _Units:
+    """From the token files; where there are none the blocks are taken to be nine tenths full, of whole lines."""
+    knn = config.knn
+    try:
+        files = TokenFiles.open(RunDir.of(config).tokens(config))
+        blocks = [len(eval_blocks(files.split(split), knn.context_window, knn.block)) for split in knn.splits]
+    except DistlmError:
+        blocks = [ceil(_count(config, [split]).queries / (0.9 * knn.block)) for split in knn.splits]
+    return _Units(tuple(blocks), sum(len(planned_cut(count, knn).units(count)) for count in blocks))
 
 
 def _copied(config: RunConfig, rows: int, width: int, index: Factory | None, rescored: int) -> list[str]:
@@ -174,8 +209,9 @@ def _too_many(config: RunConfig, counts: _Counts, index: Factory | None) -> list
 
 def _seconds(
     config: RunConfig, model: CausalDescription, counts: _Counts, index: Factory | None, rescored: int, ranks: int
-) -> float:
-    """Seconds of one rank of `ranks` if it did all, on the CPU. `rescored`: candidates of each query; 0: none are."""
+) -> tuple[float, float]:
+    """Seconds of one rank of `ranks` if it did all, on the CPU: forward passes and search, and exact distances of
+    `rescored` candidates of each query (0: none are)."""
     knn, width, flops = config.knn, model.width, rank_flops(config.launch.threads, ranks)
     length = knn.context_window + knn.block
     forward = counts.queries * (length / knn.block) * causal_kind(model).forward_flops(model, "output", length) / flops
@@ -186,10 +222,10 @@ def _seconds(
         of_query = _QUERY_S + max(rescored, knn.k) * _NEIGHBOUR_S + 2 * index.nlist * width / flops
         search = counts.queries * (scanned * index.code_size / _codes_rate(index, counts.rows) + of_query)
     if not rescored:
-        return forward + search
+        return forward + search, 0.0
     item = 2 if config.datastore.key_dtype == "float16" else 4
     dots = counts.queries * rescored * 4 * width / _DOT_BYTES_PER_S
-    return forward + search + dots + counts.rows * width * item / _DISK_BYTES_PER_S
+    return forward + search, dots + counts.rows * width * item / _DISK_BYTES_PER_S
 
 
 def _codes_rate(index: Factory, rows: int) -> float:

@@ -49,6 +49,12 @@ def check_rule(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None:
                 "contradicts memory.stale=catch_up: catching up counts the updates that a slot missed; set "
                 "memory.row_steps=false or memory.stale=lazy",
             )  # fmt: skip
+        if config.moments != "fp32":
+            refuse(
+                "memory.moments", config.moments,
+                "contradicts memory.stale=catch_up, which repeats dense Adam's moments; set memory.moments=fp32 or "
+                "memory.stale=lazy",
+            )  # fmt: skip
         beta1, beta2 = config.betas
         if beta1 >= math.sqrt(beta2):
             refuse(

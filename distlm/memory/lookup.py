@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _BUFFER = 768 << 10
-_BUFFER_CUDA = 64 << 20
+_BUFFER_DEVICE = 64 << 20
 _BLOCK = 64
 
 
@@ -15,7 +15,7 @@ def rows_at_once(width: int, device: torch.device, rows: int = 1 << 62) -> int:
 
     On a processor a few such buffers fit into the cache that its threads share; on a GPU they hide the launches.
     """
-    budget = _BUFFER_CUDA if device.type == "cuda" else _BUFFER * torch.get_num_threads()
+    budget = _BUFFER * torch.get_num_threads() if device.type == "cpu" else _BUFFER_DEVICE
     return min(max(_BLOCK, budget // (4 * width) // _BLOCK * _BLOCK), -(-rows // _BLOCK) * _BLOCK)
 
 
@@ -61,7 +61,7 @@ def _products(table: Tensor, rows: Tensor, gradient: Tensor, tokens: Tensor) -> 
 
 def products_by_pieces(table: Tensor, rows: Tensor, gradient: Tensor, tokens: Tensor) -> Tensor:
     """What the fused operation gives, for devices without it; gathers 64 MiB at a time at most."""
-    size = max(1, _BUFFER_CUDA // (4 * table.shape[1]))
+    size = max(1, _BUFFER_DEVICE // (4 * table.shape[1]))
     pieces = zip(rows.split(size), tokens.split(size), strict=True)
     return torch.cat([(table[r] * gradient[t]).sum(1) for r, t in pieces])
 

@@ -59,6 +59,11 @@ def plan_memory(config: MemoryConfig, width: int, work: Work) -> list[MemoryPlan
     ]
 
 
+def planes(config: MemoryConfig) -> int:
+    """Numbers of 4 bytes for each value, with Adam's two moments where it is trained."""
+    return 1 if config.frozen else 2 if config.moments == "bf16" else 3
+
+
 def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryPlan:
     slots, reads, replicas = config.sub_keys**2, config.heads * config.k, work.ranks // columns
     tables = min(work.memories, 1) if config.shared else work.memories
@@ -88,7 +93,7 @@ def _plan(config: MemoryConfig, width: int, work: Work, columns: int) -> MemoryP
         until_summed = -(-gradient // (replicas * one_micro_batch))
         kept = one_micro_batch * min(work.micro_batches, until_summed)
         kept += gradient if work.micro_batches > until_summed else 0
-    resident = 4 * slots * (part * (1 if config.frozen else 3) + 1 + config.row_steps)
+    resident = 4 * slots * (part * planes(config) + 1 + config.row_steps)
     return MemoryPlan(columns, replicas, {k: v for k, v in sent.items() if v}, tables * resident, work.memories * kept)
 
 

@@ -91,7 +91,8 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
             "another checkpoint; copy the folder again or use another checkpoint"
         )
     try:
-        weights = safetensors.torch.load_file(path, device=str(device))
+        # safetensors reads to the devices that it knows by name; every other is torch's alone.
+        weights = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
     except safetensors.SafetensorError as error:
         refuse(error, path)
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error

@@ -71,8 +71,9 @@ class Watch:
         """Wait until the files of `ranks` can be read here; returns those that cannot within VISIBLE_AFTER_S."""
         deadline = time.monotonic() + VISIBLE_AFTER_S
         while True:
-            self._peers |= {rank: about for rank in ranks if (about := self._read(rank)) is not None}
             missing = [rank for rank in ranks if rank not in self._peers]
+            self._peers |= {rank: about for rank in missing if (about := self._read(rank)) is not None}
+            missing = [rank for rank in missing if rank not in self._peers]
             if not missing or time.monotonic() > deadline:
                 return missing
             time.sleep(0.05)
@@ -97,10 +98,10 @@ class Watch:
 
     def wait_for_ends(self, seconds: float = 2.0) -> None:
         """Until the peers have written their last word, so that none writes into a removed folder."""
-        deadline = time.monotonic() + seconds
+        deadline, left = time.monotonic() + seconds, [*self._peers]
         while time.monotonic() < deadline:
-            latest = [self._read(rank) for rank in self._peers]
-            if all(about is not None and about.ended for about in latest):
+            left = [rank for rank in left if (about := self._read(rank)) is None or not about.ended]
+            if not left:
                 return
             time.sleep(0.01)
 

@@ -31,7 +31,7 @@ class Written:
 
     path: Path
     hash: str
-    """xxh3-128 of its bytes."""
+    """Its checksum: xxh3-128 of its bytes, or of its pieces (runtime/files.py, join_hashes)."""
     mend: str
     """What helps when it is missing or other."""
 
@@ -39,7 +39,7 @@ class Written:
 def problem(file: Written) -> str:
     """What is wrong with a file, with its path; empty: nothing. Reads all of it."""
     try:
-        return difference(file, file_hash(file.path))
+        return difference(file, file_hash(file.path, file.hash))
     except DistlmError as error:
         return str(error)
     except OSError as error:

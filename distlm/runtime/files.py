@@ -10,10 +10,10 @@ import stat
 import time
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
@@ -55,16 +55,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def _sweep_abandoned(path: Path) -> None:
     """Remove what writers of a file left who were killed, or could not remove it: those of this node that are gone, and
-    any of more than a day ago. Others may be writing the same file."""
+    any of more than a day ago. Others may be writing the same file. What is left while this process runs is for the
+    next one to remove."""
     own = f".{path.name}."
-    with contextlib.suppress(OSError):
-        for leftover in path.parent.iterdir():
-            if not (leftover.name.startswith(own) and leftover.suffix == ".tmp"):
-                continue
-            node, _, process = leftover.name.removeprefix(own).removesuffix(".tmp").rpartition(".")
-            gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
+    for name in _leftovers(path.parent):
+        if not name.startswith(own):
+            continue
+        leftover = path.with_name(name)
+        node, _, process = name.removeprefix(own).removesuffix(".tmp").rpartition(".")
+        gone = node == socket.gethostname() and process.isdigit() and not _lives(int(process))
+        with contextlib.suppress(OSError):
             if gone or time.time() - leftover.stat().st_mtime > _DAY_S:
                 leftover.unlink()
+
+
+_seen: dict[tuple[int, Path], list[str]] = {}
+
+
+def _leftovers(folder: Path) -> list[str]:
+    """Names of the temporaries that were there when this process first wrote into the folder.
+
+    A list at each writing would make U units of one folder cost U² entries, of which a file server gives out some
+    hundred at a time."""
+    # A forked process is another one.
+    key = os.getpid(), folder.absolute()
+    if key not in _seen:
+        _seen[key] = []
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            _seen[key] = [entry.name for entry in entries if entry.name[0] == "." and entry.name.endswith(".tmp")]
+    return _seen[key]
 
 
 def _lives(process: int) -> bool:
@@ -232,10 +251,59 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def file_hash(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hex digits. Raises DistlmError for what is there and is no file."""
+class Hasher(Protocol):
+    """A checksum in the making."""
+
+    def update(self, data: Any, /) -> object:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all that was given."""
+
+
+class PiecesHasher:
+    """The checksum of join_hashes, of bytes in order."""
+
+    def __init__(self, piece_bytes: int) -> None:
+        self._bytes, self._left = piece_bytes, piece_bytes
+        self._piece, self._done = xxhash.xxh3_128(), list[str]()
+
+    def update(self, data: Any, /) -> None:
+        """Take the next bytes."""
+        rest = memoryview(data).cast("B")
+        while len(rest):
+            if not self._left:
+                self._done.append(self._piece.hexdigest())
+                self._piece, self._left = xxhash.xxh3_128(), self._bytes
+            taken = rest[: self._left]
+            self._piece.update(taken)
+            self._left -= len(taken)
+            rest = rest[len(taken) :]
+
+    def hexdigest(self) -> str:
+        """Of all that was given."""
+        return join_hashes([*self._done, self._piece.hexdigest()], self._bytes)
+
+
+def join_hashes(pieces: Sequence[str], piece_bytes: int) -> str:
+    """The checksum of a file that several processes write: `BYTES_HASH`, from the xxh3-128 of each of its pieces of so
+    many bytes (the last may be shorter), in order. No xxh3 of the whole can be made of those of its pieces."""
+    return f"{piece_bytes}_{bytes_hash(''.join(pieces).encode())}"
+
+
+def hasher_like(known: str) -> Hasher:
+    """A checksum of the kind of `known`: xxh3-128, or of pieces (join_hashes)."""
+    size, _, pieces = known.rpartition("_")
+    return PiecesHasher(int(size)) if pieces and size.isdigit() and int(size) else xxhash.xxh3_128()
+
+
+def file_hash(path: Path, like: str = "") -> str:
+    """xxh3-128 of a file's bytes, as 32 hex digits, or its checksum of the kind of `like` (hasher_like).
+
+    Raises DistlmError for what is there and is no file.
+    """
     refuse_no_file(path, "whose checksum is known")
-    digest = xxhash.xxh3_128()
+    digest = hasher_like(like)
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)

@@ -31,6 +31,8 @@ class StagePlan:
     """False: neither disk nor memory can be told yet, and they are 0 here."""
     finished: bool = False
     """There is nothing left to do."""
+    units: tuple[int, ...] = ()
+    """Units of work of each phase that the ranks share; none: it is not known, or one rank works."""
 
     def line(self) -> str:
         """One row for people."""

@@ -223,7 +223,7 @@ class CodeSnapshot(Record):
 
     FILE = "RUN/code/HASH/VERSION.json"
     WHAT = "version of the code's snapshot"
-    WRITER = "python -m launchers.submit"
+    WRITER = "distlm submit"
     READERS = ("every stage that runs from the copy",)
 
     git: str | None

@@ -5,13 +5,13 @@ clipping) belongs to `train.*`, and a file that sets it is refused, so that ther
 """
 
 import difflib
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distlm.config.schema import TrainConfig
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import tree
 from distlm.runtime.files import json_of
 
 OWNED = {
@@ -88,10 +88,8 @@ _DTYPES = ("fp32", "fp16", "bf16")
 
 
 def config_folders() -> list[Path]:
-    """Where a name is looked for, in order: beside the package (source tree), the installed data folder, here."""
-    beside = Path(__file__).resolve().parents[2] / "ds_configs"
-    installed = Path(sysconfig.get_path("data")) / "share" / "distlm" / "ds_configs"
-    return [beside, installed, Path.cwd() / "ds_configs"]
+    """Where a name is looked for, in order: the shipped folder, the working folder."""
+    return [tree() / "ds_configs", Path.cwd() / "ds_configs"]
 
 
 def find_ds_config(name: str) -> Path:

@@ -16,7 +16,6 @@ from distlm.memory.of_model import Memories, layers_and_values
 from distlm.models.card import model_fingerprint
 from distlm.models.complete import marked_hashes
 from distlm.models.described import causal, model_of, parameter_count, value_bytes
-from distlm.models.device import default_device
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
 from distlm.models.registry import kind
@@ -24,6 +23,7 @@ from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT

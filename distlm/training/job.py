@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from distlm.config.schema import TrainConfig
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import build_model, model_of
-from distlm.models.device import default_device
 from distlm.models.io import read_weights
 from distlm.models.kind import Description
 from distlm.runtime import metrics
 from distlm.runtime.checked import Written
 from distlm.runtime.ranks.collective import together
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
 from distlm.training.dsconfig import DeepSpeedConfig
@@ -75,8 +75,13 @@ class Job(ABC, Generic[S]):
     parameters: int
     unit = metrics.TOKENS_PER_S
     """Name of the rate: what the loss is a mean over, per second."""
+    may_shard = True
+    """Whether every ZeRO stage can train it."""
     keeps_best = True
     """Whether the checkpoint with the lowest validation loss is made and kept."""
+
+    rows_at_once = "train.micro_blocks"
+    """The setting of the rows of one forward pass, which lowers the memory of a rank."""
 
     began_at: float = 0.0
     """When the first update of this start began, in seconds of time.monotonic; 0: there was none."""
@@ -117,6 +122,15 @@ class Job(ABC, Generic[S]):
         if resume is not None:
             restore(self.engine, resume, weights)
             together(self.comm, lambda: self.resumed(resume))
+
+    def needs_less(self) -> str:
+        """What to set when a rank's memory does not do, and what changes then."""
+        found = f"Lower {self.rows_at_once} (rows of one forward pass; an update stays what it is)"
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if self.may_shard and stage < 3:
+            shared = "the weights, too," if stage == 2 else "more of the training state"
+            found += f", or take train.deepspeed=zero{max(stage, 1) + 1}, which shares {shared} out among the ranks"
+        return found
 
     def fresh_model(self) -> nn.Module:
         """The model at update 0, from torch's global generator, which is seeded. Collective."""

@@ -14,6 +14,7 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.device_memory import within_memory
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, find_resume, save_checkpoint
@@ -68,7 +69,8 @@ def run_job(stage: Stage, job: Job[S], announce: Callable[[Resume[S] | None], ob
         rank0_first(comm, lambda: announce(resume))
         join_group(stage.world)
         try:
-            return _Run(stage, job, resume).to_the_end()
+            with within_memory(stage.name, job.needs_less()):
+                return _Run(stage, job, resume).to_the_end()
         finally:
             job.close()
 

@@ -14,8 +14,8 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-import distlm
 from distlm.errors import DistlmError
+from distlm.installed import tree
 from distlm.runtime.ranks.rendezvous import JOIN_WITHIN
 from distlm.runtime.rundir import RunDir
 from launchers.hosts import rank as rank_module
@@ -38,8 +38,8 @@ _ENV_FILE = ".deepspeed_env"
 
 
 def code_root() -> Path:
-    """Folder that holds the package: the first on every rank's path, so that all run the code of the front."""
-    return Path(distlm.__file__).resolve().parents[1]
+    """The first folder on every rank's path, so that all run the code of the front: that with the launchers."""
+    return tree()
 
 
 def prepare_folder(

@@ -62,7 +62,7 @@ def submit_slurm(plan: Plan) -> dict[str, str]:
                 words = (str(error).strip().splitlines() or ["no reason given"])[-1]
                 raise DistlmError(
                     f"sbatch refused {job.name}: {words}; nothing is left submitted. Check partition, account, limits "
-                    "and GPUs in the site file (python -m launchers.site show)"
+                    "and GPUs in the site file (distlm site show)"
                 ) from error
             _record(plan, job, ids[job.name], "slurm", after)
     return ids

@@ -1,4 +1,4 @@
-"""Submits a job of `launchers.submit` once more, under a new id: from the files that its first submission left."""
+"""Submits a job of `distlm submit` once more, under a new id: from the files that its first submission left."""
 
 import os
 import re

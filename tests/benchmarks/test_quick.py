@@ -15,6 +15,7 @@ FOLDER = TESTS.parent / "benchmarks"
 BENCHMARKS = sorted(path.name for path in FOLDER.glob("*.py"))
 
 FIGURES = {
+    "add_codes.py": ("widths/16/PQ16/ratio", "widths/32/PQ8x4fs/keys_per_s", "least_ratio"),
     "cache.py": ("tokens_per_s/loop", "tokens_per_s/distlm", "perplexity/distlm"),
     "candidates.py": (
         "plain_added_s",
@@ -23,11 +24,26 @@ FIGURES = {
         "plain/nprobe 2, of 32/ms",
     ),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
+    "full_rows.py": (
+        "rows",
+        "stages/datastore write/planned_s",
+        "stages/datastore write/same_bytes",
+        "stages/index merge/same_bytes",
+        "stages/knn search/peak_MB/1",
+    ),
     "index.py": ("times_as_fast/add: ours, pick", "times_as_fast/search: ours, same", "recall/plain"),
+    "index_train.py": ("quality/faiss/recall", "turns/2 ranks/0/peak_MB", "ratios/distance, ours / faiss"),
     "knn_eval.py": ("ratios/time/original mask / distlm first", "tokens_per_s/distlm further", "tuning/best_nats"),
     "knn_generate.py": ("ratios/with / plain", "ratios/mixture / plain", "processor_ms_per_step/search"),
+    "list_scan.py": ("lists_over_faiss/lists, 2 ranks, cold", "lists_over_faiss/lists, 2 ranks, warm", "bytes"),
     "lstm.py": ("results/0/ratio", "results/0/usual_tokens_per_s"),
-    "memory.py": ("layers/distlm/seconds", "times_as_much_as_distlm/sparse/seconds", "lookup/seconds", "step/256/rows"),
+    "memory.py": (
+        "layers/distlm/seconds",
+        "times_as_much_as_distlm/sparse/seconds",
+        "values/distlm_bf16/seconds",
+        "lookup/seconds",
+        "step/256/rows",
+    ),
     "merge.py": ("bytes", "peak_MB_per_rank/merge, 2 ranks"),
     "plan.py": (
         "builds/0/index train/bytes_predicted_over_measured",
@@ -40,6 +56,8 @@ FIGURES = {
         "per_word/test/knn_buckets",
         "rows",
     ),
+    "units.py": ("write/times_as_fast", "write/planned/4", "search/times_as_fast", "search/seconds/2"),
+    "ranks.py": ("ranks/8/start/operations", "ranks/8/rounds/operations_per_s", "growth/rounds/operations"),
     "rescoring.py": ("ratios/warm/scoring", "tokens_per_s/sorted_scoring/cold", "recall/IVF16,PQ4x4"),
 }
 """Numbers above 0 in the JSON of each."""

@@ -7,12 +7,12 @@ from distlm.config.check import position_warnings
 from distlm.config.load import (
     config_tree,
     dump_config,
-    format_help,
     leaf_fields,
     load_config,
     run_classes,
 )
 from distlm.config.recipe import recipe_names
+from distlm.config.settings import format_help
 from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
 

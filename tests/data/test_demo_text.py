@@ -63,7 +63,7 @@ def test_without_gensim_falls_back_to_help_texts_and_says_why(
     found = demo_text.demo_text()
     assert found.description.source == "pydoc_data.topics" and found.description.licence == "PSF-2.0"
     said = capsys.readouterr().err
-    assert "gensim is not installed" in said and "pip install 'distlm[demo]'" in said
+    assert "gensim is not installed" in said and "pip install " in said and "[demo]" in said
     assert all(found.lines[split] for split in ("train", "valid", "test"))
     assert sum(len(line.split()) for line in found.lines["train"]) > 30_000
 

@@ -8,7 +8,7 @@ from support.records import check_record, records_of
 
 from distlm.datastore import records
 from distlm.datastore.manifest import read_sidecar, shard_files, write_sidecar
-from distlm.datastore.records import Manifest, Shard, Sidecar
+from distlm.datastore.records import Manifest, Shard, Sidecar, UnitsFile
 from distlm.errors import DistlmError
 from distlm.runtime.records import Record
 
@@ -26,7 +26,10 @@ MANIFEST = """
 SIDECAR = """
 {"store": "STORE", "index": 0, "first_row": 0, "rows": 512, "token_start": 32, "token_end": 544,
  "keys_hash": "6f6d9b2802dd9fb183c8b9597d9c3105", "values_hash": "40f23969c73236421b0caeb39238b487"}"""
-SAMPLES: list[tuple[type[Record], str]] = [(Manifest, MANIFEST), (Sidecar, SIDECAR)]
+UNITS = """
+{"store": "STORE", "unit_rows": 128, "done": {"1/0": ["6f6d9b2802dd9fb183c8b9597d9c3105",
+ "40f23969c73236421b0caeb39238b487"]}}"""
+SAMPLES: list[tuple[type[Record], str]] = [(Manifest, MANIFEST), (Sidecar, SIDECAR), (UnitsFile, UNITS)]
 """As versions without the field `format` wrote them."""
 
 

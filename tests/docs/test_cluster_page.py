@@ -1,9 +1,11 @@
 """docs/cluster.md and the README against the launchers: modules, flags, scripts and site files that they show exist."""
 
+import argparse
 import re
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,27 +18,36 @@ from launchers.site import STAGES, load_site, parse_site
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "\n".join((ROOT / name).read_text("utf-8") for name in ("docs/cluster.md", "README.md"))
-SHOWN = sorted(set(re.findall(r"python -m (launchers\.\w+)([^\n#)`]*)", TEXT)))
+NAMES = ("submit", "site", "status", "logs", "cancel", "requeue", "deepspeed")
+SHOWN = sorted(set(re.findall(rf"\bdistlm ({'|'.join(NAMES)})\b([^\n#)`]*)", TEXT)))
 
 
 @cache
-def help_of(module: str) -> str:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=DEADLINE_S)
+def help_of(name: str) -> str:
+    command = [sys.executable, "-m", "distlm", name, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize(("module", "words"), SHOWN)
-def test_a_shown_launcher_has_the_flags_it_is_shown_with(module: str, words: str) -> None:
+@pytest.mark.parametrize(("name", "words"), SHOWN)
+def test_a_shown_launcher_has_the_flags_it_is_shown_with(name: str, words: str) -> None:
     for flag in re.findall(r"--[a-z][a-z-]*", words):
-        assert flag in help_of(module), f"python -m {module}{words}"
+        assert flag in help_of(name), f"distlm {name}{words}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_launcher_of_the_source_tree_is_the_verb_of_its_name(name: str) -> None:
+    """What one takes the other takes; `python -m launchers.NAME` is how a source tree is used without installing."""
+    module = import_module(f"launchers.{name}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h"}
+    assert not [flag for flag in flags if flag not in help_of(name)] and callable(module.main)
 
 
 def test_the_page_shows_every_launcher_that_users_call() -> None:
-    modules = {module for module, _ in SHOWN}
-    assert modules >= {
-        f"launchers.{name}" for name in ("submit", "site", "status", "logs", "cancel", "requeue", "deepspeed")
-    }
+    assert {name for name, _ in SHOWN} == {*NAMES}
 
 
 def test_shown_scripts_exist_and_are_all_the_stages() -> None:

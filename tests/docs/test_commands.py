@@ -48,7 +48,7 @@ def test_a_shown_command_is_accepted(page, command, tmp_path, capfd, monkeypatch
         done = distlm(*arguments, check=False)
         assert done.returncode in (0, 1), f"{page}: {command}\n{done.stderr}"
         return
-    if arguments[0] in ("submit", "status", "logs", "cancel", "requeue", "site", "completion"):
+    if arguments[0] in ("submit", "status", "logs", "cancel", "requeue", "site", "deepspeed", "completion"):
         # What they do is tested in tests/launchers and tests/test_commands.py.
         _commands().parse(arguments)
         return

@@ -24,7 +24,7 @@ def test_the_script_of_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     exec(script.replace('"gpt2"', repr(str(folder))), found)
     printed = capsys.readouterr().out
     assert printed.startswith("Mixing(lam=") and len(printed.strip().splitlines()) >= 3
-    pytest.importorskip("lm_eval", reason="lm_eval is not here: pip install 'distlm[lm-eval]'")
+    pytest.importorskip("lm_eval", reason="lm_eval is not here: pip install -e '.[lm-eval]'")
     # The task of the second one is on the hub: its model alone is made.
     exec(re.sub(r"found = .*model=(.*), tasks=.*", r"model = \1", other), found)
     assert type(found["model"]).__name__ == "DistlmModel"

@@ -14,14 +14,17 @@ from support.deadline import DEADLINE_S, until
 from support.store import arguments, file_hashes, ready_run
 
 from distlm.datastore.reader import Datastore
+from distlm.datastore.records import UnitsFile
 from distlm.datastore.verify import verify_datastore
 from distlm.errors import DistlmError
 
 pytestmark = pytest.mark.multiprocess
 
 KILLS, RANKS, SEED = 10, 2, 20
-# 20,000 rows in 170 shards: many enough for ten kills at different places on a machine of any speed.
-STORE = ["datastore.rows_per_shard=128"]
+# 20,000 rows in 170 shards, or in 680 units of one shard: many enough for ten kills at different places on a machine of
+# any speed.
+SHARDS = ["datastore.rows_per_shard=128"]
+UNITS = ["datastore.rows_per_shard=1000000", "datastore.batch_blocks=1"]
 
 
 def rank_processes(launcher: int) -> list[psutil.Process]:
@@ -36,20 +39,22 @@ def rank_processes(launcher: int) -> list[psutil.Process]:
     return ranks
 
 
-def shards_on_disk(folder: Path) -> int:
-    return len(list(folder.glob(".shard-*.json")))
+def on_disk(folder: Path) -> int:
+    """Shards that are whole, and units of others that are recorded."""
+    record = UnitsFile.peek(folder / ".units.json")
+    return len(list(folder.glob(".shard-*.json"))) + (len(record.done) if record else 0)
 
 
 def start_and_kill(words: list[str], folder: Path, chance: random.Random) -> bool:
-    """Start the stage, kill one rank some shards and milliseconds later. False when it was done before that."""
+    """Start the stage, kill one rank some shards or units and milliseconds later. False when it was done before."""
     command = mpirun_command(RANKS, ["-m", "distlm", "datastore", "write", *words])
-    # Shards, not seconds: how long the start takes depends on the machine, and killing an import proves nothing.
-    wanted, pause = shards_on_disk(folder) + chance.randrange(0, 12), chance.random() * 0.02
+    # Work, not seconds: how long the start takes depends on the machine, and killing an import proves nothing.
+    wanted, pause = on_disk(folder) + chance.randrange(0, 12), chance.random() * 0.02
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(
-            lambda: process.poll() is not None or (has_begun(process.pid, folder) and shards_on_disk(folder) >= wanted),
-            f"{wanted} shards",
+            lambda: process.poll() is not None or (has_begun(process.pid, folder) and on_disk(folder) >= wanted),
+            f"{wanted} shards or units",
         )
         time.sleep(pause)
         ranks = rank_processes(process.pid) if process.poll() is None else []
@@ -72,10 +77,11 @@ def has_begun(launcher: int, folder: Path) -> bool:
         return False
 
 
-def test_ten_kills_change_nothing(tmp_path):
-    config = ready_run(tmp_path, lines=2050, extra=STORE)
+@pytest.mark.parametrize("store", [SHARDS, UNITS], ids=["shards", "units"])
+def test_ten_kills_change_nothing(tmp_path, store):
+    config = ready_run(tmp_path, lines=2050, extra=store)
     shared = [
-        *STORE,
+        *store,
         f"data.tokens_dir={config.run_dir}/tokens",
         f"datastore.checkpoint={config.run_dir}/checkpoints/step-00000012",
     ]
@@ -91,15 +97,15 @@ def test_ten_kills_change_nothing(tmp_path):
         if not start_and_kill(words, folder, chance):
             break
         killed += 1
-        progress.append(shards_on_disk(folder))
+        progress.append(on_disk(folder))
         # A half-written store can never be read as a whole one.
         with pytest.raises(DistlmError, match="unfinished datastore"):
             Datastore.open(folder)
-    assert killed == KILLS, f"the store was finished after {killed} kills; shards after each: {progress}"
-    assert progress == sorted(progress), "a restart lost finished shards"
+    assert killed == KILLS, f"the store was finished after {killed} kills; done after each: {progress}"
+    assert progress == sorted(progress), "a restart lost finished work"
     assert progress[-1] > progress[0]
 
-    print("finished shards after each kill:", progress)
+    print("shards or units after each kill:", progress)
     mpirun(RANKS, ["-m", "distlm", "datastore", "write", *words])
     assert file_hashes(folder) == wanted
     assert verify_datastore(folder) == []

@@ -144,9 +144,9 @@ def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, m
         files.append(Written(path, file_hash(path), "copy it again"))
     read: list[Path] = []
 
-    def counted(path: Path) -> str:
+    def counted(path: Path, like: str) -> str:
         read.append(path)
-        return file_hash(path)
+        return file_hash(path, like)
 
     monkeypatch.setattr(checked, "file_hash", counted)
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,8 @@ import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
 from support.deadline import DEADLINE_S, until
 from support.index import DRIVER, driver, vectors, write_store
+
+from distlm.index.records import CodesRecord
 
 pytestmark = pytest.mark.multiprocess
 SETTINGS = {"factory": "IVF64,SQ8"}
@@ -21,13 +24,16 @@ LATEST = {"add": 0.8, "merge": 0.8}
 """Latest kill, in seconds after the stage began."""
 
 
+def _trained(folder: Path, rows: int, per_shard: int) -> Path:
+    write_store(folder / "datastore", vectors(rows), rows_per_shard=per_shard)
+    mpirun(1, driver("train", folder, **SETTINGS))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of 60 shards with a trained template."""
-    folder = tmp_path_factory.mktemp("template")
-    write_store(folder / "datastore", vectors(200 * SHARDS), rows_per_shard=200)
-    mpirun(1, driver("train", folder, **SETTINGS))
-    return folder
+    return _trained(tmp_path_factory.mktemp("template"), 200 * SHARDS, 200)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +52,17 @@ def merged(added: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(folder)
 
 
-def _kill_one_rank(action: str, run_dir: Path, delay: float, choose: random.Random) -> bool:
+def _kill_one_rank(
+    action: str, run_dir: Path, delay: float, choose: random.Random, begun: Callable[[], bool] | None = None
+) -> bool:
     """Start two ranks, wait `delay` seconds after they began to work, kill one; whether that ended the run."""
     (run_dir / "started").unlink(missing_ok=True)
+    begun = begun or (run_dir / "started").exists
     command = mpirun_command(2, driver(action, run_dir, **SETTINGS))
     process = subprocess.Popen(
         command, env={**ENVIRONMENT, **SMALL_UNITS}, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    until(lambda: process.poll() is not None or (run_dir / "started").exists(), "the start")
+    until(lambda: process.poll() is not None or begun(), "the start", pause=0.001)
     time.sleep(delay)
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     ranks = [child for child in children if str(DRIVER) in _words(child) and "mpirun" not in _words(child)[0]]
@@ -100,3 +109,25 @@ def test_killed_at_random_moments(action: str, template: Path, added: Path, merg
     assert killed and unfinished, "the stage was over before every kill: make it longer"
     mpirun(2, driver(action, run_dir, **SETTINGS), check=True, **SMALL_UNITS)
     _compare(run_dir / "index", expected / "index")
+
+
+def test_kills_within_one_shard(tmp_path: Path) -> None:
+    """Several ranks encode its units; a kill loses at most those of a round."""
+    rows = 400_000
+    choose, start = random.Random(3), _trained(tmp_path / "start", rows, rows)
+    undisturbed = Path(shutil.copytree(start, tmp_path / "undisturbed"))
+    mpirun(1, driver("add", undisturbed, **SETTINGS))
+    run_dir = Path(shutil.copytree(start, tmp_path / "run"))
+    parts, kept = run_dir / "index" / "parts", [0]
+
+    def encoded() -> int:
+        record = CodesRecord.peek(parts / ".codes.json")
+        return len(record.done) if record else 0
+
+    for _ in range(4):
+        _kill_one_rank("add", run_dir, choose.random() * 0.01, choose, lambda: encoded() > kept[-1])
+        kept.append(encoded())
+    print("units after each kill:", kept)
+    assert kept == sorted(kept) and kept[1] > 0, "a restart lost encoded units, or was over before it was killed"
+    mpirun(2, driver("add", run_dir, **SETTINGS))
+    _compare(run_dir / "index", undisturbed / "index")

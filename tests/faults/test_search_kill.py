@@ -55,3 +55,18 @@ def test_kills_in_every_phase_and_a_stop_change_nothing(tmp_path):
         Neighbours.open(run.neighbours("valid"))
     assert subprocess.run([sys.executable, "-m", "distlm", "knn", "search", *words], env=ENVIRONMENT).returncode == 0
     assert file_hashes(run.root / "neighbours") == whole
+
+
+def test_a_kill_while_the_lists_are_shared_changes_nothing(tmp_path):
+    lists = [*UNITS, "knn.scan=lists"]
+    config = ready_run(tmp_path, lines=800, extra=lists)
+    in_stage("datastore", config, run_datastore_write)
+    in_stage("index", config, run_index_build)
+    run = RunDir.of(copy_run(config, tmp_path / "killed", *lists))
+    in_stage("knn", config, run_search)
+    folder, words = run.neighbours("valid").parent, arguments(tmp_path / "killed", tmp_path / "text", lists)
+    # The units that are left are another batch, in which queries stand elsewhere.
+    assert interrupt(words, folder, "valid/found/unit-00003", signal.SIGKILL) == -signal.SIGKILL
+    assert not (folder / "valid" / "manifest.json").exists()
+    assert subprocess.run([sys.executable, "-m", "distlm", "knn", "search", *words], env=ENVIRONMENT).returncode == 0
+    assert file_hashes(run.root / "neighbours") == file_hashes(Path(config.run_dir) / "neighbours")

@@ -14,6 +14,7 @@ from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.journal import Journal
 from distlm.index.records import (
     ChosenFactory,
+    CodesRecord,
     DropRecord,
     ExtendRecord,
     IndexRecord,
@@ -52,6 +53,7 @@ EXTENDED = """
 {"rows": 20, "first_id": 4311, "xxh3": "d585e744da3cb80910cf6f5dc3eeaac8", "extends": "/run/joined.index",
  "keys": [{"path": "/run/k.npy", "rows": 20}]}"""
 JOURNAL = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "units": {"0": "405f", "3": "dd98"}}'
+CODES = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "done": {"0/0": "405f87a99c2e849b3cbfc4a4db4e653a"}}'
 KMEANS = '{"key": "16966a6eef6d8dbcc27100cf2e18b5f2", "iterations": 4, "xxh3": "405f87a99c2e849b3cbfc4a4db4e653a"}'
 RATES = """
 {"factory": "IVF32,PQ8", "width": 32, "sample": 6000, "rates": {"threads": 2, "add_keys_s": 20000,
@@ -70,8 +72,9 @@ TUNED = f"""
 NOTHING = TUNED.replace(f'"pick": {ONE}', '"pick": null')
 SAMPLES: list[tuple[type[Record], str]] = [
     (TemplateRecord, TEMPLATE), (PartRecord, PART), (IndexRecord, INDEX), (JoinRecord, JOINED), (JoinRecord, WITH_GAPS),
-    (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (MergeJournal, JOURNAL), (RatesFile, RATES),
-    (KmeansRecord, KMEANS), (ChosenFactory, CHOICE), (TunedIndex, TUNED), (TunedIndex, NOTHING),
+    (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (CodesRecord, CODES), (MergeJournal, JOURNAL), (RatesFile, RATES),
+    (KmeansRecord, KMEANS),
+    (ChosenFactory, CHOICE), (TunedIndex, TUNED), (TunedIndex, NOTHING),
 ]  # fmt: skip
 """As versions wrote them that knew no `format` and, in index.json, no `merged`."""
 

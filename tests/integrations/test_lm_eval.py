@@ -23,7 +23,7 @@ from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.rundir import RunDir
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not here: pip install 'distlm[lm-eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not here: pip install -e '.[lm-eval]'")
 
 from lm_eval.tasks import TaskManager  # noqa: E402
 

@@ -6,6 +6,8 @@ import pytest
 from support.manifest import write_complete_manifest
 
 from distlm.config.load import load_config
+from distlm.datastore.records import UnitsFile
+from distlm.index.records import CodesRecord
 from distlm.runtime.files import write_json
 from distlm.runtime.rundir import RunDir
 from launchers.guard import MARKS, check_restart
@@ -83,11 +85,24 @@ def test_a_unit_of_every_stage_moves_its_mark(tmp_path, stage, file):
     assert MARKS[stage](config, run) != before
 
 
+def test_units_within_a_shard_move_the_mark(tmp_path):
+    config = load_config("demo", [f"run_dir={tmp_path}"])
+    run = RunDir.of(config)
+    marks = set()
+    for done in (0, 1, 2):
+        UnitsFile(store="s", unit_rows=9, done={f"0/{n}": ["k", "v"] for n in range(done)}).write(
+            run.datastore / ".units.json"
+        )
+        CodesRecord(key="k", done={f"0/{n}": "c" for n in range(done)}).write(run.index / "parts/.codes-1-of-2.json")
+        marks |= {MARKS["datastore"](config, run), MARKS["index-add"](config, run)}
+    assert marks == {f"0 {what}{units}" for what in ("shards", "parts") for units in ("", ", 1 units", ", 2 units")}
+
+
 def test_a_cancelled_job_does_not_start_again_until_it_may(tmp_path):
     run = RunDir(tmp_path)
     record_job(run, "train", "7", "submitit", "1", cancelled=True)
-    assert "launchers.cancel ended job 7" in str(asked(tmp_path))
-    assert "launchers.cancel ended job 7_3" in str(asked(tmp_path, job="7_3"))
+    assert "`distlm cancel` ended job 7" in str(asked(tmp_path))
+    assert "`distlm cancel` ended job 7_3" in str(asked(tmp_path, job="7_3"))
     assert asked(tmp_path, job="77") is None
     record_job(run, "train", "7", "submitit", "1", cancelled=False)
     assert asked(tmp_path) is None

@@ -133,7 +133,7 @@ def test_a_silent_slurm_leaves_what_the_run_directory_knows(run, monkeypatch):
     monkeypatch.setattr(slurm, "jobs", silent)
     found = status_of(run)
     assert [(job.state, job.reason) for job in found.jobs] == [
-        ("UNKNOWN", "last known: submitted 0s ago"), ("UNKNOWN", "last known: cancelled by launchers.cancel"),
+        ("UNKNOWN", "last known: submitted 0s ago"), ("UNKNOWN", "last known: cancelled by `distlm cancel`"),
     ]  # fmt: skip
     make(run.root / ".alive" / "x" / "rank-00000.json", "{}")
     os.utime(run.root / ".alive" / "x" / "rank-00000.json", (now + 60, now + 60))
@@ -148,7 +148,7 @@ def test_what_slurm_ended_is_named_with_the_command_that_brings_it_back(run, mon
     for state, named in (("PREEMPTED", True), ("TIMEOUT", True), ("FAILED", False), ("COMPLETED", False)):
         monkeypatch.setattr(slurm, "jobs", lambda ids, state=state: {"42": [slurm.Job("42", state)]})
         text = as_text(status_of(run), time.time())
-        assert (f"python -m launchers.requeue {run.root}" in text) == named, text
+        assert (f"distlm requeue {run.root}" in text) == named, text
 
 
 def test_slurms_times():

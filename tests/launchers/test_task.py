@@ -87,7 +87,7 @@ def test_a_start_of_a_cancelled_job_ends_before_it_does_anything(on_slurm, monke
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with pytest.raises(StageFailed, match="job 1 was cancelled"):
         on_slurm()
-    assert "launchers.requeue lets it go on" in capsys.readouterr().err
+    assert "distlm requeue lets it go on" in capsys.readouterr().err
 
 
 def test_the_debug_executor_ends_with_75(task, monkeypatch):

@@ -4,7 +4,7 @@ on ranks (tests/multiprocess/memory/test_memory_table_ranks.py)."""
 import dataclasses
 
 import pytest
-from support.memory import WIDTH, backward, make_table, reads, settings
+from support.memory import WIDTH, backward, make, make_table, reads, settings
 
 from distlm.memory.config import MemoryConfig
 from distlm.memory.plan import Work, describe, other_ways, plan_memory
@@ -78,6 +78,15 @@ def test_what_is_kept_is_never_more(micro_batches: int) -> None:
     assert micro_batches > 2 or most == plan.kept
     tables = table.values.nbytes + table.last_step.nbytes + 2 * table.values.nbytes
     assert plan.resident == tables
+
+
+def test_moments_in_bf16_take_half() -> None:
+    table, optimizer = make(moments="bf16")
+    backward(table, reads(0))
+    optimizer.update()
+    (plan,) = plan_memory(table.config, WIDTH, Work(ranks=1, tokens=12))
+    assert plan.resident == sum(plane.nbytes for plane in table.planes()) + table.last_step.nbytes
+    assert plan.resident < 0.7 * plan_memory(settings(), WIDTH, Work(ranks=1, tokens=12))[0].resident
 
 
 def test_described() -> None:

@@ -11,11 +11,11 @@ from support.records import unsealed
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model, save_model, save_weights
 from distlm.models.records import ModelCard
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.records import replaced
 
 CONFIG = TransformerConfig(layers=2, width=16, heads=2, ffn_width=24, cutoffs=[10, 20], factor=2, max_positions=32)

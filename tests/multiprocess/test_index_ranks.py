@@ -16,7 +16,14 @@ from distlm.index import open_index
 from distlm.runtime.lock import is_lock
 
 pytestmark = pytest.mark.multiprocess
-FACTORIES = ["PCA16,IVF64,PQ8", "IVF64,PQ16x4", "PCAR24,IVF64_HNSW8,RaBitQ", "auto"]
+FACTORIES = [
+    ("PCA16,IVF64,PQ8", ""),
+    ("IVF64,PQ16x4", ""),
+    ("IVF64,SQ4", "1"),
+    ("PCAR24,IVF64_HNSW8,RaBitQ", ""),
+    ("auto", ""),
+]
+"""And whether integers find the nearest centroids."""
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -24,8 +31,8 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) -> None:
+@pytest.mark.parametrize(("factory", "integers"), FACTORIES)
+def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str, integers: str) -> None:
     keys = vectors(8000)
     settings = {"factory": factory, "sample": 4000}
     built = {}
@@ -34,9 +41,9 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
         write_store(run_dir / "datastore", keys, rows_per_shard=1700)
         if ranks == 2:
             for action in ("train", "add", "merge"):
-                mpirun(ranks, driver(action, run_dir, **settings))
+                mpirun(ranks, driver(action, run_dir, **settings), TEST_INTEGERS=integers)
         else:
-            mpirun(ranks, driver("build", run_dir, **settings))
+            mpirun(ranks, driver("build", run_dir, **settings), TEST_INTEGERS=integers)
         built[ranks] = _files(run_dir / "index")
     assert sorted(built[1]) == sorted(
         ["template.index", "template.json", "merged.index", "index.json"]
@@ -46,7 +53,7 @@ def test_any_number_of_ranks_makes_the_same_index(tmp_path: Path, factory: str) 
     assert built[1] == built[2] == built[3]
     # Threads share the blocks of a rank.
     write_store(tmp_path / "4" / "datastore", keys, rows_per_shard=1700)
-    mpirun(4, [*driver("train", tmp_path / "4", **settings), "launch.threads=2"])
+    mpirun(4, [*driver("train", tmp_path / "4", **settings), "launch.threads=2"], TEST_INTEGERS=integers)
     assert (tmp_path / "4/index/template.index").read_bytes() == built[1]["template.index"]
 
     import faiss

@@ -46,6 +46,20 @@ def test_any_number_of_ranks_finds_the_same_neighbours_and_perplexities(tmp_path
         assert search(ranks) == (one, figures)
 
 
+def test_ranks_that_share_the_lists_find_the_same(tmp_path):
+    """knn.scan=lists: each rank looks at lists of its own for the queries of all."""
+    config = ready_run(tmp_path)
+    in_stage("datastore", config, run_datastore_write)
+    in_stage("index", config, run_index_build)
+    found = {}
+    for ranks in (1, 2, 3):
+        run_dir = shutil.copytree(config.run_dir, tmp_path / f"ranks{ranks}")
+        mpirun(ranks, ["-m", "distlm", "knn", "search", *arguments(run_dir, tmp_path / "text"), "knn.scan=lists"])
+        found[ranks] = file_hashes(run_dir / "neighbours")
+    assert len([name for name in found[1] if name.endswith("ids.npy")]) > 3
+    assert found[1] == found[2] == found[3]
+
+
 def test_a_refusal_on_two_ranks_is_told_once(tmp_path):
     config = ready_run(tmp_path)
     in_stage("datastore", config, run_datastore_write)

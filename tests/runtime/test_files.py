@@ -1,6 +1,7 @@
 """Files are whole or absent; the run directory refuses another configuration; metrics survive a cut line."""
 
 import errno
+import multiprocessing
 import os
 import re
 import shutil
@@ -292,3 +293,24 @@ def test_arrays_that_are_none(data: bytes, tmp_path: Path) -> None:
     for mapped in (True, False):
         with pytest.raises(ValueError):
             load_array(path, mapped)
+
+
+def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files a process writes there; another process looks anew."""
+    listed = []
+    real = os.scandir
+
+    def scandir(folder: object) -> object:
+        listed.append(folder)
+        return real(folder)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for unit in range(20):
+        write_json(tmp_path / f"unit-{unit}.json", {})
+    assert listed == [tmp_path]
+    left = tmp_path / f".unit-3.json.{socket.gethostname()}.{2**22 + 1}.tmp"
+    left.touch()
+    child = multiprocessing.get_context("fork").Process(target=write_json, args=(tmp_path / "unit-3.json", {}))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and not left.exists()

@@ -54,7 +54,7 @@ def test_a_requeue_that_came_between_ends_at_once_and_the_command_lets_it_go_on(
     # What a job does that asked Slurm, and found itself running, just before it was cancelled.
     slurm.run("scontrol", "requeue", job)
     assert slurm.wait(job) == "FAILED"
-    assert f"job {job} was ended by launchers.cancel, so this start ends at once" in said(slurm, run, job)
+    assert f"job {job} was ended by `distlm cancel`, so this start ends at once" in said(slurm, run, job)
     assert (run / "metrics.jsonl").read_bytes() == before
     assert f"job {job} (train): requeued, was FAILED" in tool(slurm, "requeue", run).stdout
     assert jobs_of(run)["train"] == job and slurm.states(job) == ["PENDING"]

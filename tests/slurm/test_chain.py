@@ -94,7 +94,7 @@ def test_a_preempted_job_is_named_with_the_command_that_brings_its_chain_back(ch
     assert (
         f"job {train} (train): Slurm ended it for another job; it does not come back by itself" in chain.seen["status"]
     )
-    assert f"python -m launchers.requeue {chain.run}" in chain.seen["status"]
+    assert f"distlm requeue {chain.run}" in chain.seen["status"]
     assert jobs_of(chain.run)["datastore"] != chain.first["datastore"]
 
 

@@ -24,7 +24,7 @@ class ShardsConfig:
     splits: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
     """Splits that are made; training needs train and valid."""
     valid_share: float = 0.0
-    """The valid split is so large a share of train's documents, taken out of train (0: it is there)."""
+    """Share of train's documents that are taken out of train to be the valid split (0: the split is there)."""
     test_share: float = 0.0
     """The same for the test split."""
     documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
@@ -39,7 +39,7 @@ class ShardsConfig:
     vocabulary_size: int = 30522
     """Pieces of a trained vocabulary, special tokens included."""
     vocabulary_text: int = 1_000_000_000
-    """A vocabulary is trained on about so many bytes of text, taken from all over train (0: on all of it)."""
+    """Bytes of text, taken evenly from train, that a vocabulary is trained on (0: all of train)."""
     lower_case: bool = True
     """Lower-case the text and strip accents (BERT's uncased models)."""
     row_tokens: int = 512
@@ -50,4 +50,4 @@ class ShardsConfig:
     chunk_rows: int = 256
     """Rows of a chunk, which is one file of a shard, read as a whole."""
     shard_text: int = 32_000_000
-    """A shard takes whole documents until it has so many bytes of text; shards are what ranks share out."""
+    """Bytes of text in a shard, which holds whole documents. Ranks divide the shards among them."""

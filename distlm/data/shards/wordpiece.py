@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from distlm.data.shards.records import Tokenizer
 from distlm.errors import DistlmError
+from distlm.installed import install
 from distlm.runtime.files import atomic_path, json_hash, write_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -186,5 +187,5 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise DistlmError(f"shards need the tokenizers library: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"shards need the tokenizers library: {install('plm')} ({error})") from error
     return tokenizers

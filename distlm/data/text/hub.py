@@ -5,6 +5,7 @@ from typing import Any
 
 from distlm.data.text.choice import TextChoice
 from distlm.errors import DistlmError
+from distlm.installed import install
 
 HUB_SPLITS = {"train": ("train",), "valid": ("validation", "valid"), "test": ("test",)}
 _BATCH = 1000
@@ -25,9 +26,7 @@ def load_hub(section: str, name: str, config: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DistlmError(
-            f"{section}.source=hub needs the datasets library: pip install 'distlm[hub]' ({error})"
-        ) from error
+        raise DistlmError(f"{section}.source=hub needs the datasets library: {install('hub')} ({error})") from error
     try:
         return datasets.load_dataset(name, config or None)
     except Exception as error:  # the library raises many kinds: its own, of the network, of the file readers

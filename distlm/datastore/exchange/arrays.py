@@ -12,6 +12,7 @@ from distlm.datastore.plan import ShardPlan
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.settings import Settings
+from distlm.datastore.unfinished.files import clear, forget, put_in_place
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.lock import only_writer
@@ -49,7 +50,10 @@ def write_datastore(
         shards = [_planned(settings, len(keys), first) for first in range(0, len(keys), rows_per_shard)]
         require_free_disk(folder, store_bytes(settings, shards), "the datastore")
         Manifest.of_store(settings, len(keys), shards, complete=False).write(folder / MANIFEST)
-        written = [_write(folder, settings, shard, keys, values) for shard in shards]
+        try:
+            written = [_write(folder, settings, shard, keys, values) for shard in shards]
+        finally:
+            clear(folder)
         Manifest.of_store(settings, len(keys), written, complete=True).write(folder / MANIFEST)
     return Datastore.open(folder)
 
@@ -98,6 +102,7 @@ def _write(folder: Path, settings: Settings, shard: Shard, keys: npt.NDArray[Any
 
     from distlm.datastore.shard_writer import ShardWriter
 
+    forget(folder, settings, shard)
     limit = float(np.finfo(settings.key_dtype).max)
     with ShardWriter(folder, settings, shard) as writer:
         step, end = max(1, _PIECE_BYTES // (4 * settings.width)), shard.first_row + shard.rows
@@ -113,4 +118,6 @@ def _write(folder: Path, settings: Settings, shard: Shard, keys: npt.NDArray[Any
                     "store"
                 )
             writer.put(torch.from_numpy(piece), torch.from_numpy(np.array(values[rows], np.int64)))
+    assert writer.finished is not None
+    put_in_place(folder, settings, writer.finished)
     return writer.finished

@@ -2,12 +2,14 @@
 
 Keys are [N, D] float16 or float32, values [N, 1] int64, int32 or int16, in corpus order, N = tokens − context_window.
 With --dstore-fp16 the original stores values as int16 although ids reach 267,743: such files are refused, and never
-written. Rows are streamed, so memory is a few pieces of PIECE_BYTES; each rank reads and writes the rows of its shards.
+written. Rows are streamed, so memory is a few pieces of PIECE_BYTES; each rank imports the rows of its units, and
+exports those of its shards.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distlm.datastore.manifest import planned_shard, write_sidecar
 from distlm.datastore.plan import ShardPlan
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import Shard
@@ -94,7 +95,7 @@ def import_memmap(stage: Stage, prefix: str) -> StoreSummary:
     def fill() -> Fill:
         keys = np.memmap(raw.keys, job.settings.key_dtype, "r", shape=(job.plan.rows, job.settings.width))
         values = np.memmap(raw.values, value_dtype, "r", shape=(job.plan.rows,))
-        return lambda shard, advance: _copy_shard(raw, keys, values, job, shard, advance)
+        return partial(_copy_rows, raw, keys, values, job)
 
     return fill_store(stage, job, fill)
 
@@ -140,25 +141,25 @@ def _check_raw(raw: RawStore, job: StoreJob) -> np.dtype[Any]:
     return raw.value_dtype(rows, settings.vocabulary)
 
 
-def _copy_shard(
+def _copy_rows(
     raw: RawStore,
     keys: np.memmap,
     values: np.memmap,
     job: StoreJob,
+    writer: ShardWriter,
     shard: ShardPlan,
+    first: int,
+    rows: int,
     advance: Callable[[int], None],
-) -> Shard:
-    with ShardWriter(job.folder, job.settings, planned_shard(shard)) as writer:
-        for first, last in _pieces(shard.first_row, shard.rows, job.settings.width):
-            of_piece = np.array(values[first:last], dtype=np.int64)
-            offset = shard.token_start - shard.first_row
-            _check_values(raw, of_piece, job.ids[first + offset : last + offset], first)
-            of_keys = np.array(keys[first:last], np.float32)
-            _check_keys(raw, of_keys, first)
-            writer.put(torch.from_numpy(of_keys), torch.from_numpy(of_piece))
-            advance(last - first)
-    write_sidecar(job.folder, job.settings, writer.finished)
-    return writer.finished
+) -> None:
+    for start, end in _pieces(shard.first_row + first, rows, job.settings.width):
+        of_piece = np.array(values[start:end], dtype=np.int64)
+        offset = shard.token_start - shard.first_row
+        _check_values(raw, of_piece, job.ids[start + offset : end + offset], start)
+        of_keys = np.array(keys[start:end], np.float32)
+        _check_keys(raw, of_keys, start)
+        writer.put(torch.from_numpy(of_keys), torch.from_numpy(of_piece))
+        advance(end - start)
 
 
 def _check_keys(raw: RawStore, keys: npt.NDArray[np.float32], first: int) -> None:

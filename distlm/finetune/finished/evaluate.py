@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.finished.state import SETTINGS
@@ -33,6 +31,7 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first, together
+from distlm.runtime.ranks.device import empty_cache
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.rundir import RunDir, code_version
 from distlm.runtime.stage import Stage
@@ -146,8 +145,7 @@ def _evaluate(stage: Stage, config: FinetuneConfig, model: Finished, first: bool
     # The engine of one model must be gone before the next one's is made.
     del job
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_cache()
     return dict(found.scores)
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from distlm.errors import DistlmError
 from distlm.finetune.tasks.glue import Examples, GlueTask
 from distlm.finetune.tasks.squad import Question
+from distlm.installed import install
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -90,7 +91,5 @@ def _libraries() -> tuple[Any, Any]:
         import scipy.stats
         import sklearn.metrics
     except ImportError as error:
-        raise DistlmError(
-            f"metrics of fine-tuning need scikit-learn and scipy: pip install 'distlm[plm]' ({error})"
-        ) from error
+        raise DistlmError(f"metrics of fine-tuning need scikit-learn and scipy: {install('plm')} ({error})") from error
     return sklearn.metrics, scipy.stats

@@ -1,22 +1,31 @@
-"""Adds every datastore shard to its own part, with global ids. The unit of work is one shard."""
+"""Adds every datastore shard to its own part, with global ids.
+
+The unit of work is some blocks of keys (codes.py): ranks encode the units of a shard together, one puts the part
+together.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
-from math import ceil
+from functools import partial
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from msgspec import UNSET, UnsetType
 
+from distlm.datastore.plan import Unit, following
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.codes import CodeFiles, encoded, row_bytes, unit_rows
 from distlm.index.build.encode import Encoder
+from distlm.index.build.integer_lists import TRIAL
 from distlm.index.build.sample import check_finite
 from distlm.index.build.template import Template, load_template
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.faiss_module import write_index
-from distlm.index.layout import Array, IndexFolder, deserialise
+from distlm.index.layout import Array, IndexFolder, deserialise, list_sums
 from distlm.index.records import PartRecord
 from distlm.index.state import merged_before
 from distlm.runtime.files import (
@@ -33,6 +42,7 @@ from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.share import Share, share_of
 from distlm.runtime.stage import Stage
+from distlm.runtime.units.rounds import first_readers, rounds, say_idle
 
 
 class AddSummary(TypedDict):
@@ -61,38 +71,139 @@ def run_index_add(stage: Stage) -> AddSummary:
         say(f"index add: {folder.merged} is complete, nothing to do", comm.rank)
         return {"seconds": 0.0, "parts": 0, "rows": 0, "done_before": True}
     shards = [shard.index for shard in datastore.shards if share is None or share.has(shard.index)]
-    with only_writer(folder.root, comm, "adding to this index", share):
-        units = rank0_first(comm, lambda: _plan(folder, datastore, template, shards, share))
-        finished = len(shards) - len(units)
-        whole, rows = (sum(datastore.shards[unit].rows for unit in chosen) for chosen in (shards, units))
-        if finished and not units:
+    with only_writer(folder.root, comm, "adding to this index", share), ExitStack() as open_:
+        adding = together(comm, lambda: open_.enter_context(Adding(folder, datastore, template, share)))
+        parts, done = rank0_first(comm, lambda: _plan(adding, shards, comm.size))
+        adding.done = done
+        units = adding.left(parts)
+        finished, rows = len(shards) - len(parts), sum(unit.rows for unit in units)
+        if finished and not parts:
             say(f"index add: all {finished} parts are complete, nothing to do", comm.rank)
         elif finished:
             say(f"index add: {finished} of {len(shards)} parts are complete, continuing", comm.rank)
+        say_idle(comm, "index add", len(units), f"launch.ranks={len(units)} takes as long")
         wanted = rank0_first(comm, lambda: _wanted_copies(stage, datastore, units))
         with copied(stage, "index add", wanted) as copies:
             if units:
-                stage.require_whole(datastore.folder, read_in_place(datastore.written(shards=units), wanted))
-            store = replace(datastore, copies=copies)
-            with Progress("index add", whole, "keys", comm.rank, done=whole - rows) as progress:
-                for turn in range(ceil(len(units) / comm.size)):
-                    stage.stop.check(comm, "index add")
-                    mine = units[turn * comm.size : (turn + 1) * comm.size]
-                    together(comm, lambda mine=mine: _add_mine(folder, store, template, mine, comm.rank))  # type: ignore[misc]
-                    progress.advance(sum(datastore.shards[unit].rows for unit in mine))
+                read = sorted({unit.shard for unit in units})
+                stage.require_whole(datastore.folder, read_in_place(datastore.written(shards=read), wanted))
+            adding.store = replace(datastore, copies=copies)
+            _encode(stage, adding, units, sum(datastore.shards[shard].rows for shard in shards))
+            # Those whose units several ranks, or starts, have encoded.
+            left = [shard for shard in parts if shard not in adding.added]
+            for _ in rounds(stage, "index add", left, adding.put_all_together):
+                pass
+        if share is None:
+            rank0_first(comm, adding.files.clear)
+        else:
+            rank0_first(comm, lambda: adding.files.record.unlink(missing_ok=True))
     seconds = time.monotonic() - start
-    if comm.rank == 0 and units:
-        stage.run.metrics.write("index add", {STAGE_SECONDS: round(seconds, 3), "rows": rows, "parts": len(units)})
-    return {"seconds": seconds, "parts": len(units), "rows": rows}
+    if comm.rank == 0 and parts:
+        stage.run.metrics.write("index add", {STAGE_SECONDS: round(seconds, 3), "rows": rows, "parts": len(parts)})
+    return {"seconds": seconds, "parts": len(parts), "rows": rows}
 
 
-def _wanted_copies(stage: Stage, datastore: Datastore, units: list[int]) -> list[Wanted]:
-    """Keys of the shards that are to be added, each for the rank that adds it; none without launch.stage_in."""
+class Adding:
+    """Encoding units and putting parts together, on one rank. Use in a `with` block."""
+
+    def __init__(self, folder: IndexFolder, store: Datastore, template: Template, share: Share | None) -> None:
+        self.folder, self.store, self.template = folder, store, template
+        self.done: dict[str, str] = {}
+        """Encoded units of all ranks."""
+        self.added: set[int] = set()
+        """Shards whose parts were put together by this start, on any rank."""
+        self._encoder = settled(Encoder(deserialise(template.data), device=gpu_device(), keys=store.rows), store)
+        self.at_once = self._encoder.batch // self._encoder.block
+        """Units that keep the threads busy."""
+        self.files = CodeFiles(
+            folder, part_record(store, 0, template, 0, ""), share, unit_rows(self._encoder.block, store.rows),
+            row_bytes(template),
+        )  # fmt: skip
+
+    def __enter__(self) -> "Adding":
+        self._encoder.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._encoder.__exit__(*error)
+
+    def left(self, shards: Sequence[int]) -> list[Unit]:
+        """Units of shards that are not encoded."""
+        return [u for shard in shards for u in self.files.units(self.store, shard) if u.key not in self.done]
+
+    def run(self, advance: Callable[[int], None], units: Sequence[Unit]) -> tuple[dict[str, str], list[int]]:
+        """Encode units in order; the part of a shard that is whole then is put together. Returns the checksums of
+        units, and these shards."""
+        new: dict[str, str] = {}
+        added = []
+        for run in following(units):
+            shard, first, last = run[0].shard, run[0].first, run[-1].first + run[-1].rows
+
+            def before(start: int, keys: Array, shard: int = shard, first: int = first) -> None:
+                rows = np.arange(first + start, first + start + len(keys))
+                check_finite(keys, self.store, shard, rows)
+                advance(len(keys))
+
+            batches = read_batches(self.store.keys(shard)[first:last], self._encoder.batch)
+            new |= self.files.write(shard, run, encoded(self._encoder, batches, before))
+            # Others know nothing of it yet, so it is the one that puts it together.
+            mine = self.done | new
+            if all(unit.key in mine for unit in self.files.units(self.store, shard)):
+                self.put_together(shard, mine)
+                added.append(shard)
+        return new, added
+
+    def put_together(self, shard: int, done: dict[str, str] | None = None) -> None:
+        """Write the part of a shard whose units are all encoded, its sidecar last."""
+        index = self.files.assemble(self.store, shard, self.template, self.done if done is None else done)
+        path, sidecar = self.folder.part(shard), self.folder.part_json(shard)
+        # An old sidecar must not vouch for the new part.
+        sidecar.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            write_index(index, temporary)
+            size, lists = temporary.stat().st_size, list_sums(index)
+            record = part_record(self.store, shard, self.template, size, file_hash(temporary), lists)
+        record.write(sidecar)
+        self.files.forget(shard)
+
+    def put_all_together(self, shards: Sequence[int]) -> None:
+        """As put_together, one after the other."""
+        for shard in shards:
+            self.put_together(shard)
+
+    def record(self) -> None:
+        """Keep which units are encoded of shards that are no parts yet."""
+        self.files.save({key: value for key, value in self.done.items() if int(key.split("/")[0]) not in self.added})
+
+
+def _encode(stage: Stage, adding: Adding, units: list[Unit], whole: int) -> None:
+    """Encode the units over the ranks, of `whole` rows with those that are done. Collective."""
+    comm, rows_of = stage.comm, {unit.key: unit.rows for unit in units}
+    done = whole - sum(rows_of.values())
+    with Progress("index add", whole, "keys", comm.rank, done=done) as progress:
+
+        def advance(rows: int) -> None:
+            # Rank 0 counts for its peers too, which are as far as it is; the end of a round is exact.
+            progress.advance(min(rows * min(comm.size, len(units)), whole - progress.done))
+
+        for found in rounds(stage, "index add", units, partial(adding.run, advance), adding.at_once):
+            for new, added in found:
+                adding.done |= new
+                adding.added |= set(added)
+                done += sum(rows_of[key] for key in new)
+            rank0_first(comm, adding.record)
+            if progress.done < done:
+                progress.advance(done - progress.done)
+
+
+def _wanted_copies(stage: Stage, datastore: Datastore, units: list[Unit]) -> list[Wanted]:
+    """Keys of the shards that are to be added, each for the rank that encodes its first unit; none without
+    launch.stage_in. The few other ranks that have units of a shard read it where it lies."""
     if not asked_place(stage.config.launch.stage_in):
         return []
-    keys = datastore.written(shards=units, values=False)
-    readers = {file.path: number % stage.comm.size for number, file in enumerate(keys)}
-    return [Wanted(datastore.folder, keys, readers)]
+    owner = first_readers([unit.shard for unit in units], stage.comm.size)
+    keys = datastore.written(shards=list(owner), values=False)
+    return [Wanted(datastore.folder, keys, dict(zip((file.path for file in keys), owner.values(), strict=True)))]
 
 
 def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
@@ -102,11 +213,18 @@ def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
     """
     index = deserialise(template.data)
     first = datastore.shards[shard].first_row
-    with Encoder(index, device=gpu_device()) as encoder:
+    with settled(Encoder(index, device=gpu_device(), keys=datastore.rows), datastore) as encoder:
         for start, keys in read_batches(datastore.keys(shard), encoder.batch):
             check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
             encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
     return index
+
+
+def settled(encoder: Encoder, datastore: Datastore) -> Encoder:
+    """`encoder`, which finds lists in the way that the store's first keys suit, whatever part of it it is given."""
+    if datastore.rows:
+        encoder.settle(np.ascontiguousarray(datastore.keys(0)[:TRIAL], dtype=np.float32))
+    return encoder
 
 
 def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
@@ -124,8 +242,10 @@ def read_batches(keys: Array, batch: int) -> Iterator[tuple[int, Array]]:
             yield start, current
 
 
-def part_record(datastore: Datastore, shard: int, template: Template, size: int, xxh3: str) -> PartRecord:
-    """What the sidecar of a part of `size` bytes and that checksum must say."""
+def part_record(
+    datastore: Datastore, shard: int, template: Template, size: int, xxh3: str, lists: str | UnsetType = UNSET
+) -> PartRecord:
+    """What the sidecar of a part of `size` bytes and these checksums must say."""
     return PartRecord(
         template=template.id,
         datastore=datastore.fingerprint,
@@ -134,26 +254,39 @@ def part_record(datastore: Datastore, shard: int, template: Template, size: int,
         rows=datastore.shards[shard].rows,
         bytes=size,
         xxh3=xxh3,
+        lists=lists,
     )
 
 
-def _plan(
-    folder: IndexFolder, datastore: Datastore, template: Template, shards: list[int], share: Share | None
-) -> list[int]:
-    """Those of `shards` without a valid part. Checks the disk first."""
+def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dict[str, str]]:
+    """Those of `shards` without a valid part, and what is encoded of them. Checks the disk first. On rank 0."""
+    folder, datastore, files = adding.folder, adding.store, adding.files
     folder.parts.mkdir(parents=True, exist_ok=True)
-    if share is None:
+    if files.share is None:
         sweep_temporaries(folder.parts)
     else:
         # The temporary files of other shares may be in use.
         for shard in shards:
             sweep_temporaries(folder.parts, folder.part(shard).name)
             sweep_temporaries(folder.parts, folder.part_json(shard).name)
-    units = [shard for shard in shards if not _is_done(folder, datastore, shard, template)]
-    key_bytes = template.record.code_size + 8
-    needed = sum(datastore.shards[unit].rows * key_bytes + len(template.data) for unit in units)
-    require_free_disk(folder.parts, needed, f"{len(units)} index parts")
-    return units
+    parts = [shard for shard in shards if not _is_done(folder, datastore, shard, adding.template)]
+    recorded, done = files.load(), dict[str, str]()
+    for shard in shards:
+        units = [unit for unit in files.units(datastore, shard) if unit.key in recorded]
+        if shard not in parts:
+            files.forget(shard)
+        elif units and files.there(shard, units):
+            done |= {unit.key: recorded[unit.key] for unit in units}
+        else:
+            files.begin(shard)
+    files.save(done)
+    key_bytes = adding.template.record.code_size + 8
+    # The codes of a shard go when its part is there: a rank has those of the shard that it is at, and of one before.
+    most = sorted((datastore.shards[shard].rows for shard in parts), reverse=True)[: 2 * ranks]
+    needed = sum(datastore.shards[shard].rows * key_bytes + len(adding.template.data) for shard in parts)
+    needed += sum(most) * files.row_bytes
+    require_free_disk(folder.parts, needed, f"{len(parts)} index parts")
+    return parts, done
 
 
 def _is_done(folder: IndexFolder, datastore: Datastore, shard: int, template: Template) -> bool:
@@ -163,19 +296,5 @@ def _is_done(folder: IndexFolder, datastore: Datastore, shard: int, template: Te
         record = PartRecord.read(folder.part_json(shard))
     except DistlmError:
         return False
-    same = record == part_record(datastore, shard, template, record.bytes, record.xxh3)
+    same = record == part_record(datastore, shard, template, record.bytes, record.xxh3, record.lists)
     return same and folder.part(shard).stat().st_size == record.bytes
-
-
-def _add_mine(folder: IndexFolder, datastore: Datastore, template: Template, mine: list[int], rank: int) -> None:
-    if rank >= len(mine):
-        return
-    shard = mine[rank]
-    index = add_shard(datastore, shard, template)
-    path = folder.part(shard)
-    # An old sidecar must not vouch for the new part.
-    folder.part_json(shard).unlink(missing_ok=True)
-    with atomic_path(path) as temporary:
-        write_index(index, temporary)
-        record = part_record(datastore, shard, template, temporary.stat().st_size, file_hash(temporary))
-    record.write(folder.part_json(shard))

@@ -30,7 +30,7 @@ def build_in_memory(datastore: Datastore, factory: str, sample: int, seed: int) 
         say(f"index: {message}")
     team = Team(threads=usable_cores(), device=gpu_device())
     index = deserialise(trained(plan, StoreSample(datastore, plan.sample, seed), seed, team))
-    with Encoder(index, device=gpu_device()) as encoder:
+    with Encoder(index, device=gpu_device(), keys=datastore.rows) as encoder:
         for shard in datastore.shards:
             for start, part in read_batches(datastore.keys(shard.index), encoder.batch):
                 check_finite(part, datastore, shard.index, np.arange(start, start + len(part)))

@@ -4,26 +4,22 @@ The same lists as faiss finds, up to ties: fp32 products, without TF32, whose sh
 keys to other lists.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
+from distlm.runtime.ranks.device import default_device, may_have_accelerator
 
-DRIVER = Path("/proc/driver/nvidia/version")
-"""There where a GPU's driver is. Only then is torch loaded, which takes seconds."""
 PRODUCT_BYTES = 64 << 20
 """Most bytes of one matrix of distances: every thread of an encoder holds one on the device."""
 
 
 def gpu_device() -> str:
     """This rank's GPU as torch names it; empty without one."""
-    if not DRIVER.exists():
+    if not may_have_accelerator():
         return ""
-    from distlm.models.device import default_device
-
     device = default_device()
     return "" if device.type == "cpu" else str(device)
 

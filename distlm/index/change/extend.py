@@ -39,7 +39,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
     rows = sum(len(vectors) for _, vectors in files)
     require_free_disk(out.absolute().parent, rows * (part.code_size + 8) + len(part.state), "the new part")
     done = 0
-    with Encoder(grown) as encoder, Progress("index extend", rows, "keys", 0) as progress:
+    with Encoder(grown, keys=rows) as encoder, Progress("index extend", rows, "keys", 0) as progress:
         for path, vectors in files:
             for start, batch in read_batches(vectors, encoder.batch):
                 _require_finite(batch, path, start)

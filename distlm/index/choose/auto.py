@@ -1,4 +1,4 @@
-"""index.factory=auto: a factory from rows, width and limits, by rules that were measured (docs/index.md)."""
+"""index.factory=auto: a factory from rows, width and limits, by rules that were measured (docs/faiss-index.md)."""
 
 from dataclasses import dataclass
 from pathlib import Path

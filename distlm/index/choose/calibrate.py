@@ -29,6 +29,9 @@ from distlm.runtime.stop import StopFlag
 
 QUICK_KEYS = 64
 """Training keys per list of the stand-in template: it must have the right shape, not the right centroids."""
+DIRECTIONS = 48
+MANY = 10**9
+"""Keys of a store that is worth a plan: they decide how lists are found."""
 READ_PIECE = 16 << 20
 
 
@@ -79,7 +82,13 @@ def _seconds(act: Callable[[], Any]) -> float:
 
 
 def _vectors(random: np.random.Generator, rows: int, width: int) -> Array:
-    return random.standard_normal((rows, width), np.float32)
+    """fp32 [rows, width], most of whose variance lies in a few directions, as that of hidden states: how many centroids
+    may be a key's nearest (build/integer_lists.py) goes by that."""
+    directions = np.random.Generator(np.random.Philox(key=[2, 1])).standard_normal((DIRECTIONS, width), np.float32)
+    vectors: Array = random.standard_normal((rows, DIRECTIONS), np.float32) @ directions
+    vectors /= DIRECTIONS**0.5
+    vectors += 0.3 * random.standard_normal((rows, width), np.float32)
+    return vectors
 
 
 def _team() -> Team:
@@ -96,7 +105,7 @@ def _kmeans(factory: Factory, random: np.random.Generator, count: int) -> float:
     keys = _held(_vectors(random, max(count, factory.nlist), width).astype(np.float16))
 
     def train(iterations: int) -> float:
-        return _seconds(lambda: kmeans(keys, factory.nlist, iterations, 1, _team()))
+        return _seconds(lambda: kmeans(keys, factory.nlist, iterations, 1, _team(), planned=MANY))
 
     # The difference leaves out what is done once: the first centroids. The better of two turns, because what else runs
     # on the machine only adds.
@@ -149,7 +158,7 @@ def _stand_in(factory: Factory, random: np.random.Generator) -> bytes:
 
 def _adding(template: bytes, width: int, random: np.random.Generator, seconds: float) -> float:
     index = deserialise(template)
-    with Encoder(index, device=gpu_device()) as encoder:
+    with Encoder(index, device=gpu_device(), keys=MANY) as encoder:
         keys = _vectors(random, encoder.batch, width).astype(np.float16)
         done, start = 0, time.perf_counter()
         while done < 2 * len(keys) or time.perf_counter() - start < seconds:
@@ -203,14 +212,5 @@ def _merging(template: bytes, folder: Path, random: np.random.Generator, size: i
         paths.append(path)
         starts.append(len(start))
     layout = MergeLayout(header.bytes(2 * rows), tuple(starts), tuple(paths), sizes, header.code_size)
-    merged = folder / "merged"
-
-    def merge() -> None:
-        for path in paths:
-            with path.open("rb") as stream:
-                while stream.read(READ_PIECE):
-                    pass
-        write_merged(SingleComm(), StopFlag(), layout, merged, UNIT_BYTES)
-
-    seconds = _seconds(merge)
+    seconds = _seconds(lambda: write_merged(SingleComm(), StopFlag(), layout, folder / "merged", UNIT_BYTES))
     return layout.bytes / seconds

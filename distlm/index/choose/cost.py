@@ -1,7 +1,6 @@
 """What building an index will need on so many ranks, from measured rates: disk, memory, traffic, seconds, by stage."""
 
 from dataclasses import dataclass
-from math import ceil
 
 from distlm.index.build.encode import LEAST_BATCH
 from distlm.index.choose.plan import (
@@ -9,6 +8,7 @@ from distlm.index.choose.plan import (
     KMEANS_ITERATIONS,
     Store,
     add_memory,
+    add_units,
     merge_memory,
     shared_transforms,
     subspaces,
@@ -19,6 +19,7 @@ from distlm.index.choose.plan import (
 )
 from distlm.index.factory import Factory
 from distlm.index.records import Rates
+from distlm.runtime.units.planned import speedup
 
 MERGE_FIXED_S = 0.1
 """Opening the merged file and looking sampled keys up in it."""
@@ -45,8 +46,8 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     """Costs of train, add and merge of `store` on `ranks` ranks that are like the one that was measured.
 
     Training: each rank has its share of the sample, and whole subspaces of a product quantiser; transforms but PCA are
-    trained on one. Adding: each rank adds whole shards, so that it takes ceil(shards / ranks) turns. Merging is bound
-    by the disk: its rate is that of one rank, whatever the ranks.
+    trained on one. Adding: each rank encodes a run of units. Merging is bound by the disk: its rate is that of one
+    rank, whatever the ranks.
     """
     template = template_bytes(factory)
     parts = store.rows * factory.key_bytes + store.shards * template
@@ -64,17 +65,15 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
         )
         + rates.transform_fixed_s
     )
-    turns = ceil(store.shards / ranks)
-    shard_rows = ceil(store.rows / store.shards)
-    # Keys are read while others are encoded; a part is written, and read for its checksum, when it is whole.
-    shard_s = max(shard_rows / rates.add_keys_s, shard_rows * store.width * KEY_BYTES / rates.read_bytes_s)
-    part_s = (parts / store.shards) * (1 / rates.write_bytes_s)
-    add_s = turns * (shard_s + part_s)
+    # Keys are read while others are encoded; codes are written, and parts made of them when a shard's are all there.
+    encode_s = max(store.rows / rates.add_keys_s, store.rows * store.width * KEY_BYTES / rates.read_bytes_s)
+    part_s = (parts + store.rows * factory.key_bytes) / rates.write_bytes_s
+    add_s = encode_s / speedup([add_units(factory, store)], ranks) + part_s / speedup([store.shards], ranks)
     merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s
     return [
         Cost("index train", template, train_memory(factory, store, ranks), sample, template,
              train_traffic(factory, ranks), train_s, 0.0),
         Cost("index add", parts, add_memory(factory, store, LEAST_BATCH * max(1, rates.threads // 2)), keys, parts, 0,
              add_s, keys / add_s),
-        Cost("index merge", merged, merge_memory(factory, store), 2 * parts + merged, merged, 0, merge_s, 0.0),
+        Cost("index merge", merged, merge_memory(factory, store), parts, merged, 0, merge_s, 0.0),
     ]  # fmt: skip

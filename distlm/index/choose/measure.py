@@ -171,7 +171,7 @@ def build(asked: str, sample: Sample, seed: int, known: Known | None = None) -> 
     template = train_template(factory, chosen, seed, usable_cores(), known)
     trained = time.perf_counter()
     index = deserialise(template)
-    with Encoder(index) as encoder:
+    with Encoder(index, keys=count) as encoder:
         for first in range(0, count, encoder.batch):
             batch = sample.keys[first : first + encoder.batch]
             encoder.add(batch, np.arange(first, first + len(batch), dtype=np.int64))

@@ -9,7 +9,9 @@ from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.codes import planned_units
 from distlm.index.build.encode import LEAST_BATCH, transforms_of
+from distlm.index.build.integer_lists import memory
 from distlm.index.choose.auto import Chosen, resolve, said
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
@@ -20,6 +22,7 @@ from distlm.runtime.files import format_bytes
 from distlm.runtime.local.place import SETTING, asked_place
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.units.planned import idle_note, speedup
 
 KMEANS_ITERATIONS = 10
 PQ_SAMPLE, PQ_ITERATIONS = 65536, 25
@@ -67,6 +70,8 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     if not store.written:
         notes.append("the datastore is not written yet: its rows are those that the text will give")
     notes += copied(config, store)
+    units = add_units(plan, store)
+    notes += idle_note(units, ranks, f"launch.ranks={units} takes as long to add keys")
     return StagePlan(
         stage="index build",
         work=f"{store.rows} keys × {store.width} → {plan.used}, {plan.key_bytes} bytes/key, {store.shards} parts",
@@ -74,6 +79,7 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         memory_bytes=max(train_memory(plan, store, ranks), add_memory(plan, store), merge_memory(plan, store)),
         seconds=_seconds(plan, store, parts + merged, rank_flops(config.launch.threads, ranks), ranks),
         notes=notes,
+        units=(units,),
     )
 
 
@@ -114,6 +120,13 @@ def template_bytes(plan: Factory) -> int:
     return count
 
 
+def add_units(plan: Factory, store: Store) -> int:
+    """Units of work of adding the keys."""
+    per_shard = ceil(store.rows / store.shards)
+    shards = [min(per_shard, store.rows - first) for first in range(0, store.rows, per_shard)]
+    return planned_units(plan.build(), shards)
+
+
 def trained_keys(plan: Factory) -> int:
     """Keys that k-means reads in each iteration."""
     return min(plan.sample, MOST_KEYS_PER_LIST * plan.nlist)
@@ -142,7 +155,8 @@ def train_memory(plan: Factory, store: Store, ranks: int) -> int:
     # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
     codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks
     pca = 2 * 8 * store.width**2 if transforms_of(index) else 0
-    return PROCESS_BYTES + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
+    integers = memory(plan.nlist, inner.d, trained_keys(plan) * KMEANS_ITERATIONS)
+    return PROCESS_BYTES + integers + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
 
 
 def train_traffic(plan: Factory, ranks: int) -> int:
@@ -157,13 +171,14 @@ def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
     """Peak of a rank that adds shards, `batch` keys at a time."""
     # Faiss grows lists by doubling; the batch in use and the one read ahead, and the residuals of the one in use.
     keys = min(batch, store.rows) * store.width * 4
-    return PROCESS_BYTES + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
+    used = PROCESS_BYTES + memory(plan.nlist, inverted_file(plan.build()).d, store.rows)
+    return used + 2 * ceil(store.rows / store.shards) * plan.key_bytes + 3 * keys + 2 * template_bytes(plan)
 
 
 def merge_memory(plan: Factory, store: Store) -> int:
     """Peak of a rank that merges."""
     merged = store.rows * plan.key_bytes + template_bytes(plan)
-    buffers = 2 * min(2 * UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
+    buffers = 2 * min(UNIT_BYTES, merged) + 4 * 8 * store.shards * plan.nlist
     return PROCESS_BYTES + buffers + 2 * template_bytes(plan)
 
 
@@ -176,8 +191,7 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     kmeans = trained_keys(plan) * (coarse * KMEANS_ITERATIONS + turned)
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
-    turns = ceil(store.shards / ranks) / store.shards
-    add = store.rows * (turned + coarse + encode) * turns / rank_flops
+    add = store.rows * (turned + coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
     return train + add + bytes_moved / COPY_RATE
 
 

@@ -1,25 +1,21 @@
-"""Copies list ranges of the parts to their exact places in the merged file, in bounded memory."""
+"""Copies byte ranges of the merged file from the parts to their exact places, in bounded memory."""
 
 import ctypes
 import errno
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
 
 from distlm.errors import DistlmError
 from distlm.index.layout import Array, lists_header
 from distlm.system_errors import told
 
 PIECE = 16 << 20
-"""Bytes copied at once where one list alone is larger than a unit."""
+"""Bytes read at once where they are only looked at."""
 IOVECS = 1024
 """Pieces of one scattered read (POSIX allows so many)."""
 # Linux has it.
@@ -61,68 +57,120 @@ class MergeLayout:
     def _ends(self, sizes: Array) -> Array:
         return np.concatenate([[0], np.cumsum(sizes * (self.code_size + 8))]).astype(np.int64)
 
+    @cached_property
+    def rows(self) -> list[int]:
+        """Keys of each part."""
+        return [int(own.sum()) for own in self.sizes]
+
     @property
     def bytes(self) -> int:
         """Size of the merged file."""
         return int(self.offsets[-1])
 
     def units(self, unit_bytes: int) -> list[tuple[int, int]]:
-        """List ranges [low, high) of about `unit_bytes` of output each; one larger list is a unit by itself."""
-        marks = np.arange(self.offsets[0], self.offsets[-1], unit_bytes)
-        edges = {*np.searchsorted(self.offsets[:-1], marks).tolist(), len(self.offsets) - 1}
-        return list(pairwise(sorted(edges)))
+        """Byte ranges [low, high) of the merged file, of `unit_bytes` each but for the last."""
+        return [(low, min(low + unit_bytes, self.bytes)) for low in range(0, self.bytes, unit_bytes)]
 
+    def lists_of(self, low: int, high: int) -> tuple[int, int]:
+        """The lists [first, last) that have bytes in [low, high) of the merged file."""
+        first = int(np.searchsorted(self.offsets, low, side="right")) - 1
+        return max(0, first), int(np.searchsorted(self.offsets[:-1], high, side="left"))
 
-def fits(layout: MergeLayout, low: int, high: int, unit_bytes: int) -> bool:
-    """Whether lists [low, high) may be held in memory at once; a single one may be larger than a unit."""
-    return int(layout.offsets[high] - layout.offsets[low]) <= 2 * unit_bytes
-
-
-def write_unit(layout: MergeLayout, low: int, buffer: Array, output: int) -> str:
-    """Write `buffer`, the lists from `low` on, to the file descriptor `output`; its xxh3-128."""
-    write_at(output, buffer.data, int(layout.offsets[low]))
-    return str(xxhash.xxh3_128(buffer.data).hexdigest())
-
-
-def copy_pieces(layout: MergeLayout, low: int, high: int, output: int) -> str:
-    """Copy lists [low, high) of all parts to `output`, PIECE bytes at a time; the xxh3-128 of what was written."""
-    digest = xxhash.xxh3_128()
-    place = int(layout.offsets[low])
-    for number in range(low, high):
-        for skip, width in ((0, layout.code_size), (layout.code_size, 8)):
-            for part, path in enumerate(layout.paths):
-                count = int(layout.sizes[part, number])
-                source = int(layout.part_offsets[part, number]) + count * skip
-                for piece in _read_pieces(path, source, count * width):
-                    data = _shifted(layout, part, piece) if skip else piece
-                    write_at(output, data, place)
-                    digest.update(data)
-                    place += len(data)
-    return str(digest.hexdigest())
+    def segments(self, first: int, last: int) -> Iterator[tuple[int, Array, Array]]:
+        """Where the lists [first, last) of each part go: (part, starts, stops), int64 [2 × lists] offsets in the merged
+        file of the codes and the ids of each list in turn. They follow one another in the part from
+        `part_offsets[part, first]` on."""
+        sizes = self.sizes[:, first:last]
+        code_at = self.offsets[first:last].copy()
+        id_at = code_at + sizes.sum(axis=0) * self.code_size
+        for part, own in enumerate(sizes):
+            starts = np.stack([code_at, id_at], axis=1).ravel()
+            yield part, starts, starts + (own[:, None] * np.array([self.code_size, 8])).ravel()
+            code_at += own * self.code_size
+            id_at += own * 8
 
 
 def assemble(layout: MergeLayout, low: int, high: int, buffer: Array) -> Array:
-    """Lists [low, high) as they lie in the merged file: for each list the codes of all parts, then the ids.
+    """Bytes [low, high) of the merged file: its head, and for each list the codes of all parts, then the ids.
 
     Returns the part of `buffer` uint8 that they fill. Each byte is read to its place at once.
     """
-    whole = buffer[: int(layout.offsets[high] - layout.offsets[low])]
-    width = layout.code_size
-    counts = layout.sizes[:, low:high].sum(axis=0)
-    code_at = layout.offsets[low:high] - layout.offsets[low]
-    id_at = code_at + counts * width
-    for part, path in enumerate(layout.paths):
-        sizes = layout.sizes[part, low:high]
-        filled = np.flatnonzero(sizes)
-        starts = np.stack([code_at, id_at], axis=1)[filled].ravel()
-        stops = starts + (sizes[filled, None] * np.array([width, 8])).ravel()
-        pieces = [whole[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
-        _read_scattered(path, int(layout.part_offsets[part, low]), pieces)
-        if shift := layout.shifts[part] if layout.shifts else 0:
-            for ids in pieces[1::2]:
-                ids.view("<i8")[:] += shift
-        code_at, id_at = code_at + sizes * width, id_at + sizes * 8
+    whole = buffer[: high - low]
+    if low < len(layout.start):
+        head = np.frombuffer(layout.start[low:high], np.uint8)
+        whole[: len(head)] = head
+    first, last = layout.lists_of(low, high)
+    for part, starts, stops in layout.segments(first, last):
+        # What lies before `low` is where the part begins, what lies beyond `high` where it ends.
+        skipped = int((np.minimum(stops, low) - np.minimum(starts, low)).sum())
+        pieces = [whole[start:stop] for start, stop in _inside(starts, stops, low, high)]
+        if pieces:
+            _read_scattered(layout.paths[part], int(layout.part_offsets[part, first]) + skipped, pieces)
+    if any(layout.shifts):
+        for part, ids in _ids_of_parts(layout, low, high, whole):
+            for piece in ids:
+                piece += layout.shifts[part]
+        for edge in (low, high):
+            _shift_cut(layout, edge, low, high, whole)
     return whole
+
+
+def unit_ids(layout: MergeLayout, low: int, high: int, whole: Array) -> Iterator[tuple[int, Array]]:
+    """(part, ids int64) of the ids that begin in the bytes [low, high) of the merged file, which are `whole` uint8."""
+    cut = _cut_id(layout, high)
+    for part, ids in _ids_of_parts(layout, low, high, whole):
+        if cut is not None and cut[0] == part and cut[1] >= low:
+            ids.append(np.array([cut[2]], "<i8"))
+        if ids:
+            yield part, np.concatenate(ids)
+
+
+def _inside(starts: Array, stops: Array, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The segments cut to [low, high), from `low` on; none that are empty."""
+    starts, stops = np.clip(starts, low, high) - low, np.clip(stops, low, high) - low
+    filled = np.flatnonzero(stops > starts)
+    return zip(starts[filled].tolist(), stops[filled].tolist(), strict=True)
+
+
+def _ids_of_parts(layout: MergeLayout, low: int, high: int, whole: Array) -> Iterator[tuple[int, list[Array]]]:
+    """(part, views int64 of `whole`): the ids that lie in [low, high) with all their bytes."""
+    for part, starts, stops in layout.segments(*layout.lists_of(low, high)):
+        starts, stops = starts[1::2], stops[1::2]
+        # An id may lie across an end of the unit, whose place is the file system's.
+        first = starts + -(-np.maximum(low - starts, 0) // 8) * 8
+        last = stops - -(-np.maximum(stops - high, 0) // 8) * 8
+        filled = np.flatnonzero(last > first)
+        yield (
+            part,
+            [
+                whole[start - low : stop - low].view("<i8")
+                for start, stop in zip(first[filled].tolist(), last[filled].tolist(), strict=True)
+            ],
+        )
+
+
+def _cut_id(layout: MergeLayout, edge: int) -> tuple[int, int, int] | None:
+    """(part, offset in the merged file, value in the merged file) of the id that lies across `edge`, if one does."""
+    if not len(layout.start) < edge < layout.bytes:
+        return None
+    first, last = layout.lists_of(edge, edge + 1)
+    for part, starts, stops in layout.segments(first, last):
+        start, stop = int(starts[-1]), int(stops[-1])
+        if start < edge < stop and (edge - start) % 8:
+            place = (edge - start) // 8 * 8
+            source = int(layout.part_offsets[part, last]) - (stop - start) + place
+            value = int.from_bytes(read_at(layout.paths[part], source, 8), "little", signed=True)
+            return part, start + place, value + (layout.shifts[part] if layout.shifts else 0)
+    return None
+
+
+def _shift_cut(layout: MergeLayout, edge: int, low: int, high: int, whole: Array) -> None:
+    """Put the shifted id that lies across an edge of [low, high) into `whole`, as far as it lies there."""
+    if (cut := _cut_id(layout, edge)) is not None:
+        _, place, value = cut
+        data = np.frombuffer(value.to_bytes(8, "little", signed=True), np.uint8)
+        start, stop = max(place, low), min(place + 8, high)
+        whole[start - low : stop - low] = data[start - place : stop - place]
 
 
 def _read_scattered(path: Path, offset: int, pieces: list[Array]) -> None:
@@ -144,12 +192,10 @@ def _read_scattered(path: Path, offset: int, pieces: list[Array]) -> None:
         os.close(descriptor)
 
 
-def _shifted(layout: MergeLayout, part: int, ids: bytes) -> Any:
-    """Ids of a part, as bytes, under their numbers in the merged index."""
-    shift = layout.shifts[part] if layout.shifts else 0
-    if not shift:
-        return ids
-    return (np.frombuffer(ids, "<i8") + shift).astype("<i8").view(np.uint8)
+def read_pieces(path: Path, offset: int, count: int) -> Iterator[bytes]:
+    """The same bytes as `read_at`, PIECE at a time."""
+    for start in range(0, count, PIECE):
+        yield read_at(path, offset + start, min(PIECE, count - start))
 
 
 def read_at(path: Path, offset: int, count: int) -> bytes:
@@ -201,40 +247,3 @@ def _reserve(output: int, total: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return _fallocate is not None
-
-
-def hash_in_order(path: Path, pieces: list[tuple[int, str]]) -> tuple[str, list[int]]:
-    """xxh3-128 of a file read once, and the numbers of the consecutive pieces (bytes, xxh3) that read otherwise.
-
-    It reads ahead of the hashing. Memory: twice PIECE.
-    """
-    whole, digests = xxhash.xxh3_128(), [xxhash.xxh3_128() for _ in pieces]
-    turns = [
-        (number, min(PIECE, count - start))
-        for number, (count, _) in enumerate(pieces)
-        for start in range(0, count, PIECE)
-    ]
-    buffers = [memoryview(bytearray(PIECE)) for _ in range(2)]
-    with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as reader:
-
-        def read(turn: int) -> memoryview:
-            wanted, filled = buffers[turn % 2][: turns[turn][1]], 0
-            while filled < len(wanted) and (count := stream.readinto(wanted[filled:])):
-                filled += count
-            return wanted[:filled]
-
-        ahead = reader.submit(read, 0) if turns else None
-        for turn, (number, _) in enumerate(turns):
-            assert ahead is not None
-            data = ahead.result()
-            if turn + 1 < len(turns):
-                ahead = reader.submit(read, turn + 1)
-            digests[number].update(data)
-            whole.update(data)
-    wrong = [number for number, (_, expected) in enumerate(pieces) if digests[number].hexdigest() != expected]
-    return str(whole.hexdigest()), wrong
-
-
-def _read_pieces(path: Path, offset: int, count: int) -> Iterator[bytes]:
-    for start in range(0, count, PIECE):
-        yield read_at(path, offset + start, min(PIECE, count - start))

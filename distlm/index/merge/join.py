@@ -19,9 +19,10 @@ from distlm.index.build.encode import transforms_of
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import require_faiss, require_new
 from distlm.index.layout import Header
+from distlm.index.merge.check import IdCheck
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.ids import IdBits, require_range
-from distlm.index.merge.part_file import Part, open_like, open_part, part_ids
+from distlm.index.merge.part_file import Part, end_ids, open_like, open_part, part_ids
 from distlm.index.merge.write import UNIT_BYTES, write_merged
 from distlm.index.records import JoinedPart, JoinRecord
 from distlm.index.selfcheck import open_mapped
@@ -61,17 +62,28 @@ def join_indexes(
     every = {number: part for share in comm.allgather(mine) for number, part in share.items()}
     parts = [every[number] for number in range(len(paths))]
     shifts = _shifts(parts, ids)
-    first_ids = _check_ids(comm, stop, parts, shifts, ids, gaps)
-    # In the order of their ids the files come together as one process adds them, whatever their order here.
-    order = sorted(range(len(parts)), key=lambda number: first_ids[number])
-    parts, shifts, first_ids = ([of[number] for number in order] for of in (parts, shifts, first_ids))
-    layout = layout_of(first.state, parts, shifts)
-    say(
-        f"index merge: {len(parts)} parts, {sum(part.rows for part in parts)} keys, {format_bytes(layout.bytes)}",
-        comm.rank,
-    )
+    glanced = _first_ids(comm, stop, parts, shifts, ids, gaps)
+    checked = glanced is None
+    first_ids = _check_ids(comm, stop, parts, shifts, ids, gaps) if glanced is None else glanced
     temporary = out.with_name(f".{out.name}.tmp")
-    digest = write_merged(comm, stop, layout, temporary, unit_bytes)
+    while True:
+        # In the order of their ids the files come together as one process adds them, whatever their order here.
+        order = sorted(range(len(parts)), key=lambda number: first_ids[number])
+        parts, shifts, first_ids = ([of[number] for number in order] for of in (parts, shifts, first_ids))
+        layout = layout_of(first.state, parts, shifts)
+        say(
+            f"index merge: {len(parts)} parts, {sum(part.rows for part in parts)} keys, {format_bytes(layout.bytes)}",
+            comm.rank,
+        )
+        names = [str(part.path) for part in parts]
+        check = None if checked else IdCheck(names, _bits(parts, gaps), ids == "shift", shifts)
+        digest = write_merged(comm, stop, layout, temporary, unit_bytes, check)
+        if check is None:
+            break
+        first_ids, checked = _whole_ids(comm, check, parts, shifts, gaps), True
+        if first_ids == sorted(first_ids):
+            break
+        say("index merge: the ends of the lists showed another order than all ids do: written once more", comm.rank)
     joined = [JoinedPart(str(part.path.absolute()), part.rows) for part in parts]
     if _unbroken(parts, first_ids) and not gaps:
         # Then they can be dropped by name.
@@ -146,6 +158,52 @@ def _shifts(parts: Sequence[Part], ids: Ids) -> list[int]:
     return [0, *np.cumsum([part.rows for part in parts[:-1]]).tolist()]
 
 
+def _bits(parts: Sequence[Part], gaps: bool) -> IdBits:
+    return IdBits(sum(part.rows for part in parts), gaps)
+
+
+def _first_ids(
+    comm: Comm, stop: StopFlag, parts: Sequence[Part], shifts: Sequence[int], ids: Ids, gaps: bool
+) -> list[int] | None:
+    """About the least id of each file, by the ends of some of its lists; None where their ranges overlap. Collective.
+
+    Then all ids are read before anything is copied; else they are checked while they are in memory for that. Raises
+    DistlmError for ids that cannot number the keys.
+    """
+    seen = _bits(parts, gaps)
+    ends: dict[int, tuple[int, int]] = {}
+
+    def look() -> None:
+        for number in range(comm.rank, len(parts), comm.size):
+            part = parts[number]
+            found = end_ids(part)
+            if len(found):
+                require_range(found, part.rows, str(part.path), ids == "shift", seen)
+                ends[number] = int(found.min()) + shifts[number], int(found.max()) + shifts[number]
+
+    stop.check(comm, "index merge")
+    together(comm, look)
+    every = {number: range_ for share in comm.allgather(ends) for number, range_ in share.items()}
+    ranges = sorted(every.values())
+    if any(before[1] >= after[0] for before, after in pairwise(ranges)):
+        return None
+    return [every.get(number, (shifts[number], 0))[0] for number in range(len(parts))]
+
+
+def _whole_ids(comm: Comm, check: IdCheck, parts: Sequence[Part], shifts: Sequence[int], gaps: bool) -> list[int]:
+    """The least id of each file, after the units of all ranks were looked at. Collective.
+
+    DistlmError for an id that comes twice or is missing.
+    """
+    every = comm.gather(check.bits)
+    rank0_first(comm, lambda: _refuse_others(check.bits, every or [], parts, shifts, gaps))
+    shares = comm.allgather(check.least)
+    return [
+        min((share[number] for share in shares if number in share), default=shifts[number])
+        for number in range(len(parts))
+    ]
+
+
 def _check_ids(
     comm: Comm, stop: StopFlag, parts: Sequence[Part], shifts: Sequence[int], ids: Ids, gaps: bool
 ) -> list[int]:
@@ -154,7 +212,7 @@ def _check_ids(
     DistlmError for an id that is negative, comes twice or is missing.
     """
     least: dict[int, int] = {}
-    seen = IdBits(sum(part.rows for part in parts), gaps)
+    seen = _bits(parts, gaps)
     with Progress("index merge: check ids", len(parts), "parts", comm.rank) as progress:
         for first in range(0, len(parts), comm.size):
             stop.check(comm, "index merge")

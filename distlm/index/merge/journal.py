@@ -47,4 +47,5 @@ def merge_key(layout: MergeLayout, unit_bytes: int) -> str:
     """What the merged file is made of; a part that was written again since gives another."""
     parts = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in layout.paths]
     sizes = bytes_hash(layout.sizes.tobytes())
-    return json_hash([bytes_hash(layout.start), sizes, parts, list(layout.shifts), unit_bytes])
+    # Before units were ranges of bytes the last entry was a number.
+    return json_hash([bytes_hash(layout.start), sizes, parts, list(layout.shifts), f"{unit_bytes} bytes"])

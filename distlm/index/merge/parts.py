@@ -45,7 +45,8 @@ def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template
     for shard in datastore.shards:
         path = folder.part_json(shard.index)
         record = PartRecord.read(path)
-        _check_record(path, record, part_record(datastore, shard.index, template, record.bytes, record.xxh3))
+        expected = part_record(datastore, shard.index, template, record.bytes, record.xxh3, record.lists)
+        _check_record(path, record, expected)
         if record.first_id != next_id:
             raise DistlmError(f"{path}: its ids start at {record.first_id}, expected {next_id}; {_MEND}")
         next_id += record.rows
@@ -61,25 +62,35 @@ def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template
 
 
 def check_part(folder: IndexFolder, record: PartRecord, header: Header) -> Array:
-    """List sizes int64 [nlist] of one part after reading it whole.
-
-    Raises DistlmError when its checksum is wrong, its trained state is not the template's, or its lists do not hold
-    the rows that its sidecar names.
-    """
+    """The same as part_sizes after reading the part whole. Raises DistlmError also when its checksum is wrong."""
     path = folder.part(record.shard)
     found = file_hash(path)
     if found != record.xxh3:
         raise DistlmError(
-            f"{path}: damaged (checksum {found}, {record.xxh3} when it was written); "
-            f"remove {folder.part_json(record.shard).name} and {_MEND}"
+            f"{path}: damaged (checksum {found}, {record.xxh3} when it was written); {part_mend(folder, record)}"
         )
+    return part_sizes(folder, record, header)
+
+
+def part_mend(folder: IndexFolder, record: PartRecord) -> str:
+    """What helps when a part is damaged."""
+    return f"remove {folder.part_json(record.shard).name} and {_MEND}"
+
+
+def part_sizes(folder: IndexFolder, record: PartRecord, header: Header) -> Array:
+    """List sizes int64 [nlist] of one part; its lists are not read.
+
+    Raises DistlmError when its trained state is not the template's, or its lists do not hold the rows that its sidecar
+    names.
+    """
+    path = folder.part(record.shard)
     start = header.bytes(record.rows)
     with path.open("rb") as stream:
         if stream.read(len(start)) != start:
             # Coarse centroids, codebooks, ranges, transforms, metric: merge tools of faiss compare only the sizes.
             raise DistlmError(
                 f"{path}: its trained state differs from the template's although its sidecar names the same template; "
-                f"remove {folder.part_json(record.shard).name} and {_MEND}"
+                f"{part_mend(folder, record)}"
             )
         try:
             sizes = read_list_sizes(stream, header.nlist, header.code_size)

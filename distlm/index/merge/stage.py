@@ -13,8 +13,9 @@ from distlm.datastore.reader import Datastore
 from distlm.index.build.template import Template, load_template
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, Header, IndexFolder, lists_header
+from distlm.index.merge.check import SumCheck
 from distlm.index.merge.copy import MergeLayout
-from distlm.index.merge.parts import check_coverage, check_part, open_parts, remove_parts
+from distlm.index.merge.parts import check_coverage, check_part, open_parts, part_mend, part_sizes, remove_parts
 from distlm.index.merge.write import UNIT_BYTES, write_merged
 from distlm.index.records import IndexRecord, PartRecord
 from distlm.index.selfcheck import check_index, open_mapped
@@ -72,12 +73,15 @@ def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, temp
 def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template) -> MergeSummary:
     """The work of run_index_merge. Collective; by the only writer."""
     start, comm, merge = time.monotonic(), stage.comm, stage.config.index.merge
-    layout, digests = _layout(stage, folder, datastore, template)
+    records = rank0_first(comm, lambda: check_coverage(folder, datastore, template))
+    layout = _layout(stage, folder, records, template)
     if merge:
         rank0_first(comm, lambda: _prepare(folder, layout))
-        digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES)
+        sums = [record.lists for record in records if isinstance(record.lists, str)]
+        check = SumCheck(sums, [part_mend(folder, record) for record in records]) if len(sums) == len(records) else None
+        digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES, check)
     else:
-        digest = json_hash(digests)
+        digest = json_hash([record.xxh3 for record in records])
     record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
     seconds = time.monotonic() - start
     if comm.rank == 0:
@@ -95,13 +99,14 @@ def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Te
     }
 
 
-def _layout(
-    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template
-) -> tuple[MergeLayout, list[str]]:
-    """Check every part (each rank its share) and lay out the merged file; the parts' checksums. Collective."""
-    comm = stage.comm
-    records = rank0_first(comm, lambda: check_coverage(folder, datastore, template))
-    header = template.header
+def _layout(stage: Stage, folder: IndexFolder, records: list[PartRecord], template: Template) -> MergeLayout:
+    """Check every part (each rank its share) and lay out the merged file. Collective.
+
+    Parts are read whole for it where that is not done while they are copied: they stay where they lie, or one has no
+    checksums of its lists.
+    """
+    comm, header = stage.comm, template.header
+    later = stage.config.index.merge and all(isinstance(record.lists, str) for record in records)
     mine: dict[int, Array] = {}
     with Progress("index merge: check parts", len(records), "parts", comm.rank) as progress:
         for first in range(0, len(records), comm.size):
@@ -109,14 +114,13 @@ def _layout(
             unit = first + comm.rank
 
             def check(due: list[PartRecord] = records[unit : unit + 1]) -> list[Array]:
-                return [check_part(folder, record, header) for record in due]
+                return [(part_sizes if later else check_part)(folder, record, header) for record in due]
 
             for row in together(comm, check):
                 mine[unit] = row
             progress.advance(min(comm.size, len(records) - first))
     every = {unit: row for share in comm.allgather(mine) for unit, row in share.items()}
-    layout = make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
-    return layout, [record.xxh3 for record in records]
+    return make_layout(folder, header, records, [every[unit] for unit in range(len(records))])
 
 
 def make_layout(folder: IndexFolder, header: Header, records: list[PartRecord], sizes: list[Array]) -> MergeLayout:

@@ -1,25 +1,26 @@
-"""Writes a merged index: all ranks into one file, at exact offsets. The unit of work is a range of lists."""
+"""Writes a merged index: all ranks into one file, at exact offsets. The unit of work is a range of its bytes.
+
+Each rank writes a range of its own, in units whose edges are multiples of their size: no two nodes write into one block
+of the file system, which is where shared file systems lose writes. A unit is hashed while it is in memory; nobody reads
+back what another wrote.
+"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import xxhash
 
 from distlm.errors import DistlmError
-from distlm.index.merge.copy import (
-    MergeLayout,
-    assemble,
-    copy_pieces,
-    fits,
-    hash_in_order,
-    preallocate,
-    write_at,
-    write_unit,
-)
+from distlm.index.layout import Array
+from distlm.index.merge.copy import MergeLayout, assemble, preallocate, read_at, write_at
 from distlm.index.merge.journal import Journal
-from distlm.runtime.files import bytes_hash, require_free_disk
+from distlm.runtime.files import join_hashes, require_free_disk
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -27,62 +28,101 @@ from distlm.runtime.stop import StopFlag
 from distlm.system_errors import told
 
 UNIT_BYTES = 32 << 20
-"""Output of one unit. A rank holds the one it writes and the next one; a list of twice this still counts as a unit."""
+"""Output of one unit, a power of two. A rank holds the one that is written and the next one."""
+ROUND_UNITS = 4
+"""Units of a rank between two agreements of the ranks; a merge that is killed loses at most the last round, and what
+the journal waits for."""
+EDGE = 64 << 10
+"""Bytes at both ends of a unit that are compared in the end: more than a page of any file system."""
 
 
-def write_merged(comm: Comm, stop: StopFlag, layout: MergeLayout, path: Path, unit_bytes: int) -> str:
-    """Fill the file `path` from all ranks and read it back on rank 0; its xxh3-128. Collective.
+class Check(Protocol):
+    """What is checked of units while their bytes are in memory."""
 
-    A unit is put together while the one before is written. A start after one that was stopped or killed, on any number
-    of ranks, writes only the units that are missing. Memory: two to four times `unit_bytes` on each rank. Raises
-    DistlmError for a full disk, a part that changed meanwhile, and a file system that lost writes.
+    def unit(self, layout: MergeLayout, low: int, high: int, whole: Array, copied: bool) -> None:
+        """Look at bytes [low, high) of the merged file, `whole` uint8; copied: from the parts just now, and not what an
+        earlier start had written. Raises DistlmError."""
+
+
+def write_merged(
+    comm: Comm, stop: StopFlag, layout: MergeLayout, path: Path, unit_bytes: int, check: Check | None = None
+) -> str:
+    """Fill the file `path` from all ranks; its checksum, of pieces of `unit_bytes` (join_hashes). Collective.
+
+    A unit is put together and checked while the one before is written. A start after one that was stopped or killed,
+    on any number of ranks, writes only the units that are missing or do not read as they were written. Memory: twice
+    `unit_bytes` on each rank. Raises DistlmError for a full disk, a part that changed meanwhile, what `check` finds,
+    and a file system that lost writes.
     """
     units = layout.units(unit_bytes)
     journal = rank0_first(comm, lambda: Journal(path, layout, unit_bytes))
     digests = rank0_first(comm, journal.load)
-    if not digests:
+    if digests:
+        digests = _still_there(comm, layout, path, units, digests, check)
+    else:
         rank0_first(comm, lambda: _create(path, layout, journal))
     pending = [unit for unit in range(len(units)) if unit not in digests]
-    before = sum(_unit_bytes(layout, units[unit]) for unit in digests)
+    edges = np.linspace(0, len(pending), comm.size + 1).astype(int).tolist()
+    mine = pending[edges[comm.rank] : edges[comm.rank + 1]]
+    rounds = -(-int(np.diff(edges).max()) // ROUND_UNITS)
     output = os.open(path, os.O_WRONLY)
     try:
+        done = sum(units[unit][1] - units[unit][0] for unit in digests)
         with (
-            Progress("index merge", layout.bytes, "bytes", comm.rank, done=len(layout.start) + before) as progress,
-            UnitWriter(layout, output, unit_bytes) as writer,
+            Progress("index merge", layout.bytes, "bytes", comm.rank, done=done) as progress,
+            UnitWriter(layout, output, check) as writer,
         ):
-            for first in range(0, len(pending), comm.size):
+            for turn in range(rounds):
                 stop.check(comm, "index merge")
-                turn = pending[first : first + comm.size]
-                mine = turn[comm.rank : comm.rank + 1]
+                own = mine[turn * ROUND_UNITS : (turn + 1) * ROUND_UNITS]
 
-                def copy(mine: list[int] = mine) -> None:
+                def copy(own: list[int] = own) -> None:
                     with told(path):
-                        for unit in mine:
+                        for unit in own:
                             writer.copy(unit, *units[unit])
 
                 together(comm, copy)
-                digests |= _everywhere(comm, writer.take())
+                written = _everywhere(comm, writer.take())
+                digests |= written
                 if comm.rank == 0:
                     journal.save(digests)
-                progress.advance(sum(_unit_bytes(layout, units[unit]) for unit in turn))
-            together(comm, lambda: _told(path, writer.finish))
+                progress.advance(sum(units[unit][1] - units[unit][0] for unit in written))
+            together(comm, partial(_told, path, writer.finish))
         digests |= _everywhere(comm, writer.take())
-        together(comm, lambda: _told(path, lambda: os.fsync(output)))
+        together(comm, partial(_told, path, lambda: os.fsync(output)))
     finally:
         os.close(output)
-    pieces = [(len(layout.start), bytes_hash(layout.start))]
-    pieces += [(_unit_bytes(layout, lists), digests[unit]) for unit, lists in enumerate(units)]
-
-    def check() -> str:
-        # What does not read back is written again by the next start.
-        journal.remove()
-        return _read_back(path, layout, pieces)
-
-    return rank0_first(comm, check)
+    # What does not read back is written again by the next start.
+    rank0_first(comm, journal.remove)
+    lost = comm.allgather(together(comm, lambda: _lost(path, writer.edges)))
+    rank0_first(comm, lambda: _refuse_lost(path, layout, [unit for share in lost for unit in share], len(units)))
+    return join_hashes([digests[unit] for unit in range(len(units))], unit_bytes)
 
 
-def _unit_bytes(layout: MergeLayout, lists: tuple[int, int]) -> int:
-    return int(layout.offsets[lists[1]] - layout.offsets[lists[0]])
+def _still_there(
+    comm: Comm,
+    layout: MergeLayout,
+    path: Path,
+    units: list[tuple[int, int]],
+    digests: Mapping[int, str],
+    check: Check | None,
+) -> dict[int, str]:
+    """Those units of an earlier start that read as they were written: after a crash of the machine not all do."""
+    written = sorted(digests)
+    mine = written[comm.rank :: comm.size]
+
+    def look() -> dict[int, str]:
+        found = {}
+        for unit in mine:
+            low, high = units[unit]
+            whole = np.frombuffer(read_at(path, low, high - low), np.uint8)
+            if xxhash.xxh3_128(whole.data).hexdigest() == digests[unit]:
+                found[unit] = digests[unit]
+                if check is not None:
+                    check.unit(layout, low, high, whole, copied=False)
+        return found
+
+    return _everywhere(comm, together(comm, look))
 
 
 def _everywhere(comm: Comm, mine: dict[int, str]) -> dict[int, str]:
@@ -90,12 +130,23 @@ def _everywhere(comm: Comm, mine: dict[int, str]) -> dict[int, str]:
     return {unit: digest for share in comm.allgather(mine) for unit, digest in share.items()}
 
 
+@dataclass(frozen=True)
+class Edges:
+    """The ends of a unit, as they were written."""
+
+    unit: int
+    places: tuple[tuple[int, int], ...]
+    """(offset, bytes) in the file."""
+    hashes: tuple[int, ...]
+
+
 class UnitWriter:
     """Copies units to their places: one is written by a thread while the next is put together."""
 
-    def __init__(self, layout: MergeLayout, output: int, unit_bytes: int) -> None:
+    def __init__(self, layout: MergeLayout, output: int, check: Check | None) -> None:
         self._digests: dict[int, str] = {}
-        self._layout, self._output, self._unit_bytes = layout, output, unit_bytes
+        self.edges: list[Edges] = []
+        self._layout, self._output, self._check = layout, output, check
         # One is written while the other is filled.
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         self._pool = ThreadPoolExecutor(1)
@@ -108,18 +159,17 @@ class UnitWriter:
         self._pool.shutdown()
 
     def copy(self, unit: int, low: int, high: int) -> None:
-        """Copy lists [low, high); raises what went wrong with the unit before."""
-        layout = self._layout
-        if not fits(layout, low, high, self._unit_bytes):
-            self.finish()
-            self._digests[unit] = copy_pieces(layout, low, high, self._output)
-            return
-        count = int(layout.offsets[high] - layout.offsets[low])
-        if len(self._buffers[0]) < count:
-            self._buffers[0] = np.empty(count, np.uint8)
-        whole = assemble(layout, low, high, self._buffers[0])
+        """Copy bytes [low, high); raises what went wrong with the unit before."""
+        if len(self._buffers[0]) < high - low:
+            self._buffers[0] = np.empty(high - low, np.uint8)
+        whole = assemble(self._layout, low, high, self._buffers[0])
+        if self._check is not None:
+            self._check.unit(self._layout, low, high, whole, copied=True)
         self.finish()
-        self._waiting = unit, self._pool.submit(write_unit, layout, low, whole, self._output)
+        size = min(EDGE, len(whole))
+        hashes = tuple(xxhash.xxh3_64_intdigest(end.data) for end in (whole[:size], whole[-size:]))
+        self.edges.append(Edges(unit, ((low, size), (high - size, size)), hashes))
+        self._waiting = unit, self._pool.submit(write_unit, whole, low, self._output)
         self._buffers.reverse()
 
     def take(self) -> dict[int, str]:
@@ -135,34 +185,47 @@ class UnitWriter:
             self._digests[unit] = digest.result()
 
 
+def write_unit(buffer: Array, low: int, output: int) -> str:
+    """Write `buffer` at `low` to the file descriptor `output`; its xxh3-128."""
+    write_at(output, buffer.data, low)
+    # The kernel begins to write now, and not when its memory is full of what is to be written.
+    os.posix_fadvise(output, low, len(buffer), os.POSIX_FADV_DONTNEED)
+    return str(xxhash.xxh3_128(buffer.data).hexdigest())
+
+
 def _create(path: Path, layout: MergeLayout, journal: Journal) -> None:
     journal.remove()
     path.unlink(missing_ok=True)
     require_free_disk(path.parent, layout.bytes, "the merged index")
     try:
         preallocate(path, layout.bytes)
-        with told(path), path.open("r+b") as output:
-            write_at(output.fileno(), layout.start, 0)
-            os.fsync(output.fileno())
     except DistlmError:
         # Its space is what somebody else waits for.
         path.unlink(missing_ok=True)
         raise
 
 
-def _told(path: Path, action: Callable[[], None]) -> None:
+def _told(path: Path, action: Callable[[], object]) -> None:
     with told(path):
         action()
 
 
-def _read_back(path: Path, layout: MergeLayout, pieces: list[tuple[int, str]]) -> str:
-    """The file's xxh3-128, after comparing it with what each rank says it wrote."""
-    digest, wrong = hash_in_order(path, pieces)
+def _lost(path: Path, edges: list[Edges]) -> list[int]:
+    """The units of this rank whose ends are others in the file now that all ranks have written theirs."""
+    with path.open("rb", buffering=0) as stream:
+        found = []
+        for one in edges:
+            read = [os.pread(stream.fileno(), size, place) for place, size in one.places]
+            if tuple(map(xxhash.xxh3_64_intdigest, read)) != one.hashes:
+                found.append(one.unit)
+        return found
+
+
+def _refuse_lost(path: Path, layout: MergeLayout, lost: list[int], units: int) -> None:
     size = path.stat().st_size
-    if wrong or size != layout.bytes:
+    if lost or size != layout.bytes:
         raise DistlmError(
-            f"{path}: {len(wrong)} of {len(pieces)} pieces do not read back as they were written ({size} "
+            f"{path}: {len(lost)} of {units} pieces do not read back as they were written ({size} "
             f"bytes, {layout.bytes} expected); the file system lost writes of some rank: run `distlm index merge` "
             "again with one rank, or on a node's own disk"
         )
-    return digest

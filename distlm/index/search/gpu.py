@@ -12,6 +12,7 @@ from distlm.errors import DistlmError
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
+from distlm.installed import install
 
 COMPARED = 64
 """Queries that are searched on both."""
@@ -35,7 +36,7 @@ class GpuLists:
         if not hasattr(faiss, "StandardGpuResources") or not device:
             missing = "this process sees no GPU" if hasattr(faiss, "StandardGpuResources") else "faiss-gpu is missing"
             raise DistlmError(
-                f"knn.scan=gpu: {missing}; set knn.scan=queries, or start where a GPU is and pip install 'distlm[gpu]'"
+                f"knn.scan=gpu: {missing}; set knn.scan=queries, or start where a GPU is and {install('gpu')}"
             )
         options = faiss.GpuClonerOptions()
         options.useFloat16 = True

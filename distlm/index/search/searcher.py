@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
+from distlm.index.build.blocks import padded
 from distlm.index.build.encode import BLOCK as ENCODED_BLOCK
-from distlm.index.build.encode import Encoder, one_thread_workers, padded, transforms_of
+from distlm.index.build.encode import Encoder, one_thread_workers, transforms_of
 from distlm.index.build.template import load_template
 from distlm.index.factory import inverted_file
 from distlm.index.faiss_module import rank_threads, require_faiss
@@ -21,7 +23,7 @@ from distlm.index.records import IndexRecord
 from distlm.index.search.candidates import is_coarse
 from distlm.index.search.fastscan import pack
 from distlm.index.search.gpu import COMPARED, GpuLists, check_agreement
-from distlm.index.search.lists import BATCH, scan_by_list
+from distlm.index.search.lists import Nearest, batch_queries, scan_by_list
 from distlm.index.selfcheck import open_mapped
 from distlm.index.state import read_index_record
 
@@ -30,10 +32,24 @@ QUERY_BLOCK = 1024
 Measured three times as fast as blocks of 256."""
 SCAN_BLOCK = 64
 """Queries of one scan of lists on one thread. FastScan makes a table of nprobe × M × 64 bytes for each of them."""
+GPU_BATCH = 8192
+"""Queries of one search on a GPU."""
 BRUTE_CHUNK_BYTES = 128 << 20
 """Keys, as fp32, compared at once by brute_search."""
 BRUTE_SPARE = 16
 """Neighbours beyond k that brute_search keeps until distances are exact."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Queries and the lists that they probe."""
+
+    vectors: Array
+    """fp32 [Q, d], behind the index's transforms."""
+    lists: Array
+    """int64 [Q, P]."""
+    to_centroids: Array
+    """Squared L2 fp32 [Q, P]."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +156,7 @@ class SearchIndex:
         distances = np.empty((len(queries), k), np.float32)
 
         def nearest_lists(start: int) -> tuple[Array, Array, Array]:
-            count = min(QUERY_BLOCK, len(queries) - start)
-            vectors = padded(queries[start : start + count], QUERY_BLOCK)
-            for transform in self._transforms:
-                vectors = transform.apply(vectors)
-            to_centroids, lists = self._inner.quantizer.search(vectors, probes)
-            return vectors[:count], lists[:count], to_centroids[:count]
+            return self._nearest_lists(queries[start : start + QUERY_BLOCK], probes)
 
         def scan(work: tuple[int, Array, Array, Array]) -> None:
             start, vectors, lists, to_centroids = work
@@ -153,20 +164,16 @@ class SearchIndex:
             distances[block], ids[block] = self._scanned.search_preassigned(vectors, k, lists, to_centroids)
 
         if self._gpu is not None:
-            for first in range(0, len(queries), BATCH):
-                block = slice(first, first + BATCH)
+            for first in range(0, len(queries), GPU_BATCH):
+                block = slice(first, first + GPU_BATCH)
                 distances[block], ids[block] = self._search_gpu(self._gpu, queries[block], k, probes)
             distances[ids < 0] = np.inf
             return ids, distances
         if self._by_list:
-            self._inner.nprobe = 1
-            for first in range(0, len(queries), BATCH):
-                found = self._pool.map(nearest_lists, range(first, min(first + BATCH, len(queries)), QUERY_BLOCK))
-                vectors, lists, near = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-                block = slice(first, first + len(vectors))
-                distances[block], ids[block] = scan_by_list(self._inner, self._pool, vectors, lists, near, k)
-            self.set_nprobe(nprobe)
-            distances[ids < 0] = np.inf
+            step = batch_queries(self.shape.width, k, probes)
+            for first in range(0, len(queries), step):
+                block = slice(first, first + step)
+                ids[block], distances[block] = self.scan_lists(self.probed(queries[block], nprobe), k).found()
             return ids, distances
         starts = range(0, len(queries), QUERY_BLOCK)
         pieces = zip(starts, self._pool.map(nearest_lists, starts), strict=True)
@@ -178,6 +185,38 @@ class SearchIndex:
         list(self._pool.map(scan, work))
         distances[ids < 0] = np.inf
         return ids, distances
+
+    def _nearest_lists(self, queries: Array, probes: int) -> tuple[Array, Array, Array]:
+        """At most QUERY_BLOCK queries behind the transforms, and the lists nearest to them: see Probed."""
+        vectors = padded(queries, QUERY_BLOCK)
+        for transform in self._transforms:
+            vectors = transform.apply(vectors)
+        to_centroids, lists = self._inner.quantizer.search(vectors, probes)
+        count = len(queries)
+        return vectors[:count], lists[:count], to_centroids[:count]
+
+    def probed(self, queries: Array, nprobe: int) -> "Probed":
+        """The lists that `queries` [Q, D] probe. Raises DistlmError as `search`."""
+        queries = check_queries(queries, self.shape.width, 1)
+        probes = self.set_nprobe(nprobe)
+        starts = range(0, len(queries), QUERY_BLOCK)
+        found = self._pool.map(lambda start: self._nearest_lists(queries[start : start + QUERY_BLOCK], probes), starts)
+        return Probed(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
+
+    def scan_lists(self, probed: "Probed", k: int, share: tuple[int, int] | None = None) -> Nearest:
+        """The k nearest keys of queries among those of the lists [low, high) of `share` (None: all) that they probe."""
+        before = self.nprobe
+        self._inner.nprobe = 1
+        try:
+            return scan_by_list(self._inner, self._pool, probed.vectors, probed.lists, probed.to_centroids, k, share)
+        finally:
+            self._scanned.nprobe = before
+
+    @cached_property
+    def list_sizes(self) -> Array:
+        """Keys of each list, int64 [nlist]."""
+        lists = self._inner.invlists
+        return np.array([lists.list_size(number) for number in range(self.nlist)], np.int64)
 
     def _search_gpu(self, gpu: GpuLists, vectors: Array, k: int, probes: int) -> tuple[Array, Array]:
         for transform in self._transforms:

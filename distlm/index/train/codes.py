@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distlm.index.build.integer_lists import pays
 from distlm.index.faiss_module import faiss_threads, require_faiss
 from distlm.index.layout import Array
 from distlm.index.train.kmeans import nearest_of
@@ -30,7 +31,11 @@ def residuals(held: Held, centroids: Array | None, team: Team) -> tuple[Array, A
     if centroids is None:
         return held.vectors.astype(np.float32), np.empty(0, np.int64)
     with team.workers() as workers:
-        blocks = list(workers.map(nearest_of(centroids, team.device), held.blocks()))
+        blocks = list(
+            workers.map(
+                nearest_of(centroids, team.device, pays(len(centroids), centroids.shape[1], held.total)), held.blocks()
+            )
+        )
     lists = np.concatenate([np.empty(0, np.int64), *blocks])
     return held.vectors.astype(np.float32) - centroids[lists], lists
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.build.encode import padded
+from distlm.index.build.blocks import padded
+from distlm.index.build.integer_lists import TRIAL, IntegerLists, pays
 from distlm.index.build.torch_lists import TorchLists
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
@@ -21,20 +22,30 @@ from distlm.index.train.team import Team
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first
 
+Nearest = Callable[[Array], Array]
+"""Vectors → the centroid of each."""
 FIRST = 1
 """Draw of the first centroids (sample.some_of)."""
+TRIED = 5
+"""Draw of the vectors by which it is chosen how others are compared (sample.some_of)."""
 _APART = 1 / 1024
 """How far the halves of a cluster are moved apart, relative (faiss)."""
 
 
-def kmeans(held: Held, count: int, iterations: int, seed: int, team: Team, kept: Kept | None = None) -> Array:
+def kmeans(
+    held: Held, count: int, iterations: int, seed: int, team: Team, kept: Kept | None = None, planned: int = 0
+) -> Array:
     """`count` centroids, fp32 [count, d], of the vectors that the ranks of `team` hold together. Collective.
 
-    With `kept` it goes on from where it was killed. Memory of a rank: what it holds, and the sums, count × d fp64.
+    planned: vectors to find the nearest centroid of, over all iterations, by which it is chosen how; by default as many
+    as there are. With `kept` it goes on from where it was killed. Memory of a rank: what it holds, and the sums, count
+    × d fp64.
     """
     comm = team.comm
     begun = rank0_first(comm, kept.load) if kept else None
-    done, centroids = begun or (0, first_centroids(held, count, seed, team))
+    first = first_centroids(held, count, seed, team)
+    done, centroids = begun or (0, first)
+    integers = _integers_suit(held, first, planned or held.total * iterations, seed, team)
     exact = Exact.of(comm, largest(held.vectors), held.total)
     with (
         team.workers() as workers,
@@ -42,7 +53,8 @@ def kmeans(held: Held, count: int, iterations: int, seed: int, team: Team, kept:
     ):
         for iteration in range(done, iterations):
             team.check()
-            sums, sizes = cluster_sums(held, centroids, exact, workers, team.device)
+            find = nearest_of(centroids, team.device, integers)
+            sums, sizes = cluster_sums(held, find, centroids.shape, exact, workers)
             comm.sum(sums)
             comm.sum(sizes)
             centroids = means(sums, sizes, centroids, seed, iteration)
@@ -63,30 +75,50 @@ def first_centroids(held: Held, count: int, seed: int, team: Team) -> Array:
     return found[np.arange(count) % len(found)]
 
 
+def _integers_suit(held: Held, centroids: Array, planned: int, seed: int, team: Team) -> bool:
+    """Whether integers find the nearest centroids faster (integer_lists.py). Collective: by the same few vectors on any
+    number of ranks, also where a killed k-means goes on."""
+    # Nodes may differ.
+    if not all(team.comm.allgather(not team.device and pays(len(centroids), centroids.shape[1], planned))):
+        return False
+    some = np.concatenate(team.comm.allgather(held.at(some_of(held.total, TRIAL, seed, TRIED))))
+    return rank0_first(team.comm, lambda: IntegerLists(flat_index(centroids)).suits(some))
+
+
 def cluster_sums(
-    held: Held, centroids: Array, exact: Exact, workers: ThreadPoolExecutor, device: str = ""
+    held: Held, find: Nearest, shape: tuple[int, ...], exact: Exact, workers: ThreadPoolExecutor
 ) -> tuple[Array, Array]:
-    """Of this rank's vectors: the sum of those nearest to each centroid, fp64 [k, d], and how many, int64 [k]."""
-    find = nearest_of(centroids, device)
-    sums, sizes = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
+    """Of this rank's vectors: the sum of those that `find` puts to each centroid, fp64 [k, d] = `shape`, and how many,
+    int64 [k]."""
+    sums, sizes = np.zeros(shape), np.zeros(shape[0], np.int64)
     for block, lists in zip(held.blocks(), workers.map(find, held.blocks()), strict=True):
-        sizes += np.bincount(lists, minlength=len(centroids))
+        sizes += np.bincount(lists, minlength=len(sums))
         # A row at a time: four times as fast as sorting for np.add.reduceat.
         for row, place in zip(exact(block, held.half), lists.tolist(), strict=True):
             sums[place] += row
     return sums, sizes
 
 
-def nearest_of(centroids: Array, device: str = "") -> Callable[[Array], Array]:
-    """A function: the nearest centroid, int64 [n], of each of at most BLOCK vectors [n, d]; products of one shape."""
+def nearest_of(centroids: Array, device: str = "", integers: bool = False) -> Nearest:
+    """A function: the nearest centroid, int64 [n], of each of at most BLOCK vectors [n, d], by products of one shape;
+    by integer_lists.py where `integers` says so."""
     if device:
         return _cut(TorchLists(centroids, device).nearest)
-    index = require_faiss().IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
+    index = flat_index(centroids)
+    if integers:
+        nearest = IntegerLists(index).nearest
+        return lambda block: nearest(np.ascontiguousarray(block, np.float32))
     return _cut(lambda block: index.search(block, 1)[1][:, 0])
 
 
-def _cut(find: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def flat_index(centroids: Array) -> Any:
+    """A faiss index of centroids fp32 [k, d]."""
+    index = require_faiss().IndexFlatL2(centroids.shape[1])
+    index.add(centroids)
+    return index
+
+
+def _cut(find: Nearest) -> Nearest:
     return lambda block: find(padded(block.astype(np.float32, copy=False), BLOCK))[: len(block)]
 
 

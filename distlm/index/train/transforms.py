@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from distlm.index.build.encode import padded, transforms_of
+from distlm.index.build.blocks import padded
+from distlm.index.build.encode import transforms_of
 from distlm.index.faiss_module import faiss_threads, require_faiss
 from distlm.index.layout import Array, deserialise, serialise
 from distlm.index.train.exact import Exact, largest

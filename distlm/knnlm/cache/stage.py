@@ -1,18 +1,18 @@
 """The neural cache of every evaluation split, to files, over all ranks.
 
-Where no search has kept the hidden states that it needs, they are computed first. A unit is knn.blocks_per_unit
-evaluation blocks, in both phases, so every file is the same for any number of ranks.
+Where no search has kept the hidden states that it needs, they are computed first. A unit is some evaluation blocks
+(search/cut.py), in both phases, so every file is the same for any number of ranks.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from distlm.data.tokens import TokenFiles
 from distlm.knnlm.cache.files import CacheWork, check_windows
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.neighbours import written_units
-from distlm.knnlm.search.stage import in_rounds
+from distlm.knnlm.search.stage import each, in_rounds
 from distlm.knnlm.search.states import COMMAND, StatesWork
 from distlm.knnlm.search.units import UnitFolder
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
@@ -72,7 +72,7 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
     for work in missing:
         rank0_first(stage.comm, partial(work.check_before, forward.model.width))
     for work in missing:
-        _fill(stage, work.files, f"knn states {work.split}", partial(work.compute_unit, forward))
+        _fill(stage, work.files, f"knn states {work.split}", partial(work.compute_units, forward))
     return sum(work.tokens for work in missing)
 
 
@@ -89,11 +89,11 @@ def _score(stage: Stage, states: StatesWork) -> int:
         say(f"knn cache {work.split}: {folder} is complete, nothing to do", stage.comm.rank)
         return 0
     _check(stage, states)
-    _fill(stage, work.files, f"knn cache {work.split}", work.compute_unit)
+    _fill(stage, work.files, f"knn cache {work.split}", partial(each, work.compute_unit))
     return work.states.tokens
 
 
-def _fill(stage: Stage, files: UnitFolder, label: str, compute: Callable[[int], None]) -> None:
+def _fill(stage: Stage, files: UnitFolder, label: str, compute: Callable[[Sequence[int]], None]) -> None:
     """Write the units that are missing, as the folder's only writer. Collective."""
     with only_writer(files.folder, stage.comm, "writing these results"):
         rank0_first(stage.comm, files.begin)

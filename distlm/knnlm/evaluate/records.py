@@ -265,7 +265,7 @@ class Results(Record, kw_only=True):
     FILE = "RUN/results/LABEL.json, RUN/results.json"
     WHAT = "evaluation results"
     WRITER = "distlm knn evaluate"
-    READERS = ("distlm knn evaluate", "distlm report", "distlm reproduce", "distlm run", "python -m launchers.submit")
+    READERS = ("distlm knn evaluate", "distlm report", "distlm reproduce", "distlm run", "distlm submit")
     MEND = "run `distlm knn evaluate` again"
 
     name: str

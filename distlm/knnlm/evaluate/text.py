@@ -1,5 +1,6 @@
 """Any text scored as `distlm knn evaluate` scores a split: the same blocks, batches, search and mixture."""
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,8 @@ from distlm.data.blocks import eval_blocks
 from distlm.errors import UsageError
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs
-from distlm.knnlm.search.forward import Forward, states_of, units_of_blocks
+from distlm.knnlm.search.cut import planned_cut
+from distlm.knnlm.search.forward import Forward, states_of
 from distlm.knnlm.search.source import Source
 
 
@@ -31,7 +33,7 @@ def score_text(forward: Forward, ids: npt.NDArray[np.int32], tap: str, frozen: F
     """Score the tokens `ids` [T] in evaluation blocks; the first token is read after </s>.
 
     `forward` is a Source where λ, temperature and k are given in `frozen`. `tap`: any hidden state of the model, where
-    there is no store to say which. Memory: a unit of knn.blocks_per_unit blocks with its neighbours, and 24 bytes a
+    there is no store to say which. Memory: a unit of blocks with its neighbours, and 24 bytes a
     token. Raises UsageError for an empty text, DistlmError for numbers of the model that are not finite.
     """
     if not len(ids):
@@ -39,13 +41,14 @@ def score_text(forward: Forward, ids: npt.NDArray[np.int32], tap: str, frozen: F
     blocks = eval_blocks(ids, forward.knn.context_window, forward.knn.block)
     dtype = forward.key_dtype if isinstance(forward, Source) else np.dtype(np.float32)
     lm, knn = [], []
-    for unit in units_of_blocks(len(blocks), forward.knn.blocks_per_unit):
-        queries, targets, log_probs = states_of(forward, ids, "the text", blocks, unit, tap, dtype)
-        lm.append(log_probs)
-        if frozen is not None:
-            assert isinstance(forward, Source)
-            _, distances, values = forward.nearest(queries, max(forward.knn.k, frozen.k))
-            knn.append(knn_log_probs(distances, values, targets, frozen.temperature, [frozen.k])[0])
+    cut = planned_cut(len(blocks), forward.knn)
+    with closing(states_of(forward, ids, "the text", blocks, cut.units(len(blocks)), cut, tap, dtype)) as states:
+        for queries, targets, log_probs in states:
+            lm.append(log_probs)
+            if frozen is not None:
+                assert isinstance(forward, Source)
+                _, distances, values = forward.nearest(queries, max(forward.knn.k, frozen.k))
+                knn.append(knn_log_probs(distances, values, targets, frozen.temperature, [frozen.k])[0])
     log_lm = np.concatenate(lm)
     if frozen is None:
         return TextScores(ids, log_lm, None, None)

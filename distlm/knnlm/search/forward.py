@@ -1,7 +1,9 @@
 """Forward passes over evaluation blocks: what the search and the neural cache both need of every token of a split."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +15,12 @@ from distlm.data.blocks import BEGINS, Blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
+from distlm.knnlm.search.cut import Cut
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal
-from distlm.models.device import default_device
 from distlm.models.io import check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 
 
@@ -65,10 +68,16 @@ def forward_of(knn: KnnConfig, tokens: TokenFiles, model: LanguageModel, checkpo
 
 
 def token_states(
-    forward: Forward, split: str, blocks: Blocks, chosen: Iterable[int], tap: str, dtype: np.dtype[np.floating]
-) -> TokenStates:
-    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a split; see states_of."""
-    return states_of(forward, forward.tokens.split(split), f"split {split}", blocks, chosen, tap, dtype)
+    forward: Forward,
+    split: str,
+    blocks: Blocks,
+    units: Sequence[range],
+    cut: Cut,
+    tap: str,
+    dtype: np.dtype[np.floating],
+) -> Generator[TokenStates, None, None]:
+    """Forward passes over units of blocks of a split; see states_of."""
+    return states_of(forward, forward.tokens.split(split), f"split {split}", blocks, units, cut, tap, dtype)
 
 
 def states_of(
@@ -76,32 +85,35 @@ def states_of(
     ids: npt.NDArray[np.integer],
     what: str,
     blocks: Blocks,
-    chosen: Iterable[int],
+    units: Sequence[range],
+    cut: Cut,
     tap: str,
     dtype: np.dtype[np.floating],
-) -> TokenStates:
-    """Forward passes of knn.batch_blocks blocks over the blocks `chosen` of a text `ids` [tokens], called `what`.
+) -> Generator[TokenStates, None, None]:
+    """Forward passes over units of blocks of a text `ids` [tokens], called `what`: the states of one unit after the
+    other. Close it when it is left early.
 
-    Raises DistlmError when the model's numbers are not finite, or do not fit `dtype`.
+    Those of the next units are computed meanwhile, which keeps the threads busy where each is one pass. Raises
+    DistlmError when the model's numbers are not finite, or do not fit `dtype`.
     """
-    step, numbers = forward.knn.batch_blocks, list(chosen)
-    groups = (numbers[first : first + step] for first in range(0, len(numbers), step))
-    batches = list(batches_of_hidden_states(forward.model, ids, blocks, groups, tap, with_log_probs=True))
+    passes = [cut.passes(unit) for unit in units]
+    every = (list(one) for of_unit in passes for one in of_unit)
+    with closing(batches_of_hidden_states(forward.model, ids, blocks, every, tap, with_log_probs=True)) as batches:
+        for unit, of_unit in zip(units, passes, strict=True):
+            yield _states(list(islice(batches, len(of_unit))), what, unit, dtype)
+
+
+def _states(batches: list[Extracted], what: str, unit: range, dtype: np.dtype[np.floating]) -> TokenStates:
     with np.errstate(over="ignore"):
         queries = np.concatenate([batch.keys.float().cpu().numpy() for batch in batches]).astype(dtype)
     log_probs = np.concatenate([_log_probs(batch) for batch in batches])
     if not (np.isfinite(queries).all() and np.isfinite(log_probs).all()):
         raise DistlmError(
-            f"{what}, blocks {numbers[0]} to {numbers[-1]}: the model gives infinite or undefined numbers; "
+            f"{what}, blocks {unit[0]} to {unit[-1]}: the model gives infinite or undefined numbers; "
             "use another checkpoint, or datastore.key_dtype=float32 if hidden states exceed 65504"
         )
     targets = np.concatenate([batch.targets.cpu().numpy() for batch in batches]).astype(np.int32)
     return TokenStates(queries, targets, log_probs)
-
-
-def units_of_blocks(blocks: int, per_unit: int) -> list[range]:
-    """Block numbers of each unit of work."""
-    return [range(first, min(first + per_unit, blocks)) for first in range(0, blocks, per_unit)]
 
 
 def context_rule(window: int, block: int, begins: bool = False) -> str:

@@ -1,8 +1,9 @@
 """What a search copies to the disks of its nodes where launch.stage_in asks for it: what it reads at random, or often.
 
 Index and values are read at random. Keys are read in order: for a brute-force search by every rank for each unit, so
-that every node has all of them; for exact distances once a pass, shard by shard, each shard by one rank (in_rounds of
-stage.py), so that a node has those of its ranks, and none where there is one pass.
+that every node has all of them; for exact distances once a pass, in ranges of rows, so that a node has the shards of
+which its ranks read the first range, and none where there is one pass. A rank of another node reads such a shard where
+it lies.
 """
 
 from collections.abc import Sequence
@@ -13,11 +14,12 @@ from distlm.index.layout import IndexFolder
 from distlm.index.search.candidates import candidates_of, is_coarse
 from distlm.index.state import read_index_record, written_index
 from distlm.knnlm.search.neighbours import MANIFEST
-from distlm.knnlm.search.rescore import passes
+from distlm.knnlm.search.rescore import passes, row_ranges
 from distlm.knnlm.search.source import open_store
 from distlm.runtime.local.copies import Wanted
 from distlm.runtime.local.place import asked_place
 from distlm.runtime.stage import Stage
+from distlm.runtime.units.rounds import first_readers
 
 
 def wanted_copies(stage: Stage, splits: Sequence[str]) -> list[Wanted]:
@@ -43,7 +45,10 @@ def wanted_copies(stage: Stage, splits: Sequence[str]) -> list[Wanted]:
     if knn.distances == "exact" or knn.similarity == "dot":
         tokens = TokenFiles.open(run.tokens(stage.config))
         queries = [len(tokens.split(split)) for split in pending]
-        if passes(queries, candidates_of(knn, store.rows, is_coarse(index.code_size, index.width)), store.width) > 1:
-            readers = {file.path: number % stage.comm.size for number, file in enumerate(keys)}
+        asked = candidates_of(knn, store.rows, is_coarse(index.code_size, index.width))
+        if passes(queries, asked, store.width) > 1:
+            ranges = row_ranges([shard.rows for shard in store.shards])
+            owner = first_readers([rows.shard for rows in ranges], stage.comm.size)
+            readers = {file.path: owner[number] for number, file in enumerate(keys)}
             found.append(Wanted(store.folder, keys, readers))
     return found

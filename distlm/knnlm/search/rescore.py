@@ -5,8 +5,8 @@ when they are read query by query. Here the (query, neighbour) pairs of many uni
 is read once, in order, in chunks; the pairs of a chunk form a sparse matrix [rows of the chunk, queries] whose dot
 products are computed where they are wanted and nowhere else (`torch.sparse.sampled_addmm`).
 
-Work is split by (group of units, key shard), so that the ranks together read the store once per group, not once per
-rank. The groups are fixed by the plan (GROUP_BYTES) and every pair's dot product is computed alone, so that the
+Work is split by (group of units, range of rows), so that the ranks together read the store once per group, not once
+per rank. The groups are fixed by the plan (GROUP_BYTES) and every pair's dot product is computed alone, so that the
 distances do not depend on the number of ranks, on threads or on the chunking.
 
 Precision: d = |q|² + |k|² − 2 q·k with the dot product in fp32, the norms and the sum in fp64, and d ≥ 0 enforced.
@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from distlm.datastore.plan import Unit as Range
+from distlm.datastore.plan import cut
 from distlm.index.pairs import SortedPairs
 
 GROUP_BYTES = 4 << 30
@@ -33,6 +35,18 @@ SORT_CELLS = 1 << 16
 """Neighbours sorted at once: what is made of them stays in a core's cache, in memory that is used again."""
 CHUNK_ROWS = 1 << 16
 """Most rows of a chunk: row numbers within a chunk are sorted as uint16."""
+
+
+RANGES = 4096
+"""Ranges of rows that a store is scored in, where it has the rows."""
+LEAST_RANGE = 4096
+"""Rows of a range at least, but of a shard's last."""
+
+
+def row_ranges(shards: Sequence[int]) -> list[Range]:
+    """The ranges of rows of shards of so many rows, in order; none goes beyond its shard."""
+    step = max(LEAST_RANGE, -(-sum(shards) // RANGES))
+    return [unit for number, rows in enumerate(shards) for unit in cut(number, rows, step)]
 
 
 def plan_groups(queries: Sequence[int], k: int, width: int, budget: int = GROUP_BYTES) -> list[list[int]]:
@@ -76,16 +90,23 @@ class GroupScorer:
         self._pairs = pairs
         self._first_query = np.concatenate(([0], np.cumsum(counts)))
 
-    def shard(self, keys: np.memmap, first_row: int) -> npt.NDArray[np.float32]:
-        """Squared L2 of every pair whose row lies in this shard: fp32, unit after unit, each in its sorted order.
+    def shard(
+        self, keys: np.memmap, shard_row: int, begin: int = 0, count: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Squared L2 of every pair whose row is one of `count` rows (None: all) of a shard, from its row `begin` on:
+        fp32, unit after unit, each in its sorted order.
 
-        `keys` [rows, D] memory-mapped, `first_row` the store row of its first key.
+        `keys` [rows, D] of the shard, memory-mapped; `shard_row` the store row of its first key.
         """
-        bounds = [pairs.bounds([first_row, first_row + len(keys)]) for pairs in self._pairs]
+        first_row = shard_row + begin
+        count = len(keys) - begin if count is None else count
+        bounds = [pairs.bounds([first_row, first_row + count]) for pairs in self._pairs]
         starts = np.concatenate(([0], np.cumsum([high - low for low, high in bounds])))
         result = np.empty(int(starts[-1]), np.float32)
         cursor = [int(low) for low, _ in bounds]
-        for first, chunk in read_chunks(keys, self._wanted(bounds, first_row)):
+        low, high = self._wanted(bounds, first_row)
+        for place, chunk in read_chunks(keys, (begin + low, begin + high)):
+            first = place - begin
             edge = first_row + first + len(chunk)
             rows, columns, places = [], [], []
             for unit, pairs in enumerate(self._pairs):
@@ -95,14 +116,14 @@ class GroupScorer:
                     continue
                 rows.append((pairs.rows[low:high] - (first_row + first)).astype(np.uint16))
                 columns.append(pairs.places[low:high] // pairs.k + np.int32(self._first_query[unit]))
-                begin = int(starts[unit] + low - bounds[unit][0])
-                places.append(np.arange(begin, begin + high - low))
+                start = int(starts[unit] + low - bounds[unit][0])
+                places.append(np.arange(start, start + high - low))
             if rows:
                 self._score(chunk, np.concatenate(rows), np.concatenate(columns), np.concatenate(places), result)
         return result
 
     def _wanted(self, bounds: Sequence[npt.NDArray[np.int64]], first_row: int) -> tuple[int, int]:
-        """First and past-last row, within the shard, that any pair needs."""
+        """First and past-last row, counted from `first_row`, that any pair needs."""
         spans = [(pairs.rows[low], pairs.rows[high - 1]) for pairs, (low, high) in zip(self._pairs, bounds, strict=True)
                  if high > low]  # fmt: skip
         if not spans:

@@ -70,12 +70,16 @@ class Source(Forward):
             ids, distances = brute_search(self.datastore, single, k)
         else:
             ids, distances = self.index.search(single, k, self.knn.nprobe)
+        self.require_rows(ids)
+        return ids, distances
+
+    def require_rows(self, ids: npt.NDArray[np.int64]) -> None:
+        """Raises DistlmError for ids that are no rows of the store."""
         if int(ids.max(initial=-1)) >= self.datastore.rows:
             raise DistlmError(
                 f"search returned row {int(ids.max())}, the store has {self.datastore.rows}: the index is not of this "
                 "store; build it again"
             )
-        return ids, distances
 
     def nearest(
         self, queries: npt.NDArray[np.floating], k: int

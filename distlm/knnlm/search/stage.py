@@ -2,19 +2,24 @@
 
 Phase 1, unit by unit: forward pass over evaluation blocks → queries, targets, the LM's log-probabilities → search.
 Phase 2, where exact distances are asked of an index: one sequential pass over the key shards (rescore.py).
-A unit is knn.blocks_per_unit blocks, so every file is the same for any number of ranks. Queries are rounded to the
-keys' dtype before they are searched: files alone determine every number that follows.
+A unit is some blocks (cut.py), or some rows of a shard (rescore.py), so every file is the same for any number of ranks.
+Queries are rounded to the keys' dtype before they are searched: files alone determine every number that follows.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 from msgspec import UnsetType
 
+from distlm.index.faiss_module import rank_threads
 from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
+from distlm.knnlm.search.by_lists import search_by_lists
+from distlm.knnlm.search.cut import MORE_UNITS
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST, begun_with
 from distlm.knnlm.search.records import NeighboursManifest
@@ -29,6 +34,7 @@ from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
+from distlm.runtime.units.rounds import rounds, say_idle
 
 
 def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
@@ -51,13 +57,11 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
             stage.require_whole(root, read_in_place(files, wanted))
         test = rank0_first(stage.comm, lambda: self_test(source))
         say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
-        searched = 0
         candidates = rank0_first(stage.comm, lambda: _candidates(stage, source, splits))
         works = [SplitWork(source, stage.run.neighbours(name), name, test, candidates) for name in splits]
         works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
         rank0_first(stage.comm, lambda: _check_before(works))
-        for work in works:
-            searched += _search_split(stage, work)
+        searched = _search_splits(stage, works)
     seconds = time.monotonic() - start
     self_found = {} if isinstance(test.found, UnsetType) else {"self_found": test.found}
     if stage.comm.rank == 0 and searched:
@@ -112,21 +116,49 @@ def _check_before(works: Sequence[SplitWork]) -> None:
         work.check_before()
 
 
-def _search_split(stage: Stage, work: SplitWork) -> int:
-    """Both phases of one split; its tokens, 0 when it was there. Collective."""
-    # A finished folder may be read-only.
-    whole = rank0_first(stage.comm, lambda: work.files.is_whole)
-    with nullcontext() if whole else only_writer(work.folder, stage.comm, "searching for these neighbours"):
-        if not rank0_first(stage.comm, work.begin):
-            say(f"knn search {work.split}: {work.folder} is complete, nothing to do", stage.comm.rank)
-            return 0
-        _both_phases(stage, work)
-    return work.tokens
+def _search_splits(stage: Stage, works: Sequence[SplitWork]) -> int:
+    """Both phases of some splits; their tokens, without those of splits that were there. Collective."""
+    comm = stage.comm
+    pending: list[SplitWork] = []
+    with ExitStack() as held:
+        for work in works:
+            # A finished folder may be read-only.
+            if not rank0_first(comm, lambda work=work: work.files.is_whole):  # type: ignore[misc]
+                held.enter_context(only_writer(work.folder, comm, "searching for these neighbours"))
+            if rank0_first(comm, work.begin):
+                pending.append(work)
+            else:
+                say(f"knn search {work.split}: {work.folder} is complete, nothing to do", comm.rank)
+        if pending:
+            _find(stage, pending)
+        for work in pending:
+            _finish(stage, work)
+    return sum(work.tokens for work in pending)
 
 
-def _both_phases(stage: Stage, work: SplitWork) -> None:
-    """Fill the folder of one split. Collective; by its only writer."""
-    in_rounds(stage, f"knn search {work.split}", "units", range(len(work.units)), work.is_found, work.search_unit)
+def _find(stage: Stage, works: Sequence[SplitWork]) -> None:
+    """Phase 1 of all splits together: the fewer units there are, the more it counts that no rank waits at the end of
+    each. Collective; by their only writer."""
+    places = [(number, unit) for number, work in enumerate(works) for unit in range(len(work.units))]
+
+    def is_found(place: int) -> bool:
+        number, unit = places[place]
+        return works[number].is_found(unit)
+
+    def search(run: Sequence[int]) -> None:
+        for number, of_split in groupby((places[place] for place in run), key=itemgetter(0)):
+            works[number].search_units([unit for _, unit in of_split])
+
+    if works[0].source.index is not None and works[0].source.knn.scan == "lists":
+        for work in works:
+            search_by_lists(stage, work, f"knn search {work.split}")
+        return
+    label = f"knn search {', '.join(work.split for work in works)}"
+    in_rounds(stage, label, "units", range(len(places)), is_found, search, MORE_UNITS)
+
+
+def _finish(stage: Stage, work: SplitWork) -> None:
+    """Phase 2 of one split, where there is one, and its manifest. Collective; by its only writer."""
     if work.source.rescores:
         width = work.source.datastore.width
         for number, units in enumerate(plan_groups(work.unit_tokens, work.candidates, width)):
@@ -140,25 +172,37 @@ def _rescore_group(stage: Stage, group: Group) -> None:
     if rank0_first(stage.comm, lambda: all(work.files.is_written(unit) for unit in group.units)):
         return
     label = f"{work.split} (group {group.number})"
-    shards = range(len(work.source.datastore.shards))
-    in_rounds(stage, f"knn rescore {label}", "shards", shards, group.is_scored, group.score_shard)
-    in_rounds(stage, f"knn write {label}", "units", group.units, work.files.is_written, group.finish_unit)
+    ranges = range(len(work.ranges))
+    in_rounds(stage, f"knn rescore {label}", "ranges", ranges, group.is_scored, partial(each, group.score_range))
+    in_rounds(stage, f"knn write {label}", "units", group.units, work.files.is_written, group.finish_units)
 
 
 def in_rounds(
-    stage: Stage, label: str, unit: str, items: Sequence[int], done: Callable[[int], bool], act: Callable[[int], None]
+    stage: Stage,
+    label: str,
+    unit: str,
+    items: Sequence[int],
+    done: Callable[[int], bool],
+    act: Callable[[Sequence[int]], None],
+    mend: str = "",
 ) -> None:
-    """`act` on every item that is not done, the ranks taking turns; stop signals and errors reach all. Collective."""
+    """`act` on every item that is not done, some at a time, each rank on a run of them; stop signals and errors reach
+    all. `mend`: what makes more items, where that is to be said to ranks that have none. Collective."""
     comm = stage.comm
     pending = rank0_first(comm, lambda: [item for item in items if not done(item)])
+    if mend:
+        say_idle(comm, label, len(pending), mend)
     with Progress(label, len(items), unit, comm.rank, done=len(items) - len(pending)) as progress:
-        for first in range(0, len(pending), comm.size):
-            stage.stop.check(comm, label)
-            turn = pending[first : first + comm.size]
-            together(comm, partial(_each, act, turn[comm.rank : comm.rank + 1]))
-            progress.advance(len(turn))
+        for found in rounds(stage, label, pending, partial(_counted, act), rank_threads()):
+            progress.advance(sum(found))
 
 
-def _each(act: Callable[[int], None], items: Sequence[int]) -> None:
+def _counted(act: Callable[[Sequence[int]], None], items: Sequence[int]) -> int:
+    act(items)
+    return len(items)
+
+
+def each(act: Callable[[int], None], items: Sequence[int]) -> None:
+    """`act` on one item after the other."""
     for item in items:
         act(item)

@@ -4,6 +4,8 @@
 state than the datastore, they are computed alone, into RUN/states/SPLIT: the same units, the same bytes.
 """
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -17,8 +19,9 @@ from distlm.config.schema import RunConfig
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.knnlm.search.forward import Forward, context_rule, token_states, units_of_blocks
-from distlm.knnlm.search.neighbours import MANIFEST
+from distlm.knnlm.search.cut import Cut, cut_of
+from distlm.knnlm.search.forward import Forward, context_rule, token_states
+from distlm.knnlm.search.neighbours import MANIFEST, PLAN
 from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, StatesPlan
 from distlm.knnlm.search.units import UnitFolder, read_array, read_arrays, read_manifest
 from distlm.models.card import model_of_card, read_model_card
@@ -94,13 +97,13 @@ def read_kept(path: Path) -> StatesManifest | NeighboursManifest:
 
 
 def states_plan(
-    config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks, begins: bool = False
+    config: RunConfig, tokens: TokenFiles, model: str, split: str, blocks: Blocks, cut: Cut, begins: bool = False
 ) -> StatesPlan:
     """A split's states as the configuration wants them; `model` is the model's fingerprint, `begins` its own, too."""
     knn = config.knn
     return StatesPlan(
         kind="states", split=split, tokens=int(blocks.scored.sum()), blocks=len(blocks),
-        blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks,
+        blocks_per_unit=cut.blocks_per_unit, batch_blocks=cut.batch_blocks,
         context_window=knn.context_window, block=knn.block,
         context_rule=context_rule(knn.context_window, knn.block, begins),
         tap=config.cache.tap or config.datastore.tap, key_dtype=config.datastore.key_dtype,
@@ -115,11 +118,13 @@ class StatesWork:
         knn = config.knn
         self.split = split
         self.blocks = eval_blocks(tokens.split(split), knn.context_window, knn.block)
-        self.units = units_of_blocks(len(self.blocks), knn.blocks_per_unit)
+        self._searched, own = run.kept_neighbours(split), run.states(split)
+        kept = [folder / name for folder in (self._searched, own) for name in (MANIFEST, PLAN)]
+        self.cut = cut_of(self.blocks, knn, *kept)
+        self.units = self.cut.units(len(self.blocks))
         begins = causal(model_of_card(read_model_card(run.model_checkpoint(config)))).begins
-        self.plan = states_plan(config, tokens, model, split, self.blocks, begins)
-        self.files = UnitFolder(run.states(split), self.plan, StatesManifest, len(self.units), COMMAND)
-        self._searched = run.kept_neighbours(split)
+        self.plan = states_plan(config, tokens, model, split, self.blocks, self.cut, begins)
+        self.files = UnitFolder(own, self.plan, StatesManifest, len(self.units), COMMAND)
 
     @property
     def tokens(self) -> int:
@@ -140,11 +145,12 @@ class StatesWork:
         """Rank 0: the folder is ours and the disk is there; `width` is D."""
         self.files.check_before(self.tokens * (width * np.dtype(self.plan.key_dtype).itemsize + 12))
 
-    def compute_unit(self, forward: Forward, number: int) -> None:
-        """Forward passes of one unit."""
-        dtype = np.dtype(self.plan.key_dtype)
-        states = token_states(forward, self.split, self.blocks, self.units[number], self.plan.tap, dtype)
-        self.files.write(number, states._asdict())
+    def compute_units(self, forward: Forward, numbers: Sequence[int]) -> None:
+        """Forward passes of some units."""
+        dtype, units = np.dtype(self.plan.key_dtype), [self.units[number] for number in numbers]
+        with closing(token_states(forward, self.split, self.blocks, units, self.cut, self.plan.tap, dtype)) as found:
+            for number, states in zip(numbers, found, strict=True):
+                self.files.write(number, states._asdict())
 
     def states(self) -> States:
         """The states, after they were made."""

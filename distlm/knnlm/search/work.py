@@ -1,20 +1,25 @@
 """Units of work of a search: what one unit of evaluation blocks or one key shard needs; nothing here is collective."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import UNSET
 
 from distlm.data.blocks import Blocks, eval_blocks
+from distlm.datastore.plan import Unit as Range
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
-from distlm.knnlm.search.forward import context_rule, token_states, units_of_blocks
+from distlm.knnlm.search.cut import Cut, cut_of
+from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
+    MANIFEST,
     PLAN,
     Neighbours,
     Unit,
@@ -24,7 +29,7 @@ from distlm.knnlm.search.neighbours import (
     write_unit,
 )
 from distlm.knnlm.search.records import NeighboursManifest, NeighboursPlan, SelfTest
-from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first, unit_distances
+from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first, row_ranges, unit_distances
 from distlm.knnlm.search.source import Source
 from distlm.knnlm.search.units import UnitFolder
 from distlm.runtime.files import atomic_path, save_array
@@ -48,9 +53,19 @@ class SplitWork:
         return eval_blocks(self.source.tokens.split(self.split), knn.context_window, knn.block)
 
     @cached_property
+    def cut(self) -> Cut:
+        """How blocks are cut into passes and units; as it was begun, where it was."""
+        return cut_of(self.blocks, self.source.knn, self.folder / MANIFEST, self.folder / PLAN)
+
+    @cached_property
     def units(self) -> list[range]:
         """Block numbers of each unit."""
-        return units_of_blocks(len(self.blocks), self.source.knn.blocks_per_unit)
+        return self.cut.units(len(self.blocks))
+
+    @cached_property
+    def ranges(self) -> list[Range]:
+        """Units of phase 2: rows of the store."""
+        return row_ranges([shard.rows for shard in self.source.datastore.shards])
 
     @cached_property
     def unit_tokens(self) -> list[int]:
@@ -72,9 +87,9 @@ class SplitWork:
         """Folder of phase 2's distances."""
         return self.folder / "rescore"
 
-    def scores_file(self, group: int, shard: int) -> Path:
-        """Distances of a group's pairs whose rows lie in a shard."""
-        return self.scores / f"group-{group:03d}-shard-{shard:05d}.npy"
+    def scores_file(self, group: int, number: int) -> Path:
+        """Distances of a group's pairs whose rows lie in a range."""
+        return self.scores / f"group-{group:03d}-range-{number:05d}.npy"
 
     @cached_property
     def plan(self) -> NeighboursPlan:
@@ -83,8 +98,9 @@ class SplitWork:
         store = source.datastore
         return NeighboursPlan(
             kind="neighbours", split=self.split, tokens=self.tokens, blocks=len(self.blocks),
-            blocks_per_unit=knn.blocks_per_unit, batch_blocks=knn.batch_blocks, context_window=knn.context_window,
-            block=knn.block, context_rule=context_rule(knn.context_window, knn.block, source.model.begins),
+            blocks_per_unit=self.cut.blocks_per_unit, batch_blocks=self.cut.batch_blocks,
+            context_window=knn.context_window, block=knn.block,
+            context_rule=context_rule(knn.context_window, knn.block, source.model.begins),
             k=knn.k, nprobe=knn.nprobe if source.index is not None else None, search=knn.search,
             distances="quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
             tap=store.tap, width=store.width, key_dtype=source.key_dtype.name,
@@ -116,11 +132,16 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether those neighbours differ from what is planned in k alone, and in candidates where these are not asked
-        for."""
-        fields = set(NeighboursPlan.__struct_fields__) - {"k", "candidates", "self_test", "format"}
-        enough = not self.source.knn.candidates or (kept.candidates or kept.k) >= self.candidates
-        return enough and all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
+        """Whether those neighbours differ from what is planned in k alone, in candidates where these are not asked for,
+        and in how the work was cut."""
+        fields = set(NeighboursPlan.__struct_fields__) - {
+            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks",
+        }  # fmt: skip
+        if kept.batch_blocks not in (self.cut.batch_blocks, self.source.knn.batch_blocks):
+            return False
+        if self.source.knn.candidates and (kept.candidates or kept.k) < self.candidates:
+            return False
+        return all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
 
     def begin(self) -> bool:
         """Rank 0: claim the folder; False when it is already whole."""
@@ -138,15 +159,25 @@ class SplitWork:
         """Phase 1 of a unit is done."""
         return unit_folder(self.found, number).exists() or self.files.is_written(number)
 
-    def search_unit(self, number: int) -> None:
-        """Phase 1 of one unit: forward, search, gather values, write."""
+    def states(self, numbers: Sequence[int]) -> Generator[TokenStates, None, None]:
+        """Forward passes of some units, one unit after the other. Close it when it is left early."""
+        source, units = self.source, [self.units[number] for number in numbers]
+        tap, dtype = source.datastore.tap, source.key_dtype
+        return token_states(source, self.split, self.blocks, units, self.cut, tap, dtype)
+
+    def search_units(self, numbers: Sequence[int]) -> None:
+        """Phase 1 of some units: forward passes of all, then of each search, gather values, write."""
         source = self.source
-        queries, targets, log_probs = token_states(
-            source, self.split, self.blocks, self.units[number], source.datastore.tap, source.key_dtype
-        )
-        neighbours, distances = source.search(queries, self.candidates)
-        neighbours, distances, values = nearest_first(neighbours, distances, source.values(neighbours))
-        unit = Unit(queries, targets, log_probs, neighbours, distances, values)
+        with closing(self.states(numbers)) as found:
+            for number, states in zip(numbers, found, strict=True):
+                self.write_found(number, states, *source.search(states.queries, self.candidates))
+
+    def write_found(
+        self, number: int, states: TokenStates, ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]
+    ) -> None:
+        """Write what a search found for one unit, ids and distances [q, k], with the values of the rows."""
+        self.source.require_rows(ids)
+        unit = Unit(*states, *nearest_first(ids, distances, self.source.values(ids)))
         assert len(unit) == self.unit_tokens[number]
         write_unit(unit_folder(self.found, number), unit)
 
@@ -177,36 +208,41 @@ class Group:
         counts = [self.work.unit_tokens[unit] for unit in self.units]
         return GroupScorer(queries, self.pairs, counts, self.work.source.dot)
 
-    def is_scored(self, shard: int) -> bool:
-        """The distances of this group's pairs in a shard are on disk."""
-        return self.work.scores_file(self.number, shard).exists()
+    def is_scored(self, number: int) -> bool:
+        """The distances of this group's pairs in a range of rows are on disk."""
+        return self.work.scores_file(self.number, number).exists()
 
-    def score_shard(self, shard: int) -> None:
-        """Write the distances of this group's pairs in one shard."""
-        place = self.work.source.datastore.shards[shard]
-        distances = self._scorer.shard(self.work.source.datastore.keys(place.index), place.first_row)
-        with atomic_path(self.work.scores_file(self.number, shard)) as temporary:
+    def score_range(self, number: int) -> None:
+        """Write the distances of this group's pairs in one range of rows."""
+        store, rows = self.work.source.datastore, self.work.ranges[number]
+        first = store.shards[rows.shard].first_row
+        distances = self._scorer.shard(store.keys(rows.shard), first, rows.first, rows.rows)
+        with atomic_path(self.work.scores_file(self.number, number)) as temporary:
             save_array(temporary, distances)
 
     @cached_property
     def _counts(self) -> np.ndarray[Any, Any]:
-        shards = self.work.source.datastore.shards
-        edges = [shard.first_row for shard in shards] + [shards[-1].first_row + shards[-1].rows]
+        shards, ranges = self.work.source.datastore.shards, self.work.ranges
+        edges = [shards[rows.shard].first_row + rows.first for rows in ranges] + [self.work.source.datastore.rows]
         return np.stack([np.diff(pairs.bounds(edges)) for pairs in self.pairs])
 
-    def finish_unit(self, unit: int) -> None:
-        """Write a unit of this group with exact distances: the k nearest of the candidates, nearest first."""
-        place = self.units.index(unit)
-        starts = self._counts[:place].sum(axis=0)
-        pieces = [
-            np.load(self.work.scores_file(self.number, shard), mmap_mode="r")[start : start + count]
-            for shard, (start, count) in enumerate(zip(starts, self._counts[place], strict=True))
-        ]
-        old = read_unit(unit_folder(self.work.found, unit))
-        distances = unit_distances(self.pairs[place], len(old), pieces)
-        if self.work.source.dot:
-            distances = from_nearest(distances)
-        ids, distances, values = nearest_first(old.ids, distances, old.values)
+    def finish_units(self, units: Sequence[int]) -> None:
+        """Write units of this group with exact distances: the k nearest of the candidates, nearest first; each range's
+        file is opened once."""
         k = self.work.source.knn.k
-        new = Unit(old.queries, old.targets, old.log_probs, ids[:, :k], distances[:, :k], values[:, :k])
-        write_unit(unit_folder(self.work.folder, unit), new)
+        places = [self.units.index(unit) for unit in units]
+        starts = np.cumsum(self._counts, axis=0) - self._counts
+        pieces: list[list[np.ndarray[Any, Any]]] = [[] for _ in places]
+        for number in range(len(self.work.ranges)):
+            scores = np.load(self.work.scores_file(self.number, number), mmap_mode="r")
+            for place, own in zip(places, pieces, strict=True):
+                start = int(starts[place, number])
+                own.append(np.array(scores[start : start + int(self._counts[place, number])]))
+        for unit, place, own in zip(units, places, pieces, strict=True):
+            old = read_unit(unit_folder(self.work.found, unit))
+            distances = unit_distances(self.pairs[place], len(old), own)
+            if self.work.source.dot:
+                distances = from_nearest(distances)
+            ids, distances, values = nearest_first(old.ids, distances, old.values)
+            new = Unit(old.queries, old.targets, old.log_probs, ids[:, :k], distances[:, :k], values[:, :k])
+            write_unit(unit_folder(self.work.folder, unit), new)

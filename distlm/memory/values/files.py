@@ -1,7 +1,7 @@
 """The values of memories in a checkpoint folder: one safetensors file for each column range, read on any other cut.
 
-memory-LL-FFFFF-EEEEE.safetensors   layer LL, columns FFFFF up to, not including, EEEEE; fp32 [K, columns]:
-  values, and from the first update on exp_avg, exp_avg_sq
+memory-LL-FFFFF-EEEEE.safetensors   layer LL, columns FFFFF up to, not including, EEEEE; [K, columns]:
+  values fp32, and from the first update on exp_avg, exp_avg_sq, fp32 or bf16 (memory.moments; read as either)
 in the file of column 0 also
   last_step int32 [K], row_steps int32 [K] (memory.row_steps), extra.NAME (what else the caller has of the memory)
 Metadata: layer, slots K, width D, updates. That files are whole and unchanged is for the checkpoint's marker to say

@@ -70,6 +70,7 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         form: Literal["sparse_adam", "adam"] = _DEFAULTS.optimizer,
         row_steps: bool = _DEFAULTS.row_steps,
         stale: Literal["lazy", "catch_up"] = _DEFAULTS.stale,
+        moments: Literal["fp32", "bf16"] = _DEFAULTS.moments,
         clip_norm: float = _DEFAULTS.clip_norm,
         mean_over_ranks: bool = True,
     ) -> None:
@@ -78,13 +79,13 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         then keeps to the engine's accumulation, loss scale and skipped steps.
 
         lr, betas, eps: as torch's SparseAdam (form="sparse_adam": ε added to √v) or Adam (form="adam": to the corrected
-        √v̂). row_steps: bias correction by the number of a slot's own updates. clip_norm: largest 2-norm of a
-        memory's gradient (0: any).
+        √v̂). row_steps: bias correction by the number of a slot's own updates. moments: what Adam's m and v are
+        kept in. clip_norm: largest 2-norm of a memory's gradient (0: any).
 
         Raises UsageError when there is no memory, a setting cannot work, or the model was built before
         torch.distributed was initialised.
         """
-        config = {"form": form, "row_steps": row_steps, "stale": stale, "clip_norm": clip_norm}
+        config = {"form": form, "row_steps": row_steps, "stale": stale, "moments": moments, "clip_norm": clip_norm}
         self._begin(params, {"lr": lr, "betas": betas, "eps": eps, **config, "mean_over_ranks": mean_over_ranks})
         if not self.tables:
             raise UsageError("SparseValueOptimizer: there is no ProductKeyMemory in what was given")
@@ -99,7 +100,12 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         """
         optimizer = cls.__new__(cls)
         own = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps, "clip_norm": config.clip_norm}
-        rest = {"form": config.optimizer, "row_steps": config.row_steps, "stale": config.stale}
+        rest = {
+            "form": config.optimizer,
+            "row_steps": config.row_steps,
+            "stale": config.stale,
+            "moments": config.moments,
+        }
         optimizer._begin([{"params": list(tables)}], {**own, **rest, "mean_over_ranks": False}, scalers=False)
         optimizer.config = config
         return optimizer
@@ -215,7 +221,9 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         """Continue from `state_dict`, on the same cut of the columns. Raises ValueError when it is of other memories,
         with what differs; other groups are told from these by torch."""
         # Torch would cast counters to the dtype of what stands for a memory.
-        super().load_state_dict({**state_dict, "state": {}})
+        # The groups of a version that knew moments in fp32 alone do not say so.
+        groups = [{"moments": "fp32", **group} for group in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": groups, "state": {}})
         for place, (group, table) in enumerate(self._pairs()):
             state.load_optimizer(table, state_dict["state"].get(place, {}), _config(table, group))
 
@@ -267,5 +275,6 @@ def _config(table: ValueTable, group: Mapping[str, Any]) -> MemoryConfig:
     beta1, beta2 = group["betas"]
     return dataclasses.replace(
         table.config, lr=float(group["lr"]), betas=[float(beta1), float(beta2)], eps=float(group["eps"]),
-        optimizer=group["form"], row_steps=group["row_steps"], stale=group["stale"], clip_norm=group["clip_norm"],
+        optimizer=group["form"], row_steps=group["row_steps"], stale=group["stale"], moments=group["moments"],
+        clip_norm=group["clip_norm"],
     )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN, _MIX1, _MIX2 = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_WORD = (1 << 32) - 1
 _CELL_BITS = 6
 _NUMBERS = 1 << 17
 """Numbers made at a time: their int64 buffers stay in a processor's cache."""
@@ -40,6 +41,30 @@ def normal_(out: Tensor, deviation: float, seed: int, layer: int, first_column: 
         place = bits.bitwise_and_((1 << shift) - 1).double().mul_(2.0**-shift)
         number = place.mul_(slopes.take(cell)).add_(quantiles.take(cell)).mul_(deviation)
         part.copy_(torch.where(negative, number, -number))
+
+
+def rounding_keys(rows: Tensor, layer: int, update: int) -> Tensor:
+    """int64 [n] of 32 bits: what the noise of `to_bf16` depends on beside the column, for rows (slots) int64 [n]."""
+    start = _mix(torch.tensor([update], dtype=torch.int64).mul_(_GOLDEN).add_(layer))
+    return _mix((rows * _GOLDEN).add_(int(start))).bitwise_and_(_WORD)
+
+
+def to_bf16(m: Tensor, v: Tensor, keys: Tensor, first_column: int) -> tuple[Tensor, Tensor]:
+    """Two planes fp32 [n, d] in bf16, rounded up or down at random, so that the mean of many roundings is the number.
+
+    A number between two of bf16 goes to the upper one where 16 bits of noise exceed what is missing to it. The noise of
+    column c, first_column on, is a hash of (key, c), MurmurHash3's last steps: the lower half for m, the upper for v.
+    """
+    columns = torch.arange(first_column, first_column + m.shape[1], device=m.device) * 0x9E3779B1
+    noise = (columns & _WORD) ^ keys[:, None]
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        noise = (noise ^ (noise >> shift)) * factor & _WORD
+    noise ^= noise >> 16
+    halves = noise & 0xFFFF, noise >> 16
+    return tuple(  # type: ignore[return-value]
+        ((x.view(torch.int32).long() + half) >> 16).short().view(torch.bfloat16)
+        for x, half in zip((m, v), halves, strict=True)
+    )
 
 
 def _mix(x: Tensor) -> Tensor:

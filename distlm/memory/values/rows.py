@@ -9,6 +9,7 @@ from torch import Tensor
 from distlm.memory.lookup import rows_at_once, wide
 from distlm.memory.values import kernels
 from distlm.memory.values.gradient import SlotSums
+from distlm.memory.values.random import rounding_keys, to_bf16
 from distlm.memory.values.table import ValueTable
 
 
@@ -27,7 +28,9 @@ def update_rows(table: ValueTable, sums: SlotSums, scale: float) -> Tensor:
     bags = sums.source, sums.index, sums.weights, sums.offsets
     planes = table.values, *table.make_moments()
     betas = table.rule.beta1, table.rule.beta2
-    return kernels.adam_rows(planes, sums.rows, bags, scale, betas, (size.float(), eps.float()))
+    keys = rounding_keys(sums.rows, table.layer, update) if table.config.moments == "bf16" else sums.rows
+    rounding = keys, table.first
+    return kernels.adam_rows(planes, sums.rows, bags, scale, betas, (size.float(), eps.float()), rounding)
 
 
 class _Pieces:
@@ -38,7 +41,8 @@ class _Pieces:
         width, device = table.values.shape[1], table.values.device
         self.size = rows_at_once(width, device, rows)
         self.planes = table.values, *table.make_moments()
-        self.wide_planes = [wide(plane) for plane in self.planes]
+        self.rounded = table.config.moments == "bf16"
+        self.wide_planes = [] if self.rounded else [wide(plane) for plane in self.planes]
         self.buffers = list(torch.zeros(3, self.size, width, device=device))
         self.wide_buffers = [wide(buffer) for buffer in self.buffers]
         self.steps = torch.tensor(0.0, device=device)
@@ -49,7 +53,7 @@ class _Pieces:
             if scale != 1:
                 gradient.mul_(scale)
             squares.append(torch.dot(gradient.view(-1), gradient.view(-1)))
-            if first is not None:
+            if first is not None and not self.rounded:
                 self._apply([plane[first : first + self.size] for plane in self.planes], gradient, rows)
             else:
                 self._move(rows, gradient)
@@ -65,9 +69,18 @@ class _Pieces:
     def _move(self, rows: Tensor, gradient: Tensor) -> None:
         """Slots int64 [c]; their gradient fp32 [size, d], size ≥ c."""
         for plane, buffer in zip(self.planes, self.buffers, strict=True):
-            torch.index_select(plane, 0, rows, out=buffer[: len(rows)])
+            if plane.dtype == buffer.dtype:
+                torch.index_select(plane, 0, rows, out=buffer[: len(rows)])
+            else:
+                buffer[: len(rows)] = plane[rows]
         # All of the buffers, a multiple of 16 numbers: what fills no vector register would be rounded otherwise.
         self._apply(self.buffers, gradient, rows)
+        if self.rounded:
+            values, m, v = (buffer[: len(rows)] for buffer in self.buffers)
+            keys = rounding_keys(rows, self.table.layer, self.update)
+            for plane, x in zip(self.planes, (values, *to_bf16(m, v, keys, self.table.first)), strict=True):
+                plane[rows] = x
+            return
         for plane, buffer in zip(self.wide_planes, self.wide_buffers, strict=True):
             plane.index_copy_(0, rows, buffer[: len(rows)])
 

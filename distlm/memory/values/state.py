@@ -3,7 +3,7 @@
   values       fp32 [K, d]: this rank's columns of all slots
   columns      int64 [3]: first column, one past the last, and the width D that they are columns of
 and, of memory.stale=catch_up while moves are owed, without which the values alone are not what is read:
-  exp_avg, exp_avg_sq    fp32 [K, d]
+  exp_avg, exp_avg_sq    fp32 [K, d]; an optimizer's with memory.moments=bf16: bf16
   last_step              int32 [K]
   updates                int64 [2]: updates, settled (ValueTable)
   rule                   fp64 [5]: lr, β₁, β₂, ε of the owed moves; 1: ε is Adam's, 0: SparseAdam's
@@ -63,7 +63,9 @@ def load_module(table: "ValueTable", given: Mapping[str, Tensor]) -> None:
     if values.data_ptr() != table.values.data_ptr():
         table.values.copy_(values)
     if owed:
-        _take(table, given, planes, dataclasses.replace(table.config, stale="catch_up", row_steps=False))
+        _take(
+            table, given, planes, dataclasses.replace(table.config, stale="catch_up", row_steps=False, moments="fp32")
+        )
     else:
         table.owe_nothing()
 
@@ -102,11 +104,10 @@ def _take(table: "ValueTable", given: Mapping[str, Tensor], planes: Mapping[str,
     form: Any = "adam" if adam else "sparse_adam"
     table.config = dataclasses.replace(config, lr=lr, betas=[beta1, beta2], eps=eps, optimizer=form)
     table.rule = Adam.of(table.config)
+    table.exp_avg, table.exp_avg_sq = None, None
     if planes:
         for name, plane in zip(("exp_avg", "exp_avg_sq"), table.make_moments(), strict=True):
             plane.copy_(planes[name])
-    else:
-        table.exp_avg, table.exp_avg_sq = None, None
     table.last_step.copy_(given["last_step"])
     table.row_steps = torch.zeros_like(table.last_step).copy_(given["row_steps"]) if config.row_steps else None
     table.updates, table.settled = given["updates"].tolist()

@@ -17,6 +17,11 @@ from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.gradient import ValueGradient
 from distlm.memory.values.random import normal_
 
+_LINE = 64
+"""Bytes of a cache line."""
+MOMENTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""memory.moments → dtype of the planes."""
+
 
 class ValueTable(nn.Module):
     """K = n² slots of D values, this rank's columns of them: y[t] = Σ over the reads of weight·value[slot].
@@ -72,7 +77,7 @@ class ValueTable(nn.Module):
             normal_(values, width**-0.5, seed, layer, self.first)
         steps = torch.zeros(self.slots, dtype=torch.int32)
         self.values = values  # fp32 [K, d]
-        self.exp_avg = None  # fp32 [K, d], from the first update
+        self.exp_avg = None  # fp32 or bf16 [K, d], from the first update
         self.exp_avg_sq = None
         self.last_step = steps  # int32 [K]: the update that last read (or swept) the slot, from 1; 0: none read it yet
         self.row_steps = steps.clone() if config.row_steps else None  # int32 [K]: updates that read the slot
@@ -110,6 +115,11 @@ class ValueTable(nn.Module):
         if config.row_steps != (self.row_steps is not None):
             self.row_steps = torch.zeros_like(self.last_step) if config.row_steps else None
         self.config, self.rule = config, rule
+        if self.exp_avg is not None and self.exp_avg_sq is not None and self.exp_avg.dtype != MOMENTS[config.moments]:
+            given = self.exp_avg, self.exp_avg_sq
+            self.exp_avg = self.exp_avg_sq = None
+            for plane, old in zip(self.make_moments(), given, strict=True):
+                plane.copy_(old)
         if changed:
             self.owe_nothing()
 
@@ -123,9 +133,15 @@ class ValueTable(nn.Module):
         """exp_avg and exp_avg_sq, made as zeros when there are none."""
         if self.exp_avg is None or self.exp_avg_sq is None:
             columns, device = self.values.shape[1], self.values.device
-            self.exp_avg, self.exp_avg_sq = (zeros(self.slots, columns, device) for _ in range(2))
+            self.exp_avg, self.exp_avg_sq = (
+                zeros(self.slots, columns, device, MOMENTS[self.config.moments]) for _ in range(2)
+            )
             self.settled = 0
         return self.exp_avg, self.exp_avg_sq
+
+    def planes(self) -> list[Tensor]:
+        """Values and, where there are any, moments: [K, d] each."""
+        return [x for x in (self.values, self.exp_avg, self.exp_avg_sq) if x is not None]
 
     @property
     def has_stale(self) -> bool:
@@ -281,11 +297,15 @@ class _Lookup(torch.autograd.Function):
         return of_weights, None, None, None, None
 
 
-def zeros(rows: int, columns: int, device: torch.device) -> Tensor:
-    """fp32 zeros; on a processor memory that is taken page by page when it is written, in huge pages where there are.
+def zeros(rows: int, columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros; on a processor memory that is taken page by page when it is written, in huge pages where there are.
 
-    numpy asks for both, torch for neither; rows at random places are read a fifth faster from huge pages.
+    numpy asks for both, torch for neither; rows at random places are read a fifth faster from huge pages. The first row
+    begins where a cache line does.
     """
-    if device.type == "cpu":
-        return torch.from_numpy(np.zeros((rows, columns), np.float32))
-    return torch.zeros(rows, columns, device=device)
+    if device.type != "cpu":
+        return torch.zeros(rows, columns, device=device, dtype=dtype)
+    size = rows * columns * dtype.itemsize
+    taken = np.zeros(size + _LINE, np.uint8)
+    first = -taken.ctypes.data % _LINE
+    return torch.from_numpy(taken[first : first + size]).view(dtype).view(rows, columns)

@@ -53,7 +53,7 @@ class AwdConfig:
     epochs: int = field(default=750, metadata=LENGTH)
     """Epochs of SGD and NT-ASGD. They may grow in a finished run that has not begun to fine-tune."""
     finetune_epochs: int = field(default=750, metadata=LENGTH)
-    """At most so many epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They
+    """Most epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They
     may grow in a finished run."""
     trigger: Literal["masked", "window"] = "masked"
     """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);

@@ -56,6 +56,8 @@ _CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
 class LstmJob(Job[LstmState]):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
+    rows_at_once = "awd.micro_batch"
+    may_shard = False
     train: LstmTraining
 
     def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig) -> None:

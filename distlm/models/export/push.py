@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import install
 
 _FIRST_FILES = {".gitattributes"}
 """What the hub itself puts into a new repository."""
@@ -71,5 +72,5 @@ def _library() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise DistlmError(f"--push needs huggingface_hub: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"--push needs huggingface_hub: {install('hf')} ({error})") from error
     return huggingface_hub

@@ -11,6 +11,7 @@ from typing import Any
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
+from distlm.installed import install
 
 _ROLES = {"bos": Dictionary.EOS, "eos": Dictionary.EOS, "pad": Dictionary.PAD, "unk": Dictionary.UNK}
 """What transformers calls a special word → its id."""
@@ -39,7 +40,7 @@ def word_tokenizer(dictionary: Dictionary) -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise DistlmError(f"export needs tokenizers: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"export needs tokenizers: {install('hf')} ({error})") from error
     end, unk = Dictionary.SPECIALS[Dictionary.EOS], Dictionary.SPECIALS[Dictionary.UNK]
     ids = {word: number for number, word in enumerate(dictionary.words)}
     found = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk))

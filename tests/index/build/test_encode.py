@@ -1,8 +1,10 @@
 """Codes do not depend on threads, and are faiss's own."""
 
+import faiss
 import numpy as np
 import pytest
 import torch
+from support.devices import ON_DEVICE
 from support.index import vectors
 
 from distlm.index.build import torch_lists
@@ -43,8 +45,7 @@ def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
         assert serialise(stock) == results[0]
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")])])  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", ON_DEVICE])
 @pytest.mark.parametrize("factory", ["IVF64,PQ2", "PCA16,IVF64,SQ8", "IVF64_HNSW8,SQ8"])
 def test_lists_that_torch_finds_are_those_of_faiss(factory: str, device: str) -> None:
     keys = vectors(5 * BLOCK + 77).astype(np.float32)
@@ -82,3 +83,30 @@ def test_pieces_that_fit_the_device_give_the_same_lists(monkeypatch: pytest.Monk
         assert sum(rows_of) == len(keys)
         assert found.dtype == whole.dtype
         assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize(("factory", "rows"), [("IVF64,PQ2", 8192), ("IVF64,PQ4", 16384), ("IVF64,PQ8", 32768)])
+def test_codes_of_whole_and_half_blocks_are_those_of_faiss(factory: str, rows: int) -> None:
+    keys = vectors(rows + rows // 2 + 5000).astype(np.float32)
+    template = train_template(fit_factory(factory, 32, len(keys), 3000), keys[:3000], 1, 1)
+    index, stock = deserialise(template), deserialise(template)
+    with Encoder(index, 1) as encoder:
+        assert encoder.block == rows
+        encoder.add(keys, np.arange(len(keys)))
+    stock.add_with_ids(keys, np.arange(len(keys)))
+    found, expected = (stored(one, len(keys)) for one in (index, stock))
+    # Ties fall either way.
+    assert (found != expected).sum() <= 3
+
+
+def stored(index: object, rows: int) -> np.ndarray:
+    """List number and code of each key, uint8 [rows, …]."""
+    inner = inverted_file(index)
+    lists = inner.invlists
+    found = np.zeros((rows, 1 + inner.code_size), np.uint8)
+    for number in range(inner.nlist):
+        if size := lists.list_size(number):
+            ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            found[ids, 0] = number
+            found[ids, 1:] = faiss.rev_swig_ptr(lists.get_codes(number), size * inner.code_size).reshape(size, -1)
+    return found

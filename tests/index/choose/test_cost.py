@@ -12,7 +12,7 @@ from distlm.index import run_index_build
 from distlm.index.choose import calibrate as calibration
 from distlm.index.choose.calibrate import Amounts, calibrate
 from distlm.index.choose.cost import index_costs
-from distlm.index.choose.plan import Store, template_bytes
+from distlm.index.choose.plan import Store, add_units, template_bytes
 from distlm.index.factory import fit_factory
 from distlm.index.records import Rates
 from distlm.plan_sheet import plan_sheet
@@ -36,9 +36,11 @@ def test_costs_are_what_the_rates_give() -> None:
     assert many[0].memory_bytes < one[0].memory_bytes / 2
     parts = 103_225_485 * 72 + 104 * template_bytes(factory)
     assert one[1].read_bytes == 103_225_485 * 2048 and one[1].written_bytes == parts
-    assert one[1].seconds == pytest.approx(103_225_485 / 20_000 + parts / 1e9, rel=1e-3)
-    # 104 shards on 32 ranks are four turns.
-    assert many[1].seconds == pytest.approx(one[1].seconds * 4 / 104)
+    codes = 103_225_485 * 72
+    assert one[1].seconds == pytest.approx(103_225_485 / 20_000 + (parts + codes) / 1e9, rel=1e-3)
+    # 12,699 units of 8,192 keys on 32 ranks are 397 turns; 104 parts are four.
+    assert add_units(factory, store) == 104 * 122
+    assert many[1].seconds == pytest.approx(103_225_485 / 20_000 * 397 / 12_688 + (parts + codes) / 1e9 * 4 / 104)
     assert many[1].read_rate == pytest.approx(many[1].read_bytes / many[1].seconds)
     assert one[2].seconds == many[2].seconds == pytest.approx((103_225_485 * 72 + template_bytes(factory)) / 4e8 + 0.1)
 
@@ -61,7 +63,10 @@ def test_the_sheet_counts_what_the_stages_write(tmp_path: Path, monkeypatch: pyt
     write_store(tmp_path / "datastore", vectors(6000))
     settings = config(tmp_path, factory="IVF32,PQ8")
     sheet = plan_sheet(settings, [1, 2], 0, tmp_path / "rates.json")
-    assert "index: 6000 keys × 32, IVF32,PQ8, 16 bytes/key, 4 shards" in sheet and sheet.count("index add") == 2
+    assert "index: 6000 keys × 32, IVF32,PQ8, 16 bytes/key, 4 shards" in sheet and sheet.count("index add") == 3
+    # Two blocks of keys in each shard keep two ranks busy, and of 1,024 ranks eight.
+    busy = next(line.split() for line in sheet.splitlines() if re.match(r"index add +8 +1.000", line))
+    assert busy[4] == "1.000" and busy[-1] == "0.008"
     with one_rank(settings) as stage:
         run_index_build(stage)
     factory = fit_factory("IVF32,PQ8", 32, 6000, settings.index.sample)

@@ -13,8 +13,8 @@ from support.index import config, one_process_build, one_rank, vectors, write_st
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_merge, run_index_train
 from distlm.index.merge import journal, write
-from distlm.index.merge.copy import write_unit
 from distlm.index.merge.join import join_indexes
+from distlm.index.merge.write import write_unit
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stop import StopFlag
 
@@ -25,6 +25,7 @@ KEYS = vectors(6000)
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("distlm.index.merge.stage.UNIT_BYTES", 20_000)
     monkeypatch.setattr(journal, "SAVE_S", 0.0)
+    monkeypatch.setattr(write, "ROUND_UNITS", 1)
     write_store(tmp_path / "datastore", KEYS)
     with one_rank(config(tmp_path, factory="IVF32,SQ8")) as stage:
         run_index_train(stage)
@@ -75,15 +76,39 @@ def test_parts_that_were_written_again_are_merged_anew(added: Path, monkeypatch:
     assert merge(added, monkeypatch, 99) == whole
 
 
-def test_units_that_do_not_read_back_are_written_again(added: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_that_do_not_read_as_they_were_written_are_written_again(
+    added: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = merge(shutil.copytree(added, added / "undisturbed"), monkeypatch, 99)
     merge(added, monkeypatch, 5)
     unfinished = added / "index" / ".merged.index.tmp"
     data = bytearray(unfinished.read_bytes())
+    # As after a crash of the machine: the journal says that it is there.
     data[len(data) // 50] ^= 1
     unfinished.write_bytes(data)
-    with one_rank(config(added, factory="IVF32,SQ8")) as stage, pytest.raises(DistlmError, match="do not read back"):
+    assert whole - 4 <= merge(added, monkeypatch, 99) <= whole - 2
+    expected = (added / "undisturbed" / "index" / "merged.index").read_bytes()
+    assert (added / "index" / "merged.index").read_bytes() == expected
+
+
+def test_writes_that_another_rank_wrote_over_are_found(added: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = merge(shutil.copytree(added, added / "undisturbed"), monkeypatch, 99)
+
+    def over(path: Path, edges: list[write.Edges]) -> list[int]:
+        with path.open("r+b") as stream:
+            stream.seek(edges[2].places[0][0])
+            stream.write(bytes(16))
+        return lost(path, edges)
+
+    lost = write._lost
+    monkeypatch.setattr(write, "_lost", over)
+    with (
+        one_rank(config(added, factory="IVF32,SQ8")) as stage,
+        pytest.raises(DistlmError, match=rf"1 of {whole} pieces do not read back"),
+    ):
         run_index_merge(stage)
+    monkeypatch.setattr(write, "_lost", lost)
+    assert not (added / "index" / "merged.index").exists()
     assert merge(added, monkeypatch, 99) == whole
 
 

@@ -98,7 +98,7 @@ def test_search_by_a_stand_in_for_the_gpu_is_compared_once_for_each_k_and_nprobe
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = build(tmp_path)
-    monkeypatch.setattr(search, "BATCH", 100)
+    monkeypatch.setattr(search, "GPU_BATCH", 100)
     queries = vectors(250, seed=8)
     expected = open_index(tmp_path / "index", store).search(queries, 20, 4)
     for believed in (0, 99):

@@ -1,5 +1,6 @@
 """The search stage: what its files hold, that it continues where it stopped, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from support.knn import copy_run, in_stage, one_writer_at_a_time
 from support.records import alter
 from support.store import add_checkpoint, file_hashes
 
+from distlm.config import load_config
 from distlm.data.blocks import eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import hidden_states
@@ -19,7 +21,9 @@ from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.search import stage as search
 from distlm.knnlm.search import work
+from distlm.knnlm.search.cut import Cut, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
+from distlm.knnlm.search.rescore import row_ranges
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.models.io import load_model
@@ -148,15 +152,16 @@ def test_a_stopped_search_continues_to_the_same_files(indexed, searched, tmp_pat
     class Killed(BaseException):
         pass
 
-    def dying(items_act, items):
+    def dying(act, items):
         nonlocal calls
-        calls += 1
-        if calls > stop_after:
-            raise Killed
-        original(items_act, items)
+        for item in items:
+            calls += 1
+            if calls > stop_after:
+                raise Killed
+            act([item])
+        return len(items)
 
-    original = search._each
-    monkeypatch.setattr(search, "_each", dying)
+    monkeypatch.setattr(search, "_counted", dying)
     with pytest.raises(Killed):
         in_stage("knn", config, run_search)
     folder = RunDir.of(config).neighbours("valid")
@@ -165,6 +170,47 @@ def test_a_stopped_search_continues_to_the_same_files(indexed, searched, tmp_pat
     monkeypatch.undo()
     in_stage("knn", config, run_search)
     assert file_hashes(folder) == file_hashes(RunDir(Path(searched.run_dir)).neighbours("valid"))
+
+
+def test_a_search_that_an_older_version_began_is_continued_as_it_was_cut(indexed, tmp_path, monkeypatch):
+    """It had units of knn.blocks_per_unit blocks; one of them is there."""
+    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
+    folder, knn = RunDir.of(config).neighbours("valid"), config.knn
+    real, older = work.SplitWork.search_units, Cut(knn.batch_blocks, knn.blocks_per_unit)
+
+    def one(self, numbers):
+        if numbers[0]:
+            raise DistlmError("enough")
+        real(self, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distlm.knnlm.search.cut.planned_cut", lambda blocks, knn: older)
+        patch.setattr(work.SplitWork, "search_units", one)
+        with pytest.raises(DistlmError, match="enough"):
+            in_stage("knn", config, run_search)
+    assert [path.name for path in (folder / "found").glob("unit-*")] == ["unit-00000"]
+    in_stage("knn", config, run_search)
+    manifest = Neighbours.open(folder).manifest
+    assert (manifest.batch_blocks, manifest.blocks_per_unit) == (knn.batch_blocks, knn.blocks_per_unit)
+    assert planned_cut(manifest.blocks, knn) != older
+    # A finished one answers for more units, too.
+    assert in_stage("knn", config, run_search)["tokens"] == 0
+
+
+def test_units_fit_the_blocks():
+    knn = load_config("wikitext103", ["data.text_dir=unused"]).knn
+    assert planned_cut(500, knn) == Cut(1, 1) and planned_cut(5000, knn) == Cut(1, 9)
+    knn = dataclasses.replace(knn, batch_blocks=2)
+    # Few long blocks go one by one; many, or short ones, as they are asked for.
+    assert planned_cut(34, knn) == Cut(1, 1) and planned_cut(5000, knn) == Cut(2, 8)
+    short = dataclasses.replace(knn, context_window=64, block=192)
+    assert planned_cut(34, short) == Cut(2, 2)
+    assert planned_cut(34, dataclasses.replace(knn, scan="lists")) == Cut(1, 16)
+    cut = Cut(2, 6)
+    assert cut.units(8) == [range(6), range(6, 8)] and cut.passes(range(1, 4)) == [range(1, 3), range(3, 4)]
+    rows = row_ranges([998_400] * 103 + [390_285])
+    assert sum(unit.rows for unit in rows) == 103_225_485 and 4096 <= len(rows) < 4300
+    assert [unit.rows for unit in row_ranges([5000, 100])] == [4096, 904, 100]
 
 
 def test_several_groups_give_the_same_files_as_one(indexed, searched, tmp_path, monkeypatch):

@@ -271,7 +271,9 @@ def test_gradients_that_are_not_finite(number: float) -> None:
 
 @pytest.mark.parametrize("width", [1, 5, WIDTH])
 @pytest.mark.parametrize(
-    "changes", [{}, {"clip_norm": 1.0}, {"row_steps": True}, {"stale": "catch_up", "optimizer": "adam"}], ids=str
+    "changes",
+    [{}, {"clip_norm": 1.0}, {"row_steps": True}, {"moments": "bf16"}, {"stale": "catch_up", "optimizer": "adam"}],
+    ids=str,
 )
 @pytest.mark.parametrize("sweep", [0.0, 2.0])
 def test_pieces_and_columns_do_not_show(
@@ -304,7 +306,7 @@ def test_pieces_and_columns_do_not_show(
         assert torch.equal(mine, wanted)
 
 
-@pytest.mark.parametrize("changes", [{}, {"row_steps": True}, {"clip_norm": 1.0}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"row_steps": True}, {"clip_norm": 1.0}, {"moments": "bf16"}], ids=str)
 def test_threads_and_early_sums_do_not_show(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits, also of the norm that clips, whatever share of the rows a thread has; early sums or none."""
     monkeypatch.setattr(kernels, "_BLOCKS_A_THREAD", 1)

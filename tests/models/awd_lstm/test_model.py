@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from support.devices import ON_DEVICE
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError
@@ -15,10 +16,7 @@ from distlm.models.awd_lstm.lstm import WeightDropLstm
 from distlm.models.awd_lstm.model import AwdLstm, Columns
 from distlm.models.dropout import dropout
 
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
-)
-DEVICES = ["cpu", CUDA]
+DEVICES = ["cpu", ON_DEVICE]
 OFF = {f"{name}_dropout": 0.0 for name in ("embedding", "input", "hidden", "output", "weight")}
 V = 42
 

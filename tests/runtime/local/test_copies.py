@@ -71,7 +71,7 @@ def test_copying_is_a_reading_that_later_stages_remember(files, opened, monkeypa
     stage = opened()
     with copied(stage, "index add", groups(files[:2])):
         pass
-    monkeypatch.setattr(checked, "file_hash", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(checked, "file_hash", lambda path, _like: pytest.fail(f"{path} is read again"))
     stage.require_whole(files[0].path.parent, files[:2])
     with pytest.raises(pytest.fail.Exception):
         stage.require_whole(files[0].path.parent, files)

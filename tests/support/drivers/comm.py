@@ -25,6 +25,10 @@ def main() -> None:
     else:
         assert gathered is None
     assert len(comm.bcast(b"x" * 5001 if comm.rank == 0 else None)) == 5001
+    exchanged = comm.alltoall([np.full(100 + rank, 10 * comm.rank + rank) for rank in range(3)])
+    assert [(len(item), item[0]) for item in exchanged] == [
+        (100 + comm.rank, 10 * rank + comm.rank) for rank in range(3)
+    ]
     assert comm.any(comm.rank == 2) is True and comm.any(False) is False
     comm.barrier()
 

@@ -16,9 +16,16 @@ def main() -> int:
     try:
         with open_stage("index", config) as stage:
             import distlm.index
+            import distlm.index.build.integer_lists
             import distlm.index.merge.stage
+            import distlm.index.merge.write
 
+            if os.environ.get("TEST_INTEGERS"):
+                # As in a large index.
+                distlm.index.build.integer_lists.LEAST_WORK = distlm.index.build.integer_lists.LEAST_LISTS = 0
             distlm.index.merge.stage.UNIT_BYTES = int(os.environ.get("TEST_UNIT_BYTES", "20000"))
+            # As many rounds as units, so that kills fall between them.
+            distlm.index.merge.write.ROUND_UNITS = 1
             stage.comm.barrier()
             # Tests that kill count from here: the imports are over, the work begins.
             (stage.run.root / "started").touch()

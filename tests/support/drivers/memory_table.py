@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sparse_adam": {},
     "clipped": {"optimizer": "adam", "clip_norm": 2.0},
     "row_steps": {"row_steps": True},
+    "rounded": {"moments": "bf16"},
     "catch_up": {"stale": "catch_up"},
     "swept": {"stale": "catch_up", "optimizer": "adam"},
     "summed early": {},

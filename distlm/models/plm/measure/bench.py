@@ -22,6 +22,7 @@ from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.model import Plm, plm_model
 from distlm.models.row_dropout import row_keys
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.device import empty_cache, synchronize
 
 PUBLISHED = {
     "base": 79.8, "base +PKM": 61.4, "base +ResM": 59.3, "large": 43.1, "large +PKM": 37.2, "large +ResM": 36.1
@@ -72,8 +73,7 @@ def run_bench(
         found.append(model.timed(base, tokens, turns, 0 if large else train_rows))
         del model
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache()
     return found
 
 
@@ -186,8 +186,7 @@ def _clocked(work: Callable[[], None], device: torch.device) -> Callable[[], flo
     def once() -> float:
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - began
 
     return once

@@ -15,7 +15,6 @@ import torch
 from distlm.data.shards.reader import ShardRows
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
-from distlm.models.device import default_device
 from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.measure.finished import memory_files, open_texts
@@ -26,6 +25,7 @@ from distlm.models.records import ModelCard
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import together
+from distlm.runtime.ranks.device import default_device
 from distlm.runtime.rundir import code_version
 from distlm.runtime.stage import Stage
 from distlm.training.finished import RESULT

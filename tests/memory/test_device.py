@@ -1,11 +1,12 @@
 """A memory on a GPU computes what it computes on a processor: fp32 with TF32 off, and close to it in fp16.
 
-Without CUDA the same bodies go once through torch's operations, which GPUs run, on the processor, where the reference
+Without a GPU the same bodies go once through torch's operations, which GPUs run, on the processor, where the reference
 goes through the compiled loops.
 """
 
 import pytest
 import torch
+from support.devices import ON_DEVICE
 from support.memory import Reads, backward, make, reads
 from torch import Tensor
 
@@ -17,10 +18,7 @@ from distlm.memory.values import kernels
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.random import normal_
 
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
-)
-DEVICES = ["cpu", CUDA]
+DEVICES = ["cpu", ON_DEVICE]
 CONFIG = MemoryConfig(kind="resm", sub_keys=24, heads=3, k=6, key_width=16)
 WIDTH = 64
 
@@ -90,7 +88,7 @@ def test_updates(device: str, changes: dict[str, object], monkeypatch: pytest.Mo
     wanted = updated("cpu", width, changes)
     monkeypatch.setattr(kernels, "AVAILABLE", False)
     # The fewest rows at a time: several pieces, copied or in their place.
-    for name in ("_BUFFER", "_BUFFER_CUDA"):
+    for name in ("_BUFFER", "_BUFFER_DEVICE"):
         monkeypatch.setattr(f"distlm.memory.lookup.{name}", 1)
     found = updated(device, width, changes)
     assert len(found) == len(wanted) == 8 * 3 + 4 + ("row_steps" in changes)

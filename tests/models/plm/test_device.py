@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import distlm, mpirun
+from support.devices import NEEDS_DEVICE, ON_PROCESSOR
 from support.plm import memory_of, plm_settings, tiny_shards
 from support.train import curve, relative
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")]
+pytestmark = NEEDS_DEVICE
 RESM = ["memory.kind=resm", "train.updates=12", "train.lr=0.01"]
 
 
@@ -32,7 +33,7 @@ def test_a_gpu_trains_as_a_processor_does(shards: Path, tmp_path: Path, extra: l
 
     fp32, TF32 off: the first loss differs by rounding; later ones by a query's last slots, too, where scores are close.
     """
-    train(shards, tmp_path / "processor", *extra, CUDA_VISIBLE_DEVICES="")
+    train(shards, tmp_path / "processor", *extra, **ON_PROCESSOR)
     train(shards, tmp_path / "gpu", *extra, "train.max_updates_this_run=7", check=False)
     train(shards, tmp_path / "gpu", *extra)
     wanted, found = curve(tmp_path / "processor"), curve(tmp_path / "gpu")

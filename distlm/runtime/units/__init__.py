@@ -1,0 +1,1 @@
+"""Units of work: how many a stage has, and how the ranks take turns with them."""

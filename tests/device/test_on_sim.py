@@ -1,0 +1,33 @@
+"""Every check that is marked for GPUs, on a device that is none: the simulated one of support.sim.
+
+What needs CUDA itself (faiss-gpu, Triton, speed) is not here: `make test-gpu`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from support import TESTS
+from support.deadline import DEADLINE_S
+
+CHECKS = {
+    "memory": ["memory/test_device.py"],
+    "masked models": ["models/plm/test_device.py"],
+    "AWD-LSTM and lists": ["models/awd_lstm/test_model.py", "index/build/test_encode.py"],
+    "trainings": ["device/test_stages.py", "-k", "training or half"],
+    "stages": ["device/test_stages.py", "-k", "not training and not half"],
+    "rules": ["device/test_rules.py"],
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_checks_for_gpus(sim: dict[str, str], name: str) -> None:
+    files = [str(TESTS / part) if part.endswith(".py") else part for part in CHECKS[name]]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-rs", *files]
+    done = subprocess.run(
+        command, env={**os.environ, **sim}, cwd=TESTS.parent, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert re.search(r"\b[1-9]\d* passed", done.stdout) and "skipped" not in done.stdout, done.stdout

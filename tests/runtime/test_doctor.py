@@ -1,0 +1,66 @@
+"""The doctor's report: a line or a row for each check, and no failure without what to do."""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from distlm.runtime.doctor import machine
+from distlm.runtime.doctor.checks import Check, render
+from distlm.runtime.ranks.world import ALONE
+
+CHECKS = [
+    Check("python", "ok", "3.11.7"), Check("shm", "warn", "1 MB free", "docker run --shm-size=1g"),
+    Check("faiss", "fail", "not installed", "pip install faiss-cpu"),
+]  # fmt: skip
+
+
+def test_a_pipe_gets_one_line_for_each_check() -> None:
+    text, healthy = render(CHECKS, as_json=False, launched=False)
+    assert not healthy
+    assert text.splitlines() == [
+        "check   status  found -> what to do",
+        "python  ok      3.11.7",
+        "shm     warn    1 MB free -> docker run --shm-size=1g",
+        "faiss   fail    not installed -> pip install faiss-cpu",
+        "1 ok, 1 to look at (warn), 1 to mend (fail)",
+    ]
+
+
+def test_a_terminal_gets_a_table_but_not_that_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table, _ = render(CHECKS, as_json=False, launched=False)
+    table = re.sub(r"\x1b\[[\d;]*m", "", table)
+    head, row = (next(line for line in table.splitlines() if word in line) for word in ("check", "faiss"))
+    assert head.index("what to do") == row.index("pip install faiss-cpu") and "->" not in table
+    assert render(CHECKS, as_json=False, launched=True)[0].startswith("check   status")
+
+
+def test_json_has_what_to_do() -> None:
+    found = json.loads(render(CHECKS, as_json=True, launched=False)[0])
+    assert found["checks"][2] == {"name": "faiss", "status": "fail", "text": "not installed",
+                                  "mend": "pip install faiss-cpu"}  # fmt: skip
+
+
+def test_no_check_fails_without_saying_what_to_do() -> None:
+    with pytest.raises(ValueError, match="'faiss' fails and does not say what to do"):
+        Check("faiss", "fail", "not installed")
+    found = 0
+    for path in Path(machine.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Check":
+                status = node.args[1]
+                can_fail = "fail" in ast.unparse(status) or isinstance(status, ast.Name)
+                found += can_fail
+                assert not can_fail or len(node.args) == 4, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+    assert found > 15
+
+
+def test_without_faiss_its_line_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_version", lambda name: None)
+    (check,) = [check for check in machine._packages(ALONE) if check.name == "faiss"]
+    assert check.status == "fail" and check.mend.startswith("pip install ") and "[cpu]" in check.mend
