@@ -134,6 +134,9 @@ class ThreadComm:
         found = self._group.gathered(self.rank, value)
         return None if self.rank else found
 
+    def alltoall(self, values: list[Any]) -> list[Any]:
+        return [of[self.rank] for of in self._group.gathered(self.rank, values)]
+
     def sum(self, array: Any) -> None:
         array[...] = sum(self._group.gathered(self.rank, array.copy()))
 

@@ -158,7 +158,7 @@ def write_alone(job: StoreJob, model: LanguageModel) -> None:
 
 def write_shard(
     model: LanguageModel,
-    ids: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.int32],
     plan: StorePlan,
     shard: ShardPlan,
     settings: Settings,

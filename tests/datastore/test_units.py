@@ -82,7 +82,9 @@ def killed_after(config: RunConfig, units: int, monkeypatch: pytest.MonkeyPatch)
             raise KilledError
 
     monkeypatch.setattr(unfinished, "write_units", record)
-    monkeypatch.setattr(writer, "rounds", lambda *words: rounds(*words[:4], at_once=units))
+    monkeypatch.setattr(
+        writer, "rounds", lambda stage, label, pending, act, at_once=1: rounds(stage, label, pending, act, units)
+    )
     with pytest.raises(KilledError):
         write(config)
     monkeypatch.undo()
@@ -161,7 +163,8 @@ def test_units_in_any_order_by_several_writers_are_one_shard(config, undisturbed
     folder.mkdir()
     units = job.plan.units(shard)
     assert len(units) > 20
-    done, streaks = {}, [Streak() for _ in range(3)]
+    done: dict[str, str] = {}
+    streaks = [Streak() for _ in range(3)]
     for turn in range(len(units)):
         for rank, run in enumerate((units[10:], units[5:10], units[:5])):
             some = run[2 * turn : 2 * turn + 2]

@@ -73,7 +73,9 @@ def killed_after(settings: RunConfig, units: int, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Adding, "record", record)
-        patch.setattr(add, "rounds", lambda *words: rounds(*words[:4], at_once=units))
+        patch.setattr(
+            add, "rounds", lambda stage, label, pending, act, at_once=1: rounds(stage, label, pending, act, units)
+        )
         with pytest.raises(KilledError):
             run(settings)
 

@@ -1,6 +1,7 @@
 """Units of a merge are ranges of bytes, whose edges may lie in a code, in an id, or in the head of the file."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_many_lists_have_checksums_in_groups(added: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("distlm.index.layout.SUMS", 3)
     paths = [IndexFolder(added / "index").part(shard) for shard in range(3)]
-    indexes = [faiss.read_index(str(path)) for path in paths]
+    indexes: list[Any] = [faiss.read_index(str(path)) for path in paths]
     sizes = np.array([[index.invlists.list_size(one) for one in range(8)] for index in indexes])
     starts = tuple(path.stat().st_size - int(row.sum()) * 16 for path, row in zip(paths, sizes, strict=True))
     layout = MergeLayout(HEAD, starts, tuple(paths), sizes, 8)
@@ -161,7 +162,7 @@ def test_an_order_that_the_ends_of_lists_do_not_show(
     """The least id of the second file stands in the middle of a list: by the ends it comes last."""
     import faiss
 
-    empty = faiss.read_index(str(IndexFolder(added / "index").template))
+    empty: Any = faiss.read_index(str(IndexFolder(added / "index").template))
     keys = vectors(40, 8).astype(np.float32)
     places = empty.quantizer.search(keys, 1)[1].ravel()
     busy = np.flatnonzero(places == np.bincount(places).argmax())
@@ -176,13 +177,19 @@ def test_an_order_that_the_ends_of_lists_do_not_show(
     for index, path in zip((first, second, rest), paths, strict=True):
         faiss.write_index(index, str(path))
     written = []
-    monkeypatch.setattr(write, "write_unit", lambda *of, real=write.write_unit: (written.append(of), real(*of))[1])
+    real = write.write_unit
+
+    def counted(*of: Any) -> Any:
+        written.append(of)
+        return real(*of)
+
+    monkeypatch.setattr(write, "write_unit", counted)
     with StopFlag() as stop:
         record = join_indexes(SingleComm(), stop, paths, tmp_path / "all.index", "keep")
     assert len(written) == 2, "written once more, in the right order"
     assert [Path(part.path).stem for part in record.parts] == ["second", "rest", "first"]
     assert JoinRecord.read(tmp_path / "all.index.json").xxh3 == file_hash(tmp_path / "all.index", record.xxh3)
-    merged = faiss.read_index(str(tmp_path / "all.index"))
+    merged: Any = faiss.read_index(str(tmp_path / "all.index"))
     number = int(places[busy[0]])
     ids = faiss.rev_swig_ptr(merged.invlists.get_ids(number), merged.invlists.list_size(number))
     assert ids[:3].tolist() == [9, 0, 10]

@@ -221,7 +221,7 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
     whole = {name: file_hashes(run.root / name) for name in ("states", "cache")}
     for name in whole:
         shutil.rmtree(run.root / name)
-    calls, original = 0, search._each
+    calls, original = 0, search.each
 
     class Killed(BaseException):
         pass
@@ -233,7 +233,7 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
             raise Killed
         original(act, items)
 
-    monkeypatch.setattr(search, "_each", dying)
+    monkeypatch.setattr(search, "each", dying)
     with pytest.raises(Killed):
         in_stage("knn", config, run_cache)
     with pytest.raises(DistlmError, match=r"not finished|nothing there"):

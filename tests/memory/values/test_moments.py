@@ -94,7 +94,7 @@ def test_trains_as_with_fp32() -> None:
         target = torch.randn(256, 16)
         x = torch.randn(256, 16)
         rest = torch.optim.Adam(memory.parameters(), lr=1e-3)
-        values = SparseValueOptimizer(memory, lr=0.05, moments=moments)  # type: ignore[arg-type]
+        values = SparseValueOptimizer(memory, lr=0.05, moments=moments)
         found = []
         for _ in range(300):
             loss = (memory(x) - target).square().mean()

@@ -9,7 +9,7 @@ from deepspeed.accelerator import set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
 
-class SimAccelerator(CPU_Accelerator):  # type: ignore[misc]
+class SimAccelerator(CPU_Accelerator):
     """The processor's accelerator, where the two differ: names, precisions, memory, generators."""
 
     def __init__(self) -> None:

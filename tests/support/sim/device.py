@@ -54,7 +54,7 @@ def _move_in_place(extension: Any) -> None:
     def may_assign(input: torch.Tensor, from_: torch.Tensor) -> bool:
         return {input.device.type, from_.device.type} == {"cpu", "sim"} or compatible(input, from_)
 
-    torch.Tensor.data = property(plain.__get__, assign)  # type: ignore[assignment, attr-defined, arg-type]
+    torch.Tensor.data = property(plain.__get__, assign)  # type: ignore[assignment, attr-defined]
     torch._has_compatible_shallow_copy_type = may_assign
 
 
@@ -115,7 +115,7 @@ class _AfterDeepSpeed:
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != "deepspeed.accelerator":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.loader is not None
         plain = spec.loader.exec_module
