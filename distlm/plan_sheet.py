@@ -10,10 +10,10 @@ from msgspec import structs
 
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError, UsageError
+from distlm.index.choose.auto import said
 from distlm.index.choose.calibrate import calibrate
 from distlm.index.choose.cost import Cost, index_costs
-from distlm.index.choose.plan import Store, add_units, copied, store_of
-from distlm.index.factory import fit_factory
+from distlm.index.choose.plan import Store, add_units, copied, fitted, store_of
 from distlm.index.records import Rates, RatesFile
 from distlm.models.described import causal, model_of
 from distlm.pipeline import Step, plan_or_finished, steps_of
@@ -107,7 +107,7 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
     store = _store(config, rows)
     if store is None:
         return ["index build      the number of keys is not known yet: give --rows, or run `distlm data prepare`"]
-    factory = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
+    chosen, factory = fitted(config, store.rows, store.width)
     if rates is not None and rates.exists():
         found = RatesFile.read(rates)
         if (found.factory, found.width, found.sample) != (factory.used, store.width, factory.sample):
@@ -131,6 +131,7 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
     alone = index_costs(factory, store, measured, 1)[1]
     busy.append(Busy(alone.stage, [add_units(factory, store)], alone.seconds))
     return [
+        *said(chosen),
         *factory.messages,
         *copied(config, store),
         f"index: {store.rows} keys × {store.width}, {factory.used}, {factory.key_bytes} bytes/key, {store.shards} "

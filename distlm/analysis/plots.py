@@ -246,22 +246,27 @@ def perplexity_over_theta(tuned: Tuned) -> bytes:
 
 
 def recall_over_time(measured: Sequence[Any], front: Sequence[Any], label: str) -> bytes:
-    """Recall over milliseconds per query, a line per factory (index.choose.measure.Measured); the front is ringed."""
+    """Recall over milliseconds per query of index.choose.measure.Measured: a line per factory with something on the
+    front, which is ringed; grey dots for the others."""
     with rc_context(STYLE):
-        figure, axes = _axes("ms per query", label, height=3.6)
-        names = list(dict.fromkeys(one.factory for one in measured))
+        figure, axes = _axes("ms per query, exact distances included", label, height=3.6)
+        names = list(dict.fromkeys(one.factory for one in front))
+        others = [one for one in measured if one.factory not in names]
+        axes.scatter(*_time_and_recall(others), s=8, color=GREY)
         for name, colour in zip(names, colormaps["viridis"](np.linspace(0.05, 0.9, len(names))), strict=True):
-            own = [one for one in measured if one.factory == name]
+            own = sorted((one for one in measured if one.factory == name), key=lambda one: one.whole_ms)
             axes.plot(
-                [one.query_ms for one in own], [one.recall for one in own], color=colour, marker="o", markersize=3.5,
-                linewidth=1.2, label=f"{name}, {own[0].key_bytes} bytes/key",
+                *_time_and_recall(own), color=colour, marker="o", markersize=3.5, linewidth=1.2,
+                label=f"{name}, {own[0].key_bytes} bytes/key",
             )  # fmt: skip
-        axes.scatter(
-            [one.query_ms for one in front], [one.recall for one in front], s=60, facecolors="none", edgecolors=ORANGE
-        )
+        axes.scatter(*_time_and_recall(front), s=60, facecolors="none", edgecolors=ORANGE)
         axes.set_xscale("log")
         axes.legend(fontsize=7)
         return _png(figure)
+
+
+def _time_and_recall(measured: Sequence[Any]) -> tuple[list[float], list[float]]:
+    return [one.whole_ms for one in measured], [one.store_recall for one in measured]
 
 
 def perplexity_over_recall(points: Mapping[str, Points], split: str) -> bytes:

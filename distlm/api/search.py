@@ -1,6 +1,6 @@
 """An index that answers with words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,17 +67,19 @@ class Index:
         """The k nearest keys of `vectors` [n, D] (float16, float32 or float64) among nprobe lists.
 
         `exact`: order them by the squared L2 to the true keys, else to the keys as the index encodes them. What is
-        left out is as the run has it (knn.k, knn.nprobe, knn.distances). The numbers are those of
+        left out is as the run has it (knn.k, knn.nprobe, knn.distances, and knn.candidates). The numbers are those of
         `distlm index search`. Raises DistlmError for another width than D, NaN or infinite vectors, and k below 1.
         """
         from distlm.index.pairs import stored_values
+        from distlm.index.search.candidates import candidates_of
         from distlm.index.search.searcher import exactly_ordered
 
-        knn = self._knn
+        knn = replace(self._knn, k=self._knn.k if k is None else k)
+        if exact is not None:
+            knn.distances = "exact" if exact else "quantised"
         asked = np.ascontiguousarray(vectors, dtype=np.float32)
-        ids, distances = self.searcher.search(
-            asked, knn.k if k is None else k, knn.nprobe if nprobe is None else nprobe
-        )
-        if knn.distances == "exact" if exact is None else exact:
-            ids, distances = exactly_ordered(self._datastore, asked, ids)
+        candidates = candidates_of(knn, len(self), self.searcher.coarse)
+        ids, distances = self.searcher.search(asked, candidates, knn.nprobe if nprobe is None else nprobe)
+        if knn.distances == "exact":
+            ids, distances = exactly_ordered(self._datastore, asked, ids, knn.k)
         return SearchResult(ids, distances, stored_values(self._datastore, ids), self._words)

@@ -115,12 +115,23 @@ def add_drop(child: argparse.ArgumentParser) -> None:
 
 def add_tune(child: argparse.ArgumentParser) -> None:
     """Arguments of `distlm index tune`."""
-    child.add_argument("--factories", nargs="+", default=[], metavar="FACTORY", help="default: the usual ones")
-    child.add_argument("--keys", type=int, default=200_000, help="sampled keys; default 200000")
+    child.add_argument(
+        "--factories",
+        nargs="+",
+        default=[],
+        metavar="FACTORY",
+        help="default: the usual codes, the best of them with more and fewer lists",
+    )
+    child.add_argument(
+        "--keys",
+        type=int,
+        default=200_000,
+        help="sampled keys; a store that has more is measured on a fourth of these, too; default 200000",
+    )
     child.add_argument("--queries", type=int, default=1000, help="keys that are looked for; default 1000")
     child.add_argument("--most-bytes", type=float, default=0, help="budget: bytes per key, id included")
-    child.add_argument("--most-ms", type=float, default=0, help="budget: milliseconds per query")
-    child.add_argument("--least-recall", type=float, default=0, help="budget: recall, from 0 to 1")
+    child.add_argument("--most-ms", type=float, default=0, help="budget: milliseconds per query of the whole store")
+    child.add_argument("--least-recall", type=float, default=0, help="budget: recall in the whole store, from 0 to 1")
 
 
 def run_extend(options: argparse.Namespace, world: World) -> int:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from distlm.config.schema import SPLITS, RunConfig
+from distlm.config.schema import AUTO, ID_BYTES, SPLITS, RunConfig
 from distlm.models.kind import Refuse
 from distlm.models.registry import kind
 
@@ -16,7 +16,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "data.max_words", "train.weight_decay", "train.clip_norm", "train.lr", "train.valid_every", "train.save_every",
     "train.max_updates_this_run", "datastore.block", "knn.buckets", "knn.ladder_sample", "knn.context_window",
-    "launch.threads",
+    "launch.threads", "index.max_bytes_per_key", "index.max_memory", "knn.candidates",
 )  # fmt: skip
 
 
@@ -30,6 +30,8 @@ def check_values(config: RunConfig, refuse: Refuse) -> None:
     shares(config, refuse, "data")
     kind(config.model.kind).check(config, refuse)
     _check_names(config, refuse)
+    _check_index(config, refuse)
+    _check_candidates(config, refuse)
     _check_grids(config, refuse)
     _check_cache(config, refuse)
 
@@ -112,6 +114,24 @@ def _check_names(config: RunConfig, refuse: Refuse) -> None:
         if place in seen:
             refuse("knn.extra_runs", config.knn.extra_runs, f"{run} is {seen[place]}; name other runs, each once")
         seen[place] = "there twice"
+
+
+def _check_index(config: RunConfig, refuse: Refuse) -> None:
+    index = config.index
+    for name in ("max_bytes_per_key", "max_memory"):
+        if index.factory != AUTO and (value := getattr(index, name)):
+            refuse(f"index.{name}", value, f"is read with index.factory={AUTO} alone; set it to 0, or that to {AUTO}")
+    if 0 < index.max_bytes_per_key <= ID_BYTES:
+        refuse("index.max_bytes_per_key", index.max_bytes_per_key,
+               f"an id takes {ID_BYTES} bytes; set at least {ID_BYTES + 1}, or 0 for the default")  # fmt: skip
+
+
+def _check_candidates(config: RunConfig, refuse: Refuse) -> None:
+    knn = config.knn
+    chooses = knn.search == "index" and knn.distances == "exact" and knn.similarity == "l2"
+    if knn.candidates > knn.k and not chooses:
+        refuse("knn.candidates", knn.candidates, "is for neighbours of an index that exact squared L2 orders; set 0, "
+               "or knn.search=index knn.distances=exact knn.similarity=l2")  # fmt: skip
 
 
 def _check_grids(config: RunConfig, refuse: Refuse) -> None:

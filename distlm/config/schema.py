@@ -13,6 +13,10 @@ from distlm.errors import UsageError
 _S = TypeVar("_S")
 SPLITS = ("train", "valid", "test")
 """Splits of a text."""
+AUTO = "auto"
+"""index.factory: chosen from rows, width and limits."""
+ID_BYTES = 8
+"""Of a key in an index."""
 
 
 @dataclass
@@ -133,8 +137,13 @@ class IndexConfig:
     """Name of its folder RUN_DIR/index/NAME; empty: made from the factory. A run may have any number of indexes."""
     folder: str = question("")  # type: ignore[assignment]
     """Where the index lies; empty: RUN_DIR/index/NAME. Several runs may read one."""
-    factory: str = question("IVF4096,PQ64")  # type: ignore[assignment]
-    """faiss factory string; the list count is scaled down, with a message, when rows are few."""
+    factory: str = question("auto")  # type: ignore[assignment]
+    """faiss factory string; the list count is scaled down, with a message, when rows are few. auto: chosen from the
+    store's rows and width and the two limits below; `index train` says what and why, and keeps it in choice.json."""
+    max_bytes_per_key: int = question(0)  # type: ignore[assignment]
+    """factory=auto: most bytes of a key in the index, 8 of id included (0: 72, as of PQ64)."""
+    max_memory: float = question(0.0)  # type: ignore[assignment]
+    """factory=auto: most GB of the whole index (0: no limit)."""
     sample: int = question(1048576)  # type: ignore[assignment]
     """Keys the template is trained on (fewer when the store is smaller)."""
     seed: int = question(1)  # type: ignore[assignment]
@@ -166,6 +175,9 @@ class KnnConfig:
     """Neighbours per query."""
     nprobe: int = question(32)  # type: ignore[assignment]
     """Lists searched per query."""
+    candidates: int = question(0)  # type: ignore[assignment]
+    """Neighbours that the index is asked for, of which exact distances choose k; fewer than k (1): k. 0: 2k where codes
+    are coarse (fewer than 4 bits for each number of a key), else k."""
     distances: Literal["exact", "quantised"] = field(default="exact", metadata=QUESTION)
     """exact: squared L2 recomputed from the true keys; quantised: as the index gives them."""
     search: Literal["index", "brute"] = field(default="index", metadata=QUESTION)

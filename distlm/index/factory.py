@@ -56,11 +56,11 @@ def check_factory(asked: str, width: int) -> Any:
     return index
 
 
-def fit_factory(asked: str, width: int, rows: int, sample: int) -> Factory:
+def fit_factory(asked: str, width: int, rows: int, sample: int, keys_per_list: int = KEYS_PER_LIST) -> Factory:
     """Fit a factory string to `rows` keys of `width` values, of which at most `sample` train it.
 
-    The list count becomes the largest power of two n with 39·n ≤ min(rows, sample) when it was asked larger than that
-    allows. Raises DistlmError as check_factory, and for too few keys for a PQ.
+    The list count becomes the largest power of two n with keys_per_list·n ≤ min(rows, sample) when it was asked larger
+    than that allows. Raises DistlmError as check_factory, and for too few keys for a PQ.
     """
     if rows < 1:
         raise DistlmError("the datastore is empty: an index needs at least one key")
@@ -69,11 +69,11 @@ def fit_factory(asked: str, width: int, rows: int, sample: int) -> Factory:
     index = check_factory(asked, width)
     nlist, messages = int(re.findall(r"IVF(\d+)", asked)[0]), []
     usable = min(rows, sample)
-    if usable < KEYS_PER_LIST * nlist:
-        scaled = 1 << max(0, (usable // KEYS_PER_LIST).bit_length() - 1)
+    if nlist > 1 and usable < keys_per_list * nlist:
+        scaled = 1 << max(0, (usable // keys_per_list).bit_length() - 1)
         what = "the datastore's rows" if rows <= sample else "index.sample"
         messages.append(
-            f"index.factory={asked}: {nlist} lists need {KEYS_PER_LIST * nlist} training keys and {what} give "
+            f"index.factory={asked}: {nlist} lists need {keys_per_list * nlist} training keys and {what} give "
             f"{usable}; using {scaled} lists"
         )
         nlist = scaled

@@ -1,6 +1,7 @@
 """Files of an index folder, and the bytes of a faiss inverted file.
 
 INDEX/
+  choice.json                       what index.factory=auto stands for, where that was asked for
   template.index  template.json     trained, empty; template.json last
   parts/part-00000.index  .json     one per datastore shard, global ids; the sidecar last
   merged.index  index.json          one stock faiss file; index.json last
@@ -28,6 +29,11 @@ class IndexFolder:
     """Paths of an index."""
 
     root: Path
+
+    @property
+    def choice_json(self) -> Path:
+        """What index.factory=auto stands for here; written before training."""
+        return self.root / "choice.json"
 
     @property
     def template(self) -> Path:

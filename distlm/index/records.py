@@ -248,6 +248,95 @@ class MergeJournal(Record, kw_only=True):
     """Number of a unit (a range of bytes) → xxh3-128 of what was written of it."""
 
 
+class Candidate(Part):
+    """One factory at one nprobe and one number of candidates, as `distlm index tune` measured it."""
+
+    factory: str
+    """With the lists of the whole store."""
+    nprobe: int
+    """Lists searched per query."""
+    candidates: int
+    """Neighbours that the index is asked for, of which exact distances choose k."""
+    key_bytes: int
+    """Bytes of a key in the index, 8 of id included."""
+    keys: int
+    """Keys that were indexed for it."""
+    lists: int
+    """Inverted lists in which they lay."""
+    recall: float
+    """Share, from 0 to 1, of the exact nearest that are among the candidates, in the sample."""
+    query_ms: float
+    """Milliseconds per query in the sample, without exact distances."""
+    store_recall: float
+    """The share in the whole store, extrapolated from two samples; as measured where the sample was all of it."""
+    store_ms: float
+    """Milliseconds per query of the whole store, likewise."""
+    rescore_ms: float
+    """Milliseconds per query of the exact distances of the candidates, from keys in memory; 0 without."""
+    add_keys_s: float
+    """Keys encoded and added per second."""
+    train_s: float
+    """Seconds of training on the sample, without centroids that an earlier factory had found."""
+    perplexity: float | None
+    """Perplexity per token of the interpolated model with the sample; null where no neighbours were kept."""
+
+
+class TunedIndex(Record, kw_only=True):
+    """What `distlm index tune` has measured, and its pick."""
+
+    FILE: ClassVar[str] = "RUN/index-tune/pick.json"
+    WHAT: ClassVar[str] = "pick of an index"
+    WRITER: ClassVar[str] = "distlm index tune"
+    READERS: ClassVar[tuple[str, ...]] = ()
+    MEND: ClassVar[str] = "run `distlm index tune` again"
+
+    datastore: str
+    """Fingerprint of the store."""
+    rows: int
+    """Its keys."""
+    k: int
+    """knn.k."""
+    queries: int
+    """Keys that were looked for."""
+    threads: int
+    """Threads that searched."""
+    most_bytes: float
+    """--most-bytes; 0: no limit."""
+    most_ms: float
+    """--most-ms; 0: no limit."""
+    least_recall: float
+    """--least-recall; 0: any."""
+    pick: Candidate | None
+    """The pick within the limits; null where nothing measured is."""
+    measured: list[Candidate]
+    """Everything that was measured."""
+
+
+class ChosenFactory(Record, kw_only=True):
+    """What index.factory=auto stands for in this index; written before it is trained."""
+
+    FILE: ClassVar[str] = "RUN/index/NAME/choice.json"
+    WHAT: ClassVar[str] = "choice of an index factory"
+    WRITER: ClassVar[str] = "distlm index train"
+    READERS: ClassVar[tuple[str, ...]] = ("distlm index train", "distlm index build")
+    MEND: ClassVar[str] = "remove it, and it is chosen anew"
+
+    rows: int
+    """Keys of the store."""
+    width: int
+    """D, numbers of a key."""
+    sample: int
+    """index.sample."""
+    max_bytes_per_key: int
+    """index.max_bytes_per_key."""
+    max_memory: float
+    """index.max_memory, in GB."""
+    factory: str
+    """The factory that was chosen."""
+    why: list[str]
+    """The reasons, in words."""
+
+
 class Rates(Part):
     """Measured on one rank with `threads` threads."""
 

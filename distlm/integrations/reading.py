@@ -132,7 +132,7 @@ def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) 
         retriever = Retriever.brute(source.datastore)
     else:
         retriever = Retriever(source.datastore, source.index, knn.nprobe, knn.distances == "exact")
-    mixing = Mixing(given(tuned.weight), given(tuned.temperature), given(tuned.k), knn.k, buckets)
+    mixing = Mixing(given(tuned.weight), given(tuned.temperature), given(tuned.k), source.candidates, buckets)
     scorer = Scorer(source.model, source.datastore.tap, retriever, mixing, longest)
     return TextScorer(scorer, _codec(source.tokens), knn.context_window, knn.block, knn.batch_blocks)
 

@@ -11,6 +11,9 @@ from distlm.data.estimate import expected_tokens
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.lengths import lengths_of
 from distlm.errors import DistlmError, UsageError
+from distlm.index.choose.plan import fitted
+from distlm.index.factory import Factory
+from distlm.index.search.candidates import candidates_of, is_coarse
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.index.search.lists import BATCH_BYTES
 from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
@@ -32,6 +35,8 @@ _PACKED_CODES_PER_S = 6e9
 """The same for a 4-bit index repacked for FastScan."""
 _UNPACKED_CODES_PER_S = 0.16e9
 """The same for a 4-bit index that is too large to be repacked."""
+_RATES = {"SQ8": 4e9, "SQ6": 0.5e9, "SQ4": 4e9, "RaBitQ": 4e9, "Flat": 8e9}
+"""The same for other codes, from benchmarks/candidates.py; SQ8 is taken to be like SQ4, Flat to be bound by memory."""
 _QUERY_S = 6e-5
 """Seconds of one core for a query besides its codes: its lists are found, its look-up tables made (IVF1024,PQ32)."""
 _NEIGHBOUR_S = 2e-7
@@ -66,42 +71,45 @@ class _Counts:
 def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of the search of all splits. Raises UsageError for more neighbours than the store has rows."""
     knn, model, k = config.knn, causal(model_of(config)), config.knn.k
-    width = model.width
+    width, item = model.width, 2 if config.datastore.key_dtype == "float16" else 4
     counts = _count(config)
     notes = list(counts.notes)
     if not counts.queries or not counts.rows:
         work = f"{k} neighbours of each token ({', '.join(knn.splits)})"
         return StagePlan("knn search", work, 0, 0, None, notes, known=False)
-    notes += _too_many(config, counts)
+    index = _index_of(config, counts.rows, width)
+    notes += _too_many(config, counts, index)
     rescores = knn.similarity == "dot" or (knn.search == "index" and knn.distances == "exact")
-    item = 2 if config.datastore.key_dtype == "float16" else 4
-    per_query = width * item + 12 + 16 * k
-    # While a search is being rescored its units lie there twice, and the new distances once more.
-    disk = counts.queries * (per_query * 2 + 4 * k if rescores else per_query)
+    candidates = candidates_of(knn, counts.rows, index is not None and is_coarse(index.code_size, width))
+    if candidates > k:
+        notes.append(f"exact distances choose {k} of {candidates} that the index finds (knn.candidates)")
+    per_query, found = (width * item + 12 + 16 * number for number in (k, candidates))
+    # While a search is being rescored the units lie there as they were found, too, and the new distances.
+    disk = counts.queries * (per_query + found + 4 * candidates if rescores else per_query)
     if rescores:
         notes.append(f"half of the disk is free again afterwards; the {counts.rows * width * item / 1e9:.1f} GB of "
                      "keys are read once in order")  # fmt: skip
-    notes += _copied(config, counts.rows, width, rescores)
-    pairs = counts.queries * (4 * width + 8 * k)
+    notes += _copied(config, counts.rows, width, index, candidates if rescores else 0)
+    pairs = counts.queries * (4 * width + 8 * candidates)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
     activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
     phases = _units(config)
     blocks = sum(phases.blocks)
-    unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (per_query + 4 * width)
+    unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (found + 4 * width)
     if knn.search == "index" and knn.scan == "lists":
         # What a batch's queries have found: kept, sent, and received.
         unit = max(unit, 3 * BATCH_BYTES)
-    index = counts.rows * (_code_bytes(config, width) + 8) if knn.search == "index" else 128 << 20
-    packed = _packed_bytes(config, counts.rows, width) if knn.search == "index" else 0
+    codes = counts.rows * index.key_bytes if index else 128 << 20
+    packed = _packed_bytes(index, counts.rows) if index else 0
     memory = (
-        _BASE_MEMORY + model_bytes(model, counts.vocabulary) + activations + index + packed
+        _BASE_MEMORY + model_bytes(model, counts.vocabulary) + activations + codes + packed
         + max(unit, min(pairs, GROUP_BYTES) + 4 * CHUNK_BYTES if rescores else 0)
     )  # fmt: skip
     notes.append("memory counts the memory-mapped index, which ranks of a node share")
     if packed:
         notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
     notes += idle_note(phases.units, ranks, MORE_UNITS)
-    seconds, rescoring = _seconds(config, model, counts, rescores, item, ranks)
+    seconds, rescoring = _seconds(config, model, counts, index, candidates if rescores else 0, ranks)
     return StagePlan(
         "knn search",
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
@@ -166,19 +174,19 @@ def _units(config: RunConfig) -> _Units:
     return _Units(tuple(blocks), sum(len(planned_cut(count, knn).units(count)) for count in blocks))
 
 
-def _copied(config: RunConfig, rows: int, width: int, rescores: bool) -> list[str]:
+def _copied(config: RunConfig, rows: int, width: int, index: Factory | None, rescored: int) -> list[str]:
     """What launch.stage_in copies to each node (search/local.py)."""
     place, knn = asked_place(config.launch.stage_in), config.knn
     if not place:
         return []
     keys, values = rows * width * (2 if config.datastore.key_dtype == "float16" else 4), 4 * rows
-    if knn.search == "brute":
+    if index is None:
         return [f"{SETTING}={place}: {format_bytes(keys + values)} are copied to each node (keys and values)"]
     # Codes and ids, centroids and codebook.
-    shared = rows * (_code_bytes(config, width) + 8) + 4 * width * (_lists(config) + 256) + values
+    shared = rows * index.key_bytes + 4 * width * (index.nlist + 256) + values
     note = f"{SETTING}={place}: {format_bytes(shared)} are copied to each node (index and values)"
     queries = [_count(config, [split]).queries for split in knn.splits]
-    if rescores and passes(queries, knn.k, width) > 1:
+    if rescored and passes(queries, rescored, width) > 1:
         note += f", and {format_bytes(keys)} of keys over all nodes: to each those of the shards that its ranks score"
     return [note]
 
@@ -187,66 +195,64 @@ def _alone(ranks: int) -> list[str]:
     return ["one rank works, the others wait"] if ranks > 1 else []
 
 
-def _too_many(config: RunConfig, counts: _Counts) -> list[str]:
+def _too_many(config: RunConfig, counts: _Counts, index: Factory | None) -> list[str]:
     """What is asked for in vain. Raises UsageError where it is certain that a search for so many makes no sense."""
     knn, notes = config.knn, []
     if knn.k > counts.rows * (1 if counts.exact else 2):
         raise UsageError(
             f"knn.k={knn.k}: the datastore has {'' if counts.exact else 'about '}{counts.rows} rows; lower knn.k"
         )
-    if knn.search == "index" and knn.nprobe > _lists(config):
-        notes.append(
-            f"knn.nprobe={knn.nprobe} is more than the {_lists(config)} lists of index.factory: all are searched"
-        )
+    if index and knn.nprobe > index.nlist:
+        notes.append(f"knn.nprobe={knn.nprobe} is more than the {index.nlist} lists of {index.used}: all are searched")
     return notes
 
 
 def _seconds(
-    config: RunConfig, model: CausalDescription, counts: _Counts, rescores: bool, item: int, ranks: int
+    config: RunConfig, model: CausalDescription, counts: _Counts, index: Factory | None, rescored: int, ranks: int
 ) -> tuple[float, float]:
-    """Seconds of one rank of `ranks` if it did all, on the CPU: forward passes and search, and exact distances."""
+    """Seconds of one rank of `ranks` if it did all, on the CPU: forward passes and search, and exact distances of
+    `rescored` candidates of each query (0: none are)."""
     knn, width, flops = config.knn, model.width, rank_flops(config.launch.threads, ranks)
     length = knn.context_window + knn.block
     forward = counts.queries * (length / knn.block) * causal_kind(model).forward_flops(model, "output", length) / flops
-    if knn.search == "brute":
+    if index is None:
         search = 2.0 * counts.queries * counts.rows * width / flops
     else:
-        lists = _lists(config)
-        scanned = counts.rows * min(1.0, knn.nprobe / lists)
-        rate = _CODES_PER_S
-        if _bits(config) == 4:
-            rate = _PACKED_CODES_PER_S if _packed_bytes(config, counts.rows, width) else _UNPACKED_CODES_PER_S
-        of_query = _QUERY_S + knn.k * _NEIGHBOUR_S + 2 * lists * width / flops
-        search = counts.queries * (scanned * _code_bytes(config, width) / rate + of_query)
-    if not rescores:
+        scanned = counts.rows * min(1.0, knn.nprobe / index.nlist)
+        of_query = _QUERY_S + max(rescored, knn.k) * _NEIGHBOUR_S + 2 * index.nlist * width / flops
+        search = counts.queries * (scanned * index.code_size / _codes_rate(index, counts.rows) + of_query)
+    if not rescored:
         return forward + search, 0.0
-    dots = counts.queries * knn.k * 4 * width / _DOT_BYTES_PER_S
+    item = 2 if config.datastore.key_dtype == "float16" else 4
+    dots = counts.queries * rescored * 4 * width / _DOT_BYTES_PER_S
     return forward + search, dots + counts.rows * width * item / _DISK_BYTES_PER_S
 
 
-def _packed_bytes(config: RunConfig, rows: int, width: int) -> int:
+def _codes_rate(index: Factory, rows: int) -> float:
+    """Bytes of code that a core compares in a second."""
+    if _bits(index) == 4:
+        return _PACKED_CODES_PER_S if _packed_bytes(index, rows) else _UNPACKED_CODES_PER_S
+    kind = index.used.rpartition(",")[2]
+    return next((rate for name, rate in _RATES.items() if kind.startswith(name)), _CODES_PER_S)
+
+
+def _packed_bytes(index: Factory, rows: int) -> int:
     """Memory of the copy for FastScan: 0 where none is made."""
-    if _bits(config) != 4:
+    if _bits(index) != 4:
         return 0
-    count = packed_bytes(rows, _lists(config), _code_bytes(config, width))
+    count = packed_bytes(rows, index.nlist, index.code_size)
     return count if count <= MOST_BYTES else 0
 
 
-def _lists(config: RunConfig) -> int:
-    return int(found[1]) if (found := re.search(r"IVF(\d+)", config.index.factory)) else 1
+def _index_of(config: RunConfig, rows: int, width: int) -> Factory | None:
+    """The index that is searched; None for brute force."""
+    return fitted(config, rows, width)[1] if config.knn.search == "index" else None
 
 
-def _bits(config: RunConfig) -> int:
+def _bits(index: Factory) -> int:
     """Bits of one number of the product quantiser, 0 without one."""
-    found = _PQ.search(config.index.factory)
+    found = _PQ.search(index.used)
     return int(found[2] or 8) if found else 0
-
-
-def _code_bytes(config: RunConfig, width: int) -> int:
-    """Bytes of one encoded key."""
-    if found := _PQ.search(config.index.factory):
-        return -(-int(found[1]) * int(found[2] or 8) // 8)
-    return 4 * width
 
 
 def _count(config: RunConfig, splits: Sequence[str] | None = None) -> _Counts:

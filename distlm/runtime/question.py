@@ -1,6 +1,6 @@
 """Which files of a run answer a question: an index has a name, a search a label, and older versions' folders count too.
 
-RUN/index/NAME/                       one index; NAME from index.factory, e.g. IVF4096-PQ64
+RUN/index/NAME/                       one index; NAME from index.factory, e.g. IVF4096-PQ64, auto, auto-40B
 RUN/neighbours/LABEL/SPLIT/           one search, e.g. IVF4096-PQ64_nprobe32_exact_k1024, brute_k64
 RUN/tuned/LABEL.json  results/LABEL.json  losses/LABEL/
 
@@ -24,7 +24,9 @@ def index_name(index: IndexConfig) -> str:
     """Name of an index: index.name, or that of its folder, or from the factory."""
     if index.name or index.folder:
         return index.name or Path(index.folder).name
-    return _NOT_IN_NAMES.sub("-", index.factory).strip("-")
+    limits = [f"{index.max_bytes_per_key}B"] if index.max_bytes_per_key else []
+    limits += [f"{index.max_memory:g}GB"] if index.max_memory else []
+    return _NOT_IN_NAMES.sub("-", "-".join([index.factory, *limits])).strip("-")
 
 
 def label(config: RunConfig) -> str:
@@ -107,7 +109,8 @@ def _stem(config: RunConfig) -> str:
     dot = ["dot"] if knn.similarity == "dot" else []
     if knn.search == "brute":
         return "_".join([*filter(None, [config.index.name]), "brute", *dot])
-    return "_".join([index_name(config.index), f"nprobe{knn.nprobe}", knn.distances, *dot])
+    more = [f"c{knn.candidates}"] if knn.candidates else []
+    return "_".join([index_name(config.index), f"nprobe{knn.nprobe}", knn.distances, *dot, *more])
 
 
 def _kept_before(root: Path, config: RunConfig, split: str) -> int:
@@ -115,7 +118,11 @@ def _kept_before(root: Path, config: RunConfig, split: str) -> int:
     folder, knn = root / "neighbours" / split, config.knn
     facts = _facts(folder / _MANIFEST) or _facts(folder / _PLAN)
     asked = asked_of_search(knn)
-    if not facts or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked:
+    if (
+        knn.candidates > knn.k
+        or not facts
+        or {"similarity": "l2", **{key: facts.get(key) for key in asked if key in facts}} != asked
+    ):
         return 0
     # Which index they were found in, their files say by its hash alone.
     of_it = (

@@ -17,6 +17,12 @@ BENCHMARKS = sorted(path.name for path in FOLDER.glob("*.py"))
 FIGURES = {
     "add_codes.py": ("widths/16/PQ16/ratio", "widths/32/PQ8x4fs/keys_per_s", "least_ratio"),
     "cache.py": ("tokens_per_s/loop", "tokens_per_s/distlm", "perplexity/distlm"),
+    "candidates.py": (
+        "plain_added_s",
+        "factories/PCAR8,IVF16,RaBitQ/added_s",
+        "factories/PCA8,IVF16,SQ4/search/nprobe all, of 64/recall",
+        "plain/nprobe 2, of 32/ms",
+    ),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
     "full_rows.py": (
         "rows",

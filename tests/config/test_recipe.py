@@ -89,8 +89,8 @@ def test_recipes_that_repeated_one_another_have_a_base() -> None:
     trees = {name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8")) for name in recipe_names()}
     assert {name: tree["base"] for name, tree in trees.items() if "base" in tree} == {
         "awd-lstm-ptb": "awd-lstm-wikitext2", "plm-base-pkm": "plm-base", "plm-base-resm": "plm-base",
-        "plm-small-pkm": "plm-small", "plm-small-resm": "plm-small", "wikitext2": "wikitext103",
-        "wikitext103-pkm": "wikitext103", "wikitext2-small-pkm": "wikitext2-small",
+        "plm-small-pkm": "plm-small", "plm-small-resm": "plm-small", "wikitext2": "wikitext103-paper",
+        "wikitext103-paper": "wikitext103", "wikitext103-pkm": "wikitext103", "wikitext2-small-pkm": "wikitext2-small",
     }  # fmt: skip
     assert values_of("plm-base-pkm") == values_of("plm-base") | {"name": "plm-base-pkm", "memory.kind": "pkm"}
 
@@ -111,7 +111,7 @@ def test_the_difference_from_the_defaults_is_the_same_recipe(name: str, tmp_path
 
 def test_the_difference_has_nothing_that_is_a_default() -> None:
     assert yaml.safe_load(dump_difference(load_config("wikitext103", ["launch.ranks=1", "knn.batch_blocks=2"]))) == {
-        "name": "wikitext103", "knn": {"ks": [1, 8, 64, 256, 1024]},
+        "name": "wikitext103", "knn": {"nprobe": 128, "ks": [1, 8, 64, 256, 1024]},
     }  # fmt: skip
     assert yaml.safe_load(dump_difference(load_config("plm-base-pkm", ["run_dir=here"])))["run_dir"] == "here"
 

@@ -12,6 +12,9 @@ from distlm.config import load_config
 from distlm.data.blocks import store_blocks, training_blocks
 from distlm.data.order import rows_for_update
 from distlm.datastore.plan import plan_store
+from distlm.index.choose.auto import resolve
+from distlm.index.factory import fit_factory
+from distlm.index.search.candidates import candidates_of
 from distlm.models.described import model_of, parameter_count
 from distlm.models.transformer.config import TransformerRun
 from distlm.optim.schedule import learning_rate
@@ -73,11 +76,23 @@ def test_keys_blocks_and_sizes() -> None:
 
 
 def test_search_and_evaluation_settings() -> None:
-    knn = RECIPE.knn
+    knn = load_config("wikitext103-paper").knn
     assert (knn.k, knn.nprobe, knn.context_window, knn.block) == (1024, 32, 2560, 512)
     assert knn.context_window + knn.block == RECIPE.model.max_positions
     assert (knn.distances, knn.similarity, RECIPE.datastore.tap) == ("exact", "l2", "last_ffn_input")
     assert 0.25 in knn.lambdas and 1.0 in knn.temperatures, "the paper's settings are in the grid"
-    assert RECIPE.index.factory == "IVF4096,PQ64"
+    assert load_config("wikitext103-paper").index.factory == "IVF4096,PQ64"
+    assert candidates_of(knn, 103_225_485, coarse=True) == 1024, "no more than k"
     # 64 bytes of code and 8 of id for each key.
     assert round(72 * 103_225_485 / 1e9, 2) == 7.43
+
+
+def test_the_index_of_our_own_has_the_papers_bytes_and_reads_as_many_keys() -> None:
+    own, paper = (load_config(name) for name in ("wikitext103", "wikitext103-paper"))
+    differing = {key for key in ("data", "model", "train", "datastore") if getattr(own, key) != getattr(paper, key)}
+    assert not differing
+    chosen = resolve(own.index, 103_225_485, 1024)
+    factories = [fit_factory(text, 1024, 103_225_485, 1 << 20) for text in (chosen.factory, paper.index.factory)]
+    assert chosen.factory == "PCAR448,IVF16384,RaBitQ"
+    assert [factory.key_bytes for factory in factories] == [72, 72]
+    assert own.knn.nprobe / factories[0].nlist == paper.knn.nprobe / factories[1].nlist

@@ -13,6 +13,7 @@ from distlm.index.change.drop import _part_ranges
 from distlm.index.merge.copy import MergeLayout
 from distlm.index.merge.journal import Journal
 from distlm.index.records import (
+    ChosenFactory,
     CodesRecord,
     DropRecord,
     ExtendRecord,
@@ -23,6 +24,7 @@ from distlm.index.records import (
     PartRecord,
     RatesFile,
     TemplateRecord,
+    TunedIndex,
 )
 from distlm.runtime.records import Record
 
@@ -57,10 +59,22 @@ RATES = """
 {"factory": "IVF32,PQ8", "width": 32, "sample": 6000, "rates": {"threads": 2, "add_keys_s": 20000,
  "kmeans_keys_s": 10000.5, "pq_s": 15, "transform_keys_s": Infinity, "transform_fixed_s": 0, "write_bytes_s": 1e9,
  "read_bytes_s": 2e9, "merge_bytes_s": 4e8}}"""
+CHOICE = """
+{"rows": 4311, "width": 16, "sample": 4096, "max_bytes_per_key": 40, "max_memory": 0.5, "factory": "IVF64,SQ8",
+ "why": ["SQ8: 16 bytes of code", "64 lists"]}"""
+ONE = """
+{"factory": "IVF64,SQ8", "nprobe": 8, "candidates": 32, "key_bytes": 24, "keys": 2000, "lists": 32, "recall": 0.9,
+ "query_ms": 0.1, "store_recall": 0.85, "store_ms": 0.2, "rescore_ms": 0.05, "add_keys_s": 100000, "train_s": 0.5,
+ "perplexity": null}"""
+TUNED = f"""
+{{"datastore": "7a69d0d90c3c32f11ea1ff13751719d5", "rows": 4311, "k": 16, "queries": 100, "threads": 2,
+ "most_bytes": 40, "most_ms": 0, "least_recall": 0, "pick": {ONE}, "measured": [{ONE}]}}"""
+NOTHING = TUNED.replace(f'"pick": {ONE}', '"pick": null')
 SAMPLES: list[tuple[type[Record], str]] = [
     (TemplateRecord, TEMPLATE), (PartRecord, PART), (IndexRecord, INDEX), (JoinRecord, JOINED), (JoinRecord, WITH_GAPS),
     (DropRecord, SMALLER), (ExtendRecord, EXTENDED), (CodesRecord, CODES), (MergeJournal, JOURNAL), (RatesFile, RATES),
     (KmeansRecord, KMEANS),
+    (ChosenFactory, CHOICE), (TunedIndex, TUNED), (TunedIndex, NOTHING),
 ]  # fmt: skip
 """As versions wrote them that knew no `format` and, in index.json, no `merged`."""
 

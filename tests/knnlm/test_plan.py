@@ -22,8 +22,9 @@ def test_disk_is_announced_within_a_fifth(searched):
     run = RunDir(Path(searched.run_dir))
     arrays = sum(path.stat().st_size for path in (run.root / "neighbours").rglob("*.npy"))
     announced = plan_search(searched, 1)
-    # Exact distances: two copies of every unit, and fp32 distances, while the search runs.
-    peak = 2 * arrays + arrays / 5
+    # Exact distances: the units of 2k candidates beside those of k, and fp32 distances, while the search runs.
+    more = 1106 * 16 * 16
+    peak = 2 * arrays + more + 1106 * 4 * 32
     assert arrays < peak * 0.8 < announced.disk_bytes < peak * 1.2
     assert "1106 queries x 16 neighbours among 4311 rows (valid, test)" in announced.line()
 
@@ -33,8 +34,10 @@ def test_wikitext103_needs_what_the_arithmetic_says(monkeypatch):
     monkeypatch.setattr(plan, "_count", lambda config, splits=None: counts)
     config = load_config("wikitext103", ["data.text_dir=unused"])
     exact = plan_search(config, 32)
-    # 1024 neighbours of 16 bytes and a key of 2 kB a token.
-    assert exact.disk_bytes == pytest.approx(463_215 * (2 * (16384 + 2048) + 4096), rel=0.01)
+    # 1024 neighbours of 16 bytes, chosen among 2048, and a key of 2 kB a token.
+    assert exact.disk_bytes == pytest.approx(463_215 * (16384 + 32768 + 2 * 2048 + 8192), rel=0.01)
+    paper = plan_search(load_config("wikitext103-paper", ["data.text_dir=unused"]), 32)
+    assert paper.disk_bytes == pytest.approx(463_215 * (2 * (16384 + 2048) + 4096), rel=0.01)
     assert any("211.4 GB of keys are read once" in note for note in exact.notes)
     assert present(plan_search(config, 64).seconds) == pytest.approx(present(exact.seconds) / 2, rel=0.5)
     config.knn.distances = "quantised"

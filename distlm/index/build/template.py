@@ -4,9 +4,11 @@ import time
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+from distlm.config.schema import AUTO
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.torch_lists import gpu_device
+from distlm.index.choose.auto import Chosen, record_of, resolve, said
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Header, IndexFolder
@@ -91,7 +93,8 @@ def run_index_train(stage: Stage) -> TrainSummary:
     require_faiss()
     datastore = together(stage.comm, lambda: Datastore.open(stage.run.datastore))
     folder, config = IndexFolder(stage.run.index), stage.config.index
-    plan = together(stage.comm, lambda: fit_factory(config.factory, datastore.width, datastore.rows, config.sample))
+    chosen = rank0_first(stage.comm, lambda: resolve(config, datastore.rows, datastore.width, folder.root))
+    plan = together(stage.comm, lambda: fit_factory(chosen.factory, datastore.width, datastore.rows, config.sample))
     # First without the lock: a finished folder may be read-only.
     if done := _nothing_to_do(stage, folder, datastore, plan):
         return done
@@ -100,7 +103,7 @@ def run_index_train(stage: Stage) -> TrainSummary:
         if done := _nothing_to_do(stage, folder, datastore, plan):
             return done
         stage.require_whole(datastore.folder, datastore.written())
-        return _train_together(stage, folder, datastore, plan)
+        return _train_together(stage, folder, datastore, plan, chosen)
 
 
 def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary | None:
@@ -112,13 +115,18 @@ def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan
     return {"seconds": 0.0, "template": done.template, "nlist": done.nlist, "done_before": True}
 
 
-def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary:
+def _train_together(
+    stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, chosen: Chosen
+) -> TrainSummary:
     """The work of run_index_train. Collective; by the only writer."""
     start = time.monotonic()
     if stage.comm.rank == 0:
-        for message in plan.messages:
+        for message in (*said(chosen), *plan.messages):
             say(f"index train: {message}")
     rank0_first(stage.comm, lambda: _prepare_folder(folder, plan))
+    if stage.config.index.factory == AUTO:
+        record = record_of(stage.config.index, datastore.rows, datastore.width, chosen)
+        rank0_first(stage.comm, lambda: record.write(folder.choice_json))
     seed = stage.config.index.seed
     sample = StoreSample(datastore, plan.sample, seed)
     say(
@@ -128,12 +136,12 @@ def _train_together(stage: Stage, folder: IndexFolder, datastore: Datastore, pla
     what = "index train (k-means goes on from its last iteration)"
     team = Team(stage.comm, rank_threads(), gpu_device(), lambda: stage.stop.check(stage.comm, what))
     data = trained(plan, sample, seed, team, folder.root, datastore.fingerprint)
-    record = rank0_first(stage.comm, lambda: _write(folder, datastore, plan, seed, data))
+    template = rank0_first(stage.comm, lambda: _write(folder, datastore, plan, seed, data)).template
     seconds = time.monotonic() - start
-    say(f"index train: trained in {seconds:.1f} s, template {record.template}", stage.comm.rank)
+    say(f"index train: trained in {seconds:.1f} s, template {template}", stage.comm.rank)
     if stage.comm.rank == 0:
         stage.run.metrics.write("index train", {STAGE_SECONDS: round(seconds, 3), "sample": plan.sample})
-    return {"seconds": seconds, "template": record.template, "nlist": plan.nlist, "sample": plan.sample}
+    return {"seconds": seconds, "template": template, "nlist": plan.nlist, "sample": plan.sample}
 
 
 def _write(folder: IndexFolder, datastore: Datastore, plan: Factory, seed: int, data: bytes) -> TemplateRecord:

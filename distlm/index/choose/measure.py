@@ -1,4 +1,4 @@
-"""Measures factories on a sample of a store's keys against exact neighbours, and names one for a budget."""
+"""Measures factories on samples of a store's keys against exact neighbours, and names one for a budget."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,17 +8,28 @@ from pathlib import Path
 import numpy as np
 
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import DistlmError
 from distlm.index.build.encode import Encoder
+from distlm.index.choose.extrapolate import recall_at, time_at
+from distlm.index.choose.proposals import LEAST_KEYS_PER_LIST, Proposal
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
-from distlm.index.search.searcher import SearchIndex, Shape
-from distlm.index.train.sample import StoreSample
-from distlm.index.train.template import train_template
+from distlm.index.search.candidates import MORE
+from distlm.index.search.searcher import SearchIndex, Shape, exact_places_distances
+from distlm.index.train.sample import StoreSample, some_of
+from distlm.index.train.template import Known, train_template
 from distlm.runtime.ranks.cores import usable_cores
 
 PROBES = (8, 32, 128)
+TURNS = 2
+"""Searches of which the faster counts: what else runs on the machine only adds."""
+MOST_READ = 4
+"""Recall says how it will fall where at most this part of the lists is read: 1 / 4."""
+RESCORED = 64
+"""Queries whose candidates are given exact distances, to see how long that takes."""
+_SUBSET, _TRAINED = 5, 6
+"""Draws of a smaller sample, and of what trains a factory (sample.some_of)."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +47,52 @@ class Sample:
     share: float
     """Keys over the store's rows."""
 
+    def part(self, count: int, k: int, seed: int) -> "Sample":
+        """`count` of the keys with the same queries, and their k exact nearest."""
+        places = some_of(len(self.keys), count, seed, _SUBSET)
+        keys = self.keys[places]
+        share = self.share * len(keys) / len(self.keys)
+        return Sample(keys, self.rows[places], self.queries, exact_places(keys, self.queries, k), share)
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One factory at one nprobe."""
+    """One factory at one nprobe and one number of candidates."""
 
     factory: str
+    """As the whole store has it."""
     nprobe: int
+    candidates: int
+    """Neighbours that the index is asked for, of which exact distances choose k."""
     key_bytes: int
+    keys: int
+    """n, that were indexed."""
+    lists: int
+    """In which they lie."""
     recall: float
-    """Share of the k exact nearest that are among the k found."""
+    """Share of the exact nearest that are among the candidates, in the sample."""
     query_ms: float
-    """Milliseconds per query, in one batch of all queries, on this process's threads."""
+    """Milliseconds per query in the sample, in one batch of all queries, on this process's threads."""
+    store_recall: float
+    """The same in the whole store (extrapolate.py)."""
+    store_ms: float
+    """The same."""
+    rescore_ms: float
+    """Milliseconds per query of the exact distances of all candidates, from keys in memory; 0: none are asked for."""
     add_keys_s: float
     train_s: float
     perplexity: float | None = None
-    """Of the interpolated model, where neighbours of a split were kept; see distlm/knnlm/tune/choose.py."""
+    """Of the interpolated model in the sample, where neighbours of a split were kept; distlm/knnlm/tune/choose.py."""
+
+    @property
+    def whole_ms(self) -> float:
+        """Milliseconds per query of the whole store, exact distances included."""
+        return self.store_ms + self.rescore_ms
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the pick may cost; 0: no limit."""
+    """What the pick may cost in the whole store; 0: no limit."""
 
     key_bytes: float = 0
     query_ms: float = 0
@@ -67,21 +103,23 @@ class Budget:
         """Whether a measured factory stays within every limit."""
         return (
             (not self.key_bytes or one.key_bytes <= self.key_bytes)
-            and (not self.query_ms or one.query_ms <= self.query_ms)
-            and one.recall >= self.recall
+            and (not self.query_ms or one.whole_ms <= self.query_ms)
+            and one.store_recall >= self.recall
         )
 
 
-def default_factories(width: int, nlist: int) -> list[str]:
-    """Factories worth comparing for keys of `width` values: the papers' PQ, the same bytes as 4-bit codes, behind an
-    OPQ and a PCA, RaBitQ, and 8-bit scalars whole and behind a PCA."""
-    coarse, bytes_ = f"IVF{nlist}", max(1, width // 16)
-    small = max(4, width // 4)
-    return [
-        f"{coarse},PQ{bytes_}", f"{coarse},PQ{2 * bytes_}x4", f"OPQ{bytes_},{coarse},PQ{bytes_}",
-        f"PCA{small},{coarse},PQ{min(bytes_, small)}", f"PCA{small},{coarse},PQ{min(2 * bytes_, small)}x4",
-        f"{coarse},RaBitQ", f"PCA{small},{coarse},SQ8", f"{coarse},SQ8",
-    ]  # fmt: skip
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every factory."""
+
+    rows: int
+    """Keys of the store."""
+    k: int
+    """Neighbours of a query, in the whole store."""
+    exact: bool = True
+    """Exact distances choose the k among the candidates."""
+    seed: int = 1
+    probes: Sequence[int] = PROBES
 
 
 def draw_sample(datastore: Datastore, count: int, queries: int, k: int, seed: int) -> Sample:
@@ -112,18 +150,25 @@ def exact_places(keys: Array, queries: Array, k: int) -> Array:
     return found
 
 
-def measure(
-    asked: str, sample: Sample, k: int, seed: int, probes: Sequence[int] = PROBES
-) -> tuple[Factory, SearchIndex, list[Measured]]:
-    """Train, add and search one factory on the sample.
+@dataclass(frozen=True)
+class Built:
+    """A factory over a sample."""
 
-    It keeps its number of lists as long as there are keys to train them, so that nprobe reaches the same share of the
-    keys as in the whole store. Raises DistlmError for a factory that cannot be built.
-    """
+    factory: Factory
+    index: SearchIndex
+    train_s: float
+    """Without centroids that were known."""
+    add_s: float
+
+
+def build(asked: str, sample: Sample, seed: int, known: Known | None = None) -> Built:
+    """Train a factory and add the sample. Raises DistlmError for one that cannot be built."""
     count, width = sample.keys.shape
-    factory = fit_factory(asked, width, count, count)
+    factory = fit_factory(asked, width, count, count, LEAST_KEYS_PER_LIST)
     start = time.perf_counter()
-    template = train_template(factory, sample.keys[: factory.sample], seed, usable_cores())
+    # Of all shards, as `index train` draws them: the keys stand in the order of the text.
+    chosen = sample.keys[some_of(count, factory.sample, seed, _TRAINED)]
+    template = train_template(factory, chosen, seed, usable_cores(), known)
     trained = time.perf_counter()
     index = deserialise(template)
     with Encoder(index, keys=count) as encoder:
@@ -131,19 +176,77 @@ def measure(
             batch = sample.keys[first : first + encoder.batch]
             encoder.add(batch, np.arange(first, first + len(batch), dtype=np.int64))
     added = time.perf_counter()
-    searched = SearchIndex(with_table(index), Shape(count, width, factory.nlist), Path(asked))
-    results = []
-    for probe in sorted({min(probe, factory.nlist) for probe in probes}):
+    opened = SearchIndex(with_table(index), Shape(count, width, factory.nlist), Path(asked))
+    return Built(factory, opened, trained - start, added - trained)
+
+
+def measure(
+    asked: Proposal, samples: Sequence[Sample], question: Question, known: Known | None = None,
+    perplexity: Callable[[SearchIndex, int, int], float] | None = None,
+) -> list[Measured]:  # fmt: skip
+    """Build a factory on every sample, smallest first, and search it; the figures are of the largest, and extrapolated
+    to the whole store. Raises DistlmError for a factory that cannot be built."""
+    found: list[dict[tuple[int, int], Measured]] = []
+    for sample in samples:
+        built = build(asked.at(len(sample.keys)), sample, question.seed, known)
+        last = perplexity if sample is samples[-1] else None
+        probes = sorted({min(probe, asked.lists, built.factory.nlist) for probe in question.probes})
+        found.append({
+            (probe, more): _search(asked, built, sample, question, probe, more, last)
+            for probe in probes for more in ((1, MORE) if question.exact else (1,))
+        })  # fmt: skip
+    return [
+        _at_store(asked, [at[place] for at in found if place in at], _falls_as(place, found), question.rows)
+        for place in found[-1]
+    ]
+
+
+def _falls_as(place: tuple[int, int], found: Sequence[dict[tuple[int, int], Measured]]) -> list[Measured]:
+    """Those of another nprobe whose recall falls from sample to sample as that of `place` will, where `place` reads so
+    many of the few lists of the smallest sample that recall there says nothing."""
+    probe, more = place
+    most = next(iter(found[0].values())).lists // MOST_READ
+    fewer = [other for other, times in found[0] if times == more and other <= most]
+    chosen = (max(fewer), more) if probe > most and fewer else place
+    return [at[chosen] for at in found if chosen in at]
+
+
+def _search(
+    asked: Proposal, built: Built, sample: Sample, question: Question, probe: int, more: int,
+    perplexity: Callable[[SearchIndex, int, int], float] | None,
+) -> Measured:  # fmt: skip
+    index, count, queries = built.index, len(sample.keys), sample.queries
+    # As long as in the whole store: what keeping k neighbours costs does not shrink with the sample.
+    candidates = min(count, more * question.k)
+    seconds = []
+    for _ in range(TURNS):
         began = time.perf_counter()
-        ids, _ = searched.search(sample.queries, k, probe)
-        seconds = time.perf_counter() - began
-        results.append(
-            Measured(
-                asked, probe, factory.key_bytes, recall(ids, sample.exact), 1000 * seconds / len(ids),
-                count / (added - trained), trained - start,
-            )
-        )  # fmt: skip
-    return factory, searched, results
+        ids, _ = index.search(queries, candidates, probe)
+        seconds.append(time.perf_counter() - began)
+    rescored = 0.0
+    if question.exact:
+        some = slice(0, RESCORED)
+        began = time.perf_counter()
+        exact_places_distances(sample.keys, queries[some], ids[some])
+        rescored = (time.perf_counter() - began) / len(queries[some])
+    k = sample.exact.shape[1]
+    share = recall(index.search(queries, min(count, more * k), probe)[0], sample.exact)
+    query_ms = 1000 * min(seconds) / len(queries)
+    return Measured(
+        asked.factory, probe, more * question.k, built.factory.key_bytes, count, built.factory.nlist, share, query_ms,
+        share, query_ms, 1000 * rescored, count / built.add_s, built.train_s,
+        perplexity(index, probe, more) if perplexity else None,
+    )  # fmt: skip
+
+
+def _at_store(asked: Proposal, measured: Sequence[Measured], falls: Sequence[Measured], rows: int) -> Measured:
+    last = measured[-1]
+    scanned = [one.nprobe * one.keys / one.lists for one in measured]
+    return replace(
+        last,
+        store_recall=recall_at([one.keys for one in falls], [one.recall for one in falls], rows, last.recall),
+        store_ms=time_at(scanned, [one.query_ms for one in measured], last.nprobe * rows / asked.lists),
+    )
 
 
 def recall(ids: Array, exact: Array) -> float:
@@ -158,26 +261,18 @@ def with_table(index: object) -> object:
     return faiss.deserialize_index(faiss.serialize_index(index))
 
 
-def choose(
-    sample: Sample, factories: Sequence[str], k: int, seed: int, tick: Callable[[str], None],
-    perplexity: Callable[[SearchIndex, int], float] | None = None,
+def measure_all(
+    asked: Sequence[Proposal], samples: Sequence[Sample], question: Question, tick: Callable[[str], None],
+    perplexity: Callable[[SearchIndex, int, int], float] | None = None, known: Known | None = None,
 ) -> tuple[list[Measured], list[str]]:  # fmt: skip
     """Measure every factory; those that cannot be built are left out, with the reason among the messages."""
-    if not factories:
-        raise UsageError("index tune --factories: name at least one, e.g. IVF4096,PQ64")
     measured, messages = [], []
-    for asked in factories:
-        tick(asked)
+    for one in asked:
+        tick(one.factory)
         try:
-            _, index, results = measure(asked, sample, k, seed)
+            measured += measure(one, samples, question, known, perplexity)
         except DistlmError as error:
             messages.append(str(error))
-            continue
-        if perplexity is not None:
-            results = [replace(one, perplexity=perplexity(index, one.nprobe)) for one in results]
-        measured += results
-    if not measured:
-        raise DistlmError(f"none of the factories can be built here: {'; '.join(messages)}")
     return measured, messages
 
 
@@ -185,11 +280,15 @@ def pareto(measured: Sequence[Measured]) -> list[Measured]:
     """Those that no other beats in bytes, time and recall together, by bytes and then time."""
 
     def beats(other: Measured, one: Measured) -> bool:
-        no_worse = other.key_bytes <= one.key_bytes and other.query_ms <= one.query_ms and other.recall >= one.recall
-        return no_worse and (other.key_bytes, other.query_ms, other.recall) != (one.key_bytes, one.query_ms, one.recall)
+        no_worse = _cost(other)[0] <= _cost(one)[0] and _cost(other)[1] <= _cost(one)[1]
+        return no_worse and other.store_recall >= one.store_recall and _cost(other) != _cost(one)
 
     front = [one for one in measured if not any(beats(other, one) for other in measured)]
-    return sorted(front, key=lambda one: (one.key_bytes, one.query_ms))
+    return sorted(front, key=_cost)
+
+
+def _cost(one: Measured) -> tuple[int, float, float]:
+    return one.key_bytes, one.whole_ms, -one.store_recall
 
 
 def pick(measured: Sequence[Measured], budget: Budget) -> Measured | None:
@@ -199,5 +298,5 @@ def pick(measured: Sequence[Measured], budget: Budget) -> Measured | None:
     """
     fitting = [one for one in measured if budget.allows(one)]
     if budget.recall:
-        return min(fitting, key=lambda one: (one.query_ms, one.key_bytes), default=None)
-    return min(fitting, key=lambda one: (-one.recall, one.query_ms, one.key_bytes), default=None)
+        return min(fitting, key=lambda one: (_cost(one)[1], one.key_bytes), default=None)
+    return min(fitting, key=lambda one: (-one.store_recall, _cost(one)[1], one.key_bytes), default=None)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
-from distlm.config.schema import RunConfig
+from distlm.config.schema import AUTO, RunConfig
 from distlm.data.estimate import expected_tokens
 from distlm.datastore.lengths import lengths_of
 from distlm.datastore.plan import plan_store
@@ -12,6 +12,7 @@ from distlm.errors import DistlmError
 from distlm.index.build.codes import planned_units
 from distlm.index.build.encode import LEAST_BATCH, transforms_of
 from distlm.index.build.integer_lists import memory
+from distlm.index.choose.auto import Chosen, resolve, said
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
@@ -55,14 +56,15 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
     """
     store = store_of(config)
     if store is None:
-        check_factory(config.index.factory, _width(config))
+        if config.index.factory != AUTO:
+            check_factory(config.index.factory, _width(config))
         work = f"{config.index.factory}; the number of keys is known after `distlm data prepare`"
         return StagePlan("index build", work, disk_bytes=0, memory_bytes=0, seconds=None, known=False)
-    plan = fit_factory(config.index.factory, store.width, store.rows, config.index.sample)
+    chosen, plan = fitted(config, store.rows, store.width)
     template = template_bytes(plan)
     parts = store.rows * plan.key_bytes + store.shards * template
     merged = store.rows * plan.key_bytes + template
-    notes = [*plan.messages]
+    notes = [*said(chosen), *plan.messages]
     if config.index.keep_parts:
         notes.append(f"the parts ({format_bytes(parts)}) stay on disk; index.keep_parts=false frees them at the end")
     if not store.written:
@@ -79,6 +81,12 @@ def plan_index(config: RunConfig, ranks: int) -> StagePlan:
         notes=notes,
         units=(units,),
     )
+
+
+def fitted(config: RunConfig, rows: int, width: int) -> tuple[Chosen, Factory]:
+    """What `distlm index train` makes for a store of `rows` keys. Raises DistlmError for a refused factory."""
+    chosen = resolve(config.index, rows, width, RunDir.of(config).index)
+    return chosen, fit_factory(chosen.factory, width, rows, config.index.sample)
 
 
 def copied(config: RunConfig, store: Store) -> list[str]:
@@ -101,6 +109,9 @@ def template_bytes(plan: Factory) -> int:
     count = 4 * plan.nlist * (inner.d + 2)
     if isinstance(inner, faiss.IndexIVFPQ):
         count += 4 * inner.d * (1 << inner.pq.nbits)
+    if isinstance(graph := faiss.downcast_index(inner.quantizer), faiss.IndexHNSW):
+        # Twice M neighbours of each centroid on the lowest level, half of that on all others together.
+        count += 4 * plan.nlist * 3 * graph.hnsw.nb_neighbors(1)
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):
         count += 4 * plan.width * inner.d * outer.chain.size()
@@ -175,11 +186,12 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     faiss = require_faiss()
     inner = inverted_file(plan.build())
     coarse = 2 * plan.nlist * inner.d / COARSE_EFFICIENCY
+    turned = 2 * plan.width * inner.d * len(transforms_of(plan.build())) / COARSE_EFFICIENCY
     encode = 2 * (1 << inner.pq.nbits) * inner.d / ENCODE_EFFICIENCY if isinstance(inner, faiss.IndexIVFPQ) else 0.0
-    kmeans = trained_keys(plan) * coarse * KMEANS_ITERATIONS
+    kmeans = trained_keys(plan) * (coarse * KMEANS_ITERATIONS + turned)
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
-    add = store.rows * (coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
+    add = store.rows * (turned + coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
     return train + add + bytes_moved / COPY_RATE
 
 

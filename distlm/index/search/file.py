@@ -8,9 +8,11 @@ import numpy as np
 from distlm.config.schema import KnnConfig, RunConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import UsageError
+from distlm.index.build.template import load_template
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.pairs import stored_values
 from distlm.index.records import TemplateRecord
+from distlm.index.search.candidates import candidates_of, is_coarse
 from distlm.index.search.searcher import brute_search, exactly_ordered, open_index
 from distlm.index.search.split import split_search
 from distlm.index.vectors import open_vectors
@@ -42,9 +44,10 @@ def _refuse_vain(config: RunConfig, datastore: Datastore, comm: Comm) -> None:
 def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, int | float | str] | None:
     """Search `queries` (.npy [Q, D] float16 or float32) and write `out` (.npz: ids, distances, values, each [Q, k]).
 
-    k, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on several ranks
-    each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError for a file
-    that is no .npy of that shape and for an unfinished or foreign index, UsageError for more neighbours than keys.
+    k, candidates, nprobe, search and distances come from the knn section. Values of id −1 are −1. Collective: on
+    several ranks each searches its parts of the index. Returns a summary on rank 0, None elsewhere. Raises DistlmError
+    for a file that is no .npy of that shape and for an unfinished or foreign index, UsageError for more neighbours than
+    keys.
     """
     start = time.monotonic()
     vectors = together(comm, lambda: open_vectors(queries))
@@ -56,15 +59,18 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
     together(comm, lambda: _refuse_vain(config, datastore, comm))
     if knn.search == "brute":
         found = brute_search(datastore, vectors, knn.k)
-    elif comm.size > 1:
-        found = split_search(comm, run.index, datastore, vectors, knn.k, knn.nprobe, knn.scan)
     else:
-        found = open_index(run.index, datastore, knn.scan).search(vectors, knn.k, knn.nprobe)
+        template = together(comm, lambda: load_template(IndexFolder(run.index), datastore)).record
+        asked = candidates_of(knn, datastore.rows, is_coarse(template.code_size, template.width))
+        if comm.size > 1:
+            found = split_search(comm, run.index, datastore, vectors, asked, knn.nprobe, knn.scan)
+        else:
+            found = open_index(run.index, datastore, knn.scan).search(vectors, asked, knn.nprobe)
     if found is None:
         return None
     ids, distances = found
     if knn.search == "index" and knn.distances == "exact":
-        ids, distances = exactly_ordered(datastore, vectors, ids)
+        ids, distances = exactly_ordered(datastore, vectors, ids, knn.k)
     with atomic_path(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, ids=ids, distances=distances, values=stored_values(datastore, ids))
     return {

@@ -20,6 +20,7 @@ from distlm.index.keys import gather_keys
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.merge.parts import open_parts
 from distlm.index.records import IndexRecord
+from distlm.index.search.candidates import is_coarse
 from distlm.index.search.fastscan import pack
 from distlm.index.search.gpu import COMPARED, GpuLists, check_agreement
 from distlm.index.search.lists import Nearest, batch_queries, scan_by_list
@@ -113,6 +114,11 @@ class SearchIndex:
     def nlist(self) -> int:
         """Inverted lists."""
         return self.shape.nlist
+
+    @property
+    def coarse(self) -> bool:
+        """Whether its codes are so coarse that exact distances should choose among more than k."""
+        return is_coarse(int(self._inner.code_size), self.shape.width)
 
     @property
     def nprobe(self) -> int:
@@ -323,10 +329,10 @@ def exact_distances(datastore: Datastore, queries: Array, ids: Array, dot: bool 
     return distances
 
 
-def exactly_ordered(datastore: Datastore, queries: Array, ids: Array) -> tuple[Array, Array]:
-    """The neighbours `ids` int64 [Q, k] of `queries` [Q, D] ordered anew by their exact_distances, fp32 [Q, k]."""
+def exactly_ordered(datastore: Datastore, queries: Array, ids: Array, k: int) -> tuple[Array, Array]:
+    """The k nearest of neighbours `ids` int64 [Q, ≥ k] of `queries` [Q, D] by their exact_distances, fp32 [Q, k]."""
     distances = exact_distances(datastore, np.asarray(queries, np.float32), ids)
-    return best_of_rows(ids, distances, ids.shape[1])
+    return best_of_rows(ids, distances, k)
 
 
 def exact_places_distances(keys: Array, queries: Array, places: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """A template's bytes from a sample: transforms, coarse centroids and codes, each trained by all ranks together."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,19 @@ LISTS, CODES = 3, 4
 """Draws of what the centroids and the codes are trained on (sample.some_of)."""
 
 
-def train_template(plan: Factory, keys: Array, seed: int, threads: int) -> bytes:
-    """`trained` on keys [n, D] in memory, by this process alone."""
-    return trained(plan, ArraySample(keys), seed, Team(threads=threads))
+Known = dict[tuple[str, int], Array]
+"""(Transforms and lists of a factory, keys) → centroids, for factories that are trained on the same sample."""
 
 
-def trained(plan: Factory, sample: Sample, seed: int, team: Team, folder: Path | None = None, store: str = "") -> bytes:
+def train_template(plan: Factory, keys: Array, seed: int, threads: int, known: Known | None = None) -> bytes:
+    """`trained` on keys [n, D] in memory, by this process alone; centroids that are `known` are taken from there."""
+    return trained(plan, ArraySample(keys), seed, Team(threads=threads), known=known)
+
+
+def trained(
+    plan: Factory, sample: Sample, seed: int, team: Team, folder: Path | None = None, store: str = "",
+    known: Known | None = None,
+) -> bytes:  # fmt: skip
     """Train a factory on a sample; the bytes of the empty index, on every rank. Collective.
 
     They are the same for any number of ranks and threads, except behind an OPQ or ITQ, which faiss trains with the
@@ -47,9 +55,15 @@ def trained(plan: Factory, sample: Sample, seed: int, team: Team, folder: Path |
     if folder:
         made_of = [store, plan.used, plan.width, sample.rows, seed, require_faiss().__version__]
         kept = Kept(folder, json_hash(made_of))
-    held = _behind(index, sample, min(sample.rows, MOST_KEYS_PER_LIST * plan.nlist), seed, LISTS, team)
-    centroids = kmeans(held, plan.nlist, int(inner.cp.niter), seed, team, kept)
-    del held
+    name = coarse_part(plan.used), sample.rows
+    if known is not None and name in known:
+        centroids = known[name]
+    else:
+        held = _behind(index, sample, min(sample.rows, MOST_KEYS_PER_LIST * plan.nlist), seed, LISTS, team)
+        centroids = kmeans(held, plan.nlist, int(inner.cp.niter), seed, team, kept)
+        del held
+    if known is not None:
+        known[name] = centroids
     team.check()
     if isinstance(inner, require_faiss().IndexIVFPQ):
         inner.pq.cp.seed = seed
@@ -58,6 +72,12 @@ def trained(plan: Factory, sample: Sample, seed: int, team: Team, folder: Path |
     held = _behind(index, sample, needed_rows(inner), seed, CODES, team)
     train_codes(inner, *residuals(held, centroids if inner.by_residual else None, team), team, plan.used)
     return rank0_first(comm, lambda: _whole(index, inner, centroids))
+
+
+def coarse_part(factory: str) -> str:
+    """What decides a factory's centroids: its transforms and the number of its lists."""
+    found = re.match(r".*?IVF\d+", factory)
+    return found[0] if found else factory
 
 
 def _behind(index: Any, sample: Sample, count: int, seed: int, use: int, team: Team) -> Held:

@@ -216,6 +216,19 @@ class Rung(Part):
     """Share of the true k nearest among the k that were used."""
 
 
+class CandidatesRung(Part):
+    """What exact distances find among so many candidates of the index."""
+
+    candidates: int
+    """Neighbours that the index was asked for."""
+    loss_nats: float
+    """Nats per token of the sample."""
+    perplexity: float
+    """exp of it."""
+    recall: float
+    """Share of the true k nearest among the k that exact distances chose."""
+
+
 class Ladder(Part):
     """What approximation costs on a sample of tokens, λ, temperature and k as frozen (evaluate/ladder.py)."""
 
@@ -239,6 +252,8 @@ class Ladder(Part):
     """The index's neighbours and distances as they are."""
     key: str
     """Hash of all that this depends on."""
+    candidates: list[CandidatesRung] | UnsetType = UNSET
+    """k, 2k and 4k candidates, and as many as were searched; absent in old files."""
 
 
 class Results(Record, kw_only=True):

@@ -95,6 +95,13 @@ def ladder_words(ladder: Ladder) -> str:
     return f"{sample}, perplexity per token: {rungs}; LM {ladder.lm.perplexity:.2f}"
 
 
+def candidates_words(ladder: Ladder) -> str:
+    """Recall and perplexity against cost: what exact distances find among more and more candidates, in words."""
+    return ", ".join(
+        f"of {one.candidates} {one.perplexity:.2f} (recall {one.recall:.1%})" for one in ladder.candidates or []
+    )
+
+
 def self_test_words(test: SelfTest) -> str:
     """The self-test of results.json in words."""
     if test.run is False:
@@ -123,6 +130,7 @@ def _store_facts(results: Results) -> list[list[str]]:
         ["index", where],
         ["self-test", self_test_words(test)],
         *([["exactness", ladder_words(results.ladder)]] if results.ladder else []),
+        *([["candidates", candidates_words(results.ladder)]] if results.ladder and results.ladder.candidates else []),
     ]
 
 

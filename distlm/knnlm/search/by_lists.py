@@ -31,7 +31,7 @@ def search_by_lists(stage: Stage, work: SplitWork, label: str) -> None:
     comm, index, knn = stage.comm, work.source.index, work.source.knn
     assert index is not None
     pending = rank0_first(comm, lambda: [unit for unit in range(len(work.units)) if not work.is_found(unit)])
-    shared = SharedLists(comm, index, knn.k, knn.nprobe)
+    shared = SharedLists(comm, index, work.candidates, knn.nprobe)
     with Progress(label, len(work.units), "units", comm.rank, done=len(work.units) - len(pending)) as progress:
         for batch in batches(pending, work.unit_tokens, shared.batch):
             stage.stop.check(comm, label)

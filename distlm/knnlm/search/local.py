@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from distlm.data.tokens import TokenFiles
 from distlm.errors import UsageError
 from distlm.index.layout import IndexFolder
+from distlm.index.search.candidates import candidates_of, is_coarse
 from distlm.index.state import read_index_record, written_index
 from distlm.knnlm.search.neighbours import MANIFEST
 from distlm.knnlm.search.rescore import passes, row_ranges
@@ -38,13 +39,14 @@ def wanted_copies(stage: Stage, splits: Sequence[str]) -> list[Wanted]:
     values = Wanted(store.folder, store.written(keys=False))
     if knn.search == "brute":
         return [values, Wanted(store.folder, keys)]
-    read_index_record(IndexFolder(run.index), store)
+    index = read_index_record(IndexFolder(run.index), store)
     template = IndexFolder(run.index).template
     found = [values, Wanted(run.index, [file for file in written_index(run.index) if file.path != template])]
     if knn.distances == "exact" or knn.similarity == "dot":
         tokens = TokenFiles.open(run.tokens(stage.config))
         queries = [len(tokens.split(split)) for split in pending]
-        if passes(queries, knn.k, store.width) > 1:
+        asked = candidates_of(knn, store.rows, is_coarse(index.code_size, index.width))
+        if passes(queries, asked, store.width) > 1:
             ranges = row_ranges([shard.rows for shard in store.shards])
             owner = first_readers([rows.shard for rows in ranges], stage.comm.size)
             readers = {file.path: owner[number] for number, file in enumerate(keys)}

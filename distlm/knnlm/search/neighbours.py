@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
-from distlm.knnlm.search.records import NeighboursManifest, UnitFacts, UnitFile
+from distlm.knnlm.search.records import NeighboursManifest, NeighboursPlan, UnitFacts, UnitFile
 from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash, json_hash, load_array, save_array, sync_file, sync_folder
 from distlm.runtime.question import asked_of_search
@@ -116,11 +116,25 @@ def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> Neig
     for key, value in asked_of_search(knn).items():
         if (found := getattr(manifest, key) or ("l2" if key == "similarity" else None)) != value:
             raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
+    if knn.candidates and (found := manifest.candidates or manifest.k) < max(knn.k, knn.candidates):
+        raise DistlmError(f"{folder}: of {found} candidates, knn.candidates={knn.candidates}; use knn.candidates=0")
     if manifest.k < knn.k:
         raise DistlmError(
             f"{folder}: holds {manifest.k} neighbours of each token, knn.k={knn.k}; use knn.k={manifest.k}"
         )
     return manifest if manifest.k == knn.k else replace(manifest, k=knn.k)
+
+
+def begun_with(folder: Path) -> int:
+    """Candidates of the search that was begun in a folder; 0 where there is none.
+
+    What a start has taken by default holds for those that follow, whatever their version takes.
+    """
+    for name, kind in ((MANIFEST, NeighboursManifest), (PLAN, NeighboursPlan)):
+        if (folder / name).is_file():
+            plan = kind.read(folder / name)
+            return plan.candidates or plan.k
+    return 0
 
 
 @dataclass(frozen=True)

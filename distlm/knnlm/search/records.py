@@ -151,6 +151,8 @@ class NeighboursPlan(SplitPlan):
     """Fingerprint of the index, or brute."""
     self_test: SelfTest
     """Of the search before this split; no input: another start may find other figures."""
+    candidates: int | UnsetType = UNSET
+    """Neighbours that the index was asked for, of which the exact distances chose k; absent: k."""
     similarity: Literal["dot"] | UnsetType = UNSET
     """dot: the distances are dot products, each row's greatest less its own; absent: squared L2."""
 

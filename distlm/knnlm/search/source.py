@@ -10,6 +10,7 @@ import numpy.typing as npt
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.pairs import stored_values
+from distlm.index.search.candidates import candidates_of
 from distlm.index.search.searcher import SearchIndex, brute_search, exact_distances, open_index
 from distlm.index.state import written_index
 from distlm.knnlm.search.forward import Forward, open_forward
@@ -42,6 +43,11 @@ class Source(Forward):
     def dot(self) -> bool:
         """They are to be dot products."""
         return self.knn.similarity == "dot"
+
+    @property
+    def candidates(self) -> int:
+        """Neighbours that the index is asked for, of which exact distances choose k."""
+        return candidates_of(self.knn, self.datastore.rows, self.index is not None and self.index.coarse)
 
     def written(self, splits: Sequence[str], index: Path) -> list[tuple[Path, list[Written]]]:
         """Folders and the files in them that a search of these splits reads, as they were written; with `index`, the
@@ -81,14 +87,16 @@ class Source(Forward):
         """Neighbours of queries [Q, D] with the distances of knn.distances and knn.similarity, nearest first.
 
         ids int64, distances fp32, values int32, each [Q, k]: what `distlm knn search` writes for them. Here the keys of
-        each neighbour are read by themselves, which suits few queries; search/work.py reads the store in order.
+        each neighbour are read by themselves, which suits few queries; search/work.py reads the store in order. Exact
+        distances choose the k among `candidates`.
         """
-        ids, distances = self.search(queries, k)
+        ids, distances = self.search(queries, max(k, self.candidates))
         if self.rescores:
             distances = exact_distances(self.datastore, np.asarray(queries, np.float32), ids, self.dot)
         if self.dot:
             distances = from_nearest(distances)
-        return nearest_first(ids, distances, self.values(ids))
+        ids, distances, values = nearest_first(ids, distances, self.values(ids))
+        return ids[:, :k], distances[:, :k], values[:, :k]
 
     def values(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         """The stored target of each neighbour: int32, the shape of `ids` [q, k]; −1 where the id is −1."""

@@ -21,7 +21,7 @@ from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.by_lists import search_by_lists
 from distlm.knnlm.search.cut import MORE_UNITS
 from distlm.knnlm.search.local import wanted_copies
-from distlm.knnlm.search.neighbours import MANIFEST
+from distlm.knnlm.search.neighbours import MANIFEST, begun_with
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
@@ -57,7 +57,8 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
             stage.require_whole(root, read_in_place(files, wanted))
         test = rank0_first(stage.comm, lambda: self_test(source))
         say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
-        works = [SplitWork(source, stage.run.neighbours(name), name, test) for name in splits]
+        candidates = rank0_first(stage.comm, lambda: _candidates(stage, source, splits))
+        works = [SplitWork(source, stage.run.neighbours(name), name, test, candidates) for name in splits]
         works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
         rank0_first(stage.comm, lambda: _check_before(works))
         searched = _search_splits(stage, works)
@@ -86,6 +87,16 @@ def _check_asked(source: Source) -> None:
     """Say what is asked in vain. Raises UsageError for more neighbours than there are keys."""
     lists = None if source.index is None else source.index.nlist
     refuse_vain(source.knn, source.datastore.rows, lists, "knn search", rank=0)
+
+
+def _candidates(stage: Stage, source: Source, splits: Sequence[str]) -> int:
+    """Neighbours of each token that are searched: of one number for all splits."""
+    known = {*splits, *stage.config.knn.splits}
+    begun = 0 if source.knn.candidates else max(begun_with(stage.run.neighbours(name)) for name in known)
+    found = begun or source.candidates
+    if found > source.knn.k:
+        say(f"knn search: exact distances choose {source.knn.k} of {found} neighbours that the index finds")
+    return found
 
 
 def _served(run: RunDir, work: SplitWork) -> bool:
@@ -150,7 +161,7 @@ def _finish(stage: Stage, work: SplitWork) -> None:
     """Phase 2 of one split, where there is one, and its manifest. Collective; by its only writer."""
     if work.source.rescores:
         width = work.source.datastore.width
-        for number, units in enumerate(plan_groups(work.unit_tokens, work.source.knn.k, width)):
+        for number, units in enumerate(plan_groups(work.unit_tokens, work.candidates, width)):
             _rescore_group(stage, Group(work, number, units))
     rank0_first(stage.comm, work.finish)
 

@@ -43,6 +43,8 @@ class SplitWork:
     folder: Path
     split: str
     self_test: SelfTest
+    candidates: int
+    """Neighbours that are searched for each token; exact distances choose knn.k of them."""
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -106,6 +108,7 @@ class SplitWork:
             token_files=source.tokens.fingerprint, datastore=store.fingerprint,
             index="brute" if source.index is None else source.index.fingerprint, self_test=self.self_test,
             similarity="dot" if source.dot else UNSET,
+            candidates=self.candidates if self.candidates > knn.k else UNSET,
         )  # fmt: skip
 
     @cached_property
@@ -120,7 +123,8 @@ class SplitWork:
         if self.tokens == 0:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
         width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
-        self.files.check_before(self.tokens * (width * size + 12 + 16 * k) * (2 if self.source.rescores else 1))
+        found = width * size + 12 + 16 * self.candidates if self.source.rescores else 0
+        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found))
 
     @property
     def is_begun(self) -> bool:
@@ -128,11 +132,14 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether those neighbours differ from what is planned in k alone, and in how the work was cut."""
+        """Whether those neighbours differ from what is planned in k alone, in candidates where these are not asked for,
+        and in how the work was cut."""
         fields = set(NeighboursPlan.__struct_fields__) - {
-            "k", "self_test", "format", "blocks_per_unit", "batch_blocks",
+            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks",
         }  # fmt: skip
         if kept.batch_blocks not in (self.cut.batch_blocks, self.source.knn.batch_blocks):
+            return False
+        if self.source.knn.candidates and (kept.candidates or kept.k) < self.candidates:
             return False
         return all(getattr(kept, name) == getattr(self.plan, name) for name in fields)
 
@@ -163,7 +170,7 @@ class SplitWork:
         source = self.source
         with closing(self.states(numbers)) as found:
             for number, states in zip(numbers, found, strict=True):
-                self.write_found(number, states, *source.search(states.queries, source.knn.k))
+                self.write_found(number, states, *source.search(states.queries, self.candidates))
 
     def write_found(
         self, number: int, states: TokenStates, ids: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]
@@ -220,7 +227,9 @@ class Group:
         return np.stack([np.diff(pairs.bounds(edges)) for pairs in self.pairs])
 
     def finish_units(self, units: Sequence[int]) -> None:
-        """Write units of this group with exact distances, nearest first; each range's file is opened once."""
+        """Write units of this group with exact distances: the k nearest of the candidates, nearest first; each range's
+        file is opened once."""
+        k = self.work.source.knn.k
         places = [self.units.index(unit) for unit in units]
         starts = np.cumsum(self._counts, axis=0) - self._counts
         pieces: list[list[np.ndarray[Any, Any]]] = [[] for _ in places]
@@ -235,5 +244,5 @@ class Group:
             if self.work.source.dot:
                 distances = from_nearest(distances)
             ids, distances, values = nearest_first(old.ids, distances, old.values)
-            new = Unit(old.queries, old.targets, old.log_probs, ids, distances, values)
+            new = Unit(old.queries, old.targets, old.log_probs, ids[:, :k], distances[:, :k], values[:, :k])
             write_unit(unit_folder(self.work.folder, unit), new)

@@ -33,11 +33,14 @@ class IndexPerplexity:
         """Perplexity of the LM alone on the same tokens."""
         return math.exp(mean_loss(self.log_lm))
 
-    def __call__(self, index: SearchIndex, nprobe: int) -> float:
-        """Of the interpolated model; distances as the configuration wants them, exact or quantised."""
-        ids, distances = index.search(self.queries, min(self._knn.k, index.rows), nprobe)
+    def __call__(self, index: SearchIndex, nprobe: int, more: int = 1) -> float:
+        """Of the interpolated model; distances as the configuration wants them, exact, and then of `more` times k
+        candidates, or quantised."""
+        k = min(self._knn.k, index.rows)
+        ids, distances = index.search(self.queries, min(more * k, index.rows), nprobe)
         if self._knn.distances == "exact":
             ids, distances = exact_places_distances(self._sample.keys, self.queries, ids)
+        ids, distances = ids[:, :k], distances[:, :k]
         values = np.where(ids >= 0, self._values[ids], -1).astype(np.int32)
         losses = []
         for temperature in self._knn.temperatures:

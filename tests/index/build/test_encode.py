@@ -15,7 +15,17 @@ from distlm.index.train.template import train_template
 
 
 @pytest.mark.parametrize(
-    "factory", ["IVF64,PQ2", "PCA16,IVF64,Flat", "IVF64_HNSW8,SQ8", "L2norm,IVF32,RaBitQ", "IVF16,RQ2x4"]
+    "factory",
+    [
+        "IVF64,PQ2",
+        "PCA16,IVF64,Flat",
+        "IVF64_HNSW8,SQ8",
+        "L2norm,IVF32,RaBitQ",
+        "IVF16,RQ2x4",
+        "PCAR16,IVF64,RaBitQ",
+        "IVF64_HNSW8,SQ4",
+        "IVF32,SQ6",
+    ],
 )
 def test_any_number_of_threads_gives_the_same_bytes(factory: str) -> None:
     keys = vectors(5 * BLOCK + 77).astype(np.float32)

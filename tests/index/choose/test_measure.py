@@ -1,6 +1,5 @@
 """Choosing a factory: what is measured, what is on the front, what a budget picks."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,16 @@ from distlm.errors import DistlmError
 from distlm.index.choose.measure import (
     Budget,
     Measured,
-    choose,
-    default_factories,
+    Question,
     draw_sample,
     measure,
+    measure_all,
     pareto,
     pick,
     recall,
 )
-from distlm.index.factory import fit_factory
+from distlm.index.choose.proposals import asked_for
+from distlm.index.records import TunedIndex
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
     return write_store(folder / "datastore", vectors(5000))
 
 
-def one(name: str, key_bytes: int, query_ms: float, recall: float, perplexity: float | None = None) -> Measured:
-    return Measured(name, 8, key_bytes, recall, query_ms, 1000, 1, perplexity)
+def one(name: str, key_bytes: int, query_ms: float, recall: float) -> Measured:
+    return Measured(name, 8, 10, key_bytes, 2000, 16, recall, query_ms, recall, query_ms, 0.0, 1000, 1)
 
 
 def test_the_front_holds_what_nothing_beats_and_a_budget_picks_from_it() -> None:
@@ -64,9 +64,10 @@ def test_a_sample_is_of_all_shards_and_apart_from_its_queries(store: Datastore) 
 
 def test_true_keys_in_all_lists_have_every_neighbour(store: Datastore) -> None:
     sample = draw_sample(store, 2000, 100, 300, seed=3)
-    factory, _, results = measure("IVF16,Flat", sample, 300, 1, probes=(1, 16, 999))
+    question = Question(store.rows, 300, exact=False, probes=(1, 16, 999))
+    results = measure(asked_for("IVF16,Flat", store.rows), [sample], question)
     assert [result.nprobe for result in results] == [1, 16] and results[1].recall == 1 > results[0].recall
-    assert results[0].key_bytes == factory.key_bytes == 136
+    assert results[0].key_bytes == 136 and (results[0].keys, results[0].lists) == (2000, 16)
     assert recall(np.array([[1, 2], [3, 4]]), np.array([[2, 9], [4, 3]])) == 0.75
     true = np.array([[1, 2, 3], [4, -1, -1]])
     assert recall(np.array([[3, 9, 1], [-1, -1, -1]]), true) == 0.5
@@ -76,17 +77,25 @@ def test_true_keys_in_all_lists_have_every_neighbour(store: Datastore) -> None:
 def test_what_cannot_be_built_is_left_out_with_its_reason(store: Datastore) -> None:
     sample = draw_sample(store, 2000, 50, 10, seed=3)
     told: list[str] = []
-    measured, messages = choose(sample, ["IVF16,PQ5", "IVF16,SQ8"], 10, 1, told.append)
+    asked = [asked_for(text, store.rows) for text in ("IVF16,PQ5", "IVF16,SQ8")]
+    measured, messages = measure_all(asked, [sample], Question(store.rows, 10), told.append)
     assert told == ["IVF16,PQ5", "IVF16,SQ8"] and {found.factory for found in measured} == {"IVF16,SQ8"}
     assert "PQ5 does not divide the key width 32" in messages[0]
+    settings = config(store.folder.parent)
     with pytest.raises(DistlmError, match="none of the factories"):
-        choose(sample, ["IVF16,PQ5"], 10, 1, told.append)
+        tune_index(settings, ["IVF16,PQ5"], 2000, 50, Budget())
 
 
-@pytest.mark.parametrize("width", [32, 256, 768, 1024])
-def test_the_usual_factories_fit_every_width(width: int) -> None:
-    for text in default_factories(width, 256):
-        fit_factory(text, width, 100_000, 100_000)
+def test_more_candidates_find_more_of_the_neighbours(store: Datastore) -> None:
+    """Of codes of two bytes; where exact distances do not choose, there is nothing to choose from."""
+    sample = draw_sample(store, 4000, 100, 40, seed=3)
+    asked, question = asked_for("IVF16,PQ2", store.rows), Question(store.rows, 50, probes=(16,))
+    few, many = measure(asked, [sample], question)
+    assert (few.candidates, many.candidates) == (50, 100)
+    assert few.recall + 0.1 < many.recall and few.rescore_ms > 0
+    assert [found.candidates for found in measure(asked, [sample], Question(store.rows, 50, False, probes=(16,)))] == [
+        50
+    ]
 
 
 def test_the_verb_writes_a_table_a_plot_and_the_pick(store: Datastore) -> None:
@@ -94,7 +103,25 @@ def test_the_verb_writes_a_table_a_plot_and_the_pick(store: Datastore) -> None:
     text = tune_index(settings, ["IVF16,PQ4", "IVF16,SQ8"], 2000, 50, Budget(key_bytes=20))
     folder = Path(settings.run_dir) / "index-tune"
     assert "pick: index.factory=IVF16,PQ4" in text and "| perplexity" in text
-    assert json.loads((folder / "pick.json").read_text())["key_bytes"] == 12
+    assert "knn.candidates=512" in text and "extrapolated from both" in text
+    record = TunedIndex.read(folder / "pick.json")
+    assert record.pick in record.measured and record.pick is not None and record.pick.key_bytes == 12
+    assert (record.rows, record.k, record.most_bytes, record.least_recall) == (5000, 256, 20, 0)
     assert (folder / "factories.png").read_bytes()[:4] == b"\x89PNG"
-    # Two factories at two numbers of lists, below a head.
-    assert len((folder / "factories.csv").read_text().splitlines()) == 1 + 2 * 2
+    # Two factories at two numbers of lists, for k and 2k candidates, below a head.
+    assert len((folder / "factories.csv").read_text().splitlines()) == 1 + 2 * 2 * 2 == 1 + len(record.measured)
+
+
+def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "datastore", vectors(8000))
+    settings = config(tmp_path)
+    settings.knn.k = 20
+    text = tune_index(settings, [], 10_000, 100, Budget(key_bytes=24))
+    record = TunedIndex.read(tmp_path / "index-tune" / "pick.json")
+    factories = {found.factory for found in record.measured}
+    for code in ("SQ4", "SQ6", "SQ8", "PCAR16,", "PCAR32,", "PQ2", "PQ4x4", "PCA8,", "PCA16,"):
+        assert any(code in factory for factory in factories), code
+    assert len({found.lists for found in record.measured}) > 1
+    assert record.pick is not None and record.pick.key_bytes <= 24
+    assert f"Measured on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
+    assert all(found.recall == found.store_recall for found in record.measured)

@@ -27,6 +27,8 @@ FACTORIES = [
     "OPQ4,IVF64,PQ4",
     "IVF64_HNSW8,RaBitQ",
     "IVF1,Flat",
+    "PCA16,IVF64_HNSW8,SQ4",
+    "IVF64,SQ6",
 ]
 
 

@@ -27,6 +27,9 @@ FACTORIES = [
     "L2norm,IVF32,RaBitQ",
     "IVF16,RQ2x4",
     "OPQ4,IVF8,PQ4x4",
+    "PCAR16,IVF64_HNSW8,RaBitQ",
+    "PCA16,IVF32,SQ4",
+    "IVF32,SQ6",
 ]
 
 
@@ -40,7 +43,7 @@ def test_any_number_of_threads_trains_the_same_bytes(factory: str) -> None:
     assert trained(factory, keys, 1) == trained(factory, keys, 2) == trained(factory, keys, 3)
 
 
-@pytest.mark.parametrize("factory", ["IVF16,PQ4", "IVF64_HNSW8,SQ8", "PCA16,IVF64,Flat"])
+@pytest.mark.parametrize("factory", ["IVF16,PQ4", "IVF64_HNSW8,SQ8", "PCA16,IVF64,Flat", "PCAR24,IVF64_HNSW8,SQ6"])
 def test_the_file_is_what_faiss_writes_of_the_same_centroids(factory: str) -> None:
     keys = vectors(12_000)
     index = deserialise(trained(factory, keys))

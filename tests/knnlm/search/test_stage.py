@@ -90,12 +90,14 @@ def test_brute_force_finds_the_nearest_rows_of_all(indexed, tmp_path):
     assert (joined(neighbours, "ids") == ids).mean() > 0.99
 
 
-def test_quantised_distances_are_the_indexs_own_and_say_so(indexed, searched, tmp_path):
+def test_quantised_distances_are_the_indexs_own_and_say_so(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run", "knn.distances=quantised", "knn.splits=[valid]")
     in_stage("knn", config, run_search)
     run, _, _ = parts(config)
     quantised = Neighbours.open(run.neighbours("valid"))
-    exact = Neighbours.open(RunDir(Path(searched.run_dir)).neighbours("valid"))
+    plain = copy_run(indexed, tmp_path / "plain", "knn.candidates=1", "knn.splits=[valid]")
+    in_stage("knn", plain, run_search)
+    exact = Neighbours.open(RunDir.of(plain).neighbours("valid"))
     assert quantised.manifest.distances == "quantised"
     ids = joined(quantised, "ids")
     np.testing.assert_array_equal(np.sort(ids, axis=1), np.sort(joined(exact, "ids"), axis=1))
@@ -105,7 +107,7 @@ def test_quantised_distances_are_the_indexs_own_and_say_so(indexed, searched, tm
 
 @pytest.mark.parametrize("how", ["brute", "index"])
 def test_dot_products_weigh_the_neighbours_that_l2_found(indexed, tmp_path, how):
-    l2 = copy_run(indexed, tmp_path / "l2", f"knn.search={how}", "knn.splits=[valid]")
+    l2 = copy_run(indexed, tmp_path / "l2", f"knn.search={how}", "knn.splits=[valid]", "knn.candidates=1")
     in_stage("knn", l2, run_search)
     config = copy_run(indexed, tmp_path / "dot", f"knn.search={how}", "knn.splits=[valid]", "knn.similarity=dot")
     for function in (run_search, run_tune, run_evaluate):
