@@ -64,9 +64,9 @@ def test_the_sheet_counts_what_the_stages_write(tmp_path: Path, monkeypatch: pyt
     settings = config(tmp_path, factory="IVF32,PQ8")
     sheet = plan_sheet(settings, [1, 2], 0, tmp_path / "rates.json")
     assert "index: 6000 keys × 32, IVF32,PQ8, 16 bytes/key, 4 shards" in sheet and sheet.count("index add") == 3
-    # Two blocks of keys in each shard keep two ranks busy, and of 1,024 ranks eight.
-    busy = next(line.split() for line in sheet.splitlines() if re.match(r"index add +8 +1.000", line))
-    assert busy[4] == "1.000" and busy[-1] == "0.008"
+    # One block of keys in each shard: two ranks are busy, and of 1,024 ranks four.
+    busy = next(line.split() for line in sheet.splitlines() if re.match(r"index add +4 +1.000", line))
+    assert busy[4] == "1.000" and busy[-1] == "0.004"
     with one_rank(settings) as stage:
         run_index_build(stage)
     factory = fit_factory("IVF32,PQ8", 32, 6000, settings.index.sample)
