@@ -172,7 +172,7 @@ def test_units_in_any_order_by_several_writers_are_one_shard(config, undisturbed
     folder.mkdir()
     units = job.plan.units(shard)
     assert len(units) > 20
-    done: dict[str, str] = {}
+    done: dict[str, list[str]] = {}
     streaks = [Streak() for _ in range(3)]
     for turn in range(len(units)):
         for rank, run in enumerate((units[10:], units[5:10], units[:5])):

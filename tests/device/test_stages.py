@@ -19,18 +19,22 @@ pytestmark = NEEDS_DEVICE
 DRY = ["model.dropout=0", "model.attention_dropout=0", "model.softmax_dropout=0"]
 # Sums in another order: attention and the embedding's gradient have kernels of their own on a processor.
 TOLERANCE = 1e-5
+# A query between two slots may read the other one.
+OF_MEMORY = 1e-4
+# ZeRO 3 comes last: DeepSpeed then puts its own linear layer in the place of torch's for the rest of a process, whose
+# sums differ in the last bits.
 ONE_RANK = {
-    "l2": ["train.l2_weight=1.0", "train.deepspeed=zero3"],
     "queue": ["train.l2_weight=0.1", "train.regulariser=queue", "train.queue_length=4", "train.encoder_momentum=0.9"],
     "memory": ["memory.kind=pkm", "memory.positions=[1]", "memory.sub_keys=8", "memory.heads=2", "memory.k=4",
                "memory.key_width=8", "memory.value_dropout=0", "memory.query_dropout=0"],
     "fp16": ["train.precision=fp16"],
+    "l2": ["train.l2_weight=1.0", "train.deepspeed=zero3"],
 }  # fmt: skip
 TWO_RANKS = {
     "nag": ["train.deepspeed=zero0", "train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01"],
-    **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
     "memories": [*ONE_RANK["memory"], "train.micro_blocks=2"], "bf16": ["train.precision=bf16"],
     "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
+    **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
 }  # fmt: skip
 VARIANTS = {name: ranks for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS)) for name in names}
 HALF = ("bf16", "fp16", "fp16-zero2")
@@ -53,7 +57,7 @@ def runs(tokens: Path) -> Path:
 
         halves = [name for name in variants if name in HALF]
         train_all(ranks, folder / "processor", jobs("processor", variants), **ON_PROCESSOR)
-        first = jobs("device", variants) + jobs("cut", halves, "train.max_updates_this_run=5")
+        first = jobs("cut", halves, "train.max_updates_this_run=5") + jobs("device", variants)
         train_all(ranks, folder / "device", first)
         train_all(ranks, folder / "cut", jobs("cut", halves))
     return folder
@@ -62,8 +66,9 @@ def runs(tokens: Path) -> Path:
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in HALF])
 def test_training(runs: Path, name: str) -> None:
     there, here = runs / "processor" / name, runs / "device" / name
-    assert relative(curve(there), curve(here)) < TOLERANCE
-    assert relative(curve(there, "valid/loss"), curve(here, "valid/loss")) < TOLERANCE
+    tolerance = OF_MEMORY if name.startswith("memor") else TOLERANCE
+    assert relative(curve(there), curve(here)) < tolerance
+    assert relative(curve(there, "valid/loss"), curve(here, "valid/loss")) < tolerance
     assert curve(there, "train/data_fingerprint") == curve(here, "train/data_fingerprint")
 
 
