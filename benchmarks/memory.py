@@ -34,7 +34,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import statistics
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ from typing import Any
 
 import torch
 from shared import fbgemm, process
-from shared.clock import Seconds, clock
+from shared.clock import Seconds, clock, peak
 from shared.command import Benchmark, Options, note, report, use_threads
 from torch import Tensor, nn
 
@@ -367,9 +366,8 @@ def lookup(options: Options) -> dict[str, float]:
 def lookup_bytes(slots: Tensor, width: int) -> tuple[int, int]:
     """Bytes that a lookup of slots [T, A] moves: fp32 rows of the table read, and outputs [T, width] written.
 
-    The first counts each distinct slot's row once, which is the least that any lookup must read; the second counts the
-    row of every read, which is what reaches the memory where no cache serves the repeats. Slots and weights, 8 bytes a
-    read, are left out.
+    The first counts each distinct slot's row once, the least that any lookup must read; the second the row of every
+    read, which is what reaches the memory where no cache serves the repeats. Slots and weights are left out.
     """
     row = 4 * width
     written = len(slots) * row
@@ -396,13 +394,6 @@ def memory_config(options: Options) -> MemoryConfig:
         kind="resm", sub_keys=options.sub_keys, heads=options.heads, k=options.k, key_width=options.key_width,
         lr=VALUES_LR,
     )  # fmt: skip
-
-
-def peak(device: str) -> float:
-    """GB: of the process, or on a GPU of torch's allocator."""
-    if device == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Clocks: what passed on the wall, and what this process's threads worked."""
+"""Clocks: what passed on the wall, and what this process's threads worked; and the most memory that was used."""
 
+import resource
 import time
 
 import numpy as np
@@ -16,6 +17,15 @@ def clock(device: str = "cpu") -> Seconds:
 
         torch.cuda.synchronize()
     return np.array([time.perf_counter(), time.process_time()])
+
+
+def peak(device: str) -> float:
+    """GB: of the process, or on a GPU of torch's allocator."""
+    if device == "cuda":
+        import torch
+
+        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 
 class Best:

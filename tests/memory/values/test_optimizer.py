@@ -39,8 +39,7 @@ def state(table: object) -> list[Tensor]:
     return [tensor.clone() for name in names if (tensor := getattr(table, name)) is not None]
 
 
-def test_sparse_adam_is_that_of_torch() -> None:
-    """Two micro-batches an update, some slots stale for a while."""
+def test_sparse_adam_of_two_micro_batches_with_stale_slots_is_that_of_torch() -> None:
     table, optimizer = make()
     bag = torch_bag(table.values)
     theirs = torch.optim.SparseAdam(bag.parameters(), lr=table.config.lr)
