@@ -273,7 +273,9 @@ class KnnLM:
             blocks = scorer.blocks(
                 self.ids(text), half if context_window is None else context_window, block or half, batch_blocks
             )
-            self.mixing = tuned(blocks, knn, buckets)
+            found = tuned(blocks, knn, buckets)
+        # A smaller k than was searched for still is the nearest of the same neighbours.
+        self.mixing = replace(found, candidates=self.retriever.candidates(knn.k))
         return self.mixing
 
     def mixed(self, lam: float | None = None, temperature: float | None = None, k: int | None = None) -> Mixing:

@@ -24,8 +24,8 @@ class Mixing:
     k: int = 1024
     """Neighbours of each token; all rows where the store has fewer."""
     candidates: int = 0
-    """Neighbours that an index finds, of which the k nearest by their exact distance count (knn.k of a run whose tuned
-    k is smaller); k where that is more."""
+    """Neighbours that an index finds, of which the k nearest by their exact distance count; 0: k, or 2k where its codes
+    are coarse, as knn.candidates."""
     buckets: Buckets | None = None
     """λ by the distance of the nearest neighbour (Drozdov et al. 2022), as `distlm knn tune` fits it."""
 

@@ -10,6 +10,7 @@ from distlm.datastore.held import HeldDatastore
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.pairs import stored_values
+from distlm.index.search.candidates import MORE
 from distlm.index.search.searcher import SearchIndex, brute_search, exact_distances
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.rescore import nearest_first
@@ -60,10 +61,16 @@ class Retriever:
             datastore = HeldDatastore(datastore.folder, datastore.manifest, arrays)
         return cls(datastore, None)
 
+    def candidates(self, k: int) -> int:
+        """Neighbours that the index is asked for, of which exact distances choose k, as `distlm knn search` does."""
+        coarse = self.exact and self.index is not None and self.index.coarse
+        return k * MORE if coarse else k
+
     def search(self, states: npt.NDArray[np.floating], k: int, candidates: int = 0) -> Found:
         """The k nearest keys of hidden states [n, D], which are rounded to the keys' type first; k ≥ 1.
 
-        Of an index whose distances are recomputed they are the nearest of so many `candidates`, or of k.
+        Of an index whose distances are recomputed they are the nearest of so many `candidates`; 0: of as many as its
+        codes need (self.candidates).
 
         Raises DistlmError for another width, for states that are not finite or do not fit that type, and when the
         index is of another store.
@@ -75,7 +82,8 @@ class Retriever:
         if self.index is None:
             ids, distances = brute_search(self.datastore, queries, k)
         else:
-            ids, distances = self.index.search(queries, max(k, min(candidates, rows)), self.nprobe)
+            asked = max(k, min(candidates or self.candidates(k), rows))
+            ids, distances = self.index.search(queries, asked, self.nprobe)
             if int(ids.max(initial=-1)) >= rows:
                 raise DistlmError(
                     f"the index gives row {int(ids.max())}, the store has {rows}: it is of another one; build it again"

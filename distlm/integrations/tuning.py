@@ -42,7 +42,7 @@ def tuned(blocks: Iterable[tuple[Extracted, Found]], knn: KnnConfig, buckets: in
     """The best of knn.lambdas, temperatures and ks, and with `buckets` a λ for each bucket of the nearest distance."""
     searched = _Searched([_unit(batch, near) for batch, near in blocks])
     best = best_of(grid_losses(searched, knn), knn.lambdas, knn.temperatures, knn.tried_ks)
-    chosen = Mixing(best.weight, best.temperature, best.k, knn.k)
+    chosen = Mixing(best.weight, best.temperature, best.k)
     if not buckets:
         return chosen
     of_knn = np.concatenate([

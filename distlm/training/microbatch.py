@@ -54,6 +54,10 @@ def plan_micro_batches(train: UpdatesConfig, ranks: int) -> MicroBatchPlan:
     return MicroBatchPlan(micro, count, ranks)
 
 
+MOST_ROWS = 1 << 20
+"""Rows of a forward pass that advice goes up to."""
+
+
 def fewer(count: int, ranks: int) -> int:
     """The largest number of ranks below `ranks` that divides `count`."""
     return max(less for less in range(1, max(ranks, 2)) if count % less == 0)
@@ -68,7 +72,8 @@ def mend(names: tuple[str, str], now: tuple[int, int], over: int, ranks: int, le
     """
     count, size = now
     of_rank = count // ranks if count % ranks == 0 else max(1, round(count / ranks))
-    fits = max((rows for rows in range(1, of_rank + 1) if of_rank % rows == 0 and rows * over <= size), default=1)
+    most = min(of_rank, size // over, MOST_ROWS)
+    fits = max((rows for rows in range(1, most + 1) if of_rank % rows == 0), default=1)
     new = of_rank * ranks, fits * over
     changed = [f"{name}={value}" for name, value, old in zip(names, new, now, strict=True) if value != old]
     same = ", which leaves the update as it is" if new[0] == count else ""

@@ -26,7 +26,7 @@ FIGURES = {
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
     "full_rows.py": (
         "rows",
-        "stages/datastore write/planned_s",
+        "stages/datastore write/seconds",
         "stages/datastore write/same_bytes",
         "stages/index merge/same_bytes",
         "stages/knn search/peak_MB/1",

@@ -133,5 +133,5 @@ def test_hub_without_the_library_names_the_pip_command(monkeypatch: pytest.Monke
 
     monkeypatch.delitem(sys.modules, "datasets", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DistlmError, match=r"pip install 'distlm\[hub\]'"):
+    with pytest.raises(DistlmError, match=r"pip install .*\[hub\]"):
         hub("some/thing")

@@ -124,7 +124,7 @@ def test_without_the_library_the_pip_command_is_named(monkeypatch: pytest.Monkey
 
     monkeypatch.delitem(sys.modules, "tokenizers", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DistlmError, match=r"pip install 'distlm\[plm\]'"):
+    with pytest.raises(DistlmError, match=r"pip install .*\[plm\]"):
         Encoder(letters())
 
 

@@ -28,7 +28,6 @@ from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
-from distlm.knnlm.search import stage as search
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.search.states import States
@@ -221,7 +220,9 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
     whole = {name: file_hashes(run.root / name) for name in ("states", "cache")}
     for name in whole:
         shutil.rmtree(run.root / name)
-    calls, original = 0, search.each
+    # Rounds of one unit.
+    monkeypatch.setattr("distlm.runtime.units.rounds._GROWTH", 1)
+    calls, original = 0, cache_run.each
 
     class Killed(BaseException):
         pass
@@ -233,7 +234,7 @@ def test_a_stopped_start_continues_to_the_same_files(cache_alone, tmp_path, monk
             raise Killed
         original(act, items)
 
-    monkeypatch.setattr(search, "each", dying)
+    monkeypatch.setattr(cache_run, "each", dying)
     with pytest.raises(Killed):
         in_stage("knn", config, run_cache)
     with pytest.raises(DistlmError, match=r"not finished|nothing there"):
