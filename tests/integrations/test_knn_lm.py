@@ -48,8 +48,8 @@ def test_numbers_are_those_of_knn_evaluate(made: Make, name: str) -> None:
     settings: dict[str, Any] = {"lam": tuned.weight, "temperature": tuned.temperature, "k": tuned.k}
     assert present(tuned.weight) > 0
     for knn in (alike, opened):
-        # The run finds knn.k neighbours and counts the tuned k of them.
-        knn.mixing = replace(knn.mixing, candidates=run.config.knn.k)
+        # The run searches for knn.k neighbours and counts the tuned k of them.
+        knn.mixing = replace(knn.mixing, candidates=knn.retriever.candidates(run.config.knn.k))
         found = knn.log_probs(run.split("valid"), **settings, **RULE)
         assert np.abs(found.lm - losses(run, "lm")).max() < 1e-5
         assert np.abs(found.mixture - losses(run, "knn")).max() < 1e-5
