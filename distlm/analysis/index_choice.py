@@ -1,8 +1,9 @@
 """`distlm index tune`: what was measured as a table, CSV and plot, and the pick for a budget."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+
+from msgspec import structs
 
 from distlm.analysis.plots import recall_over_time
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
@@ -11,7 +12,6 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.choose.measure import (
     Budget,
-    Measured,
     Question,
     Sample,
     draw_sample,
@@ -36,7 +36,7 @@ NEARLY_ALL = 0.9
 """A sample of so large a share is the store."""
 MOST_CODES = 3
 """Codes that are measured with other numbers of lists."""
-FIELDS = tuple(field.name for field in dataclasses.fields(Measured))
+FIELDS = tuple(field.name for field in structs.fields(Candidate))
 
 
 def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: int, budget: Budget) -> str:
@@ -55,7 +55,7 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
         perplexity = IndexPerplexity(Neighbours.open(kept.parent), datastore, samples[-1], knn, queries)
     known: Known = {}
 
-    def measured_of(asked: Sequence[Proposal]) -> tuple[list[Measured], list[str]]:
+    def measured_of(asked: Sequence[Proposal]) -> tuple[list[Candidate], list[str]]:
         return measure_all(
             asked, samples, question, lambda what: say(f"index tune: {what}"), perplexity, known
         )  # fmt: skip
@@ -77,7 +77,7 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     TunedIndex(
         datastore=datastore.fingerprint, rows=datastore.rows, k=knn.k, queries=queries, threads=usable_cores(),
         most_bytes=budget.key_bytes, most_ms=budget.query_ms, least_recall=budget.recall,
-        pick=None if best_of_all is None else _record(best_of_all), measured=[_record(one) for one in measured],
+        pick=None if best_of_all is None else best_of_all, measured=[one for one in measured],
     ).write(run.root / "index-tune" / "pick.json")  # fmt: skip
     return _write(run.root / "index-tune", measured, best_of_all, samples, datastore.rows, perplexity, bool(factories))
 
@@ -94,19 +94,15 @@ def _samples(datastore: Datastore, keys: int, queries: int, k: int, seed: int) -
     return [whole.part(few, least, seed), whole]
 
 
-def _best_codes(codes: Sequence[Proposal], measured: Sequence[Measured], budget: Budget) -> list[Proposal]:
+def _best_codes(codes: Sequence[Proposal], measured: Sequence[Candidate], budget: Budget) -> list[Proposal]:
     """Of the codes on the front, within the budget's bytes where there are any, those of the best recall."""
     front = [one for one in pareto(measured) if not budget.key_bytes or one.key_bytes <= budget.key_bytes]
     names = dict.fromkeys(one.factory for one in sorted(front, key=lambda one: -one.store_recall))
     return [code for name in list(names)[:MOST_CODES] for code in codes if code.factory == name]
 
 
-def _record(one: Measured) -> Candidate:
-    return Candidate(**dataclasses.asdict(one))
-
-
 def _write(
-    folder: Path, measured: Sequence[Measured], best: Measured | None, samples: Sequence[Sample], rows: int,
+    folder: Path, measured: Sequence[Candidate], best: Candidate | None, samples: Sequence[Sample], rows: int,
     perplexity: IndexPerplexity | None, every: bool,
 ) -> str:  # fmt: skip
     """The table (of the front alone unless `every`), CSV and plot."""

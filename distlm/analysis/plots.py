@@ -246,7 +246,7 @@ def perplexity_over_theta(tuned: Tuned) -> bytes:
 
 
 def recall_over_time(measured: Sequence[Any], front: Sequence[Any], label: str) -> bytes:
-    """Recall over milliseconds per query of index.choose.measure.Measured: a line per factory with something on the
+    """Recall over milliseconds per query of index.records.Candidate: a line per factory with something on the
     front, which is ringed; grey dots for the others."""
     with rc_context(STYLE):
         figure, axes = _axes("ms per query, exact distances included", label, height=3.6)

@@ -277,8 +277,13 @@ class Candidate(Part):
     """Keys encoded and added per second."""
     train_s: float
     """Seconds of training on the sample, without centroids that an earlier factory had found."""
-    perplexity: float | None
+    perplexity: float | None = None
     """Perplexity per token of the interpolated model with the sample; null where no neighbours were kept."""
+
+    @property
+    def whole_ms(self) -> float:
+        """Milliseconds per query of the whole store, exact distances included."""
+        return self.store_ms + self.rescore_ms
 
 
 class TunedIndex(Record, kw_only=True):

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.store import file_hashes, ready_run
@@ -68,13 +66,6 @@ def write(config: RunConfig) -> StoreSummary:
 
 def job_of(config: RunConfig) -> StoreJob:
     return open_job(config, RunDir.of(config))
-
-
-def _rounds_of(
-    units: int, stage: Any, label: str, pending: Any, act: Callable[[Any], Any], _at_once: int = 1
-) -> Iterator[Any]:
-    """As rounds, the first of so many units."""
-    return rounds(stage, label, pending, act, units)
 
 
 class KilledError(Exception):

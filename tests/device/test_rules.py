@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.devices import DEVICE, NEEDS_DEVICE
+from support.sim.devices import DEVICE, NEEDS_DEVICE
 
 pytestmark = [*NEEDS_DEVICE, pytest.mark.skipif(DEVICE not in ("", "sim"), reason="a real device")]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import distlm
-from support.devices import NEEDS_DEVICE, ON_PROCESSOR
 from support.lstm import lstm_settings
+from support.sim.devices import NEEDS_DEVICE, ON_PROCESSOR
 from support.train import curve, newest, relative, settings, tiny_tokens, train_all, weight_difference
 
 pytestmark = NEEDS_DEVICE

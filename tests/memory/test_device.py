@@ -6,8 +6,8 @@ goes through the compiled loops.
 
 import pytest
 import torch
-from support.devices import ON_DEVICE
 from support.memory import Reads, backward, make, reads
+from support.sim.devices import ON_DEVICE
 from torch import Tensor
 
 from distlm.memory.config import MemoryConfig

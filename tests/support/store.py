@@ -1,8 +1,9 @@
 """A run directory that is ready for the datastore: token files and a model with random weights, without training."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from distlm.runtime.lock import is_lock
 from distlm.runtime.records import BestCheckpoint
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
+from distlm.runtime.units.rounds import rounds
 from support import TINY, write_text
 from support.config import config_of
 from support.kinds import readable, recipe_of
@@ -71,3 +73,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not is_lock(path)
     }
+
+
+def rounds_of(
+    units: int, stage: Any, label: str, pending: Any, act: Callable[[Any], Any], _at_once: int = 1
+) -> Iterator[Any]:
+    """As runtime.units.rounds.rounds, the first of so many units."""
+    return rounds(stage, label, pending, act, units)

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
@@ -15,6 +16,7 @@ from distlm.index.choose.proposals import LEAST_KEYS_PER_LIST, Proposal
 from distlm.index.factory import Factory, fit_factory
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array, deserialise
+from distlm.index.records import Candidate
 from distlm.index.search.candidates import MORE
 from distlm.index.search.searcher import SearchIndex, Shape, exact_places_distances
 from distlm.index.train.sample import StoreSample, some_of
@@ -56,41 +58,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One factory at one nprobe and one number of candidates."""
-
-    factory: str
-    """As the whole store has it."""
-    nprobe: int
-    candidates: int
-    """Neighbours that the index is asked for, of which exact distances choose k."""
-    key_bytes: int
-    keys: int
-    """n, that were indexed."""
-    lists: int
-    """In which they lie."""
-    recall: float
-    """Share of the exact nearest that are among the candidates, in the sample."""
-    query_ms: float
-    """Milliseconds per query in the sample, in one batch of all queries, on this process's threads."""
-    store_recall: float
-    """The same in the whole store (extrapolate.py)."""
-    store_ms: float
-    """The same."""
-    rescore_ms: float
-    """Milliseconds per query of the exact distances of all candidates, from keys in memory; 0: none are asked for."""
-    add_keys_s: float
-    train_s: float
-    perplexity: float | None = None
-    """Of the interpolated model in the sample, where neighbours of a split were kept; distlm/knnlm/tune/choose.py."""
-
-    @property
-    def whole_ms(self) -> float:
-        """Milliseconds per query of the whole store, exact distances included."""
-        return self.store_ms + self.rescore_ms
-
-
-@dataclass(frozen=True)
 class Budget:
     """What the pick may cost in the whole store; 0: no limit."""
 
@@ -99,7 +66,7 @@ class Budget:
     recall: float = 0
     """At least."""
 
-    def allows(self, one: Measured) -> bool:
+    def allows(self, one: Candidate) -> bool:
         """Whether a measured factory stays within every limit."""
         return (
             (not self.key_bytes or one.key_bytes <= self.key_bytes)
@@ -183,10 +150,10 @@ def build(asked: str, sample: Sample, seed: int, known: Known | None = None) -> 
 def measure(
     asked: Proposal, samples: Sequence[Sample], question: Question, known: Known | None = None,
     perplexity: Callable[[SearchIndex, int, int], float] | None = None,
-) -> list[Measured]:  # fmt: skip
+) -> list[Candidate]:  # fmt: skip
     """Build a factory on every sample, smallest first, and search it; the figures are of the largest, and extrapolated
     to the whole store. Raises DistlmError for a factory that cannot be built."""
-    found: list[dict[tuple[int, int], Measured]] = []
+    found: list[dict[tuple[int, int], Candidate]] = []
     for sample in samples:
         built = build(asked.at(len(sample.keys)), sample, question.seed, known)
         last = perplexity if sample is samples[-1] else None
@@ -201,7 +168,7 @@ def measure(
     ]
 
 
-def _falls_as(place: tuple[int, int], found: Sequence[dict[tuple[int, int], Measured]]) -> list[Measured]:
+def _falls_as(place: tuple[int, int], found: Sequence[dict[tuple[int, int], Candidate]]) -> list[Candidate]:
     """Those of another nprobe whose recall falls from sample to sample as that of `place` will, where `place` reads so
     many of the few lists of the smallest sample that recall there says nothing."""
     probe, more = place
@@ -214,7 +181,7 @@ def _falls_as(place: tuple[int, int], found: Sequence[dict[tuple[int, int], Meas
 def _search(
     asked: Proposal, built: Built, sample: Sample, question: Question, probe: int, more: int,
     perplexity: Callable[[SearchIndex, int, int], float] | None,
-) -> Measured:  # fmt: skip
+) -> Candidate:  # fmt: skip
     index, count, queries = built.index, len(sample.keys), sample.queries
     # As long as in the whole store: what keeping k neighbours costs does not shrink with the sample.
     candidates = min(count, more * question.k)
@@ -232,17 +199,17 @@ def _search(
     k = sample.exact.shape[1]
     share = recall(index.search(queries, min(count, more * k), probe)[0], sample.exact)
     query_ms = 1000 * min(seconds) / len(queries)
-    return Measured(
+    return Candidate(
         asked.factory, probe, more * question.k, built.factory.key_bytes, count, built.factory.nlist, share, query_ms,
         share, query_ms, 1000 * rescored, count / built.add_s, built.train_s,
         perplexity(index, probe, more) if perplexity else None,
     )  # fmt: skip
 
 
-def _at_store(asked: Proposal, measured: Sequence[Measured], falls: Sequence[Measured], rows: int) -> Measured:
+def _at_store(asked: Proposal, measured: Sequence[Candidate], falls: Sequence[Candidate], rows: int) -> Candidate:
     last = measured[-1]
     scanned = [one.nprobe * one.keys / one.lists for one in measured]
-    return replace(
+    return structs.replace(
         last,
         store_recall=recall_at([one.keys for one in falls], [one.recall for one in falls], rows, last.recall),
         store_ms=time_at(scanned, [one.query_ms for one in measured], last.nprobe * rows / asked.lists),
@@ -264,7 +231,7 @@ def with_table(index: object) -> object:
 def measure_all(
     asked: Sequence[Proposal], samples: Sequence[Sample], question: Question, tick: Callable[[str], None],
     perplexity: Callable[[SearchIndex, int, int], float] | None = None, known: Known | None = None,
-) -> tuple[list[Measured], list[str]]:  # fmt: skip
+) -> tuple[list[Candidate], list[str]]:  # fmt: skip
     """Measure every factory; those that cannot be built are left out, with the reason among the messages."""
     measured, messages = [], []
     for one in asked:
@@ -276,10 +243,10 @@ def measure_all(
     return measured, messages
 
 
-def pareto(measured: Sequence[Measured]) -> list[Measured]:
+def pareto(measured: Sequence[Candidate]) -> list[Candidate]:
     """Those that no other beats in bytes, time and recall together, by bytes and then time."""
 
-    def beats(other: Measured, one: Measured) -> bool:
+    def beats(other: Candidate, one: Candidate) -> bool:
         no_worse = _cost(other)[0] <= _cost(one)[0] and _cost(other)[1] <= _cost(one)[1]
         return no_worse and other.store_recall >= one.store_recall and _cost(other) != _cost(one)
 
@@ -287,11 +254,11 @@ def pareto(measured: Sequence[Measured]) -> list[Measured]:
     return sorted(front, key=_cost)
 
 
-def _cost(one: Measured) -> tuple[int, float, float]:
+def _cost(one: Candidate) -> tuple[int, float, float]:
     return one.key_bytes, one.whole_ms, -one.store_recall
 
 
-def pick(measured: Sequence[Measured], budget: Budget) -> Measured | None:
+def pick(measured: Sequence[Candidate], budget: Budget) -> Candidate | None:
     """The most recall within the budget, of equals the fastest, then the smallest.
 
     With a wanted recall any of that recall will do, and the fastest is taken. None when nothing fits.

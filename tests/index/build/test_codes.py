@@ -1,10 +1,9 @@
 """Units of keys within a shard: encoded in any order by any rank or start, the part is what one process makes."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -67,13 +66,6 @@ def folder_of(settings: RunConfig) -> IndexFolder:
 def run(settings: RunConfig, share: str = "") -> AddSummary:
     with one_rank(replace(settings, launch=replace(settings.launch, share=share))) as stage:
         return run_index_add(stage)
-
-
-def _rounds_of(
-    units: int, stage: Any, label: str, pending: Any, act: Callable[[Any], Any], _at_once: int = 1
-) -> Iterator[Any]:
-    """As rounds, the first of so many units."""
-    return rounds(stage, label, pending, act, units)
 
 
 class KilledError(Exception):

@@ -4,8 +4,8 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from support.devices import ON_DEVICE
 from support.index import vectors
+from support.sim.devices import ON_DEVICE
 
 from distlm.index.build import torch_lists
 from distlm.index.build.encode import BLOCK, Encoder

@@ -11,7 +11,6 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.choose.measure import (
     Budget,
-    Measured,
     Question,
     draw_sample,
     measure,
@@ -21,7 +20,7 @@ from distlm.index.choose.measure import (
     recall,
 )
 from distlm.index.choose.proposals import asked_for
-from distlm.index.records import TunedIndex
+from distlm.index.records import Candidate, TunedIndex
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +29,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Datastore:
     return write_store(folder / "datastore", vectors(5000))
 
 
-def one(name: str, key_bytes: int, query_ms: float, recall: float) -> Measured:
-    return Measured(name, 8, 10, key_bytes, 2000, 16, recall, query_ms, recall, query_ms, 0.0, 1000, 1)
+def one(name: str, key_bytes: int, query_ms: float, recall: float) -> Candidate:
+    return Candidate(name, 8, 10, key_bytes, 2000, 16, recall, query_ms, recall, query_ms, 0.0, 1000, 1)
 
 
 def test_the_front_holds_what_nothing_beats_and_a_budget_picks_from_it() -> None:
@@ -123,5 +122,5 @@ def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) 
         assert any(code in factory for factory in factories), code
     assert len({found.lists for found in record.measured}) > 1
     assert record.pick is not None and record.pick.key_bytes <= 24
-    assert f"Measured on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
+    assert f"Candidate on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
     assert all(found.recall == found.store_recall for found in record.measured)

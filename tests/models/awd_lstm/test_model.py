@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from support.devices import ON_DEVICE
+from support.sim.devices import ON_DEVICE
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError

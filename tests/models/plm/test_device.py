@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from support import distlm, mpirun
-from support.devices import NEEDS_DEVICE, ON_PROCESSOR
 from support.plm import memory_of, plm_settings, tiny_shards
+from support.sim.devices import NEEDS_DEVICE, ON_PROCESSOR
 from support.train import curve, relative
 
 pytestmark = NEEDS_DEVICE
