@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +118,9 @@ def rank_below(launcher: int) -> int:
     """The last rank that an mpirun has started; 0 where there is none."""
     found = 0
     for child in psutil.Process(launcher).children(recursive=True):
-        if child.cmdline()[1:3] == ["-m", "distlm"]:
-            found = child.pid
+        with suppress(psutil.Error):
+            if child.cmdline()[1:3] == ["-m", "distlm"]:
+                found = child.pid
     return found
 
 
@@ -136,8 +138,12 @@ def stop(case: Case, words: list[str]) -> tuple[int, float, str]:
     def alive() -> bool:
         return process.poll() is None
 
-    told = process.pid if ranks_of_start(case) == 1 else until(lambda: rank_below(process.pid), "a rank", alive)
-    until(lambda: listens(told), "its handlers", alive)
+    def listening() -> int:
+        # Looked for anew each time: what was a rank's process a moment ago may have been the launcher's fork.
+        rank = process.pid if ranks_of_start(case) == 1 else rank_below(process.pid)
+        return rank if rank and listens(rank) else 0
+
+    told = until(listening, "a rank with its handlers", alive)
     sent = time.monotonic() - began
     psutil.Process(told).send_signal(getattr(signal, f"SIG{case.name}"))
     output = process.communicate(timeout=DEADLINE_S)[0]

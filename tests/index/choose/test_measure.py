@@ -122,5 +122,5 @@ def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) 
         assert any(code in factory for factory in factories), code
     assert len({found.lists for found in record.measured}) > 1
     assert record.pick is not None and record.pick.key_bytes <= 24
-    assert f"Candidate on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
+    assert f"Measured on 7900 sampled keys of {store.rows}." in text, "nearly all of the store"
     assert all(found.recall == found.store_recall for found in record.measured)
