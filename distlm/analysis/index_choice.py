@@ -77,7 +77,7 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     TunedIndex(
         datastore=datastore.fingerprint, rows=datastore.rows, k=knn.k, queries=queries, threads=usable_cores(),
         most_bytes=budget.key_bytes, most_ms=budget.query_ms, least_recall=budget.recall,
-        pick=None if best_of_all is None else best_of_all, measured=[one for one in measured],
+        pick=best_of_all, measured=measured,
     ).write(run.root / "index-tune" / "pick.json")  # fmt: skip
     return _write(run.root / "index-tune", measured, best_of_all, samples, datastore.rows, perplexity, bool(factories))
 

@@ -16,9 +16,9 @@ from distlm.datastore.manifest import SIDECARS, read_sidecar, shard_files, sidec
 from distlm.datastore.plan import Unit
 from distlm.datastore.records import Shard, UnitsFile
 from distlm.datastore.settings import Settings
-from distlm.errors import DistlmError
 from distlm.runtime.files import sync_folder
 from distlm.runtime.ranks.share import Share
+from distlm.runtime.units.lost import lost_writes
 from distlm.system_errors import told
 
 UNITS = ".units*.json"
@@ -140,10 +140,7 @@ def read_back(
             wrong = wrong or bool(stream.read(1))
         if wrong:
             forget(folder, settings, shard)
-            raise DistlmError(
-                f"{path}: what several ranks wrote does not read back as it was written: the file system lost writes; "
-                "run the same command again (it writes this shard anew), with one rank if that does not help"
-            )
+            raise lost_writes(path, "writes")
         found.append(whole.hexdigest())
     return structs.replace(shard, keys_hash=found[0], values_hash=found[1], done=True)
 

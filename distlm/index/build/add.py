@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from distlm.datastore.plan import Unit, following
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.build.codes import CodeFiles, encoded, row_bytes, unit_rows
+from distlm.index.build.codes import CodeFiles, encoded, unit_rows
 from distlm.index.build.encode import Encoder
 from distlm.index.build.integer_lists import TRIAL
 from distlm.index.build.sample import check_finite
@@ -117,7 +117,7 @@ class Adding:
         """Units that keep the threads busy."""
         self.files = CodeFiles(
             folder, part_record(store, 0, template, 0, ""), share, unit_rows(self._encoder.block, store.rows),
-            row_bytes(template),
+            self._encoder.row_bytes,
         )  # fmt: skip
 
     def __enter__(self) -> "Adding":

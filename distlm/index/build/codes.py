@@ -17,7 +17,6 @@ from msgspec import to_builtins
 
 from distlm.datastore.plan import MOST_UNITS, Unit, cut
 from distlm.datastore.reader import Datastore
-from distlm.errors import DistlmError
 from distlm.index.build.encode import Encoder, block_of
 from distlm.index.build.template import Template
 from distlm.index.factory import inverted_file
@@ -25,6 +24,7 @@ from distlm.index.layout import Array, IndexFolder, deserialise
 from distlm.index.records import CODES, CodesRecord, PartRecord
 from distlm.runtime.files import bytes_hash, json_hash
 from distlm.runtime.ranks.share import Share
+from distlm.runtime.units.lost import lost_writes
 from distlm.system_errors import told
 
 
@@ -140,22 +140,12 @@ class CodeFiles:
                 # First: faiss ends the process, or worse, where a list number is none.
                 if bytes_hash(data) != done[unit.key]:
                     self.forget(shard)
-                    raise DistlmError(
-                        f"{self.path(shard)}: what several ranks wrote does not read back as it was written: the file "
-                        "system lost writes; run the same command again (it encodes this shard anew), with one rank if "
-                        "that does not help"
-                    )
+                    raise lost_writes(self.path(shard), "encodes")
                 codes = np.frombuffer(data, np.uint8).reshape(unit.rows, self.row_bytes)
                 ids = np.arange(first + unit.first, first + unit.first + unit.rows, dtype=np.int64)
                 inner.add_sa_codes(codes, ids)
         index.ntotal = inner.ntotal
         return index
-
-
-def row_bytes(template: Template) -> int:
-    """Of a key's list number and code."""
-    inner = inverted_file(deserialise(template.data))
-    return int(inner.coarse_code_size() + inner.code_size)
 
 
 def encoded(

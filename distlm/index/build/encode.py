@@ -43,7 +43,8 @@ class Encoder:
         self._transforms = transforms_of(index)
         self._index = index
         self._inner = inverted_file(index)
-        self._code_bytes = self._inner.coarse_code_size() + self._inner.code_size
+        self.row_bytes = int(self._inner.coarse_code_size() + self._inner.code_size)
+        """Of a key's list number and code."""
         self._product = ProductCodes(self._inner) if product_codes.takes(self._inner) else None
         self.block = block_of(self._inner)
         """Most keys of one `encode`, and what `add` gives to a thread at a time."""
@@ -98,7 +99,7 @@ class Encoder:
         """List number and code, uint8 [n, coarse + code_size], of at most `block` keys fp32 [n, D], on this thread."""
         coarse = self._inner.coarse_code_size()
         vectors, lists = self._assign(keys)
-        codes = np.empty((len(vectors), self._code_bytes), np.uint8)
+        codes = np.empty((len(vectors), self.row_bytes), np.uint8)
         # What is left of a shard would be filled with more blank rows than it has.
         if self._product and 2 * len(vectors) >= self._product.rows:
             codes[:, :coarse] = lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :coarse]
