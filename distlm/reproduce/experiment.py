@@ -2,7 +2,7 @@
 
 experiments/NAME.yaml:
   title      a line
-  tables     MODULE:FUNCTION that writes the tables of the folder and gives them as text
+  paper      module that writes the tables of the folder (distlm/analysis/papers/)
   inputs     NAME → help; the user gives NAME=FOLDER. `?` at the end of a name: the experiment does without
   lists      variable → help; a scale gives it a list of values, and the user may give another: NAME=[VALUE, …]
   scales     `small` and `paper`: variable → value, among them the recipes; `settings` more settings of every command
@@ -19,6 +19,7 @@ A command whose own settings name something that is not there (an input that was
 
 import itertools
 import re
+import shlex
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ class _Description(Part, kw_only=True):
     """experiments/NAME.yaml."""
 
     title: str
-    tables: str
+    paper: str
     inputs: dict[str, str]
     lists: dict[str, str] = msgspec.field(default_factory=dict)
     scales: dict[str, dict[str, Value]]
@@ -94,8 +95,11 @@ class Experiment:
     name: str
     title: str
     root: Path
-    tables: str
+    paper: str
+    """Module of its tables."""
     items: tuple[Item, ...]
+    command: str
+    """What a user types for it, with /path/to/ in place of the folders before the last."""
 
 
 def experiment_names() -> list[str]:
@@ -146,7 +150,17 @@ def load_experiment(
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
     chosen = [replace(item, settings=(*item.settings, *overrides)) for item in _with_needs(items, only or list(items))]
-    return Experiment(name, plan.title, root, plan.tables, tuple(chosen))
+    words = [f"{key}={_portable(folder)}" for key, folder in inputs.items()]
+    words += [f"{key}=[{','.join(map(str, values))}]" for key, values in lists.items()]
+    words += [*map(_portable, overrides), *(["--scale", scale] if scale != "small" else [])]
+    words += ["--only", ",".join(only)] if only else []
+    command = shlex.join(["distlm", "reproduce", name, *words])
+    return Experiment(name, plan.title, root, plan.paper, tuple(chosen), command)
+
+
+def _portable(word: str) -> str:
+    """Of an absolute path the last part: the others are of one machine."""
+    return re.sub(r"(?<![^=\[,])/(?:[^,\]]*/)?([^/,\]]+)/*", r"/path/to/\1", word)
 
 
 def experiment_help() -> str:

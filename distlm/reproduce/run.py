@@ -15,6 +15,7 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
+from distlm.reproduce.results import write_results
 from distlm.runtime.child import end_all, start_stage, tell_ranks, until_told_twice, verdict
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
@@ -94,15 +95,14 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
 
 
 def write_tables(experiment: Experiment) -> str:
-    """Write the tables and figures of what is finished, into the experiment's folder; the tables as text.
+    """Write the tables, figures and results.json of what is finished, into the experiment's folder; the tables as text.
 
     Raises DistlmError when nothing is.
     """
     if not experiment.root.is_dir():
         raise nothing_finished(experiment.root)
-    module, _, name = experiment.tables.partition(":")
-    text: str = getattr(import_module(module), name)(experiment.root)
-    return text
+    text: str = import_module(experiment.paper).write_tables(experiment.root)
+    return f"{text}\nas data: {write_results(experiment)}"
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Every `distlm` command and benchmark that a page shows is accepted: its recipe, its settings and its flags."""
+"""Every `distlm` command and benchmark that a page or a record of results shows is accepted: recipe, settings, flags."""
 
 import importlib
 import re
@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from support import distlm
 
+from distlm.analysis.results.page import read_results
 from distlm.cli import _commands, main
 from distlm.config.load import dump_config, load_config
 from distlm.config.recipe import recipe_names
 from distlm.runtime.records import BestCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = [
+    (f"{name}.json", command) for name, record in read_results(ROOT / "results").items() for command in record.commands
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "distlm").rglob("*.yaml"))]
 
 
@@ -26,6 +30,7 @@ def shown_commands() -> list[tuple[str, str]]:
             command = re.sub(r"\s{2,}[#(].*$|\s+>\s.*$", "", command)
             if "RECIPE" not in command and "VERB" not in command:
                 commands.append((page.name, command.strip()))
+    commands += [(name, command) for name, command in RESULTS if command.startswith("distlm ")]
     return sorted(set(commands))
 
 
@@ -108,6 +113,9 @@ def shown_benchmarks() -> list[tuple[str, str]]:
         # In brackets: what may be left out.
         found = re.findall(r"python (benchmarks/\w+\.py[^`\n]*)", text)
         commands += [(page.name, re.sub(r"[\[\]]", "", command).strip()) for command in found]
+    commands += [
+        (name, command.removeprefix("python ")) for name, command in RESULTS if "python benchmarks/" in command
+    ]
     return sorted(set(commands))
 
 

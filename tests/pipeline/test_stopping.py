@@ -176,7 +176,7 @@ def test_an_experiment_hands_a_stop_on(text: Path, tmp_path: Path, monkeypatch: 
     run = tmp_path / "run"
     item = Item("one", "run", "demo", run, tuple(settings(text, run, "launch.ranks=1")), ())
     after = Item("two", "run", "demo", run, item.settings, ("one",))
-    experiment = Experiment("x", "title", tmp_path, "distlm.analysis.papers.pkm_plm:write_tables", (item, after))
+    experiment = Experiment("x", "title", tmp_path, "distlm.analysis.papers.pkm_plm", (item, after), "distlm x")
 
     def look(_seconds: float) -> None:
         if list(run.glob("checkpoints/step-*")):

@@ -8,6 +8,8 @@ from support import ENVIRONMENT, warm, write_text
 from support import TINY as TINY_KNN
 from support.kinds import readable
 
+from distlm.analysis.results.page import numbers, page
+from distlm.analysis.results.records import ExperimentResults
 from distlm.cli import main
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError, UsageError
 from distlm.reproduce.experiment import Experiment, Item, load_experiment
@@ -59,6 +61,18 @@ def test_a_stopped_experiment_goes_on_and_ends_in_tables(
     assert [line.split(",")[1] for line in curve if line.startswith("pkm,")] == ["2", "4"]
     stale = [line.split(",") for line in (root / "staleness.csv").read_text("utf-8").splitlines()[1:]]
     assert sum(int(line[3]) for line in stale if line[:2] == ["pkm", "2"]) == 16
+    record = ExperimentResults.read(root / "results.json")
+    assert record.path == "Memory in masked models" and [table.title for table in record.tables] == [
+        "perplexity of masked tokens, and use of the memories"
+    ]
+    assert record.tables[0].rows[0][:2] == ["pkm", 4] and found["splits"]["valid"]["perplexity"] in numbers(record)
+    (command,) = record.commands
+    assert command.startswith("distlm reproduce pkm-plm books=/path/to/books ") and command.endswith("--only pkm")
+    assert str(tmp_path) not in (root / "results.json").read_text("utf-8")
+    code = json.loads((root / "pkm" / "code.json").read_text("utf-8"))
+    assert record.commit == code["git"] and f"as data: {root / 'results.json'}" in shown
+    # It is one that the page can be made of.
+    assert "## Memory in masked models" in page({"pkm-plm": record})
     for name in ("curve.png", "staleness.png"):
         assert (root / name).read_bytes().startswith(b"\x89PNG")
 
@@ -70,7 +84,7 @@ def test_several_at_once_write_logs_and_a_failure_names_its_own(tmp_path: Path, 
         return Item(name, "data shard", "plm-small", folder, (*place, *FAST), ())
 
     items = shard("one", books), shard("two", tmp_path / "nowhere")
-    experiment = Experiment("x", "title", tmp_path / "runs", "distlm.analysis.papers.pkm_plm:write_tables", items)
+    experiment = Experiment("x", "title", tmp_path / "runs", "distlm.analysis.papers.pkm_plm", items, "distlm x")
     assert plan_experiment(experiment).splitlines()[1].startswith("distlm data shard plm-small name=one")
     with pytest.raises(DistlmError, match=r"two failed; its output is in .*logs/two.log. Alone: distlm data shard"):
         run_experiment(experiment, at_once=2)

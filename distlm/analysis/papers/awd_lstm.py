@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from distlm.analysis.results.from_csv import figure, lines_of
+from distlm.analysis.results.records import ResultRow, ResultsPath
+from distlm.analysis.results.verdict import lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.training.finished import RESULT
@@ -20,6 +23,9 @@ PUBLISHED = {
     "no-weight-drop": ("– weight drop", 78.4, 74.9),
 }
 """Run → what it is, and valid and test perplexity on WikiText-2 in the paper (table 4)."""
+PATH: ResultsPath = "AWD-LSTM"
+TABLES = {"table.csv": "perplexity of the best checkpoint, and the paper's"}
+NOTES = ("Perplexity on valid / test, in brackets valid's distance to the first row.",)
 
 
 def write_tables(root: Path) -> str:
@@ -48,6 +54,29 @@ def write_tables(root: Path) -> str:
     text = markdown(head, rows)
     write_text(root / "table.md", text)
     return f"{text}\n\ntable: {root / 'table.md'}"
+
+
+def rows(root: Path) -> list[ResultRow]:
+    """The lines of table.csv, and whether each part that is left out costs perplexity on valid as in the paper."""
+    found = {line["run"]: line for line in lines_of(root / "table.csv")}
+    made = []
+    for run, line in found.items():
+        valid, test, base = float(line["valid"]), float(line["test"]), found.get("awd-lstm")
+        what = PUBLISHED[run][0] if run in PUBLISHED else "AWD-LSTM + neural cache"
+        shown, numbers = "{:.2f} / {:.2f}", [valid, test]
+        if base is not None and line is not base:
+            shown, numbers = f"{shown} ({{:+.2f}})", [*numbers, round(valid - float(base["valid"]), 6)]
+        row = ResultRow(what, figure(shown, *numbers), 0)
+        if line["paper_valid"]:
+            published = float(line["paper_valid"]), float(line["paper_test"])
+            row.paper = figure("{:.1f} / {:.1f}", *published)
+            if base is not None and line is not base:
+                row.paper = figure("{:.1f} / {:.1f} ({:+.1f})", *published, round(published[0] - 68.6, 6))
+                row.finding = "the cache lowers it" if run == "cache" else "without it, it is higher"
+                sides = (valid, float(base["valid"]))
+                row.verdict = lower(*(sides if run == "cache" else sides[::-1]))
+        made.append(row)
+    return made
 
 
 def _evaluated(folder: Path) -> LmResults | None:

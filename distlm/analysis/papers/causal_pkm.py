@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distlm.analysis import plots
+from distlm.analysis.results.from_csv import figure, lines_of, percent
+from distlm.analysis.results.records import ResultRow, ResultsPath
+from distlm.analysis.results.verdict import above, lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.memory.records import MemoryUse
@@ -25,6 +28,12 @@ _USE = ("mu", "top1_mu", "kl_u", "kl_w")
 _USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
 _USE_OF = "valid"
 """The split whose reads are counted."""
+_TOP1_MU = {"pkm": 2.2, "init-pkm": 95.7}
+"""Of the lower of two layers of a masked model, in % (Kim & Jung, table 2)."""
+_DENSE = {"dense": "dense", "init": "dense, as long again"}
+PATH: ResultsPath = "Memory in causal models"
+TABLES = {"table.csv": "perplexity alone and with neighbours, and use of the memories by valid"}
+NOTES = ("One seed. Lample et al. have up to 30 billion words and memories of up to a billion parameters.",)
 
 
 def write_tables(root: Path) -> str:
@@ -59,6 +68,37 @@ def write_tables(root: Path) -> str:
     write_text(root / "table.md", f"{table}\n\n{note}")
     _curve(root)
     return f"{table}\n\n{note}\n\ntable and figure: {root}"
+
+
+def rows(root: Path) -> list[ResultRow]:
+    """Each model beside the dense one of as many updates, and what starting from a dense one does to the memory."""
+    lines = lines_of(root / "table.csv")
+    found = {line["run"]: line for line in lines}
+    made = []
+    for run, line in found.items():
+        own = float(line["valid_LM"]), float(line["valid_kNN"])
+        other = found.get("init" if run == "init-pkm" else "dense")
+        if run in ("dense", "init") or other is None:
+            continue
+        against = float(other["valid_LM"]), float(other["valid_kNN"])
+        row = ResultRow(
+            f"{MODELS[run]} (and {_DENSE[other['run']]}): valid LM, + kNN",
+            figure("{:.2f}, {:.2f} ({:.2f}, {:.2f})", *own, *against), 0,
+        )  # fmt: skip
+        row.finding, row.verdict = "a memory lowers the perplexity", lower(own[0], against[0])
+        made.append(row)
+    first = {run: [percent(line["top1_mu"]) for line in lines if line["run"] == run and line["layer"]] for run in found}
+    for run in ("pkm", "init-pkm"):
+        if first.get(run):
+            row = ResultRow(
+                f"top-1 MU of {MODELS[run]}, the lowest of its layers", figure("{:.1f} %", min(first[run])), 0,
+                paper=figure("{:.1f} %", _TOP1_MU[run]),
+            )  # fmt: skip
+            if run == "pkm":
+                row.finding = "from nothing most slots are never read first (Kim & Jung)"
+                row.verdict = above(50.0, min(first[run]))
+            made.append(row)
+    return made
 
 
 def _use(run: Path) -> Mapping[str, MemoryUse]:

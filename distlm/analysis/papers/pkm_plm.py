@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.analysis import plots
+from distlm.analysis.papers.pkm_plm_rows import rows as rows
+from distlm.analysis.results.records import ResultsPath
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
@@ -26,6 +28,13 @@ MODELS = {
     "init-resm": "+Init +ResM", "init-resm-fresh": "+Init +ResM′",
 }  # fmt: skip
 """Run → what Kim & Jung call it."""
+PATH: ResultsPath = "Memory in masked models"
+TABLES = {
+    "pretraining.csv": "perplexity of masked tokens, and use of the memories",
+    "finetuning.csv": "scores on dev after fine-tuning, seed by seed",
+    "usage.csv": "use of the memories on dev after fine-tuning",
+}
+NOTES = ("Perplexity of masked tokens; the paper's is of another masking and vocabulary.",)
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 _USE = ("mu", "top1_mu", "kl_u", "kl_w")
 _USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from distlm.analysis import plots
+from distlm.analysis.results.from_csv import figure, lines_of
+from distlm.analysis.results.records import Figure, ResultRow, ResultsPath, Verdict
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.data.records import TokensMeta
 from distlm.data.tokens import META
@@ -37,8 +39,16 @@ PUBLISHED: Mapping[str, Mapping[float, tuple[float, float, float]]] = {
     "WikiText-103": {0: (11.31, 18.00, 16.09), 1: (11.24, 17.95, 15.89), 10: (11.07, 17.71, 17.46)},
 }  # fmt: skip
 """Text → ω → train perplexity, valid perplexity, valid perplexity with neighbours, of the L2 form (tables 1 and 2)."""
+PATH: ResultsPath = "Regularised training"
+TABLES = {
+    "table.csv": "every run by itself",
+    "figure1.csv": "perplexity on valid, mean and standard deviation over the seeds",
+}
+NOTES = ("Perplexity on valid, mean ± standard deviation over the seeds. Tuned: λ, T and k, on valid, for every run.",)
 FORMS = {"": "L2", "queue-": "queues", "mean-": "running means"}
 """Beginning of a run's name → its penalty."""
+_PARTS = {"lm": "LM", "fixed": "+ kNN at λ 0.3 and T 1", "tuned": "+ kNN tuned"}
+"""Perplexity in figure1.csv → what it is of."""
 _NAME = re.compile(r"(queue-|mean-|)w([\d.]+(?:e-?\d+)?)-s(\d+)")
 _MEASURES = {
     "train": "train", "lm": "valid LM", "fixed": "+ kNN, λ 0.3, T 1", "tuned": "+ kNN, tuned", "lm_test": "test LM",
@@ -109,6 +119,53 @@ def write_tables(root: Path) -> str:
     write_text(root / "table.md", text)
     _figure(root, cells)
     return f"{text}\n\ntables and figure: {root}"
+
+
+def rows(root: Path) -> list[ResultRow]:
+    """For every form and ω the perplexities on valid, and for λ and T fixed and tuned whether the effect appears."""
+    cells: dict[tuple[str, float], dict[str, Cell]] = {}
+    for line in lines_of(root / "figure1.csv"):
+        deviation = float(line["standard_deviation"]) if line["standard_deviation"] else None
+        of = cells.setdefault((line["penalty"], float(line["weight"])), {})
+        of[line["perplexity"]] = Cell(float(line["mean"]), deviation)
+    published = PUBLISHED.get(_edition(root) or "", {})
+    made = []
+    for (form, weight), found in cells.items():
+        words = [name for key, name in _PARTS.items() if key in found]
+        row = ResultRow(
+            f"{form}, ω = {weight:g}: {', '.join(words)}", _shown([found[key] for key in _PARTS if key in found]), 0
+        )
+        if form == FORMS[""] and weight in published:
+            row.paper = figure("LM {:.2f}, + kNN {:.2f}", *published[weight][1:])
+        made.append(row)
+    for form in dict.fromkeys(form for form, _ in cells):
+        for key in ("fixed", "tuned"):
+            there = {
+                weight: row[key] for (kind, weight), row in cells.items() if kind == form and weight and key in row
+            }
+            plain = cells.get((FORMS[""], 0.0), {}).get(key)
+            if plain is None or not there:
+                continue
+            best = min(there, key=lambda weight: there[weight].mean)
+            row = ResultRow(
+                f"{form}, {_PARTS[key]}: the best ω > 0, {best:g} (and ω = 0)", _shown([there[best]], [plain]), 0
+            )
+            row.finding, row.verdict = "some ω > 0 is best", _seen(plain, there[best])
+            if form == FORMS[""] and published:
+                least = min(published[weight][2] for weight in published if weight)
+                row.paper = figure("{:.2f} ({:.2f})", least, published[0][2])
+            made.append(row)
+    return made
+
+
+def _shown(cells: Sequence[Cell], beside: Sequence[Cell] = ()) -> Figure:
+    numbers = [number for cell in (*cells, *beside) for number in (cell.mean, cell.deviation) if number is not None]
+    texts = [[_form(cell) for cell in group] for group in (cells, beside)]
+    return figure(", ".join(texts[0]) + (f" ({', '.join(texts[1])})" if beside else ""), *numbers)
+
+
+def _form(cell: Cell) -> str:
+    return "{:.2f}" if cell.deviation is None else "{:.2f} ± {:.2f}"
 
 
 def _read(folder: Path) -> Run | None:
@@ -192,13 +249,21 @@ def _statements(cells: Cells) -> list[str]:
     return found
 
 
+def _seen(plain: Cell, best: Cell) -> Verdict:
+    """Whether the best ω > 0 gains more than the standard deviation over the seeds; of one seed nothing can be said."""
+    deviations = [cell.deviation for cell in (plain, best) if cell.deviation is not None]
+    if not deviations:
+        return "cannot be said"
+    return "appears" if plain.mean - best.mean > max(deviations) else "does not appear"
+
+
 def _verdict(plain: Cell, weight: float, best: Cell) -> str:
     gain = plain.mean - best.mean
     figures = f"ω = {weight:g} gives {best} where ω = 0 gives {plain}"
-    deviations = [cell.deviation for cell in (plain, best) if cell.deviation is not None]
-    if not deviations:
+    seen = _seen(plain, best)
+    if seen == "cannot be said":
         return f"{figures}; one seed alone does not tell whether the paper's effect appears."
-    if gain <= max(deviations):
+    if seen == "does not appear":
         why = "no ω > 0 is better" if gain <= 0 else "less than the standard deviation apart"
         return f"the paper's effect does not appear: {figures} ({why})."
     return f"the paper's effect appears: {figures}."

@@ -3,11 +3,13 @@
 import csv
 from pathlib import Path
 
+from msgspec import UNSET
 from support.records.examples import example
 
-from distlm.analysis.papers.awd_lstm import write_tables
+from distlm.analysis.papers.awd_lstm import rows, write_tables
 from distlm.knnlm.evaluate.records import Results, SplitResults
 from distlm.knnlm.tune.records import Figures
+from distlm.runtime.records import given
 from distlm.training.records import LmResults, LmSplit
 
 
@@ -34,11 +36,16 @@ def test_what_is_finished_stands_beside_the_paper(tmp_path: Path) -> None:
     }
     results.write(tmp_path / "awd-lstm" / "results.json")
     text = write_tables(tmp_path)
-    rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
-    assert rows[2] == ["AWD-LSTM", "600", "70.00", "67.25", "0.00", "68.60", "65.80", "0.00"]
-    assert rows[3] == ["– weight drop", "600", "80.50", "77.00", "10.50", "78.40", "74.90", "9.80"]
-    assert rows[4][:5] == ["AWD-LSTM + neural cache", "", "55.00", "53.50", "-15.00"]
+    found = [cells(line) for line in text.splitlines() if line.startswith("|")]
+    assert found[2] == ["AWD-LSTM", "600", "70.00", "67.25", "0.00", "68.60", "65.80", "0.00"]
+    assert found[3] == ["– weight drop", "600", "80.50", "77.00", "10.50", "78.40", "74.90", "9.80"]
+    assert found[4][:5] == ["AWD-LSTM + neural cache", "", "55.00", "53.50", "-15.00"]
     with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as stream:
         raw = list(csv.DictReader(stream))
     assert [row["run"] for row in raw] == ["awd-lstm", "no-weight-drop", "cache"]
     assert raw[2]["valid"] == "55.0"
+    base, dropped, cache = rows(tmp_path)
+    assert base.ours.text() == "70.00 / 67.25" and base.finding is UNSET
+    assert (dropped.ours.text(), given(dropped.paper).text()) == ("80.50 / 77.00 (+10.50)", "78.4 / 74.9 (+9.8)")
+    assert (dropped.verdict, cache.verdict, cache.finding) == ("appears", "appears", "the cache lowers it")
+    assert cache.ours.numbers == [55.0, 53.5, -15.0]

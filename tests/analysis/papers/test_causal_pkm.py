@@ -7,7 +7,7 @@ import pytest
 from msgspec import convert
 from support.records.examples import example
 
-from distlm.analysis.papers.causal_pkm import write_tables
+from distlm.analysis.papers.causal_pkm import rows, write_tables
 from distlm.analysis.tables import NothingFinished
 from distlm.knnlm.evaluate.records import Results
 from distlm.memory.records import MemoryUse
@@ -47,3 +47,18 @@ def test_a_line_for_each_model_and_its_use(tmp_path: Path) -> None:
         raw = list(csv.DictReader(stream))
     assert [line["run"] for line in raw] == ["dense", "init-pkm"]
     assert float(raw[1]["valid_kNN"]) == 110.25 and float(raw[1]["top1_mu"]) == 0.25 and raw[0]["layer"] == ""
+
+
+def test_each_memory_beside_the_dense_model_of_as_many_updates(tmp_path: Path) -> None:
+    for run, lm, knn in (
+        ("dense", 160.0, 140.0),
+        ("pkm", 170.0, 141.0),
+        ("init", 120.0, 110.0),
+        ("init-pkm", 110, 100),
+    ):
+        finished(tmp_path, run, lm, knn, "pkm" in run)
+    write_tables(tmp_path)
+    nothing, dense, use, later = rows(tmp_path)
+    assert nothing.ours.text() == "170.00, 141.00 (160.00, 140.00)" and nothing.verdict == "does not appear"
+    assert dense.ours.numbers == [110.0, 100.0, 120.0, 110.0] and dense.verdict == "appears"
+    assert use.ours.text() == "25.0 %" and use.verdict == "appears" and later.ours.numbers == [25.0]

@@ -9,7 +9,8 @@ from msgspec import convert
 from support.records.examples import example
 
 from distlm.analysis import plots
-from distlm.analysis.papers.pkm_plm import write_tables
+from distlm.analysis.papers.pkm_plm import rows, write_tables
+from distlm.analysis.results.records import Figure
 from distlm.finetune.records import FinetuneResults, SeedResult
 from distlm.memory.records import MemoryUse
 from distlm.runtime.files import write_json
@@ -87,6 +88,9 @@ def test_each_run_is_shown_on_the_texts_it_was_evaluated_on(tmp_path: Path) -> N
         ["+ResM", "10.00", "9.50", "30.00", "100.0", "25.0", "1.50", "2.25", "wikitext"],
     ]
     assert "Use of the memories of layers 2 on the text of the last column." in shown
+    (pair,) = rows(tmp_path)
+    # On the texts that both have: wikitext is not among pkm's.
+    assert (pair.what, pair.ours.text(), pair.verdict) == ("+ResM (and +PKM): valid", "10.00 (12.00)", "appears")
     names = ("run", "layer", "wikitext", "top1_mu", "use_on")
     assert [[line[name] for name in names] for line in lines_of(tmp_path / "pretraining.csv")] == [
         ["init", "", "28.25", "", ""],
@@ -178,3 +182,22 @@ def test_labels_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
         }
     ]
     assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_beside_the_paper_s(tmp_path: Path) -> None:
+    finetuned(tmp_path, "dense", "SST-2", [0.82, 0.80, 0.81])
+    finetuned(tmp_path, "init-resm", "SST-2", [0.86, 0.85, 0.87], "updated")
+    finetuned(tmp_path, "init-resm", "SST-2", [0.85, 0.84, 0.86], "frozen")
+    write_tables(tmp_path)
+    gain, frozen = rows(tmp_path)
+    assert gain.ours.text() == "86.0 (81.0; 50.9)" and gain.verdict == "appears"
+    assert frozen.ours.text() == "85.0 (86.0)" and frozen.verdict == "cannot be said"
+    assert isinstance(frozen.paper, Figure) and frozen.paper.text() == "93.3 (94.0)"
+
+
+def test_use_from_a_dense_model_and_from_nothing(tmp_path: Path) -> None:
+    evaluated(tmp_path, "pkm", {"valid": 12.0}, {"2": USE, "4": USE})
+    evaluated(tmp_path, "init-pkm", {"valid": 9.0}, {"2": {**USE, "top1_mu": 0.75}, "4": {**USE, "top1_mu": 0.5}})
+    write_tables(tmp_path)
+    (use,) = rows(tmp_path)
+    assert use.ours.text() == "75.0 / 50.0 % (25.0 / 25.0 %)" and use.verdict == "appears"

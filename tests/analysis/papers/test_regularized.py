@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.records import unsealed
 
-from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
+from distlm.analysis.papers.regularized import Cell, fixed_perplexity, rows, write_tables
 from distlm.analysis.tables import NothingFinished
 from distlm.config.schema import RunConfig
 from distlm.data.records import EditionMatch
@@ -20,6 +20,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.records import Tuned
 from distlm.knnlm.tune.stage import split_knn_log_probs
 from distlm.runtime.files import read_json, write_json
+from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
 
 
@@ -68,20 +69,20 @@ def test_means_deviations_and_the_statement(finished: RunConfig, tmp_path: Path)
     text = write_tables(tmp_path)
     table = (tmp_path / "table.md").read_text("utf-8")
     assert table.strip() in text
-    head, rows = cells(table.splitlines()[0]), [cells(line) for line in table.splitlines()[2:6]]
-    assert [row[:2] for row in rows] == [["L2, ω = 0", "3"], ["L2, ω = 1", "3"], ["L2, ω = 10", "3"],
+    head, shown = cells(table.splitlines()[0]), [cells(line) for line in table.splitlines()[2:6]]
+    assert [row[:2] for row in shown] == [["L2, ω = 0", "3"], ["L2, ω = 1", "3"], ["L2, ω = 10", "3"],
                                          ["queues, ω = 1", "1"]]  # fmt: skip
     column = head.index("+ kNN, λ 0.3, T 1")
-    assert [row[column] for row in rows] == ["74.20 ± 0.20", "71.10 ± 0.10", "81.00 ± 1.00", "70.00"]
-    assert rows[3][column + 1] == "59.00"
+    assert [row[column] for row in shown] == ["74.20 ± 0.20", "71.10 ± 0.10", "81.00 ± 1.00", "70.00"]
+    assert shown[3][column + 1] == "59.00"
     results = read_json(RunDir(Path(finished.run_dir)).results, "")
-    assert rows[3][head.index("test LM")] == f"{results['splits']['test']['lm']['perplexity']:.2f}"
+    assert shown[3][head.index("test LM")] == f"{results['splits']['test']['lm']['perplexity']:.2f}"
     lines = [json.loads(line) for line in (tmp_path / "w0-s1" / "metrics.jsonl").read_text("utf-8").splitlines()]
     last = [line for line in lines if line.get("step", 0) > 10.8 and "train/loss" in line]
     assert len(last) == 2
     train = math.exp(statistics.fmean(line["train/loss"] for line in last))
-    assert rows[3][head.index("train")] == f"{train:.2f}"
-    assert rows[3][head.index("‖r‖")] == f"{statistics.fmean(line['train/tap_norm'] for line in last):.2f}"
+    assert shown[3][head.index("train")] == f"{train:.2f}"
+    assert shown[3][head.index("‖r‖")] == f"{statistics.fmean(line['train/tap_norm'] for line in last):.2f}"
     assert "L2, λ = 0.3, T = 1: the paper's effect appears: ω = 1 gives 71.10 ± 0.10 where ω = 0 gives 74.20" in table
     assert "L2, λ, T and k tuned on valid: the paper's effect does not appear: ω = 1 gives 60.90 ± 1.00" in table
     assert "less than the standard deviation apart" in table
@@ -94,6 +95,11 @@ def test_means_deviations_and_the_statement(finished: RunConfig, tmp_path: Path)
         points = list(csv.DictReader(stream))
     (point,) = (row for row in points if (row["penalty"], row["perplexity"], row["weight"]) == ("L2", "fixed", "10.0"))
     assert float(point["standard_deviation"]) == pytest.approx(1)
+    lines_of_page = {row.what: row for row in rows(tmp_path)}
+    fixed = lines_of_page["L2, + kNN at λ 0.3 and T 1: the best ω > 0, 1 (and ω = 0)"]
+    assert fixed.ours.text() == "71.10 ± 0.10 (74.20 ± 0.20)" and fixed.verdict == "appears"
+    assert lines_of_page["L2, + kNN tuned: the best ω > 0, 1 (and ω = 0)"].verdict == "does not appear"
+    assert lines_of_page["queues, + kNN at λ 0.3 and T 1: the best ω > 0, 1 (and ω = 0)"].verdict == "appears"
     assert (tmp_path / "figure1.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,6 +113,9 @@ def test_the_paper_s_numbers_stand_beside_ours_on_its_texts_only(finished: RunCo
     text = write_tables(tmp_path)
     assert all(value in text for value in ("19.99", "75.96", "74.11", "73.13"))
     assert "one seed alone does not tell" in text
+    by_what = {row.what: row for row in rows(tmp_path)}
+    fixed = by_what["L2, + kNN at λ 0.3 and T 1: the best ω > 0, 0.1 (and ω = 0)"]
+    assert fixed.verdict == "cannot be said" and given(fixed.paper).numbers == [70.63, 74.11]
 
 
 def test_nothing_finished_is_said(tmp_path: Path) -> None:
