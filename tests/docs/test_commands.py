@@ -1,4 +1,4 @@
-"""Every `distlm` command and benchmark that a page or a record of results shows is accepted: recipe, settings, flags."""
+"""Every `distlm` command and benchmark that a page or a record of results shows is accepted."""
 
 import importlib
 import re

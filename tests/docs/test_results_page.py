@@ -35,7 +35,7 @@ NOT_MEASURED = {
 
 
 def figures(text: str) -> set[str]:
-    """Decimal numbers, and numbers with a unit of time, size, rate or ratio behind them; not in code, links, versions."""
+    """Decimal numbers, and numbers with a unit of time, size, rate or ratio; not in code, links, versions."""
     return set(FIGURE.findall(VERSIONS.sub(" ", CODE.sub(" ", text))))
 
 
