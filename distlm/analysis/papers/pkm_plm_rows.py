@@ -76,6 +76,9 @@ def _scores(root: Path) -> list[ResultRow]:
     medians: dict[tuple[str, str, str], list[float]] = {}
     majority: dict[str, float] = {}
     for line in lines_of(root / "finetuning.csv"):
+        # A fine-tuning with a name of its own is another one.
+        if line["name"] != line["task"] + ("-frozen" if line["memory"] == "frozen" else ""):
+            continue
         medians.setdefault((line["run"], line["memory"], line["task"]), []).append(percent(line["dev"]))
         majority[line["task"]] = percent(line["majority"])
     made = []
