@@ -150,7 +150,7 @@ def load_experiment(
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
     chosen = [replace(item, settings=(*item.settings, *overrides)) for item in _with_needs(items, only or list(items))]
-    words = [f"{key}={_portable(folder)}" for key, folder in inputs.items()]
+    words = [f"{key}=/path/to/{Path(folder).absolute().name}" for key, folder in inputs.items()]
     words += [f"{key}=[{','.join(map(str, values))}]" for key, values in lists.items()]
     words += [*map(_portable, overrides), *(["--scale", scale] if scale != "small" else [])]
     words += ["--only", ",".join(only)] if only else []

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from distlm.analysis.results.page import numbers, numbers_of, page, read_results
+from distlm.analysis.results.page import numbers, numbers_of, page, read_results, tables
+from distlm.results_page.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = read_results(ROOT / "results")
@@ -69,3 +70,10 @@ def test_a_record_is_of_nobody_s_machine(name: str) -> None:
     text = (ROOT / "results" / f"{name}.json").read_text("utf-8")
     assert not re.search(r"(?<!\w)/(?:home|root|tmp|work|mnt|data|scratch|Users)/", text)
     assert RESULTS[name].commands and re.fullmatch(r"\d{4}-\d\d-\d\d", RESULTS[name].date)
+
+
+def test_the_command_prints_the_page_and_all_of_a_record() -> None:
+    assert main([]) == page(RESULTS)
+    assert main(["index-codes"]) == tables(RESULTS["index-codes"]) == main([str(ROOT / "results/index-codes.json")])
+    named = {name for path in PAGES for name in re.findall(r"results_page\s([a-z][\w-]+)", path.read_text("utf-8"))}
+    assert named and named <= {*RESULTS}

@@ -1,5 +1,6 @@
 """What an experiment consists of."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,15 @@ def test_what_is_wrong_is_named(change: dict[str, object], said: str, tmp_path: 
 def test_an_input_that_is_no_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"books=/nowhere: there is no such folder"):
         load_experiment("pkm-plm", tmp_path, {"books": "/nowhere"})
+
+
+def test_the_command_of_the_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "wikitext-2").mkdir()
+    given = {"text": str(tmp_path / "wikitext-2"), "weights": "[0, 0.5]"}
+    overrides = ["train.seed=3", "plm.texts=[books=/some/where/shards/,other=/else]", "index.factory=IVF64,PQ4"]
+    made = load_experiment("regularized-knnlm", tmp_path / "runs", given, overrides, ["tokens"], "paper").command
+    assert shlex.split(made) == [
+        "distlm", "reproduce", "regularized-knnlm", "text=/path/to/wikitext-2", "weights=[0,0.5]", "train.seed=3",
+        "plm.texts=[books=/path/to/shards,other=/path/to/else]", "index.factory=IVF64,PQ4", "--scale", "paper",
+        "--only", "tokens",
+    ]  # fmt: skip

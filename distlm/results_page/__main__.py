@@ -1,7 +1,4 @@
-"""docs/results.md from the records in results/: `python -m distlm.results_page > docs/results.md`. A test compares.
-
-`python -m distlm.results_page NAME` prints all tables of results/NAME.json, or of the file NAME.
-"""
+"""`python -m distlm.results_page [NAME]`."""
 
 import sys
 from pathlib import Path
@@ -10,7 +7,7 @@ from distlm.analysis.results.page import page, read_results, tables
 from distlm.analysis.results.records import ExperimentResults
 from distlm.errors import DistlmError
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 """In the source tree; a wheel has none."""
 
 
