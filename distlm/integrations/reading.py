@@ -106,6 +106,11 @@ def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) 
     config = load_config(str(run), list(settings))
     stage = _reading(config)
     knn = config.knn
+    if knn.carry:
+        raise DistlmError(
+            "knn.carry=true: texts are read here in blocks of their own; give settings=['knn.carry=false', "
+            f"'knn.context_window={knn.block}'] as well"
+        )
     longest = knn.context_window + knn.block
     if mixture == "lm":
         forward = open_forward(stage)
