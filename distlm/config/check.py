@@ -139,7 +139,11 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
     if knn.carry and not kind(config.model.kind).carries:
         refuse("knn.carry", True, f"a {config.model.kind} has no state to carry; leave it out")
     if knn.carry and knn.context_window:
-        refuse("knn.context_window", knn.context_window, "knn.carry=true reads a split in one go; set it to 0")
+        refuse(
+            "knn.context_window",
+            knn.context_window,
+            "knn.carry=true reads a split in one go; set it to 0, or knn.carry=false",
+        )
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
     if wrong := [split for split in knn.splits if split not in SPLITS or knn.splits.count(split) > 1]:

@@ -32,6 +32,9 @@ class Forward:
     tokens: TokenFiles
     model: LanguageModel
     model_fingerprint: str
+    longest: int
+    """Tokens of one text that generation shows the model, the last ones: a block with its context, or as many as the
+    model takes where its state is carried over."""
 
 
 class TokenStates(NamedTuple):
@@ -64,7 +67,8 @@ def forward_of(knn: KnnConfig, tokens: TokenFiles, model: LanguageModel, checkpo
             f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
             f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
         )
-    return Forward(knn, tokens, model, model_fingerprint(checkpoint))
+    seen = longest if knn.carry else knn.context_window + knn.block
+    return Forward(knn, tokens, model, model_fingerprint(checkpoint), seen)
 
 
 def token_states(
