@@ -113,7 +113,8 @@ class DatastoreConfig:
     folder: str = volatile("")  # type: ignore[assignment]
     """Where the datastore lies; empty: RUN_DIR/datastore. Several runs may read one."""
     checkpoint: str = ""
-    """Checkpoint directory of the model; empty: the best one of this run."""
+    """Checkpoint directory of the model, or a run directory: the best one there, and then `distlm run` trains nothing;
+    empty: the best one of this run."""
     tap: str = "last_ffn_input"
     """Hidden state that becomes the key."""
     split: str = "train"
