@@ -100,8 +100,9 @@ STEPS: dict[str, Step] = {
 
 
 def steps_of(config: RunConfig) -> list[Step]:
-    """The stages that the configuration asks for, in order."""
-    return [STEPS[words] for words in kind(config.model.kind).stages(config)]
+    """The stages that the configuration asks for, in order; without training where the model is given."""
+    given = config.datastore.checkpoint and kind(config.model.kind).causal
+    return [STEPS[words] for words in kind(config.model.kind).stages(config) if not (given and words == "train")]
 
 
 def run_pipeline(config: RunConfig, recipe: str, overrides: Sequence[str]) -> int:

@@ -14,9 +14,9 @@ _AT_LEAST_ONE = (
     "knn.blocks_per_unit", "knn.k", "knn.nprobe", "launch.ranks",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "data.max_words", "train.weight_decay", "train.clip_norm", "train.lr", "train.valid_every", "train.save_every",
-    "train.max_updates_this_run", "datastore.block", "knn.buckets", "knn.ladder_sample", "knn.context_window",
-    "launch.threads", "index.max_bytes_per_key", "index.max_memory", "knn.candidates",
+    "data.max_words", "data.first_words", "train.weight_decay", "train.clip_norm", "train.lr", "train.valid_every",
+    "train.save_every", "train.max_updates_this_run", "datastore.block", "knn.buckets", "knn.ladder_sample",
+    "knn.context_window", "launch.threads", "index.max_bytes_per_key", "index.max_memory", "knn.candidates",
 )  # fmt: skip
 
 
@@ -136,6 +136,14 @@ def _check_candidates(config: RunConfig, refuse: Refuse) -> None:
 
 def _check_grids(config: RunConfig, refuse: Refuse) -> None:
     knn = config.knn
+    if knn.carry and not kind(config.model.kind).carries:
+        refuse("knn.carry", True, f"a {config.model.kind} has no state to carry; leave it out")
+    if knn.carry and knn.context_window:
+        refuse(
+            "knn.context_window",
+            knn.context_window,
+            "knn.carry=true reads a split in one go; set it to 0, or knn.carry=false",
+        )
     if not knn.splits:
         refuse("knn.splits", knn.splits, "name at least the split to tune on, e.g. [valid, test]")
     if wrong := [split for split in knn.splits if split not in SPLITS or knn.splits.count(split) > 1]:

@@ -40,6 +40,8 @@ class DataConfig:
     """Share of train's documents that are taken out of train to be the valid split (0: the split is there)."""
     test_share: float = 0.0
     """The same for the test split."""
+    first_words: int = 0
+    """Keep of each split whole lines from its beginning, of at most so many words, line ends counted (0: all)."""
     documents: Literal["blank_line", "title", "line", "whole"] = "blank_line"
     """Where a document ends, for these shares: at a blank line; before a WikiText title (" = Title = " between blank
     lines); at each line; at the end of a file or of a row of a hub data set. A row of .jsonl, .csv and .parquet is a
@@ -111,7 +113,8 @@ class DatastoreConfig:
     folder: str = volatile("")  # type: ignore[assignment]
     """Where the datastore lies; empty: RUN_DIR/datastore. Several runs may read one."""
     checkpoint: str = ""
-    """Checkpoint directory of the model; empty: the best one of this run."""
+    """Checkpoint directory of the model, or a run directory: the best one there, and then `distlm run` trains nothing;
+    empty: the best one of this run."""
     tap: str = "last_ffn_input"
     """Hidden state that becomes the key."""
     split: str = "train"
@@ -165,6 +168,9 @@ class KnnConfig:
     """Splits that are searched: the first is for tuning, the others are evaluated with frozen settings."""
     context_window: int = 2560
     """Previous tokens given to each evaluation block."""
+    carry: bool = False
+    """Read each split in one go: the hidden state of a recurrent model (awd_lstm) is carried from block to block, as
+    its own evaluation does; with context_window=0."""
     block: int = 512
     """Longest evaluation block; whole lines are packed greedily."""
     batch_blocks: int = 2

@@ -1,8 +1,9 @@
 """The text of token files: the lines of the train, valid and test split, and where they are from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import islice
 
 from distlm.config.schema import DataConfig
 from distlm.data.records import HubSource, TextFile, TextSource
@@ -44,6 +45,34 @@ def open_corpus(
     `specials`: words to count. `check` is told bytes of text as they are read. Raises DistlmError for a missing folder,
     split or library, for an empty split, and naming file and line (or row) for text that cannot be used.
     """
+    corpus = _whole_corpus(config, specials, check)
+    return _first(corpus, config.first_words) if config.first_words else corpus
+
+
+def _first(corpus: Corpus, words: int) -> Corpus:
+    """Whole lines from the beginning of each split, of at most `words` words with their ends."""
+    lines = {split: _lines_within(corpus.read(split), words) for split in SPLITS}
+    for split, kept in lines.items():
+        if not kept:
+            raise DistlmError(
+                f"data.first_words={words}: the first line of {corpus.places[split]} has more words, so that nothing "
+                "is kept; choose more"
+            )
+    # The hashes are of the whole files.
+    return replace(corpus, lines=lines, read=lambda split: islice(corpus.read(split), lines[split]), sha256=None)
+
+
+def _lines_within(lines: Iterator[str], words: int) -> int:
+    kept = 0
+    for line in lines:
+        words -= len(line.split()) + 1
+        if words < 0:
+            break
+        kept += 1
+    return kept
+
+
+def _whole_corpus(config: DataConfig, specials: Sequence[str], check: Callable[[int], None]) -> Corpus:
     if config.source == "demo" and not (config.valid_share or config.test_share):
         return _demo_corpus()
     choice = choice_of_data(config)

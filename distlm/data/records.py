@@ -43,6 +43,8 @@ class TokenSettings(Part):
     """data.test_share, of train's documents."""
     documents: str | UnsetType = UNSET
     """data.documents, where there is such a share."""
+    first_words: int | UnsetType = UNSET
+    """data.first_words, words of each split; absent: all."""
     tokenizer: str | UnsetType = UNSET
     """Hash of the tokenizer that data.tokenizer names."""
     dictionary: str | UnsetType = UNSET

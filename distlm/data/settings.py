@@ -28,6 +28,8 @@ def token_settings(data: DataConfig) -> TokenSettings:
         settings.test_share = data.test_share
     if data.valid_share or data.test_share:
         settings.documents = data.documents
+    if data.first_words:
+        settings.first_words = data.first_words
     if data.tokenizer:
         settings.tokenizer = Subwords.load(data.tokenizer, data.line_end).hash
     elif given := given_dictionary(data):

@@ -37,8 +37,11 @@ def hidden_states(
     indices: npt.ArrayLike,
     tap: str,
     with_log_probs: bool = False,
+    before: npt.NDArray[np.float32] | None = None,
 ) -> Extracted:
     """One forward pass over the blocks `indices` [B] of the tokens `ids` [tokens]; the model is in eval mode.
+
+    `before` fp32 [blocks, S]: the state that a recurrent model has before each block; None: it begins anew.
 
     Computed in the dtype of the model's weights, fp32. Without log-probabilities the model stops at the tap.
     Raises DistlmError for an unknown tap or a block that is longer than model.max_positions.
@@ -48,7 +51,8 @@ def hidden_states(
     places = np.flatnonzero(batch.scored)
     targets = torch.from_numpy(batch.targets.reshape(-1)[places])
     chosen = _move(torch.from_numpy(places), device)
-    output = model(_move(torch.from_numpy(batch.inputs), device), tap=tap, stop_at_tap=not with_log_probs)
+    carried = {} if before is None else {"before": _move(torch.from_numpy(before[np.asarray(indices)]), device)}
+    output = model(_move(torch.from_numpy(batch.inputs), device), tap=tap, stop_at_tap=not with_log_probs, **carried)
     keys = output.tapped.flatten(0, 1).index_select(0, chosen).float()
     if not with_log_probs:
         return Extracted(keys, targets, None)
@@ -67,6 +71,7 @@ def batches_of_hidden_states(
     batches: Iterable[npt.ArrayLike],
     tap: str,
     with_log_probs: bool = False,
+    before: npt.NDArray[np.float32] | None = None,
 ) -> Generator[Extracted, None, None]:
     """`hidden_states` of each batch of block numbers, in order; the same bits whatever the number of threads.
 
@@ -78,7 +83,7 @@ def batches_of_hidden_states(
         less = "Lower datastore.batch_blocks (datastore write) or knn.batch_blocks (knn search), blocks of one pass"
         for batch in batches:
             with within_memory("a forward pass", less):
-                found = hidden_states(model, ids, blocks, batch, tap, with_log_probs)
+                found = hidden_states(model, ids, blocks, batch, tap, with_log_probs, before)
             yield found
         return
     threads = torch.get_num_threads()
@@ -87,7 +92,7 @@ def batches_of_hidden_states(
     running: deque[Future[Extracted]] = deque()
     try:
         for batch in batches:
-            running.append(pool.submit(hidden_states, model, ids, blocks, batch, tap, with_log_probs))
+            running.append(pool.submit(hidden_states, model, ids, blocks, batch, tap, with_log_probs, before))
             # One more than there are threads, so that none is idle while the caller works on a result.
             if len(running) > threads:
                 yield running.popleft().result()

@@ -106,10 +106,9 @@ def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) 
     config = load_config(str(run), list(settings))
     stage = _reading(config)
     knn = config.knn
-    longest = knn.context_window + knn.block
     if mixture == "lm":
         forward = open_forward(stage)
-        scorer = Scorer(forward.model, config.datastore.tap, None, Mixing(0.0), longest)
+        scorer = Scorer(forward.model, config.datastore.tap, None, Mixing(0.0), forward.longest, knn.carry)
         return TextScorer(scorer, _codec(forward.tokens), knn.context_window, knn.block, knn.batch_blocks)
     if knn.similarity != "l2":
         raise DistlmError(f"knn.similarity={knn.similarity}: only squared L2 is read here; choose mixture=lm")
@@ -133,7 +132,7 @@ def of_run(run: str | Path, mixture: str = "knn", settings: Sequence[str] = ()) 
     else:
         retriever = Retriever(source.datastore, source.index, knn.nprobe, knn.distances == "exact")
     mixing = Mixing(given(tuned.weight), given(tuned.temperature), given(tuned.k), source.candidates, buckets)
-    scorer = Scorer(source.model, source.datastore.tap, retriever, mixing, longest)
+    scorer = Scorer(source.model, source.datastore.tap, retriever, mixing, source.longest, knn.carry)
     return TextScorer(scorer, _codec(source.tokens), knn.context_window, knn.block, knn.batch_blocks)
 
 

@@ -17,6 +17,7 @@ from distlm.integrations.mixture import Mixing, mixed
 from distlm.integrations.retrieve import Found, Retriever
 from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs, mix
+from distlm.knnlm.search.carried import states_before
 from distlm.models.language_model import LanguageModel
 
 Ids = npt.NDArray[np.integer]
@@ -49,6 +50,8 @@ class Scorer:
     mixing: Mixing
     longest: int
     """Most tokens of one sequence."""
+    carry: bool = False
+    """The state of a recurrent model is carried from block to block of a text."""
 
     def blocks(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> Iterator[tuple[Extracted, Found]]:
         """Every token of a text, in batches of evaluation blocks (distlm.data.blocks.eval_blocks) with their
@@ -161,11 +164,10 @@ class Scorer:
         if batch_blocks < 1:
             raise UsageError(f"batch_blocks={batch_blocks}: must be at least 1")
         blocks = eval_blocks(ids, context_window, block)
+        before = states_before(self.model, ids, blocks) if self.carry else None
         batches = (np.arange(first, min(first + batch_blocks, len(blocks))) for first in
                    range(0, len(blocks), batch_blocks))  # fmt: skip
-        with closing(
-            batches_of_hidden_states(self.model, ids, blocks, batches, self.tap, with_log_probs=True)
-        ) as found:
+        with closing(batches_of_hidden_states(self.model, ids, blocks, batches, self.tap, True, before)) as found:
             yield from found
 
     @property

@@ -140,6 +140,8 @@ class Kind(ModelKind):
     exporters: tuple[Exchange, ...] = ()
     causal = True
     """Predicts the next word, so that datastore, neighbours and cache are for it."""
+    carries = False
+    """Has a state that can be carried from block to block (knn.carry)."""
 
     # The configuration.
 

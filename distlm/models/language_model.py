@@ -22,6 +22,9 @@ class LanguageModel(nn.Module):
     """V: words of the dictionary, specials included."""
     begins = False
     """Each block is given with Dictionary.BOS in front (data.blocks.gather)."""
+    state_width = 0
+    """S: numbers of the state that a recurrent model carries from token to token. 0: it has none; else `forward` takes
+    the states before the rows as `before`, fp32 [B, S]."""
 
     @abstractmethod
     def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
@@ -31,6 +34,10 @@ class LanguageModel(nn.Module):
         """What the passes over one growing text keep, e.g. keys and values of attention: handed to `forward` as `past`
         with the tokens that are new, it gives their states. None: every pass has to begin anew, and takes no `past`."""
         return None
+
+    def read(self, words: Tensor, before: Tensor) -> Tensor:
+        """words int64 [T] after a state fp32 [S] → the state after the last of them, fp32 [S]."""
+        raise NotImplementedError(f"{type(self).__name__} carries no state")
 
     @abstractmethod
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:

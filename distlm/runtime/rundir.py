@@ -215,13 +215,26 @@ class RunDir:
         """
         if config.datastore.checkpoint:
             chosen = Path(config.datastore.checkpoint)
+            other = RunDir(chosen)
+            if other._best.exists():
+                chosen = other.best_checkpoint()
             if not (chosen / "complete.json").exists():
-                raise DistlmError(f"datastore.checkpoint={chosen}: not a complete checkpoint (no complete.json in it)")
+                raise DistlmError(
+                    f"datastore.checkpoint={chosen}: neither a complete checkpoint (no complete.json in it) nor a run "
+                    "directory with one"
+                )
             return chosen
-        best = self.checkpoints / "best.json"
-        if not best.exists():
+        return self.best_checkpoint()
+
+    @property
+    def _best(self) -> Path:
+        return self.checkpoints / "best.json"
+
+    def best_checkpoint(self) -> Path:
+        """The checkpoint of the lowest validation loss. Raises DistlmError when there is none."""
+        if not self._best.exists():
             raise DistlmError(f"{self.checkpoints}: no trained model yet; run `distlm train` first")
-        return self.checkpoints / BestCheckpoint.read(best).checkpoint
+        return self.checkpoints / BestCheckpoint.read(self._best).checkpoint
 
     def open_stage(self, config: RunConfig, stage: str) -> None:
         """Record the configuration of a stage that is about to run. Call on rank 0, before any work.

@@ -88,7 +88,9 @@ def test_a_shipped_recipe_names_no_value_that_its_base_has(name: str) -> None:
 def test_recipes_that_repeated_one_another_have_a_base() -> None:
     trees = {name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text("utf-8")) for name in recipe_names()}
     assert {name: tree["base"] for name, tree in trees.items() if "base" in tree} == {
-        "awd-lstm-ptb": "awd-lstm-wikitext2", "plm-base-pkm": "plm-base", "plm-base-resm": "plm-base",
+        "awd-lstm-overfit": "awd-lstm-small", "awd-lstm-ptb": "awd-lstm-wikitext2",
+        "awd-lstm-ptb-released": "awd-lstm-ptb", "awd-lstm-wikitext2-released": "awd-lstm-wikitext2",
+        "plm-base-pkm": "plm-base", "plm-base-resm": "plm-base",
         "plm-small-pkm": "plm-small", "plm-small-resm": "plm-small", "wikitext2": "wikitext103-paper",
         "wikitext103-paper": "wikitext103", "wikitext103-pkm": "wikitext103", "wikitext2-small-pkm": "wikitext2-small",
     }  # fmt: skip

@@ -76,6 +76,28 @@ def test_min_count_max_words_and_padding_reach_the_dictionary(
     assert tokens.meta.splits["train"].unk == int((tokens.split("train") == 3).sum()) > 0
 
 
+def test_first_words_keeps_whole_lines_from_the_beginning_of_each_split(
+    prepare: Prepare, folder: list[str], tmp_path: Path
+) -> None:
+    prepare(*folder, run="whole")
+    prepare(*folder, "data.first_words=100")
+    whole, tokens = (TokenFiles.open(tmp_path / run / "tokens") for run in ("whole", "run"))
+    for split in SPLITS:
+        ends = np.flatnonzero(whole.split(split) == Dictionary.EOS) + 1
+        kept = int(ends[ends <= 100][-1])
+        assert len(tokens.split(split)) == kept
+        # The dictionary is of what is kept.
+        words = [[of.dictionary.words[id] for id in of.split(split)[:kept]] for of in (whole, tokens)]
+        assert all(ours in (theirs, "<unk>") for theirs, ours in zip(*words, strict=True))
+        assert tokens.meta.splits[split].lines == int((ends <= 100).sum())
+    assert tokens.meta.settings.first_words == 100
+    assert "<unk>" not in [tokens.dictionary.words[id] for id in tokens.split("train")]
+    with pytest.raises(DistlmError, match=r"data\.first_words: 100 there, 90 now"):
+        prepare(*folder, "data.first_words=90")
+    with pytest.raises(DistlmError, match=r"data\.first_words=1: the first line of .*train\.txt has more words"):
+        prepare(*folder, "data.first_words=1", run="none")
+
+
 def test_meta_records_settings_source_and_edition(prepare: Prepare, folder: list[str], tmp_path: Path) -> None:
     assert prepare(*folder)["edition"] is None
     meta = json.loads((tmp_path / "run/tokens/meta.json").read_text())

@@ -1,53 +1,44 @@
 """An AWD-LSTM with what the transformer has: neural cache, datastore, neighbours."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 from support import write_text
-from support.knn import in_stage
+from support.knn import copy_run, in_stage
+from support.lstm import UNTRAINED, untrained_lstm
 from support.store import tiny_config
 
-from distlm.data.prepare import run_prepare
+from distlm.api.run import open_run
+from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
+from distlm.errors import UsageError
 from distlm.index import run_index_build
 from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
+from distlm.knnlm.search.carried import CARRIED
+from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.search.states import States
 from distlm.knnlm.tune.stage import run_tune
-from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import TAPS
-from distlm.models.described import build_model
-from distlm.models.io import save_model
-from distlm.runtime.files import write_json
+from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.runtime.rundir import RunDir
 
-SETTINGS = [
-    "model.kind=awd_lstm", "train.optimizer=nt_asgd", "lstm.width=16", "lstm.hidden_width=24", "lstm.layers=2",
-    f"datastore.tap={TAPS[-1]}", "datastore.key_dtype=float32", "cache.windows=[20,60]", "cache.thetas=[0.5,2.0]",
-]  # fmt: skip
+SETTINGS = [*UNTRAINED, "cache.windows=[20,60]", "cache.thetas=[0.5,2.0]"]
 
 
 @pytest.fixture
 def config(tmp_path):
     """An untrained AWD-LSTM and its token files."""
-    config = tiny_config(tmp_path / "run", write_text(tmp_path / "text"), SETTINGS)
-    in_stage("prepare", config, run_prepare)
-    run = RunDir.of(config)
-    dictionary = TokenFiles.open(run.tokens(config)).dictionary
-    torch.manual_seed(0)
-    folder = run.checkpoint(1)
-    model = build_model(config.section(LstmConfig), len(dictionary))
-    save_model(model, folder, {"dictionary": dictionary.hash, "step": 1})
-    write_json(folder / "complete.json", {"step": 1})
-    write_json(run.checkpoints / "best.json", {"checkpoint": folder.name, "valid_loss": 1.0})
-    return config
+    return untrained_lstm(tmp_path, SETTINGS)
 
 
 def test_an_lstm_is_evaluated_with_a_cache_alone(config):
@@ -76,3 +67,65 @@ def test_an_lstm_is_evaluated_as_a_knn_lm(config):
     perplexity = {name: results[name]["perplexity"] for name in ("lm", "knn", "cache", "both")}
     assert perplexity["both"] <= min(perplexity["knn"], perplexity["cache"])
     assert max(perplexity["knn"], perplexity["cache"]) < perplexity["lm"]
+
+
+def carrying(config, tmp_path, *more):
+    """A copy of the run that reads each split in one go."""
+    return copy_run(config, tmp_path / "carried", *SETTINGS, "knn.carry=true", "knn.context_window=0", *more)
+
+
+def test_a_carried_state_gives_the_perplexity_of_reading_in_one_go(config, tmp_path):
+    """The cache's language model is then the one that `distlm evaluate` measures, and that of the table's first row."""
+    config = carrying(config, tmp_path)
+    for function in (run_cache, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    run = RunDir.of(config)
+    forward = in_stage("knn", config, open_forward)
+    results = Results.read(run.results)
+    assert "in one go" in results.context_rule
+    for split in ("valid", "test"):
+        ids = forward.tokens.split(split)
+        whole = stream_loss(forward.model, np.concatenate([[Dictionary.EOS], ids])[None], 256) / len(ids)
+        assert results.splits[split].figures("lm").perplexity == pytest.approx(math.exp(whole), rel=1e-6)
+        assert not (run.states(split) / CARRIED).exists()
+
+
+@pytest.mark.parametrize("scan", ["queries", "lists"])
+def test_a_search_carries_the_state_as_well(config, tmp_path, scan):
+    config = carrying(config, tmp_path, f"knn.scan={scan}")
+    in_stage("datastore", config, run_datastore_write)
+    in_stage("index", config, run_index_build)
+    in_stage("knn", config, run_search)
+    run = RunDir.of(config)
+    forward = in_stage("knn", config, open_forward)
+    ids = forward.tokens.split("valid")
+    # By hand: one pass over all of it.
+    words = torch.tensor([Dictionary.EOS, *ids[:-1].tolist()])[None]
+    with torch.inference_mode():
+        wanted = forward.model(words, tap=TAPS[-1]).tapped[0]
+    found = np.concatenate([np.asarray(unit.queries) for unit in Neighbours.open(run.neighbours("valid")).units()])
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
+    assert not (run.neighbours("valid") / CARRIED).exists()
+    # The states of the search are those that the cache needs.
+    assert in_stage("knn", config, run_cache)["forward_tokens"] == 0
+
+
+def test_python_reads_a_text_in_one_go_too(config, tmp_path):
+    config = carrying(config, tmp_path)
+    for function in (run_cache, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    run = RunDir.of(config)
+    ids = TokenFiles.open(run.tokens(config)).split("valid")
+    scores = open_run(run.root).log_probs(ids, knn=False)
+    lm = Results.read(run.results).splits["valid"].figures("lm")
+    assert math.exp(-scores.lm.mean()) == pytest.approx(lm.perplexity, rel=1e-6)
+
+
+def test_only_a_model_with_a_state_carries_one(tmp_path):
+    text = write_text(tmp_path / "text")
+    with pytest.raises(UsageError, match=r"knn\.carry=True: a transformer_lm has no state to carry; leave it out"):
+        tiny_config(tmp_path / "run", text, ["knn.carry=true", "knn.context_window=0"])
+    with pytest.raises(
+        UsageError, match=r"knn\.context_window=\d+: knn\.carry=true reads a split in one go; set it to 0, or"
+    ):
+        tiny_config(tmp_path / "run", text, [*SETTINGS, "knn.carry=true"])

@@ -9,6 +9,7 @@ import pytest
 from support import ENVIRONMENT, mpirun, mpirun_command
 from support.deadline import DEADLINE_S, until
 from support.knn import in_stage
+from support.lstm import UNTRAINED, untrained_lstm
 from support.store import arguments, file_hashes, ready_run, tiny_config
 
 from distlm.errors import EXIT_STOPPED
@@ -19,17 +20,22 @@ pytestmark = pytest.mark.multiprocess
 CACHE = ["cache.windows=[5,40]", "cache.thetas=[0.01,0.1]", "knn.blocks_per_unit=2", "knn.batch_blocks=2"]
 
 
-def test_any_number_of_ranks_writes_the_same_cache(tmp_path):
-    config = ready_run(tmp_path, extra=CACHE)
+CARRIED = [*CACHE, *UNTRAINED, "knn.carry=true", "knn.context_window=0"]
+
+
+@pytest.mark.parametrize("ready, settings", [(ready_run, CACHE), (untrained_lstm, CARRIED)], ids=["blocks", "carried"])
+def test_any_number_of_ranks_writes_the_same_cache(tmp_path, ready, settings):
+    """With the state carried over, too: one rank reads the split, all compute its blocks."""
+    config = ready(tmp_path, extra=settings)
 
     def files(ranks: int) -> dict[str, dict[str, str]]:
         run_dir = tmp_path / f"ranks{ranks}"
         shutil.copytree(config.run_dir, run_dir)
-        words = arguments(run_dir, tmp_path / "text", CACHE)
+        words = arguments(run_dir, tmp_path / "text", settings)
         done = mpirun(ranks, ["-m", "distlm", "knn", "cache", *words])
         assert done.stdout.count("knn cache:") == 1, done.stdout
         for function in (run_tune, run_evaluate):
-            in_stage("knn", tiny_config(run_dir, tmp_path / "text", CACHE), function)
+            in_stage("knn", tiny_config(run_dir, tmp_path / "text", settings), function)
         return {name: file_hashes(run_dir / name) for name in ("states", "cache", "losses")}
 
     one = files(1)

@@ -82,3 +82,19 @@ def test_a_stop_signal_ends_with_75_and_the_same_command_continues(finished, tex
     distlm("run", "demo", *settings(folder, text))
     one, other = (json.loads((path / "results.json").read_text("utf-8")) for path in (whole, folder))
     assert one["splits"] == other["splits"]
+
+
+def test_with_the_model_of_another_run_nothing_is_trained(finished, text, tmp_path):
+    """datastore.checkpoint names the run; what follows from the same text is the same."""
+    folder, _ = finished
+    run_dir = tmp_path / "other"
+    done = distlm("run", "demo", *settings(run_dir, text), f"datastore.checkpoint={folder}")
+    assert "distlm train" not in done.stderr and not (run_dir / "checkpoints").exists()
+    mine, theirs = (json.loads((root / "results.json").read_text("utf-8"))["splits"] for root in (run_dir, folder))
+    for split in theirs:
+        assert mine[split]["knn"]["perplexity"] == theirs[split]["knn"]["perplexity"]
+    assert (run_dir / "report.html").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = distlm("run", "demo", *settings(run_dir, text), f"datastore.checkpoint={empty}", check=False)
+    assert done.returncode == 1 and "datastore.checkpoint" in done.stderr and "Traceback" not in done.stderr

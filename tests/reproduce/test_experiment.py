@@ -62,7 +62,7 @@ def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
     base = next(item for item in experiment.items if item.name == "awd-lstm")
     for item in experiment.items:
         own = set(item.settings) - set(base.settings) - {f"name={item.name}", f"run_dir={item.folder}"}
-        if item.name not in ("awd-lstm", "tokens"):
+        if item.name not in ("awd-lstm", "tokens") and "-seed" not in item.name:
             assert any(all(f" {word}" in line for word in (f"name={item.name}", *own)) for line in page.splitlines()), (
                 own
             )

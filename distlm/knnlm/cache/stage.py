@@ -10,7 +10,8 @@ from functools import partial
 
 from distlm.data.tokens import TokenFiles
 from distlm.knnlm.cache.files import CacheWork, check_windows
-from distlm.knnlm.search.forward import open_forward
+from distlm.knnlm.search.carried import drop_carried, make_carried
+from distlm.knnlm.search.forward import Forward, open_forward
 from distlm.knnlm.search.neighbours import written_units
 from distlm.knnlm.search.stage import each, in_rounds
 from distlm.knnlm.search.states import COMMAND, StatesWork
@@ -72,8 +73,20 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
     for work in missing:
         rank0_first(stage.comm, partial(work.check_before, forward.model.width))
     for work in missing:
-        _fill(stage, work.files, f"knn states {work.split}", partial(work.compute_units, forward))
+        _fill(
+            stage,
+            work.files,
+            f"knn states {work.split}",
+            partial(work.compute_units, forward),
+            partial(_carry, stage, work, forward),
+        )
     return sum(work.tokens for work in missing)
+
+
+def _carry(stage: Stage, work: StatesWork, forward: Forward) -> None:
+    """Collective."""
+    if forward.knn.carry:
+        make_carried(stage, forward, work.split, work.blocks, work.files.folder)
 
 
 def _lacks(work: StatesWork) -> bool:
@@ -93,9 +106,17 @@ def _score(stage: Stage, states: StatesWork) -> int:
     return work.states.tokens
 
 
-def _fill(stage: Stage, files: UnitFolder, label: str, compute: Callable[[Sequence[int]], None]) -> None:
-    """Write the units that are missing, as the folder's only writer. Collective."""
+def _fill(
+    stage: Stage,
+    files: UnitFolder,
+    label: str,
+    compute: Callable[[Sequence[int]], None],
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Write the units that are missing, as the folder's only writer; `before` comes first. Collective."""
     with only_writer(files.folder, stage.comm, "writing these results"):
         rank0_first(stage.comm, files.begin)
+        before()
         in_rounds(stage, label, "units", range(files.units), files.is_written, compute)
+        rank0_first(stage.comm, partial(drop_carried, files.folder))
         rank0_first(stage.comm, files.finish)

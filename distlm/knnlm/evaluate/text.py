@@ -10,6 +10,7 @@ from distlm.data.blocks import eval_blocks
 from distlm.errors import UsageError
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.scoring import Floats, interpolate, knn_log_probs
+from distlm.knnlm.search.carried import states_before
 from distlm.knnlm.search.cut import planned_cut
 from distlm.knnlm.search.forward import Forward, states_of
 from distlm.knnlm.search.source import Source
@@ -42,7 +43,9 @@ def score_text(forward: Forward, ids: npt.NDArray[np.int32], tap: str, frozen: F
     dtype = forward.key_dtype if isinstance(forward, Source) else np.dtype(np.float32)
     lm, knn = [], []
     cut = planned_cut(len(blocks), forward.knn)
-    with closing(states_of(forward, ids, "the text", blocks, cut.units(len(blocks)), cut, tap, dtype)) as states:
+    units = cut.units(len(blocks))
+    before = states_before(forward.model, ids, blocks) if forward.knn.carry else None
+    with closing(states_of(forward, ids, "the text", blocks, units, cut, tap, dtype, before)) as states:
         for queries, targets, log_probs in states:
             lm.append(log_probs)
             if frozen is not None:

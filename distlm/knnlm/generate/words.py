@@ -119,7 +119,7 @@ class Generator:
             self._window = forward.datastore.manifest.context.context_window
             self._stored = forward.tokens.split(forward.datastore.manifest.split)
         self._text = Growing(forward.model)
-        self._longest = forward.knn.context_window + forward.knn.block
+        self._longest = forward.longest
         self.shown = Shown.of(forward.tokens)
         self.possible = self.shown.in_text(forward.tokens.dictionary.counts)
         """bool [V]: words that a text can hold."""

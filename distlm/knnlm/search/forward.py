@@ -32,6 +32,9 @@ class Forward:
     tokens: TokenFiles
     model: LanguageModel
     model_fingerprint: str
+    longest: int
+    """Tokens of one text that generation shows the model, the last ones: a block with its context, or as many as the
+    model takes where its state is carried over."""
 
 
 class TokenStates(NamedTuple):
@@ -64,7 +67,8 @@ def forward_of(knn: KnnConfig, tokens: TokenFiles, model: LanguageModel, checkpo
             f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
             f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
         )
-    return Forward(knn, tokens, model, model_fingerprint(checkpoint))
+    seen = longest if knn.carry else knn.context_window + knn.block
+    return Forward(knn, tokens, model, model_fingerprint(checkpoint), seen)
 
 
 def token_states(
@@ -75,9 +79,10 @@ def token_states(
     cut: Cut,
     tap: str,
     dtype: np.dtype[np.floating],
+    before: npt.NDArray[np.float32] | None = None,
 ) -> Generator[TokenStates, None, None]:
     """Forward passes over units of blocks of a split; see states_of."""
-    return states_of(forward, forward.tokens.split(split), f"split {split}", blocks, units, cut, tap, dtype)
+    return states_of(forward, forward.tokens.split(split), f"split {split}", blocks, units, cut, tap, dtype, before)
 
 
 def states_of(
@@ -89,16 +94,18 @@ def states_of(
     cut: Cut,
     tap: str,
     dtype: np.dtype[np.floating],
+    before: npt.NDArray[np.float32] | None = None,
 ) -> Generator[TokenStates, None, None]:
     """Forward passes over units of blocks of a text `ids` [tokens], called `what`: the states of one unit after the
-    other. Close it when it is left early.
+    other. Close it when it is left early. `before` fp32 [blocks, S]: where the model's state is carried over
+    (knn.carry), what it is before each block.
 
     Those of the next units are computed meanwhile, which keeps the threads busy where each is one pass. Raises
     DistlmError when the model's numbers are not finite, or do not fit `dtype`.
     """
     passes = [cut.passes(unit) for unit in units]
     every = (list(one) for of_unit in passes for one in of_unit)
-    with closing(batches_of_hidden_states(forward.model, ids, blocks, every, tap, with_log_probs=True)) as batches:
+    with closing(batches_of_hidden_states(forward.model, ids, blocks, every, tap, True, before)) as batches:
         for unit, of_unit in zip(units, passes, strict=True):
             yield _states(list(islice(batches, len(of_unit))), what, unit, dtype)
 
@@ -116,8 +123,13 @@ def _states(batches: list[Extracted], what: str, unit: range, dtype: np.dtype[np
     return TokenStates(queries, targets, log_probs)
 
 
-def context_rule(window: int, block: int, begins: bool = False) -> str:
+def context_rule(knn: KnnConfig, begins: bool = False) -> str:
     """The context rule in words, to be shown beside every perplexity; `begins`: the model's."""
+    if knn.carry:
+        return (
+            "each split read in one go, the hidden state carried over; every token scored once, </s> and <unk> included"
+        )
+    window, block = knn.context_window, knn.block
     return (
         f"whole lines packed into blocks of at most {block} tokens, each block with up to {window} tokens before it"
         f"{BEGINS if begins else ''}; "

@@ -1,7 +1,7 @@
 """What a search reads: token files, model, datastore and index, opened together and checked against each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,4 +126,5 @@ def source_of(forward: Forward, datastore: Datastore, index: SearchIndex | None)
     """What was opened one by one. Raises DistlmError when the datastore is of another model or dictionary."""
     datastore.require_model(forward.model_fingerprint)
     datastore.require_dictionary(forward.tokens.dictionary.hash)
-    return Source(forward.knn, forward.tokens, forward.model, forward.model_fingerprint, datastore, index)
+    opened = (getattr(forward, field.name) for field in fields(Forward))
+    return Source(*opened, datastore, index)

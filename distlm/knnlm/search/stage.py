@@ -19,6 +19,7 @@ from distlm.index.faiss_module import rank_threads
 from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.by_lists import search_by_lists
+from distlm.knnlm.search.carried import make_carried
 from distlm.knnlm.search.cut import MORE_UNITS
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST, begun_with
@@ -149,6 +150,9 @@ def _find(stage: Stage, works: Sequence[SplitWork]) -> None:
         for number, of_split in groupby((places[place] for place in run), key=itemgetter(0)):
             works[number].search_units([unit for _, unit in of_split])
 
+    if works[0].source.knn.carry:
+        for work in works:
+            make_carried(stage, work.source, work.split, work.blocks, work.folder)
     if works[0].source.index is not None and works[0].source.knn.scan == "lists":
         for work in works:
             search_by_lists(stage, work, f"knn search {work.split}")

@@ -19,6 +19,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
+from distlm.knnlm.search.carried import open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
 from distlm.knnlm.search.forward import Forward, context_rule, token_states
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN
@@ -105,7 +106,7 @@ def states_plan(
         kind="states", split=split, tokens=int(blocks.scored.sum()), blocks=len(blocks),
         blocks_per_unit=cut.blocks_per_unit, batch_blocks=cut.batch_blocks,
         context_window=knn.context_window, block=knn.block,
-        context_rule=context_rule(knn.context_window, knn.block, begins),
+        context_rule=context_rule(knn, begins),
         tap=config.cache.tap or config.datastore.tap, key_dtype=config.datastore.key_dtype,
         model=model, dictionary=tokens.dictionary.hash, token_files=tokens.fingerprint,
     )  # fmt: skip
@@ -148,7 +149,9 @@ class StatesWork:
     def compute_units(self, forward: Forward, numbers: Sequence[int]) -> None:
         """Forward passes of some units."""
         dtype, units = np.dtype(self.plan.key_dtype), [self.units[number] for number in numbers]
-        with closing(token_states(forward, self.split, self.blocks, units, self.cut, self.plan.tap, dtype)) as found:
+        before = open_carried(self.files.folder) if forward.knn.carry else None
+        tap = self.plan.tap
+        with closing(token_states(forward, self.split, self.blocks, units, self.cut, tap, dtype, before)) as found:
             for number, states in zip(numbers, found, strict=True):
                 self.files.write(number, states._asdict())
 

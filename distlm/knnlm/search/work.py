@@ -16,6 +16,7 @@ from distlm.data.blocks import Blocks, eval_blocks
 from distlm.datastore.plan import Unit as Range
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
+from distlm.knnlm.search.carried import drop_carried, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
 from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
@@ -100,7 +101,7 @@ class SplitWork:
             kind="neighbours", split=self.split, tokens=self.tokens, blocks=len(self.blocks),
             blocks_per_unit=self.cut.blocks_per_unit, batch_blocks=self.cut.batch_blocks,
             context_window=knn.context_window, block=knn.block,
-            context_rule=context_rule(knn.context_window, knn.block, source.model.begins),
+            context_rule=context_rule(knn, source.model.begins),
             k=knn.k, nprobe=knn.nprobe if source.index is not None else None, search=knn.search,
             distances="quantised" if knn.search == "index" and knn.distances == "quantised" else "exact",
             tap=store.tap, width=store.width, key_dtype=source.key_dtype.name,
@@ -163,7 +164,8 @@ class SplitWork:
         """Forward passes of some units, one unit after the other. Close it when it is left early."""
         source, units = self.source, [self.units[number] for number in numbers]
         tap, dtype = source.datastore.tap, source.key_dtype
-        return token_states(source, self.split, self.blocks, units, self.cut, tap, dtype)
+        before = open_carried(self.folder) if source.knn.carry else None
+        return token_states(source, self.split, self.blocks, units, self.cut, tap, dtype, before)
 
     def search_units(self, numbers: Sequence[int]) -> None:
         """Phase 1 of some units: forward passes of all, then of each search, gather values, write."""
@@ -187,6 +189,7 @@ class SplitWork:
         self._tidy()
 
     def _tidy(self) -> None:
+        drop_carried(self.folder)
         for folder in (self.folder / "found", self.scores):
             shutil.rmtree(folder, ignore_errors=True)
 

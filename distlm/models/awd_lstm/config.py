@@ -65,6 +65,9 @@ class AwdConfig:
     """n of the trigger, in validations."""
     on_trigger: Literal["average", "halve", "nothing"] = "average"
     """average: NT-ASGD; halve: SGD that halves its rate each time (Table 4); nothing: plain SGD."""
+    average_from: Literal["second_step", "trigger"] = "second_step"
+    """First weights in the average: those of the second step after the trigger (the authors' code, through torch's
+    ASGD), or those at the trigger (Algorithm 1, where the sum begins at i = T)."""
     reference_eta_lag: bool = False
     """While averaging, step with the rate of the chunk before, as the authors' code does; false: each chunk's own."""
     valid_batch: int = 10

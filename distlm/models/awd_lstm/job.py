@@ -95,7 +95,8 @@ class LstmJob(Job[LstmState]):
 
     def optimizer(self, objective: Objective) -> NTASGD:
         train = self.train
-        return NTASGD(objective.parameters(), train.lr, train.weight_decay, self.awd.reference_eta_lag)
+        return NTASGD(objective.parameters(), train.lr, train.weight_decay, self.awd.reference_eta_lag,
+                      self.awd.average_from == "trigger")  # fmt: skip
 
     def finished(self, state: LstmState) -> bool:
         return state.stopped or state.update >= self.updates

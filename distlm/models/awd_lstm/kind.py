@@ -36,6 +36,7 @@ class AwdLstmKind(CausalKind):
     """The AWD-LSTM of Merity et al. (2017)."""
 
     name = "awd_lstm"
+    carries = True
     description = LstmConfig
     card = LstmCard
     config = LstmRun

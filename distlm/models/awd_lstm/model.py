@@ -87,14 +87,28 @@ class AwdLstm(LanguageModel):
                 hidden = self._locked(hidden, config.hidden_dropout, columns)
         return Streamed(hidden, self._locked(hidden, config.output_dropout, columns), after)
 
-    def forward(self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False) -> LMOutput:
-        """inputs int64 [B, T], right-padded, each row from the zero state → output before the softmax and the tapped
-        state, both [B, T, D]. With `stop_at_tap` `hidden` is None. Raises DistlmError for an unknown tap."""
+    @property
+    def state_width(self) -> int:  # type: ignore[override]
+        """S: h and c of every layer."""
+        return sum(2 * layer.width for layer in self._layers())
+
+    def read(self, words: Tensor, before: Tensor) -> Tensor:
+        """words int64 [T] after a state fp32 [S] → the state after the last of them, fp32 [S]."""
+        states = self.stream(words[:, None], self._unpacked(before[None])).states
+        return torch.cat([part[0, 0] for state in states for part in state])
+
+    def forward(
+        self, inputs: Tensor, tap: str | None = None, stop_at_tap: bool = False, before: Tensor | None = None
+    ) -> LMOutput:
+        """inputs int64 [B, T], right-padded, each row from its state `before` fp32 [B, S] (None: the zero state) →
+        output before the softmax and the tapped state, both [B, T, D]. With `stop_at_tap` `hidden` is None. Raises
+        DistlmError for an unknown tap."""
         if tap is not None and tap not in TAPS:
             raise DistlmError(f"tap={tap!r}: no such hidden state; choose one of {', '.join(TAPS)}")
         if stop_at_tap and tap is None:
             raise ValueError("stop_at_tap needs a tap")
-        streamed = self.stream(inputs.t(), self.zero_states(len(inputs)))
+        states = self.zero_states(len(inputs)) if before is None else self._unpacked(before)
+        streamed = self.stream(inputs.t(), states)
         tapped = streamed.raw.transpose(0, 1) if tap else None
         return LMOutput(None if stop_at_tap else streamed.dropped.transpose(0, 1), tapped)
 
@@ -114,6 +128,11 @@ class AwdLstm(LanguageModel):
 
     def _layers(self) -> list[WeightDropLstm]:
         return list(self.layers)  # type: ignore[arg-type]
+
+    def _unpacked(self, before: Tensor) -> list[State]:
+        """[B, S] → h and c of each layer, [1, B, H]."""
+        parts = before[None].split([width for layer in self._layers() for width in (layer.width, layer.width)], dim=2)
+        return [(h.contiguous(), c.contiguous()) for h, c in zip(parts[::2], parts[1::2], strict=True)]
 
     def _locked(self, hidden: Tensor, p: float, columns: Columns) -> Tensor:
         """[T, B, D] with one mask per column for all tokens."""

@@ -17,7 +17,8 @@ class NTASGD(Optimizer):
         g = gradient + weight_decay·w;   w −= lr·g;   ax += (w − ax)·μ
 
     As torch.optim.ASGD with t0 = 0 and lambd = 0: after k averaged steps μ was 1, 1, 1/2, 1/3 …, so ax is the mean of
-    w_2 … w_k (of w_1 for k = 1). SGD goes on from its own weights; the averages are only read.
+    w_2 … w_k (of w_1 for k = 1). With `first_term` it is that of Algorithm 1, the mean of w_0 … w_k, where w_0 are the
+    weights at the trigger: μ is 1/2, 1/3 …. SGD goes on from its own weights; the averages are only read.
 
     Each step uses the group's `lr`. With `reference_eta_lag` an averaged step, but for the first, uses that of the step
     before: torch's ASGD, once it has a state, reads a new lr only at the end of a step.
@@ -31,10 +32,11 @@ class NTASGD(Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         reference_eta_lag: bool = False,
+        first_term: bool = False,
     ) -> None:
         if lr < 0 or weight_decay < 0:
             raise ValueError(f"lr={lr}, weight_decay={weight_decay}")
-        self.reference_eta_lag = reference_eta_lag
+        self.reference_eta_lag, self.first_term = reference_eta_lag, first_term
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "averaged": -1, "eta": None})
 
     def start_averaging(self) -> None:
@@ -63,7 +65,8 @@ class NTASGD(Optimizer):
                 grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
             torch._foreach_add_(params, grads, alpha=-rate)
             if averaging:
-                self._average(params, 1 / max(1, group["averaged"]))
+                done = group["averaged"]
+                self._average(params, 1 / (done + 2 if self.first_term else max(1, done)))
                 group["averaged"] += 1
                 group["eta"] = float(group["lr"])
         return loss

@@ -23,7 +23,7 @@ class StreamSums(NamedTuple):
 
 
 class StreamModule(Objective):
-    """The AWD-LSTM's objective: mean CE + α·AR + β·TAR (Merity et al. section 4.5), where AR and TAR are means of
+    """The AWD-LSTM's objective: mean CE + α·AR + β·TAR (Merity et al. section 4.6), where AR and TAR are means of
     squares as in the authors' code (the paper writes norms, the published α and β belong to the means)."""
 
     def __init__(self, model: AwdLstm, ar: float, tar: float) -> None:

@@ -50,6 +50,19 @@ def test_averages_are_those_of_torch_s_asgd(lag: bool) -> None:
     torch.testing.assert_close(optimizer.state[ours]["ax"], reference.state[theirs]["ax"])
 
 
+def test_with_its_first_term_the_average_is_that_of_algorithm_1() -> None:
+    """Σ w_i / (k − T + 1) over i = T … k, w_T the weights at the trigger."""
+    weight = torch.full((1,), 3.0, requires_grad=True)
+    optimizer = NTASGD([weight], 1.0, first_term=True)
+    optimizer.start_averaging()
+    path = [3.0]
+    for step in range(1, 6):
+        weight.grad = torch.full((1,), -float(step))
+        optimizer.step()
+        path.append(weight.item())
+        assert float(optimizer.state[weight]["ax"]) == pytest.approx(sum(path) / len(path), rel=1e-6)
+
+
 def test_the_average_leaves_out_the_first_weights() -> None:
     weight = torch.zeros(1, requires_grad=True)
     optimizer = NTASGD([weight], 1.0)
