@@ -8,8 +8,8 @@ from distlm.cli import main
 from distlm.reproduce.experiment import experiment_names, load_experiment
 
 INPUTS = {
-    "awd-lstm": ("text",), "causal-pkm": ("text",), "pkm-plm": ("books", "wikitext", "glue"),
-    "regularized-knnlm": ("text",),
+    "awd-lstm": ("text",), "causal-pkm": ("text",), "knnlm": ("text", "books"),
+    "pkm-plm": ("books", "wikitext", "glue"), "regularized-knnlm": ("text",),
 }  # fmt: skip
 
 

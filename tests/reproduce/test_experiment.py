@@ -11,6 +11,7 @@ from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
 from distlm.models.plm.config import PlmRun
 from distlm.models.transformer.config import TransformerTraining
+from distlm.pipeline import steps_of
 from distlm.reproduce.experiment import Experiment, experiment_help, experiment_names, load_experiment
 from distlm.runtime.rundir import RunDir
 
@@ -23,7 +24,7 @@ def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("bo
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", ["awd-lstm", "causal-pkm", "pkm-plm", "regularized-knnlm"])
+@pytest.mark.parametrize("name", ["awd-lstm", "causal-pkm", "knnlm", "pkm-plm", "regularized-knnlm"])
 def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
     inputs = ("books", "wikitext", "glue") if name == "pkm-plm" else ("text",)
     experiment = opened(tmp_path, name, inputs, scale=scale)
@@ -66,6 +67,16 @@ def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
             assert any(all(f" {word}" in line for word in (f"name={item.name}", *own)) for line in page.splitlines()), (
                 own
             )
+
+
+def test_smaller_datastores_are_of_the_model_that_was_trained_once(tmp_path: Path) -> None:
+    found = {item.name: item for item in opened(tmp_path, "knnlm", ("text", "books")).items}
+    assert list(found) == ["tokens", "whole", "words-261079", "words-522157", "words-1044314", "domain"]
+    for name in list(found)[2:]:
+        config = load_config(found[name].recipe, found[name].settings)
+        assert config.datastore.checkpoint == str(found["whole"].folder) and found[name].after == ("tokens", "whole")
+        assert [step.words for step in steps_of(config)][:2] == ["data prepare", "datastore write"]
+    assert "domain" not in {item.name for item in opened(tmp_path, "knnlm", ("text",)).items}
 
 
 def test_a_memory_model_comes_after_the_dense_one_that_it_starts_from(tmp_path: Path) -> None:
@@ -124,7 +135,7 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, causal-pkm, pkm-plm, regularized-knnlm"),
+        ({"name": "pkm"}, "no experiment 'pkm'; there are awd-lstm, causal-pkm, knnlm, pkm-plm, regularized-knnlm"),
         ({"inputs": ()}, "pkm-plm needs books=FOLDER: text to pretrain on"),
         ({"inputs": ("books", "text")}, "has no input 'text'; it takes books=FOLDER"),
         ({"only": ["pkn"]}, "has no run 'pkn'; there are rows, dense"),

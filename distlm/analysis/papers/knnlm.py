@@ -1,0 +1,164 @@
+"""The figures of `distlm reproduce knnlm` (Khandelwal et al. 2020, sections 4 and 5), from what is finished.
+
+table.md        perplexity alone and with neighbours of every datastore: parts of train, all of it, another domain
+stores.csv      the same with all digits, and the λ, T and k that valid chose
+k.csv, .png     perplexity on valid over the number of neighbours, at the best λ and T of each
+lambda.csv, .png  perplexity on valid over λ, at the best T and k of each
+words.csv       the words that neighbours help and harm most on valid
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distlm.analysis import plots
+from distlm.analysis.evaluations import open_evaluations
+from distlm.analysis.results.from_csv import figure, lines_of
+from distlm.analysis.results.records import ResultRow, ResultsPath
+from distlm.analysis.results.verdict import above, lower
+from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
+from distlm.analysis.words import word_changes
+from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.tune.records import Tuned
+from distlm.runtime.records import given
+from distlm.runtime.rundir import RunDir
+
+PATH: ResultsPath = "kNN-LM"
+TABLES = {
+    "stores.csv": "perplexity with datastores of several sizes and of another domain",
+    "k.csv": "perplexity on valid over k", "lambda.csv": "perplexity on valid over λ",
+    "words.csv": "words that neighbours help and harm most on valid",
+}  # fmt: skip
+NOTES = (
+    "Perplexity per word; λ, T and k tuned on valid of each datastore. One model for all. The paper's sizes are "
+    "parts of 3 billion words of Wikipedia, and its other domain is books.",
+)
+WHOLE, DOMAIN = "whole", "domain"
+_SPLITS = ("valid", "test")
+_DOMAIN_PAPER = (37.13, 24.85)
+"""On valid of books: a model of 3 billion words of Wikipedia alone, and with a datastore of books (table 4)."""
+_SHOWN_WORDS = 15
+"""Of each end."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """One finished run."""
+
+    run: str
+    results: Results
+    tuned: Tuned
+
+    @property
+    def keys(self) -> int:
+        """Rows of its datastore."""
+        assert self.results.datastore is not None
+        return self.results.datastore.rows
+
+
+def write_tables(root: Path) -> str:
+    """Write what there is the data for; the table as text."""
+    stores = sorted((store for folder in root.glob("*") if (store := _read(folder))), key=lambda one: one.keys)
+    if not stores:
+        raise nothing_finished(root)
+    stores.sort(key=lambda one: one.run == DOMAIN)
+    rows, raw = [], []
+    for one in stores:
+        settings = given(one.tuned.weight), given(one.tuned.temperature), given(one.tuned.k)
+        numbers = [_perplexity(one.results, split, part) for split in _SPLITS for part in ("lm", "knn")]
+        rows.append([_words(one.run), f"{one.keys:,}", *map(_number, numbers), *map("{:g}".format, settings)])
+        raw.append([one.run, one.keys, *("" if number is None else number for number in numbers), *settings])
+    columns = [f"{split} {what}" for split in _SPLITS for what in ("LM", "+ kNN")]
+    names = [column.replace("+ ", "").replace(" ", "_") for column in columns]
+    write_csv(root / "stores.csv", ["run", "keys", *names, "lambda", "temperature", "k"], raw)
+    table = markdown(["datastore", "keys", *columns, "λ", "T", "k"], rows)
+    write_text(root / "table.md", table)
+    whole = next((one for one in stores if one.run == WHOLE), None)
+    if whole is not None:
+        _curves(root, whole)
+        _word_by_word(root)
+    return f"{table}\n\ntables and figures: {root}"
+
+
+def rows(root: Path) -> list[ResultRow]:
+    """What the paper says of k, of the size of the datastore and of another domain, and whether it is seen."""
+    made: list[ResultRow] = []
+    over_k = [(int(line["k"]), float(line["valid"])) for line in lines_of(root / "k.csv")]
+    if len(over_k) > 1:
+        (least, first), (most, last) = over_k[0], over_k[-1]
+        row = ResultRow(f"+ kNN on valid: k = {least}; {most}", figure("{:.2f}; {:.2f}", first, last), 0)
+        row.finding, row.verdict = "more neighbours are better", lower(last, first)
+        made.append(row)
+    found = {line["run"]: line for line in lines_of(root / "stores.csv")}
+    parts = [line for run, line in found.items() if run not in (WHOLE, DOMAIN)]
+    if parts and WHOLE in found:
+        small, whole = parts[0], found[WHOLE]
+        keys = f"{int(small['keys']):,}; {int(whole['keys']):,}"
+        numbers = float(small["valid_kNN"]), float(whole["valid_kNN"])
+        row = ResultRow(f"+ kNN on valid with {keys} keys", figure("{:.2f}; {:.2f}", *numbers), 0)
+        row.finding, row.verdict = "a larger datastore is better", lower(numbers[1], numbers[0])
+        made.append(row)
+        weights = float(small["lambda"]), float(whole["lambda"])
+        row = ResultRow("the λ that valid chooses for them", figure("{:.2f}; {:.2f}", *weights), 0)
+        row.finding, row.verdict = "the best λ grows with the datastore", above(weights[1], weights[0], 0.0)
+        made.append(row)
+    if DOMAIN in found:
+        numbers = float(found[DOMAIN]["valid_LM"]), float(found[DOMAIN]["valid_kNN"])
+        row = ResultRow(
+            "another domain, its own datastore: LM → + kNN, valid", figure("{:.2f} → {:.2f}", *numbers), 0,
+            paper=figure("{:.2f} → {:.2f}", *_DOMAIN_PAPER),
+        )  # fmt: skip
+        row.finding, row.verdict = "a datastore adapts the model to a domain", lower(numbers[1], numbers[0])
+        made.append(row)
+    return made
+
+
+def _read(folder: Path) -> Store | None:
+    run = RunDir(folder)
+    if not (run.results.exists() and run.tuned.exists()):
+        return None
+    results, tuned = Results.read(run.results), Tuned.read(run.tuned)
+    return Store(folder.name, results, tuned) if results.datastore is not None and tuned.grid else None
+
+
+def _perplexity(results: Results, split: str, part: str) -> float | None:
+    found = results.splits.get(split)
+    figures = found and found.of(part)
+    return figures.perplexity if figures else None
+
+
+def _words(run: str) -> str:
+    if run == WHOLE:
+        return "all of train"
+    return "another domain" if run == DOMAIN else f"{int(run.rpartition('-')[2]):,} words of train"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _curves(root: Path, whole: Store) -> None:
+    grid = given(whole.tuned.grid)
+    losses = np.array(grid.loss_nats)
+    # Per word, as the table: nats per token times tokens per word.
+    figures = whole.results.splits[whole.tuned.split].figures("knn")
+    scale = np.log(figures.perplexity) / figures.loss_nats
+    for name, settings, best in (
+        ("k", grid.ks, losses.min(axis=(1, 2))), ("lambda", grid.lambdas, losses.min(axis=(0, 1)))
+    ):  # fmt: skip
+        points = sorted(zip(settings, np.exp(scale * best).tolist(), strict=True))
+        write_csv(root / f"{name}.csv", [name, "valid"], points)
+    write_picture(root / "k.png", plots.perplexity_over_k(whole.tuned))
+    write_picture(root / "lambda.png", plots.perplexity_over_weight(whole.tuned))
+
+
+def _word_by_word(root: Path) -> None:
+    run = RunDir(root / WHOLE)
+    if not all((run.losses / "valid" / f"{name}.npy").exists() for name in ("lm", "knn")):
+        return
+    before, after = open_evaluations([f"{run.root}:lm", f"{run.root}:knn"], "valid", ())
+    changes = word_changes(before.losses, after.losses)
+    ends = changes if len(changes) <= 2 * _SHOWN_WORDS else [*changes[:_SHOWN_WORDS], *changes[-_SHOWN_WORDS:]]
+    rows = [[row.word, row.count, row.change, row.before, row.after] for row in ends]
+    write_csv(root / "words.csv", ["word", "count", "change_nats", "before_nats", "after_nats"], rows)
