@@ -31,7 +31,8 @@ RUNS: dict[str, tuple[str, list[str], list[str]]] = {
     "awd_lstm": ("awd-lstm-small", [
         "data prepare", "train", "evaluate", "knn cache", "knn tune", "knn evaluate",
     ], [
-        *SCORING, "data.text_dir=inputs/text", "lstm.width=12", "lstm.hidden_width=16", "awd.batch=8", "awd.bptt=12",
+        *SCORING, "knn.carry=false", "data.text_dir=inputs/text", "lstm.width=12", "lstm.hidden_width=16",
+        "awd.batch=8", "awd.bptt=12",
         "awd.epochs=6", "awd.finetune_epochs=2", "awd.valid_batch=4", "train.lr=20", "train.save_every=80",
         "cache.use=true", "cache.windows=[20,50]",
     ]),

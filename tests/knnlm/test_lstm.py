@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import UsageError
 from distlm.index import run_index_build
+from distlm.integrations.reading import of_run
 from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
@@ -119,6 +121,8 @@ def test_python_reads_a_text_in_one_go_too(config, tmp_path):
     scores = open_run(run.root).log_probs(ids, knn=False)
     lm = Results.read(run.results).splits["valid"].figures("lm")
     assert math.exp(-scores.lm.mean()) == pytest.approx(lm.perplexity, rel=1e-6)
+    text = (Path(config.data.text_dir) / "valid.txt").read_text("utf-8")
+    assert of_run(run.root, "lm").log_prob(text) == pytest.approx(scores.lm.sum(), rel=1e-6)
 
 
 def test_only_a_model_with_a_state_carries_one(tmp_path):

@@ -21,6 +21,10 @@ def recipe_of(overrides: Sequence[str]) -> str:
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Those overrides that the kind of model among them reads."""
+    """Those overrides that the kind of model among them reads. One that could carry its state does not, where blocks
+    have context."""
     known = leaf_fields(kind(kind_in(overrides)).config)
-    return [word for word in overrides if word.partition("=")[0] in known]
+    words = [word for word in overrides if word.partition("=")[0] in known]
+    set_ = {word.partition("=")[0] for word in words}
+    blocks = kind(kind_in(overrides)).carries and "knn.context_window" in set_ and "knn.carry" not in set_
+    return [*words, "knn.carry=false"] if blocks else words
