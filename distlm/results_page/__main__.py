@@ -15,8 +15,8 @@ def main(words: list[str]) -> str:
     """What the command line asks for. Raises DistlmError."""
     if not words:
         return page(read_results(RESULTS))
-    path = Path(words[0])
-    return tables(ExperimentResults.read(path if path.is_file() else RESULTS / f"{words[0]}.json"))
+    path = Path(words[0]) if words[0].endswith(".json") else RESULTS / f"{words[0]}.json"
+    return tables(ExperimentResults.read(path))
 
 
 if __name__ == "__main__":
