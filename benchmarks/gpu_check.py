@@ -1,15 +1,16 @@
 """What a GPU does with distlm, in ten minutes at most: is it right, and how fast is it.
 
-Parts run one after the other, each in a process of its own with a limit of its own (see --list), and each gets a verdict:
-ok, goal missed (of speed), failed, over time, or skipped with the reason, such as a package that is not installed. After
-each part FOLDER/gpu-check.json holds all there is so far; at the end a table in Markdown is printed and written beside
-it. What the parts print goes to FOLDER/gpu-check.log. Files of an earlier check in FOLDER are replaced.
+Parts run one after the other, each in a process of its own with a limit of its own (see --list), and each gets a
+verdict: ok, goal missed (of speed), failed, over time, or skipped with the reason, such as a package that is not
+installed. After each part FOLDER/gpu-check.json holds all there is so far; at the end a table in Markdown is printed
+and written beside it. What the parts print goes to FOLDER/gpu-check.log. Files of an earlier check there are replaced.
 
     python benchmarks/gpu_check.py [--device gpu|sim|cpu] [--parts memory,lstm] [--out FOLDER]
 
 --device gpu is the accelerator that torch sees. --device sim is the tests' simulated device, which refuses what a GPU
 refuses and computes on the processor; --device cpu compares the processor with itself. Both leave out what is speed
-alone, and have ten times the time. One process, no MPI, no network. Exit code 1 where a part failed or ran over time.
+alone, but for --quick, and have ten times the time. No MPI and no network is needed. Exit code 1 where a part failed
+or ran over time, 2 where the device is not there.
 """
 
 import sys
@@ -29,7 +30,7 @@ from shared.command import NO_FIGURES, Benchmark, Options
 
 def parser() -> Benchmark:
     """The command line."""
-    parser = Benchmark(__doc__, device="cpu", parts="memory")
+    parser = Benchmark(__doc__, device="cpu", parts="datastore")
     parser.add_argument("--device", choices=["gpu", "sim", "cpu"], default="gpu")
     parser.add_argument("--parts", default="", help="names with commas between; default: all")
     parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds of all parts together, on a GPU")
@@ -67,7 +68,7 @@ def check(options: Options, folder: Path, scratch: Path) -> list[Record]:
     records: list[Record] = []
     began = time.monotonic()
     head = {"format": 1, "device": options.device, "began": datetime.now().astimezone().isoformat("T", "seconds")}
-    for record in run_parts(parts, options.device, seen, log, options.budget):
+    for record in run_parts(parts, options.device, seen, log, options.budget, options.quick):
         records.append(record)
         spent = round(time.monotonic() - began, 1)
         write_json(folder / "gpu-check.json", {**head, "seconds": spent}, records)

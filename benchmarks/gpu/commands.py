@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from gpu.devices import ON_PROCESSOR
 from shared.text import write_text
+
+from gpu.devices import ON_PROCESSOR
 
 STOPPED = 75
 Commands = Sequence[Sequence[str]]
 SMALL = [
-    "data.source=folder", "data.max_words=0", "model.layers=2", "model.width=64", "model.heads=2", "model.ffn_width=128",
-    "model.cutoffs=[200,600]", "model.max_positions=64", "model.dropout=0", "model.attention_dropout=0",
+    "data.source=folder", "data.max_words=0", "model.layers=2", "model.width=64", "model.heads=2",
+    "model.ffn_width=128", "model.cutoffs=[200,600]", "model.max_positions=64", "model.dropout=0",
+    "model.attention_dropout=0",
     "model.activation_dropout=0", "model.softmax_dropout=0", "train.tokens_per_sample=64", "train.blocks_per_update=4",
     "train.micro_blocks=2", "train.updates=20", "train.optimizer=adam", "train.schedule=constant", "train.lr=0.002",
     "train.warmup_updates=2", "train.log_every=1", "train.valid_every=0", "train.save_every=0",
@@ -23,7 +25,7 @@ SMALL = [
     "index.sample=4096", "knn.context_window=32", "knn.block=32", "knn.k=16", "knn.nprobe=4", "knn.ks=[4,16]",
     "launch.ranks=1", "launch.threads=1",
 ]  # fmt: skip
-"""A transformer without dropout, whose masks a device draws from a generator of its own, for 20 updates of 256 tokens."""
+"""A transformer for 20 updates of 256 tokens; without dropout, for which a device has a generator of its own."""
 MEMORY = [
     "memory.kind=pkm", "memory.positions=[1]", "memory.sub_keys=16", "memory.heads=2", "memory.k=4",
     "memory.key_width=8", "memory.value_dropout=0", "memory.query_dropout=0",

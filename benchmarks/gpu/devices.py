@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from gpu.part import Device
 
@@ -27,7 +29,7 @@ def environment(device: Device, folder: Path) -> dict[str, str]:
     if device == "cpu":
         changed |= ON_PROCESSOR
     if device == "sim":
-        build = _simulated()
+        build: Any = _simulated()
         changed |= {build.MODULE: str(build.built()), "SIM_DEVICES": "2"}
         paths = [str(build.installed(folder / "sim")), str(PROJECT / "tests"), str(PROJECT), *paths]
     return {**os.environ, **changed, "PYTHONPATH": os.pathsep.join(paths)}
@@ -45,7 +47,7 @@ def require_gpu() -> None:
         )
 
 
-def _simulated():  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _simulated() -> ModuleType:
     """The module that compiles the tests' simulated device. Raises NoDevice where there are no tests."""
     tests = PROJECT / "tests"
     if not (tests / "support" / "sim" / "build.py").is_file():

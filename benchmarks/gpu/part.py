@@ -41,11 +41,18 @@ class Place:
     device: Device
     folder: Path
     """Of its own, empty."""
+    quick: bool = False
+    """Measure speed at the smallest sizes, on any device: that shows that it runs, and gives no figures."""
 
     @property
     def is_gpu(self) -> bool:
         """Whether speed means anything here."""
         return self.device == "gpu"
+
+    @property
+    def measures(self) -> bool:
+        """Whether speed is to be measured."""
+        return self.is_gpu or self.quick
 
 
 @dataclass

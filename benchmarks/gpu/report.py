@@ -1,7 +1,6 @@
 """The JSON and the table of a check."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ def write_json(path: Path, head: Mapping[str, Any], records: Sequence[Record]) -
     text = json.dumps({**head, "parts": [asdict(record) for record in records]}, indent=1, ensure_ascii=False)
     begun = path.with_suffix(".json.begun")
     begun.write_text(text + "\n", "utf-8")
-    os.replace(begun, path)
+    begun.replace(path)
 
 
 def table(records: Sequence[Record]) -> str:

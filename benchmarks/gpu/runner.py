@@ -1,5 +1,6 @@
 """Parts in processes of their own, one after the other, each with its limit; the JSON is whole after each."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -15,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpu.part import Device, Outcome, Part, Place, Record, Verdict
 from shared.command import note
+
+from gpu.part import Device, Outcome, Part, Place, Record, Verdict
 
 LEAST_S = 5
 """With fewer seconds left no part is begun."""
@@ -33,34 +35,38 @@ def missing(needs: Sequence[str]) -> str:
 
 
 def run_parts(
-    parts: Sequence[Part], device: Device, environment: Mapping[str, str], log: Path, budget_s: float
+    parts: Sequence[Part], device: Device, environment: Mapping[str, str], log: Path, budget_s: float, quick: bool
 ) -> Iterator[Record]:
-    """A record after each part. What parts print goes to `log`."""
+    """A record after each part. What parts print goes to `log`; quick: see Place."""
     slower = 1 if device == "gpu" else SLOWER
     began, whole = time.monotonic(), budget_s * slower
     for number, part in enumerate(parts, 1):
         left = whole - (time.monotonic() - began)
         limit = min(part.limit_s * slower, left)
-        note(f"{number}/{len(parts)} {part.name}: {part.what} ({max(0, limit):.0f} s at most, {max(0, left):.0f} s left)")
+        note(
+            f"{number}/{len(parts)} {part.name}: {part.what} ({max(0, limit):.0f} s at most, {max(0, left):.0f} s left)"
+        )
         reason = missing(part.needs)
-        if part.speed and device != "gpu":
+        if part.speed and device != "gpu" and not quick:
             reason = NO_SPEED
         elif not reason and limit < LEAST_S:
             reason = f"no time was left: all parts together have {whole:.0f} s"
         record = Record(part.name, "skipped", 0.0, part.limit_s * slower, why=reason)
         if not reason:
-            record = run_part(part, device, environment, log, limit)
+            record = run_part(part, device, environment, log, limit, quick)
         note(f"  {record.verdict} after {record.seconds:.0f} s{': ' if record.why else ''}{record.why}")
         yield record
 
 
-def run_part(part: Part, device: Device, environment: Mapping[str, str], log: Path, limit_s: float) -> Record:
+def run_part(
+    part: Part, device: Device, environment: Mapping[str, str], log: Path, limit_s: float, quick: bool = False
+) -> Record:
     """One part in a process of its own, which is ended with all that it started after limit_s seconds."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="distlm-gpu-check-") as name, log.open("ab") as stream:
         stream.write(f"\n== {part.name}\n".encode())
         stream.flush()
-        command = [sys.executable, "-m", "gpu.runner", part.function, device, name]
+        command = [sys.executable, "-m", "gpu.runner", part.function, device, name, *(["quick"] if quick else [])]
         child = subprocess.Popen(
             command, env=dict(environment), cwd=name, stdout=stream, stderr=stream, start_new_session=True
         )
@@ -77,27 +83,26 @@ def run_part(part: Part, device: Device, environment: Mapping[str, str], log: Pa
         result = Path(name) / RESULT
         if code or not result.is_file():
             return Record(part.name, "failed", seconds, limit_s, why=f"exit {code}: {_last_line(log)}")
-        return record_of(part, Outcome(**json.loads(result.read_text("utf-8"))), seconds, limit_s)
+        return record_of(part, Outcome(**json.loads(result.read_text("utf-8"))), seconds, limit_s, quick)
 
 
-def record_of(part: Part, outcome: Outcome, seconds: float, limit_s: float) -> Record:
-    """The verdict on what a part gave."""
+def record_of(part: Part, outcome: Outcome, seconds: float, limit_s: float, quick: bool = False) -> Record:
+    """The verdict on what a part gave; the smallest sizes reach no goals."""
+    missed = [] if quick else outcome.missed
     verdict: Verdict = "ok"
     if outcome.wrong:
         verdict = "failed"
     elif outcome.skipped:
         verdict = "skipped"
-    elif outcome.missed:
+    elif missed:
         verdict = "goal missed"
-    why = "; ".join([*outcome.wrong, *filter(None, [outcome.skipped]), *outcome.missed])
+    why = "; ".join([*outcome.wrong, *filter(None, [outcome.skipped]), *missed])
     return Record(part.name, verdict, seconds, limit_s, outcome.figures, why)
 
 
 def _end(child: "subprocess.Popen[Any]") -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
@@ -107,13 +112,13 @@ def _last_line(log: Path) -> str:
 
 
 def main() -> None:
-    """`python -m gpu.runner MODULE:FUNCTION DEVICE FOLDER`: one part, in this process."""
-    function, device, folder = sys.argv[1:4]
+    """`python -m gpu.runner MODULE:FUNCTION DEVICE FOLDER [quick]`: one part, in this process."""
+    function, device, folder, *quick = sys.argv[1:]
     module, _, name = function.partition(":")
     work = Path(folder) / "work"
     work.mkdir()
     try:
-        outcome = getattr(importlib.import_module(module), name)(Place(device, work))  # type: ignore[arg-type]
+        outcome = getattr(importlib.import_module(module), name)(Place(device, work, bool(quick)))  # type: ignore[arg-type]
     except Exception:
         traceback.print_exc()
         sys.exit(1)

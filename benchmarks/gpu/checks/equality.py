@@ -1,8 +1,8 @@
 """Losses of 20 updates and the keys of a datastore on the device, beside the same on the processor.
 
-Tolerances: fp32 with TF32 off differs by the order of sums (1e-5 of a loss); with a memory a query between two slots may
-read the other one (1e-4), and an LSTM passes its rounding on from token to token (1e-4). Each store is written with the
-weights of its own training, and its keys are fp16.
+Tolerances: fp32 with TF32 off differs by the order of sums (1e-5 of a loss); with a memory a query between two slots
+may read the other one (1e-4), and an LSTM passes its rounding on from token to token (1e-4). Each store is written with
+the weights of its own training, and its keys are fp16.
 """
 
 from pathlib import Path

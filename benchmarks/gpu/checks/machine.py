@@ -29,11 +29,12 @@ def run(place: Place) -> Outcome:
         _of_cuda(out)
     product = torch.ones(64, 64, device=device) @ torch.ones(64, 64, device=device)
     out.must(bool((product == 64).all()), "a product of ones is wrong")
-    if place.is_gpu:
-        out.figures["copy GB/s"] = round(copy_rate(device) / 1e9, 1)
+    if place.measures:
+        out.figures["copy GB/s"] = round(copy_rate(device, 1 if place.quick else 2048) / 1e9, 1)
         for name, dtype in DTYPES.items():
             if name != "bf16" or has_bf16():
-                out.figures[f"{name} TFLOP/s"] = round(product_rate(device, dtype, SIDES[name]) / 1e12, 1)
+                rate = product_rate(device, dtype, 64 if place.quick else SIDES[name])
+                out.figures[f"{name} TFLOP/s"] = round(rate / 1e12, 1)
     return out
 
 
@@ -45,7 +46,7 @@ def _of_cuda(out: Outcome) -> None:
         "memory GB": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1), "bf16": has_bf16(),
     }  # fmt: skip
     if torch.distributed.is_nccl_available():
-        out.figures["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        out.figures["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     built = torch.cuda.get_arch_list()
     # Code of a smaller minor number of the same major one runs, too; compute_NN is translated when it is loaded.
     own = [arch for arch in built if arch.startswith(f"sm_{major}") or arch.startswith("compute_")]

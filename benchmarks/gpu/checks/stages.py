@@ -8,13 +8,13 @@ from gpu import commands
 from gpu.commands import SMALL
 from gpu.part import Outcome, Place
 
-STAGES = (
+STAGES: tuple[str, ...] = (
     "data prepare", "train", "evaluate", "datastore write", "index build", "knn search", "knn tune", "knn evaluate",
 )  # fmt: skip
 SETTINGS = [*SMALL, "knn.splits=[valid,test]", "knn.nprobe=16"]
 """All lists are searched: which keys lie in which list may differ where two centroids are equally near."""
 APART, OF_BUCKETS = 1e-4, 1e-3
-"""Largest relative differences of perplexities. λ by distance is tuned in buckets whose edges fall between two words."""
+"""Largest relative differences of perplexities. λ by distance is tuned in buckets, whose edges lie between words."""
 
 
 def run(place: Place) -> Outcome:
@@ -28,7 +28,9 @@ def run(place: Place) -> Outcome:
     def work(run: Path) -> commands.Commands:
         return [[*verb.split(), "demo", *SETTINGS, *text, f"run_dir={run}"] for verb in stages]
 
-    commands.finish(*(commands.start(work(run), run.parent / f"{run.name}-words", run == here) for run in (here, there)))
+    commands.finish(
+        *(commands.start(work(run), run.parent / f"{run.name}-words", run == here) for run in (here, there))
+    )
     wanted, found = _perplexities(here), _perplexities(there)
     out = Outcome({"stages": len(stages), "perplexities": len(wanted)})
     out.must(len(wanted) > 3 and wanted.keys() == found.keys(), f"perplexities of {len(wanted)} and {len(found)} names")
