@@ -48,7 +48,10 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     listing = folder / "commands.json"
     listing.write_text(json.dumps([list(words) for words in commands]), "utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(ON_PROCESSOR if on_processor else {})}
+    # cuDNN rounds fp32 to TF32 unless it is told not to, and then nothing could be compared.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    if on_processor:
+        environment |= ON_PROCESSOR
     return subprocess.Popen([*launcher, "gpu.commands", str(listing)], env=environment)
 
 
@@ -65,9 +68,9 @@ def finish(*children: "subprocess.Popen[bytes]") -> None:
 
 
 def curve(run: Path, name: str = "train/loss") -> dict[int, float]:
-    """Update → value, from metrics.jsonl."""
+    """Update → value, from metrics.jsonl; lines about no update are left out."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return {line["step"]: line[name] for line in lines if line.get(name) is not None}
+    return {line["step"]: line[name] for line in lines if "step" in line and line.get(name) is not None}
 
 
 def relative(one: Path, other: Path, name: str = "train/loss") -> float:

@@ -7,14 +7,14 @@ BUDGET_S = 540
 
 PARTS = (
     Part("machine", "device, builds, what it copies and multiplies at most", 25),
-    Part("equality", "20 updates, a memory, an AWD-LSTM, datastore keys: as the processor", 75, needs=("deepspeed",)),
+    Part("equality", "20 updates, a memory, an AWD-LSTM, datastore keys: as the processor", 65, needs=("deepspeed",)),
     Part("precision", "fp16 with loss scaling, and bf16, beside fp32", 45, needs=("deepspeed",)),
     Part("zero", "DeepSpeed's stages 0 to 3 with NCCL", 50, needs=("deepspeed",)),
-    Part("stages", "tokens to report: perplexities as on the processor", 75, needs=("deepspeed", "faiss")),
+    Part("stages", "tokens to report: perplexities as on the processor", 65, needs=("deepspeed", "faiss")),
     Part("lstm", "LSTM with dropped weights: no warning, and its speed beside the usual way", 35),
     Part("memory", "memory lookup: right, and its share of the bandwidth", 30),
-    Part("resm", "two ResM layers on BERT-base: time over the dense model", 45, needs=("transformers",), speed=True),
-    Part("speed", "tokens/s of the 247 M model beside plain torch", 70, needs=("deepspeed",), speed=True),
+    Part("resm", "two ResM layers on BERT-base: time over the dense model", 40, needs=("transformers",), speed=True),
+    Part("speed", "tokens/s of the 247 M model beside plain torch", 95, needs=("deepspeed",), speed=True),
     Part("datastore", "writing the datastore beside the forward pass alone", 35, speed=True),
     Part("index", "k-means and adding of keys on the device: as on the processor", 35, needs=("faiss",)),
     Part("scan", "knn.scan=gpu: neighbours as on the processor", 20, needs=("faiss",)),

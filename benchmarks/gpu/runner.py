@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def run_part(
             return Record(part.name, "over time", seconds, limit_s, why=f"ended after {limit_s:.0f} s")
         result = Path(name) / RESULT
         if code or not result.is_file():
-            return Record(part.name, "failed", seconds, limit_s, why=f"exit {code}: {_last_line(log)}")
+            return Record(part.name, "failed", seconds, limit_s, why=f"exit {code}: {_reason(log)}")
         return record_of(part, Outcome(**json.loads(result.read_text("utf-8"))), seconds, limit_s, quick)
 
 
@@ -106,9 +107,12 @@ def _end(child: "subprocess.Popen[Any]") -> None:
     child.wait()
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+def _reason(log: Path) -> str:
+    """The last part's last line that begins with the name of an error; else its last line."""
+    said = log.read_text("utf-8", "replace").rpartition("\n== ")[2]
+    lines = [line for line in said.splitlines()[1:] if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|NoDevice)\b", line)]
+    return [*lines, *errors][-1][:300] if lines else "it printed nothing"
 
 
 def main() -> None:

@@ -54,7 +54,8 @@ class PlainLM(nn.Module):
         self.classes = nn.Parameter(torch.randn(len(sizes) - 1, config.width) * config.width**-0.5)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         rates = torch.exp(torch.arange(config.width // 2) * -(math.log(10000) / (config.width // 2 - 1)))
-        angles = torch.arange(config.max_positions)[:, None] * rates
+        # fairseq counts them from 2.
+        angles = torch.arange(2, config.max_positions + 2)[:, None] * rates
         self.positions: Tensor
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)
 
