@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +25,8 @@ class NoDevice(Exception):
 
 def environment(device: Device, folder: Path) -> dict[str, str]:
     """For a child that sees `device`. `folder` gets what the simulated one needs. Raises NoDevice."""
-    paths = [str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # This tree is checked, whatever copy of it is installed.
+    paths = [str(BENCHMARKS), str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     # What is measured here is no plan for other runs of this user, and nothing of it is remembered.
     changed = {"DISTLM_SPEEDS": "", "DISTLM_CHECKED": ""}
     if device == "cpu":
@@ -31,7 +34,7 @@ def environment(device: Device, folder: Path) -> dict[str, str]:
     if device == "sim":
         build: Any = _simulated()
         changed |= {build.MODULE: str(build.built()), "SIM_DEVICES": "2"}
-        paths = [str(build.installed(folder / "sim")), str(PROJECT / "tests"), str(PROJECT), *paths]
+        paths = [str(build.installed(folder / "sim")), str(PROJECT / "tests"), *paths]
     return {**os.environ, **changed, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -48,9 +51,11 @@ def require_gpu() -> None:
 
 
 def _simulated() -> ModuleType:
-    """The module that compiles the tests' simulated device. Raises NoDevice where there are no tests."""
+    """The module that compiles the tests' simulated device. Raises NoDevice where that cannot be done."""
     tests = PROJECT / "tests"
     if not (tests / "support" / "sim" / "build.py").is_file():
         raise NoDevice(f"--device sim: {tests} has no simulated device; take a source tree, or --device cpu")
+    if shutil.which("c++") is None or not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        raise NoDevice("--device sim needs a C++ compiler and Python's headers: apt-get install g++ python3-dev")
     sys.path.insert(0, str(tests))
     return importlib.import_module("support.sim.build")

@@ -158,6 +158,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_what_cannot_be_is_said() -> None:
+    """Two starts, one of which loads torch."""
     done = run("--device", "cpu", "--parts", "memory,speeed")
     assert done.returncode == 2 and "'speeed'" in done.stderr and "memory" in done.stderr
     if accelerator() is None:
