@@ -3,6 +3,8 @@
 # make test      install, then style, types, import rules and all tests
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
+# make gpu-check what a GPU does with distlm: ten minutes at most; DEVICE=sim or cpu without one, PARTS=memory,lstm some of it
+# make gpu-wheels   what that needs on a machine without a network, in build/gpu-wheels (GPU_PYTHON=3.12 WITHOUT=transformers)
 # make site      the documentation as a site, in build/site
 # make test TESTS=tests/config   only those tests, after style, types and import rules
 # PYTHON=python3.12 chooses the interpreter, PIP_FLAGS="..." is handed to pip (e.g. an index with CPU builds of torch)
@@ -11,12 +13,17 @@ PYTHON ?= python3
 GPU ?= 0
 PIP_FLAGS ?=
 TESTS ?=
+DEVICE ?= gpu
+PARTS ?=
+GPU_PYTHON ?=
+WITHOUT ?=
 VENV ?= $(if $(filter 1,$(GPU)),.venv-gpu,.venv)
 FAISS := $(if $(filter 1,$(GPU)),gpu,cpu)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: install demo site test some-tests all-tests test-gpu test-slurm test-slow slurm-packages bare-packages lint clean-demo clean help
+.PHONY: install demo site test some-tests all-tests test-gpu test-slurm test-slow gpu-check gpu-wheels \
+  slurm-packages bare-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -85,6 +92,13 @@ bare-packages:
 
 test-slow: $(VENV)/.dev bare-packages
 	$(BIN)/python -m pytest -m slow
+
+# Without GPU=1 a machine with a GPU is asked by the torch of .venv, whatever build that is.
+gpu-check: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_check.py --device $(DEVICE) --parts "$(PARTS)" --out build/gpu-check
+
+gpu-wheels: $(VENV)/.dev
+	PIP_FLAGS="$(PIP_FLAGS)" $(BIN)/python benchmarks/gpu/wheels.py $(if $(GPU_PYTHON),--python $(GPU_PYTHON)) --without "$(WITHOUT)"
 
 site: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build

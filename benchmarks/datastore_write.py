@@ -24,7 +24,7 @@ from distlm.datastore.settings import Settings
 from distlm.datastore.writer import write_shard
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
-from distlm.runtime.ranks.device import default_device
+from distlm.runtime.ranks.device import default_device, synchronize
 
 TAP = "last_ffn_input"
 
@@ -88,7 +88,7 @@ def measure(options: Options, folder: Path) -> dict[str, object]:
         "width": options.width,
         "layers": options.layers,
         "key_dtype": options.key_dtype,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "rows_per_s": {name: round(plan.rows / total[0]) for name, total in totals.items()},
         "baseline": best,
@@ -143,8 +143,7 @@ def forward_parallel(model: TransformerLM, inputs: list[torch.Tensor]) -> None:
 
 def finish(inputs: list[torch.Tensor]) -> None:
     """Wait for a GPU."""
-    if inputs[0].device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(inputs[0].device)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from distlm.memory.pages import huge_share
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable
+from distlm.runtime.ranks.device import accelerator
 
 VARIANTS = ("distlm", "sparse", "dense", "dense_fused", "package")
 VALUES = ("distlm", "distlm_bf16", "sparse", *fbgemm.FORMS)
@@ -66,7 +67,7 @@ def parser() -> Benchmark:
         __doc__, tokens=32, sub_keys=16, width=16, heads=2, k=4, key_width=8, steps=2, step_tokens=8,
         step_sub_keys=[16], calls=2, copy_mib=1, variants=["distlm", "sparse", "dense_fused", "package"],
     )  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, or the accelerator that torch sees: cuda, xpu")
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--sub-keys", type=int, default=512, help="n; the memory has n² slots")
     parser.add_argument("--width", type=int, default=768)
@@ -92,8 +93,9 @@ def parser() -> Benchmark:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().options(arguments)
     options.threads = use_threads(options.threads)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser().error("--device cuda: torch sees no CUDA device")
+    found = accelerator()
+    if options.device != "cpu" and (found is None or found.type != options.device):
+        parser().error(f"--device {options.device}: torch sees {found.type if found else 'no accelerator'} here")
     if options.only:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)

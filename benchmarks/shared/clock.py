@@ -12,19 +12,19 @@ Seconds = npt.NDArray[np.float64]
 
 def clock(device: str = "cpu") -> Seconds:
     """Both clocks, once the device has done all that it was given."""
-    if device == "cuda":
+    if device != "cpu":
         import torch
 
-        torch.cuda.synchronize()
+        torch.accelerator.synchronize()
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def peak(device: str) -> float:
     """GB: of the process, or on a GPU of torch's allocator."""
-    if device == "cuda":
+    if device != "cpu":
         import torch
 
-        return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+        return round(torch.accelerator.max_memory_allocated() / 1e9, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 

@@ -63,6 +63,7 @@ FIGURES = {
 """Numbers above 0 in the JSON of each."""
 TEXT = {
     "contained.py": (r"easy/RTE/train.tsv: \d{2,} lines", r"folds/2/RTE/dev.tsv: \d{2,} lines"),
+    "gpu_check.py": (r"\| datastore \| ok \| .*writing over forward alone \d",),
     "pairs.py": (r"rows/train.txt: \d{4} lines", r"glue/MRPC/train.tsv: \d{3} lines"),
     "plm.py": (r"transformers, predicted tokens only +\d+\.\d{3} +\d+\.\d\d +\d\.\d\d +\d+\.\d\d\n",),
 }

@@ -8,7 +8,7 @@ import dataclasses
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,14 +52,16 @@ class Timed:
 
 
 def run_bench(
-    config: PlmRun, tokens: int, turns: int, train_rows: int, device: torch.device, precision: str = "fp32"
-) -> list[Timed]:
+    config: PlmRun, tokens: int, turns: int, train_rows: int, device: torch.device, precision: str = "fp32",
+    models: Collection[str] = tuple(PUBLISHED),
+) -> list[Timed]:  # fmt: skip
     """Time the recipe's model without memory, with PKM and with ResM, and a large one of twice the layers and 4/3 the
     width (BERT-large for BERT-base) likewise.
 
     tokens: of a row. train_rows: rows of a training step of the base models; 0: none. precision: of weights and
-    activations, fp32, fp16 or bf16; a memory's values, and what Adam updates, are fp32 in each. Raises UsageError for a
-    recipe without memory. Memory: the base model's training state and the largest model's weights.
+    activations, fp32, fp16 or bf16; a memory's values, and what Adam updates, are fp32 in each. models: those of
+    PUBLISHED to time; the base model is in any case. Raises UsageError for a recipe without memory. Memory: the base
+    model's training state and the largest model's weights.
     """
     if config.memory.kind == "none":
         raise UsageError("memory bench: the recipe has no memory; take plm-base-resm, or set memory.kind=resm")
@@ -69,6 +71,8 @@ def run_bench(
         ("base +PKM", False, "pkm"), ("base +ResM", False, "resm"), ("large", True, None), ("large +PKM", True, "pkm"),
         ("large +ResM", True, "resm"),
     ):  # fmt: skip
+        if name not in models:
+            continue
         model = _Model(name, enlarged(config) if large else config, kind, device, precision)
         found.append(model.timed(base, tokens, turns, 0 if large else train_rows))
         del model
