@@ -10,9 +10,10 @@ from typing import Literal, get_args
 
 import torch
 
-Operation = Literal["lookup", "weights", "update", "slots", "softmax"]
+Operation = Literal["lookup", "weights", "update", "slots", "cross_entropy", "log_probs"]
 """lookup: the sums of a memory's forward; weights: the derivatives of their weights; update: the values' gradient and
-Adam; slots: the best slots of half scores; softmax: cross-entropy between the products of a linear layer."""
+Adam; slots: the best slots of half scores; cross_entropy: that of a linear layer's outputs, summed over rows, with its
+gradients; log_probs: the same for each row, in which the backward makes the products again."""
 
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 

@@ -42,7 +42,7 @@ def target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tens
     rows = chunk_rows(len(weight), weight.device)
     for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = torch.addmm(bias, some, weight.t())
-        if _by_kernel(logits):
+        if _by_kernel("cross_entropy", logits):
             parts.append(_kernel().log_probs(logits, wanted)[0])
             continue
         chosen = logits.gather(1, wanted[:, None]).squeeze(1)
@@ -56,15 +56,15 @@ def linear_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     hidden [N, D], weight [V, D], targets int64 [N]. Memory: [N, V] logits and their fp32 log-softmax, and in the
     backward as much again; by the kernel one [n, V] of `chunk_rows`, whose products the backward makes a second time.
     """
-    if _by_kernel(hidden) and not torch.is_autocast_enabled(hidden.device.type):
+    if _by_kernel("log_probs", hidden) and not torch.is_autocast_enabled(hidden.device.type):
         found: Tensor = _LinearLogProbs.apply(hidden, weight, targets)
         return found
     log_softmax = torch.log_softmax(F.linear(hidden, weight), dim=1, dtype=torch.float32)
     return -F.nll_loss(log_softmax, targets, reduction="none")
 
 
-def _by_kernel(x: Tensor) -> bool:
-    return choice.taken("softmax", x.device) and x.dtype != torch.float64
+def _by_kernel(operation: choice.Operation, x: Tensor) -> bool:
+    return choice.taken(operation, x.device) and x.dtype != torch.float64
 
 
 def _kernel() -> Any:
@@ -109,7 +109,7 @@ class _CrossEntropySum(torch.autograd.Function):
         for rows in _chunks(hidden, weight):
             some, wanted = hidden[rows], targets[rows]
             scores = torch.addmm(bias, some, weight.t())
-            if _by_kernel(scores):
+            if _by_kernel("cross_entropy", scores):
                 total -= _kernel().log_probs(scores, wanted, derive=True)[0].sum(dtype=torch.float64)
             else:
                 total += _derive_(scores, wanted[:, None])
