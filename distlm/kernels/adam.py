@@ -47,12 +47,13 @@ def _adam_rows(  # type: ignore[no-untyped-def]
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = part * TILE + tl.arange(0, TILE)
     valid = columns < width
-    begin, end = tl.load(offsets + row), tl.load(offsets + row + 1)
-    g = sum_of_bag(source, index, weights, begin, end, width, columns, valid, TILE) * scale
-    size, eps = tl.load(sizes + (row if OWN else 0)), tl.load(small + (row if OWN else 0))
+    # Asked for before the gradient, which waits for reads of its own.
     place = tl.load(rows + row) * width + columns
     p = tl.load(values + place, mask=valid, other=0.0)
     m, v = tl.load(exp_avg + place, mask=valid, other=0), tl.load(exp_avg_sq + place, mask=valid, other=0)
+    size, eps = tl.load(sizes + (row if OWN else 0)), tl.load(small + (row if OWN else 0))
+    begin, end = tl.load(offsets + row), tl.load(offsets + row + 1)
+    g = sum_of_bag(source, index, weights, begin, end, width, columns, valid, TILE) * scale
     if ROUNDED:
         m, v = _widened(m), _widened(v)
     m = tl.fma(g - m, rest1, m)
