@@ -89,9 +89,8 @@ class TrainConfig:
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Compute precision; V100 has no bf16."""
     kernels: Literal["auto", "torch", "triton"] = volatile("auto")  # type: ignore[assignment]
-    """What memories and softmaxes compute with on CUDA devices. auto: torch or kernels in Triton, whichever is quicker
-    in a comparison at the first start, and of which the checkpoints keep record; torch; triton: kernels wherever they
-    give what torch gives."""
+    """How memories and softmaxes compute on CUDA devices. torch: by its operations; triton: by kernels, wherever they
+    give what torch gives; auto: by what was quicker in a comparison at the first start, which checkpoints record."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
     valid_every: int = 1400

@@ -109,7 +109,7 @@ class TrainState(Record, kw_only=True):
     precision: str
     """train.precision of that start."""
     kernels: list[str] | UnsetType = UNSET
-    """Operations that kernels in Triton did in that start (train.kernels); absent: none."""
+    """Operations that kernels in Triton did in that start (train.kernels); absent: torch did all."""
     tap: str | UnsetType = UNSET
     """The hidden state that a datastore holds."""
     optimizer: OptimizerState

@@ -48,15 +48,11 @@ def compare(operation: Operation, problem: Problem, device: torch.device, repeat
     """
     try:
         choice.take((), device)
-        work = make(operation, problem, device)
-        wanted = [x.clone() for x in work()]
-        torch_seconds = _seconds(work, device, repeats)
+        wanted, torch_seconds = _done(make(operation, problem, device), device, repeats)
         choice.take((operation,), device)
-        work = make(operation, problem, device)
-        found = [x.clone() for x in work()]
-        triton_seconds = _seconds(work, device, repeats)
-        work = make(operation, problem, device)
-        same = all(torch.equal(x, y) for x, y in zip(found, work(), strict=True))
+        found, triton_seconds = _done(make(operation, problem, device), device, repeats)
+        again, _ = _done(make(operation, problem, device), device, 0)
+        same = all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
     except Exception as error:
         # Whatever a compiler, a driver or a full device says: the training goes on with torch.
         lines = str(error).strip().splitlines() or [""]
@@ -71,15 +67,17 @@ def compare(operation: Operation, problem: Problem, device: torch.device, repeat
     )
 
 
-def _seconds(work: Work, device: torch.device, repeats: int) -> float:
-    found = []
+def _done(work: Work, device: torch.device, repeats: int) -> tuple[list[Tensor], float]:
+    """Results of the first call, which may compile, and the median seconds of the calls after it."""
+    found = [x.clone() for x in work()]
+    seconds = []
     for _ in range(repeats):
         synchronize(device)
         before = time.perf_counter()
         work()
         synchronize(device)
-        found.append(time.perf_counter() - before)
-    return median(found) if found else 0.0
+        seconds.append(time.perf_counter() - before)
+    return found, median(seconds) if seconds else 0.0
 
 
 def _differ(found: list[Tensor], wanted: list[Tensor], least: float) -> tuple[float, bool]:
