@@ -42,7 +42,7 @@ def target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tens
     rows = chunk_rows(len(weight), weight.device)
     for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = torch.addmm(bias, some, weight.t())
-        if _by_kernel("cross_entropy", logits):
+        if _by_kernel("cross_entropy", logits) and not logits.requires_grad:
             parts.append(_kernel().log_probs(logits, wanted)[0])
             continue
         chosen = logits.gather(1, wanted[:, None]).squeeze(1)

@@ -42,12 +42,22 @@ def calls() -> list[Call]:
     def record(kernel: Any, grid: tuple[int, ...], on: Tensor, *arguments: Any, **constants: Any) -> None:
         names = [name for name in kernel.arg_names if name not in constants]
         given = dict(zip(names, arguments, strict=True))
+        # A start compiles ones as constants.
+        ones = {name: 1 for name, x in given.items() if isinstance(x, int) and x == 1}
+        given = {name: x for name, x in given.items() if name not in ones}
         aligned = [name for name, x in given.items() if isinstance(x, Tensor) or (isinstance(x, int) and x % 16 == 0)]
-        found.append((kernel, {name: kind(x) for name, x in given.items()}, aligned, constants))
+        found.append((kernel, {name: kind(x) for name, x in given.items()}, aligned, {**constants, **ones}))
 
     for module in (adam, bags, slots, softmax):
         module.launch = record  # type: ignore[attr-defined]
     index, offsets = torch.zeros(4, READS).int(), torch.arange(5).int()
+    # The least that there is, and the shapes of a large model.
+    one, offset = torch.zeros(1, 1), torch.arange(2).int()
+    adam.adam_rows((one, one, one), offset[:1].long(), (one, offset[:1], one[0], offset), 1.0, (0.9, 0.999),
+                   (one[0], one[0]), (offset[:1].long(), 1))  # fmt: skip
+    slots.best_slots(one.view(1, 1, 1, 1).expand(1, 2, 1, 1), offset[:1], offset[:1], 1)
+    softmax.log_probs(one, offset[:1].long(), derive=True)
+    bags.score_gradients(one, offset[:1, None], one)
     table, logits = torch.zeros(9, WIDTH), torch.zeros(9, 20002).half()
     bags.token_sums(table, index, torch.zeros(4, READS))
     bags.score_gradients(table, index, table[:4])
