@@ -75,7 +75,7 @@ class Job(ABC, Generic[S]):
     """Updates in all; where training may end sooner, the most there can be."""
     engine: Engine
     parameters: int
-    kernels: Sequence[str] = ()
+    kernels: list[str]
     """Operations that kernels in Triton do; from `begin` on."""
     unit = metrics.TOKENS_PER_S
     """Name of the rate: what the loss is a mean over, per second."""
