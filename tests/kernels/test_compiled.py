@@ -18,7 +18,7 @@ def test_machine_code(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     driver = TESTS / "support" / "drivers" / "compile_kernels.py"
-    command = [sys.executable, driver, "70", "90"]
+    command = [sys.executable, str(driver), "70", "90"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
