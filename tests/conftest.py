@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from support import ENVIRONMENT, warm
 from support.foreign.hangs import Watch
 
+from distlm.runtime.ranks.device import DRIVERS
+
 SERVER = pytest.StashKey[warm.Server]()
 WATCH = pytest.StashKey[Watch]()
 
@@ -19,6 +21,9 @@ WATCH = pytest.StashKey[Watch]()
 def pytest_configure(config: pytest.Config) -> None:
     """One server of warm starts for this process and those of xdist, which inherit its environment."""
     os.environ["DISTLM_SPEEDS"] = os.environ["DISTLM_CHECKED"] = ""
+    if not any(path.exists() for path in DRIVERS):
+        # Before anything imports triton: without a GPU the tests of kernels interpret them, and nothing else uses it.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     if warm.VARIABLE not in os.environ:
         config.stash[SERVER] = warm.Server(ENVIRONMENT)
         os.environ[warm.VARIABLE] = ENVIRONMENT[warm.VARIABLE] = config.stash[SERVER].address

@@ -90,6 +90,9 @@ class TrainConfig:
     """Clip the global gradient norm to this (0: never)."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Compute precision; V100 has no bf16."""
+    kernels: Literal["auto", "torch", "triton"] = volatile("auto")  # type: ignore[assignment]
+    """How memories and softmaxes compute on CUDA devices. torch: by its operations; triton: by kernels, wherever they
+    give what torch gives; auto: by what was quicker in a comparison at the first start, which checkpoints record."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
     """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
     valid_every: int = 1400

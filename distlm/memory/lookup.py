@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from distlm.kernels import choice
+
 _BUFFER = 768 << 10
 _BUFFER_DEVICE = 64 << 20
 _BLOCK = 64
@@ -34,6 +36,10 @@ def bag_sums(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> 
 
 def token_sums(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
     """table fp32 [K, d], slots int32 [T, A], weights fp32 [T, A] → Σ over A of weights·table[slots], fp32 [T, d]."""
+    if choice.taken("lookup", table.device):
+        from distlm.kernels import bags
+
+        return bags.token_sums(table, slots, weights)
     tokens, reads = slots.shape
     offsets = torch.arange(0, tokens * reads + 1, reads, dtype=torch.int32, device=slots.device)
     return bag_sums(table, slots.flatten(), offsets, weights.flatten())
@@ -41,6 +47,10 @@ def token_sums(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
 
 def score_gradients(table: Tensor, slots: Tensor, gradient: Tensor) -> Tensor:
     """⟨gradient[t], table[slots[t, a]]⟩: table fp32 [K, d], slots int32 [T, A], gradient fp32 [T, d] → fp32 [T, A]."""
+    if choice.taken("weights", table.device):
+        from distlm.kernels import bags
+
+        return bags.score_gradients(table, slots, gradient)
     reads = slots.shape[1]
     # Rising slots: neighbouring rows share pages, and a row that several tokens read comes from the cache.
     rising, order = slots.flatten().sort()

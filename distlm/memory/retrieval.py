@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from distlm.kernels import choice
 from distlm.memory.check import check_sizes
 from distlm.memory.config import MemoryConfig
 from distlm.memory.norm import QueryNorm
@@ -125,14 +126,37 @@ def _choose(halves: Tensor, k: int) -> tuple[Tensor, Tensor]:
     scores, chosen = scores[..., :k], chosen[..., :k]
     slots = places[:, 0].gather(2, left[chosen]) * sub_keys + places[:, 1].gather(2, right[chosen])
     if tied is not None:
-        heads, tokens = tied.nonzero(as_tuple=True)
-        rows = max(1, _CHUNK // sub_keys**2)
-        for h, t in zip(heads.split(rows), tokens.split(rows), strict=True):
-            if len(h):
-                slots[h, t], scores[h, t] = _with_lowest_slots(halves[h, 0, t], halves[h, 1, t], scores[h, t], k)
+        _settle_ties(halves, slots, scores, tied)
     slots, order = slots.sort(dim=2)
     scores, order = scores.gather(2, order).sort(dim=2, descending=True, stable=True)
     return slots.gather(2, order), scores
+
+
+def _settle_ties(halves: Tensor, slots: Tensor, scores: Tensor, tied: Tensor) -> None:
+    """Where `tied`, bool [H, T], the lowest of the slots that have the k-th of `scores`, in place: slots, scores
+    [H, T, k]."""
+    heads, tokens = tied.nonzero(as_tuple=True)
+    rows = max(1, _CHUNK // halves.shape[3] ** 2)
+    for h, t in zip(heads.split(rows), tokens.split(rows), strict=True):
+        if len(h):
+            found, best = _with_lowest_slots(halves[h, 0, t], halves[h, 1, t], scores[h, t], slots.shape[2])
+            best, order = best.sort(dim=1, descending=True, stable=True)
+            slots[h, t], scores[h, t] = found.gather(1, order).to(slots.dtype), best
+
+
+def _by_kernel(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What `best_slots` gives, of fp32 half scores, by the kernel."""
+    from distlm.kernels import slots as kernel
+
+    sub_keys = keys.shape[2]
+    left, right = _candidates(min(k + 1, sub_keys * sub_keys), sub_keys, queries.device)
+    parts = []
+    for part in queries.split(_tokens_at_a_time(keys)):
+        halves = half_scores(part, keys)
+        slots, scores, following = kernel.best_slots(halves, left, right, k)
+        _settle_ties(halves, slots, scores, (scores[..., -1] == following) & scores[..., 0].isfinite())
+        parts.append((slots.transpose(0, 1), scores.transpose(0, 1)))
+    return torch.cat([slots for slots, _ in parts]), torch.cat([scores for _, scores in parts])
 
 
 def _with_lowest_slots(first: Tensor, second: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +174,8 @@ def _with_lowest_slots(first: Tensor, second: Tensor, scores: Tensor, k: int) ->
 class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        slots, scores = best_slots(queries, keys, k)
+        fused = choice.taken("slots", queries.device) and queries.dtype != torch.float64 != keys.dtype
+        slots, scores = (_by_kernel if fused else best_slots)(queries, keys, k)
         ctx.save_for_backward(queries, keys, slots)
         ctx.mark_non_differentiable(slots)
         return slots, scores

@@ -2,12 +2,18 @@
 
 The gradient of Σ CE is known as soon as a chunk's probabilities are, so it is formed there and then, and nothing of the
 chunk is kept. Same products as the plain way (three per chunk), less memory traffic.
+
+On GPUs a kernel (distlm.kernels.softmax) does what stands between the products, where that was chosen.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distlm.kernels import choice
 
 _CHUNK = {"cpu": 1 << 24}
 _CHUNK_DEFAULT = 1 << 27
@@ -36,9 +42,63 @@ def target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tens
     rows = chunk_rows(len(weight), weight.device)
     for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = torch.addmm(bias, some, weight.t())
+        if _by_kernel("cross_entropy", logits) and not logits.requires_grad:
+            parts.append(_kernel().log_probs(logits, wanted)[0])
+            continue
         chosen = logits.gather(1, wanted[:, None]).squeeze(1)
         parts.append((chosen - logits.logsumexp(1)).float())
     return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def linear_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """ln softmax(hidden·weightᵀ)[target] of each row, fp32 [N], differentiable: whatever the rows' own weights are.
+
+    hidden [N, D], weight [V, D], targets int64 [N]. Memory: [N, V] logits and their fp32 log-softmax, and in the
+    backward as much again; by the kernel one [n, V] of `chunk_rows`, whose products the backward makes a second time.
+    """
+    if _by_kernel("log_probs", hidden) and not torch.is_autocast_enabled(hidden.device.type):
+        found: Tensor = _LinearLogProbs.apply(hidden, weight, targets)
+        return found
+    log_softmax = torch.log_softmax(F.linear(hidden, weight), dim=1, dtype=torch.float32)
+    return -F.nll_loss(log_softmax, targets, reduction="none")
+
+
+def _by_kernel(operation: choice.Operation, x: Tensor) -> bool:
+    return choice.taken(operation, x.device) and x.dtype != torch.float64
+
+
+def _kernel() -> Any:
+    # It imports triton.
+    from distlm.kernels import softmax
+
+    return softmax
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        found, norms = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
+        for rows in _chunks(hidden, weight):
+            found[rows], norms[rows] = _kernel().log_probs(hidden[rows] @ weight.t(), targets[rows])
+        ctx.save_for_backward(hidden, weight, targets, norms)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden, weight, targets, norms = ctx.saved_tensors
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in _chunks(hidden, weight):
+            scores = hidden[rows] @ weight.t()
+            _kernel().derive_(scores, targets[rows], norms[rows], -upstream[0][rows])
+            torch.mm(scores, weight, out=d_hidden[rows])
+            d_weight.addmm_(scores.t(), hidden[rows])
+        return d_hidden, d_weight, None
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    rows = chunk_rows(len(weight), weight.device)
+    return [slice(first, first + rows) for first in range(0, len(hidden), rows)]
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -46,18 +106,14 @@ class _CrossEntropySum(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         d_hidden, d_weight, d_bias = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        rows = chunk_rows(len(weight), weight.device)
-        for first in range(0, len(hidden), rows):
-            some, wanted = hidden[first : first + rows], targets[first : first + rows, None]
+        for rows in _chunks(hidden, weight):
+            some, wanted = hidden[rows], targets[rows]
             scores = torch.addmm(bias, some, weight.t())
-            top = scores.amax(1, keepdim=True)
-            chosen = scores.gather(1, wanted) - top
-            scores.sub_(top).exp_()
-            norm = scores.sum(1, keepdim=True)
-            total += (norm.log() - chosen).sum(dtype=torch.float64)
-            scores.div_(norm)
-            scores.scatter_add_(1, wanted, scores.new_full((1, 1), -1.0).expand(len(wanted), 1))
-            torch.mm(scores, weight, out=d_hidden[first : first + rows])
+            if _by_kernel("cross_entropy", scores):
+                total -= _kernel().log_probs(scores, wanted, derive=True)[0].sum(dtype=torch.float64)
+            else:
+                total += _derive_(scores, wanted[:, None])
+            torch.mm(scores, weight, out=d_hidden[rows])
             d_weight.addmm_(scores.t(), some)
             d_bias += scores.sum(0)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
@@ -68,3 +124,15 @@ class _CrossEntropySum(torch.autograd.Function):
         scale = gradients[0].to(ctx.saved_tensors[0].dtype)
         d_hidden, d_weight, d_bias = (tensor * scale for tensor in ctx.saved_tensors)
         return d_hidden, d_weight, d_bias, None
+
+
+def _derive_(scores: Tensor, targets: Tensor) -> Tensor:
+    """Logits [n, V] become the derivatives of Σ −ln p(target), which is returned, fp64 []; targets int64 [n, 1]."""
+    top = scores.amax(1, keepdim=True)
+    chosen = scores.gather(1, targets) - top
+    scores.sub_(top).exp_()
+    norm = scores.sum(1, keepdim=True)
+    total = (norm.log() - chosen).sum(dtype=torch.float64)
+    scores.div_(norm)
+    scores.scatter_add_(1, targets, scores.new_full((1, 1), -1.0).expand(len(targets), 1))
+    return total

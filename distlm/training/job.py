@@ -21,6 +21,8 @@ from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
 from distlm.training.dsconfig import DeepSpeedConfig
 from distlm.training.engine import Engine
+from distlm.training.kernels.choose import choose
+from distlm.training.kernels.problem import Problem
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.objective import Objective
 from distlm.training.records import S, fresh_state
@@ -73,6 +75,8 @@ class Job(ABC, Generic[S]):
     """Updates in all; where training may end sooner, the most there can be."""
     engine: Engine
     parameters: int
+    kernels: list[str]
+    """Operations that kernels in Triton do; from `begin` on."""
     unit = metrics.TOKENS_PER_S
     """Name of the rate: what the loss is a mean over, per second."""
     may_shard = True
@@ -115,6 +119,9 @@ class Job(ABC, Generic[S]):
         else:
             model = together(self.comm, lambda: self.saved_model(resume))
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        kept = None if resume is None else resume.state.kernels or ()
+        problem = Problem.of(model, self.text.vocabulary, self.train.precision)
+        self.kernels = choose(self.train.kernels, kept, problem, device, self.comm)
         # DeepSpeed replaces the tensors by half-precision copies; these keep the fp32 values for `restore`.
         weights = {} if resume is None else {name: parameter.data for name, parameter in model.named_parameters()}
         objective = self.objective(model)

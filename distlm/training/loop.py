@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic
 
+from msgspec import UNSET
+
 from distlm.config.schema import RunConfig
 from distlm.errors import Stopped
 from distlm.models.registry import kind
@@ -91,6 +93,7 @@ class _Run(Generic[S]):
         """Updates done when this start began."""
         for name in ("ranks", "deepspeed", "precision", "tap"):
             setattr(self.state, name, getattr(fresh, name))
+        self.state.kernels = job.kernels or UNSET
         self.state.last["parameters"] = job.parameters
         # What earlier starts did since the last line of metrics.
         self.window = Window(self.job.unit, self.state.window)

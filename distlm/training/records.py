@@ -108,6 +108,8 @@ class TrainState(Record, kw_only=True):
     """train.deepspeed of that start."""
     precision: str
     """train.precision of that start."""
+    kernels: list[str] | UnsetType = UNSET
+    """Operations that kernels in Triton did in that start (train.kernels); absent: torch did all."""
     tap: str | UnsetType = UNSET
     """The hidden state that a datastore holds."""
     optimizer: OptimizerState

@@ -64,6 +64,23 @@ def test_a_longer_training_is_what_it_would_have_been(tokens, tmp_path, log_ever
         train(tiny_config(tokens, grown, *settings, "train.updates=8"))
 
 
+def test_kernels_go_on_as_they_were_chosen(tokens, tmp_path, monkeypatch):
+    """What the first start chose is in its checkpoint, and the next one is told of it; a third one keeps none."""
+    told = []
+
+    def choose(setting, kept, *_):
+        told.append((setting, kept))
+        return ["update", "slots"] if len(told) < 3 else []
+
+    monkeypatch.setattr("distlm.training.job.choose", choose)
+    settings = "train.valid_every=0", "train.save_every=0", "train.updates=9", "train.max_updates_this_run=2"
+    for kernels in (["update", "slots"], ["update", "slots"], None):
+        with pytest.raises(Stopped):
+            train(tiny_config(tokens, tmp_path, *settings, f"train.kernels={'torch' if kernels is None else 'auto'}"))
+        assert state(tmp_path).get("kernels") == kernels
+    assert told == [("auto", None), ("auto", ["update", "slots"]), ("torch", ["update", "slots"])]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_schedule_that_ends_does_not_grow(tokens, tmp_path, schedule):
     settings = f"train.schedule={schedule}", "train.cosine_period=4", "train.valid_every=0"

@@ -38,9 +38,8 @@ class SlotSums:
         return self._sum(self.index, self.offsets, self.weights)
 
     def _sum(self, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        # Sums that are taken early, those of the norm and those of the update must round alike.
-        sums = kernels.bag_sums if kernels.usable(self.source.device) else bag_sums
-        return sums(self.source, index, offsets, weights)
+        loops = kernels.loops_of(self.source.device)
+        return (loops.bag_sums if loops else bag_sums)(self.source, index, offsets, weights)
 
     def by_pieces(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(slots int64 [c], gradient fp32 [size, d]) for c = size slots at a time; at the end fewer, and zero rows."""

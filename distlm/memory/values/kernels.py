@@ -1,25 +1,40 @@
-"""Compiled loops over the slots that an update reads, for processors: one pass over each row, without copies of it.
+"""Compiled loops over the slots that an update reads: one pass over each row, without copies of it.
 
-torch alone has to copy the rows of three planes into a buffer and back, which takes twice as long as the update. The
-loops come from numba (an extra of this package); without it, and on GPUs, distlm.memory.values.rows does the same with
-torch's operations, equal up to rounding. The bits depend neither on the number of threads nor on the columns.
+torch alone has to copy the rows of three planes into a buffer and back, which takes twice as long as the update. For
+processors the loops come from numba (an extra of this package), for GPUs from Triton (distlm.kernels), where that was
+chosen; without them distlm.memory.values.rows does the same with torch's operations, equal up to rounding. The bits
+depend neither on the number of threads nor on the columns.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distlm.kernels import choice
+
 AVAILABLE = find_spec("numba") is not None
 _BLOCKS_A_THREAD = 16
 
 
-def usable(device: torch.device) -> bool:
-    """Whether tensors of this device can be given to these functions."""
-    return AVAILABLE and device.type == "cpu"
+class Loops(NamedTuple):
+    """The two that round alike: sums that are taken early, those of the norm and those of the update."""
+
+    bag_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    adam_rows: Callable[..., Tensor]
+
+
+def loops_of(device: torch.device) -> Loops | None:
+    """`bag_sums` and `adam_rows` for tensors of this device; None: by torch's operations."""
+    if choice.taken("update", device):
+        from distlm.kernels import adam, bags
+
+        return Loops(bags.bag_sums, adam.adam_rows)
+    return Loops(bag_sums, adam_rows) if AVAILABLE and device.type == "cpu" else None
 
 
 def bag_sums(source: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

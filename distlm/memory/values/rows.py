@@ -21,16 +21,18 @@ def update_rows(table: ValueTable, sums: SlotSums, scale: float) -> Tensor:
     update = table.updates + 1
     if table.row_steps is not None:
         table.row_steps[sums.rows] += 1
-    if not kernels.usable(table.values.device):
+    device = table.values.device
+    loops = kernels.loops_of(device)
+    if loops is None:
         return _Pieces(table, update, len(sums.rows)).run(sums, scale)
-    updates = torch.tensor([update]) if table.row_steps is None else table.row_steps[sums.rows]
+    updates = torch.tensor([update], device=device) if table.row_steps is None else table.row_steps[sums.rows]
     size, eps = table.rule.steps(updates)
     bags = sums.source, sums.index, sums.weights, sums.offsets
     planes = table.values, *table.make_moments()
     betas = table.rule.beta1, table.rule.beta2
     keys = rounding_keys(sums.rows, table.layer, update) if table.config.moments == "bf16" else sums.rows
     rounding = keys, table.first
-    return kernels.adam_rows(planes, sums.rows, bags, scale, betas, (size.float(), eps.float()), rounding)
+    return loops.adam_rows(planes, sums.rows, bags, scale, betas, (size.float(), eps.float()), rounding)
 
 
 class _Pieces:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distlm.data.dictionary import Dictionary
 from distlm.errors import UsageError
+from distlm.models.linear_cross_entropy import linear_log_probs
 from distlm.models.row_dropout import Noise
 
 
@@ -139,18 +140,20 @@ class AdaptiveSoftmax(nn.Module):
 
         Memory: the head's logits and their fp32 log-softmax, both [n, words of band 0 + tails] (20,002 wide in the
         WikiText-103 recipe), and for each tail [rows whose target lies in it, words of the band]; backward needs as
-        much again. Nothing of size [n, V] is made.
+        much again (by the kernel less: see linear_log_probs). Nothing of size [n, V] is made.
         """
         hidden = self.noise.of_tokens(hidden, self.dropout, self.training, "hidden")
         rows = self.bands.rows(targets)
         head_targets = targets
         for i in range(1, len(rows)):
             head_targets = head_targets.index_fill(0, rows[i], self.bands.edges[1] + i - 1)
-        log_probs = _target_log_probs(self._head_logits(hidden), head_targets)
+        log_probs = linear_log_probs(hidden, self._head_weight(), head_targets)
         for i in range(1, len(rows)):
             # No rows, no special case: zero-row products give the band's parameters the zero gradient ZeRO waits for.
-            logits = self._tail_logits(i, hidden.index_select(0, rows[i]), rows[i])
-            within = _target_log_probs(logits, targets[rows[i]] - self.bands.edges[i])
+            inner = self._inner(i, hidden.index_select(0, rows[i]), rows[i])
+            within = linear_log_probs(
+                inner, self.get_parameter(f"embedding_{i}"), targets[rows[i]] - self.bands.edges[i]
+            )
             log_probs = log_probs.index_add(0, rows[i], within)
         return log_probs
 
@@ -167,16 +170,16 @@ class AdaptiveSoftmax(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _head_logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self._head_weight())
+
+    def _tail_logits(self, band: int, hidden: Tensor) -> Tensor:
+        return F.linear(self._inner(band, hidden), self.get_parameter(f"embedding_{band}"))
+
+    def _head_weight(self) -> Tensor:
         weight = self.get_parameter("embedding_0")
-        return F.linear(hidden, torch.cat([weight, self.class_weight]) if self.tails else weight)
+        return torch.cat([weight, self.class_weight]) if self.tails else weight
 
-    def _tail_logits(self, band: int, hidden: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Of the tokens that `chosen` names among the scored ones; None: all."""
+    def _inner(self, band: int, hidden: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """[n, D_band] of the tokens that `chosen` names among the scored ones; None: all."""
         inner = hidden @ self.get_parameter(f"projection_{band}")
-        inner = self.noise.of_tokens(inner, self.dropout, self.training, f"band.{band}", chosen)
-        return F.linear(inner, self.get_parameter(f"embedding_{band}"))
-
-
-def _target_log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits [n, c], targets int64 [n] → log softmax at the targets, fp32 [n]."""
-    return -F.nll_loss(torch.log_softmax(logits, dim=1, dtype=torch.float32), targets, reduction="none")
+        return self.noise.of_tokens(inner, self.dropout, self.training, f"band.{band}", chosen)

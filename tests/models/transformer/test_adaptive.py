@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.present import present
 
+from distlm.models.linear_cross_entropy import linear_log_probs
+from distlm.models.transformer import adaptive
 from distlm.models.transformer.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
 
 BANDS = Bands.plan(60, [16, 30], 24, 2)
@@ -83,13 +85,13 @@ def test_dropout_reaches_input_and_tail_projection(monkeypatch: pytest.MonkeyPat
     _, softmax = pair(dropout=0.5)
     hidden = torch.ones(4000, 24)
     seen: list[torch.Tensor] = []
-    original = softmax._head_logits
+    original = linear_log_probs
 
-    def head_logits(hidden: torch.Tensor) -> torch.Tensor:
+    def seeing(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         seen.append(hidden)
-        return original(hidden)
+        return original(hidden, *rest)
 
-    monkeypatch.setattr(softmax, "_head_logits", head_logits)
+    monkeypatch.setattr(adaptive, "linear_log_probs", seeing)
     softmax(hidden, torch.full((4000,), 31))
     assert seen[0].eq(0).float().mean().item() == pytest.approx(0.5, abs=0.01)
     torch.manual_seed(1)

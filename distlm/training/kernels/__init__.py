@@ -1,0 +1,1 @@
+"""Which kernels a training uses: what they are tried on, and the choice of all ranks."""
