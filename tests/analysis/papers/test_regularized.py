@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from support.pictures import description
 from support.records import unsealed
 
 from distlm.analysis.papers.regularized import Cell, fixed_perplexity, write_tables
@@ -94,7 +95,8 @@ def test_means_deviations_and_the_statement(finished: RunConfig, tmp_path: Path)
         points = list(csv.DictReader(stream))
     (point,) = (row for row in points if (row["penalty"], row["perplexity"], row["weight"]) == ("L2", "fixed", "10.0"))
     assert float(point["standard_deviation"]) == pytest.approx(1)
-    assert (tmp_path / "figure1.png").read_bytes().startswith(b"\x89PNG")
+    seen = description(tmp_path / "figure1.png")
+    assert "L2: + kNN, λ 0.3, T 1: ω = 1;" in seen and "queues: + kNN, tuned: ω = 1." in seen
 
 
 def test_the_paper_s_numbers_stand_beside_ours_on_its_texts_only(finished: RunConfig, tmp_path: Path) -> None:
