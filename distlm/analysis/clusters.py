@@ -107,7 +107,7 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
         [[label, group, *row] for label, parts in histograms.items() for group, rows in parts.items() for row in rows],
     )
     seen = _seen(found)
-    x, y = "log-likelihood of the state, nats", "tokens' density per nat"
+    x, y = "log-likelihood of the state, nats", "density per nat"
     write_picture(path, paired_histograms(histograms, x, y, seen))
     head = ["run", "keys fitted", "tokens, low loss", "tokens, high loss", "mean, low", "mean, high", "difference / sd",
             "low likelier"]  # fmt: skip
@@ -124,9 +124,8 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
 
 def _seen(found: Sequence[Clusters]) -> str:
     """Which group lies in the denser places, in each run."""
-    parts = [f"{item.ordered:.0%} of the pairs in {item.label}" for item in found]
-    said = f"Of a token with a low and one with a high loss, the low one's state is the likelier in {'; '.join(parts)}"
-    return f"{said} (50 %: no difference)."
+    parts = "; ".join(f"{item.ordered:.0%} of all pairs in {item.label}" for item in found)
+    return f"A token with a low loss has a likelier state than one with a high loss in {parts} (50%: as likely)."
 
 
 def _clusters(

@@ -87,11 +87,8 @@ def _seen(bins: Sequence[Bin], first: str, differences: Mapping[str, Sequence[fl
         fall, rise = (choose(range(len(bins)), key=lambda row: values[row]) for choose in (min, max))
         parts = [f"{mean:+.3f} nats per token over all"]
         for row, word, there in ((fall, "lower", values[fall] < 0), (rise, "higher", values[rise] > 0)):
-            where = (
-                f"most for {bins[row].label} ({values[row]:+.3f}, {bins[row].tokens:,} token{'s' * (bins[row].tokens != 1)})"
-                if there
-                else "nowhere"
-            )
+            tokens_of = f"{bins[row].tokens:,} token{'s' * (bins[row].tokens > 1)}"
+            where = f"most for {bins[row].label} ({values[row]:+.3f}, {tokens_of})" if there else "nowhere"
             parts.append(f"{word} {where}")
         found.append(f"Loss of {label} less that of {first}: {', '.join(parts)}.")
     return " ".join(found)

@@ -22,7 +22,7 @@ def stacked_shares(parts: Mapping[str, Sequence[float]], names: Sequence[str], l
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.grid(visible=False)
-    return png(figure, axes, caption)
+    return png(figure, [axes], caption)
 
 
 @drawn
@@ -39,7 +39,7 @@ def grouped_bars(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]],
         axes.set_xticks(places, list(groups), rotation=60, ha="right", fontsize=SMALL)
         axes.set_ylabel(label)
         axes.grid(axis="x", visible=False)
-    return png(figure, drawn_on[-1], caption)
+    return png(figure, drawn_on[-1:], caption)
 
 
 @drawn
@@ -56,21 +56,32 @@ def perplexity_with_errors(
         at = np.array([places[value] for value in x]) + 0.04 * (number - (len(curves) - 1) / 2)
         axes.errorbar(at, y, yerr=error, color=colour, marker="o", markersize=3.5, linewidth=1.2, capsize=3, label=name)
     axes.set_xticks(list(places.values()), [f"{x:g}" for x in places])
-    return png(figure, axes, caption)
+    return png(figure, [axes], caption)
 
 
 @drawn
 def paired_histograms(histograms: Mapping[str, Mapping[str, Histogram]], x: str, y: str, caption: str) -> bytes:
-    """One panel per name below each other, in each the densities of its groups laid over one another. All panels have
-    the same axes, so that they can be compared."""
-    figure, panels = panels_of(len(histograms), 0.6 + 1.9 * len(histograms), share_x=True)
+    """One panel per name below each other, in each the densities of its two groups laid over one another, on one scale.
+    Of several names such panels look alike: below them a line for each is its first group's density less the second's.
+    """
+    several = len(histograms) > 1
+    figure, panels = panels_of(len(histograms) + several, 0.6 + 1.9 * (len(histograms) + several), share_x=True)
     highest = max(one[3] for groups in histograms.values() for bins in groups.values() for one in bins)
-    for axes, (name, groups) in zip(panels, histograms.items(), strict=True):
+    for axes, (name, groups) in zip(panels, histograms.items(), strict=False):
         for (group, bins), colour in zip(groups.items(), (ORANGE, BLUE), strict=True):
             edges = [bins[0][0], *(one[1] for one in bins)]
             axes.stairs([one[3] for one in bins], edges, fill=True, color=colour, alpha=0.5, label=f"{group} loss")
         axes.set_ylim(0, 1.05 * highest)
         axes.set_title(name, loc="left")
         axes.set_ylabel(y)
+    if several:
+        for (name, groups), colour in zip(histograms.items(), colours(len(histograms)), strict=True):
+            first, second = groups.values()
+            apart = [one[3] - other[3] for one, other in zip(first, second, strict=True)]
+            edges = [first[0][0], *(one[1] for one in first)]
+            panels[-1].stairs(apart, edges, color=colour, linewidth=1.2, baseline=None, label=f"{name}: difference")
+        panels[-1].axhline(0, color=GREY, linewidth=0.8)
+        panels[-1].set_title(" less ".join(f"{group} loss" for group in groups), loc="left")
+        panels[-1].set_ylabel("Δ density")
     panels[-1].set_xlabel(x)
-    return png(figure, panels[-1], caption)
+    return png(figure, [panels[0], *panels[len(histograms) :]], caption)

@@ -29,7 +29,7 @@ def perplexity_over_weight(tuned: Tuned) -> bytes:
     # Curves near λ = 1 rise without bound: show what lies around the LM.
     lowest = float(np.exp(losses.min()))
     axes.set_ylim(lowest - 0.15 * (tuned.lm_perplexity - lowest) - 0.01 * lowest, 1.25 * tuned.lm_perplexity)
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -46,7 +46,7 @@ def perplexity_over_k(tuned: Tuned) -> bytes:
     axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid.ks, [str(k) for k in grid.ks])
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -57,7 +57,7 @@ def perplexity_over_skips(curves: Mapping[str, GateCurve]) -> bytes:
         axes.plot(curve.skipped, curve.perplexity, color=colour, marker="o", markersize=3, linewidth=1.2, label=name)
         axes.plot(curve.skipped, skipped_at_random(curve), color=colour, linewidth=1, linestyle="--",
                   label=f"{name}, skipped at random")  # fmt: skip
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 def skipped_at_random(curve: GateCurve) -> list[float]:
@@ -82,7 +82,7 @@ def perplexity_over_theta(tuned: Tuned) -> bytes:
         )  # fmt: skip
     axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
     axes.set_xscale("log")
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -91,7 +91,7 @@ def perplexity_over_recall(points: Mapping[str, Points], split: str) -> bytes:
     figure, axes = axes_of("recall, share of the true k nearest", f"perplexity per word ({split})")
     for (name, own), colour in zip(points.items(), colours(len(points), 0.05), strict=True):
         axes.plot(*zip(*sorted(own), strict=True), color=colour, marker="o", markersize=3.5, linewidth=1, label=name)
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -113,7 +113,7 @@ def recall_over_time(measured: Sequence[Any], front: Sequence[Any], picked: Any,
     if picked is not None:
         axes.scatter(*_time_and_recall([picked]), s=60, color=ORANGE, zorder=4, label="pick")
     axes.set_xscale("log")
-    return png(figure, axes, caption)
+    return png(figure, [axes], caption)
 
 
 def _time_and_recall(measured: Sequence[Any]) -> tuple[list[float], list[float]]:

@@ -65,7 +65,7 @@ def colours(count: int, first: float = 0.1, last: float = 0.9) -> Any:
     return colormaps["viridis"](np.linspace(first, last, count))
 
 
-def png(figure: Figure, legend: Axes | None = None, caption: str = "") -> bytes:
+def png(figure: Figure, legend: Sequence[Axes] = (), caption: str = "") -> bytes:
     """The finished picture.
 
     legend: axes whose names are shown below all axes, so that no line runs through them. caption: what there is to see,
@@ -73,7 +73,7 @@ def png(figure: Figure, legend: Axes | None = None, caption: str = "") -> bytes:
     """
     canvas = FigureCanvasAgg(figure)
     lines = textwrap.wrap(caption, _CAPTION_CHARACTERS)
-    names = _legend_of(figure, legend) if legend is not None else None
+    names = _legend_of(figure, legend)
     below = _CAPTION_LINE * len(lines) + _PAD * bool(lines)
     beside = names.get_window_extent(canvas.get_renderer()).height / figure.dpi + _PAD if names is not None else 0.0
     # The axes keep their height, whatever stands below them.
@@ -91,9 +91,10 @@ def png(figure: Figure, legend: Axes | None = None, caption: str = "") -> bytes:
     return stream.getvalue()
 
 
-def _legend_of(figure: Figure, axes: Axes) -> Legend | None:
+def _legend_of(figure: Figure, named: Sequence[Axes]) -> Legend | None:
     """The names of what is drawn on the axes in as many columns as the figure is wide; None without names."""
-    handles, names = axes.get_legend_handles_labels()
+    found = [axes.get_legend_handles_labels() for axes in named]
+    handles, names = ([item for part in found for item in part[which]] for which in (0, 1))
     for columns in range(len(names), 0, -1):
         legend = figure.legend(handles, names, ncols=columns, loc="lower center", borderaxespad=0, borderpad=0)
         legend.set_in_layout(False)

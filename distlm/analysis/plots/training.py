@@ -17,7 +17,7 @@ def loss_curve(train: Points, valid: Points) -> bytes:
     if valid:
         axes.plot(*zip(*valid, strict=True), color=ORANGE, marker="o", markersize=3.5, linewidth=1.2, label="valid")
     _clip_start(axes, [y for _, y in [*train, *valid]])
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -36,7 +36,7 @@ def shares(curves: Mapping[str, Points], label: str) -> bytes:
     for (name, points), colour in zip(curves.items(), colours(len(curves), 0.3, 0.85), strict=True):
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=name)
     axes.set_ylim(0, 1.02)
-    return png(figure, axes)
+    return png(figure, [axes])
 
 
 @drawn
@@ -51,7 +51,7 @@ def perplexity_curves(curves: Mapping[str, Points], top: float, per: str, captio
                   label=f"{name} (ends lowest)" if best else name)  # fmt: skip
     lowest = min(y for points in curves.values() for _, y in points)
     axes.set_ylim(lowest - 0.05 * (top - lowest), top)
-    return png(figure, axes, caption)
+    return png(figure, [axes], caption)
 
 
 @drawn

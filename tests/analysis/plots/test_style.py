@@ -16,7 +16,7 @@ def test_no_line_runs_through_the_legend_or_the_caption(names: list[str], captio
     figure, axes = axes_of("update", "loss, nats per token")
     for number, name in enumerate(names):
         axes.plot([0, 1], [number, 1], label=name)
-    picture = Image.open(io.BytesIO(png(figure, axes, caption)))
+    picture = Image.open(io.BytesIO(png(figure, [axes], caption)))
     assert picture.info.get("Description", "") == caption
     (legend,) = figure.legends
     labels, below = legend.get_window_extent(), axes.xaxis.label.get_window_extent()
