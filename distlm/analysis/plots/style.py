@@ -94,7 +94,8 @@ def png(figure: Figure, legend: Sequence[Axes] = (), caption: str = "") -> bytes
 def _legend_of(figure: Figure, named: Sequence[Axes]) -> Legend | None:
     """The names of what is drawn on the axes in as many columns as the figure is wide; None without names."""
     found = [axes.get_legend_handles_labels() for axes in named]
-    handles, names = ([item for part in found for item in part[which]] for which in (0, 1))
+    handles = [handle for part, _ in found for handle in part]
+    names = [name for _, part in found for name in part]
     for columns in range(len(names), 0, -1):
         legend = figure.legend(handles, names, ncols=columns, loc="lower center", borderaxespad=0, borderpad=0)
         legend.set_in_layout(False)

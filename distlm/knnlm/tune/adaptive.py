@@ -150,7 +150,7 @@ def adaptive_mixtures(
     halves = facts.groups.halves if own else None
     now = facts.groups.fingerprint
     if own and fitted.halves and fitted.halves != now:
-        # With other halves tokens would be mixed with what was fitted on themselves.
+        # With other halves a token would be mixed with a λ that was fitted on that token.
         raise DistlmError(
             f"knn.json: fitted on other halves of {fitted.split} ({fitted.halves}; now they are {now}); run "
             "`distlm knn tune` again"

@@ -51,5 +51,5 @@ def test_two_runs_have_a_panel_of_differences_and_one_has_none(figures: list[Fig
     assert [len(figure.axes) for figure in figures] == [3, 1]
     lines = [patch for patch in figures[0].axes[2].patches if isinstance(patch, StepPatch)]
     assert [line.get_label() for line in lines] == ["a: difference", "b: difference"]
-    assert np.array_equal([line.get_data().values for line in lines], [[0.25, -0.25], [-0.25, 0.25]])
+    assert np.array_equal([line.get_data()[0] for line in lines], [[0.25, -0.25], [-0.25, 0.25]])
     assert figures[0].axes[2].get_title(loc="left") == "low loss less high loss"
