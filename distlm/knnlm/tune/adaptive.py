@@ -192,7 +192,7 @@ def whole_and_halves(halves: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64
 
 
 def swapped(fits: Sequence[T], halves: npt.NDArray[np.int64], weigh: Callable[[T], Floats]) -> Floats:
-    """λ of each token by what was fitted on the half that it is not in: fp64 [Q]."""
+    """λ of each token, fitted on the half that the token is not in: fp64 [Q]."""
     return np.where(halves == 0, weigh(fits[1]), weigh(fits[0]))
 
 
