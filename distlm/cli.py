@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         options = _commands().parse(sys.argv[1:] if arguments is None else arguments)
-        # What only looks after runs may be started where there are ranks of others, e.g. in the shell of a job.
+        # A command that only watches runs may start in a place with other ranks, e.g. in the shell of a job.
         world = ALONE if getattr(options, "alone", False) else resolve_world()
         if "verb" not in options:
             # No stage; those that start stages listen themselves.

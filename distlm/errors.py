@@ -24,7 +24,7 @@ class UsageError(DistlmError):
 
 
 class Busy(DistlmError):
-    """Another run is at work in the folder: what is there is its own."""
+    """Another run is at work in the folder and owns what is in it."""
 
 
 class Stopped(DistlmError):

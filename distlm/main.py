@@ -4,7 +4,7 @@ Importing the rest takes seconds, and a signal that came in them would end the p
 """
 
 from distlm.errors import EXIT_STOPPED
-from distlm.runtime.stop import ignore_late_signals, leave_word, listen
+from distlm.runtime.stop import ignore_late_signals, listen, report_stop
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
         run()
     except SystemExit as end:
         if end.code == EXIT_STOPPED:
-            leave_word()
+            report_stop()
         raise
     finally:
         ignore_late_signals()

@@ -26,7 +26,7 @@ from distlm.finetune.finished.state import begun as finetuning_begun
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
-from distlm.runtime.child import start_stage, stopping, until_told_twice, verdict, word_of_ranks
+from distlm.runtime.child import start_stage, stop_reports, stopping, until_told_twice, verdict
 from distlm.runtime.files import json_hash, require_free_disk
 from distlm.runtime.metrics import STAGE_SECONDS, START_SECONDS, line_of
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -35,7 +35,7 @@ from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.ranks.mpirun import mpirun_session
 from distlm.runtime.ranks.said import Said
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.speeds import Of, corrected, remember
+from distlm.runtime.speeds import SpeedKey, corrected, remember
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.trackers.tracking import require_trackers
 from distlm.training.finished import RESULT, evaluated, lm_table, trained
@@ -149,7 +149,9 @@ def run_stages(config: RunConfig, recipe: str, overrides: Sequence[str], stop: S
     return EXIT_DONE
 
 
-def run_step(step: Step, config: RunConfig, command: Sequence[str], stop: StopFlag, of: Of | None) -> float | None:
+def run_step(
+    step: Step, config: RunConfig, command: Sequence[str], stop: StopFlag, of: SpeedKey | None
+) -> float | None:
     """Run one stage by its command: seconds, or None when `stop` ended it. `of`: what its speed is kept as; None: not.
 
     Raises DistlmError when it fails.
@@ -276,7 +278,7 @@ def counted(step: Step, config: RunConfig) -> StagePlan:
     return plan
 
 
-def speed_of(step: Step, config: RunConfig) -> Of:
+def speed_of(step: Step, config: RunConfig) -> SpeedKey:
     """What `speeds` keeps the time of a stage under.
 
     That is the model, and how its work and the index are cut; not how long it is.
@@ -287,7 +289,7 @@ def speed_of(step: Step, config: RunConfig) -> Of:
     cut = {key: tree["train"].get(key) for key in ("micro_blocks", "tokens_per_sample", "precision", "deepspeed")}
     # Masked language models have no index.
     settings = json_hash([model, cut, tree.get("index", {}).get("factory"), config.launch.threads])
-    return Of(step.words, config.model.kind, settings, step.ranks(config))
+    return SpeedKey(step.words, config.model.kind, settings, step.ranks(config))
 
 
 def check_settings(config: RunConfig) -> list[StagePlan]:
@@ -338,7 +340,7 @@ def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment["PYTHONUNBUFFERED"] = "1"
-    with mpirun_session() as session, word_of_ranks() as word:
+    with mpirun_session() as session, stop_reports() as word:
         yield environment | session | word
 
 

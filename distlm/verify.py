@@ -63,7 +63,7 @@ def parts_below(root: Path) -> list[Part]:
             part.files = [file for file in part.files if file.path == root or part.place == root]
     else:
         parts = list(found.values())
-        # What a record that cannot be read names is not known: it says so itself.
+        # A record that cannot be read names no files, and has its own line about that.
         unknown = {part.place.parent for part in parts if part.problems} - {root}
         strays = (
             path for path in _files(root)

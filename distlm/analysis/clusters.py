@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.analysis import plots
 from distlm.analysis.evaluations import Evaluation, open_evaluations, shown_of
+from distlm.analysis.plots.groups import paired_histograms
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.reader import Datastore
@@ -106,18 +106,26 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
         ["run", "loss", "from", "to", "tokens", "density"],
         [[label, group, *row] for label, parts in histograms.items() for group, rows in parts.items() for row in rows],
     )
-    write_picture(path, plots.paired_histograms(histograms, "log-likelihood of the state"))
+    seen = _seen(found)
+    x, y = "log-likelihood of the state, nats", "density per nat"
+    write_picture(path, paired_histograms(histograms, x, y, seen))
     head = ["run", "keys fitted", "tokens, low loss", "tokens, high loss", "mean, low", "mean, high", "difference / sd",
             "low likelier"]  # fmt: skip
     rows = [[item.label, f"{item.fitted:,}", f"{len(item.low):,}", f"{len(item.high):,}", f"{item.low.mean():.2f}",
              f"{item.high.mean():.2f}", f"{item.distance:+.3f}", f"{item.ordered:.3f}"] for item in found]  # fmt: skip
     shown = " ".join(map(shown_of(evaluations[0].run, losses).word, words))
     text = (
-        f"{markdown(head, rows)}\n\n{settings.components} Gaussians ({settings.covariance}); high: a loss above "
-        f"{threshold:.3f} nats; words: {shown}"
+        f"{markdown(head, rows)}\n\n{seen}\n\n{settings.components} Gaussians ({settings.covariance}); high: a loss "
+        f"above {threshold:.3f} nats; words: {shown}"
     )
     write_text(path.with_suffix(".md"), text)
     return f"{text}\n\nfigure: {path}, data: {path.with_suffix('.csv')}"
+
+
+def _seen(found: Sequence[Clusters]) -> str:
+    """Which group lies in the denser places, in each run."""
+    parts = "; ".join(f"{item.ordered:.0%} of all pairs in {item.label}" for item in found)
+    return f"A token with a low loss has a likelier state than one with a high loss in {parts} (50%: as likely)."
 
 
 def _clusters(

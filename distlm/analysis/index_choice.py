@@ -5,7 +5,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from distlm.analysis.plots import recall_over_time
+from distlm.analysis.plots.mixtures import recall_over_time
 from distlm.analysis.tables import markdown, write_csv, write_picture, write_text
 from distlm.config.schema import RunConfig
 from distlm.datastore.reader import Datastore
@@ -82,6 +82,17 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     return _write(run.root / "index-tune", measured, best_of_all, samples, datastore.rows, perplexity, bool(factories))
 
 
+def _seen(measured: Sequence[Candidate], front: Sequence[Candidate], best: Candidate | None) -> str:
+    """What the plot shows: how many are on the front, and where the pick lies among all."""
+    said = f"{len(front)} of {len(measured)} are on the front: no other beats them in bytes, time and recall together."
+    if best is None:
+        return f"{said} None stays within the budget."
+    fastest = min(measured, key=lambda one: one.whole_ms)
+    highest = max(measured, key=lambda one: one.store_recall)
+    picked, quick, thorough = (f"{one.store_recall:.1%} in {one.whole_ms:.2f} ms" for one in (best, fastest, highest))
+    return f"{said} The pick finds {picked}; the fastest {quick}, the most thorough {thorough}."
+
+
 def _samples(datastore: Datastore, keys: int, queries: int, k: int, seed: int) -> list[Sample]:
     """One sample, or two, the smaller first. k neighbours of the whole store are a share of it, and so in each."""
     count = min(keys, datastore.rows - queries)
@@ -139,6 +150,9 @@ def _write(
         lines.append(f"pick: index.factory={best.factory} knn.nprobe={best.nprobe}{more}")
     text = "\n".join(lines)
     write_csv(folder / "factories.csv", FIELDS, [[getattr(one, name) for name in FIELDS] for one in measured])
-    write_picture(folder / "factories.png", recall_over_time(measured, front, "recall in the store"))
+    label = f"recall@{k} in the store"
+    write_picture(
+        folder / "factories.png", recall_over_time(measured, front, best, label, _seen(measured, front, best))
+    )
     write_text(folder / "factories.md", text)
     return f"{text}\n\n{folder}/factories.{{md,csv,png}}"

@@ -1,72 +1,37 @@
-"""Rows of the report's tables of mixtures: perplexities with their intervals, and what each part adds."""
+"""The report's tables of mixtures: perplexities with their intervals, and what each part adds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from distlm.analysis.tables import Table
 from distlm.knnlm.evaluate.records import Bootstrap, Difference, Interval, SplitResults
 from distlm.knnlm.evaluate.table import PART_WORDS
 from distlm.runtime.records import given
 
 
-@dataclass(frozen=True)
-class ResultCell:
-    """A mixture on one split."""
-
-    loss_nats: float
-    """Nats per token."""
-    perplexity: float
-    """Per word."""
-    interval: str
-    """Of the perplexity, in words; empty without one."""
-
-
-@dataclass(frozen=True)
-class ResultRow:
-    """A mixture."""
-
-    name: str
-    words: str
-    cells: list[ResultCell]
-    """One per split."""
+def results_of(splits: Mapping[str, SplitResults], parts: Sequence[str], intervals: bool) -> Table:
+    """One row per mixture of `parts`; of each split perplexity per word, its interval where there are `intervals`, and
+    nats per token. The best of each column is marked."""
+    head, lowest = ["perplexity per word"], []
+    for name in splits:
+        lowest += [len(head), len(head) + 1 + intervals]
+        head += [name, *["interval"] * intervals, f"{name}, nats"]
+    rows = [[PART_WORDS[name], *(text for split in splits.values() for text in _result(split, name, intervals))]
+            for name in parts]  # fmt: skip
+    return Table.of(head, rows, lowest)
 
 
-@dataclass(frozen=True)
-class DifferenceCell:
-    """One mixture less another on one split."""
-
-    perplexity: float
-    """Difference of the perplexities per word."""
-    interval: str
-    """Of the difference, in words."""
-    verdict: Literal["better", "worse", "undecided"]
-    """Whether the interval leaves 0 out."""
-
-
-@dataclass(frozen=True)
-class DifferenceRow:
-    """A pair of mixtures."""
-
-    words: str
-    cells: list[DifferenceCell]
-    """One per split."""
-
-
-def result_rows(splits: Mapping[str, SplitResults], parts: Sequence[str]) -> list[ResultRow]:
-    """One row per mixture of `parts`."""
-    return [ResultRow(name, PART_WORDS[name], [_result(split, name) for split in splits.values()]) for name in parts]
-
-
-def difference_rows(splits: Mapping[str, SplitResults]) -> list[DifferenceRow]:
-    """One row per pair of mixtures that every split compares."""
+def differences_of(splits: Mapping[str, SplitResults]) -> Table:
+    """One row per pair of mixtures that every split compares: per split the difference of the perplexities per word,
+    its interval, and whether that leaves 0 out. No rows without intervals."""
     tables = [(boot.differences or {}) if (boot := split.bootstrap) else {} for split in splits.values()]
     pairs = [(name, other) for name in PART_WORDS for other in tables[0].get(name, {})] if tables else []
-    return [
-        DifferenceRow(
-            f"{PART_WORDS[name]} against {PART_WORDS[other]}", [_difference(table[name][other]) for table in tables]
-        )
+    head = ["difference of perplexities", *(text for name in splits for text in (name, "interval", "verdict"))]
+    rows = [
+        [f"{PART_WORDS[name]} against {PART_WORDS[other]}",
+         *(text for table in tables for text in _difference(table[name][other]))]
         for name, other in pairs if all(other in table.get(name, {}) for table in tables)
     ]  # fmt: skip
+    return Table.of(head, rows)
 
 
 def bootstrap_words(splits: Mapping[str, SplitResults]) -> str:
@@ -82,16 +47,16 @@ def bootstrap_words(splits: Mapping[str, SplitResults]) -> str:
     )
 
 
-def _result(split: SplitResults, name: str) -> ResultCell:
+def _result(split: SplitResults, name: str, intervals: bool) -> list[str]:
     figures = split.figures(name)
-    intervals = (split.bootstrap.intervals or {}) if split.bootstrap else {}
-    return ResultCell(figures.loss_nats, figures.perplexity, _range(intervals.get(name)))
+    found = (split.bootstrap.intervals or {}) if split.bootstrap else {}
+    return [f"{figures.perplexity:.2f}", *[_range(found.get(name))] * intervals, f"{figures.loss_nats:.4f}"]
 
 
-def _difference(found: Difference) -> DifferenceCell:
+def _difference(found: Difference) -> list[str]:
     low, high = found.interval
-    verdict: Literal["better", "worse", "undecided"] = "better" if high < 0 else "worse" if low > 0 else "undecided"
-    return DifferenceCell(found.perplexity, _range(found.interval), verdict)
+    verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
+    return [f"{found.perplexity:+.2f}", _range(found.interval), verdict]
 
 
 def _range(interval: Interval | None) -> str:

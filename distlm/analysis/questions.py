@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distlm.analysis.tables import markdown, write_csv, write_text
+from distlm.analysis.tables import Table, markdown, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
@@ -71,6 +71,13 @@ def table_rows(found: Sequence[Answer]) -> tuple[list[str], list[list[str]]]:
     if alone:
         rows.append(["LM alone", *["-"] * 6, *(_number(alone.get(split), ".2f") for split in splits)])
     return head, rows
+
+
+def html_table(found: Sequence[Answer]) -> Table:
+    """The same with the best recall, time and perplexities marked."""
+    head, rows = table_rows(found)
+    seconds = head.index("search s")
+    return Table.of(head, rows, range(seconds, len(head)), [head.index("recall")])
 
 
 def write_answers(run: RunDir) -> str:

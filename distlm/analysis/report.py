@@ -1,6 +1,5 @@
 """report.html of a run: one file without external parts, derived from results.json, knn.json and metrics.jsonl."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,36 +7,22 @@ from pathlib import Path
 import yaml
 from msgspec import UNSET, structs
 
-from distlm.analysis import plots
-from distlm.analysis.mixtures import DifferenceRow, ResultRow, bootstrap_words, difference_rows, result_rows
+from distlm.analysis import figures
+from distlm.analysis.against_recipe import against_recipe
+from distlm.analysis.mixtures import bootstrap_words, differences_of, results_of
 from distlm.analysis.pages import environment
-from distlm.analysis.questions import Answer, answers, table_rows
+from distlm.analysis.questions import answers, html_table
+from distlm.analysis.tables import Table
 from distlm.config.yaml_files import recorded_settings
 from distlm.errors import DistlmError
 from distlm.finetune.finished.state import all_results
 from distlm.finetune.records import FinetuneResults
-from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.evaluate.records import Ladder, Results
 from distlm.knnlm.evaluate.table import cache_words
-from distlm.knnlm.tune.records import Tuned
-from distlm.runtime import metrics
 from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
 from distlm.training.records import LmResults
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot of the page."""
-
-    title: str
-    caption: str
-    png: bytes
-
-    @property
-    def source(self) -> str:
-        """The picture as data URL."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True)
@@ -54,8 +39,14 @@ class Headline:
     """What it is compared with, in words."""
     cache: str
     """The cache's settings in words; empty without one."""
-    rows: list[ResultRow]
-    differences: list[DifferenceRow]
+    table: Table
+    """Perplexities."""
+    compared: bool
+    """Whether the table has several rows."""
+    differences: Table
+    """What each part adds; without rows where there are no intervals."""
+    ladder: Table | None
+    """What approximation costs; None where it was not measured."""
     intervals: str
     """How the intervals were made, in words; empty without any."""
 
@@ -67,15 +58,16 @@ def write_report(run: RunDir) -> Path:
     if run.results.exists():
         found = Results.read(run.results)
         others = answers(run) if len(run.all_results()) > 1 else []
-        figures = _of_run(run) + _of_mixtures(run, found) + _of_questions(others)
-        _render(run, "report.html", found, figures, found.hashes, told=_headline(found), questions=table_rows(others))
+        drawn = figures.of_run(run) + figures.of_mixtures(run, found) + figures.of_questions(others)
+        _render(run, "report.html", found, drawn, found.hashes, told=_headline(found), questions=html_table(others))
     elif alone.exists():
         results = LmResults.read(alone)
         hashes = {"model": results.model.fingerprint}
-        _render(run, "lm.html", results, _of_run(run), hashes, tasks=tasks, **_alone(results))
+        _render(run, "lm.html", results, figures.of_run(run), hashes, tasks=_tasks(tasks), **_alone(results))
     elif tasks:
         named = structs.replace(tasks[-1], name=run.root.name)
-        _render(run, "finetuned.html", named, _of_run(run), {"model": named.source}, tasks=tasks)
+        drawn = figures.of_run(run)
+        _render(run, "finetuned.html", named, drawn, {"model": named.source}, tasks=_tasks(tasks))
     else:
         raise DistlmError(f"{run.results}: nothing was evaluated yet; run `distlm knn evaluate` or `distlm evaluate`")
     return run.report
@@ -85,12 +77,12 @@ def _render(
     run: RunDir,
     name: str,
     results: Results | LmResults | FinetuneResults,
-    figures: Sequence[Figure],
+    drawn: Sequence[figures.Figure],
     hashes: Mapping[str, str],
     **more: object,
 ) -> None:
     page = environment().get_template(name).render(
-        results=results, figures=figures, hashes=hashes, config=_config(run), **more
+        results=results, figures=drawn, hashes=hashes, **_configuration(run), **more
     )  # fmt: skip
     with atomic_path(run.report) as temporary:
         temporary.write_text(page, "utf-8")
@@ -116,75 +108,51 @@ def _headline(results: Results) -> Headline:
     }  # fmt: skip
     title, lead, without = kinds[last]
     cache = cache_words(results.settings.cache) if "cache" in parts and results.settings.cache else ""
+    intervals = bootstrap_words(results.splits)
     return Headline(
-        parts, last, title, lead, without, cache, result_rows(results.splits, parts), difference_rows(results.splits),
-        bootstrap_words(results.splits),
+        parts, last, title, lead, without, cache, results_of(results.splits, parts, bool(intervals)), len(parts) > 1,
+        differences_of(results.splits), _ladder(results.ladder) if results.ladder else None, intervals,
     )  # fmt: skip
 
 
-def _of_run(run: RunDir) -> list[Figure]:
-    """Plots of the training, as far as metrics.jsonl has data for them."""
-    lines = list(run.metrics.read("train"))
-    train, valid = metrics.points(lines, metrics.TRAIN_LOSS), metrics.points(lines, metrics.VALID_LOSS)
-    rates = metrics.points(lines, metrics.LEARNING_RATE)
-    drawn = []
-    if train or valid:
-        drawn.append(Figure("Training", "Loss in nats per token. Steep first updates may lie above the picture.",
-                            plots.loss_curve(train, valid)))  # fmt: skip
-    if rates:
-        drawn.append(Figure("Learning rate", "Rate of the logged updates.", plots.learning_rate(rates)))
-    layers = sorted(
-        {name.split("/")[1] for line in lines for name in line.values if name.startswith("memory/")}, key=int
+def _tasks(found: Sequence[FinetuneResults]) -> Table:
+    """A row for each fine-tuning and metric, those of one task and metric together; their best median is marked."""
+    head = ["name", "task", "metric", "seeds", "median", "lowest to highest", "majority"]
+    groups: dict[tuple[str, str], list[list[str]]] = {}
+    for one in found:
+        for metric, median in one.median.items():
+            scores = [seed.last[metric] for seed in one.seeds.values()]
+            row = [one.name, one.task, metric, str(len(scores)), f"{median:.4f}",
+                   f"{min(scores):.4f} to {max(scores):.4f}", f"{one.majority[metric]:.4f}"]  # fmt: skip
+            groups.setdefault((one.task, metric), []).append(row)
+    median_at = [head.index("median")]
+    return Table(head, [row for rows in groups.values() for row in Table.of(head, rows, highest=median_at).rows])
+
+
+def _ladder(found: Ladder) -> Table:
+    rungs = (
+        ("exact: every key compared", found.exact),
+        ("rescored: the index's neighbours, true distances", found.rescored),
+        ("quantised: neighbours and distances of the index", found.quantised),
     )
-    if layers:
-        use = {f"layer {layer}": metrics.points(lines, f"memory/{layer}/top1_mu") for layer in layers}
-        drawn.append(Figure("Use of the memory", "Share of the slots that some token and head reads first (top-1 MU), "
-                            "in the updates between two lines of metrics.", plots.shares(use, "top-1 MU")))  # fmt: skip
-    return drawn
+    rows = [
+        [
+            words,
+            f"{100 * rung.recall:.1f} %",
+            f"{rung.perplexity:.3f}",
+            f"{rung.perplexity - found.exact.perplexity:+.3f}",
+        ]
+        for words, rung in rungs
+    ]
+    return Table.of(["distances", f"recall@{found.k}", "perplexity per token", "against exact"], rows, [2], [1])
 
 
-def _of_questions(found: Sequence[Answer]) -> list[Figure]:
-    measured = [one for one in found if one.recall is not None]
-    if len(measured) < 2:
-        return []
-    split = list(measured[0].perplexity)[-1]
-    points: dict[str, list[tuple[float, float]]] = {}
-    for one in measured:
-        points.setdefault(one.index, []).append((one.recall or 0.0, one.perplexity[split]))
-    return [Figure("Questions", f"Perplexity of {split} over recall, a point for each question of one index.",
-                   plots.perplexity_over_recall(points, split))]  # fmt: skip
-
-
-def _of_mixtures(run: RunDir, results: Results) -> list[Figure]:
-    """Plots of tuning and evaluation, as far as knn.json and results.json have data for them."""
-    drawn = []
-    if run.tuned.exists():
-        tuned = Tuned.read(run.tuned)
-        if tuned.grid:
-            where = f"on {tuned.split}, with k = {tuned.k}"
-            drawn.append(Figure("Interpolation weight", f"Perplexity over λ {where}; the dot is the frozen choice.",
-                                plots.perplexity_over_weight(tuned)))  # fmt: skip
-            if len(tuned.grid.ks) > 1:
-                drawn.append(Figure("Number of neighbours", f"Best perplexity on {tuned.split} at each k.",
-                                    plots.perplexity_over_k(tuned)))  # fmt: skip
-        if tuned.cache:
-            where = f"on {tuned.split}, at the best λ of each"
-            drawn.append(Figure("Neural cache", f"Perplexity with the cache over θ {where}; one line per window.",
-                                plots.perplexity_over_theta(tuned)))  # fmt: skip
-    curves = {name: split.gate_curve for name, split in results.splits.items() if split.gate_curve}
-    if curves:
-        drawn.append(Figure("Skipped searches", "Perplexity when the gate leaves out the searches with the lowest λ; "
-                            "dashed: as many left out at random.", plots.perplexity_over_skips(curves)))  # fmt: skip
-    if results.seconds:
-        drawn.append(Figure("Time", "Wall time of each stage, all starts added.", plots.stage_bars(results.seconds)))
-    return drawn
-
-
-def _config(run: RunDir) -> list[tuple[str, str]]:
-    """Section and its YAML of the run's resolved configuration."""
-    path = run.root / "config.yaml"
-    if not path.exists():
-        return []
-    tree = recorded_settings(path)
-    return [(name, yaml.safe_dump(part, sort_keys=False, allow_unicode=True)) for name, part in tree.items()
-            if isinstance(part, dict)]  # fmt: skip
+def _configuration(run: RunDir) -> dict[str, object]:
+    """Section and its YAML of the run's resolved configuration, and what of it differs from a recipe."""
+    settings = recorded_settings(run.root / "config.yaml")
+    against = against_recipe(str(settings.get("name", run.root.name)), settings)
+    sections = [(name, yaml.safe_dump(part, sort_keys=False, allow_unicode=True)) for name, part in settings.items()
+                if isinstance(part, dict)]  # fmt: skip
+    rows = [[one.setting, one.run, one.recipe] for one in against.changes]
+    changes = Table.of(["setting", "this run", against.recipe or "default"], rows)
+    return {"config": sections, "recipe": against.recipe, "changes": changes}

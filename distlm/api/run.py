@@ -89,9 +89,10 @@ class Run:
 
     @property
     def model(self) -> LanguageModel | nn.Module:
-        """The model with its weights, fp32, in eval mode, on the device of open_run: a LanguageModel, which
-        `forward(ids [B, T])` gives hidden states of and `full_log_probs(hidden [n, D])` the words' logarithms; of a
-        masked language model distlm.models.plm.model.Plm with its memories.
+        """The model with its weights, fp32, in eval mode, on the device of open_run.
+
+        A LanguageModel: `forward(ids [B, T])` gives its hidden states, `full_log_probs(hidden [n, D])` the logarithm of
+        each word's probability. Of a masked language model: distlm.models.plm.model.Plm with its memories.
         """
         return self._parts.model
 

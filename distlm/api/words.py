@@ -90,7 +90,7 @@ class WordPieces(Words):
     """Pieces of a masked language model's WordPiece vocabulary; [CLS] and [SEP] are not put round a text."""
 
     def __init__(self, folder: Path, facts: Tokenizer) -> None:
-        """Raises DistlmError when the vocabulary in `folder` is not the one that `facts` are of."""
+        """Raises DistlmError when the vocabulary in `folder` is not the one that `facts` describe."""
         from distlm.data.shards.wordpiece import UNK, WordPiece
 
         self._wordpiece = WordPiece.load(folder, facts.lower_case)

@@ -69,9 +69,9 @@ def completion(tree: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _complete_words(parser: argparse.ArgumentParser, shell: str, name: str = "") -> dict[str, list[str]]:
-    """Say of what each command takes, and of those below it, how it is completed.
+    """Set how the arguments of this command, and of those below it, are completed.
 
-    Returns the commands that take a recipe and have commands below them, with those.
+    Returns each command that takes a recipe and has commands below it, with their names.
     """
     below = {
         word: child

@@ -1,6 +1,6 @@
-"""What every setting must be, whatever it means: there, of a size that computers compute with, and text.
+"""What holds for every setting: it has a value, numbers are of a size that computers handle, strings are valid text.
 
-Bounds that a setting has beyond these are in check.py and with the kinds of model.
+Further bounds of single settings are in check.py and with the kinds of model.
 """
 
 import math

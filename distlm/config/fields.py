@@ -16,7 +16,7 @@ def volatile(default: object) -> object:
 
 
 def question(default: object) -> object:
-    """A field of which each value has files of its own in the run directory."""
+    """A field that tells questions apart: each of its values has its own files in the run directory."""
     return field(default=default, metadata=QUESTION)
 
 

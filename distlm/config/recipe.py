@@ -84,7 +84,7 @@ def is_there(word: str) -> bool:
 
 
 def read_recipe(recipe: str, sections: Set[str]) -> Recipe:
-    """The settings of a recipe, over those of its bases; of a run directory its latest, with that folder as run_dir.
+    """The settings of a recipe, over those of its bases. A run directory gives its latest settings and is run_dir.
 
     `sections`: names of the sections that a recipe can have. Raises UsageError, naming the recipe or file, for what is
     not there, is no YAML of sections and keys, or has itself among its bases.

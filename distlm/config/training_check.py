@@ -21,7 +21,7 @@ def check_updates(config: RunConfig, refuse: Refuse, least_updates: int = 1) -> 
 
 
 def updates_in_small(train: UpdatesConfig, share: float) -> dict[str, object]:
-    """Settings with which training by updates does about this share of its work, from fresh weights."""
+    """Settings that make training by updates do about this share of its work, from fresh weights."""
     return {
         "train.updates": max(min(3, train.updates), round(train.updates * share)), "train.schedule": "constant",
         "train.warmup_updates": 0, "train.init_from": "",

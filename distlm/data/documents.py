@@ -63,8 +63,8 @@ def is_title(line: str, following: str | None) -> bool:
 
 
 def cuts(blocks: Iterable[bytes], rule: str, at_least: int) -> Iterator[int]:
-    """Places, in bytes from the start, at which a text may be cut in pieces of `at_least` bytes or a little more: each
-    is the first end of a document so far behind the one before it. The text's end may be the last.
+    """Where a text is cut into pieces of `at_least` bytes or a little more, in bytes from its start. Each cut is the
+    first end of a document that is `at_least` bytes behind the cut before it. The text's end may be the last.
 
     `blocks` are the text's bytes in order. Holds about one block, or one line, in memory.
     """
@@ -84,7 +84,7 @@ def cuts(blocks: Iterable[bytes], rule: str, at_least: int) -> Iterator[int]:
         while match := pattern.search(held, max(last + at_least - first - shortest, 0)):
             last = first + match.end()
             yield last
-        # What can still be the start of a cut: of a title, all but its last line end.
+        # Keep what a later block may complete to a cut: a title needs up to three line ends.
         keep = len(held)
         for _ in range(3):
             keep = max(held.rfind(b"\n", 0, keep), 0)

@@ -44,9 +44,9 @@ class Expected:
 
 
 def expected_tokens(config: RunConfig) -> Expected:
-    """From the token files, else from the text; of a data set of the hub nothing is known before it is loaded.
+    """From the token files, else from the text. Nothing is known of a data set of the hub before it is loaded.
 
-    A text that cannot be read is none: that is for `data prepare` to say.
+    A text that cannot be read counts as no text: `data prepare` reports it.
     """
     try:
         files = TokenFiles.open(RunDir.of(config).tokens(config))

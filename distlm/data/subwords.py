@@ -112,7 +112,7 @@ class Subwords:
 
     @cached_property
     def _text_tokenizer(self) -> Any:
-        """The same tokenizer, for which special tokens spelled in a text are text."""
+        """The same tokenizer, but special tokens that are spelled out in a text are ordinary text."""
         from tokenizers import Tokenizer
 
         tree = self.tokenizer.to_str()

@@ -104,5 +104,5 @@ def batches_of_hidden_states(
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    """To a GPU without waiting for what it computes at the moment."""
+    """Copy to the device; a GPU is not waited for, it may still be computing."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

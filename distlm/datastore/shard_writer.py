@@ -112,14 +112,14 @@ class ShardWriter:
             self._write()
         except BaseException as error:
             self._failure = error
-            # Whoever puts must not wait for a thread that is gone.
+            # A caller of `put` must not wait for a thread that has ended.
             while not self._ended:
                 self._ended = self._queue.get() is None
 
     def _write(self) -> None:
         streak, begin = self._streak, self._units[0]
         whole = streak.before(begin)
-        # What fails half-way is nobody's to go on with.
+        # No other unit may continue a streak that failed half-way.
         streak.shard = -1
         with told(self._files[0][0], *(part_path(path) for path, *_ in self._files)), ExitStack() as stack:
             keys, values = (

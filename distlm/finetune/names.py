@@ -17,16 +17,16 @@ _SETTING = re.compile(r"\btrain\.(\w+)")
 
 
 @contextmanager
-def own_names() -> Iterator[None]:
+def finetune_names() -> Iterator[None]:
     """For the block, errors name the settings of fine-tuning."""
     try:
         yield
     except DistlmError as error:
-        error.args = (own_name(str(error)), *error.args[1:])
+        error.args = (finetune_name(str(error)), *error.args[1:])
         raise
 
 
-def own_name(text: str) -> str:
+def finetune_name(text: str) -> str:
     """`text` with the settings of fine-tuning in place of those of training; those that both share stay."""
 
     def renamed(found: re.Match[str]) -> str:

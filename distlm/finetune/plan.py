@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distlm.finetune.description import TaskModelConfig
-from distlm.finetune.names import own_names
+from distlm.finetune.names import finetune_names
 from distlm.finetune.tasks.glue import TASKS, read_glue
 from distlm.finetune.tasks.squad import read_squad, read_squad_test
 from distlm.finetune.tasks.unlabelled import read_glue_tests
@@ -30,7 +30,7 @@ def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
     return cut_rows(rows, micro, ranks, ": a")
 
 
-@own_names()
+@finetune_names()
 def plan_finetune(config: PlmRun, ranks: int) -> StagePlan:
     """Needs of `distlm finetune` at a rank count.
 

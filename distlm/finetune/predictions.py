@@ -41,8 +41,8 @@ def write_all(place: Path, task: TaskData, outputs: Outputs, model: str, kept: f
                 _write(place / FOLDER / part, task, part, outputs, model)
 
 
-def there(place: Path, task: TaskData, model: str) -> frozenset[str]:
-    """The parts of which `place` has the predictions of this model. DistlmError for those of another model or data."""
+def predicted_parts(place: Path, task: TaskData, model: str) -> frozenset[str]:
+    """Parts whose predictions by this model are in `place`. DistlmError for those of another model or other data."""
     found = set()
     for part in PARTS:
         folder = place / FOLDER / part

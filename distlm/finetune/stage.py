@@ -22,7 +22,7 @@ from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.finished.state import RESULTS, SETTINGS, results_text
 from distlm.finetune.job import FinetuneJob, train_config
-from distlm.finetune.names import own_names
+from distlm.finetune.names import finetune_names
 from distlm.finetune.plan import plan_finetune, plan_finetune_rows
 from distlm.finetune.predictions import say_missing, write_all
 from distlm.finetune.records import (
@@ -54,7 +54,7 @@ RESULT = "result.json"
 _Use = dict[str, TaskMemoryUse]
 
 
-@own_names()
+@finetune_names()
 def run_finetune(stage: Stage) -> dict[str, object]:
     """Fine-tune on each of finetune.tasks, or on finetune.task, with each of finetune.seeds; what is done is not done
     again.

@@ -120,7 +120,7 @@ class Header:
 
 
 def group_lists(nlist: int) -> int:
-    """Lists that have one checksum together in a part's sidecar: one, of an index of up to SUMS lists."""
+    """Lists that share one checksum in a part's sidecar; 1 in an index of up to SUMS lists."""
     return -(-nlist // SUMS)
 
 

@@ -279,7 +279,7 @@ class KnnLM:
         return self.mixing
 
     def mixed(self, lam: float | None = None, temperature: float | None = None, k: int | None = None) -> Mixing:
-        """`mixing` with what is given in its place. Raises UsageError for values that cannot be."""
+        """`mixing` with these values in place of its own. Raises UsageError for values that cannot be."""
         own = self.mixing
         return Mixing(
             own.lam if lam is None else lam,

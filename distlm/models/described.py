@@ -63,7 +63,7 @@ def model_for_weights(description: Description, vocabulary: int) -> Any:
 
 
 def has_memory(description: Description) -> bool:
-    """Whether it is of a model with product-key memory, whose values are buffers that lie in files of their own."""
+    """Whether the model has a product-key memory; its values are buffers in separate files."""
     return isinstance(description, WithMemory) and bool(description.memory)
 
 

@@ -115,7 +115,7 @@ class ModelKind(ABC):
         """A fresh model over a dictionary of `vocabulary` words, from torch's global generator."""
 
     def undrawn(self, description: Any) -> Any:
-        """The description of the same model in which nothing is drawn or allocated that a file will give."""
+        """The description of the same model without drawing or allocating weights that a file will give."""
         return description
 
     computes_buffers = False

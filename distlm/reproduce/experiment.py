@@ -228,7 +228,7 @@ def _item(
     own = entry.settings
     if any(reference not in folders for reference in needs(own)) or not (into == name or into in before):
         return None
-    # What all runs share is left out where it cannot be had.
+    # A shared setting is left out where the folder that it names is not made.
     shared = [] if entry.alone else [setting for setting in common if folders.keys() >= set(needs([setting]))]
     after = dict.fromkeys(reference for reference in [into, *needs([*shared, *own])] if reference in before)
 

@@ -285,7 +285,7 @@ def process_start(pid: int) -> str:
 
 
 def this_process() -> str:
-    """Value of STARTER for what this process starts."""
+    """Value of the variable STARTER for processes that this one starts."""
     return f"{os.getpid()} {process_start(os.getpid())}"
 
 

@@ -133,7 +133,7 @@ def _size(path: Path) -> int:
 
 
 def _state(path: Path) -> tuple[int, int, int]:
-    """Bytes, time of the last change in nanoseconds, inode; of a missing file nothing that there could be."""
+    """Bytes, time of the last change in nanoseconds, inode; for a missing file, values that no file has."""
     try:
         found = path.stat()
     except OSError:

@@ -52,8 +52,8 @@ def start_stage(command: Sequence[str], env: Mapping[str, str], **streams: Any) 
 
 
 @contextmanager
-def word_of_ranks() -> Iterator[dict[str, str]]:
-    """Variables by which ranks leave word when they end with 75, for `verdict`, and end when this process is gone."""
+def stop_reports() -> Iterator[dict[str, str]]:
+    """Environment for ranks: they tell `verdict` when they end with 75, and end when this process is gone."""
     with TemporaryDirectory(prefix="distlm-stopped-", ignore_cleanup_errors=True) as folder:
         yield {WORD: str(Path(folder) / "word"), STARTER: this_process()}
 
@@ -155,7 +155,7 @@ def listens(pid: int) -> bool:
     except OSError:
         return not Path("/proc/self/status").exists()
     caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
-    # The last that it sets a handler for.
+    # It sets this handler last, so the others are there, too.
     return bool(int(caught, 16) >> (SIGNALS[-1] - 1) & 1)
 
 

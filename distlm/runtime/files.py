@@ -48,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             sync_folder(path.parent)
     finally:
-        # Of a folder that cannot be written the first error says so.
+        # Where the folder cannot be written, the first error has said so already.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -75,7 +75,7 @@ _seen: dict[tuple[int, Path], list[str]] = {}
 def _leftovers(folder: Path) -> list[str]:
     """Names of the temporaries that were there when this process first wrote into the folder.
 
-    A list at each writing would make U units of one folder cost U² entries, of which a file server gives out some
+    The folder is listed once: listing it at each of U writes would read U² entries, and a file server gives out some
     hundred at a time."""
     # A forked process is another one.
     key = os.getpid(), folder.absolute()

@@ -117,7 +117,7 @@ def _take_share(folder: Path, work: str, share: Share, held: ExitStack, stream: 
         held.enter_context(_owned(own, held.enter_context(own.open("a+")), work))
     except _Taken as taken:
         raise Busy(f"{folder}: launch.share={share} is {work} here already ({taken.owner}); {mend}") from None
-    # After taking its own, here and below: of two that start together at least one sees the other.
+    # Each takes its own lock first, here and below. So of two that start together at least one sees the other.
     try:
         _wait(folder / LOCK, stream, fcntl.LOCK_SH)
     except _Taken as taken:

@@ -168,7 +168,7 @@ class Output:
             self._bar.remove_task(self._task[1])
             self._task = None
         if not under_way:
-            # What is finished stays as a line.
+            # The last line of a finished count stays on the terminal.
             self._bar.console.print(line.rstrip("\n"), markup=False, highlight=False, soft_wrap=True)
             return
         assert found is not None
@@ -197,7 +197,7 @@ def _bar() -> "RichProgress":
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(), console=Console(stderr=True),
-        # What a command prints into a file must not go to the terminal while there is a bar.
+        # Output that goes into a file must stay there while a bar is shown on the terminal.
         redirect_stdout=sys.stdout.isatty(),
     )  # fmt: skip
 

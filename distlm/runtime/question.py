@@ -35,8 +35,7 @@ def label(config: RunConfig) -> str:
 
 
 def asked_of_search(knn: KnnConfig) -> dict[str, object]:
-    """Field of a search's manifest → its value for this question; k apart, of which more than are asked for may be
-    kept."""
+    """Field of a search's manifest → its value for this question. k is left out: a search for more answers, too."""
     brute = knn.search == "brute"
     return {
         "search": knn.search, "nprobe": None if brute else knn.nprobe,
@@ -82,7 +81,7 @@ def kept_neighbours(root: Path, config: RunConfig, split: str) -> Path:
 
 
 def answer(root: Path, config: RunConfig, folder: str, old: str) -> Path:
-    """RUN/FOLDER/LABEL.json; RUN/OLD in a run in which an older version has written it."""
+    """RUN/FOLDER/LABEL.json, or RUN/OLD where an older version has written that."""
     return root / old if (root / old).exists() and not (root / folder).exists() else own_answer(root, config, folder)
 
 

@@ -140,7 +140,7 @@ def given(value: _T | UnsetType) -> _T:
 def all_or_none(record: msgspec.Struct, *fields: str) -> None:
     """For `__post_init__`: optional fields that are there together or not at all.
 
-    Raises ValueError, of which `Record.read` makes its error.
+    Raises ValueError, which `Record.read` turns into its own error.
     """
     written = {field.name: field.encode_name for field in msgspec.structs.fields(record)}
     absent = [written[name] for name in fields if getattr(record, name) is UNSET]

@@ -26,8 +26,8 @@ _MOST = 200
 
 
 @dataclass(frozen=True)
-class Of:
-    """What a speed is of, besides the machine."""
+class SpeedKey:
+    """The work that a speed was measured on; the machine is recorded beside it."""
 
     stage: str
     """Its verb."""
@@ -38,11 +38,11 @@ class Of:
     ranks: int
 
 
-def remember(of: Of, planned_s: float, worked_s: float, start_s: float, flops: float) -> None:
-    """Keep how long a stage took from its beginning to its end; a file that cannot be written is none.
+def remember(of: SpeedKey, planned_s: float, worked_s: float, start_s: float, flops: float) -> None:
+    """Keep how long a stage took from its beginning to its end. Where the file cannot be written, nothing is kept.
 
-    planned_s: as the stage's plan has it before it is corrected. start_s: what it took besides its work. flops: with
-    which the plan was made, and later ones will be.
+    planned_s: time in the stage's plan, before it is corrected. start_s: time besides the work. flops: speed of the
+    machine that the plan was made with; later plans take the same.
     """
     path = _path()
     if path is None or worked_s < LEAST_S or planned_s <= 0:
@@ -69,15 +69,15 @@ def kept_flops() -> float | None:
     return _read(path).flops.get(machine()) if path is not None else None
 
 
-def measured(of: Of) -> bool:
+def measured(of: SpeedKey) -> bool:
     """Whether a stage of just these settings and ranks has been timed on this machine."""
     path = _path()
     place = of.stage, machine(), of.kind, of.settings, of.ranks
     return path is not None and any(_place(one) == place for one in _read(path).stages)
 
 
-def corrected(of: Of, planned_s: float) -> tuple[float, str]:
-    """Seconds that the stage will take, its start included, by what it took before; and what they rest on, for people.
+def corrected(of: SpeedKey, planned_s: float) -> tuple[float, str]:
+    """How long the stage will take in seconds, its start included, judged by earlier runs; and, for people, by which.
 
     The same settings count most, then the same number of ranks, then the newest.
     """
@@ -88,7 +88,7 @@ def corrected(of: Of, planned_s: float) -> tuple[float, str]:
         if (one.stage, one.machine, one.kind) == (of.stage, machine(), of.kind)
     ]  # fmt: skip
     if not alike:
-        # What its processes take to start is about what those of another stage take.
+        # The processes of another stage take about as long to start.
         starts = [one.start_s for one in known if (one.machine, one.kind) == (machine(), of.kind)]
         return planned_s + min(starts, default=0.0), ""
     best = max(alike, key=lambda one: (one.settings == of.settings, one.ranks == of.ranks, one.at))
@@ -99,7 +99,7 @@ def corrected(of: Of, planned_s: float) -> tuple[float, str]:
 
 @cache
 def machine() -> str:
-    """What a speed is of: processor, cores of this process, GPU."""
+    """The machine that a speed was measured on: processor, cores of this process, GPU."""
     return f"{_processor()}, {usable_cores()} cores{_gpu()}"
 
 

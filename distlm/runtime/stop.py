@@ -39,7 +39,7 @@ def listen() -> None:
     for number in _ours():
         signal.signal(number, _note)
     if WORD in os.environ or os.isatty(1) or os.isatty(2):
-        # Who reads the output, and a terminal, may be gone before this is told to stop.
+        # The reader of the output, or the terminal, may be gone before the stop signal comes.
         _outlast_readers()
 
 
@@ -65,8 +65,8 @@ def ignore_late_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def leave_word() -> None:
-    """This process ends with 75: leave word of it for whoever started its launcher."""
+def report_stop() -> None:
+    """This process ends with 75: tell the process that started its launcher."""
     if path := os.environ.get(WORD):
         with suppress(OSError), open(path, "a"):  # noqa: PTH123 (pathlib takes time to import)
             pass
@@ -89,7 +89,7 @@ def on_stop_signals(handler: Handler) -> Iterator[None]:
 class StopFlag:
     """Records the first stop signal while in its `with` block, or from before it in a process that listens.
 
-    A second Ctrl-C (SIGINT) ends at once; of all others later ones are ignored: Slurm repeats its signals, and a
+    A second Ctrl-C (SIGINT) ends at once. Other signals are ignored after the first: Slurm repeats its signals, and a
     closing terminal sends several. Launchers do not signal all ranks at once, so a rank's own flag decides nothing: use
     `agreed` or `check`.
     """
@@ -118,7 +118,7 @@ class StopFlag:
         _outlast_readers()
         if signal.SIGINT in _ours():
             signal.signal(signal.SIGINT, self._second)
-        # What `distlm run` started need not say so: it has.
+        # `distlm run` has said so already for the stages that it started.
         if self._rank == 0 and WORD not in os.environ:
             more = "once more" if name == "SIGINT" else "Ctrl-C (SIGINT)"
             _tell(f"{name}: stopping after this unit of work; {more} to end at once")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pictures import description
 
 from distlm.analysis.clusters import Clusters, Settings, fit_mixture, report_clusters, sample_keys
 from distlm.config.schema import RunConfig
@@ -50,6 +51,8 @@ def test_a_real_run_gives_the_figure_its_data_and_the_table(finished: RunConfig,
     text = report_clusters(runs, "valid", SOME, tmp_path / "figure.png")
     assert "w0-s1: LM" in text and "w0-s1: + kNN" in text and "words: w0 w1" in text
     assert (tmp_path / "figure.md").read_text("utf-8").strip() in text
+    seen = description(tmp_path / "figure.png")
+    assert seen in text and "% of all pairs in w0-s1: LM; " in seen and seen.endswith("(50%: as likely).")
     losses = Losses.open(RunDir(Path(finished.run_dir)).losses, "valid", "lm")
     frequent = np.isin(losses.targets, np.arange(4, 9))
     with (tmp_path / "figure.csv").open(encoding="utf-8", newline="") as stream:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pictures import description
 
 from distlm.analysis.evaluations import open_evaluations
 from distlm.analysis.frequency import loss_by_frequency, report_frequency
@@ -69,7 +70,25 @@ def test_a_real_run_gives_the_figure_and_its_data(finished: RunConfig, tmp_path:
     losses = Losses.open(RunDir(Path(finished.run_dir)).losses, "valid", "knn")
     assert sum(int(row["tokens"]) for row in rows) == len(losses.targets)
     assert sum(int(row["tokens"]) * float(row["w0-s1: + kNN"]) for row in rows) == pytest.approx(losses.nats.sum())
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    for row in rows:
+        apart = float(row["w0-s1: + kNN"]) - float(row["w0-s1: LM"])
+        assert float(row["w0-s1: + kNN less w0-s1: LM"]) == pytest.approx(apart, abs=1e-12)
+    assert description(tmp_path / "figure.png") in text
+
+
+@pytest.mark.parametrize(("knn", "said"), [
+    (LM / 2, "-0.865 nats per token over all, lower most for 1 (-2.303, 1 token), higher nowhere."),
+    (LM * 2, "+1.730 nats per token over all, lower nowhere, higher most for 1 (+4.605, 1 token)."),
+])  # fmt: skip
+def test_the_sentence_follows_the_difference(knn: np.ndarray, said: str, tmp_path: Path) -> None:
+    run = evaluation(tmp_path, lm=LM, knn=knn)
+    name = tmp_path.name
+    text = report_frequency([str(tmp_path)], "valid", None)
+    assert f"Loss of {name}: + kNN less that of {name}: LM: {said}" in text
+    assert description(run.root / "frequency-valid.png") in text
+    alone = report_frequency([f"{tmp_path}:lm"], "valid", None)
+    assert f"The mean loss of {name}: LM is lowest for 8–15" in alone and "highest for 1 (4.61)." in alone
+    assert "less" not in (run.root / "frequency-valid.csv").read_text("utf-8")
 
 
 def test_the_command_takes_run_directories(

@@ -23,6 +23,7 @@ from support.knn.files import (
 from support.records.examples import example
 
 from distlm.analysis.report import write_report
+from distlm.config.load import dump_config, load_config
 from distlm.errors import DistlmError
 from distlm.memory.records import MemoryUse
 from distlm.runtime.rundir import RunDir
@@ -80,6 +81,46 @@ def test_the_report_is_one_file_with_all_figures(run):
         assert shown in words, shown
     assert "http" not in path.read_text("utf-8")
     assert "misaligned" not in words
+
+
+def best(path: Path) -> list[str]:
+    return re.findall(r'<strong class="best">(.*?)</strong>', path.read_text("utf-8"))
+
+
+def test_the_best_of_each_column_is_bold_and_ties_all(run):
+    assert best(write_report(run)) == ["16.06", "2.9000", "16.12", "2.9000"]
+    results = copy.deepcopy(KNN_RESULTS)
+    results["splits"]["valid"]["knn"]["perplexity"] = results["splits"]["valid"]["lm"]["perplexity"]
+    results["splits"]["test"]["knn"]["perplexity"] = 99.0
+    run.results.write_text(json.dumps(results))
+    # On valid both, on test the language model.
+    alone, tested = (f"{results['splits'][split]['lm']['perplexity']:.2f}" for split in ("valid", "test"))
+    assert [text for text in best(write_report(run)) if "." in text and len(text) == 5] == [alone, tested, alone]
+
+
+def test_every_figure_has_a_sentence_and_a_text_in_its_place(run):
+    page = write_report(run).read_text("utf-8")
+    figures = re.findall(r'<img src="[^"]*" alt="([^"]*)">\s*<figcaption><span class="seen">(.*?)</span>', page)
+    assert len(figures) == 5
+    assert all(seen and text.endswith(seen) for text, seen in figures)
+    assert "λ = 0.25, T = 4 give 16.06 instead of the LM&#39;s 17.96, 10.6% less." in page
+
+
+def test_settings_that_differ_from_the_recipe_are_shown_and_all_are_folded(run):
+    assert "Configuration" not in write_report(run).read_text("utf-8")
+    config = load_config("demo", ["name=<mine>", "train.lr=0.002", f"run_dir={run.root}", "datastore.tap=<tap>"])
+    (run.root / "config.yaml").write_text(dump_config(config), "utf-8")
+    path = write_report(run)
+    page = path.read_text("utf-8")
+    assert "<td>train.lr</td><td>0.002</td><td>0.003</td>" in page
+    assert "<td>datastore.tap</td><td>&lt;tap&gt;</td><td>last_ffn_input</td>" in page
+    assert "<code>demo</code>, the shipped recipe that the run is nearest to" in page
+    differing = page[page.index("Configuration") : page.index("These settings differ")]
+    assert differing.count("<td>") == 6
+    assert "<details><summary>train</summary>" in page and "<details open" not in page
+    read(path)
+    (run.root / "config.yaml").write_text(dump_config(load_config("demo")), "utf-8")
+    assert "No setting differs from <code>demo</code>" in write_report(run).read_text("utf-8")
 
 
 def test_alarm_brute_force_and_missing_parts_are_shown(run):

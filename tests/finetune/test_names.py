@@ -7,17 +7,19 @@ import pytest
 from support.finetune import finetune_config, hugging_face, write_sst2
 
 from distlm.errors import DistlmError
-from distlm.finetune.names import own_name, own_names
+from distlm.finetune.names import finetune_name, finetune_names
 from distlm.finetune.plan import plan_finetune
 from distlm.models.plm.config import FinetuneConfig
 
 
 def test_names() -> None:
     text = "train.precision=fp16: the gradients overflow; lower train.lr, or train in fp32"
-    assert own_name(text) == "finetune.precision=fp16: the gradients overflow; lower finetune.lr, or train in fp32"
-    assert own_name("train.blocks_per_update, train.micro_blocks") == "finetune.rows_per_update, finetune.micro_rows"
+    assert finetune_name(text) == "finetune.precision=fp16: the gradients overflow; lower finetune.lr, or train in fp32"
+    assert (
+        finetune_name("train.blocks_per_update, train.micro_blocks") == "finetune.rows_per_update, finetune.micro_rows"
+    )
     # Both share them; and a file is no setting.
-    assert own_name("set train.trackers; train.json, train.tsv") == "set train.trackers; train.json, train.tsv"
+    assert finetune_name("set train.trackers; train.json, train.tsv") == "set train.trackers; train.json, train.tsv"
 
 
 def test_every_name_is_a_setting_of_fine_tuning() -> None:
@@ -29,7 +31,7 @@ def test_every_name_is_a_setting_of_fine_tuning() -> None:
 def test_an_error_keeps_what_it_is() -> None:
     before = DistlmError("lower train.lr")
     before.shared = True
-    with pytest.raises(DistlmError, match=r"^lower finetune\.lr$") as caught, own_names():
+    with pytest.raises(DistlmError, match=r"^lower finetune\.lr$") as caught, finetune_names():
         raise before
     assert caught.value is before and caught.value.shared
 

@@ -10,7 +10,7 @@ from support.finetune import finetune_config, hugging_face, run, vocabulary, wri
 
 from distlm.errors import DistlmError
 from distlm.finetune.data import Outputs, TaskData, open_task
-from distlm.finetune.predictions import there, write_all
+from distlm.finetune.predictions import predicted_parts, write_all
 from distlm.finetune.records import PredictionFiles
 from distlm.finetune.source import Source
 from distlm.finetune.tasks.glue import TASKS
@@ -183,19 +183,22 @@ def test_files_are_whole_or_absent_and_of_one_model(tmp_path: Path, monkeypatch:
         patched.setattr("distlm.finetune.predictions.save_array", full)
         with pytest.raises(DistlmError, match=r"predictions/dev: no space left on the disk"):
             write_all(tmp_path / "out", data, outputs, "m")
-    assert not (tmp_path / "out" / "predictions" / "dev").exists() and there(tmp_path / "out", data, "m") == frozenset()
+    assert (
+        not (tmp_path / "out" / "predictions" / "dev").exists()
+        and predicted_parts(tmp_path / "out", data, "m") == frozenset()
+    )
     # What a kill left is swept.
     (tmp_path / "out" / "predictions" / ".dev.tmp" / "SST-2.tsv").write_text("cut", "utf-8")
     write_all(tmp_path / "out", data, outputs, "m")
     assert [path.name for path in (tmp_path / "out" / "predictions").iterdir()] == ["dev"]
-    assert there(tmp_path / "out", data, "m") == {"dev"}
+    assert predicted_parts(tmp_path / "out", data, "m") == {"dev"}
     with pytest.raises(
         DistlmError, match=r"predictions/dev: predictions of another fine-tuning \(model m there, n now"
     ):
-        there(tmp_path / "out", data, "n")
+        predicted_parts(tmp_path / "out", data, "n")
     other = opened(tmp_path, write_sst2(tmp_path / "glue", 4, 2), "SST-2")
     with pytest.raises(DistlmError, match=r"another fine-tuning \(data "):
-        there(tmp_path / "out", other, "m")
+        predicted_parts(tmp_path / "out", other, "m")
 
 
 def test_finetuning_writes_those_of_its_scores_for_each_seed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from support.deadline import DEADLINE_S, until
 
 from distlm.errors import EXIT_DONE, EXIT_ERROR, EXIT_STOPPED, EXIT_USAGE
 from distlm.runtime import child
-from distlm.runtime.child import Idle, listens, start_stage, stopping, until_told_twice, verdict, word_of_ranks
-from distlm.runtime.stop import WORD, StopFlag, leave_word
+from distlm.runtime.child import Idle, listens, start_stage, stop_reports, stopping, until_told_twice, verdict
+from distlm.runtime.stop import WORD, StopFlag, report_stop
 
 FAMILY = """
 import subprocess, sys, time
@@ -111,10 +111,10 @@ def test_it_dies_with_the_process_that_started_it() -> None:
 def test_how_a_stage_ended(code: int, asked: bool, word: bool, ended: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = StopFlag()
     stop.reason = "SIGTERM" if asked else None
-    with word_of_ranks() as env:
+    with stop_reports() as env:
         if word:
             monkeypatch.setenv(WORD, env[WORD])
-            leave_word()
+            report_stop()
         assert verdict(code, env, stop) == ended
 
 

@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from distlm.analysis import plots
+from distlm.analysis.plots.training import perplexity_curves
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow, ResultsPath
 from distlm.analysis.results.verdict import above, lower
+from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.memory.records import MemoryUse
@@ -125,4 +126,5 @@ def _curve(root: Path) -> None:
     rows = [[name, *point] for name, points in curves.items() for point in points]
     write_csv(root / "curve.csv", ["run", "update", "valid_perplexity"], rows)
     top = 1.5 * max(points[-1][1] for points in curves.values())
-    write_picture(root / "curve.png", plots.perplexity_curves(curves, top))
+    seen = lowest_and_highest({name: points[-1][1] for name, points in curves.items()}, "Perplexity on valid")
+    write_picture(root / "curve.png", perplexity_curves(curves, top, "token", seen))

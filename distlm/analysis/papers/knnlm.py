@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distlm.analysis import plots
 from distlm.analysis.evaluations import open_evaluations
+from distlm.analysis.plots.mixtures import perplexity_over_k, perplexity_over_weight
 from distlm.analysis.results.from_csv import figure, lines_of
 from distlm.analysis.results.records import ResultRow, ResultsPath
 from distlm.analysis.results.verdict import above, lower
@@ -149,8 +149,8 @@ def _curves(root: Path, whole: Store) -> None:
     ):  # fmt: skip
         points = sorted(zip(settings, np.exp(scale * best).tolist(), strict=True))
         write_csv(root / f"{name}.csv", [name, "valid"], points)
-    write_picture(root / "k.png", plots.perplexity_over_k(whole.tuned))
-    write_picture(root / "lambda.png", plots.perplexity_over_weight(whole.tuned))
+    write_picture(root / "k.png", perplexity_over_k(whole.tuned))
+    write_picture(root / "lambda.png", perplexity_over_weight(whole.tuned))
 
 
 def _word_by_word(root: Path) -> None:

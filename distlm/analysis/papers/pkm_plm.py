@@ -9,13 +9,15 @@ classes.png, .csv      figure 4: how differently the labels of SST-2 use the slo
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.analysis import plots
 from distlm.analysis.papers.pkm_plm_rows import rows as rows
+from distlm.analysis.plots.groups import grouped_bars, stacked_shares
+from distlm.analysis.plots.training import perplexity_curves
 from distlm.analysis.results.records import ResultsPath
+from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
@@ -103,7 +105,9 @@ def _curve(root: Path) -> None:
     )
     # Figure 3 shows the low region: the worst final perplexity and half as much above it.
     top = 1.5 * max(points[-1][1] for points in curves.values())
-    write_picture(root / "curve.png", plots.perplexity_curves({MODELS[run]: curves[run] for run in curves}, top))
+    named = {MODELS[run]: points for run, points in curves.items()}
+    seen = lowest_and_highest({name: points[-1][1] for name, points in named.items()}, "Perplexity on valid")
+    write_picture(root / "curve.png", perplexity_curves(named, top, "masked token", seen))
 
 
 def _staleness(root: Path, results: dict[str, LmResults]) -> None:
@@ -117,9 +121,11 @@ def _staleness(root: Path, results: dict[str, LmResults]) -> None:
         return
     write_csv(root / "staleness.csv", ["run", "layer", "last_read_first_up_to_update", "slots"], rows)
     names = ["never", *(f"up to {edge}" for edge in edges[1:])]
-    write_picture(
-        root / "staleness.png", plots.stacked_shares(shares, names, "slots, by the update that last read them first")
-    )
+    label = "share of the slots, by the update that last read them first"
+    most = max(shares, key=lambda name: shares[name][0])
+    seen = f"Slots that were never read first: at most {shares[most][0]:.1%} ({most})." if shares[most][0] else (
+        "Every slot of every memory was read first at least once.")  # fmt: skip
+    write_picture(root / "staleness.png", stacked_shares(shares, names, label, seen))
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,19 @@ def _classes(root: Path, found: list[_Finetuning]) -> None:
                 panels[words][f"{each.model}\nlayer {layer}"] = sides
     if rows:
         write_csv(root / "classes.csv", ["run", "name", "layer", "measure", "before", "after"], rows)
-        write_picture(root / "classes.png", plots.grouped_bars(panels))
+        write_picture(root / "classes.png", grouped_bars(panels, _change_of_use(panels)))
+
+
+def _change_of_use(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """In how many memories each measure rises by the fine-tuning; those without a number are left out."""
+    found = []
+    for words, groups in panels.items():
+        pairs = [(bars["before"], bars["after"]) for bars in groups.values()]
+        known = [(before, after) for before, after in pairs if before is not None and after is not None]
+        rising = sum(after > before for before, after in known)
+        if known:
+            found.append(f"{words.partition(',')[0]} rises in {rising} of {len(known)} memories")
+    return f"With fine-tuning {', '.join(found)}." if found else "No measure has a value before and after fine-tuning."
 
 
 def _hundred(value: float) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distlm.analysis import plots
+from distlm.analysis.plots.groups import perplexity_with_errors
 from distlm.analysis.results.from_csv import figure, lines_of
 from distlm.analysis.results.records import Figure, ResultRow, ResultsPath, Verdict
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
@@ -281,7 +281,9 @@ def _figure(root: Path, cells: Cells) -> None:
             rows += [[FORMS[form], name, weight, cell.mean, "" if cell.deviation is None else cell.deviation]
                      for weight, cell in points if cell is not None]  # fmt: skip
     write_csv(root / "figure1.csv", ["penalty", "perplexity", "weight", "mean", "standard_deviation"], rows)
-    write_picture(root / "figure1.png", plots.perplexity_with_errors(curves, "ω"))
+    lowest = (f"{name}: ω = {min(points, key=lambda point: point[1])[0]:g}" for name, points in curves.items())
+    seen = f"Perplexity is lowest at: {'; '.join(lowest)}. Bars: standard deviation over the seeds."
+    write_picture(root / "figure1.png", perplexity_with_errors(curves, "ω, weight of the penalty", seen))
 
 
 def _edition(root: Path) -> str | None:

@@ -13,7 +13,7 @@ from distlm.errors import DistlmError
 
 
 def shard_settings(config: ShardsConfig) -> ShardSettings:
-    """The settings that decide the bytes of the shards. Reads the vocabulary file, of which the hash counts."""
+    """The settings that decide the bytes of the shards. Reads the vocabulary file, because its hash is one of them."""
     settings = ShardSettings(
         source=config.source, splits=config.splits, documents=config.documents, lower_case=config.lower_case,
         row_tokens=config.row_tokens, cross_documents=config.cross_documents, chunk_rows=config.chunk_rows,

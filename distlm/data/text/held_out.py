@@ -22,7 +22,7 @@ def stem_of(name: str) -> str:
 
 
 def split_of(stem: str, number: int, shares: Mapping[str, float]) -> str:
-    """The split of the document of that number, from 0, of a source; train unless a share takes it."""
+    """The split that document `number` of a source (from 0) goes to: train unless a share takes it."""
     place = xxhash.xxh3_64_intdigest(f"{stem} {number}".encode(), _SEED) / 2**64
     for split, share in shares.items():
         if place < share:

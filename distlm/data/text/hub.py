@@ -29,7 +29,7 @@ def load_hub(section: str, name: str, config: str) -> Any:
         raise DistlmError(f"{section}.source=hub needs the datasets library: {install('hub')} ({error})") from error
     try:
         return datasets.load_dataset(name, config or None)
-    except Exception as error:  # the library raises many kinds: its own, of the network, of the file readers
+    except Exception as error:  # the library's own errors, the network's and the file readers' have no common class
         what = hub_label(section, name, config)
         raise DistlmError(
             f"{what}: the datasets library cannot load it: {type(error).__name__}: {error}; check {section}.hub_name "

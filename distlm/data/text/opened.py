@@ -72,7 +72,7 @@ def _demo_sources(splits: Sequence[str]) -> dict[str, list[Source]]:
 
     demo = demo_text()
     known = structs.asdict(demo.description)
-    # That is of the package's file; these facts are of the rows.
+    # The hash is that of the package's file, and these facts describe its rows.
     del known["sha256"]
     sources: dict[str, list[Source]] = {}
     for split in splits:

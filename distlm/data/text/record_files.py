@@ -75,7 +75,7 @@ class _RecordFile(RowSource):
 
         Raises DistlmError for a row without the field.
         """
-        # What is cut within its last line could pass for a shorter record.
+        # A last line that is cut could pass for a shorter record.
         lines = _Lines(piece for piece in whole_lines(self.stream.part(0, size)) if piece.endswith(b"\n"))
         texts, read = [], 0
         try:

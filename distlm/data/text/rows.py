@@ -80,7 +80,7 @@ class RowSource(ABC):
 
     @abstractmethod
     def facts(self, rows: int, text: int, sha256: str) -> TextFacts:
-        """Facts of what was scanned; `sha256` is of the rows with a newline behind each."""
+        """Facts of what was scanned; `sha256` is the hash of the rows, a newline behind each."""
 
     def close(self) -> None:
         return None

@@ -83,14 +83,14 @@ def write_units(folder: Path, settings: Settings, share: Share | None, unit_rows
     path = units_path(folder, share)
     UnitsFile(store=settings.hash, unit_rows=unit_rows, done=done).write(path)
     if share is None:
-        # What shares have recorded is in it; a unit that is begun anew must not be in theirs.
+        # It holds the records of all shares. Theirs would still list a unit that is begun anew.
         for other in folder.glob(UNITS):
             if other != path:
                 other.unlink(missing_ok=True)
 
 
-def there(folder: Path, settings: Settings, shard: Shard, units: Iterable[Unit]) -> bool:
-    """Both files of a shard have room for what is said to be in them."""
+def files_have_room(folder: Path, settings: Settings, shard: Shard, units: Iterable[Unit]) -> bool:
+    """Whether both files of a shard are large enough to hold these units."""
     end = max((unit.first + unit.rows for unit in units), default=0)
     for path, header, size, _ in shard_files(folder, settings, shard):
         row_bytes = (size - len(header)) // shard.rows

@@ -15,11 +15,11 @@ from distlm.datastore.shard_writer import ShardWriter, Streak
 from distlm.datastore.unfinished.files import (
     Done,
     begin,
+    files_have_room,
     kept_shard,
     read_back,
     read_units,
     seal,
-    there,
     write_units,
 )
 from distlm.runtime.files import format_bytes, require_free_disk
@@ -80,7 +80,7 @@ def keep(job: StoreJob, share: Share | None, shards: Sequence[ShardPlan]) -> Kep
         # An old sidecar must not vouch for a file that is being replaced.
         sidecar_path(folder, shard.index).unlink(missing_ok=True)
         units = [unit for unit in job.plan.units(shard, kept.unit_rows) if unit.key in done]
-        if units and there(folder, settings, planned_shard(shard), units):
+        if units and files_have_room(folder, settings, planned_shard(shard), units):
             kept.done |= {unit.key: done[unit.key] for unit in units}
         else:
             begin(folder, settings, planned_shard(shard))

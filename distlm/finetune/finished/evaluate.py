@@ -17,9 +17,9 @@ from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.finished.state import SETTINGS
 from distlm.finetune.job import EvaluationJob, train_config
-from distlm.finetune.names import own_names
+from distlm.finetune.names import finetune_names
 from distlm.finetune.plan import count_rows, model_sizes, of_tasks, plan_finetune_rows
-from distlm.finetune.predictions import say_missing, there, write_all
+from distlm.finetune.predictions import predicted_parts, say_missing, write_all
 from distlm.finetune.records import FinetuneSettings, Scores, SeedResult, TaskEvaluation
 from distlm.finetune.score import TaskValidation
 from distlm.finetune.source import Source, open_finetuned
@@ -48,7 +48,7 @@ class Finished(NamedTuple):
     """None: not a model of this run's."""
 
 
-@own_names()
+@finetune_names()
 def run_evaluate_finetuned(stage: Stage) -> dict[str, object]:
     """Score each model of each task on dev, and write predictions for dev and test.
 
@@ -167,7 +167,7 @@ def _check(source: Source, task: TaskData, place: Path) -> frozenset[str]:
                     f"{path}: of another evaluation ({name} {old} there, {new} now); remove it, or give this one a "
                     "finetune.name= of its own, with finetune.checkpoint= the model"
                 )
-    return there(place, task, source.fingerprint)
+    return predicted_parts(place, task, source.fingerprint)
 
 
 def _write(

@@ -19,7 +19,7 @@ def finetuned(config: RunConfig, run: RunDir) -> bool:
         results = FinetuneResults.read(folder / RESULTS)
         if not {str(seed) for seed in one.seeds} <= results.seeds.keys():
             return False
-        # What is wrong with other settings is for the stage to say.
+        # The stage itself reports results that were made with other settings.
         if FinetuneSettings.read(folder / SETTINGS).setting_differences(one):
             return False
         if not one.checkpoint and not results.checkpoint.endswith(f"/{_newest(run)}"):

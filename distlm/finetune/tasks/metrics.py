@@ -47,7 +47,7 @@ def _score(name: str, predicted: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> 
 def majority_scores(task: GlueTask, dev: Examples) -> dict[str, float]:
     """The best that one answer for all examples reaches on dev, for each metric.
 
-    Of dev, not of train: where train is balanced its draw would decide, and a model below dev's majority look good.
+    The answer is chosen on dev: where train is balanced, its majority is a draw, and a poor model would look good.
     """
     answers = range(max(len(task.labels), 1))  # Correlations of a regression's constant answer are 0, whatever it is.
     scores = [glue_scores(task.metrics, np.full(len(dev), answer), dev.labels) for answer in answers]
@@ -68,7 +68,7 @@ def squad_scores(predictions: Mapping[str, str], questions: Sequence[Question]) 
 
 
 def majority_answer_scores(train: Sequence[Question], dev: Sequence[Question]) -> dict[str, float]:
-    """What the most frequent answer of train reaches on dev; of equally frequent ones the first in the alphabet."""
+    """What the most frequent answer of train reaches on dev; among equally frequent ones, the first by alphabet."""
     counts = Counter(normalised(question.answers[0]) for question in train)
     answer = min(counts, key=lambda text: (-counts[text], text))
     return squad_scores({question.id: answer for question in dev}, dev)

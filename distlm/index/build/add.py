@@ -89,7 +89,7 @@ def run_index_add(stage: Stage) -> AddSummary:
                 stage.require_whole(datastore.folder, read_in_place(datastore.written(shards=read), wanted))
             adding.store = replace(datastore, copies=copies)
             _encode(stage, adding, units, sum(datastore.shards[shard].rows for shard in shards))
-            # Those whose units several ranks, or starts, have encoded.
+            # Shards whose units were encoded by several ranks or in several starts.
             left = [shard for shard in parts if shard not in adding.added]
             for _ in rounds(stage, "index add", left, adding.put_all_together):
                 pass
@@ -146,7 +146,7 @@ class Adding:
 
             batches = read_batches(self.store.keys(shard)[first:last], self._encoder.batch)
             new |= self.files.write(shard, run, encoded(self._encoder, batches, before))
-            # Others know nothing of it yet, so it is the one that puts it together.
+            # No other rank knows of these units yet, so this rank puts the shard together.
             mine = self.done | new
             if all(unit.key in mine for unit in self.files.units(self.store, shard)):
                 self.put_together(shard, mine)
@@ -275,13 +275,13 @@ def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dic
         units = [unit for unit in files.units(datastore, shard) if unit.key in recorded]
         if shard not in parts:
             files.forget(shard)
-        elif units and files.there(shard, units):
+        elif units and files.has_room(shard, units):
             done |= {unit.key: recorded[unit.key] for unit in units}
         else:
             files.begin(shard)
     files.save(done)
     key_bytes = adding.template.record.code_size + 8
-    # The codes of a shard go when its part is there: a rank has those of the shard that it is at, and of one before.
+    # A shard's codes are removed once its part is written: a rank keeps those of its shard and of the one before.
     most = sorted((datastore.shards[shard].rows for shard in parts), reverse=True)[: 2 * ranks]
     needed = sum(datastore.shards[shard].rows * key_bytes + len(adding.template.data) for shard in parts)
     needed += sum(most) * files.row_bytes

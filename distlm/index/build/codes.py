@@ -41,7 +41,7 @@ def planned_units(index: Any, shards: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class CodeFiles:
-    """The files of codes of one index, of a share where there are any; no method is collective."""
+    """The files of codes of one index; where shares build it, those of one share. No method is collective."""
 
     folder: IndexFolder
     of: PartRecord
@@ -82,8 +82,8 @@ class CodeFiles:
         if self.share is None:
             self._remove(CODES, self.record)
 
-    def there(self, shard: int, units: Sequence[Unit]) -> bool:
-        """The file has room for these units."""
+    def has_room(self, shard: int, units: Sequence[Unit]) -> bool:
+        """Whether the file is large enough to hold these units."""
         path, end = self.path(shard), max(unit.first + unit.rows for unit in units)
         return path.exists() and path.stat().st_size >= end * self.row_bytes
 

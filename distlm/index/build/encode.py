@@ -100,7 +100,7 @@ class Encoder:
         coarse = self._inner.coarse_code_size()
         vectors, lists = self._assign(keys)
         codes = np.empty((len(vectors), self.row_bytes), np.uint8)
-        # What is left of a shard would be filled with more blank rows than it has.
+        # The last rows of a shard are not padded to a block where more than half of it would be blank.
         if self._product and 2 * len(vectors) >= self._product.rows:
             codes[:, :coarse] = lists.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :coarse]
             codes[:, coarse:] = self._product.encode(vectors, lists)

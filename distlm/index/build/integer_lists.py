@@ -63,7 +63,7 @@ class IntegerLists:
         norms = np.square(centred, dtype=np.float64).sum(axis=1)
         self._half_norms = norms / 2
         self._largest = float(np.sqrt(norms.max()))
-        # What the mean's subtraction in fp32 rounds away, too.
+        # Subtracting the mean in fp32 rounds, too.
         self._rounding = 2.0**-23 * float(np.linalg.norm(self._mean.astype(np.float64)))
         lost = np.square(centred - self._scale * rounded, dtype=np.float64).sum(axis=1)
         self._lost = float(np.sqrt(lost.max())) + self._rounding
@@ -91,7 +91,7 @@ class IntegerLists:
         for start in range(0, len(vectors), self._rows):
             block = vectors[start : start + self._rows]
             rows, lists, counts = self._candidates(block)
-            # None: a slack that is no number, of keys near the largest fp32.
+            # No candidate: for keys near the largest fp32 the slack is not a number.
             many = (counts > MOST_CANDIDATES) | (counts == 0)
             if many.any():
                 hard.append(start + np.flatnonzero(many))

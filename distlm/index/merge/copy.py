@@ -136,7 +136,7 @@ def _ids_of_parts(layout: MergeLayout, low: int, high: int, whole: Array) -> Ite
     """(part, views int64 of `whole`): the ids that lie in [low, high) with all their bytes."""
     for part, starts, stops in layout.segments(*layout.lists_of(low, high)):
         starts, stops = starts[1::2], stops[1::2]
-        # An id may lie across an end of the unit, whose place is the file system's.
+        # Ends of a unit follow the file system's blocks, so an id may lie across one.
         first = starts + -(-np.maximum(low - starts, 0) // 8) * 8
         last = stops - -(-np.maximum(stops - high, 0) // 8) * 8
         filled = np.flatnonzero(last > first)

@@ -82,19 +82,19 @@ def write_merged(
                             writer.copy(unit, *units[unit])
 
                 together(comm, copy)
-                written = _everywhere(comm, writer.take())
+                written = _digests_of_all(comm, writer.take())
                 digests |= written
                 if comm.rank == 0:
                     journal.save(digests)
                 progress.advance(sum(units[unit][1] - units[unit][0] for unit in written))
             together(comm, partial(_told, path, writer.finish))
-        digests |= _everywhere(comm, writer.take())
+        digests |= _digests_of_all(comm, writer.take())
         together(comm, partial(_told, path, lambda: os.fsync(output)))
     finally:
         os.close(output)
-    # What does not read back is written again by the next start.
+    # The next start writes anew what does not read back.
     rank0_first(comm, journal.remove)
-    lost = comm.allgather(together(comm, lambda: _lost(path, writer.edges)))
+    lost = comm.allgather(together(comm, lambda: _lost_units(path, writer.edges)))
     rank0_first(comm, lambda: _refuse_lost(path, layout, [unit for share in lost for unit in share], len(units)))
     return join_hashes([digests[unit] for unit in range(len(units))], unit_bytes)
 
@@ -122,10 +122,10 @@ def _still_there(
                     check.unit(layout, low, high, whole, copied=False)
         return found
 
-    return _everywhere(comm, together(comm, look))
+    return _digests_of_all(comm, together(comm, look))
 
 
-def _everywhere(comm: Comm, mine: dict[int, str]) -> dict[int, str]:
+def _digests_of_all(comm: Comm, mine: dict[int, str]) -> dict[int, str]:
     """The digests of all ranks. Collective."""
     return {unit: digest for share in comm.allgather(mine) for unit, digest in share.items()}
 
@@ -210,7 +210,7 @@ def _told(path: Path, action: Callable[[], object]) -> None:
         action()
 
 
-def _lost(path: Path, edges: list[Edges]) -> list[int]:
+def _lost_units(path: Path, edges: list[Edges]) -> list[int]:
     """The units of this rank whose ends are others in the file now that all ranks have written theirs."""
     with path.open("rb", buffering=0) as stream:
         found = []

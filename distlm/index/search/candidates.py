@@ -1,4 +1,4 @@
-"""How many neighbours an index is asked for, of which exact distances then choose k."""
+"""How many neighbours an index is asked for; exact distances then choose k of them."""
 
 from distlm.config.schema import KnnConfig
 

@@ -88,8 +88,7 @@ def _integers_suit(held: Held, centroids: Array, planned: int, seed: int, team: 
 def cluster_sums(
     held: Held, find: Nearest, shape: tuple[int, ...], exact: Exact, workers: ThreadPoolExecutor
 ) -> tuple[Array, Array]:
-    """Of this rank's vectors: the sum of those that `find` puts to each centroid, fp64 [k, d] = `shape`, and how many,
-    int64 [k]."""
+    """Sum and number of this rank's vectors that `find` assigns to each centroid: fp64 [k, d] = `shape`, int64 [k]."""
     sums, sizes = np.zeros(shape), np.zeros(shape[0], np.int64)
     for block, lists in zip(held.blocks(), workers.map(find, held.blocks()), strict=True):
         sizes += np.bincount(lists, minlength=len(sums))

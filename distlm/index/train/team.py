@@ -29,13 +29,13 @@ class Team:
 
     @contextmanager
     def workers(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads of this rank, each of which runs faiss on itself alone."""
+        """Threads of this rank; each runs faiss on one thread."""
         with one_thread_workers(self.threads) as pool:
             yield pool
 
     @property
     def node_threads(self) -> int:
-        """Threads for what rank 0 trains while the others wait."""
+        """Threads that rank 0 trains with while the others wait."""
         return usable_cores()
 
 

@@ -7,7 +7,7 @@ from distlm.runtime.records import Record
 
 
 class CachePlan(Record):
-    """What is being scored at which windows and θ; a start with other inputs is refused."""
+    """The text that is scored, and the windows and θ it is scored at. A start with other inputs is refused."""
 
     FILE = "RUN/cache/SPLIT/plan.json"
     WHAT = "plan of a cache"

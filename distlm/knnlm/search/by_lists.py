@@ -66,9 +66,9 @@ class SharedLists:
         Collective; a rank may have no unit, but not all of them.
         """
         comm, index, k = self._comm, self._index, self._k
-        # Of each unit by itself: distances to centroids may depend on a query's place in a block, in their last bits.
+        # Each unit by itself: the last bits of distances to centroids may depend on a query's place in a block.
         mine = together(comm, lambda: [index.probed(unit, self._nprobe) for unit in units])
-        everyone, edges = _everywhere(comm, mine)
+        everyone, edges = _probed_by_all(comm, mine)
         if self._share is None:
             self._share = shares(everyone.lists, index.list_sizes, comm.size)[comm.rank]
         found = together(comm, lambda: index.scan_lists(everyone, k, self._share))
@@ -100,7 +100,7 @@ def shares(lists: Array, sizes: Array, ranks: int) -> list[tuple[int, int]]:
     return list(pairwise([0, *inner.tolist(), len(sizes)]))
 
 
-def _everywhere(comm: Comm, mine: list[Probed]) -> tuple[Probed, list[int]]:
+def _probed_by_all(comm: Comm, mine: list[Probed]) -> tuple[Probed, list[int]]:
     """The queries of all ranks in rank order, and where those of each rank begin and end. Collective."""
     every = comm.allgather(mine)
     units = [unit for of in every for unit in of]

@@ -197,7 +197,7 @@ def _order(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The distances without negative ones, inf where absent, and the order of each row: both [q, k]."""
     absent = ids < 0
-    # Adding 0 turns −0, whose bits are those of a large number, into +0.
+    # Adding 0 turns −0 into +0: the bits of −0, read as an integer, would be a large number.
     distances = np.where(absent, np.float32(np.inf), np.maximum(distances, 0) + np.float32(0))
     if int(ids.max(initial=0)) >= 2**32:
         return distances, np.lexsort((ids, distances), axis=1)

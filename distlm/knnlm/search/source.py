@@ -123,7 +123,7 @@ def open_store(stage: Stage) -> Datastore:
 
 
 def source_of(forward: Forward, datastore: Datastore, index: SearchIndex | None) -> Source:
-    """What was opened one by one. Raises DistlmError when the datastore is of another model or dictionary."""
+    """A Source of open parts. Raises DistlmError when the datastore is of another model or dictionary."""
     datastore.require_model(forward.model_fingerprint)
     datastore.require_dictionary(forward.tokens.dictionary.hash)
     opened = (getattr(forward, field.name) for field in fields(Forward))

@@ -133,8 +133,8 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether those neighbours differ from what is planned in k alone, in candidates where these are not asked for,
-        and in how the work was cut."""
+        """Whether `kept` neighbours answer this plan but for k. They may also differ in how the work was cut, and in
+        their candidates where the plan asks for none."""
         fields = set(NeighboursPlan.__struct_fields__) - {
             "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks",
         }  # fmt: skip

@@ -150,7 +150,7 @@ def adaptive_mixtures(
     halves = facts.groups.halves if own else None
     now = facts.groups.fingerprint
     if own and fitted.halves and fitted.halves != now:
-        # With other halves tokens would be mixed with what was fitted on themselves.
+        # With other halves a token would be mixed with a λ that was fitted on that token.
         raise DistlmError(
             f"knn.json: fitted on other halves of {fitted.split} ({fitted.halves}; now they are {now}); run "
             "`distlm knn tune` again"
@@ -192,7 +192,7 @@ def whole_and_halves(halves: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64
 
 
 def swapped(fits: Sequence[T], halves: npt.NDArray[np.int64], weigh: Callable[[T], Floats]) -> Floats:
-    """λ of each token by what was fitted on the half that it is not in: fp64 [Q]."""
+    """λ of each token, fitted on the half that the token is not in: fp64 [Q]."""
     return np.where(halves == 0, weigh(fits[1]), weigh(fits[0]))
 
 

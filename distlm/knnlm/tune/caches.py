@@ -17,7 +17,8 @@ from distlm.knnlm.tune.records import BothGrid, CacheGrid, TunedBoth, TunedCache
 
 
 def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable[[], None]) -> TunedCache:
-    """The best settings of the cache; of equal losses the smallest λ, window, θ. `tick` is called per window."""
+    """The best settings of the cache; where losses are equal, the smallest λ, then window, then θ. `tick` is called
+    per window."""
     losses = np.empty((len(cache.windows), len(cache.thetas), len(config.lambdas)))
     grid = cache.grid()
     for row, scores in enumerate(grid):
@@ -40,7 +41,7 @@ def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable
 def tune_both(
     log_lm: Floats, log_knn: Floats, log_cache: Floats, knn_lambdas: list[float], cache_lambdas: list[float]
 ) -> TunedBoth:
-    """The two best λ; of equal losses the smallest λ, the neighbours' first."""
+    """The two best λ; where losses are equal, the smallest λ of the neighbours, then of the cache."""
     losses = np.empty((len(knn_lambdas), len(cache_lambdas)))
     for row, of_knn in enumerate(knn_lambdas):
         mixed = interpolate(log_lm, log_knn, of_knn)

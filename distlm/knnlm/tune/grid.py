@@ -96,7 +96,7 @@ def grid_log_probs(unit: Unit, temperatures: Sequence[float], ks: Sequence[int])
 
 
 def best_of(losses: Floats, lambdas: Sequence[float], temperatures: Sequence[float], ks: Sequence[int]) -> Best:
-    """The lowest loss of [ks, temperatures, lambdas]; of equal losses the smallest λ, then k, then temperature."""
+    """The lowest loss of [ks, temperatures, lambdas]; if several are equal, smallest λ, then k, then temperature."""
     candidates = [
         (float(losses[a, b, c]), lambdas[c], ks[a], temperatures[b])
         for a in range(len(ks))

@@ -1,4 +1,4 @@
-"""The gradient of a table's values: kept as what it is made of until the update, then summed slot by slot."""
+"""The gradient of a table's values: kept as its summands until the update, then summed slot by slot."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

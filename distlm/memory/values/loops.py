@@ -57,7 +57,7 @@ def _bag(source: Any, index: Any, weights: Any, begin: int, end: int, out: Any) 
 
 @_compiled
 def _fetch(plane: Any, row: Any, begin: int, end: int, numbers: int) -> None:
-    """Ask for columns begin … end of a row, of which `numbers` fill a cache line."""
+    """Prefetch columns begin … end of a row; `numbers` of them fill a cache line."""
     for line in range((end - begin + numbers - 1) // numbers):
         _prefetch(plane, row, begin + line * numbers)
 

@@ -113,7 +113,7 @@ def _loading(called: str, auto: str, own_code: bool) -> str:
 
 
 def _of_model(run: RunDir, checkpoint: Path) -> str:
-    """lm.json, where it is of this checkpoint."""
+    """lm.json, where it was made with this checkpoint."""
     path = run.root / RESULT
     if not path.is_file():
         return ""
@@ -140,7 +140,7 @@ def _with_neighbours(run: RunDir, checkpoint: Path) -> list[str]:
 
 
 def _deciding(tree: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Settings that decided the checkpoint; of paths the last part, for the others are the author's own."""
+    """Settings that decided the checkpoint. Of a path only the last part: the rest is the author's own."""
     found: dict[str, Any] = {}
     sections = stage_sections("train", config.model.kind)
     for key, item in leaf_fields(type(config)).items():

@@ -14,7 +14,7 @@ def export_model(
 ) -> dict[str, object]:
     """`write` writes a folder of the model of `checkpoint`; what was made, as the command prints it.
 
-    `finetuned`: whether it is a fine-tuned one, for which --finetuned and --seed are. Raises DistlmError for a folder
+    `finetuned`: whether it is a fine-tuned model; --finetuned and --seed are for those. Raises DistlmError for a folder
     that is there, and for what is wrong with --push, before anything is written.
     """
     for flag in ("finetuned", "seed"):

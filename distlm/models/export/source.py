@@ -232,7 +232,7 @@ def _names(statement: ast.stmt, left_out: Sequence[str]) -> set[str]:
 
 
 def _text(module: _Module, name: str, left_out: Sequence[str]) -> str:
-    """The statement as it is written, with what describes a constant."""
+    """The source of the statement, with the docstring behind a constant."""
     statement, lines = module.defined[name], module.text.splitlines()
     first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
     # A comment right above belongs to it.

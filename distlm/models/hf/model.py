@@ -105,8 +105,8 @@ class HfLM(LanguageModel):
     def log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """hidden [n, D], targets int64 [n] → log p(target), fp32 [n].
 
-        Rows without a piece, with which many models are padded, have their share of the probability. Memory: the logits
-        of `chunk_rows` tokens; of all n, twice, where gradients are wanted.
+        Many models are padded with rows that stand for no piece; these have their share of the probability. Memory: the
+        logits of `chunk_rows` tokens, or, where gradients are wanted, twice those of all n.
         """
         head = self._head
         step = len(hidden) if torch.is_grad_enabled() else chunk_rows(self.config.rows, hidden.device)
@@ -269,11 +269,11 @@ def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
 
 
 def wrapped(hf: Any, pieces: int, line_end: int, begin: int = -1) -> HfLM:
-    """A model that is there already, as it is and where it is; nothing of it is changed.
+    """A model that is loaded already, on the device where it is; it is not changed.
 
-    `pieces` of its tokenizer, of which `line_end` ends a line and `begin` stands in front of each block (−1: none
-    does). Raises DistlmError for an encoder with a decoder, for
-    fewer rows than pieces, and as `pretrained` for logits.
+    `pieces`: number of pieces of its tokenizer; `line_end`: the one that ends a line; `begin`: the one in front of each
+    block (−1: none). Raises DistlmError for an encoder with a decoder, for fewer rows than pieces, and as `pretrained`
+    for logits.
     """
     if hf.config.is_encoder_decoder:
         raise DistlmError(f"a {hf.config.model_type}, an encoder with a decoder; give a causal language model")

@@ -144,7 +144,7 @@ class FinetuneConfig:
         return self.name or (self.task or _TASK) + ("-frozen" if self.memory == "frozen" else "")
 
     def with_defaults(self) -> "FinetuneConfig":
-        """A copy in which what is left to table 3 is its value."""
+        """A copy in which every setting that was left open has its value of table 3."""
         squad = self.task == "SQuAD"
         return dataclasses.replace(
             self,

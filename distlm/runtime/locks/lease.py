@@ -49,7 +49,7 @@ class Lease:
                 if self._same_folder():
                     self._fenced()
             elif self._record.locked:
-                # Whoever comes next holds the file system's lock when it looks.
+                # The next owner looks at it while it holds the file system's lock.
                 self.path.unlink()
             else:
                 self._write(ended=True)
@@ -117,7 +117,7 @@ def claim(lock: Path, after: int, record: LockOwner) -> Lease | None:
         stream.write(record.line())
     numbers = numbers_of(lock)
     if numbers and numbers[-1] > after + 1:
-        # What was looked at is long gone.
+        # The lease that was looked at is long gone.
         path.unlink(missing_ok=True)
         return None
     for number in numbers:
@@ -155,7 +155,7 @@ class Rival:
             self._changed = number == self.number and self._text != ""
             self._since = time.monotonic()
         record = LockOwner.peek(path) if text else None
-        # One that is just being rewritten is whose it was.
+        # While a lease is being rewritten it still belongs to the owner it had.
         self.record = self.record if record is None and number == self.number else record
         self.number, self._text = number, text
 
@@ -210,7 +210,7 @@ def span_nodes(folder: Path, mountinfo: list[str]) -> bool:
     for line in mountinfo:
         head, _, tail = line.partition(" - ")
         mount = Path(head.split()[4].encode().decode("unicode_escape"))
-        # Of two mounts on one place the later one is seen.
+        # Where two are mounted on one place, the later one hides the other.
         if folder.is_relative_to(mount) and len(str(mount)) >= longest:
             words = tail.split()
             kind, options, longest = words[0], f"{head.split()[5]},{words[-1]}", len(str(mount))

@@ -106,7 +106,7 @@ class Waiting:
 def waiting_outside(world: World, what: str) -> Iterator[None]:
     """As Waiting, by a process of its own: for calls that keep Python's lock, as MPI_Init does."""
     with warnings.catch_warnings():
-        # Of a fork beside other threads: the child below calls nothing that these may have locked.
+        # Python warns of a fork beside other threads. The child below calls nothing that they may have locked.
         warnings.simplefilter("ignore", DeprecationWarning)
         parent, child = os.getpid(), os.fork()
     if child == 0:

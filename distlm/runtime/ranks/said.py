@@ -19,12 +19,12 @@ class Said:
 
     @property
     def error(self) -> str:
-        """`[rank 1 on node2] text`, of a single process the text alone."""
+        """`[rank 1 on node2] text`; for a single process the text alone."""
         return self._cause or self._followed
 
     @property
     def is_cause(self) -> bool:
-        """Whether a rank said it of itself, not of another one that it saw ending."""
+        """Whether `error` is a rank's own error, and not its line about another rank that ended."""
         return bool(self._cause)
 
     def hear(self, line: str) -> None:
@@ -48,8 +48,8 @@ def heard(lines: Iterable[str]) -> Said:
 
 
 def cause_in(logs: Iterable[Path]) -> tuple[Path | None, str]:
-    """The first log in which a rank says why it ended, and what; of those that only say that another did when there is
-    none such. None and empty without any."""
+    """The first log in which a rank says why it ended, and its words. Where no rank says why, the first log that tells
+    of another rank's end. None and an empty text where no log has either."""
     followed: tuple[Path | None, str] = None, ""
     for log in logs:
         with suppress(OSError), log.open(encoding="utf-8", errors="replace") as lines:

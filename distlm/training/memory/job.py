@@ -122,7 +122,7 @@ class MemoryJob(Job[S]):
 
     def step(self, rate: float) -> Step:
         """One step of the parameters and, unless DeepSpeed skipped that, of the values; ends the update. Collective."""
-        # What the engine averages over ranks and scales for fp16 it does not see in the values' gradients.
+        # The engine averages over ranks and scales for fp16, but does not see the values' gradients: done here.
         undo = 1 / (self.micro.ranks * self.engine.loss_scale)
         step = self.engine.update(rate)
         if step.skipped:

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 from msgspec import convert
+from support.pictures import description
 from support.records.examples import example
 
-from distlm.analysis import plots
+from distlm.analysis.papers import pkm_plm
 from distlm.analysis.papers.pkm_plm import rows, write_tables
 from distlm.analysis.results.records import Figure
 from distlm.finetune.records import FinetuneResults, SeedResult
 from distlm.memory.records import MemoryUse
 from distlm.runtime.files import write_json
-from distlm.training.records import LmResults, LmSplit
+from distlm.runtime.rundir import RunDir
+from distlm.training.records import LmResults, LmSplit, Staleness
 
 USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
 MAJORITY = {"SST-2": {"accuracy": 0.509}, "MRPC": {"accuracy": 0.684, "f1": 0.812}}
@@ -65,13 +67,13 @@ def lines_of(path: Path) -> list[dict[str, str]]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the bars are drawn of."""
     given: list[Any] = []
-    bars = plots.grouped_bars
+    bars = pkm_plm.grouped_bars
 
-    def kept(panels: Any) -> Any:
+    def kept(panels: Any, caption: str) -> Any:
         given.append(panels)
-        return bars(panels)
+        return bars(panels, caption)
 
-    monkeypatch.setattr(plots, "grouped_bars", kept)
+    monkeypatch.setattr(pkm_plm, "grouped_bars", kept)
     return given
 
 
@@ -181,7 +183,8 @@ def test_labels_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
             "IOU of the labels' use": {"+PKM\nlayer 2": {"before": 0.5, "after": 0.25}},
         }
     ]
-    assert (tmp_path / "classes.png").read_bytes().startswith(b"\x89PNG")
+    # KL has a value on one side only.
+    assert description(tmp_path / "classes.png") == "With fine-tuning IOU of the labels' use rises in 0 of 1 memories."
 
 
 def test_scores_beside_the_paper_s(tmp_path: Path) -> None:
@@ -201,3 +204,23 @@ def test_use_from_a_dense_model_and_from_nothing(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (use,) = rows(tmp_path)
     assert use.ours.text() == "75.0 / 50.0 % (25.0 / 25.0 %)" and use.verdict == "appears"
+
+
+def test_curves_and_unread_slots_say_what_there_is_to_see(tmp_path: Path) -> None:
+    for run, losses, never in (("init", (3.0, 2.0), 0), ("pkm", (3.0, 2.5), 5)):
+        evaluated(tmp_path, run, {"valid": 9.0})
+        found = LmResults.read(tmp_path / run / "lm.json")
+        found.staleness = {"2": Staleness(edges=[0, 10], slots=[never, 15])}
+        found.write(tmp_path / run / "lm.json")
+        for step, loss in enumerate(losses, 1):
+            RunDir(tmp_path / run).metrics.write("train", {"valid/loss": loss}, step=step)
+    write_tables(tmp_path)
+    ends = "lowest for +Init (dense, as long again) (7.39) and highest for +PKM (12.18)"
+    assert description(tmp_path / "curve.png") == f"Perplexity on valid ends {ends}."
+    never_read = "Slots that were never read first: at most 25.0% (+PKM, layer 2)."
+    assert description(tmp_path / "staleness.png") == never_read
+    found = LmResults.read(tmp_path / "pkm" / "lm.json")
+    found.staleness = {"2": Staleness(edges=[0, 10], slots=[0, 20])}
+    found.write(tmp_path / "pkm" / "lm.json")
+    write_tables(tmp_path)
+    assert description(tmp_path / "staleness.png").startswith("Every slot of every memory was read first")

@@ -100,14 +100,14 @@ def test_writes_that_another_rank_wrote_over_are_found(added: Path, monkeypatch:
             stream.write(bytes(16))
         return lost(path, edges)
 
-    lost = write._lost
-    monkeypatch.setattr(write, "_lost", over)
+    lost = write._lost_units
+    monkeypatch.setattr(write, "_lost_units", over)
     with (
         one_rank(config(added, factory="IVF32,SQ8")) as stage,
         pytest.raises(DistlmError, match=rf"1 of {whole} pieces do not read back"),
     ):
         run_index_merge(stage)
-    monkeypatch.setattr(write, "_lost", lost)
+    monkeypatch.setattr(write, "_lost_units", lost)
     assert not (added / "index" / "merged.index").exists()
     assert merge(added, monkeypatch, 99) == whole
 

@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from support.knn import copy_run, in_stage
 from support.records import alter
 from support.store import arguments
 
-from distlm.analysis.generation import share_of_neighbours, write_page
+from distlm.analysis.generation import HEADS, TERMS, share_of_neighbours, write_page
 from distlm.cli import main
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
@@ -126,9 +127,35 @@ def test_the_page_shows_every_word_and_escapes_the_text(made, tmp_path):
     for near in made.mixed[-1].neighbours:
         assert escape(near.context) in page
     assert share_of_neighbours(angry, 0.5) == pytest.approx(0.75)
+    weight = made.frozen.weight
+    shares = [share_of_neighbours(word, weight) for word in mixed]
+    most = mixed[int(np.argmax(shares))].word
+    assert f"“{escape(most)}” has most of its probability from them, {max(shares):.0%}" in page
+    assert f"{sum(share >= 0.5 for share in shares)} of 13 words half or more" in page
     text = generation_text(named)
     assert "not in the dictionary: <x>" in text
     assert f"[{made.mixed[0].neighbours[0].word}]" in text
+
+
+def test_every_column_of_the_page_has_a_heading_that_the_glossary_explains(made, tmp_path):
+    write_page(made, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    tables = re.findall(r"<table.*?</table>", page, re.DOTALL)
+    assert len(tables) == 2 * len(made.mixed)
+    for table, wanted in zip(tables, [*HEADS.values()] * len(made.mixed), strict=True):
+        assert re.findall(r'<th scope="col" title="[^"]+">(\w+)</th>', table) == list(wanted)
+        assert {row.count("<td>") for row in re.findall(r"<tr>(.*?)</tr>", table) if "<td>" in row} == {len(wanted)}
+    glossary = Path(__file__).resolve().parents[3] / "docs/glossary.md"
+    for term in TERMS:
+        assert f"| **{term}** |" in glossary.read_text("utf-8") and f"<dt>{term}</dt>" in page, term
+    hits = sum(near.hit for word in made.mixed for near in word.neighbours)
+    assert page.count('<strong class="best">') == hits > 0
+
+
+def test_the_page_says_where_no_word_came_from_the_neighbours(made, tmp_path):
+    alone = [replace(word, p_knn=0.0) for word in made.mixed]
+    write_page(replace(made, mixed=alone), tmp_path / "page.html")
+    assert "Here none of it did." in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_the_command(searched, tmp_path, capsys):

@@ -13,8 +13,8 @@ from distlm.training.records import LmResults
 
 
 def masked_as_trained(config: PlmRun, run: RunDir) -> bool:
-    """Whether lm.json is of the newest checkpoint's weights and values, and of these masks and rows. One that does not
-    say so, written by an older version, is of others."""
+    """Whether lm.json was made with the newest checkpoint's weights and values, and with these masks and rows. A file
+    of an older version does not say so, and counts as made with others."""
     path = run.root / RESULT
     if not path.exists():
         return False

@@ -1,7 +1,7 @@
 """Which rank has a word's queue, which words an update asks for, and what the ranks send each other for it.
 
-Word w is row w // R of rank w mod R of R: frequent words, whose ids are small, are dealt evenly. What an update trains
-on is known to every rank beforehand, so that nobody has to ask: each knows what it must send to whom.
+Word w is row w // R of rank w mod R of R: frequent words, whose ids are small, are dealt evenly. Every rank
+knows beforehand which words an update trains on, and so what it must send to which rank: none has to ask.
 """
 
 from collections.abc import Callable, Sequence

@@ -103,7 +103,7 @@ class WordQueues(WordTable):
 
     def _take(self, states: Tensor, groups: _Groups) -> None:
         slots = (self.pushed[groups.words][groups.group] + groups.place) % self.length
-        # Of more states than a queue holds only the last ones go in: each slot is written once.
+        # Where more states came than a queue holds, only the last ones go in: each slot is written once.
         last = groups.place >= groups.sizes[groups.group] - self.length
         self.queues[groups.words[groups.group][last], slots[last]] = states[last]
 
