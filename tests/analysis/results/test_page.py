@@ -6,13 +6,20 @@ import pytest
 
 from distlm.analysis.results.from_csv import lines_of, percent, table_of
 from distlm.analysis.results.page import numbers, page, read_results, tables
-from distlm.analysis.results.records import ExperimentResults, Figure, ResultColumn, ResultRow, ResultTable
+from distlm.analysis.results.records import (
+    ExperimentResults,
+    Figure,
+    ResultColumn,
+    ResultRow,
+    ResultsPath,
+    ResultTable,
+)
 from distlm.analysis.results.verdict import above, lower, together
 from distlm.errors import DistlmError
 from distlm.runtime.files import read_json, write_json
 
 
-def record(rows: list[ResultRow], path: str = "Speed", commands: int = 1) -> ExperimentResults:
+def record(rows: list[ResultRow], path: ResultsPath = "Speed", commands: int = 1) -> ExperimentResults:
     return ExperimentResults(
         title="A title", path=path, date="2026-01-02", machine="4 cores", commit="abc1234",
         commands=[f"distlm run demo train.seed={number}" for number in range(commands)], settings=["one seed"],
