@@ -1,7 +1,7 @@
 """What a search reads: token files, model, datastore and index, opened together and checked against each other."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,5 +126,6 @@ def source_of(forward: Forward, datastore: Datastore, index: SearchIndex | None)
     """A Source of open parts. Raises DistlmError when the datastore is of another model or dictionary."""
     datastore.require_model(forward.model_fingerprint)
     datastore.require_dictionary(forward.tokens.dictionary.hash)
-    opened = (getattr(forward, field.name) for field in fields(Forward))
-    return Source(*opened, datastore, index)
+    return Source(
+        forward.knn, forward.tokens, forward.model, forward.model_fingerprint, forward.longest, datastore, index
+    )
