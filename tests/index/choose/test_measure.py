@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.index import config, vectors, write_store
+from support.pictures import description
 
 from distlm.analysis.index_choice import tune_index
 from distlm.datastore.reader import Datastore
@@ -106,9 +107,13 @@ def test_the_verb_writes_a_table_a_plot_and_the_pick(store: Datastore) -> None:
     record = TunedIndex.read(folder / "pick.json")
     assert record.pick in record.measured and record.pick is not None and record.pick.key_bytes == 12
     assert (record.rows, record.k, record.most_bytes, record.least_recall) == (5000, 256, 20, 0)
-    assert (folder / "factories.png").read_bytes()[:4] == b"\x89PNG"
+    seen = description(folder / "factories.png")
+    assert seen.startswith(f"{len(pareto(record.measured))} of 8 are on the front")
+    assert f"The pick finds {record.pick.store_recall:.1%} in {record.pick.whole_ms:.2f} ms; the fastest" in seen
     # Two factories at two numbers of lists, for k and 2k candidates, below a head.
     assert len((folder / "factories.csv").read_text().splitlines()) == 1 + 2 * 2 * 2 == 1 + len(record.measured)
+    assert "Nothing measured" in tune_index(settings, ["IVF16,PQ4"], 2000, 50, Budget(key_bytes=9))
+    assert description(folder / "factories.png").endswith("None stays within the budget.")
 
 
 def test_without_factories_codes_and_numbers_of_lists_are_tried(tmp_path: Path) -> None:
