@@ -88,10 +88,16 @@ def test_a_table_uses_them(operation: choice.Operation, monkeypatch: pytest.Monk
     """A table's forward and backward, stale slots included, give what torch gives."""
     given = reads(1, tokens=3)
     wanted = backward(make_table(), given)
-    called = []
+    called: list[str] = []
     names = {"lookup": "token_sums", "weights": "score_gradients"}
     original = getattr(bags, names[operation])
-    monkeypatch.setattr(bags, names[operation], lambda *arguments: called.append(1) or original(*arguments))
+
+    def seen(*arguments: Tensor) -> Tensor:
+        called.append(operation)
+        found: Tensor = original(*arguments)
+        return found
+
+    monkeypatch.setattr(bags, names[operation], seen)
     taking(monkeypatch, operation)
     table = make_table().to(DEVICE)
     given.slots, given.weights, given.upstream = (x.to(DEVICE) for x in (given.slots, given.weights, given.upstream))

@@ -50,12 +50,12 @@ def test_ties_go_to_the_lowest_slot(levels: int, monkeypatch: pytest.MonkeyPatch
 def test_rounded_sums_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half scores that differ by less than their sum shows: the slot that is lowest among all n² wins, though its half
     is not among the best."""
-    halves = torch.tensor([[[2.0**-30, 0.0, 2.0**-29, 0.0]], [[2.0**10, 1.0, 0.0, 0.0]]])
-    queries, keys = torch.ones(1, 1, 2).to(DEVICE), halves.view(1, 2, 4, 1).to(DEVICE)
+    halves = torch.tensor([[0.0, 2.0**-32, 2.0**-31, 2.0**-30, 2.0**-29], [2.0**10, *4 * [-(2.0**20)]]])
+    queries, keys = torch.ones(1, 1, 2).to(DEVICE), halves.view(1, 2, 5, 1).to(DEVICE)
     taking(monkeypatch, "slots")
     found = select(queries, keys, 2)
     equal(found, brute_force(queries, keys, 2))
-    assert found[0].flatten().tolist() == [0, 4]
+    assert found[0].flatten().tolist() == [0, 5]
 
 
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
