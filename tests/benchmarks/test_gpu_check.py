@@ -178,7 +178,8 @@ def test_the_plain_model_is_the_same_model() -> None:
             plain.words[band].copy_(ours.embedding.embedding(band))
             plain.projections[band].copy_(ours.embedding.projection(band))
         plain.classes.copy_(ours.softmax.class_weight)
-        for mine, theirs in zip(plain.layers, ours.layers, strict=True):
+        layers: Any = zip(plain.layers, ours.layers, strict=True)
+        for mine, theirs in layers:
             pairs = [
                 (mine.norms[0], theirs.attention_norm), (mine.norms[1], theirs.ffn_norm),
                 (mine.qkv, theirs.attention.qkv), (mine.out, theirs.attention.out), (mine.inner, theirs.fc1),
