@@ -89,7 +89,8 @@ class TrainConfig:
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Compute precision; V100 has no bf16."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
-    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
+    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3, zero1-offload … zero3-offload) or a path of a JSON
+    file."""
     valid_every: int = 1400
     """Updates between validations (0: only at the end)."""
     save_every: int = volatile(1400)  # type: ignore[assignment]
