@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from distlm.training.dsconfig import DeepSpeedConfig, offloaded, zero_stage
 
 # DeepSpeed's own, where a configuration does not say.
-_BUCKET, _PREFETCH, _REUSE = 500_000_000, 50_000_000, 1_000_000_000
+_BUCKET, _LIVE, _REUSE = 500_000_000, 1_000_000_000, 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,20 @@ def states_memory(
     masters = 4 * (states + 1) * shard
     weights = width * (shard if stage == 3 else parameters)
     # Two buckets on their way to the other ranks.
-    moving = 2 * width * min(int(zero.get("reduce_bucket_size", _BUCKET)), parameters)
+    bucket = min(int(zero.get("reduce_bucket_size", _BUCKET)), parameters)
+    moving = 2 * width * bucket
     if stage == 3:
-        # A layer's weights are kept until their next use, in backward, where that is not far; its gradient is whole for
-        # a moment, and its norm is taken in fp32.
+        # A layer's weights are gathered long before their use, as many as may live, and kept until their next use, in
+        # backward, where that is not far. Its gradient is whole for a moment, and its norm is taken in fp32.
         kept = int(zero.get("stage3_max_reuse_distance", _REUSE)) // 2
-        gathered = kept + int(zero.get("stage3_prefetch_bucket_size", _PREFETCH)) + largest
-        moving += width * min(gathered, parameters) + (width + 4) * min(largest, parameters)
+        gathered = max(kept, int(zero.get("stage3_max_live_parameters", _LIVE))) + largest
+        moving += width * min(gathered, parameters) + (width + 4) * largest
     if not away.optimizer:
         # The step has its gradient in fp32.
         device, host = masters + gradients + max(4 * shard, moving), 0
     elif stage == 3:
-        device, host = moving, masters + 4 * shard + gradients
+        # This rank's sums of a bucket come back to the device, in fp32 and once more.
+        device, host = moving + 8 * -(-bucket // ranks), masters + 4 * shard + gradients
     else:
         # In bf16 this rank's sums stay on the device until the step; what else is summed lies in the host's memory.
         sums = 4 * shard if precision == "bf16" else 0

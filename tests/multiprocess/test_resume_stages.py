@@ -41,6 +41,7 @@ def goes_on(folder: Path, pairs: list[tuple[str, str]], ranks: int) -> None:
 
 
 def test_each_goes_on_under_another(folder: Path) -> None:
+    """Not slow, though it may take half a minute: nothing cheaper sees what a stage's checkpoint lacks."""
     pairs = list(zip(RING, [*RING[1:], RING[0]], strict=True))
     goes_on(folder, pairs, 2)
     goes_on(folder, pairs[:2], 1)
