@@ -245,5 +245,11 @@ def _check_meaning(path: Path, config: Mapping[str, Any]) -> None:
                 f"{path}: zero_optimization.{key}.device={section['device']!r}: must be cpu or none "
                 "(checkpoints here do not reach states on NVMe)"
             )
+        for part, plain in (("ratio", 1), ("super_offload", False)):
+            if section.get(part, plain) != plain:
+                raise DistlmError(
+                    f"{path}: zero_optimization.{key}.{part}={section[part]!r} works with DeepSpeed's CPUAdam "
+                    "alone, which is not used here (it would have to be compiled); delete it"
+                )
         if stage < least:
             raise DistlmError(f"{path}: zero_optimization.{key} needs stage {least} or more, the file has {stage}")

@@ -106,6 +106,14 @@ def test_deepspeed_s_own_trackers_are_refused(tmp_path: Path, key: str, instead:
         ),
         ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer needs stage 1"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "offload_optimizer.ratio=0.5 works with DeepSpeed's CPUAdam alone",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
+            "offload_optimizer.super_offload=True works with DeepSpeed's CPUAdam alone",
+        ),
         ("{", "not valid JSON"),
         ("[1]", "expected an object with keys, found list"),
     ],
