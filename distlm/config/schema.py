@@ -94,7 +94,8 @@ class TrainConfig:
     """How memories and softmaxes compute on CUDA devices. torch: by its operations; triton: by kernels, wherever they
     give what torch gives; auto: by what was quicker in a comparison at the first start, which checkpoints record."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
-    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
+    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3, zero1-offload … zero3-offload) or a path of a JSON
+    file."""
     valid_every: int = 1400
     """Updates between validations (0: only at the end)."""
     save_every: int = volatile(1400)  # type: ignore[assignment]

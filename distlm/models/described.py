@@ -81,6 +81,11 @@ def parameter_count(description: Description, vocabulary: int) -> int:
     return sum(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
 
 
+def largest_parameter(description: Description, vocabulary: int) -> int:
+    """Elements of the model's largest parameter; allocates nothing."""
+    return max(parameter.numel() for parameter in model_on_meta(description, vocabulary).parameters())
+
+
 def model_bytes(description: CausalDescription, vocabulary: int) -> int:
     """Bytes of the fp32 model that a later stage reads: parameters, and values of memories."""
     return 4 * parameter_count(description, vocabulary) + value_bytes(description)

@@ -22,7 +22,7 @@ class StagePlan:
     disk_bytes: int
     """Bytes this stage writes, over all ranks."""
     memory_bytes: int
-    """Peak resident memory of one rank."""
+    """Peak resident memory of one rank that computes on the processor."""
     seconds: float | None
     """Estimated wall time, or None where nothing is known to estimate it from."""
     notes: list[str] = field(default_factory=list)
@@ -31,6 +31,10 @@ class StagePlan:
     """False: neither disk nor memory can be told yet, and they are 0 here."""
     finished: bool = False
     """There is nothing left to do."""
+    device_bytes: int = 0
+    """Peak memory on the device of a rank that has one; 0: not told apart."""
+    host_bytes: int = 0
+    """Peak of the host's memory for what such a rank keeps there, without the process itself."""
     units: tuple[int, ...] = ()
     """Units of work of each phase that the ranks share; none: it is not known, or one rank works."""
 
@@ -41,6 +45,10 @@ class StagePlan:
         eta = "unknown" if self.seconds is None else f"about {format_seconds(self.seconds)}"
         sizes = (self.disk_bytes, self.memory_bytes)
         disk, memory = (format_bytes(size) if self.known else "unknown" for size in sizes)
+        if self.device_bytes:
+            memory += (
+                f" (with a GPU {format_bytes(self.device_bytes)} on it, {format_bytes(self.host_bytes)} beside it)"
+            )
         row = f"{self.stage:<16} {self.work}; disk {disk}, memory/rank {memory}, time {eta}"
         # Lines of a note that is a table stay below its first.
         notes = (note.replace("\n", f"\n{'':<17}") for note in self.notes)

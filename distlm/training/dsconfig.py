@@ -6,6 +6,7 @@ clipping) belongs to `train.*`, and a file that sets it is refused, so that ther
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,30 @@ def zero_stage(config: Mapping[str, Any]) -> int:
     return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
+@dataclass(frozen=True)
+class Offloaded:
+    """What a configuration keeps in the host's memory instead of the device's."""
+
+    optimizer: bool
+    """Optimizer states and fp32 master weights; the optimizer steps on the processor."""
+    weights: bool
+    """The weights that the model computes with (ZeRO 3)."""
+
+
+def offloaded(config: Mapping[str, Any]) -> Offloaded:
+    """What a loaded configuration keeps in the host's memory."""
+    zero = config.get("zero_optimization", {})
+    places = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
+    return Offloaded(*(place != "none" for place in places))
+
+
+def described(config: Mapping[str, Any]) -> str:
+    """The ZeRO stage of a loaded configuration, and what it offloads, for people."""
+    away = offloaded(config)
+    what = ["optimizer"] * away.optimizer + ["weights"] * away.weights
+    return f"ZeRO {zero_stage(config)}" + (f" ({' and '.join(what)} in the host's memory)" if what else "")
+
+
 def merge_ds_config(train: TrainConfig, micro_blocks: int, accumulation: int) -> DeepSpeedConfig:
     """What deepspeed.initialize gets: the file of `train.deepspeed` plus what `train` and the micro-batch plan decide.
 
@@ -220,5 +245,11 @@ def _check_meaning(path: Path, config: Mapping[str, Any]) -> None:
                 f"{path}: zero_optimization.{key}.device={section['device']!r}: must be cpu or none "
                 "(checkpoints here do not reach states on NVMe)"
             )
+        for part, plain in (("ratio", 1), ("super_offload", False)):
+            if section.get(part, plain) != plain:
+                raise DistlmError(
+                    f"{path}: zero_optimization.{key}.{part}={section[part]!r} works with DeepSpeed's CPUAdam "
+                    "alone, which is not used here (it would have to be compiled); delete it"
+                )
         if stage < least:
             raise DistlmError(f"{path}: zero_optimization.{key} needs stage {least} or more, the file has {stage}")

@@ -241,8 +241,10 @@ class Engine:
         if scalars.keys:
             for holder in self._holders():
                 state = {key: torch.zeros_like(holder, requires_grad=False) for key in scalars.keys}
-                # torch's Adam counts its steps in an fp32 tensor.
-                state |= {key: torch.tensor(value, dtype=torch.float32) for key, value in scalars.state.items()}
+                # torch's Adam counts its steps in an fp32 tensor; the fused one reads it where the weights are.
+                place = holder.device if self._base.defaults.get("fused") else torch.device("cpu")
+                counts = {key: torch.tensor(value, device=place) for key, value in scalars.state.items()}
+                state |= {key: value.float() for key, value in counts.items()}
                 self._base.state[holder] = state
             if hasattr(self._wrapper, "_lazy_init_hp_params_optimizer_state"):
                 self._wrapper._lazy_init_hp_params_optimizer_state()

@@ -19,7 +19,7 @@ from distlm.runtime.ranks.collective import together
 from distlm.runtime.ranks.device import default_device
 from distlm.runtime.stage import Stage
 from distlm.training.checkpoint import Resume, model_to_train, restore
-from distlm.training.dsconfig import DeepSpeedConfig
+from distlm.training.dsconfig import DeepSpeedConfig, offloaded, zero_stage
 from distlm.training.engine import Engine
 from distlm.training.kernels.choose import choose
 from distlm.training.kernels.problem import Problem
@@ -79,8 +79,8 @@ class Job(ABC, Generic[S]):
     """Operations that kernels in Triton do; from `begin` on."""
     unit = metrics.TOKENS_PER_S
     """Name of the rate: what the loss is a mean over, per second."""
-    may_shard = True
-    """Whether every ZeRO stage can train it."""
+    may_offload = True
+    """Whether the optimizer's states may be in the host's memory."""
     keeps_best = True
     """Whether the checkpoint with the lowest validation loss is made and kept."""
 
@@ -130,13 +130,22 @@ class Job(ABC, Generic[S]):
             restore(self.engine, resume, weights)
             together(self.comm, lambda: self.resumed(resume))
 
+    @property
+    def highest_stage(self) -> int:
+        """The highest ZeRO stage that can train it."""
+        return 3
+
     def needs_less(self) -> str:
         """What to set when a rank's memory does not do, and what changes then."""
         found = f"Lower {self.rows_at_once} (rows of one forward pass; an update stays what it is)"
-        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
-        if self.may_shard and stage < 3:
+        stage, away = max(zero_stage(self.deepspeed), 1), offloaded(self.deepspeed).optimizer
+        if stage < self.highest_stage and self.comm.size > 1:
             shared = "the weights, too," if stage == 2 else "more of the training state"
-            found += f", or take train.deepspeed=zero{max(stage, 1) + 1}, which shares {shared} out among the ranks"
+            name = f"zero{stage + 1}{'-offload' if away else ''}"
+            found += f", or take train.deepspeed={name}, which shares {shared} out among the ranks"
+        if self.may_offload and not away:
+            kept = "weights and optimizer states" if stage == 3 else "optimizer states"
+            found += f", or take train.deepspeed=zero{stage}-offload, which keeps {kept} in the host's memory"
         return found
 
     def fresh_model(self) -> nn.Module:

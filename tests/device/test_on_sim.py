@@ -18,6 +18,7 @@ CHECKS = {
     "AWD-LSTM and lists": ["models/awd_lstm/test_model.py", "index/build/test_encode.py"],
     "trainings": ["device/test_stages.py", "-k", "training or half"],
     "stages": ["device/test_stages.py", "-k", "not training and not half"],
+    "offload": ["device/test_offload.py"],
     "rules": ["device/test_rules.py"],
 }
 

@@ -48,6 +48,28 @@ def test_pinned_memory_that_is_written_too_early() -> None:
         there.cpu()
 
 
+def test_copies_of_one_stream_are_done_in_order() -> None:
+    """Down into pinned memory, up from it and down again, without waiting between them."""
+    here = torch.zeros(3).pin_memory()
+    there = torch.ones(3, device="sim")
+    here.copy_(there, non_blocking=True)
+    up = here.to("sim", non_blocking=True)
+    assert here.isnan().all()
+    here.copy_(up + 1, non_blocking=True)
+    torch.accelerator.synchronize()
+    assert torch.equal(up.cpu(), torch.ones(3)) and torch.equal(here, torch.full((3,), 2.0))
+
+
+def test_a_fused_optimizer_s_count_of_steps_on_the_processor() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, device="sim"))
+    weight.grad = torch.ones_like(weight)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()
+    optimizer.state[weight]["step"] = torch.tensor(1.0)
+    with pytest.raises(RuntimeError, match="same device"):
+        optimizer.step()
+
+
 def test_a_module_that_is_moved_keeps_its_parameters() -> None:
     layer = torch.nn.Linear(3, 3)
     weight = layer.weight

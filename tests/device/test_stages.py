@@ -34,10 +34,13 @@ TWO_RANKS = {
     "nag": ["train.deepspeed=zero0", "train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01"],
     "memories": [*ONE_RANK["memory"], "train.micro_blocks=2"], "bf16": ["train.precision=bf16"],
     "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
+    "fp16-offload": ["train.precision=fp16", "train.deepspeed=zero2-offload"],
+    "memories-offload": [*ONE_RANK["memory"], "train.micro_blocks=2", "train.deepspeed=zero1-offload"],
     **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
+    "offload": ["train.deepspeed=zero3-offload"],
 }  # fmt: skip
 VARIANTS = {name: ranks for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS)) for name in names}
-HALF = ("bf16", "fp16", "fp16-zero2")
+HALF = ("bf16", "fp16", "fp16-zero2", "fp16-offload")
 LSTM_DRY = [f"lstm.{name}_dropout=0" for name in ("embedding", "input", "hidden", "output", "weight")]
 
 
@@ -128,7 +131,7 @@ def test_a_device_without_memory(tokens: Path, tmp_path: Path) -> None:
     done = distlm("train", "demo", *run, check=False, SIM_MEMORY="1000000")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "out of memory" in done.stderr and "train.micro_blocks" in done.stderr and "zero2" in done.stderr
+    assert "out of memory" in done.stderr and "train.micro_blocks" in done.stderr and "zero1-offload" in done.stderr
     distlm("train", "demo", *run)
     assert max(curve(tmp_path / "run")) == 12
     stored = distlm("datastore", "write", "demo", *run, check=False, SIM_MEMORY="300000")

@@ -14,6 +14,7 @@ from support.deadline import DEADLINE_S
 
 from distlm.config import load_config
 from distlm.pipeline import STEPS, plan_step
+from distlm.runtime.files import format_bytes
 from launchers.site import STAGES, load_site, parse_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,3 +75,18 @@ def test_shown_micro_batches_run_on_the_ranks_they_are_shown_for() -> None:
     for size in sizes:
         config = load_config(row[1], [f"train.micro_blocks={size}", f"launch.ranks={row[2]}"])
         assert plan_step(STEPS["train"], config).memory_bytes > 0
+
+
+def test_shown_memory_is_the_plan_s() -> None:
+    size = r"(\S+ \S+) \+ (\S+ \S+)"
+    shown = re.findall(rf"^\| `(zero\d\S*)` \|.*\| {size} \| {size} \|$", TEXT, re.MULTILINE)
+    assert {name for name, *_ in shown} == {f"zero{stage}{more}" for stage in (1, 2, 3) for more in ("", "-offload")}
+    asked = re.search(r"`distlm plan\s+wikitext103\s+([^`]*train.optimizer[^`]*)`", TEXT)
+    assert asked is not None
+    for name, *sizes in shown:
+        found = []
+        for ranks in (1, 8):
+            settings = [*asked[1].split(), f"train.deepspeed={name}", f"launch.ranks={ranks}"]
+            plan = plan_step(STEPS["train"], load_config("wikitext103", settings))
+            found += [format_bytes(plan.device_bytes), format_bytes(plan.host_bytes)]
+        assert sizes == found, name

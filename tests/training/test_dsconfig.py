@@ -9,7 +9,16 @@ import pytest
 
 from distlm.config.schema import TrainConfig
 from distlm.errors import DistlmError
-from distlm.training.dsconfig import MONITORS, OWNED, config_folders, load_ds_config, merge_ds_config, zero_stage
+from distlm.training.dsconfig import (
+    MONITORS,
+    OWNED,
+    config_folders,
+    described,
+    load_ds_config,
+    merge_ds_config,
+    offloaded,
+    zero_stage,
+)
 
 SHIPPED = sorted(config_folders()[0].glob("*.json"))
 
@@ -29,7 +38,7 @@ def test_shipped_file_is_accepted(path: Path, precision: str) -> None:
             merge_ds_config(dataclasses.replace(train, deepspeed=path.stem), 2, accumulation=3)
         return
     merged = merge_ds_config(dataclasses.replace(train, deepspeed=path.stem), 2, accumulation=3)
-    assert zero_stage(merged) == int(path.stem[-1])
+    assert zero_stage(merged) == int(path.stem[4])
     assert merged["train_micro_batch_size_per_gpu"] == 2
     assert merged["gradient_accumulation_steps"] == 3
     assert merged["gradient_clipping"] == 0.1
@@ -37,8 +46,13 @@ def test_shipped_file_is_accepted(path: Path, precision: str) -> None:
     assert "comment" not in merged
 
 
-def test_the_four_stages_are_shipped() -> None:
-    assert [path.stem for path in SHIPPED] == ["zero0", "zero1", "zero2", "zero3"]
+def test_the_four_stages_are_shipped_and_three_with_offload() -> None:
+    names = sorted(path.stem for path in SHIPPED)
+    assert names == ["zero0", "zero1", "zero1-offload", "zero2", "zero2-offload", "zero3", "zero3-offload"]
+    for name in names:
+        away = offloaded(load_ds_config(name))
+        assert (away.optimizer, away.weights) == ("offload" in name, name == "zero3-offload")
+        assert ("host's memory" in described(load_ds_config(name))) == ("offload" in name)
 
 
 def test_name_is_also_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +106,14 @@ def test_deepspeed_s_own_trackers_are_refused(tmp_path: Path, key: str, instead:
         ),
         ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer needs stage 1"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "offload_optimizer.ratio=0.5 works with DeepSpeed's CPUAdam alone",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
+            "offload_optimizer.super_offload=True works with DeepSpeed's CPUAdam alone",
+        ),
         ("{", "not valid JSON"),
         ("[1]", "expected an object with keys, found list"),
     ],

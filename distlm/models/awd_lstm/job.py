@@ -41,7 +41,7 @@ from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
 from distlm.system_errors import refuse
 from distlm.training.checkpoint import HIDDEN, Resume
-from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, zero_stage
+from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, offloaded, zero_stage
 from distlm.training.job import Job, Kept, Text
 from distlm.training.microbatch import MicroBatchPlan, fewer, mend, micro_seed
 from distlm.training.objective import Objective
@@ -57,7 +57,7 @@ class LstmJob(Job[LstmState]):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
     rows_at_once = "awd.micro_batch"
-    may_shard = False
+    may_offload = False
     train: LstmTraining
 
     def __init__(self, stage: Stage, tokens: TokenFiles, micro: MicroBatchPlan, deepspeed: DeepSpeedConfig) -> None:
@@ -77,6 +77,10 @@ class LstmJob(Job[LstmState]):
         """Micro-batch of this rank → its states before the next chunk; empty at the start of an epoch."""
         self.began = 0.0
         """When the update began."""
+
+    @property
+    def highest_stage(self) -> int:
+        return 2
 
     @staticmethod
     def open(stage: Stage) -> "LstmJob":
@@ -261,10 +265,10 @@ def refuse_zero_stage(train: TrainConfig, deepspeed: DeepSpeedConfig) -> None:
             "swapped in for them whole; set train.deepspeed=zero0 (every rank averages), zero1 or "
             "zero2 (averages are sharded)"
         )
-    if deepspeed.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none":
+    if offloaded(deepspeed).optimizer:
         raise UsageError(
             f"train.deepspeed={train.deepspeed}: offload_optimizer would move NT-ASGD's averages off the device that "
-            "updates them in every step; delete it, or set train.deepspeed=zero1"
+            "updates them in every step; set train.deepspeed=zero1 or zero2 (averages are sharded)"
         )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from distlm.config.training import BlocksConfig
 from distlm.data.estimate import expected_tokens
-from distlm.models.described import causal_kind, parameter_count
+from distlm.models.described import causal_kind, largest_parameter, parameter_count
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.memory import with_memory
 from distlm.models.hf.model import hf_model
@@ -26,7 +26,8 @@ def plan_hf(config: HfRun, ranks: int) -> StagePlan:
     dense = parameter_count(replace(model, memory={}), corpus.vocabulary)
     # The layers are counted by what they hold; a tied softmax is counted once.
     layers = max(1, round((dense - model.rows * model.width) / (12 * model.width**2)))
-    shape = Shape(parameters, layers, 4 * model.width, model.rows, 6 * dense)
+    largest = largest_parameter(model, corpus.vocabulary)
+    shape = Shape(parameters, largest, layers, 4 * model.width, model.rows, 6 * dense)
     further = plan_memories(config, model, 4 * model.width, ranks)
     return plan_blocks_training(config, model, corpus, shape, ranks, further)
 

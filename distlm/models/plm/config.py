@@ -130,7 +130,8 @@ class FinetuneConfig:
     precision: Literal["fp32", "fp16", "bf16"] = field(default="fp32", metadata=VOLATILE)
     """Compute precision; V100 has no bf16."""
     deepspeed: str = volatile("zero1")  # type: ignore[assignment]
-    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3) or a path of a JSON file."""
+    """DeepSpeed configuration: a name in ds_configs/ (zero0 … zero3, zero1-offload … zero3-offload) or a path of a JSON
+    file."""
     save_every: int = volatile(0)  # type: ignore[assignment]
     """Updates between checkpoints (0: only at a stop and at the end)."""
     keep_models: bool = volatile(False)  # type: ignore[assignment]

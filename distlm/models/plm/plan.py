@@ -4,7 +4,7 @@ from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.memory.of_model import layers_and_values
 from distlm.memory.plan import Work, chosen_plan, planes
-from distlm.models.described import model_of, parameter_count
+from distlm.models.described import largest_parameter, model_of, parameter_count
 from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.sizes import backbone_sizes
@@ -12,8 +12,8 @@ from distlm.models.plm.text.pieces import plan_rows
 from distlm.models.plm.text.short_rows import short_rows
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
-from distlm.training.dsconfig import load_ds_config, zero_stage
-from distlm.training.memory_need import states_bytes
+from distlm.training.dsconfig import described, load_ds_config
+from distlm.training.memory_need import states_memory
 
 
 def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
@@ -27,7 +27,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     train, memory = config.train, config.memory
     model = plm_of(config)
     plm = backbone_sizes(model.backbone)
-    micro, stage = plan_rows(train, ranks), zero_stage(load_ds_config(train.deepspeed))
+    micro, deepspeed = plan_rows(train, ranks), load_ds_config(train.deepspeed)
     vocabulary, row_tokens, notes = _rows_of(config, "train")
     parameters = parameter_count(model, vocabulary)
     layers, values = layers_and_values(model.memory, plm.width)
@@ -42,6 +42,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     piece = micro.micro_blocks * row_tokens
     attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
     activations = 4 * piece * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
+    kept = states_memory(parameters, largest_parameter(model, vocabulary), states, train.precision, deepspeed, ranks)
     held = 0
     if layers:
         half = train.precision != "fp32"
@@ -58,11 +59,13 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
         "train",
         f"{train.updates} updates of {train.blocks_per_update} rows x {row_tokens} tokens ({tokens / 1e6:.1f} M), "
         f"{parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches of {train.micro_blocks} rows, "
-        f"ZeRO {stage}",
+        f"{described(deepspeed)}",
         checkpoint * (train.keep_last + 2),
-        states_bytes(parameters, states, train.precision != "fp32", stage, ranks) + held + activations,
+        kept.all + held + activations,
         seconds,
         notes,
+        device_bytes=kept.device + held + activations,
+        host_bytes=kept.host + 4 * parameters * states,  # a save holds one kind of tensor on rank 0
     )
 
 

@@ -33,6 +33,10 @@ class TransformerJob(BlocksJob):
             )
         return TransformerJob(stage, tokens, micro, deepspeed)
 
+    @property
+    def highest_stage(self) -> int:
+        return 2 if uses_queues(self.train) else 3
+
     def build(self) -> TransformerLM:
         assert isinstance(self.model, TransformerConfig)
         exchange = None if self.settings is None else Exchange(self.settings.columns)

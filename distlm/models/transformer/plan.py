@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from distlm.models.described import has_memory, model_of, parameter_count
+from distlm.models.described import has_memory, largest_parameter, model_of, parameter_count
 from distlm.models.transformer.config import TransformerConfig, TransformerRun
 from distlm.models.transformer.regularisers.tables import table_bytes, uses_queues
 from distlm.runtime.files import format_bytes
@@ -19,7 +19,8 @@ def plan_transformer(config: TransformerRun, ranks: int) -> StagePlan:
     parameters = parameter_count(model, corpus.vocabulary)
     head = min([edge for edge in model.cutoffs if edge < corpus.vocabulary] or [corpus.vocabulary])
     flops = 6 * ((4 * model.width**2 + 2 * model.width * model.ffn_width) * model.layers + model.width * head)
-    shape = Shape(parameters, model.layers, model.ffn_width, head, flops)
+    largest = largest_parameter(model, corpus.vocabulary)
+    shape = Shape(parameters, largest, model.layers, model.ffn_width, head, flops)
     # Memories and queues exclude each other.
     further = (
         plan_memories(config, model, model.ffn_width, ranks)

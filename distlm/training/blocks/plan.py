@@ -9,8 +9,8 @@ from distlm.memory.config import MemoryConfig
 from distlm.models.described import causal_kind
 from distlm.models.kind import CausalDescription
 from distlm.runtime.plan import StagePlan, rank_flops
-from distlm.training.dsconfig import load_ds_config, zero_stage
-from distlm.training.memory_need import states_bytes
+from distlm.training.dsconfig import described, load_ds_config
+from distlm.training.memory_need import states_memory
 from distlm.training.microbatch import MicroBatchPlan, plan_micro_batches, plan_pieces
 
 
@@ -54,6 +54,8 @@ class Shape:
     """What a model costs in training."""
 
     parameters: int
+    largest: int
+    """Elements of the largest parameter."""
     layers: int
     inner: int
     """Width of the feed-forward layers."""
@@ -95,7 +97,7 @@ def plan_blocks_training(
     train, parameters, layers = config.section(BlocksConfig), shape.parameters, shape.layers
     causal_kind(model).require_tap(model, train.tap, "train.tap")
     micro = plan_blocks_cut(config, ranks)
-    stage = zero_stage(load_ds_config(train.deepspeed))
+    deepspeed = load_ds_config(train.deepspeed)
     seen = train.updates * train.blocks_per_update * train.tokens_per_sample
     notes = [f"{seen / corpus.tokens:.1f} passes over {corpus.tokens} tokens"] if corpus.tokens else []
     notes += further.notes
@@ -107,20 +109,23 @@ def plan_blocks_training(
     validated = 2 * corpus.valid * (-(-train.updates // train.valid_every) if train.valid_every else 1)
     flops = (seen * further.passes + validated / 3) * per_token
     seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
-    memory = states_bytes(parameters, states, train.precision != "fp32", stage, ranks)
-    memory += further.rank_bytes + further.every_rank_bytes + further.memory_bytes
+    held = states_memory(parameters, shape.largest, states, train.precision, deepspeed, ranks)
+    beside = further.rank_bytes + further.every_rank_bytes + further.memory_bytes
     widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
-    activations = train.micro_blocks * train.tokens_per_sample * widths
+    activations = 4 * train.micro_blocks * train.tokens_per_sample * widths
+    saved = 4 * parameters * states  # a save holds one kind of tensor on rank 0
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
     return StagePlan(
         "train",
         f"{train.updates} updates of {train.blocks_per_update} blocks x {train.tokens_per_sample} tokens "
         f"({seen / 1e6:.1f} M tokens), {parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches per "
-        f"rank and update, ZeRO {stage}",
+        f"rank and update, {described(deepspeed)}",
         # One more while the newest is written, one for the best.
         checkpoint * (train.keep_last + 2),
-        memory + max(4 * activations, 4 * parameters * states),  # a save holds one kind of tensor on rank 0
+        held.all + beside + max(activations, saved),
         seconds,
         notes,
+        device_bytes=held.device + beside + activations,
+        host_bytes=held.host + saved,
     )

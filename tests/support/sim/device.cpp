@@ -2,6 +2,7 @@
 #include "sim.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -141,6 +142,21 @@ std::deque<Late>& under_way() {
 }
 std::recursive_mutex copying;
 
+bool overlap(const at::Tensor& one, const at::Tensor& other) {
+  const auto range = [](const at::Tensor& tensor) {
+    const auto* begin = static_cast<const char*>(tensor.const_data_ptr());
+    return std::pair(begin, begin + at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.element_size()));
+  };
+  const auto [begin, end] = range(one);
+  const auto [other_begin, other_end] = range(other);
+  return begin < other_end && other_begin < end;
+}
+
+void require_still(const Late& late) {
+  const auto same = late.place.eq(late.kept).logical_or(late.place.ne(late.place).logical_and(late.kept.ne(late.kept)));
+  TORCH_CHECK(same.all().item<bool>(), "sim: pinned memory was written while a copy of it to the device was under way");
+}
+
 void poison(const at::Tensor& tensor) {
   c10::AutoGradMode no(false);
   if (tensor.is_floating_point()) {
@@ -273,14 +289,37 @@ at::Tensor host(const at::Tensor& tensor) {
 void copy_late(const at::Tensor& from, const at::Tensor& to) {
   std::lock_guard<std::recursive_mutex> lock(copying);
   c10::AutoGradMode no(false);
-  under_way().push_back({host(from).clone(), to.detach(), true});
-  poison(under_way().back().place);
+  // What an earlier copy still had to read there it has read by then.
+  auto& late = under_way();
+  for (auto one = late.begin(); one != late.end();) {
+    if (one->arrives || !overlap(one->place, to)) {
+      ++one;
+      continue;
+    }
+    // Where an earlier copy is still to arrive the host sees poison, and what it writes is lost.
+    const bool hidden = std::any_of(late.begin(), one, [&](const Late& before) {
+      return before.arrives && overlap(before.place, one->place);
+    });
+    if (!hidden) require_still(*one);
+    one = late.erase(one);
+  }
+  late.push_back({host(from).clone(), to.detach(), true});
+  poison(late.back().place);
 }
 
-void hold_still(const at::Tensor& from) {
+void copy_pinned(const at::Tensor& from, const at::Tensor& to) {
   std::lock_guard<std::recursive_mutex> lock(copying);
   c10::AutoGradMode no(false);
+  // What an earlier copy brings there is there by then; the host sees it after a synchronisation only.
+  std::vector<at::Tensor> arrived;
+  for (const auto& late : under_way()) {
+    if (!late.arrives || !overlap(late.place, from)) continue;
+    late.place.copy_(late.kept);
+    arrived.push_back(late.place);
+  }
   under_way().push_back({from.detach().clone(), from.detach(), false});
+  host(to).copy_(from);
+  for (const auto& place : arrived) poison(place);
 }
 
 void synchronise() {
@@ -291,10 +330,9 @@ void synchronise() {
     under_way().pop_front();
     if (late.arrives) {
       late.place.copy_(late.kept);
-      continue;
+    } else {
+      require_still(late);
     }
-    const auto same = late.place.eq(late.kept).logical_or(late.place.ne(late.place).logical_and(late.kept.ne(late.kept)));
-    TORCH_CHECK(same.all().item<bool>(), "sim: pinned memory was written while a copy of it to the device was under way");
   }
 }
 

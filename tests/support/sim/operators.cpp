@@ -51,7 +51,8 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
       sim::copy_late(from, to);
       return to;
     } else if (sim::is_pinned(from.data_ptr())) {
-      sim::hold_still(from);
+      sim::copy_pinned(from, to);
+      return to;
     }
   }
   host(to).copy_(host(from));
@@ -172,6 +173,8 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto first = stack->size() - schema.arguments().size();
   std::optional<at::Device> device;
   bool of_processor = false;
+  // A fused optimizer's kernel reads its counts of steps by their addresses: numbers, too, must be on the device.
+  const bool by_address = schema.name().rfind("aten::_fused_adam", 0) == 0;
   const auto look = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return;
     if (tensor.is_privateuseone()) {
@@ -179,7 +182,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
           !device || *device == tensor.device(), schema.name(), ": expected all tensors to be on the same device, but "
           "found at least two devices, ", device.value_or(tensor.device()), " and ", tensor.device());
       device = tensor.device();
-    } else if (tensor.dim() > 0 && !tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
+    } else if ((by_address || tensor.dim() > 0) && !tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
       of_processor = true;
     }
   };

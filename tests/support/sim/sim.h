@@ -20,10 +20,11 @@ bool is_pinned(const void* place);
 // The same memory as a tensor of the processor. What is no tensor of the device is given back as it is.
 at::Tensor host(const at::Tensor& tensor);
 
+// Copies are done in the order in which they are asked for, as on one stream.
 // A copy to the host that was not waited for: until the device is synchronised the host sees poison (NaN, or 0x7a…).
 void copy_late(const at::Tensor& from, const at::Tensor& to);
 // A copy from pinned memory that was not waited for: whoever writes that memory before a synchronisation is told so.
-void hold_still(const at::Tensor& pinned);
+void copy_pinned(const at::Tensor& from, const at::Tensor& to);
 // All copies arrive.
 void synchronise();
 
