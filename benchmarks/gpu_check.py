@@ -5,7 +5,7 @@ verdict: ok, goal missed (of speed), failed, over time, or skipped with the reas
 installed. After each part FOLDER/gpu-check.json holds all there is so far; at the end a table in Markdown is printed
 and written beside it. What the parts print goes to FOLDER/gpu-check.log. Files of an earlier check there are replaced.
 
-    python benchmarks/gpu_check.py [--device gpu|sim|cpu] [--parts memory,lstm] [--out FOLDER]
+    python benchmarks/gpu_check.py [--device sim] [--parts memory,lstm] [--out FOLDER]
 
 --device gpu is the accelerator that torch sees. --device sim is the tests' simulated device, which refuses what a GPU
 refuses and computes on the processor; --device cpu compares the processor with itself. Both leave out what is speed
