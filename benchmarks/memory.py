@@ -1,16 +1,14 @@
 """A product-key memory layer, forward, backward and update, side by side with the ways it is otherwise built.
 
-    python benchmarks/memory.py [--device cuda] [--tokens 1024] [--sub-keys 512] [--width 768] [--steps 5] [--threads 0]
-                                [--out FILE]
+    python benchmarks/memory.py [--device cuda] [--tokens 1024] [--sub-keys 512] [--width 768] [--steps 5] [--out FILE]
 
 Variants, each in a process of its own, so that peak memory is its own:
   distlm   distlm.memory: ProductKeyMemory, SparseValueOptimizer, torch's Adam for the other parameters
   sparse   Lample et al.'s layer in plain torch (all k² pair sums), nn.EmbeddingBag(sparse=True), torch's SparseAdam
   dense    the same with dense gradients and torch's Adam; dense_fused: its form fused=True
-  package  the layer of the package product-key-memory (layer norm of the queries: its batch norm fails with these
-           widths) and torch's Adam; left out with a line when it is not installed
-All get the same tokens, N(0, 1), another batch each step, and the same output gradient, and have heads, k, widths and
-slots alike. The plain layer is given all heads in one batch, which published code is not.
+  package  the layer of product-key-memory (layer norm of queries: its batch norm fails here), torch's Adam, if installed
+All get the same tokens, N(0, 1), another batch each step, the same output gradient, heads, k, widths and slots. The
+plain layer is given all heads in one batch, which published code is not.
 
 Then the values alone, on a processor: forward from the slots that fresh keys find, backward with the gradient of the
 weights, and update, all in one process and in turns, so that a noisy machine slows all of them:
@@ -20,8 +18,8 @@ weights, and update, all in one process and in turns, so that a noisy machine sl
                          number of state a row) and SGD in fp32, row-wise Adagrad with values in fp16; left out with a
                          line where fbgemm-gpu-cpu is not installed
 Then the optimizer step alone on 262,144 and on 1,048,576 slots, the same number of slots being read (--step-tokens),
-with moments in --moments, and which share of the table and its moments lies in huge pages. Times are medians; seconds
-of processor are those of all threads. The first steps (moments are made) are not counted.
+with moments in --moments, and which share of the table and its moments lies in huge pages. Times are medians, seconds
+of processor those of all threads; the first steps are not counted.
 
 Then the lookup alone (the forward from slots and weights to outputs), --calls times in a row: the bytes it moves over
 its time, as a share of what a copy of --copy-mib moves on the same device. See `lookup` for what is counted.

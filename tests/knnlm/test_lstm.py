@@ -30,7 +30,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.search.states import States
 from distlm.knnlm.tune.stage import run_tune
-from distlm.models.awd_lstm.model import TAPS
+from distlm.models.awd_lstm.model import TAPS, AwdLstm
 from distlm.models.awd_lstm.stream_loss import stream_loss
 from distlm.runtime.rundir import RunDir
 
@@ -85,6 +85,7 @@ def test_a_carried_state_gives_the_perplexity_of_reading_in_one_go(config, tmp_p
     forward = in_stage("knn", config, open_forward)
     results = Results.read(run.results)
     assert "in one go" in results.context_rule
+    assert isinstance(forward.model, AwdLstm)
     for split in ("valid", "test"):
         ids = forward.tokens.split(split)
         whole = stream_loss(forward.model, np.concatenate([[Dictionary.EOS], ids])[None], 256) / len(ids)
