@@ -6,7 +6,7 @@ Variants, each in a process of its own, so that peak memory is its own:
   distlm   distlm.memory: ProductKeyMemory, SparseValueOptimizer, torch's Adam for the other parameters
   sparse   Lample et al.'s layer in plain torch (all k² pair sums), nn.EmbeddingBag(sparse=True), torch's SparseAdam
   dense    the same with dense gradients and torch's Adam; dense_fused: its form fused=True
-  package  the layer of product-key-memory (layer norm of queries: its batch norm fails here), torch's Adam, if installed
+  package  the layer of product-key-memory (layer norm of queries: its batch norm fails here), torch Adam, if installed
 All get the same tokens, N(0, 1), another batch each step, the same output gradient, heads, k, widths and slots. The
 plain layer is given all heads in one batch, which published code is not.
 
