@@ -19,6 +19,7 @@ CHECKS = {
     "trainings": ["device/test_stages.py", "-k", "training or half"],
     "stages": ["device/test_stages.py", "-k", "not training and not half"],
     "offload": ["device/test_offload.py"],
+    "other kinds": ["device/test_kinds.py"],
     "rules": ["device/test_rules.py"],
 }
 
