@@ -1,7 +1,4 @@
-"""Every kernel compiles for V100 and H100, without one: to machine code that keeps its numbers in registers.
-
-Twelve seconds of one core.
-"""
+"""Every kernel compiles for V100 and H100, without one: to machine code that keeps its numbers in registers."""
 
 import subprocess
 import sys
@@ -14,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed (pip install -e '.
 KERNELS = {"_bag_sums", "_score_gradients", "_adam_rows", "_best_slots", "_log_probs", "_derive"}
 
 
+@pytest.mark.slow
 def test_machine_code(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
