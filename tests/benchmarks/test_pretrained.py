@@ -1,8 +1,7 @@
-"""A real pretrained model, from its package to the table of docs/hf.md, in one command: an hour of processor time."""
+"""A real pretrained model, from its package to the table of its record, in one command: an hour of processor time."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -12,25 +11,28 @@ from typing import Any
 import pytest
 from support import ENVIRONMENT, TESTS
 
-SCRIPT, PAGE = TESTS.parent / "benchmarks" / "pretrained.py", TESTS.parent / "docs" / "hf.md"
+from distlm.analysis.results.records import ExperimentResults
+
+SCRIPT, RECORD = (TESTS.parent / place for place in ("benchmarks/pretrained.py", "results/knn-lm-smollm2.json"))
 NAMES = {"transformers": "transformers alone", "lm": "LM", "knn": "+ kNN", "knn_buckets": "+ kNN, λ by distance"}
-"""Figures of the script → rows of the page's table."""
+"""Figures of the script → rows of the record's table."""
 
 
-def table_of_the_page() -> dict[str, tuple[float, float]]:
+def recorded() -> dict[str, tuple[float, float]]:
     """Row → perplexity per word on valid and on test."""
-    rows = re.findall(r"^\| (.+?) \| \**([\d.]+)\** \| \**([\d.]+)\** \|$", PAGE.read_text("utf-8"), re.MULTILINE)
-    return {name: (float(valid), float(test)) for name, valid, test in rows}
+    (table,) = ExperimentResults.read(RECORD).tables
+    assert [column.name for column in table.columns] == ["model", "valid", "test"]
+    return {str(name): (float(valid or "nan"), float(test or "nan")) for name, valid, test in table.rows}
 
 
-def test_the_page_has_every_row() -> None:
-    assert set(NAMES.values()) <= set(table_of_the_page())
+def test_the_record_has_every_row() -> None:
+    assert set(NAMES.values()) <= set(recorded())
 
 
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.timeout(6 * 3600)
-def test_one_command_gives_the_table_of_the_page(tmp_path: Path) -> None:
+def test_one_command_gives_the_table_of_the_record(tmp_path: Path) -> None:
     text = Path(os.environ.get("DISTLM_TEST_DATA", "")) / "standard-ebooks" / "train.txt.xz"
     if not text.exists():
         pytest.skip("no prose: set DISTLM_TEST_DATA to a folder that holds standard-ebooks/train.txt.xz")
@@ -42,7 +44,7 @@ def test_one_command_gives_the_table_of_the_page(tmp_path: Path) -> None:
     figures: dict[str, Any] = json.loads(done.stdout)
     valid, test = (figures["per_word"][split] for split in ("valid", "test"))
     assert figures["rows"] == 180_084 - 512 and (valid["words"], test["words"]) == (12_051 + 70, 12_000 + 61)
-    shown = table_of_the_page()
+    shown = recorded()
     for name, row in NAMES.items():
         # The index is trained on other machines with other bits.
         exact = name in ("transformers", "lm")
