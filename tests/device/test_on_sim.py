@@ -22,9 +22,13 @@ CHECKS = {
     "other kinds": ["device/test_kinds.py"],
     "rules": ["device/test_rules.py"],
 }
+SLOW = ("offload",)
+"""A training under offload is among the trainings; what lies where is seen here."""
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CHECKS]
+)
 def test_checks_for_gpus(sim: dict[str, str], name: str) -> None:
     files = [str(TESTS / part) if part.endswith(".py") else part for part in CHECKS[name]]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "-rs", *files]

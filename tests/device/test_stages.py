@@ -35,9 +35,7 @@ TWO_RANKS = {
     "memories": [*ONE_RANK["memory"], "train.micro_blocks=2"], "bf16": ["train.precision=bf16"],
     "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
     "fp16-offload": ["train.precision=fp16", "train.deepspeed=zero2-offload"],
-    "memories-offload": [*ONE_RANK["memory"], "train.micro_blocks=2", "train.deepspeed=zero1-offload"],
     **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
-    "offload": ["train.deepspeed=zero3-offload"],
 }  # fmt: skip
 VARIANTS = {name: ranks for ranks, names in ((1, ONE_RANK), (2, TWO_RANKS)) for name in names}
 HALF = ("bf16", "fp16", "fp16-zero2", "fp16-offload")

@@ -38,7 +38,7 @@ VARIANTS = {
     "zero1": ["train.deepspeed=zero1"],
     "zero2": ["train.deepspeed=zero2"],
     "zero3": ["train.deepspeed=zero3"],
-    **{name: [f"train.deepspeed={name}"] for name in ("zero1-offload", "zero2-offload", "zero3-offload")},
+    **{name: [f"train.deepspeed={name}"] for name in ("zero1-offload", "zero3-offload")},
     "nag": ["train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01", "train.clip_norm=0.1", *LARGE],
     "l2": ["train.l2_weight=1.0", "train.deepspeed=zero3"],
     "queue": ["train.l2_weight=0.1", "train.regulariser=queue", "train.queue_length=4", "train.encoder_momentum=0.9"],
@@ -113,7 +113,7 @@ def test_half_precision_agrees_to_its_precision(runs: Path, name: str, full: str
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_zero_stages_train_the_same(runs: Path, ranks: int) -> None:
     reference = runs / f"zero0-{ranks}"
-    for name in ("zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload"):
+    for name in ("zero2", "zero3", "zero1-offload", "zero3-offload"):
         assert relative(curve(reference), curve(runs / f"{name}-{ranks}")) < LOSS_TOLERANCE
         assert weight_difference(reference, runs / f"{name}-{ranks}") < WEIGHT_TOLERANCE
     first = curve(runs / f"zero1-{ranks}")
