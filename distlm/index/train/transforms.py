@@ -110,12 +110,10 @@ def _eigen(covariance: Array) -> tuple[Array, Array]:
     """Eigenvalues, falling, and eigenvectors as rows, on one thread; each vector's largest value is positive."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    from distlm.runtime.ranks.one_thread import one_thread
+
+    with one_thread():
         rising, columns = torch.linalg.eigh(torch.from_numpy(covariance))
-    finally:
-        torch.set_num_threads(threads)
     vectors = columns.numpy().T[::-1].copy()
     signs = np.sign(vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)])
     return rising.numpy()[::-1].copy(), vectors * signs[:, None]

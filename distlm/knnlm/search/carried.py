@@ -19,6 +19,7 @@ from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import atomic_path, load_array, save_array
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first
+from distlm.runtime.ranks.one_thread import one_thread
 from distlm.runtime.stage import Stage
 
 CARRIED = "carried.npy"
@@ -37,9 +38,7 @@ def states_before(
     the bits do not follow their number."""
     device = next(model.parameters()).device
     states = torch.zeros(len(blocks), model.state_width, device=device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for number in range(len(blocks) - 1):
             first, last = int(blocks.start[number]), int(blocks.end[number])
             words = np.array(ids[max(0, first - 1) : last - 1], dtype=np.int64)
@@ -48,8 +47,6 @@ def states_before(
             require_ids(words, model.vocabulary, first)
             states[number + 1] = model.read(torch.from_numpy(words).to(device), states[number])
             advance(1)
-    finally:
-        torch.set_num_threads(threads)
     return states.cpu().numpy()
 
 
