@@ -89,7 +89,10 @@ def number(figures: Any, path: str) -> float:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_quick_prints_the_figures(name: str, tmp_path: Path) -> None:
-    words = {"knn_eval.py": ["--keep", tmp_path / "kept"], "gpu_check.py": ["--parts", "datastore"]}
+    words: dict[str, list[str | Path]] = {
+        "knn_eval.py": ["--keep", tmp_path / "kept"],
+        "gpu_check.py": ["--parts", "datastore"],
+    }
     printed = run(name, *words.get(name, []), folder=tmp_path)
     if name in TEXT:
         assert all(re.search(pattern, printed) for pattern in TEXT[name]), printed
