@@ -82,16 +82,18 @@ class KnnLM:
         self._retriever: Retriever | None = None
 
     @classmethod
-    def of_run(cls, run: str | Path, settings: Sequence[str] = ()) -> "KnnLM":
+    def of_run(cls, run: str | Path, settings: Sequence[str] = (), mixture: str = "", skip: float = 0.0) -> "KnnLM":
         """That of a finished run with model.kind=hf: its model (`model`, for `generate`), tokenizer, datastore, index,
-        and in `mixing` what `distlm knn tune` chose, the buckets with it. `settings` are KEY=VALUE as on the command
-        line.
+        and in `mixing` what `distlm knn tune` chose. `settings` are KEY=VALUE as on the command line.
 
-        Raises DistlmError for a run of another kind, one that is not tuned, and parts that do not belong together.
+        `mixture`: "knn", one λ; "knn_buckets", λ by the nearest distance; "gate", λ by the run's gate; empty: the
+        buckets where the run has them. `skip`: share of the searches that the gate leaves out, 0, 0.1, …, 1.
+        Raises DistlmError for a run of another kind, one that is not tuned, a mixture that it has not, and parts that
+        do not belong together; UsageError for an unknown mixture and for `skip` without a gate.
         """
         from distlm.integrations.reading import knn_lm_of_run
 
-        return knn_lm_of_run(run, settings)
+        return knn_lm_of_run(run, settings, mixture, skip)
 
     @property
     def rows(self) -> int:
@@ -235,8 +237,9 @@ class KnnLM:
 
         Whole lines are packed into blocks of at most `block` tokens, each with up to `context_window` tokens before it
         (knn.block and knn.context_window; None: BLOCK each, or half of what the model sees). `lam`, `temperature` and
-        `k`: where None those of `mixing`; a `lam` takes the place of its buckets. Without a store the model's alone.
-        Raises DistlmError for a text without tokens and a store without an index; UsageError for values that cannot be.
+        `k`: where None those of `mixing`; a `lam` takes the place of its buckets or gate. Without a store the model's
+        alone. Raises DistlmError for a text without tokens and a store without an index; UsageError for values
+        that cannot be.
         """
         half = min(BLOCK, self.max_positions // 2)
         scorer = self.scorer(self.mixed(lam, temperature, k))
@@ -279,7 +282,8 @@ class KnnLM:
         return self.mixing
 
     def mixed(self, lam: float | None = None, temperature: float | None = None, k: int | None = None) -> Mixing:
-        """`mixing` with these values in place of its own. Raises UsageError for values that cannot be."""
+        """`mixing` with these values in place of its own; a `lam` also in place of buckets or gate. Raises UsageError
+        for values that cannot be."""
         own = self.mixing
         return Mixing(
             own.lam if lam is None else lam,
@@ -287,6 +291,7 @@ class KnnLM:
             own.k if k is None else k,
             own.candidates,
             own.buckets if lam is None else None,
+            own.gate if lam is None else None,
         )
 
     def scorer(self, mixing: Mixing) -> Scorer:
@@ -311,10 +316,15 @@ class KnnLM:
                                   f"{len(self.subwords.pieces) - 1}")  # fmt: skip
             if self.lm.begins and len(pieces) and pieces[0] == self.lm.config.begin:
                 pieces = pieces[1:]
-            ids = np.where(pieces == self.subwords.line_end, Dictionary.EOS, pieces + FIRST_PIECE)
+            ids = self.rows_of_pieces(pieces)
         if not len(ids):
             raise DistlmError("there is no token in what was given; give at least one line of text")
         return ids.astype(np.int32)
+
+    def rows_of_pieces(self, pieces: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Ids of the dictionary of the tokenizer's ids, int64, the same shape."""
+        wide = np.asarray(pieces, np.int64)
+        return np.where(wide == self.subwords.line_end, Dictionary.EOS, wide + FIRST_PIECE)
 
     def pieces(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """The tokenizer's ids of dictionary ids, int64, the same shape; −1 stays."""

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from distlm.errors import UsageError
+from distlm.integrations.gated import GatedWeights
 from distlm.integrations.retrieve import Found
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.tune.buckets import Buckets
+
+GATE_ELSEWHERE = (
+    "λ by the gate (mixture='gate') is read by KnnLM.log_probs and KnnLogitsProcessor alone: take mixture='knn' or "
+    "'knn_buckets'"
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,8 @@ class Mixing:
     """λ, temperature and k. Raises UsageError for values that cannot be."""
 
     lam: float = 0.25
-    """λ of p_kNN, constant (Khandelwal et al. 2020 chose 0.25 for WikiText-103); not read where there are buckets."""
+    """λ of p_kNN, constant (Khandelwal et al. 2020 chose 0.25 for WikiText-103); not read where there are buckets or a
+    gate."""
     temperature: float = 1.0
     """T of softmax(−d / T), in units of squared L2."""
     k: int = 1024
@@ -28,6 +35,8 @@ class Mixing:
     are coarse, as knn.candidates."""
     buckets: Buckets | None = None
     """λ by the distance of the nearest neighbour (Drozdov et al. 2022), as `distlm knn tune` fits it."""
+    gate: GatedWeights | None = None
+    """λ by what is known before the search (He et al. 2021), as `distlm knn tune` fits it; instead of buckets."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:
@@ -40,11 +49,14 @@ class Mixing:
     @property
     def searches(self) -> bool:
         """Neighbours count at all."""
-        return self.buckets is not None or self.lam > 0
+        return self.buckets is not None or self.gate is not None or self.lam > 0
 
     def lambdas(self, found: Found) -> Floats:
-        """λ of each query: fp64 [n]; 0 where nothing was found."""
+        """λ of each query, constant or by the distance: fp64 [n]; 0 where nothing was found. Raises UsageError where λ
+        is the gate's, which is known before the search."""
         there = found.values[:, 0] >= 0
+        if self.gate is not None:
+            raise UsageError(GATE_ELSEWHERE)
         if self.buckets is None:
             return np.where(there, self.lam, 0.0)
         return np.where(there, self.buckets.weights(found.distances[:, 0]), 0.0)

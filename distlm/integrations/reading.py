@@ -11,8 +11,9 @@ from distlm.config.schema import RunConfig
 from distlm.data.subwords import Subwords
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
+from distlm.integrations.gated import GatedWeights
 from distlm.integrations.knn_lm import BLOCK, KnnLM
-from distlm.integrations.mixture import Mixing
+from distlm.integrations.mixture import GATE_ELSEWHERE, Mixing
 from distlm.integrations.retrieve import Retriever
 from distlm.integrations.scorer import Ids, Scorer
 from distlm.integrations.text import Codec, Pieces, Words
@@ -20,6 +21,7 @@ from distlm.knnlm.generate.growing import Growing
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.source import open_source
 from distlm.knnlm.tune.buckets import Buckets
+from distlm.knnlm.tune.gate import Gate, log_counts
 from distlm.knnlm.tune.records import Tuned
 from distlm.models.hf.model import HfLM
 from distlm.runtime.ranks.comm import SingleComm
@@ -149,15 +151,21 @@ def of_knn_lm(knn: KnnLM, mixture: str = "") -> TextScorer:
     scorer = Scorer(knn.lm, knn.tap, None, Mixing(0.0), knn.max_positions)
     if mixture != "lm" and (mixture or knn.rows):
         mixing = knn.mixed(lam=knn.mixing.lam) if mixture == "knn" else knn.mixing
+        if mixing.gate is not None and not mixture:
+            raise UsageError(GATE_ELSEWHERE)
         if mixture == "knn_buckets" and mixing.buckets is None:
             raise DistlmError("mixture='knn_buckets': this KnnLM has no buckets; call tune(text, buckets=64) first")
         scorer = Scorer(knn.lm, knn.tap, knn.retriever, mixing, knn.max_positions)
     return TextScorer(scorer, Pieces(knn.subwords), half, half, 2)
 
 
-def knn_lm_of_run(run: str | Path, settings: Sequence[str] = ()) -> KnnLM:
+def knn_lm_of_run(run: str | Path, settings: Sequence[str] = (), mixture: str = "", skip: float = 0.0) -> KnnLM:
     """KnnLM.of_run."""
-    found = of_run(run, "knn", settings)
+    if mixture not in ("", "knn", "knn_buckets", "gate"):
+        raise UsageError(f"mixture={mixture!r}: choose one of knn, knn_buckets, gate")
+    if skip and mixture != "gate":
+        raise UsageError(f"skip={skip}: searches are left out by the gate; add mixture='gate'")
+    found = of_run(run, "knn_buckets" if mixture == "knn_buckets" else "knn", settings)
     model = found.scorer.model
     if not isinstance(model, HfLM) or not isinstance(found.codec, Pieces):
         raise DistlmError(f"{run}: not a run with model.kind=hf; its text goes on with `distlm generate`")
@@ -165,9 +173,18 @@ def knn_lm_of_run(run: str | Path, settings: Sequence[str] = ()) -> KnnLM:
     begin = subwords.pieces[model.config.begin] if model.begins else "none"
     knn = KnnLM(model.hf, subwords.tokenizer, found.scorer.tap, subwords.pieces[subwords.line_end], begin)
     assert found.scorer.retriever is not None
-    tuned = Tuned.read(RunDir.of(load_config(str(run), list(settings))).tuned)
-    buckets = Buckets.of(tuned.buckets) if tuned.buckets else None
-    knn.take(found.scorer.retriever, replace(found.scorer.mixing, buckets=buckets))
+    config = load_config(str(run), list(settings))
+    path = RunDir.of(config).tuned
+    tuned, mixing = Tuned.read(path), found.scorer.mixing
+    if mixture == "gate":
+        if not tuned.gate:
+            raise DistlmError(f"{path}: no gate; set knn.gate=true and run `distlm knn tune` again, or choose "
+                              "mixture='knn'")  # fmt: skip
+        counts = log_counts(TokenFiles.open(RunDir.of(config).tokens(config)).dictionary)
+        mixing = replace(mixing, gate=GatedWeights(Gate.of(tuned.gate), counts, skip))
+    elif not mixture and tuned.buckets:
+        mixing = replace(mixing, buckets=Buckets.of(tuned.buckets))
+    knn.take(found.scorer.retriever, mixing)
     return knn
 
 

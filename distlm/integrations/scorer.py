@@ -13,6 +13,7 @@ from distlm.data.blocks import Blocks, eval_blocks, gather
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
+from distlm.integrations.gated import TextBefore
 from distlm.integrations.mixture import Mixing, mixed
 from distlm.integrations.retrieve import Found, Retriever
 from distlm.knnlm.generate.growing import Growing
@@ -66,10 +67,17 @@ class Scorer:
             found = [of_batch(batch) for batch in self._forward(ids, context_window, block, batch_blocks)]
             of_lm = np.concatenate(found)
             return TokenLogProbs(np.asarray(ids, np.int64), of_lm, None, of_lm)
+        gate = self.mixing.gate
+        before = None if gate is None else TextBefore(gate.counts)
         for batch, near in self.blocks(ids, context_window, block, batch_blocks):
             targets, of_model = batch.targets.numpy().astype(np.int32), of_batch(batch)
             of_knn = knn_log_probs(near.distances, near.values, targets, self.mixing.temperature)[0]
-            parts.append((of_model, of_knn, self._mix(near, of_model, of_knn)))
+            if gate is None or before is None:
+                mixture = self._mix(near, of_model, of_knn)
+            else:
+                queries = batch.keys.float().cpu().numpy().astype(self.retriever.datastore.key_dtype)
+                mixture = mix(of_model, of_knn, gate.lambdas(queries, before.others(of_model, targets)))
+            parts.append((of_model, of_knn, mixture))
         lm, knn, mixture = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return TokenLogProbs(np.asarray(ids, np.int64), lm, knn, mixture)
 

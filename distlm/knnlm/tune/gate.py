@@ -56,16 +56,27 @@ class Features:
             yield self.rows(slice(first, first + ROWS))
 
 
+def log_counts(dictionary: Dictionary) -> Floats:
+    """log(1 + count in the training text) of each id of the dictionary: fp64 [V]."""
+    return np.log1p(np.array(dictionary.counts, np.float64))
+
+
+def of_tokens_before(log_probs: npt.NDArray[np.floating], counts: Floats) -> npt.NDArray[np.float32]:
+    """Features.others of n tokens that follow each other, from ln p and log(1 + count) [n] of each: fp32
+    [n, 2 · BEFORE]; 0 where there is no token before."""
+    others = np.zeros((len(log_probs), 2 * BEFORE), np.float32)
+    for back in range(1, BEFORE + 1):
+        others[back:, back - 1] = log_probs[:-back]
+        others[back:, BEFORE + back - 1] = counts[:-back]
+    return others
+
+
 def features_of(neighbours: Neighbours, dictionary: Dictionary) -> Features:
     """Features of every token of a split. Memory: the queries, Q × D numbers of the keys' dtype."""
     units = list(neighbours.units())
     targets = np.concatenate([np.asarray(unit.targets) for unit in units])
     log_probs = np.concatenate([np.asarray(unit.log_probs) for unit in units])
-    counts = np.log1p(np.array(dictionary.counts, np.float64))[targets]
-    others = np.zeros((len(targets), 2 * BEFORE), np.float32)
-    for back in range(1, BEFORE + 1):
-        others[back:, back - 1] = log_probs[:-back]
-        others[back:, BEFORE + back - 1] = counts[:-back]
+    others = of_tokens_before(log_probs, log_counts(dictionary)[targets])
     return Features(np.concatenate([np.asarray(unit.queries) for unit in units]), others)
 
 

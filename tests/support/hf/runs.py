@@ -1,5 +1,6 @@
 """Small models of Hugging Face with tokenizers of their own, a finished run of each, and a KnnLM round them."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,16 @@ def made_run(factory: pytest.TempPathFactory, name: str, memory: bool = False) -
     stored, searched, tuned and evaluated on valid. Read only."""
     folder = made_once(factory, f"hf-{name}{'-memory' if memory else ''}", lambda new: _make(name, new, memory))
     return Made(folder / "model", folder / "text", _config(name, folder, memory))
+
+
+def with_gate(made: Made, run: Path) -> Made:
+    """The same run in another folder, with a gate fitted on valid, and evaluated on test with it."""
+    shutil.copytree(made.run.root, run)
+    settings = [f"run_dir={run}", "knn.gate=true", "knn.splits=[valid,test]"]
+    config = run_of(HfRun, load_config(str(run), settings))
+    for function in (run_search, run_tune, run_evaluate):
+        in_stage("knn", config, function)
+    return Made(made.folder, made.text, config)
 
 
 def _config(name: str, folder: Path, memory: bool) -> HfRun:
