@@ -1,10 +1,11 @@
 """What a stage does when one of its calls fails, and when it is started again: compared with an undisturbed start."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,43 @@ UNNAMED = "could not be opened"
 READS = {"read", "open to read", "mmap", "opendir"}
 
 
-@dataclass
-class Row:
-    """Of a table: what came of the faults in one kind of call of one stage."""
+@dataclass(frozen=True)
+class Fault:
+    """A start of a stage in which one call failed."""
 
-    calls: int = 0
-    """That an undisturbed start makes."""
-    failed: int = 0
-    """Starts in which one of them failed."""
-    lines: int = 0
-    """Of those, ended with one line and exit code 1."""
-    notes: int = 0
-    """Ended well, with a note that metrics could not be written."""
-    well: int = 0
-    """Ended well, with an undisturbed start's bytes."""
-    again: int = 0
-    """Starts after it, without faults; the same state left behind is started from once."""
+    stage: str
+    number: int
+    """Of the call, from 1."""
+    kind: str
+    """Of the call; empty where the start made fewer calls than the undisturbed one."""
+    ended: str
+    """line: with one line and exit code 1; note: well, with a note that metrics could not be written; well."""
+    again: bool
+    """A start without faults came after it; the same state left behind is started from once."""
+    problems: list[str]
+
+
+class Kept:
+    """Faults in a file, a line each, so that a sweep of hours can be stopped and goes on. Of one commit: the caller
+    gives a folder for each."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Reads FOLDER/NAME*.jsonl, whoever wrote them; adds to the one of this process."""
+        self._name = name
+        self._path = folder / f"{name}-{os.getpid()}.jsonl"
+        self.faults: dict[tuple[str, int], Fault] = {}
+        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+            for line in path.read_text("utf-8").splitlines(keepends=True):
+                # The last one is torn where the process was killed.
+                if line.endswith("\n"):
+                    fault = Fault(**json.loads(line))
+                    self.faults[fault.stage, fault.number] = fault
+
+    def add(self, fault: Fault) -> None:
+        """Keep one more."""
+        self.faults[fault.stage, fault.number] = fault
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(fault)) + "\n")
 
 
 @dataclass
@@ -65,8 +87,7 @@ class Trial:
     step: Step
     place: Path
     before: Path
-    rows: dict[str, Row] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     """Kind of each, in order."""
 
@@ -78,32 +99,35 @@ class Trial:
         self._begun, self._expected = contents(self.before), contents(self.place)
         self._known: dict[str, list[str]] = {}
         self.calls = [kind for kind, _, _ in done.calls]
-        for kind, count in Counter(self.calls).items():
-            self.rows[kind] = Row(calls=count)
 
-    def fail(self, number: int, stays: bool = False) -> None:
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong in any of the starts."""
+        return [problem for fault in self.faults for problem in fault.problems]
+
+    def fail(self, number: int, stays: bool = False) -> Fault:
         """A start whose call of that number fails, and one without faults after it."""
         put_back(self.before, self.place)
         # The errors of a kind take turns within a stage; other stages begin with another one.
         done = self.stages.run(self.step.words, self.place, number, stays, turn=len(self.step.name))
         if not done.calls:
-            return
+            return self._came(Fault(self.step.name, number, "", "", False, []))
         kind, error, path = done.calls[0]
-        row = self.rows.setdefault(kind, Row())
-        row.failed += 1
         left = contents(self.place)
-        found = self._look(done, error, left)
-        if done.code == 1:
-            row.lines += 1
-        elif "metrics" in done.errors and any(word in done.errors for word in WORDS.values()):
-            row.notes += 1
-        else:
-            row.well += 1
+        found, again = self._look(done, error, left), False
+        noted = "metrics" in done.errors and any(word in done.errors for word in WORDS.values())
         if left != self._expected:
-            found += self._again(row, left)
+            more, again = self._again(left)
+            found += more
         lasting = ", and stays so" if stays else ""
         where = f"{self.step.name}, call {number}: {kind} of {path} fails with {error}{lasting}"
-        self.problems += [f"{where}: {problem}" for problem in found]
+        ended = "line" if done.code == 1 else "note" if noted else "well"
+        problems = [f"{where}: {problem}" for problem in found]
+        return self._came(Fault(self.step.name, number, kind, ended, again, problems))
+
+    def _came(self, fault: Fault) -> Fault:
+        self.faults.append(fault)
+        return fault
 
     def _look(self, done: Outcome, error: str, left: dict[str, str]) -> list[str]:
         """What is wrong with how it ended."""
@@ -122,17 +146,17 @@ class Trial:
                 found.append(f"the line names no file or another reason: {said}")
         return found
 
-    def _again(self, row: Row, left: dict[str, str]) -> list[str]:
-        """What is wrong with a start without faults in what is left."""
+    def _again(self, left: dict[str, str]) -> tuple[list[str], bool]:
+        """What is wrong with a start without faults in what is left, and whether it was made just now."""
         state = bytes_hash(json.dumps([left, _ends_torn(self.place)]).encode())
-        if state not in self._known:
-            row.again += 1
+        new = state not in self._known
+        if new:
             done = self.stages.run(self.step.words, self.place)
             found = contents(self.place)
             other = sorted(name for name in found | self._expected if found.get(name) != self._expected.get(name))
             problem = f"exit code {done.code}\n{done.errors}" if done.code else f"other bytes in {other}"
             self._known[state] = [f"the start after it: {problem}"] if done.code or other else []
-        return self._known[state]
+        return self._known[state], new
 
 
 def chosen(calls: Sequence[str], most: int) -> list[int]:
@@ -150,10 +174,14 @@ def _spread(numbers: Sequence[int], most: int) -> list[int]:
 def table(trials: Iterable[tuple[str, Trial]]) -> str:
     """Of all trials: stage and kind of call → what came of it."""
     head = ("stage", "call", "calls", "failed", "one line", "note", "ended well", "started again")
-    rows = [
-        (f"{kind}: {trial.step.name}", call, row.calls, row.failed, row.lines, row.notes, row.well, row.again)
-        for kind, trial in trials for call, row in sorted(trial.rows.items())
-    ]  # fmt: skip
+    rows = []
+    for chain, trial in trials:
+        of_kind = Counter(trial.calls)
+        for call in sorted({*of_kind, *(fault.kind for fault in trial.faults if fault.kind)}):
+            some = [fault for fault in trial.faults if fault.kind == call]
+            ended = Counter(fault.ended for fault in some)
+            rows.append((f"{chain}: {trial.step.name}", call, of_kind[call], len(some), ended["line"], ended["note"],
+                         ended["well"], sum(fault.again for fault in some)))  # fmt: skip
     total = ("all", "", *(sum(int(row[i]) for row in rows) for i in range(2, len(head))))
     return "\n".join(f"{a:34}{b:16}" + "".join(f"{x!s:>14}" for x in rest) for a, b, *rest in (head, *rows, total))
 
