@@ -13,6 +13,7 @@ from torch import Tensor
 from distlm.data.blocks import Blocks, gather
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.ranks.device_memory import within_memory
+from distlm.runtime.ranks.one_thread import one_thread
 
 _SOFTMAX_ROWS = 1024
 """Rows scored at once: bounds the head's logits, [1024, words of band 0] twice."""
@@ -86,21 +87,19 @@ def batches_of_hidden_states(
                 found = hidden_states(model, ids, blocks, batch, tap, with_log_probs, before)
             yield found
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, "forward")
-    running: deque[Future[Extracted]] = deque()
-    try:
-        for batch in batches:
-            running.append(pool.submit(hidden_states, model, ids, blocks, batch, tap, with_log_probs, before))
-            # One more than there are threads, so that none is idle while the caller works on a result.
-            if len(running) > threads:
+    with one_thread() as threads:
+        pool = ThreadPoolExecutor(threads, "forward")
+        running: deque[Future[Extracted]] = deque()
+        try:
+            for batch in batches:
+                running.append(pool.submit(hidden_states, model, ids, blocks, batch, tap, with_log_probs, before))
+                # One more than there are threads, so that none is idle while the caller works on a result.
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
