@@ -1,5 +1,6 @@
 """λ of each token by a run's gate, from what is known before its search (He et al. 2021)."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class GatedWeights:
             raise UsageError(f"skip={self.skip}: must be one of {', '.join(map(str, SKIPS))}")
 
     def lambdas(self, queries: npt.NDArray[np.floating], others: npt.NDArray[np.float32]) -> Floats:
-        """λ of each token: fp64 [n], 0 for those that are skipped. `queries` [n, D] in the keys' dtype, `others` fp32
-        [n, 2 · BEFORE] as gate.Features."""
+        """λ of each token: fp64 [n], 0 for those that are skipped. `queries` [n, D] as they are searched for
+        (Retriever.queries), `others` fp32 [n, 2 · BEFORE] as gate.Features."""
         found = self.gate.lambdas(Features(queries, others))
         return np.where(found >= self.gate.thresholds[SKIPS.index(self.skip)], found, 0.0)
 
@@ -62,38 +63,37 @@ class GeneratedBefore:
 
     ln p of a prompt's last tokens comes from the pass over the prompt, whose last states a hook keeps; that of each
     generated token from the scores that it was drawn from, so that rows may change places, as beams do: a row is
-    found again by its tokens. The hook stands on the model until `close`, or until this object is gone.
+    found again by its tokens. The hook stands on the model until `close`, or until this object is gone. Each thread
+    has its own.
     """
 
     def __init__(self, hf: Any, log_probs: Callable[[Tensor], Tensor], ids: Callable[[Any], Any]) -> None:
         """`hf`: the model that generates; `log_probs`: its states [n, D] → ln p fp32 [n, V] of each id of the
-        dictionary; `ids`: the tokenizer's ids → the dictionary's, int64, the same shape."""
+        dictionary; `ids`: the tokenizer's ids → the dictionary's, int64, the same shape; <unk> of those that it has
+        not, as models have rows beyond their tokenizer."""
         self._log_probs, self._ids = log_probs, ids
-        self._passed: list[_Passed] = []
-        base = hf.base_model
-        hook = base.register_forward_hook(_keep(self._passed), with_kwargs=True)
+        self._own = _Own()
+        hook = hf.base_model.register_forward_hook(_keep(self._own), with_kwargs=True)
         self.close = weakref.finalize(self, hook.remove)
-        self._rows: dict[bytes, int] = {}
-        """The rows of the step before by their tokens."""
-        self._known, self._there = np.zeros((2, 0, BEFORE))
-        """fp64 [B, BEFORE] of the step before: ln p of the tokens before, and 1 where there is such a token, else 0."""
-        self._scores = torch.zeros(0)
-        """[B, V] of the step before: what its next tokens were drawn from."""
 
+    @torch.no_grad()
     def others(self, input_ids: Tensor, scores: Tensor, counts: Floats) -> npt.NDArray[np.float32]:
         """fp32 [B, 2 · BEFORE] of the tokens that follow input_ids [B, T], whose scores of the model are [B, V].
 
         Raises DistlmError where the rows are neither those of the pass over a prompt nor follow those of the last step.
         """
-        passed = self._passed.pop() if self._passed else None
-        self._passed.clear()
+        passed, self._own.passed = self._own.passed, None
         rows = input_ids.cpu().numpy()
-        if passed is not None and (passed.whole(rows.shape[1]) or passed.states.shape[1] > BEFORE):
+        if not rows.shape[1]:
+            raise DistlmError(
+                "KnnLogitsProcessor: λ by the gate needs the tokens before; give `generate` input_ids, not embeddings"
+            )
+        if passed is not None and len(passed.states) == len(rows) and passed.ends(rows.shape[1]):
             known, there = self._of_pass(rows, passed)
         else:
             known, there = self._of_step_before(rows)
-        self._known, self._there, self._scores = known, there, scores
-        self._rows = {row.tobytes(): place for place, row in enumerate(rows)}
+        self._own.known, self._own.there, self._own.scores = known, there, scores.detach()
+        self._own.rows = {row.tobytes(): place for place, row in enumerate(rows)}
         newest = rows[:, : -BEFORE - 1 : -1]
         found = np.zeros((len(rows), BEFORE))
         found[:, : newest.shape[1]] = counts[self._ids(newest)]
@@ -104,8 +104,7 @@ class GeneratedBefore:
         count, real = passed.states.shape[1], passed.real
         there[:, : min(count, BEFORE)] = real[:, ::-1][:, :BEFORE]
         if count > 1:
-            states = passed.states[:, :-1]
-            full = self._log_probs(states.flatten(0, 1))
+            full = self._log_probs(passed.states[:, :-1].flatten(0, 1))
             tokens = torch.from_numpy(self._ids(rows[:, 1 - count :])).to(full.device)
             picked = full.gather(1, tokens.reshape(-1, 1)).view(len(rows), -1).double().cpu().numpy()
             # A token has a probability where the token before it is one of the text.
@@ -113,47 +112,95 @@ class GeneratedBefore:
         return known, there
 
     def _of_step_before(self, rows: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        places = [self._rows.get(row.tobytes(), -1) for row in np.ascontiguousarray(rows[:, :-1])]
+        own = self._own
+        places = [own.rows.get(row.tobytes(), -1) for row in np.ascontiguousarray(rows[:, :-1])]
         if min(places, default=0) < 0:
             raise DistlmError(
                 "KnnLogitsProcessor: λ by the gate needs the tokens before, and these rows neither begin a generation "
                 "nor follow those of the last step; give whole prompts, one generation at a time"
             )
-        place = torch.tensor(places, device=self._scores.device)
+        place = torch.tensor(places, device=own.scores.device)
         newest = torch.from_numpy(rows[:, -1]).to(place)
-        drawn_from = self._scores.index_select(0, place).float()
+        drawn_from = own.scores.index_select(0, place).float()
         picked = drawn_from.gather(1, newest[:, None])[:, 0] - drawn_from.logsumexp(dim=1)
         log_probs = np.maximum(picked.double().cpu().numpy(), LEAST)
-        known = np.concatenate([log_probs[:, None], self._known[places, :-1]], axis=1)
-        return known, np.concatenate([np.ones((len(rows), 1)), self._there[places, :-1]], axis=1)
+        known = np.concatenate([log_probs[:, None], own.known[places, :-1]], axis=1)
+        return known, np.concatenate([np.ones((len(rows), 1)), own.there[places, :-1]], axis=1)
 
 
 @dataclass(frozen=True)
 class _Passed:
-    """The end of one forward pass."""
+    """The end of a text that went through the model, in one pass or in several."""
 
     states: Tensor
     """[B, n, D]: what the head is given at the last n ≤ BEFORE + 1 tokens."""
     real: npt.NDArray[np.bool_]
     """bool [B, n]: they are tokens, not padding."""
     length: int
-    """Tokens of each row in this pass."""
+    """Tokens of each row that went through."""
 
-    def whole(self, length: int) -> bool:
-        """It was over rows of `length` tokens from their beginning."""
-        return self.length == length
+    def ends(self, length: int) -> bool:
+        """It says all that there is to know of rows of `length` tokens."""
+        return self.length == length or self.states.shape[1] > BEFORE
+
+    def then(self, other: "_Passed") -> "_Passed":
+        """Both, one behind the other."""
+        states = torch.cat([self.states, other.states], dim=1)[:, -BEFORE - 1 :]
+        real = np.concatenate([self.real, other.real], axis=1)[:, -BEFORE - 1 :]
+        return _Passed(states, real, self.length + other.length)
 
 
-def _keep(passed: list[_Passed]) -> Callable[..., None]:
+class _Own(threading.local):
+    """Of one thread: the pass that was not read yet, and the step before."""
+
+    def __init__(self) -> None:
+        self.passed: _Passed | None = None
+        self.rows: dict[bytes, int] = {}
+        """The rows by their tokens."""
+        self.known, self.there = np.zeros((2, 0, BEFORE))
+        """fp64 [B, BEFORE]: ln p of the tokens before, and 1 where there is such a token, else 0."""
+        self.scores = torch.zeros(0)
+        """[B, V]: what the next tokens were drawn from."""
+
+
+def _keep(own: _Own) -> Callable[..., None]:
     def hook(_module: nn.Module, _given: Any, named: dict[str, Any], made: Any) -> None:
         states = made[0].detach()
-        kept = states[:, -BEFORE - 1 :]
-        mask = named.get("attention_mask")
-        if torch.is_tensor(mask) and mask.dim() == 2:
-            real = mask[:, -kept.shape[1] :].cpu().numpy() != 0
-        else:
-            real = np.ones(kept.shape[:2], np.bool_)
+        length = states.shape[1]
         # A copy: the states of a long prompt are not kept with it.
-        passed[:] = [_Passed(kept.clone(), real, states.shape[1])]
+        kept = states[:, -BEFORE - 1 :].clone()
+        mask, before = _mask(named.get("attention_mask"), length)
+        real = np.ones(kept.shape[:2], np.bool_) if mask is None else mask[:, -kept.shape[1] :]
+        passed = _Passed(kept, np.broadcast_to(real, kept.shape[:2]), length)
+        # A prompt that comes in parts: this pass goes on where one that was not read has ended.
+        goes_on = own.passed is not None and before == own.passed.length and len(own.passed.states) == len(kept)
+        own.passed = own.passed.then(passed) if own.passed is not None and goes_on else passed
 
     return hook
+
+
+def _mask(given: Any, length: int) -> tuple[npt.NDArray[np.bool_] | None, int]:
+    """Which of the last `length` positions are tokens, bool [B, length]; None: all. And how many positions lie before
+    them, 0 where that is not known.
+
+    `given`: [B, positions], 0 for padding; or what attention is given, [B or 1, heads or 1, length, columns], True or 0
+    where it may look, of a cache that may be longer than the text; or such ones by the kind of layer. Raises
+    DistlmError for another.
+    """
+    if given is None:
+        return None, 0
+    if isinstance(given, dict):
+        given = given.get("full_attention", next(iter(given.values()), None))
+        return _mask(given, length)
+    if torch.is_tensor(given) and given.dim() == 2:
+        return given[:, -length:].cpu().numpy() != 0, given.shape[1] - length
+    if torch.is_tensor(given) and given.dim() == 4 and given.shape[2] == length:
+        # Each position sees itself, unless it is padding, which then sees nothing, or what is as good as nothing.
+        seen = given[:, 0] if given.dtype == torch.bool else given[:, 0] >= 0
+        last = seen[:, -1]
+        end = int(last.any(dim=0).nonzero().max()) + 1 if bool(last.any()) else length
+        return last[:, end - length : end].cpu().numpy(), end - length
+    raise DistlmError(
+        f"KnnLogitsProcessor: λ by the gate reads which positions are padding from the attention mask, and this one is "
+        f"a {type(given).__name__}; load the model with attn_implementation='sdpa' or 'eager', or take mixture='knn'"
+    )

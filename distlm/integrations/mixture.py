@@ -36,7 +36,8 @@ class Mixing:
     buckets: Buckets | None = None
     """λ by the distance of the nearest neighbour (Drozdov et al. 2022), as `distlm knn tune` fits it."""
     gate: GatedWeights | None = None
-    """λ by what is known before the search (He et al. 2021), as `distlm knn tune` fits it; instead of buckets."""
+    """λ by what is known before the search (He et al. 2021), as `distlm knn tune` fits it; where it is there, buckets
+    are not read."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.lam <= 1:

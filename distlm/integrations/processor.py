@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.installed import install
 from distlm.integrations.gated import GeneratedBefore
@@ -50,7 +51,7 @@ class KnnLogitsProcessor(LogitsProcessor):
         self._newest = NewestStates(knn_lm.model, knn_lm.tap)
         self._before = None
         if self.mixing.gate is not None:
-            self._before = GeneratedBefore(knn_lm.model, knn_lm.lm.full_log_probs, knn_lm.rows_of_pieces)
+            self._before = GeneratedBefore(knn_lm.model, knn_lm.lm.full_log_probs, self._known_rows)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids int64 [B, T] and scores [B, V], logits or log-probabilities → log-probabilities, fp32 [B, V].
@@ -83,7 +84,13 @@ class KnnLogitsProcessor(LogitsProcessor):
         gate, before = self.mixing.gate, self._before
         assert gate is not None and before is not None
         others = before.others(input_ids, scores, gate.counts)
-        return gate.lambdas(states.astype(self._retriever.datastore.key_dtype), others)
+        # As a search would, which finds what is not finite.
+        return gate.lambdas(self._retriever.queries(states), others)
+
+    def _known_rows(self, pieces: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Ids of the dictionary; <unk> of a row of the model that the tokenizer has no piece for."""
+        rows = self._knn.rows_of_pieces(pieces)
+        return np.where(rows < self._knn.subwords.size, rows, Dictionary.UNK)
 
     def _gated(self, lambdas: Floats, scores: Tensor, states: npt.NDArray[np.float32]) -> Tensor:
         """The mixture, with neighbours of those rows alone that have a λ above 0."""

@@ -153,6 +153,8 @@ def of_knn_lm(knn: KnnLM, mixture: str = "") -> TextScorer:
         mixing = knn.mixed(lam=knn.mixing.lam) if mixture == "knn" else knn.mixing
         if mixing.gate is not None and not mixture:
             raise UsageError(GATE_ELSEWHERE)
+        if mixture == "knn_buckets":
+            mixing = replace(mixing, gate=None)
         if mixture == "knn_buckets" and mixing.buckets is None:
             raise DistlmError("mixture='knn_buckets': this KnnLM has no buckets; call tune(text, buckets=64) first")
         scorer = Scorer(knn.lm, knn.tap, knn.retriever, mixing, knn.max_positions)
@@ -182,7 +184,8 @@ def knn_lm_of_run(run: str | Path, settings: Sequence[str] = (), mixture: str = 
                               "mixture='knn'")  # fmt: skip
         counts = log_counts(TokenFiles.open(RunDir.of(config).tokens(config)).dictionary)
         mixing = replace(mixing, gate=GatedWeights(Gate.of(tuned.gate), counts, skip))
-    elif not mixture and tuned.buckets:
+    if mixture in ("", "gate") and tuned.buckets:
+        # Beside a gate they are not read, but for lm_eval.
         mixing = replace(mixing, buckets=Buckets.of(tuned.buckets))
     knn.take(found.scorer.retriever, mixing)
     return knn

@@ -11,7 +11,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.pairs import stored_values
 from distlm.index.search.candidates import MORE
-from distlm.index.search.searcher import SearchIndex, brute_search, exact_distances
+from distlm.index.search.searcher import SearchIndex, brute_search, check_queries, exact_distances
 from distlm.knnlm.scoring import Floats
 from distlm.knnlm.search.rescore import nearest_first
 
@@ -66,6 +66,13 @@ class Retriever:
         coarse = self.exact and self.index is not None and self.index.coarse
         return k * MORE if coarse else k
 
+    def queries(self, states: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Hidden states [n, D] as they are searched for, rounded to the keys' type: fp32 [n, D]. Raises DistlmError for
+        another width, and for states that are not finite or do not fit that type."""
+        with np.errstate(over="ignore"):
+            rounded = states.astype(self.datastore.key_dtype).astype(np.float32)
+        return check_queries(rounded, self.datastore.width, 1)
+
     def search(self, states: npt.NDArray[np.floating], k: int, candidates: int = 0) -> Found:
         """The k nearest keys of hidden states [n, D], which are rounded to the keys' type first; k ≥ 1.
 
@@ -75,9 +82,7 @@ class Retriever:
         Raises DistlmError for another width, for states that are not finite or do not fit that type, and when the
         index is of another store.
         """
-        with np.errstate(over="ignore"):
-            queries = states.astype(self.datastore.key_dtype).astype(np.float32)
-        rows = self.datastore.rows
+        queries, rows = self.queries(states), self.datastore.rows
         k = min(k, rows)
         if self.index is None:
             ids, distances = brute_search(self.datastore, queries, k)

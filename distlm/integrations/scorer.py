@@ -75,7 +75,7 @@ class Scorer:
             if gate is None or before is None:
                 mixture = self._mix(near, of_model, of_knn)
             else:
-                queries = batch.keys.float().cpu().numpy().astype(self.retriever.datastore.key_dtype)
+                queries = self.retriever.queries(batch.keys.float().cpu().numpy())
                 mixture = mix(of_model, of_knn, gate.lambdas(queries, before.others(of_model, targets)))
             parts.append((of_model, of_knn, mixture))
         lm, knn, mixture = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

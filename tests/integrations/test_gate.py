@@ -1,5 +1,6 @@
 """λ by a run's gate: the numbers of `distlm knn evaluate`, and the same of a text that `generate` goes on with."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -131,6 +132,52 @@ def test_rows_that_change_places_keep_what_precedes_them(gated: Made, knn: distl
             assert float(made.sequences_scores[row * beams + beam]) == pytest.approx(total / STEPS, abs=1e-4)
 
 
+def test_a_cache_of_fixed_size_and_a_prompt_in_parts(gated: Made, knn: distlm.KnnLM) -> None:
+    """Masks of another form, and several passes over one prompt, give the same scores."""
+    texts = prompts(knn, gated)
+    plain = generate(knn, batch(texts))
+    for words in ({"cache_implementation": "static"}, {"prefill_chunk_size": 7}, {"prefill_chunk_size": 11}):
+        other = generate(knn, batch(texts), **words)
+        assert torch.equal(other.sequences, plain.sequences)
+        for one, two in zip(plain.scores, other.scores, strict=True):
+            assert float((one - two).abs().max()) < 1e-4, words
+
+
+def test_another_thread_has_its_own(gated: Made, knn: distlm.KnnLM) -> None:
+    """A pass that another thread makes between the pass of a prompt and its scores says nothing of it."""
+    processor, (ids,) = distlm.KnnLogitsProcessor(knn), batch(prompts(knn, gated)[-1:])["input_ids"][None]
+    with torch.inference_mode():
+        logits = knn.model(input_ids=ids).logits[:, -1]
+        alone = processor(ids, logits)
+        knn.model(input_ids=ids)
+        thread = threading.Thread(target=lambda: knn.model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])))
+        thread.start()
+        thread.join()
+        assert torch.equal(processor(ids, logits), alone)
+
+
+def test_a_loop_of_ones_own(gated: Made, knn: distlm.KnnLM) -> None:
+    """With gradients on, tokens that the tokenizer has not, and padding of any number; nothing before is refused."""
+    beyond = knn.model.get_input_embeddings().num_embeddings
+    knn.model.resize_token_embeddings(beyond + 8)
+    processor, ids = distlm.KnnLogitsProcessor(knn), torch.tensor([[beyond + 1, 5, 6], [7, beyond + 2, 6]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    scores = processor(ids, knn.model(input_ids=ids, attention_mask=mask).logits[:, -1])
+    assert torch.isfinite(scores).all()
+    other = ids.clone()
+    other[0, 0] = 3
+    again = processor(other, knn.model(input_ids=other, attention_mask=mask).logits[:, -1])
+    assert float((scores - again).abs().max().detach()) < 1e-4
+    with pytest.raises(DistlmError, match="give `generate` input_ids"):
+        embedded = knn.model.get_input_embeddings()(ids)
+        processor(ids[:, :0], knn.model(inputs_embeds=embedded).logits[:, -1])
+    module = knn.model.get_submodule(knn.tap.removesuffix(":input"))
+    hook = module.register_forward_pre_hook(lambda _module, given: (given[0] * 1e9, *given[1:]), prepend=True)
+    with pytest.raises(DistlmError, match="NaN or infinite"), torch.no_grad():
+        processor(ids, knn.model(input_ids=ids).logits[:, -1])
+    hook.remove()
+
+
 def test_skipped_rows_are_not_searched_for(gated: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     knn = distlm.KnnLM.of_run(gated.run.root, mixture="gate", skip=0.5)
     texts = prompts(knn, gated)
@@ -162,7 +209,9 @@ def test_what_cannot_be_is_refused(made: Make, gated: Made, knn: distlm.KnnLM) -
     ):
         with pytest.raises(UsageError, match=said):
             act()
-    assert DistlmModel(knn_lm=knn, mixture="knn").scorer.scorer.mixing.gate is None
+    for mixture in ("knn", "knn_buckets"):
+        mixing = DistlmModel(knn_lm=knn, mixture=mixture).scorer.scorer.mixing
+        assert mixing.gate is None and (mixing.buckets is None) == (mixture == "knn")
     assert isinstance(knn.mixed().gate, GatedWeights) and knn.mixed(lam=0.2).gate is None
     # One processor for two generations at once: the second's rows follow nothing.
     processor = distlm.KnnLogitsProcessor(knn)
