@@ -47,6 +47,9 @@ _DOT_BYTES_PER_S = 8e9
 """Bytes of fp32 keys a core multiplies with scattered queries in a second, from benchmarks/rescoring.py."""
 _DISK_BYTES_PER_S = 1e9
 """Assumed sequential read rate of all ranks together."""
+_READ_FLOPS = 7e9
+"""Floating-point operations in a second of one core that reads one token after the other, which the memory bounds: the
+40 M of awd-lstm-wikitext2 take 5.6 ms."""
 _START_S = 2.0
 """Opening files and a model's description."""
 _CELL_S = 2.0e-9
@@ -57,6 +60,9 @@ _RESAMPLED_S = 2.0e-7
 """Seconds of one token of a mixture, the bootstrap included."""
 _PQ = re.compile(r"(?<!O)PQ(\d+)(?:x(\d+))?")
 """Sub-quantisers and, where they are not 8, bits of a product quantiser in a factory string."""
+
+
+READ_FIRST = "one rank reads each split first, one token after the other (knn.carry): more ranks do not shorten that"
 
 
 @dataclass(frozen=True)
@@ -110,17 +116,32 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
     notes += idle_note(phases.units, ranks, MORE_UNITS)
     seconds, rescoring = _seconds(config, model, counts, index, candidates if rescores else 0, ranks)
+    splits = [_count(config, [split]).queries for split in knn.splits]
+    # Each split on another rank.
+    reading = sum(reading_seconds(config, model, tokens) for tokens in splits) if ranks < 2 else (
+        max(reading_seconds(config, model, tokens) for tokens in splits))  # fmt: skip
+    if reading:
+        notes.append(READ_FIRST)
     return StagePlan(
         "knn search",
         f"{counts.queries} queries x {k} neighbours among {counts.rows} rows ({', '.join(knn.splits)})",
         disk_bytes=disk,
         memory_bytes=memory,
         seconds=seconds / speedup([phases.units], max(ranks, 1))
+        + reading
         + rescoring / max(ranks, 1)
         + disk / _WRITTEN_BYTES_PER_S,
         notes=notes,
         units=(phases.units,),
     )
+
+
+def reading_seconds(config: RunConfig, model: CausalDescription, tokens: int) -> float:
+    """Seconds in which one rank reads a split in one go, where the state is carried from block to block (knn.carry)."""
+    if not config.knn.carry:
+        return 0.0
+    length = config.knn.block
+    return tokens * causal_kind(model).forward_flops(model, "output", length) / _READ_FLOPS
 
 
 def plan_tune(config: RunConfig, ranks: int) -> StagePlan:

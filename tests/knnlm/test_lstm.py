@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,24 @@ import torch
 from support import write_text
 from support.knn import copy_run, in_stage
 from support.lstm import UNTRAINED, untrained_lstm
-from support.store import tiny_config
+from support.store import file_hashes, tiny_config
 
 from distlm.api.run import open_run
+from distlm.data.blocks import eval_blocks
 from distlm.data.dictionary import Dictionary
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
-from distlm.errors import UsageError
+from distlm.errors import Stopped, UsageError
 from distlm.index import run_index_build
 from distlm.integrations.reading import of_run
+from distlm.knnlm.cache.plan import plan_cache
 from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
-from distlm.knnlm.search.carried import CARRIED
+from distlm.knnlm.plan import READ_FIRST, plan_search
+from distlm.knnlm.search.carried import CARRIED, PART, states_before
 from distlm.knnlm.search.forward import open_forward
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
@@ -32,7 +36,11 @@ from distlm.knnlm.search.states import States
 from distlm.knnlm.tune.stage import run_tune
 from distlm.models.awd_lstm.model import TAPS, AwdLstm
 from distlm.models.awd_lstm.stream_loss import stream_loss
+from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.world import resolve_world
 from distlm.runtime.rundir import RunDir
+from distlm.runtime.stage import Stage
+from distlm.runtime.stop import StopFlag
 
 SETTINGS = [*UNTRAINED, "cache.windows=[20,60]", "cache.thetas=[0.5,2.0]"]
 
@@ -111,6 +119,55 @@ def test_a_search_carries_the_state_as_well(config, tmp_path, scan):
     assert not (run.neighbours("valid") / CARRIED).exists()
     # The states of the search are those that the cache needs.
     assert in_stage("knn", config, run_cache)["forward_tokens"] == 0
+
+
+def test_reading_in_one_go_is_stopped_and_goes_on(config, tmp_path):
+    """What was read before the stop is not read again, and the states are those of an undisturbed start."""
+    config = carrying(config, tmp_path, "knn.block=8")
+    run = RunDir.of(config)
+    forward = in_stage("knn", config, open_forward)
+    ids = forward.tokens.split("valid")
+    whole = states_before(forward.model, ids, eval_blocks(ids, 0, 8))
+    read: list[int] = []
+
+    def stopped_after(blocks):
+        stop, model = StopFlag(0), type(forward.model)
+        taken = model.read
+
+        def reads(own, words, state):
+            read.append(len(words))
+            if len(read) == blocks:
+                stop.reason = "SIGTERM"
+            return taken(own, words, state)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "read", reads)
+            stage = Stage("knn", config, resolve_world(), SingleComm(), stop, run)
+            return run_cache(stage)
+
+    with pytest.raises(Stopped, match="goes on"):
+        stopped_after(5)
+    part = np.load(run.states("valid") / PART)
+    assert np.array_equal(part, whole[:6]) and not (run.states("valid") / CARRIED).exists()
+    assert len(read) == 5
+    stopped_after(-1)
+    blocks = sum(len(eval_blocks(forward.tokens.split(split), 0, 8)) - 1 for split in ("valid", "test"))
+    assert len(read) == blocks
+    one = file_hashes(run.states("valid"))
+    shutil.rmtree(run.states("valid"))
+    shutil.rmtree(run.cache("valid"))
+    stopped_after(-1)
+    assert file_hashes(run.states("valid")) == one and not {PART, CARRIED} & one.keys()
+
+
+def test_the_plan_counts_what_one_rank_reads(config, tmp_path):
+    config = carrying(config, tmp_path)
+    in_stage("datastore", config, run_datastore_write)
+    for plan in (plan_search, plan_cache):
+        one, many = plan(config, 1), plan(config, 64)
+        assert READ_FIRST in one.notes and READ_FIRST in many.notes
+        plain = copy_run(config, tmp_path / f"plain-{plan.__name__}", *SETTINGS, "knn.carry=false")
+        assert READ_FIRST not in plan(plain, 64).notes and many.seconds > plan(plain, 64).seconds
 
 
 def test_python_reads_a_text_in_one_go_too(config, tmp_path):

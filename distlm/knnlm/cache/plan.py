@@ -7,6 +7,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.knnlm.cache.files import BYTES, check_windows
 from distlm.knnlm.cache.scores import block_bytes
+from distlm.knnlm.plan import READ_FIRST, reading_seconds
 from distlm.knnlm.search.states import StatesWork
 from distlm.models.card import model_fingerprint
 from distlm.models.described import causal, causal_kind, model_bytes, model_of, require_tap
@@ -47,18 +48,22 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     unit = min(queries, knn.blocks_per_unit * knn.block)
     memory = _BASE_MEMORY + (unit + widest) * width * (4 + item) + threads * block_bytes(widest) + 20 * unit * cells
     notes = [f"of the memory {threads * block_bytes(widest) / 1e6:.0f} MB are blocks of products, one per thread"]
+    reading = 0.0
     if forward:
         length = knn.context_window + knn.block
         per_token = causal_kind(model).forward_flops(model, "output", length)
         seconds += forward * (length / knn.block) * per_token / flops
         memory += model_bytes(model, len(tokens.dictionary)) + threads * 48 * knn.batch_blocks * length * width
+        reading = reading_seconds(config, model, forward)
+        if reading:
+            notes.append(READ_FIRST)
         notes.append(f"no search has kept the hidden states of {forward} tokens: they are computed first")
     return StagePlan(
         "knn cache",
         f"{queries} tokens ({', '.join(knn.splits)}), {work}",
         disk_bytes=queries * cells * BYTES + forward * (width * item + 12),
         memory_bytes=memory,
-        seconds=seconds / max(ranks, 1),
+        seconds=seconds / max(ranks, 1) + reading,
         notes=notes,
     )
 

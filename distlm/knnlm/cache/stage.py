@@ -71,7 +71,7 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
         return 0
     forward = together(stage.comm, lambda: open_forward(stage))
     for work in missing:
-        rank0_first(stage.comm, partial(work.check_before, forward.model.width))
+        rank0_first(stage.comm, partial(work.check_before, forward.model, forward.knn.carry))
     for work in missing:
         _fill(
             stage,
@@ -86,7 +86,7 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
 def _carry(stage: Stage, work: StatesWork, forward: Forward) -> None:
     """Collective."""
     if forward.knn.carry:
-        make_carried(stage, forward, work.split, work.blocks, work.files.folder)
+        make_carried(stage, forward, [work])
 
 
 def _lacks(work: StatesWork) -> bool:
@@ -116,7 +116,8 @@ def _fill(
     """Write the units that are missing, as the folder's only writer; `before` comes first. Collective."""
     with only_writer(files.folder, stage.comm, "writing these results"):
         rank0_first(stage.comm, files.begin)
-        before()
+        if not rank0_first(stage.comm, lambda: all(map(files.is_written, range(files.units)))):
+            before()
         in_rounds(stage, label, "units", range(files.units), files.is_written, compute)
         rank0_first(stage.comm, partial(drop_carried, files.folder))
         rank0_first(stage.comm, files.finish)

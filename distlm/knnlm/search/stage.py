@@ -151,8 +151,9 @@ def _find(stage: Stage, works: Sequence[SplitWork]) -> None:
             works[number].search_units([unit for _, unit in of_split])
 
     if works[0].source.knn.carry:
-        for work in works:
-            make_carried(stage, work.source, work.split, work.blocks, work.folder)
+        # A start that ended behind its last unit reads nothing again.
+        begun = rank0_first(stage.comm, lambda: [n for n, work in enumerate(works) if not work.is_all_found])
+        make_carried(stage, works[0].source, [works[number] for number in begun])
     if works[0].source.index is not None and works[0].source.knn.scan == "lists":
         for work in works:
             search_by_lists(stage, work, f"knn search {work.split}")

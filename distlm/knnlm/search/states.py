@@ -19,7 +19,7 @@ from distlm.config.schema import RunConfig
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.knnlm.search.carried import open_carried
+from distlm.knnlm.search.carried import carried_bytes, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
 from distlm.knnlm.search.forward import Forward, context_rule, token_states
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN
@@ -27,6 +27,7 @@ from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, Stat
 from distlm.knnlm.search.units import UnitFolder, read_array, read_arrays, read_manifest
 from distlm.models.card import model_of_card, read_model_card
 from distlm.models.described import causal
+from distlm.models.language_model import LanguageModel
 from distlm.runtime.files import json_hash, read_json
 from distlm.runtime.rundir import RunDir
 
@@ -142,9 +143,15 @@ class StatesWork:
                     return States.open(folder)
         return None
 
-    def check_before(self, width: int) -> None:
-        """Rank 0: the folder is ours and the disk is there; `width` is D."""
-        self.files.check_before(self.tokens * (width * np.dtype(self.plan.key_dtype).itemsize + 12))
+    @property
+    def folder(self) -> Path:
+        """The folder that is being filled."""
+        return self.files.folder
+
+    def check_before(self, model: LanguageModel, carry: bool) -> None:
+        """Rank 0: the folder is ours and the disk is there; `carry`: knn.carry."""
+        of_token = model.width * np.dtype(self.plan.key_dtype).itemsize + 12
+        self.files.check_before(self.tokens * of_token + carried_bytes(model, self.blocks, carry))
 
     def compute_units(self, forward: Forward, numbers: Sequence[int]) -> None:
         """Forward passes of some units."""

@@ -16,7 +16,7 @@ from distlm.data.blocks import Blocks, eval_blocks
 from distlm.datastore.plan import Unit as Range
 from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
-from distlm.knnlm.search.carried import drop_carried, open_carried
+from distlm.knnlm.search.carried import carried_bytes, drop_carried, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
 from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
@@ -125,7 +125,8 @@ class SplitWork:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
         width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
         found = width * size + 12 + 16 * self.candidates if self.source.rescores else 0
-        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found))
+        carried = carried_bytes(self.source.model, self.blocks, self.source.knn.carry)
+        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found) + carried)
 
     @property
     def is_begun(self) -> bool:
@@ -159,6 +160,11 @@ class SplitWork:
     def is_found(self, number: int) -> bool:
         """Phase 1 of a unit is done."""
         return unit_folder(self.found, number).exists() or self.files.is_written(number)
+
+    @property
+    def is_all_found(self) -> bool:
+        """Phase 1 of every unit is done."""
+        return all(map(self.is_found, range(len(self.units))))
 
     def states(self, numbers: Sequence[int]) -> Generator[TokenStates, None, None]:
         """Forward passes of some units, one unit after the other. Close it when it is left early."""
