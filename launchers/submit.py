@@ -24,7 +24,7 @@ from distlm.config.load import dump_config, load_config, split_words
 from distlm.config.recipe import recipe_names
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, DistlmError, UsageError
-from distlm.pipeline import show_results
+from distlm.pipeline import check_settings, show_results
 from distlm.runtime.files import atomic_path, bytes_hash
 from distlm.runtime.rundir import RunDir
 from launchers.site import Site, StageSettings, load_site
@@ -62,6 +62,9 @@ def submit(options: argparse.Namespace) -> int:
     if not stages:
         print(f"{run.root}: complete; nothing to submit ({', '.join(chosen)})")
         return EXIT_DONE
+    if {"prepare", "shard"} & set(stages):
+        # A run that begins: what `distlm run` would refuse must not wait in a queue first.
+        check_settings(config)
     wish = Wish(options.nodes, options.ranks, options.array, options.time)
     if front != "slurm":
         site, wish = _here(front, site, wish, config), replace(wish, nodes=1)

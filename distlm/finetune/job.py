@@ -53,6 +53,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
 
     unit = ROWS_PER_S
     keeps_best = False
+    rows_at_once, files_of_deepspeed = "finetune.micro_rows", "finetune.deepspeed"
     RATE_OF_VALUES = "finetune.memory_lr"
     train: PlmTraining
     model: TaskModelConfig
@@ -90,6 +91,9 @@ class FinetuneJob(MemoryJob[FinetuneState]):
         super().begin(resume)
         if resume is None and self.net.memories:
             self.before = self.score().memory
+
+    def fixed_rows(self) -> str:
+        return "; what is begun here is of these: give it another finetune.name"
 
     def fresh_model(self) -> TaskModel:
         self.net = self.build()

@@ -17,7 +17,8 @@ from distlm.models.plm.description import PlmModel
 from distlm.models.plm.plan import plm_of
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.runtime.plan import StagePlan, rank_flops
-from distlm.training.dsconfig import load_ds_config, zero_stage
+from distlm.training.dsconfig import described, load_ds_config
+from distlm.training.memory_need import states_memory
 from distlm.training.microbatch import MicroBatchPlan, cut_rows
 
 _BASE = 110_000_000
@@ -52,12 +53,14 @@ def of_tasks(plans: Sequence[StagePlan]) -> StagePlan:
         max(plan.memory_bytes for plan in plans),
         sum(seconds) if len(seconds) == len(plans) else None,
         list(dict.fromkeys(note for plan in plans for note in plan.notes)),
+        device_bytes=max(plan.device_bytes for plan in plans),
+        host_bytes=max(plan.host_bytes for plan in plans),
     )
 
 
 def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> StagePlan:
     plan_finetune_rows(settings, ranks)
-    stage = zero_stage(load_ds_config(settings.deepspeed))
+    deepspeed = load_ds_config(settings.deepspeed)
     train, dev, test = count_rows(settings)
     named = bool(settings.checkpoint)
     if named or any(Path(config.run_dir).glob("checkpoints/step-*/complete.json")):
@@ -72,17 +75,21 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
     moments = 3 if settings.memory == "updated" else 1
     checkpoint = 12 * parameters + 4 * moments * values
     kept = len(settings.seeds) if settings.keep_models else 0
-    memory = 4 * parameters * (2 if stage == 3 else 4) + 4 * moments * values // max(config.memory.columns or ranks, 1)
+    # The word embeddings, about a quarter of a BERT-base, are the largest tensor.
+    states = states_memory(parameters, parameters // 4, 2, settings.precision, deepspeed, ranks)
+    table = 4 * moments * values // max(config.memory.columns or ranks, 1)
     tested = f", {test} of test" if test else ""
     return StagePlan(
         "finetune",
         f"{settings.task}: {len(settings.seeds)} seeds, each {updates} updates of {settings.rows_per_update} rows "
         f"({settings.epochs} epochs of {train}; {dev} rows of dev{tested}), "
-        f"memory {settings.memory}, ZeRO {stage}",
+        f"memory {settings.memory}, {described(deepspeed)}",
         checkpoint * (kept + 2),
-        memory,
+        states.all + table,
         seconds,
         notes,
+        device_bytes=states.device + table,
+        host_bytes=states.host,
     )
 
 
@@ -112,8 +119,8 @@ def model_sizes(place: Path, named: bool) -> tuple[int, int, list[str]]:
         what = "not a checkpoint of distlm" if named else "no checkpoint yet"
         return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
     card = read_model_card(folder)
-    described = model_of_card(card)
-    if not isinstance(described, PlmModel | TaskModelConfig):
+    model = model_of_card(card)
+    if not isinstance(model, PlmModel | TaskModelConfig):
         return _BASE, 0, [f"{folder}: a {card.kind}, not a masked language model"]
-    memory, width = described.memory, backbone_sizes(described.backbone).width
+    memory, width = model.memory, backbone_sizes(model.backbone).width
     return card_parameters(card), layers_and_values(memory, width)[1], []

@@ -123,6 +123,7 @@ def _one_seed(
             return
         began = time.monotonic()
         train = train_config(config, seed, len(task.train))
+        train.kernels = stage.config.train.kernels
         own = replace(
             stage, name=f"finetune {config.name} seed {seed}", config=replace(stage.config, train=train),
             run=RunDir(folder),

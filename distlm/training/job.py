@@ -84,8 +84,8 @@ class Job(ABC, Generic[S]):
     keeps_best = True
     """Whether the checkpoint with the lowest validation loss is made and kept."""
 
-    rows_at_once = "train.micro_blocks"
-    """The setting of the rows of one forward pass, which lowers the memory of a rank."""
+    rows_at_once, files_of_deepspeed = "train.micro_blocks", "train.deepspeed"
+    """The settings of the rows of one forward pass, and of DeepSpeed's file, which lower the memory of a rank."""
 
     began_at: float = 0.0
     """When the first update of this start began, in seconds of time.monotonic; 0: there was none."""
@@ -137,16 +137,24 @@ class Job(ABC, Generic[S]):
 
     def needs_less(self) -> str:
         """What to set when a rank's memory does not do, and what changes then."""
-        found = f"Lower {self.rows_at_once} (rows of one forward pass; an update stays what it is)"
+        found = f"Lower {self.rows_at_once} (rows of one forward pass{self.fixed_rows()})"
         stage, away = max(zero_stage(self.deepspeed), 1), offloaded(self.deepspeed).optimizer
         if stage < self.highest_stage and self.comm.size > 1:
             shared = "the weights, too," if stage == 2 else "more of the training state"
             name = f"zero{stage + 1}{'-offload' if away else ''}"
-            found += f", or take train.deepspeed={name}, which shares {shared} out among the ranks"
+            found += f", or take {self.files_of_deepspeed}={name}, which shares {shared} out among the ranks"
         if self.may_offload and not away:
             kept = "weights and optimizer states" if stage == 3 else "optimizer states"
-            found += f", or take train.deepspeed=zero{stage}-offload, which keeps {kept} in the host's memory"
+            found += f", or take {self.files_of_deepspeed}=zero{stage}-offload, which keeps {kept} in the host's memory"
         return found
+
+    def fixed_rows(self) -> str:
+        """Why the rows of one forward pass cannot be lowered just so; empty where they can."""
+        return (
+            "; the checkpoints here are of these: give the run another name"
+            if self.stage.run.complete_checkpoints()
+            else ""
+        )
 
     def fresh_model(self) -> nn.Module:
         """The model at update 0, from torch's global generator, which is seeded. Collective."""

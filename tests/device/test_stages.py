@@ -130,6 +130,7 @@ def test_a_device_without_memory(tokens: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "out of memory" in done.stderr and "train.micro_blocks" in done.stderr and "zero1-offload" in done.stderr
+    assert "give the run another name" in done.stderr, "one forward pass of other rows is another training"
     distlm("train", "demo", *run)
     assert max(curve(tmp_path / "run")) == 12
     stored = distlm("datastore", "write", "demo", *run, check=False, SIM_MEMORY="300000")

@@ -13,7 +13,7 @@ from support.finetune import BAD, FILLER, GOOD, finetune_config, hugging_face, l
 from support.foreign.trackers import scalars
 
 from distlm.errors import DistlmError, Stopped
-from distlm.finetune.job import train_config
+from distlm.finetune.job import FinetuneJob, train_config
 from distlm.finetune.plan import plan_finetune
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
@@ -21,7 +21,9 @@ from distlm.memory.values.files import load_table
 from distlm.memory.values.table import ValueTable
 from distlm.models.plm.config import FinetuneConfig
 from distlm.optim.schedule import learning_rate
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import open_stage
+from distlm.training.dsconfig import load_ds_config
 
 LEARN = ("finetune.epochs=4", "finetune.lr=0.01")
 
@@ -333,6 +335,21 @@ def test_the_plan_counts_updates_and_memory(tmp_path: Path, data: Path) -> None:
         match=r"3 ranks do not divide it; set \S+rows_per_update=15 and \S+micro_rows=15; or start 2 ranks",
     ):
         plan_finetune(finetune_config(tmp_path / "run", data, f"finetune.checkpoint={source}"), 3)
+
+
+def test_offload_is_planned_and_advised_by_its_own_settings(tmp_path: Path, data: Path) -> None:
+    source = pretrained(tmp_path / "pretrained")
+    settings = [f"finetune.checkpoint={source}", "finetune.deepspeed=zero2-offload"]
+    away = plan_finetune(finetune_config(tmp_path / "run", data, *settings), 2)
+    kept = plan_finetune(finetune_config(tmp_path / "run", data, settings[0], "finetune.deepspeed=zero2"), 2)
+    assert "ZeRO 2 (optimizer in the host's memory)" in away.work and "host" not in kept.work
+    assert away.host_bytes > kept.host_bytes and 0 < away.device_bytes < kept.device_bytes
+    # Without an engine: of what it takes to say it.
+    job = object.__new__(FinetuneJob)
+    job.deepspeed, job.comm = load_ds_config("zero1"), SingleComm()
+    said = job.needs_less()
+    assert "finetune.micro_rows" in said and "another finetune.name" in said
+    assert "finetune.deepspeed=zero1-offload" in said and "train." not in said
 
 
 def test_a_refused_start_leaves_the_directory_free(tmp_path: Path, data: Path) -> None:

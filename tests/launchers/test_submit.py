@@ -152,6 +152,12 @@ def test_without_slurm_the_default_is_this_machine_and_its_ranks_are_the_recipes
         (["--stages=train", "--array=2"], 2, "--array 2: none of these stages can be an array"),
         (["--site=gone.yaml"], 2, "site file gone.yaml: no such file"),
         (["train.updatse=3"], 2, "unknown key 'train.updatse'; did you mean 'train.updates'?"),
+        (
+            ["--cluster=slurm", "--dry-run", "data.source=folder"],
+            2,
+            "data.text_dir is empty; set it to a folder with train",
+        ),
+        (["--cluster=slurm", "--dry-run", "knn.k=99999999"], 2, "knn.k=99999999: the datastore has about"),
         (["--rank=2"], 2, "unknown key 'rank'"),
         (["--rank"], 2, "unknown argument '--rank'"),
         (["wikitext103"], 2, "expected one recipe, file or run directory, found 'demo', 'wikitext103'"),
