@@ -147,7 +147,10 @@ def _of_package(name: str) -> _Source:
 
 def _of_file(path: Path) -> _Source:
     try:
-        return _Source(str(path), path.stem, path.read_text("utf-8"), path.parent)
+        text = path.read_text("utf-8")
+        if not text.strip():
+            raise UsageError(f"{path}: an empty file, not a recipe. Recipes: {', '.join(recipe_names())}")
+        return _Source(str(path), path.stem, text, path.parent)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error})") from error
 

@@ -167,3 +167,9 @@ def test_a_recipe_of_the_package_goes_before_a_folder_of_its_name(
     assert load_config("demo").run_dir == "runs/demo"
     assert [is_run_dir(word) for word in ("demo", "./demo", "a=b", "none")] == [False, True, True, False]
     assert split_words(["a=b", "train.lr=1"]) == ("a=b", ["train.lr=1"])
+
+
+def test_an_empty_file_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("\n", "utf-8")
+    with pytest.raises(UsageError, match=r"mine\.yaml: an empty file, not a recipe\. Recipes: "):
+        load_config(str(tmp_path / "mine.yaml"))

@@ -64,3 +64,12 @@ def test_without_faiss_its_line_names_the_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "_version", lambda name: None)
     (check,) = [check for check in machine._packages(ALONE) if check.name == "faiss"]
     assert check.status == "fail" and check.mend.startswith("pip install ") and "[cpu]" in check.mend
+
+
+def test_no_answer_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a process takes long to start; that is no traceback, and the advice says what to try."""
+    monkeypatch.setattr(machine, "ANSWER_S", 0.01)
+    (mpi,), (operators,) = machine._mpi(ALONE), machine._deepspeed_ops(ALONE)
+    assert (mpi.status, operators.status) == ("fail", "warn")
+    for check in (mpi, operators):
+        assert "within 0.01 s" in check.text and "run `distlm doctor` again" in check.mend

