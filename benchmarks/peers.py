@@ -2,8 +2,8 @@
 
 kNN evaluation beside the methods of urvashik/knnlm and knn-transformers; training steps of the AWD-LSTM at the Penn
 Treebank's size beside plain torch, of a masked model beside transformers, of a transformer beside plain torch. Each
-comparison is a process of its own, in which distlm and its peers take turns. It has --limit seconds; the turns that were
-done by then count, and one that fails does not touch the others. Of the text the beginning is taken.
+comparison is a process of its own, in which distlm and its peers take turns. It has --limit seconds; turns that were
+done by then count. One that fails is left out, and does not touch the others. Of the text the beginning is taken.
 
     python benchmarks/peers.py --text FOLDER [--turns 3] [--only knn,lstm,plm,lm] [--out FILE.json]
 
@@ -62,14 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         except (OSError, UnicodeDecodeError) as error:
             parser().error(f"--text={given}: {error}; give a folder of train.txt, valid.txt and test.txt")
-        found = [compare(one, options, folder / one) for one in names]
+        found = []
+        for one in names:
+            note(f"{COMPARISONS[one]}: {options.limit} s at most")
+            found.append(compare(one, options, folder / one))
+            note(f"  {found[-1].why or 'done'}")
     made_of = f"the first {WORDS['train']:,} words of train" if given else "made-up text"
-    settings = [f"{options.threads} threads", made_of]
+    settings = [f"{options.threads} thread{'s' if options.threads > 1 else ''}", made_of]
     made = record(found, command(options, given), settings, options.quick)
     print(tables(made), end="")
     if options.out:
         made.write(options.out)
-    if any(one.why and not one.turns for one in found):
+    if not all(one.turns for one in found):
         sys.exit(1)
 
 
@@ -85,20 +89,20 @@ def chosen(options: Options) -> list[str]:
 
 
 def compare(name: str, options: Options, folder: Path) -> Found:
-    """One comparison, in a process of its own: the turns that it had."""
-    note(f"{COMPARISONS[name]}: {options.limit} s at most")
+    """One comparison, in a process of its own."""
     folder.mkdir()
     words = [
         *(["--quick"] if options.quick else []), "--text", options.text, "--turns", options.turns, "--threads",
         options.threads, "--worker", name, folder,
     ]  # fmt: skip
     started = process.start(__file__, words, options.threads, own_group=True)
-    printed, why = process.printed_within(started, options.limit)
+    printed, late = process.printed_within(started, options.limit)
+    if started.returncode and not late:
+        # It may have found that the sides do not do the same: no turn of it says anything.
+        return Found(COMPARISONS[name], [], f"exit {started.returncode}")
     # One that was ended may have begun a line.
-    whole = printed.rpartition("\n")[0].splitlines()
-    turns = [Turn.of(json.loads(line)) for line in whole]
-    note(f"  {len(turns)} turns{': ' if why else ''}{why}")
-    return Found(COMPARISONS[name], turns, why)
+    turns = [Turn.of(json.loads(line)) for line in printed.rpartition("\n")[0].splitlines()]
+    return Found(COMPARISONS[name], turns, f"ended after {options.limit} s, turns done: {len(turns)}" if late else "")
 
 
 def work(options: Options) -> None:

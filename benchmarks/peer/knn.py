@@ -15,11 +15,7 @@ from shared.run import SETTINGS, finished_run
 
 from peer.turn import OURS, Place, Side, Turn
 
-THEIRS, EXACT, QUANTISED = (
-    "urvashik/knnlm",
-    "knn-transformers, exact distances",
-    "knn-transformers, the index's distances",
-)
+THEIRS, EXACT, QUANTISED = "urvashik/knnlm", "knn-transformers (exact distances)", "knn-transformers"
 RECIPE = "wikitext2-small"
 REAL = [
     "data.source=folder", "model.layers=2", "train.updates=20", "train.warmup_updates=5", "train.valid_every=0",

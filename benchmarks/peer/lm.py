@@ -1,6 +1,6 @@
 """A transformer's training step: `distlm train`, and the same model, blocks and optimizer in a loop of plain torch.
 
-Both start from the same weights: what they make of the same text differs by the masks of dropout that they draw.
+Both start from the same weights and have no dropout, whose masks are drawn apart: the perplexities must agree.
 """
 
 import math
@@ -27,6 +27,8 @@ from peer.turn import OURS, Place, Side, Turn
 PLAIN = "plain torch"
 RECIPE, UPDATES, FIRST = "wikitext2-small", 12, 4
 """The first updates are not measured."""
+APART = 1e-3
+"""Largest relative difference of the perplexities."""
 
 
 def turns(place: Place) -> Iterator[Turn]:
@@ -35,7 +37,7 @@ def turns(place: Place) -> Iterator[Turn]:
     wanted = [
         "data.source=folder", f"data.text_dir={place.text}", f"data.tokens_dir={tokens}", "launch.ranks=1",
         f"train.updates={UPDATES}", f"train.warmup_updates={FIRST}", f"train.log_every={FIRST}", "train.valid_every=0",
-        "train.save_every=0", f"launch.threads={place.threads}",
+        "train.save_every=0", f"launch.threads={place.threads}", "model.dropout=0", "model.softmax_dropout=0",
     ]  # fmt: skip
     settings = [*SETTINGS, *wanted] if place.quick else wanted
     distlm(["data", "prepare", RECIPE, *settings, f"run_dir={place.folder / 'prepare'}"])
@@ -44,7 +46,7 @@ def turns(place: Place) -> Iterator[Turn]:
     model, train = config.model, config.train
     size = (
         f"recipe {RECIPE}, {model.layers} layers of width {model.width}, {train.blocks_per_update} blocks of "
-        f"{train.tokens_per_sample} tokens an update; {UPDATES - FIRST} updates a turn"
+        f"{train.tokens_per_sample} tokens an update, no dropout; {UPDATES - FIRST} updates a turn"
     )
     each = train.blocks_per_update * train.tokens_per_sample
     for number in range(place.turns):
@@ -52,7 +54,10 @@ def turns(place: Place) -> Iterator[Turn]:
         distlm(["train", RECIPE, *settings, f"run_dir={folder}"])
         ours = training_figures(folder)
         mine = Side(each / ours["seconds_per_update"], ours["perplexity"])
-        yield Turn(size, {OURS: mine, PLAIN: plain(config, tokens, place.threads)})
+        theirs = plain(config, tokens, place.threads)
+        apart = abs(theirs.perplexity / mine.perplexity - 1)
+        assert apart < APART, f"they do not train the same model: {mine} and {theirs}"
+        yield Turn(size, {OURS: mine, PLAIN: theirs})
 
 
 def plain(config: TransformerRun, tokens: Path, threads: int) -> Side:

@@ -1,9 +1,10 @@
 """The AWD-LSTM's training step at the Penn Treebank's size, as `lstm.py` measures it, on real words.
 
-Peers are the best that one writes in plain torch, and what ports of the authors' code do (`shared/plain_lstm.py`). All
-start from the same weights: what they make of the same text differs by the masks that they draw.
+Peers are the best that one writes in plain torch, and what ports of the authors' code do (`shared/plain_lstm.py`). That
+all do the same is shown by steps without dropout: masks are drawn apart.
 """
 
+import dataclasses
 import itertools
 import math
 import time
@@ -22,15 +23,16 @@ from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.awd_lstm.model import FIRST_ID, AwdLstm
 from peer.turn import OURS, Place, Side, Turn
 
-BEST, USUAL = "plain torch, at its best", "plain torch, as ports have it"
-WORDS, BATCH, BPTT, STEPS, CHUNKS = 10_000, 20, 70, 3, 2
-"""STEPS of each side in a turn; CHUNKS of valid."""
-APART = 1e-5
-"""Largest relative difference of the losses of the same weights."""
+BEST, USUAL = "plain torch", "plain torch as ports have it"
+WORDS, BATCH, BPTT, STEPS = 10_000, 20, 70, 3
+"""STEPS of each side in a turn."""
+EQUAL_STEPS, APART = 2, 1e-4
+"""Steps without dropout that all sides must do alike: largest relative difference of their perplexities."""
+Model = AwdLstm | PlainLstm
 
 
 def turns(place: Place) -> Iterator[Turn]:
-    """Each side goes on with what it has learnt."""
+    """Each side goes on with what it has learnt; perplexities are those of `without_dropout`."""
     torch.set_num_threads(place.threads)
     words, batch, bptt = (200, 4, 10) if place.quick else (WORDS, BATCH, BPTT)
     config = LstmConfig(width=16, hidden_width=24) if place.quick else LstmConfig()
@@ -41,23 +43,14 @@ def turns(place: Place) -> Iterator[Turn]:
     )  # fmt: skip
     files = TokenFiles.open(tokens)
     train, valid = (chunks(files, split, batch, bptt) for split in ("train", "valid"))
-    torch.manual_seed(1)
-    ours = AwdLstm(config, len(files.dictionary))
-    theirs = {
-        BEST: PlainLstm(config, len(files.dictionary) - FIRST_ID, ours),
-        USUAL: UsualLstm(config, len(files.dictionary) - FIRST_ID, ours),
-    }
-    models: dict[str, AwdLstm | PlainLstm] = {OURS: ours, **theirs}
-    before = {name: loss(model, valid[:1]) for name, model in models.items()}
-    for name, value in before.items():
-        assert abs(value / before[OURS] - 1) < APART, f"{name} is not the same model: {before}"
-    steps: dict[str, Callable[[], None]] = {OURS: distlm_step(ours, itertools.cycle(train))}
-    steps |= {name: plain_step(model, itertools.cycle(train)) for name, model in theirs.items()}
+    vocabulary = len(files.dictionary)
+    perplexity = without_dropout(config, vocabulary, train, valid)
+    steps = {name: step_of(model, train) for name, model in models(config, vocabulary).items()}
     for step in steps.values():
         step()
     size = (
-        f"{len(files.dictionary) - FIRST_ID:,} words, widths {config.width} and {config.hidden_width}, batch {batch}, "
-        f"chunks of {bptt}; {STEPS} steps a turn"
+        f"{vocabulary - FIRST_ID:,} words, widths {config.width} and {config.hidden_width}, batch {batch}, chunks of "
+        f"{bptt}; {STEPS} steps a turn"
     )
     for _ in range(place.turns):
         sides = {}
@@ -65,9 +58,39 @@ def turns(place: Place) -> Iterator[Turn]:
             began = time.perf_counter()
             for _ in range(STEPS):
                 step()
-            rate = STEPS * batch * bptt / (time.perf_counter() - began)
-            sides[name] = Side(rate, math.exp(loss(models[name], valid[:CHUNKS])))
+            sides[name] = Side(STEPS * batch * bptt / (time.perf_counter() - began), perplexity[name])
         yield Turn(size, sides)
+
+
+def models(config: LstmConfig, vocabulary: int) -> dict[str, Model]:
+    """distlm's, and those of the peers with its weights; vocabulary: of the dictionary."""
+    torch.manual_seed(1)
+    ours = AwdLstm(config, vocabulary)
+    kinds = {BEST: PlainLstm, USUAL: UsualLstm}
+    return {OURS: ours, **{name: kind(config, vocabulary - FIRST_ID, ours) for name, kind in kinds.items()}}
+
+
+def step_of(model: Model, train: list[Tensor]) -> Callable[[], None]:
+    """A training step with the next chunk, round and round."""
+    texts = itertools.cycle(train)
+    return distlm_step(model, texts) if isinstance(model, AwdLstm) else plain_step(model, texts)
+
+
+def without_dropout(config: LstmConfig, vocabulary: int, train: list[Tensor], valid: list[Tensor]) -> dict[str, float]:
+    """Perplexity of a chunk of valid after EQUAL_STEPS from the same weights, which is the same for all up to rounding.
+
+    Raises AssertionError where it is not.
+    """
+    off = {each.name: 0.0 for each in dataclasses.fields(config) if each.name.endswith("dropout")}
+    found = {}
+    for name, model in models(dataclasses.replace(config, **off), vocabulary).items():
+        step = step_of(model, train)
+        for _ in range(EQUAL_STEPS):
+            step()
+        found[name] = math.exp(loss(model, valid[0]))
+    for name, value in found.items():
+        assert abs(value / found[OURS] - 1) < APART, f"{name} does not train the same model: {found}"
+    return found
 
 
 def chunks(files: TokenFiles, split: str, batch: int, bptt: int) -> list[Tensor]:
@@ -79,16 +102,11 @@ def chunks(files: TokenFiles, split: str, batch: int, bptt: int) -> list[Tensor]
 
 
 @torch.no_grad()
-def loss(model: AwdLstm | PlainLstm, texts: list[Tensor]) -> float:
-    """Mean nats of consecutive chunks, without dropout."""
+def loss(model: Model, text: Tensor) -> float:
+    """Mean nats of a chunk from the zero state, without dropout."""
     model.eval()
-    total, states = 0.0, model.zero_states(texts[0].shape[1])
-    for text in texts:
-        if isinstance(model, AwdLstm):
-            out = model.stream(text[:-1], states)
-            total, states = total + float(model.cross_entropy(out.dropped, text[1:])), out.states
-        else:
-            scores, _, _, states = model(text[:-1] - FIRST_ID, states)
-            total += float(F.cross_entropy(scores, (text[1:] - FIRST_ID).flatten(), reduction="sum"))
-    model.train()
-    return total / sum(text[1:].numel() for text in texts)
+    states = model.zero_states(text.shape[1])
+    if isinstance(model, AwdLstm):
+        return float(model.cross_entropy(model.stream(text[:-1], states).dropped, text[1:])) / text[1:].numel()
+    scores = model(text[:-1] - FIRST_ID, states)[0]
+    return float(F.cross_entropy(scores, (text[1:] - FIRST_ID).flatten()))

@@ -10,7 +10,7 @@ from shared.run import distlm, training_figures
 
 from peer.turn import OURS, Place, Side, Turn
 
-PEERS = {"transformers, head on predicted tokens only": WAYS[2], "transformers, labels given to the model": WAYS[1]}
+PEERS = {"transformers (head on predicted tokens)": WAYS[2], "transformers": WAYS[1]}
 REAL = ["--updates", "16", "--first", "4"]
 
 

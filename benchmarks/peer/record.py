@@ -22,7 +22,8 @@ NOTES = [
     "Each comparison is a process of its own, in which distlm and its peers take turns: tokens/s are medians over the "
     "turns, ratios are of one turn.",
     "The plain AWD-LSTM at its best looks the mask of words up by row and hands torch the step's weights directly.",
-    "Perplexities of training steps are those after the updates, on valid.",
+    "knn-transformers scores with the distances that the index has; with exact ones all perplexities are the same.",
+    "Perplexities of training steps are of valid after the updates; of the AWD-LSTM after two steps without dropout.",
 ]
 
 
@@ -32,7 +33,7 @@ class Found(NamedTuple):
     what: str
     turns: Sequence[Turn]
     why: str = ""
-    """Why there are no more turns; empty: it ended well."""
+    """Why there are not more turns; empty: it ended well."""
 
 
 class Against(NamedTuple):
@@ -67,13 +68,13 @@ def against(turns: Sequence[Turn]) -> list[Against]:
 
 
 def record(found: Sequence[Found], command: str, settings: list[str], quick: bool) -> ExperimentResults:
-    """One that was ended early is in the table with the turns it had, and in the notes with the reason."""
+    """One that was ended early is in the table with the turns that it had; the notes say why."""
     rows, cells = [], []
     for one in found:
         if one.turns:
             rows.append(_row(one))
             cells += [_cells(one, each) for each in against(one.turns)]
-    ended = [f"{one.what}: {one.why}, {len(one.turns)} turns." for one in found if one.why]
+    ended = [f"{one.what}: {one.why}." for one in found if one.why]
     return ExperimentResults(
         title="Tokens a second and perplexity beside peers, in one run", path="Speed",
         date=datetime.now(UTC).date().isoformat(), machine=machine(), commit=code_version().git, commands=[command],
@@ -91,8 +92,8 @@ def _row(one: Found) -> ResultRow:
     peers = against(one.turns)
     ratios = [number for each in peers for number in (each.ratio, each.least, each.most)]
     perplexities = [peers[0].perplexity, *(each.their_perplexity for each in peers)]
-    shown = [", ".join(["{:.2f} ({:.2f} to {:.2f})"] * len(peers)), ", ".join(["{:.2f}"] * len(perplexities))]
+    shown = ["; ".join(["{:.2f} ({:.2f} to {:.2f})"] * len(peers)), ", ".join(["{:.2f}"] * len(perplexities))]
     return ResultRow(
-        f"{one.what}: tokens/s; times as fast as {', '.join(each.peer for each in peers)}; perplexities in this order",
+        f"{one.what}: tokens/s; times as fast as {'; '.join(each.peer for each in peers)}; perplexities",
         Figure("; ".join(["{:,.0f}", *shown]), [peers[0].ours, *ratios, *perplexities]), 0,
     )  # fmt: skip

@@ -100,6 +100,8 @@ class UsualLstm(PlainLstm):
 
     def _layer(self, number: int, hidden: Tensor, state: State) -> tuple[Tensor, State]:
         layer: Any = self.layers[number]
-        layer.weight_hh_l0 = F.dropout(self.raw[number], self.config.weight_dropout, self.training)
+        dropped = F.dropout(self.raw[number], self.config.weight_dropout, self.training)
+        # Where nothing is dropped that is the parameter itself, which the layer would keep as one of its own.
+        layer.weight_hh_l0 = dropped.clone() if isinstance(dropped, nn.Parameter) else dropped
         out: tuple[Tensor, State] = layer(hidden, state)
         return out

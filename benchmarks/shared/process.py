@@ -32,17 +32,15 @@ def result(process: "subprocess.Popen[str]") -> Any:
     return json.loads(printed.splitlines()[-1])
 
 
-def printed_within(process: "subprocess.Popen[str]", limit_s: float) -> tuple[str, str]:
-    """What a process of its own group has printed when it ends, or is ended after limit_s seconds; and what was wrong,
-    empty where it ended well."""
+def printed_within(process: "subprocess.Popen[str]", limit_s: float) -> tuple[str, bool]:
+    """What a process of its own group has printed when it ends, or is ended after limit_s seconds; whether it was."""
     try:
-        printed, _ = process.communicate(timeout=limit_s)
+        return process.communicate(timeout=limit_s)[0], False
     except subprocess.TimeoutExpired:
         end_group(process)
-        return process.communicate()[0], f"ended after {limit_s:.0f} s"
+        return process.communicate()[0], True
     finally:
         end_group(process)
-    return printed, f"exit {process.returncode}" if process.returncode else ""
 
 
 def end_group(process: "subprocess.Popen[Any]") -> None:
