@@ -27,7 +27,7 @@ from shared.text import write_beginning, write_text
 
 from distlm.analysis.results.page import tables
 
-WORDS = {"train": 250_000, "valid": 14_000, "test": 14_000}
+WORDS = {"train": 150_000, "valid": 6_900, "test": 6_900}
 """Of each split, line ends counted."""
 
 

@@ -18,8 +18,8 @@ from peer.turn import OURS, Place, Side, Turn
 THEIRS, EXACT, QUANTISED = "urvashik/knnlm", "knn-transformers (exact distances)", "knn-transformers"
 RECIPE = "wikitext2-small"
 REAL = [
-    "data.source=folder", "model.layers=2", "train.updates=20", "train.warmup_updates=5", "train.valid_every=0",
-    "train.save_every=0", "index.factory=IVF1024,PQ32", "index.sample=65536", "knn.splits=[valid]", "knn.k=1024",
+    "data.source=folder", "model.layers=2", "train.updates=5", "train.warmup_updates=2", "train.valid_every=0",
+    "train.save_every=0", "index.factory=IVF512,PQ32", "index.sample=32768", "knn.splits=[valid]", "knn.k=1024",
     "knn.nprobe=16", "knn.ks=[1024]", "launch.ranks=1",
 ]  # fmt: skip
 """Codes of 8 bits, as the peers have them; distlm is faster with 4 bits. What the model has learnt costs no time."""
@@ -29,17 +29,8 @@ def turns(place: Place) -> Iterator[Turn]:
     """The run is made once."""
     settings = [*SETTINGS] if place.quick else [*REAL, f"launch.threads={place.threads}"]
     run = finished_run(place.folder, place.text, "demo" if place.quick else RECIPE, settings)
-    options = parser().options(
-        [
-            *(["--quick"] if place.quick else []),
-            "--run-dir",
-            str(run),
-            "--queries",
-            "0",
-            "--threads",
-            str(place.threads),
-        ]
-    )
+    words = ["--run-dir", str(run), "--queries", "0", "--threads", str(place.threads)]
+    options = parser().options([*(["--quick"] if place.quick else []), *words])
     torch.set_num_threads(place.threads)
     bench = prepare(from_run(options), options)
     about = bench.case.about

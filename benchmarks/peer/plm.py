@@ -11,7 +11,7 @@ from shared.run import distlm, training_figures
 from peer.turn import OURS, Place, Side, Turn
 
 PEERS = {"transformers (head on predicted tokens)": WAYS[2], "transformers": WAYS[1]}
-REAL = ["--updates", "16", "--first", "4"]
+REAL = ["--updates", "12", "--first", "4"]
 
 
 def turns(place: Place) -> Iterator[Turn]:
