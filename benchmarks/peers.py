@@ -27,7 +27,7 @@ from shared.text import write_beginning, write_text
 
 from distlm.analysis.results.page import tables
 
-WORDS = {"train": 150_000, "valid": 6_900, "test": 6_900}
+WORDS = {"train": 150_000, "valid": 6_500, "test": 6_500}
 """Of each split, line ends counted."""
 
 
