@@ -23,7 +23,7 @@ NOTES = [
     "turns, ratios are of one turn.",
     "The plain AWD-LSTM at its best looks the mask of words up by row and hands torch the step's weights directly.",
     "knn-transformers scores with the distances that the index has; with exact ones all perplexities are the same.",
-    "Perplexities of training steps are of valid after the updates; of the AWD-LSTM after two steps without dropout.",
+    "Perplexities of training steps are of valid after the updates; of the AWD-LSTM after one step without dropout.",
 ]
 
 
