@@ -15,7 +15,7 @@ from shared.run import SETTINGS, finished_run
 
 from peer.turn import OURS, Place, Side, Turn
 
-THEIRS, EXACT, QUANTISED = "urvashik/knnlm", "knn-transformers (exact distances)", "knn-transformers"
+THEIRS, EXACT, QUANTISED = "urvashik/knnlm", "knn-transformers (exact distances)", "knn-transformers (no keys)"
 RECIPE = "wikitext2-small"
 REAL = [
     "data.source=folder", "model.layers=2", "train.updates=5", "train.warmup_updates=2", "train.valid_every=0",

@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,9 @@ def turns(place: Place) -> Iterator[Turn]:
     words, batch, bptt = (200, 4, 10) if place.quick else (WORDS, BATCH, BPTT)
     config = LstmConfig(width=16, hidden_width=24) if place.quick else LstmConfig()
     tokens = place.folder / "tokens"
+    # </s> and <unk> are two of the words.
     distlm(
-        ["data", "prepare", "demo", "data.source=folder", f"data.text_dir={place.text}", f"data.max_words={words}",
+        ["data", "prepare", "demo", "data.source=folder", f"data.text_dir={place.text}", f"data.max_words={words - 2}",
          "data.pad_to_multiple=1", f"data.tokens_dir={tokens}", f"run_dir={place.folder / 'prepare'}"]
     )  # fmt: skip
     files = TokenFiles.open(tokens)
@@ -81,7 +83,7 @@ def without_dropout(config: LstmConfig, vocabulary: int, train: list[Tensor], va
 
     Raises AssertionError where it is not.
     """
-    off = {each.name: 0.0 for each in dataclasses.fields(config) if each.name.endswith("dropout")}
+    off: dict[str, Any] = {each.name: 0.0 for each in dataclasses.fields(config) if each.name.endswith("dropout")}
     found = {}
     for name, model in models(dataclasses.replace(config, **off), vocabulary).items():
         step = step_of(model, train)

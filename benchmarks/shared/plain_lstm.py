@@ -43,7 +43,8 @@ class PlainLstm(nn.Module):
 
     def zero_states(self, rows: int) -> list[State]:
         """States [1, B, H] of all layers before the first token."""
-        zeros = [self.embedding.weight.new_zeros(1, rows, layer.hidden_size) for layer in self.layers]
+        layers: Any = self.layers
+        zeros = [self.embedding.weight.new_zeros(1, rows, layer.hidden_size) for layer in layers]
         return [(zero, zero) for zero in zeros]
 
     def forward(self, words: Tensor, states: list[State]) -> tuple[Tensor, Tensor, Tensor, list[State]]:
