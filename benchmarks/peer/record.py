@@ -22,8 +22,8 @@ NOTES = [
     "Each comparison is a process of its own, in which distlm and its peers take turns: tokens/s are medians over the "
     "turns, ratios are of one turn.",
     "The plain AWD-LSTM at its best looks the mask of words up by row and hands torch the step's weights directly.",
-    "By default knn-transformers scores with the distances that the index has and reads no key: its perplexity is another "
-    "one. distlm reads the keys here; knn.distances=quantised, its way without them, is not in the table.",
+    "By default knn-transformers scores with the distances that the index has and reads no key: its perplexity is "
+    "another one. distlm reads the keys here; knn.distances=quantised, its way without them, is not in the table.",
     "Perplexities of training steps are of valid after the updates; of the AWD-LSTM after one step without dropout.",
 ]
 
