@@ -25,6 +25,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,48 +77,92 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(measure(from_run(options), options), options)
 
 
-def measure(case: Case, options: Options) -> dict[str, Any]:
-    """Rates of both, their ratios and perplexities, and the seconds of tuning."""
-    search = next(iter(case.searches.values()))
+@dataclass(frozen=True)
+class Bench:
+    """What every turn is given."""
+
+    case: Case
+    search: Callable[[np.ndarray], np.ndarray]
+    """distlm's: queries fp16 [q, D] → ids of neighbours [q, k]."""
+    plain: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    """faiss's own, of the same file: queries → distances as the index gives them, and ids."""
+    values: np.ndarray
+    """Of the whole store."""
+    log_lm: np.ndarray
+    """ln p of the language model for each token."""
+    batches: list[np.ndarray]
+    """Places of the tokens of each batch of the original."""
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Places of all tokens that the original evaluates."""
+        return np.concatenate(self.batches)
+
+
+class Turn(NamedTuple):
+    """Every way once."""
+
+    spent: dict[str, tuple[Seconds, int]]
+    """Of each way, and for how many tokens."""
+    perplexity: dict[str, float]
+    """Of the same tokens, by each way."""
+    kept: "list[Kept]"
+
+
+def prepare(case: Case, options: Options) -> Bench:
+    """The index by faiss alone, values, and batches of --sample tokens; the keys are in memory then."""
     count = len(case.queries)
     neighbours = Neighbours.open(RunDir(options.run_dir).neighbours(options.split))
-    log_lm = neighbours.log_probs()[:count]
     read_all(case.store)
     values = np.concatenate([np.asarray(case.store.values(shard.index)) for shard in case.store.shards])
-    batches = spread_batches(count, options.sample, options.batch)
-    sample = np.concatenate(batches)
-    plain = faiss_search(options.run_dir, case)
-    best = Best()
-    for turn in range(options.repeat):
-        note(f"turn {turn}: the original on {len(sample)} tokens")
-        theirs, spent = original(case, search, plain, values, batches)
-        for name, both in spent.items():
-            best.keep(name, both, len(sample))
-        note(f"turn {turn}: distlm on {count} tokens")
-        start = clock()
-        ids, near = np.empty((count, case.k), np.int64), np.empty((count, case.k), np.int32)
-        for first in range(0, count, UNIT):
-            unit = slice(first, first + UNIT)
-            ids[unit] = search(case.queries[unit])
-            near[unit] = np.where(ids[unit] < 0, -1, values[ids[unit]])
-        best.keep("distlm search", clock() - start, count)
-        kept = [Kept(unit, *found) for unit, *found in sorted_units(case, ids, near)]
-        ours = score(case, kept)
-        best.keep("distlm first", clock() - start, count)
-        start = clock()
-        score(case, kept)
-        best.keep("distlm further", clock() - start, count)
-    figures = {name: perplexity(log_lm[sample], scores) for name, scores in theirs.items()}
-    figures["distlm"] = perplexity(log_lm[sample], ours[sample])
+    return Bench(
+        case, next(iter(case.searches.values())), faiss_search(options.run_dir, case), values,
+        neighbours.log_probs()[:count], spread_batches(count, options.sample, options.batch),
+    )  # fmt: skip
+
+
+def turn(bench: Bench) -> Turn:
+    """The original's ways, then distlm's."""
+    case, count, sample = bench.case, len(bench.case.queries), bench.sample
+    note(f"the original on {len(sample)} tokens")
+    theirs, clocks = original(bench)
+    spent = {name: (both, len(sample)) for name, both in clocks.items()}
+    note(f"distlm on {count} tokens")
+    start = clock()
+    ids, near = np.empty((count, case.k), np.int64), np.empty((count, case.k), np.int32)
+    for first in range(0, count, UNIT):
+        unit = slice(first, first + UNIT)
+        ids[unit] = bench.search(case.queries[unit])
+        near[unit] = np.where(ids[unit] < 0, -1, bench.values[ids[unit]])
+    spent["distlm search"] = clock() - start, count
+    kept = [Kept(unit, *found) for unit, *found in sorted_units(case, ids, near)]
+    ours = score(case, kept)
+    spent["distlm first"] = clock() - start, count
+    start = clock()
+    score(case, kept)
+    spent["distlm further"] = clock() - start, count
+    figures = {name: perplexity(bench.log_lm[sample], scores) for name, scores in theirs.items()}
+    figures["distlm"] = perplexity(bench.log_lm[sample], ours[sample])
     for value in figures.values():
         assert abs(value / figures["distlm"] - 1) < 1e-6, f"perplexities differ: {figures}"
+    return Turn(spent, figures, kept)
+
+
+def measure(case: Case, options: Options) -> dict[str, Any]:
+    """Rates of both, their ratios and perplexities, and the seconds of tuning."""
+    bench, best = prepare(case, options), Best()
+    for number in range(options.repeat):
+        note(f"turn {number}")
+        found = turn(bench)
+        for name, (both, tokens) in found.spent.items():
+            best.keep(name, both, tokens)
     return {
-        **case.about, "k": case.k, "queries": count, "sample": len(sample), "batch": options.batch,
-        "threads": torch.get_num_threads(), "perplexity": figures,
+        **case.about, "k": case.k, "queries": len(case.queries), "sample": len(bench.sample), "batch": options.batch,
+        "threads": torch.get_num_threads(), "perplexity": found.perplexity,
         "tokens_per_s": {name: round(1 / seconds, 1) for name, seconds in best.wall.items()},
         "core_us_per_token": {name: micro(seconds) for name, seconds in best.processor.items()},
         "ratios": {"time": ratios(best.wall), "processor time": ratios(best.processor)},
-        "tuning": tune(case, kept, neighbours, options.tune_tokens) if options.tune_tokens else None,
+        "tuning": tune(case, found.kept, options) if options.tune_tokens else None,
     }  # fmt: skip
 
 
@@ -137,32 +182,30 @@ def spread_batches(tokens: int, sample: int, batch: int) -> list[np.ndarray]:
     return [np.arange(start, start + batch) for start in starts]
 
 
-def faiss_search(run_dir: Path, case: Case) -> Callable[[np.ndarray], np.ndarray]:
+def faiss_search(run_dir: Path, case: Case) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Search of the index file by faiss alone, in memory."""
     index = faiss.read_index(str(IndexFolder(RunDir(run_dir).index).merged))
     faiss.extract_index_ivf(index).nprobe = case.nprobe
     faiss.omp_set_num_threads(torch.get_num_threads())
-    return lambda queries: index.search(queries.astype(np.float32), case.k)[1]
+    return lambda queries: index.search(queries.astype(np.float32), case.k)
 
 
-def original(
-    case: Case, search: Callable[[np.ndarray], np.ndarray], plain: Callable[[np.ndarray], np.ndarray],
-    values: np.ndarray, batches: Sequence[np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, Seconds]]:  # fmt: skip
+def original(bench: Bench) -> tuple[dict[str, np.ndarray], dict[str, Seconds]]:
     """log p_kNN of the batches' tokens with each way of aggregating, and the clocks that each has used in all.
 
-    The neighbours that are scored are those of `search`, distlm's, so that all score the same.
+    The neighbours that are scored are those of distlm's search, so that all score the same.
     """
+    case = bench.case
     keys, firsts = memory_maps(case)
     shared, searches = np.zeros(2), {"": np.zeros(2), OURS: np.zeros(2)}
     spent = {way: np.zeros(2) for way in WAYS}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in spent}
-    for places in batches:
+    for places in bench.batches:
         start = clock()
-        plain(case.queries[places])
+        bench.plain(case.queries[places])
         searches[""] += clock() - start
         start = clock()
-        ids = search(case.queries[places])
+        ids = bench.search(case.queries[places])
         searches[OURS] += clock() - start
         start = clock()
         present = np.maximum(ids, 0)
@@ -171,7 +214,7 @@ def original(
         distances = torch.sum((queries[:, None] - near) ** 2, dim=2)
         distances[torch.from_numpy(ids < 0)] = float("inf")
         log_weights = torch.log_softmax(-distances, dim=1)
-        words, targets = torch.from_numpy(values[present]), torch.from_numpy(case.targets[places])
+        words, targets = torch.from_numpy(bench.values[present]), torch.from_numpy(case.targets[places])
         shared += clock() - start
         for name, aggregate in zip(WAYS, (by_mask, by_vocabulary), strict=True):
             start = clock()
@@ -229,8 +272,9 @@ def perplexity(log_lm: np.ndarray, log_knn: np.ndarray) -> float:
     return math.exp(mean_loss(interpolate(log_lm, log_knn, WEIGHT)))
 
 
-def tune(case: Case, kept: Sequence[Kept], neighbours: Neighbours, tokens: int) -> dict[str, Any]:
+def tune(case: Case, kept: Sequence[Kept], options: Options) -> dict[str, Any]:
     """Seconds of choosing λ, T and k over the whole grid, from memory as a second start would find the files."""
+    tokens, neighbours = options.tune_tokens, Neighbours.open(RunDir(options.run_dir).neighbours(options.split))
     units, log_lm = [], neighbours.log_probs()
     for part in kept:
         keys, ids = np.empty((len(part.values), 0), np.float16), np.empty((len(part.values), 0), np.int64)

@@ -13,17 +13,18 @@ seconds (usual / distlm, for a CPU that others use too) and peak memory.
 """
 
 import resource
-import warnings
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from shared.clock import Best, clock
 from shared.command import Benchmark, Options, report, use_threads
+from shared.plain_lstm import PlainLstm, UsualLstm
 from torch import Tensor, nn
 
 from distlm.models.awd_lstm.config import LstmConfig
+from distlm.models.awd_lstm.lstm import State
 from distlm.models.awd_lstm.model import FIRST_ID, AwdLstm
 from distlm.models.awd_lstm.nt_asgd import NTASGD
 from distlm.models.awd_lstm.objective import StreamModule
@@ -66,7 +67,10 @@ def compare(config: LstmConfig, options: Options, batch: int, device: torch.devi
     generator = torch.Generator().manual_seed(0)
     shape = (options.bptt + 1, batch)
     text = torch.randint(FIRST_ID, options.vocabulary + FIRST_ID, shape, generator=generator).to(device)
-    ways = {"distlm": distlm_step(config, options.vocabulary, text), "usual": usual_step(config, options, text)}
+    torch.manual_seed(1)
+    ours = AwdLstm(config, options.vocabulary + FIRST_ID).to(device)
+    usual = UsualLstm(config, options.vocabulary).to(device)
+    ways = {"distlm": distlm_step(ours, repeat(text)), "usual": plain_step(usual, repeat(text))}
     best = Best()
     memory = dict.fromkeys(ways, 0)
     for step in ways.values():
@@ -91,79 +95,42 @@ def compare(config: LstmConfig, options: Options, batch: int, device: torch.devi
     }
 
 
-def distlm_step(config: LstmConfig, vocabulary: int, text: Tensor) -> Callable[[], None]:
-    torch.manual_seed(1)
-    model = AwdLstm(config, vocabulary + FIRST_ID)
-    module = StreamModule(model, AR, TAR).to(text.device).train()
+def distlm_step(model: AwdLstm, chunks: Iterator[Tensor]) -> Callable[[], None]:
+    """A training step with the next of `chunks`, ids int64 [T + 1, B]."""
+    module = StreamModule(model, AR, TAR).train()
     optimizer = NTASGD(module.parameters(), RATE, DECAY)
-    states = [model.zero_states(text.shape[1])]
+    states: list[list[State]] = []
 
     def step() -> None:
+        text = next(chunks)
+        before = states.pop() if states else model.zero_states(text.shape[1])
         optimizer.zero_grad()
-        sums, states[0] = module(text[:-1], text[1:], states[0])
+        sums, after = module(text[:-1], text[1:], before)
         module.loss(sums, len(text) - 1, text.shape[1], 1.0).backward()
         nn.utils.clip_grad_norm_(module.parameters(), CLIP)
         optimizer.step()
+        states.append(after)
 
     return step
 
 
-class UsualModel(nn.Module):
-    """nn.LSTM layers with a replaced weight, as ports of the authors' code have them."""
-
-    def __init__(self, config: LstmConfig, vocabulary: int) -> None:
-        super().__init__()
-        self.config = config
-        widths = [config.width, *[config.hidden_width] * (config.layers - 1), config.width]
-        self.embedding = nn.Embedding(vocabulary, config.width)
-        self.layers = [nn.LSTM(before, after) for before, after in pairwise(widths)]
-        self.decoder = nn.Linear(config.width, vocabulary)
-        self.decoder.weight = self.embedding.weight
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.zeros_(self.decoder.bias)
-        self.raw = nn.ParameterList()
-        for number, layer in enumerate(self.layers):
-            self.add_module(f"layer_{number}", layer)
-            self.raw.append(nn.Parameter(layer.get_parameter("weight_hh_l0").detach().clone()))
-            del layer._parameters["weight_hh_l0"]
-            layer.flatten_parameters = lambda: None  # type: ignore[method-assign]
-
-    def forward(self, words: Tensor, states: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, list]:
-        config = self.config
-        mask = torch.empty(self.embedding.num_embeddings, 1, device=words.device).bernoulli_(0.9) / 0.9
-        hidden = locked(F.embedding(words, self.embedding.weight * mask), config.input_dropout)
-        after = []
-        for number, layer in enumerate(self.layers):
-            layer.weight_hh_l0 = F.dropout(self.raw[number], config.weight_dropout)
-            hidden, state = layer(hidden, states[number])
-            after.append((state[0].detach(), state[1].detach()))
-            raw = hidden
-            hidden = locked(hidden, config.output_dropout if number == config.layers - 1 else config.hidden_dropout)
-        return self.decoder(hidden.flatten(0, 1)), raw, hidden, after
-
-
-def locked(hidden: Tensor, p: float) -> Tensor:
-    return hidden * (hidden.new_empty(1, *hidden.shape[1:]).bernoulli_(1 - p) / (1 - p))
-
-
-def usual_step(config: LstmConfig, options: Options, text: Tensor) -> Callable[[], None]:
-    warnings.filterwarnings("ignore", message="RNN module weights")
-    torch.manual_seed(1)
-    model = UsualModel(config, options.vocabulary).to(text.device).train()
+def plain_step(model: PlainLstm, chunks: Iterator[Tensor]) -> Callable[[], None]:
+    """The same with a model in plain torch."""
+    model.train()
     optimizer = torch.optim.SGD(model.parameters(), RATE, weight_decay=DECAY)
-    ids = text - FIRST_ID
-    widths = [config.hidden_width] * (config.layers - 1) + [config.width]
-    zero = [torch.zeros(1, text.shape[1], width, device=text.device) for width in widths]
-    states = [[(state, state) for state in zero]]
+    states: list[list[State]] = []
 
     def step() -> None:
+        ids = next(chunks) - FIRST_ID
+        before = states.pop() if states else model.zero_states(ids.shape[1])
         optimizer.zero_grad()
-        scores, raw, dropped, states[0] = model(ids[:-1], states[0])
+        scores, raw, dropped, after = model(ids[:-1], before)
         loss = F.cross_entropy(scores, ids[1:].flatten())
         loss = loss + AR * dropped.pow(2).mean() + TAR * (raw[1:] - raw[:-1]).pow(2).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
+        states.append(after)
 
     return step
 

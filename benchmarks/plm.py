@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from shared import process
 from shared.command import NO_FIGURES, Benchmark, Options
+from shared.run import training_figures
 from shared.text import write_text
 
 from distlm.config import load_config
@@ -108,21 +109,12 @@ def measure(way: str, folder: Path, options: Options) -> dict[str, float]:
     """One way, in a process of its own."""
     if way == "distlm":
         peak = distlm(["train", RECIPE, *settings(folder, options)])
-        return {**distlm_figures(folder), "peak_bytes": peak}
+        return {**training_figures(folder), "peak_bytes": peak}
     names = ("text", "updates", "first", "row_tokens", "vocabulary", "rows", "threads")
     words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     started = process.start(__file__, [*words, "--worker", way, folder], options.threads)
     figures: dict[str, float] = process.result(started)
     return figures
-
-
-def distlm_figures(folder: Path) -> dict[str, float]:
-    """Off metrics.jsonl: lines come every --first updates, the first of which hold the start."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    logged = [line for line in lines if "train/loss" in line]
-    seconds = (logged[-1]["time"] - logged[0]["time"]) / (logged[-1]["step"] - logged[0]["step"])
-    loss = next(line["valid/loss"] for line in reversed(lines) if "valid/loss" in line)
-    return {"seconds_per_update": seconds, "perplexity": math.exp(loss)}
 
 
 def plain(way: str, folder: Path, options: Options) -> dict[str, float]:

@@ -1,12 +1,9 @@
 """Parts in processes of their own, one after the other, each with its limit; the JSON is whole after each."""
 
-import contextlib
 import importlib
 import importlib.util
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,9 +12,9 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from shared.command import note
+from shared.process import end_group
 
 from gpu.part import Device, Outcome, Part, Place, Record, Verdict
 
@@ -77,7 +74,7 @@ def run_part(
             code = None
         finally:
             # What it started may outlive it: they are one group.
-            _end(child)
+            end_group(child)
         seconds = round(time.monotonic() - began, 1)
         if code is None:
             return Record(part.name, "over time", seconds, limit_s, why=f"ended after {limit_s:.0f} s")
@@ -99,12 +96,6 @@ def record_of(part: Part, outcome: Outcome, seconds: float, limit_s: float, quic
         verdict = "goal missed"
     why = "; ".join([*outcome.wrong, *filter(None, [outcome.skipped]), *missed])
     return Record(part.name, verdict, seconds, limit_s, outcome.figures, why)
-
-
-def _end(child: "subprocess.Popen[Any]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _reason(log: Path) -> str:

@@ -1,6 +1,9 @@
-"""A small finished run for --quick, of a model that was hardly trained."""
+"""Runs of distlm in this process: a finished one of a model that was hardly trained, and what a training measured."""
 
+import json
+import math
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -18,18 +21,34 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def finished_run(folder: Path) -> Path:
+def finished_run(
+    folder: Path, text: Path | None = None, recipe: str = "demo", settings: Sequence[str] = SETTINGS
+) -> Path:
     """Its run directory in `folder`, with a store, an index and neighbours of `valid`; stages run in this process.
 
-    OMP_NUM_THREADS is 1 afterwards.
+    text: folder of {train,valid,test}.txt; None: one is made up. OMP_NUM_THREADS is launch.threads afterwards.
     """
-    run, text = folder / "run", write_text(folder / "text", sentences=1_000)
+    run, text = folder / "run", text or write_text(folder / "text", sentences=1_000)
     for verb in STAGES:
-        words = [*verb.split(), "demo", *SETTINGS, f"data.text_dir={text}", f"run_dir={run}"]
-        with redirect_stdout(sys.stderr):
-            try:
-                main(words)
-            except SystemExit as end:
-                if end.code:
-                    raise
+        distlm([*verb.split(), recipe, *settings, f"data.text_dir={text}", f"run_dir={run}"])
     return run
+
+
+def distlm(words: Sequence[str]) -> None:
+    """Run the command in this process; what it prints goes to standard error. Raises SystemExit where it fails."""
+    with redirect_stdout(sys.stderr):
+        try:
+            main(words)
+        except SystemExit as end:
+            if end.code:
+                raise
+
+
+def training_figures(folder: Path) -> dict[str, float]:
+    """Of a training in `folder`, off metrics.jsonl: seconds per update, without those up to the first line, which hold
+    the start; and perplexity on valid at the end."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    logged = [line for line in lines if "train/loss" in line]
+    seconds = (logged[-1]["time"] - logged[0]["time"]) / (logged[-1]["step"] - logged[0]["step"])
+    loss = next(line["valid/loss"] for line in reversed(lines) if "valid/loss" in line)
+    return {"seconds_per_update": seconds, "perplexity": math.exp(loss)}

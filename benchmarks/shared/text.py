@@ -1,5 +1,6 @@
-"""Small made-up text for --quick, as folders of text and of GLUE have it."""
+"""Small text: made up for --quick, as folders of text and of GLUE have it, and beginnings of a real one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,24 @@ def write_text(folder: Path, sentences: int = 2_000, words: int = 1_200) -> Path
     for split, share in SPLITS.items():
         lines = [_sentence(random, words) for _ in range(round(sentences * share))]
         (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def write_beginning(text: Path, folder: Path, words: Mapping[str, int]) -> Path:
+    """Whole lines from the beginning of {split}.txt of `text`, until there are so many words of each split. The folder.
+
+    Raises OSError for a file that cannot be read.
+    """
+    folder.mkdir(parents=True)
+    for split, count in words.items():
+        lines = []
+        with (text / f"{split}.txt").open(encoding="utf-8") as stream:
+            for line in stream:
+                if count <= 0:
+                    break
+                lines.append(line)
+                count -= len(line.split()) + 1
+        (folder / f"{split}.txt").write_text("".join(lines), "utf-8")
     return folder
 
 

@@ -65,6 +65,7 @@ TEXT = {
     "contained.py": (r"easy/RTE/train.tsv: \d{2,} lines", r"folds/2/RTE/dev.tsv: \d{2,} lines"),
     "gpu_check.py": (r"\| datastore \| ok \| .*writing over forward alone \d",),
     "pairs.py": (r"rows/train.txt: \d{4} lines", r"glue/MRPC/train.tsv: \d{3} lines"),
+    "peers.py": (r"\| plain torch \| \d[\d,]* \| \d[\d,]* \| \d+\.\d\d \|", r"\| plain torch as ports have it \| \d"),
     "plm.py": (r"transformers, predicted tokens only +\d+\.\d{3} +\d+\.\d\d +\d\.\d\d +\d+\.\d\d\n",),
 }
 """Patterns in what the others print."""
@@ -92,6 +93,8 @@ def test_quick_prints_the_figures(name: str, tmp_path: Path) -> None:
     words: dict[str, list[str | Path]] = {
         "knn_eval.py": ["--keep", tmp_path / "kept"],
         "gpu_check.py": ["--parts", "datastore"],
+        # All of them: test_peers.py.
+        "peers.py": ["--only", "lstm"],
     }
     printed = run(name, *words.get(name, []), folder=tmp_path)
     if name in TEXT:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shared.plain_lm import PlainLM
 from torch.utils.flop_counter import FlopCounterMode
 
 from distlm.config import load_config
@@ -21,7 +22,6 @@ from distlm.models.transformer.config import TransformerRun
 from distlm.runtime.ranks.device import default_device, synchronize
 from gpu import commands
 from gpu.checks.machine import DTYPES, has_bf16
-from gpu.checks.peer import PlainLM
 from gpu.part import Outcome, Place
 from gpu.peaks import product_rate
 

@@ -2,12 +2,14 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distlm.models.transformer.config import TransformerConfig
+from distlm.models.transformer.model import TransformerLM
 
 
 class Layer(nn.Module):
@@ -59,14 +61,32 @@ class PlainLM(nn.Module):
         self.positions: Tensor
         self.register_buffer("positions", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """ids and targets int64 [B, T] → mean nats per token."""
+    @torch.no_grad()
+    def take(self, ours: TransformerLM) -> None:
+        """The weights of distlm's model of the same configuration and vocabulary."""
+        for band, (words, projection) in enumerate(zip(self.words, self.projections, strict=True)):
+            words.copy_(ours.embedding.embedding(band))
+            projection.copy_(ours.embedding.projection(band))
+        self.classes.copy_(ours.softmax.class_weight)
+        layers: Any = zip(self.layers, ours.layers, strict=True)
+        for mine, theirs in layers:
+            pairs = [
+                (mine.norms[0], theirs.attention_norm), (mine.norms[1], theirs.ffn_norm),
+                (mine.qkv, theirs.attention.qkv), (mine.out, theirs.attention.out), (mine.inner, theirs.fc1),
+                (mine.outer, theirs.fc2),
+            ]  # fmt: skip
+            for copy, original in pairs:
+                copy.load_state_dict(original.state_dict())
+
+    def forward(self, ids: Tensor, targets: Tensor, scored: Tensor | None = None) -> Tensor:
+        """ids and targets int64 [B, T] → mean nats per token, of those that are `scored` (bool [B, T]; None: all)."""
         config = self.config
         hidden = self.positions[: ids.shape[1]] + math.sqrt(config.width) * self._embedded(ids)
         hidden = F.dropout(hidden, config.dropout, self.training)
         for layer in self.layers:
             hidden = layer(hidden)
-        return self._loss(F.dropout(hidden.flatten(0, 1), config.softmax_dropout, self.training), targets.flatten())
+        hidden, targets = (part.flatten(0, 1) if scored is None else part[scored] for part in (hidden, targets))
+        return self._loss(F.dropout(hidden, config.softmax_dropout, self.training), targets)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         embedded: Tensor | None = None
