@@ -76,6 +76,8 @@ def test_models_and_slots_of_the_scale_where_slots_are_scarce(tmp_path: Path) ->
         assert name == f"sweep-n{memory.sub_keys}-h{memory.heads}-k{memory.k}" and memory.kind == "pkm"
         assert config.train.updates < configs["pkm"].train.updates
     assert max(config.memory.sub_keys for config in sweep.values()) == 512
+    # One of them has the memory of the long trainings, but for the seed.
+    assert configs["pkm"].memory in [config.memory for config in sweep.values()]
     rest = [name for name in configs if name not in sweep and items[name].verb == "run"]
     models = ["dense", "pkm", "resm", "init-pkm", "init-resm"]
     assert sorted(rest) == sorted([*models, *(f"{model}-seed2" for model in models)])
