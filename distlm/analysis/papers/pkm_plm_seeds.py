@@ -45,17 +45,17 @@ class _Finding:
 _PKM, _RESM, _INIT_PKM, _INIT_RESM = (2.2, 84.1), (75.0, 81.0), (97.4, 95.7), (98.2, 97.3)
 """Top-1 MU in % of layers 4 and 8 (table 2)."""
 _FINDINGS = (
-    _Finding("top-1 MU", "init-resm", "pkm", True, "Init and ResM use more of it", (_INIT_RESM, _PKM)),
+    _Finding("top-1 MU", "init-resm", "pkm", True, "ResM after Init uses more slots than PKM", (_INIT_RESM, _PKM)),
     _Finding("top-1 MU", "resm", "pkm", True, "ResM is used better than PKM", (_RESM, _PKM)),
-    _Finding("KL_u", "resm", "pkm", False, "ResM is used more evenly than PKM", ((1.50, 0.71), (1.62, 0.89))),
+    _Finding("KL_u", "resm", "pkm", False, "ResM reads more evenly than PKM", ((1.50, 0.71), (1.62, 0.89))),
     _Finding("top-1 MU", "init-pkm", "pkm", True, "Init prevents drift: more slots stay in use", (_INIT_PKM, _PKM)),
     _Finding("top-1 MU", "init-resm", "resm", True, "the same", (_INIT_RESM, _RESM)),
-    _Finding("KL_u", "init-resm", "pkm", False, "both use it more evenly", ((0.45, 0.46), (1.62, 0.89))),
+    _Finding("KL_u", "init-resm", "pkm", False, "ResM after Init reads more evenly", ((0.45, 0.46), (1.62, 0.89))),
     _Finding(_READ_LAST, "init-pkm", "pkm", True, "Init prevents staleness (figure 2)"),
-    _Finding(_READ_LAST, "init-resm", "pkm", True, "Init and ResM prevent staleness (figure 2)"),
-    _Finding(_OF_TASK + "top-1 MU", "init-resm", "pkm", True, "the same after fine-tuning (table 6)"),
-    _Finding(_OF_TASK + "KL", "init-resm", "pkm", True, "its two labels use other slots (figure 4)"),
-    _Finding(_OF_TASK + "IOU", "init-resm", "pkm", False, "its two labels use other slots (figure 4)"),
+    _Finding(_READ_LAST, "init-resm", "pkm", True, "ResM after Init prevents staleness (figure 2)"),
+    _Finding(_OF_TASK + "top-1 MU", "init-resm", "pkm", True, "after fine-tuning, too, more slots are used (table 6)"),
+    _Finding(_OF_TASK + "KL", "init-resm", "pkm", True, "the two labels use other slots more often (figure 4)"),
+    _Finding(_OF_TASK + "IOU", "init-resm", "pkm", False, "the two labels use other slots more often (figure 4)"),
 )  # fmt: skip
 
 
