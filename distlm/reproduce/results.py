@@ -13,6 +13,8 @@ from distlm.runtime.speeds import machine
 
 RESULTS = "results.json"
 """In the experiment's folder."""
+REPRODUCE = "reproduce"
+"""Stage of the lines that an experiment writes into the metrics of its runs."""
 
 
 def write_results(experiment: Experiment) -> Path:
@@ -36,5 +38,7 @@ def write_results(experiment: Experiment) -> Path:
 def _last_day(experiment: Experiment) -> str:
     """On which a stage of its runs last measured something; without any, today."""
     folders = dict.fromkeys(item.folder for item in experiment.items)
-    times = [line.time for folder in folders for line in RunDir(folder).metrics.read()]
+    lines = (line for folder in folders for line in RunDir(folder).metrics.read())
+    # A command that had nothing left to do has a line of its own in its run, too.
+    times = [line.time for line in lines if line.stage != REPRODUCE]
     return datetime.fromtimestamp(max(times), UTC).date().isoformat() if times else datetime.now(UTC).date().isoformat()

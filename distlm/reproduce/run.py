@@ -1,5 +1,6 @@
 """Running an experiment: its commands in order, several at once where asked; each resumes or says it is complete."""
 
+import resource
 import shlex
 import subprocess
 import time
@@ -15,10 +16,12 @@ from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
 from distlm.pipeline import stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
-from distlm.reproduce.results import write_results
+from distlm.reproduce.results import REPRODUCE, write_results
+from distlm.runtime import metrics
 from distlm.runtime.child import end_all, start_stage, tell_ranks, until_told_twice, verdict
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
+from distlm.runtime.rundir import RunDir
 from distlm.verbs import STAGE_VERBS
 
 _LOOK_EVERY_S = 0.2
@@ -66,8 +69,9 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
                 stopped = True
                 for entry in running:
                     tell_ranks(entry.process.pid)
-            for entry in [entry for entry in running if entry.process.poll() is not None]:
+            for entry, processor_s in _ended(running):
                 running.remove(entry)
+                _record(entry.item, processor_s)
                 code, took = verdict(entry.process.returncode, entry.env, stop), time.monotonic() - entry.began
                 if code == EXIT_DONE:
                     done.add(entry.item.name)
@@ -123,6 +127,26 @@ def _start(
     with log.open("ab") as stream:
         process = start_stage(command, environment, stdout=stream, stderr=subprocess.STDOUT)
     return _Running(item, process, environment, time.monotonic())
+
+
+def _ended(running: list[_Running]) -> Iterator[tuple[_Running, float]]:
+    """Those that have ended, with the processor time of all their processes, in seconds."""
+    for entry in [*running]:
+        before = _waited_for_s()
+        if entry.process.poll() is not None:
+            yield entry, _waited_for_s() - before
+
+
+def _waited_for_s() -> float:
+    """User and system time of this process's descendants that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _record(item: Item, processor_s: float) -> None:
+    """In its run's metrics, so that those of all its starts add up."""
+    if item.folder.is_dir():
+        RunDir(item.folder).metrics.write(REPRODUCE, {metrics.PROCESSOR_SECONDS: round(processor_s, 3)})
 
 
 def _log(experiment: Experiment, item: Item) -> Path:

@@ -161,6 +161,8 @@ class LmSplit(Part, kw_only=True):
     """Masked language model: rows of the text."""
     rows_fingerprint: str | UnsetType = UNSET
     """Masked language model: which rows those are."""
+    text_tokens: int | UnsetType = UNSET
+    """Masked language model: tokens that read its memories, each once with each head: neither padding nor special."""
     memory: dict[str, MemoryUse] | UnsetType = UNSET
     """Of a model with memory: layer → use of its memory by this text; of a masked one without memory empty."""
 
@@ -191,6 +193,8 @@ class Staleness(Part):
     """Last update of each of five equal stretches of the training, behind 0 for slots that never were."""
     slots: list[int]
     """Slots of each."""
+    written: list[int] | UnsetType = UNSET
+    """Slots that were last read at all, first or not, in each: since then their values stayed as they are."""
 
 
 class LmResults(Record, kw_only=True):

@@ -42,6 +42,7 @@ NOT_COMPARED = {
         "time": "time",
         "stage/seconds": "time",
         "stage/start_seconds": "time",
+        "stage/processor_s": "time",
         "perf/*seconds": "time",
         "perf/data_wait_s": "time",
         "perf/*_per_s": "speed",

@@ -23,8 +23,11 @@ def opened(tmp_path: Path, name: str = "pkm-plm", inputs: tuple[str, ...] = ("bo
     return load_experiment(name, tmp_path / "runs", folders, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", ["awd-lstm", "causal-pkm", "knnlm", "pkm-plm", "regularized-knnlm"])
+NAMES = ("awd-lstm", "causal-pkm", "knnlm", "pkm-plm", "regularized-knnlm")
+SCALES = [(name, scale) for name in NAMES for scale in ("small", "paper")]
+
+
+@pytest.mark.parametrize(("name", "scale"), [*SCALES, ("pkm-plm", "scarce"), ("pkm-plm", "scarce-quick")])
 def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
     inputs = ("books", "wikitext", "glue") if name == "pkm-plm" else ("text",)
     experiment = opened(tmp_path, name, inputs, scale=scale)
@@ -39,8 +42,14 @@ def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, s
     assert name in experiment_names() and name in experiment_help()
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
-def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(scale: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scale", "one", "count"),
+    [(scale, ("init-resm", "RTE", "frozen"), 4 * (2 + 2 * 2 + 2 * 2)) for scale in ("small", "paper")]
+    + [("scarce", ("init-resm-seed2", "SST-2", "updated"), 1 + 4 * 2)],
+)
+def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(
+    scale: str, one: tuple[str, ...], count: int, tmp_path: Path
+) -> None:
     trained: dict[Path, PlmRun] = {}
     tuned = []
     for item in opened(
@@ -54,7 +63,28 @@ def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(scale: str, tmp_path
             RunDir(item.folder).refuse_other_config(config, "finetune")
             assert config.plm.init_from == trained[item.folder].plm.init_from
             tuned.append((item.folder.name, config.finetune.task, config.finetune.memory))
-    assert ("init-resm", "RTE", "frozen") in tuned and len(set(tuned)) == len(tuned) == 4 * (2 + 2 * 2 + 2 * 2)
+    assert one in tuned and len(set(tuned)) == len(tuned) == count
+
+
+def test_models_and_slots_of_the_scale_where_slots_are_scarce(tmp_path: Path) -> None:
+    """Two seeds of five models, each with memory from the dense one of its seed, beside a sweep of PKM alone."""
+    items = {item.name: item for item in opened(tmp_path, scale="scarce").items}
+    configs = {name: run_of(PlmRun, load_config(item.recipe, item.settings)) for name, item in items.items()}
+    sweep = {name: config for name, config in configs.items() if name.startswith("sweep-")}
+    for name, config in sweep.items():
+        memory = config.memory
+        assert name == f"sweep-n{memory.sub_keys}-h{memory.heads}-k{memory.k}" and memory.kind == "pkm"
+        assert config.train.updates < configs["pkm"].train.updates
+    assert max(config.memory.sub_keys for config in sweep.values()) == 512
+    # One of them has the memory of the long trainings, but for the seed.
+    assert configs["pkm"].memory in [config.memory for config in sweep.values()]
+    rest = [name for name in configs if name not in sweep and items[name].verb == "run"]
+    models = ["dense", "pkm", "resm", "init-pkm", "init-resm"]
+    assert sorted(rest) == sorted([*models, *(f"{model}-seed2" for model in models)])
+    for model in models[1:]:
+        first, second = configs[model], configs[f"{model}-seed2"]
+        assert (first.train.seed, second.train.seed) == (1, 2) and first.memory == second.memory
+    assert configs["init-resm-seed2"].plm.init_from == str(items["dense-seed2"].folder)
 
 
 def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
@@ -139,7 +169,7 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
         ({"inputs": ()}, "pkm-plm needs books=FOLDER: text to pretrain on"),
         ({"inputs": ("books", "text")}, "has no input 'text'; it takes books=FOLDER"),
         ({"only": ["pkn"]}, "has no run 'pkn'; there are rows, dense"),
-        ({"scale": "large"}, "no scale 'large'; there are small, paper"),
+        ({"scale": "large"}, "no scale 'large'; there are small, paper, scarce, scarce-quick"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, object], said: str, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from support import ENVIRONMENT, warm, write_text
 from support import TINY as TINY_KNN
 from support.kinds import readable
 
+from distlm.analysis.results.from_csv import lines_of
 from distlm.analysis.results.page import numbers, page
 from distlm.analysis.results.records import ExperimentResults
 from distlm.cli import main
 from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError, UsageError
 from distlm.reproduce.experiment import Experiment, Item, load_experiment
 from distlm.reproduce.run import plan_experiment, run_experiment
+from distlm.runtime.rundir import RunDir
 
 TINY = (
     "shards.vocabulary_size=80", "shards.row_tokens=16", "shards.chunk_rows=4", "shards.shard_text=3000",
@@ -46,8 +48,9 @@ def test_a_stopped_experiment_goes_on_and_ends_in_tables(
     tmp_path: Path, books: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def start(*settings: str) -> int:
-        experiment = load_experiment("pkm-plm", tmp_path / "runs", {"books": str(books)}, [*FAST, *settings], ["pkm"])
-        return run_experiment(experiment)
+        only, given = ["sweep-n64-h1-k32", "pkm"], {"books": str(books)}
+        more = [*FAST, *settings]
+        return run_experiment(load_experiment("pkm-plm", tmp_path / "runs", given, more, only, "scarce-quick"))
 
     assert start("train.max_updates_this_run=2") == EXIT_STOPPED
     assert "stopped; run the same command again to continue" in capfd.readouterr().err
@@ -60,14 +63,28 @@ def test_a_stopped_experiment_goes_on_and_ends_in_tables(
     curve = (root / "curve.csv").read_text("utf-8").splitlines()
     assert [line.split(",")[1] for line in curve if line.startswith("pkm,")] == ["2", "4"]
     stale = [line.split(",") for line in (root / "staleness.csv").read_text("utf-8").splitlines()[1:]]
-    assert sum(int(line[3]) for line in stale if line[:2] == ["pkm", "2"]) == 16
+    for column in (3, 4):
+        assert sum(int(line[column]) for line in stale if line[:2] == ["pkm", "2"]) == 16
+    # FAST makes them 4² slots, of which each token reads one first with the sweep's single head.
+    tokens = json.loads((root / "sweep-n64-h1-k32" / "lm.json").read_text("utf-8"))["splits"]["valid"]["text_tokens"]
+    (sweep,) = (line for line in lines_of(root / "sweep.csv") if (line["text"], line["layer"]) == ("valid", "2"))
+    assert sweep["slots"] == "16" and float(sweep["reads_a_slot"]) == tokens / 16 > 1
+    # Of the start that was stopped and of the one that went on.
+    assert len(list(RunDir(root / "sweep-n64-h1-k32").metrics.read("reproduce"))) == 2
+    took = {line["run"]: float(line["processor_seconds"]) for line in lines_of(root / "processor.csv")}
+    assert took.keys() == {"rows", "sweep-n64-h1-k32", "pkm"} and min(took.values()) > 0
     record = ExperimentResults.read(root / "results.json")
     assert record.path == "Memory in masked models" and [table.title for table in record.tables] == [
-        "perplexity of masked tokens, and use of the memories"
+        "use of PKM's memories after a short training, over slots and reads",
+        "perplexity of masked tokens, and use of the memories",
+        "slots by when they were last read first, and last read at all",
+        "processor time, all starts of a run together",
     ]
-    assert record.tables[0].rows[0][:2] == ["pkm", 4] and found["splits"]["valid"]["perplexity"] in numbers(record)
+    assert record.tables[1].rows[0][:2] == ["pkm", 4] and found["splits"]["valid"]["perplexity"] in numbers(record)
     (command,) = record.commands
-    assert command.startswith("distlm reproduce pkm-plm books=/path/to/books ") and command.endswith("--only pkm")
+    assert command.startswith("distlm reproduce pkm-plm books=/path/to/books ") and command.endswith(
+        "--scale scarce-quick --only sweep-n64-h1-k32,pkm"
+    )
     assert str(tmp_path) not in (root / "results.json").read_text("utf-8")
     code = json.loads((root / "pkm" / "code.json").read_text("utf-8"))
     assert record.commit == code["git"] and f"as data: {root / 'results.json'}" in shown

@@ -10,18 +10,16 @@ the deviation of the whole model's seeds.
 
 import math
 import re
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distlm.analysis.papers.seeds import Cell, finished_runs
 from distlm.analysis.results.from_csv import figure, lines_of
 from distlm.analysis.results.records import ResultRow, ResultsPath, Verdict
 from distlm.analysis.results.verdict import lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
-from distlm.training.finished import RESULT
-from distlm.training.records import LmResults
 
 BASE = "awd-lstm"
 
@@ -63,32 +61,12 @@ _HEAD = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Perplexities of one model on one split, of each seed."""
-
-    values: list[float]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over the seeds (n − 1); None of one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
-
-
 def write_tables(root: Path) -> str:
     """Write table.md and table.csv of what is finished in `root`; gives the table."""
     raw = [
         [label, run.model.step, *(run.splits[split].perplexity for split in ("valid", "test")), ""]
         for name in MODELS
-        for label, run in _runs(root, name).items()
+        for label, run in finished_runs(root, name).items()
     ]
     path = root / BASE / "results.json"
     if not raw and not path.exists():
@@ -158,13 +136,6 @@ class Effect:
     verdict: Verdict
     error: str | None
     """Why it cannot be said."""
-
-
-def _runs(root: Path, name: str) -> dict[str, LmResults]:
-    """Finished runs of a model: the one of its name, then those of more seeds."""
-    seeds = [path.name for path in root.glob(f"{name}-seed*") if re.fullmatch(rf"{name}-seed\d+", path.name)]
-    names = [name, *sorted(seeds, key=lambda seed: int(seed.rpartition("seed")[2]))]
-    return {one: LmResults.read(root / one / RESULT) for one in names if (root / one / RESULT).exists()}
 
 
 def _measured(root: Path) -> dict[str, Measured]:

@@ -1,42 +1,53 @@
 """The tables and figures of `distlm reproduce pkm-plm` (Kim & Jung 2020), from what is finished in its folder.
 
+sweep.md, .csv         slots × reads: use of PKM's memories on every text after a short training
 pretraining.md, .csv   table 2: perplexity of masked tokens and use of the memories on held-out text
 curve.png, .csv        figure 3: perplexity on valid over the updates
-staleness.png, .csv    figure 2: when slots were last read first
+staleness.png, .csv    figure 2: when slots were last read first; .md also when they were last written
 finetuning.md, .csv    tables 4 and 5: medians on dev, memory updated and frozen
 usage.md, .csv         table 6: use of the memories on dev after fine-tuning
 classes.png, .csv      figure 4: how differently the labels of SST-2 use the slots, before and after
+seeds.md, .csv         the above over the seeds, where a model has several
+processor.csv          processor time of each run
+findings.md            chief figures beside the paper's, and whether its findings appear
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from distlm.analysis.papers.pkm_plm_models import MODELS, finished, words_of
 from distlm.analysis.papers.pkm_plm_rows import rows as rows
+from distlm.analysis.papers.pkm_plm_seeds import write_seeds
+from distlm.analysis.papers.pkm_plm_sweep import reads_a_slot, write_sweep
 from distlm.analysis.plots.groups import grouped_bars, stacked_shares
 from distlm.analysis.plots.training import perplexity_curves
+from distlm.analysis.processor import PROCESSOR_TABLE, write_processor_time
+from distlm.analysis.results.page import lines_of_rows
 from distlm.analysis.results.records import ResultsPath
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
-from distlm.training.finished import RESULT
 from distlm.training.records import LmResults
 
-MODELS = {
-    "dense": "dense", "init": "+Init (dense, as long again)", "pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM",
-    "init-resm": "+Init +ResM", "init-resm-fresh": "+Init +ResM′",
-}  # fmt: skip
-"""Run → what Kim & Jung call it."""
 PATH: ResultsPath = "Memory in masked models"
 TABLES = {
+    "sweep.csv": "use of PKM's memories after a short training, over slots and reads",
+    "seeds.csv": "the models over their seeds",
     "pretraining.csv": "perplexity of masked tokens, and use of the memories",
+    "staleness.csv": "slots by when they were last read first, and last read at all",
     "finetuning.csv": "scores on dev after fine-tuning, seed by seed",
     "usage.csv": "use of the memories on dev after fine-tuning",
+    "classes.csv": "how differently the labels of SST-2 use the slots, before and after fine-tuning",
+    PROCESSOR_TABLE: "processor time, all starts of a run together",
 }
-NOTES = ("Perplexity of masked tokens; the paper's is of another masking and vocabulary.",)
+NOTES = (
+    "Perplexity of masked tokens; the paper's is of another masking and vocabulary. Where a model has several seeds: "
+    "mean ± standard error, which of two seeds is itself known roughly.",
+)
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 _USE = ("mu", "top1_mu", "kl_u", "kl_w")
 _USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
@@ -45,16 +56,20 @@ _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' 
 
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the tables as text."""
-    results = {run: LmResults.read(root / run / RESULT) for run in MODELS if (root / run / RESULT).exists()}
-    found = list(_finetunings(root))
-    if not results and not found:
+    results = finished(root)
+    found = list(_finetunings(root, results))
+    sweep = write_sweep(root)
+    if not results and not found and not sweep:
         raise nothing_finished(root)
-    parts = [_pretraining(root, results)]
-    _curve(root)
-    _staleness(root, results)
+    parts = [sweep, _pretraining(root, results)]
+    _curve(root, results)
+    parts.append(_staleness(root, results))
     if found:
         parts += [_finetuning(root, found), _usage(root, found)]
         _classes(root, found)
+    parts.append(write_seeds(root))
+    write_processor_time(root)
+    parts.append(_findings(root))
     return "\n\n".join([*filter(None, parts), f"tables and figures: {root}"])
 
 
@@ -73,12 +88,16 @@ def _pretraining(root: Path, results: dict[str, LmResults]) -> str:
         layers = list(use) or layers
         ppl = [splits[text].perplexity if text in splits else None for text in texts]
         memory = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
-        rows.append([MODELS[run], *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
+        rows.append([words_of(run), *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
+        reads = reads_a_slot(root / run, splits[last])
         head = [run, found.model.step, *ppl]
-        raw += [[*head, layer, *(getattr(measured, name) for name in _USE), use_on] for layer, measured in use.items()]
+        raw += [
+            [*head, layer, *(getattr(measured, name) for name in _USE), use_on, reads]
+            for layer, measured in use.items()
+        ]
         if not use:
-            raw.append([*head, "", *("" for _ in _USE), use_on])
-    write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on"], raw)
+            raw.append([*head, "", *("" for _ in _USE), use_on, ""])
+    write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on", "reads_a_slot"], raw)
     text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS, "use on"], rows)
     note = f"Use of the memories of layers {' / '.join(layers)} on the text of the last column." if layers else ""
     write_text(root / "pretraining.md", f"{text}\n\n{note}".rstrip())
@@ -91,9 +110,10 @@ def _share(name: str, value: float | None) -> str:
     return f"{100 * value:.1f}" if name in ("mu", "top1_mu") else f"{value:.2f}"
 
 
-def _curve(root: Path) -> None:
+def _curve(root: Path, results: Iterable[str]) -> None:
     curves = {}
-    for run in MODELS:
+    # Those that are still trained have a curve, too.
+    for run in dict.fromkeys([*MODELS, *results]):
         losses = metrics.points(list(RunDir(root / run).metrics.read("train")), metrics.VALID_LOSS)
         points = [(step, math.exp(loss)) for step, loss in losses]
         if points:
@@ -105,27 +125,37 @@ def _curve(root: Path) -> None:
     )
     # Figure 3 shows the low region: the worst final perplexity and half as much above it.
     top = 1.5 * max(points[-1][1] for points in curves.values())
-    named = {MODELS[run]: points for run, points in curves.items()}
+    named = {words_of(run): points for run, points in curves.items()}
     seen = lowest_and_highest({name: points[-1][1] for name, points in named.items()}, "Perplexity on valid")
     write_picture(root / "curve.png", perplexity_curves(named, top, "masked token", seen))
 
 
-def _staleness(root: Path, results: dict[str, LmResults]) -> None:
-    rows, shares, edges = [], {}, [0]
+def _staleness(root: Path, results: dict[str, LmResults]) -> str:
+    rows, shares, edges, shown = [], {}, [0], []
     for run, found in results.items():
         for layer, last in (found.staleness or {}).items():
             edges = last.edges
-            rows += [[run, layer, edge, count] for edge, count in zip(edges, last.slots, strict=True)]
-            shares[f"{MODELS[run]}, layer {layer}"] = [count / sum(last.slots) for count in last.slots]
+            written = last.written or [""] * len(edges)
+            rows += [[run, layer, *counts] for counts in zip(edges, last.slots, written, strict=True)]
+            shares[f"{words_of(run)}, layer {layer}"] = [count / sum(last.slots) for count in last.slots]
+            for words, counts in (("read first", last.slots), ("written", last.written or [])):
+                if counts:
+                    cells = (f"{100 * count / sum(counts):.1f}" for count in counts)
+                    shown.append([f"{words_of(run)}, layer {layer}", words, *cells])
     if not shares:
-        return
-    write_csv(root / "staleness.csv", ["run", "layer", "last_read_first_up_to_update", "slots"], rows)
+        return ""
+    write_csv(root / "staleness.csv", ["run", "layer", "last_read_first_up_to_update", "slots", "written"], rows)
     names = ["never", *(f"up to {edge}" for edge in edges[1:])]
     label = "share of the slots, by the update that last read them first"
     most = max(shares, key=lambda name: shares[name][0])
     seen = f"Slots that were never read first: at most {shares[most][0]:.1%} ({most})." if shares[most][0] else (
         "Every slot of every memory was read first at least once.")  # fmt: skip
     write_picture(root / "staleness.png", stacked_shares(shares, names, label, seen))
+    table = markdown(["memory", "slots last", *names], shown)
+    text = f"{table}\n\nIn % of the slots, by the updates of the training in which they were last read first, and "
+    text += "last read at all, by which their values are written."
+    write_text(root / "staleness.md", text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -149,11 +179,11 @@ class _Finetuning:
         """What tells it from the run's other fine-tunings on the task: the model, with the fine-tuning's name where
         that is its own (finetune.name)."""
         name, usual = self.results.name, self.task + ("-frozen" if self.memory == "frozen" else "")
-        return MODELS[self.run] + ("" if name == usual else f" ({name})")
+        return words_of(self.run) + ("" if name == usual else f" ({name})")
 
 
-def _finetunings(root: Path) -> Iterator[_Finetuning]:
-    for run in MODELS:
+def _finetunings(root: Path, results: Iterable[str]) -> Iterator[_Finetuning]:
+    for run in dict.fromkeys([*MODELS, *results]):
         for path in sorted((root / run / "finetune").glob("*/results.json")):
             yield _Finetuning(run, FinetuneResults.read(path))
 
@@ -228,6 +258,14 @@ def _change_of_use(panels: Mapping[str, Mapping[str, Mapping[str, float | None]]
         if known:
             found.append(f"{words.partition(',')[0]} rises in {rising} of {len(known)} memories")
     return f"With fine-tuning {', '.join(found)}." if found else "No measure has a value before and after fine-tuning."
+
+
+def _findings(root: Path) -> str:
+    found = rows(root)
+    text = "\n".join(lines_of_rows((row.what, row, "") for row in found))
+    if found:
+        write_text(root / "findings.md", text)
+    return text
 
 
 def _hundred(value: float) -> str:

@@ -3,8 +3,12 @@
 import statistics
 from pathlib import Path
 
+from distlm.analysis.papers.pkm_plm_seeds import seed_rows
+from distlm.analysis.papers.pkm_plm_sweep import sweep_rows
+from distlm.analysis.papers.seeds import Cell, error_between, higher, model_and_seed, numbers_of, place_of
+from distlm.analysis.processor import processor_rows
 from distlm.analysis.results.from_csv import figure, lines_of, percent
-from distlm.analysis.results.records import Figure, ResultRow
+from distlm.analysis.results.records import Figure, ResultRow, Verdict
 from distlm.analysis.results.verdict import above, lower, together
 
 _MODELS = {"pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM", "init-resm": "+Init +ResM"}
@@ -24,30 +28,45 @@ _SCORES = {"SST-2": (92.4, 94.0, 93.3), "CoLA": (61.4, 64.1, 61.6)}
 
 
 def rows(root: Path) -> list[ResultRow]:
-    """Perplexities in pairs, use of the memories, and the scores of the best model."""
-    return [*_perplexities(root), *_use(root), *_scores(root)]
+    """Perplexities in pairs, use of the memories, and the scores of the best model; then the sweep and the processor
+    time. Where models have several seeds their use is compared over them."""
+    use = seed_rows(root) or _use(root)
+    return [*_perplexities(root), *use, *_scores(root), *sweep_rows(root), *processor_rows(root)]
 
 
 def _perplexities(root: Path) -> list[ResultRow]:
     lines = lines_of(root / "pretraining.csv")
-    found = {line["run"]: line for line in lines}
     names = list(lines[0]) if lines else []
     texts = names[2 : names.index("layer")] if lines else []
     texts = list(dict.fromkeys([texts[0], texts[-1]])) if texts else []
+    # A run has a line for each of its layers.
+    of_run = {line["run"]: line for line in lines}
+    found: dict[str, dict[str, list[float]]] = {}
+    for run, line in of_run.items():
+        for text in texts:
+            if line[text]:
+                found.setdefault(model_and_seed(run)[0], {}).setdefault(text, []).append(float(line[text]))
     made = []
     for (run, other), finding in _PAIRS.items():
         if run not in found or other not in found:
             continue
-        both = [text for text in texts if found[run][text] and found[other][text]]
-        own, against = ([float(found[which][text]) for text in both] for which in (run, other))
-        shown = ", ".join("{:.2f}" for _ in both)
+        both = [text for text in texts if text in found[run] and text in found[other]]
+        pairs = [(Cell(found[run][text]), Cell(found[other][text])) for text in both]
+        sides = list(zip(*pairs, strict=True))
+        shown = [", ".join(map(place_of, side)) for side in sides]
+        numbers = [round(number, 6) for side in sides for cell in side for number in numbers_of(cell)]
         row = ResultRow(
-            f"{_WORDS[run]} (and {_WORDS[other]}): {', '.join(both)}", figure(f"{shown} ({shown})", *own, *against), 0,
+            f"{_WORDS[run]} (and {_WORDS[other]}): {', '.join(both)}", figure(f"{shown[0]} ({shown[1]})", *numbers), 0,
             paper=figure("WikiText-2 {:.2f} ({:.2f})", _WIKITEXT_2[run], _WIKITEXT_2[other]),
         )  # fmt: skip
-        row.finding, row.verdict = finding, together(map(lower, own, against))
+        row.finding, row.verdict = finding, together(_lower(*pair) for pair in pairs)
         made.append(row)
     return made
+
+
+def _lower(own: Cell, against: Cell) -> Verdict:
+    """By the standard errors where both have several seeds, else by the margin of one seed."""
+    return lower(own.mean, against.mean) if error_between(own, against) is None else higher(against, own)
 
 
 def _use(root: Path) -> list[ResultRow]:

@@ -48,7 +48,7 @@ def page(results: dict[str, ExperimentResults]) -> str:
 def tables(record: ExperimentResults) -> str:
     """All that a record says, its tables whole, as Markdown."""
     lines = [f"# {record.title}", "", _facts(record), "", "```sh", *record.commands, "```", ""]
-    lines += [*_rows((row.what, row, _letter(row.command)) for row in record.rows), ""]
+    lines += [*lines_of_rows((row.what, row, _letter(row.command)) for row in record.rows), ""]
     for table in record.tables:
         lines += [f"## {table.title}", "", *_table(table), ""]
     return "\n".join([*lines, *record.notes]).rstrip("\n") + "\n"
@@ -104,7 +104,7 @@ def _section(results: dict[str, ExperimentResults]) -> list[str]:
         texts.append(f"- `results/{name}.json`: {_facts(record)} {' '.join([*record.notes, commands])}")
     if others := [f"`{name}` ({record.title})" for name, record in results.items() if not record.rows]:
         texts.append(f"- Tables alone, with `python -m distlm.results_page NAME`: {', '.join(others)}.")
-    return [*_rows(rows), "", *texts]
+    return [*lines_of_rows(rows), "", *texts]
 
 
 def _letter(number: int) -> str:
@@ -116,7 +116,8 @@ def _facts(record: ExperimentResults) -> str:
     return f"{'; '.join([record.date, record.machine, *record.settings, *commit])}."
 
 
-def _rows(rows: Iterable[tuple[str, ResultRow, str]]) -> list[str]:
+def lines_of_rows(rows: Iterable[tuple[str, ResultRow, str]]) -> list[str]:
+    """A table of Markdown, line by line, of rows with their titles and the letters of their commands."""
     body = []
     for what, row, command in rows:
         paper = row.paper.text() if isinstance(row.paper, Figure) else ""

@@ -17,10 +17,13 @@ def measured(memories: Memories) -> Iterator[dict[int, Usage]]:
 
 
 def staleness_of(memories: Memories, updates: int) -> dict[str, Staleness]:
-    """Layer → when its slots were last read first in a training of so many updates."""
+    """Layer → when its slots were last read first, and last read at all, in a training of so many updates."""
     edges = sorted({round(updates * part / 5) for part in range(6)})
-    last = {layer: memory.usage.counts().last_top1 for layer, memory in memories.items()}
-    return {str(layer): Staleness(edges, measures.staleness(seen, edges).tolist()) for layer, seen in last.items()}
+    last = {str(layer): memory.usage.counts() for layer, memory in memories.items()}
+    return {
+        layer: Staleness(edges, *(measures.staleness(of, edges).tolist() for of in (seen.last_top1, seen.last_read)))
+        for layer, seen in last.items()
+    }
 
 
 def use_words(found: LmSplit) -> str:

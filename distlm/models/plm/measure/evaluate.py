@@ -88,28 +88,31 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> LmSpl
     """Loss of the masked tokens, and how each memory was used. Collective."""
     size = max(1, _TOKENS // rows.row_tokens)
     batches, comm = math.ceil(len(rows) / size), stage.comm
-    total, tokens = 0.0, 0
+    total, tokens, text = 0.0, 0, 0
     with ExitStack() as stack:
         used = stack.enter_context(measured(model.memories))
         progress = stack.enter_context(Progress(f"evaluate {name}", batches, "batches", comm.rank))
         for number in range(comm.rank, batches, comm.size):
             numbers = np.arange(number * size, min((number + 1) * size, len(rows)))
-            found, count = _score(stage, model, rows, numbers)
-            total, tokens = total + found, tokens + count
+            found, count, read = _score(stage, model, rows, numbers)
+            total, tokens, text = total + found, tokens + count, text + read
             progress.advance(min(comm.size, batches - number))
-    everyone = comm.allgather((total, tokens, {layer: usage.counts() for layer, usage in used.items()}))
-    total, tokens = math.fsum(each[0] for each in everyone), sum(each[1] for each in everyone)
-    totals = {layer: UsageCounts.total([each[2][layer] for each in everyone]) for layer in used}
+    everyone = comm.allgather((total, tokens, text, {layer: usage.counts() for layer, usage in used.items()}))
+    total = math.fsum(each[0] for each in everyone)
+    tokens, text = (sum(each[place] for each in everyone) for place in (1, 2))
+    totals = {layer: UsageCounts.total([each[3][layer] for each in everyone]) for layer in used}
     loss = total / max(tokens, 1)
     return LmSplit(
-        tokens=tokens, rows=len(rows), rows_fingerprint=rows.fingerprint, loss_nats=loss,
+        tokens=tokens, rows=len(rows), rows_fingerprint=rows.fingerprint, text_tokens=text, loss_nats=loss,
         perplexity=math.exp(min(loss, 700)), memory={str(layer): c.measures() for layer, c in totals.items()},
     )  # fmt: skip
 
 
-def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int]:
+def _score(stage: Stage, model: Plm, rows: ShardRows, numbers: Any) -> tuple[float, int, int]:
+    """Σ cross entropy, masked tokens, and tokens whose reads count."""
     seed, plm, device = stage.config.train.seed, stage.config.section(PlmConfig), next(model.parameters()).device
     batch = masked_batch(rows, numbers, seed, plm.mask_share)
     given, wanted, mask, counted = (tensor.to(device) for tensor in batch)
     with torch.no_grad(), model.rows.set(None, mask, counted):
-        return float(model.loss_sum(model(given), wanted)), int((wanted != NO_LABEL).sum())
+        loss = float(model.loss_sum(model(given), wanted))
+    return loss, int((wanted != NO_LABEL).sum()), int(counted.sum())

@@ -1,0 +1,73 @@
+"""Runs that differ in their seed alone: NAME, and NAME-seedN for each further seed; their mean and how sure it is."""
+
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from distlm.analysis.results.records import Verdict
+from distlm.analysis.results.verdict import above
+from distlm.training.finished import RESULT
+from distlm.training.records import LmResults
+
+_SEED = "-seed"
+
+
+def model_and_seed(run: str) -> tuple[str, str]:
+    """Name of the model, and the seed in words; empty for the first one."""
+    model, _, seed = run.partition(_SEED)
+    return model, seed
+
+
+def finished_runs(root: Path, name: str) -> dict[str, LmResults]:
+    """Finished runs of a model: the one of its name, then those of more seeds."""
+    seeds = [path.name for path in root.glob(f"{name}{_SEED}*") if re.fullmatch(rf"{name}{_SEED}\d+", path.name)]
+    names = [name, *sorted(seeds, key=lambda seed: int(model_and_seed(seed)[1]))]
+    return {one: LmResults.read(root / one / RESULT) for one in names if (root / one / RESULT).exists()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one model, of each seed."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds (n − 1); None of one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None of one seed."""
+        return None if self.deviation is None else self.deviation / math.sqrt(len(self.values))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+def error_between(one: Cell, other: Cell) -> float | None:
+    """Standard error of the difference of two means; None where one of them has one seed."""
+    return None if one.error is None or other.error is None else math.hypot(one.error, other.error)
+
+
+def higher(one: Cell, other: Cell) -> Verdict:
+    """Of the finding that a mean is above another one, by more than two standard errors of their difference."""
+    error = error_between(one, other)
+    return "cannot be said" if error is None else above(one.mean, other.mean, 2 * error)
+
+
+def place_of(cell: Cell) -> str:
+    """How a mean and its standard error, if it has one, are shown in a figure."""
+    return "{:.2f}" if cell.error is None else "{:.2f} ± {:.2f}"
+
+
+def numbers_of(cell: Cell) -> list[float]:
+    """The numbers of those places."""
+    return [cell.mean] if cell.error is None else [cell.mean, cell.error]
