@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -28,7 +29,7 @@ from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned
 from distlm.models.registry import kind
 from distlm.runtime.child import start_stage, stop_reports, stopping, until_told_twice, verdict
 from distlm.runtime.files import json_hash, require_free_disk
-from distlm.runtime.metrics import STAGE_SECONDS, START_SECONDS, line_of
+from distlm.runtime.metrics import PROCESSOR_SECONDS, STAGE_SECONDS, START_SECONDS, line_of
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
@@ -161,8 +162,10 @@ def run_step(
     planned = None if step.begun(config, run) else counted(step, config).seconds
     record = run.metrics.path
     written = record.stat().st_size if record.exists() else 0
-    began = time.monotonic()
+    began, processor = time.monotonic(), _processor_s()
     code, error = _run_command(command, run.logs / f"{step.words.replace(' ', '-')}.log", config, stop)
+    # Of every start, also one that was stopped or failed: it was spent.
+    run.metrics.write(step.words, {PROCESSOR_SECONDS: round(_processor_s() - processor, 3)})
     if code == -signal.SIGKILL and step.finished(config, run):
         # The launcher hung after its ranks had ended (child.Idle).
         code = EXIT_DONE
@@ -184,6 +187,12 @@ def run_step(
     if of and planned and worked:
         remember(of, planned, worked, took - worked, machine_flops())
     return took
+
+
+def _processor_s() -> float:
+    """User and system time of all processes that this one has started and that have ended, and of theirs."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def _worked_s(record: Path, start: int) -> float:
