@@ -13,8 +13,10 @@ INPUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [*((name, scale) for name in experiment_names() for scale in ("small", "paper")), ("regularized-knnlm", "overfit")],
+)
 def test_an_experiment_is_planned(name: str, scale: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     inputs = {key: str(tmp_path) for key in INPUTS[name]}
     given = [f"{key}={value}" for key, value in inputs.items()]

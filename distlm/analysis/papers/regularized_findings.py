@@ -66,7 +66,7 @@ def cells_of(runs: Sequence[Run]) -> Cells:
 def findings(cells: Cells, edition: str | None) -> list[ResultRow]:
     """Whether some ω > 0 gives the best kNN-LM, of every form at each choice of λ and T, and whether queues (eq. 1) and
     L2 (eq. 2) are alike. The paper's figures are of the edition that the runs are of, else of WikiText-2."""
-    text = edition if edition in PUBLISHED else "WikiText-2"
+    text = edition if edition and edition in PUBLISHED else "WikiText-2"
     of_text = PUBLISHED[text]
     published = {L2: (min(of_text[weight][2] for weight in of_text if weight), of_text[0][2])}
     if text == "WikiText-2":
