@@ -92,7 +92,8 @@ def test_recipes_that_repeated_one_another_have_a_base() -> None:
         "awd-lstm-ptb-released": "awd-lstm-ptb", "awd-lstm-wikitext2-released": "awd-lstm-wikitext2",
         "plm-base-pkm": "plm-base", "plm-base-resm": "plm-base",
         "plm-small-pkm": "plm-small", "plm-small-resm": "plm-small", "wikitext2": "wikitext103-paper",
-        "wikitext103-paper": "wikitext103", "wikitext103-pkm": "wikitext103", "wikitext2-small-pkm": "wikitext2-small",
+        "wikitext103-paper": "wikitext103", "wikitext103-pkm": "wikitext103", "wikitext2-overfit": "wikitext2-sweep",
+        "wikitext2-small-pkm": "wikitext2-small",
     }  # fmt: skip
     assert values_of("plm-base-pkm") == values_of("plm-base") | {"name": "plm-base-pkm", "memory.kind": "pkm"}
 

@@ -14,9 +14,10 @@ INPUTS = {
 
 
 SCALES = [(name, scale) for name in experiment_names() for scale in ("small", "paper")]
+MORE = [("pkm-plm", "scarce"), ("pkm-plm", "scarce-quick"), ("regularized-knnlm", "overfit")]
 
 
-@pytest.mark.parametrize(("name", "scale"), [*SCALES, ("pkm-plm", "scarce"), ("pkm-plm", "scarce-quick")])
+@pytest.mark.parametrize(("name", "scale"), [*SCALES, *MORE])
 def test_an_experiment_is_planned(name: str, scale: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     inputs = {key: str(tmp_path) for key in INPUTS[name]}
     given = [f"{key}={value}" for key, value in inputs.items()]

@@ -160,6 +160,11 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
     grid = load_config(queue.recipe, queue.settings).knn
     assert 0.3 in grid.lambdas and 1.0 in grid.temperatures
     assert len(opened(tmp_path, "regularized-knnlm", ("text",), scale="paper").items) == 1 + 4 * 5 + 3
+    overfit = opened(tmp_path, "regularized-knnlm", ("text",), scale="overfit").items
+    assert [item.name for item in overfit] == [item.name for item in small]
+    for item in overfit:
+        config = load_config(item.recipe, item.settings)
+        assert config.data.first_words and 0.3 in config.knn.lambdas and 1.0 in config.knn.temperatures
 
 
 @pytest.mark.parametrize(
