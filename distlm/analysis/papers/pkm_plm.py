@@ -135,7 +135,7 @@ def _staleness(root: Path, results: dict[str, LmResults]) -> str:
     for run, found in results.items():
         for layer, last in (found.staleness or {}).items():
             edges = last.edges
-            written = last.written or [""] * len(edges)
+            written: list[int] | list[str] = last.written or [""] * len(edges)
             rows += [[run, layer, *counts] for counts in zip(edges, last.slots, written, strict=True)]
             shares[f"{words_of(run)}, layer {layer}"] = [count / sum(last.slots) for count in last.slots]
             for words, counts in (("read first", last.slots), ("written", last.written or [])):

@@ -63,8 +63,8 @@ def write_sweep(root: Path) -> str:
     if not raw:
         return ""
     write_csv(root / "sweep.csv", _HEAD, raw)
-    head = ["slots", "heads", "k", "text", "first reads a slot", "top-1 MU %", "MU %", "KL_u", "ppl"]
-    text = f"{markdown(head, shown)}\n\nPKM after {raw[0][1]:,} updates, layer by layer."
+    columns = ["slots", "heads", "k", "text", "first reads a slot", "top-1 MU %", "MU %", "KL_u", "ppl"]
+    text = f"{markdown(columns, shown)}\n\nPKM after {raw[0][1]:,} updates, layer by layer."
     write_text(root / "sweep.md", text)
     return text
 
