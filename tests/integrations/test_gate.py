@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.hf.runs import Made, with_gate
+from support.present import present
 
 import distlm
 from distlm.errors import DistlmError, UsageError
@@ -17,7 +18,6 @@ from distlm.integrations.gated import GatedWeights, TextBefore
 from distlm.integrations.lm_eval import DistlmModel
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.tune.gate import BEFORE, SKIPS, of_tokens_before
-from distlm.runtime.records import given
 
 RULE: dict[str, Any] = {"context_window": 32, "block": 32, "batch_blocks": 4}
 STEPS = 4
@@ -56,7 +56,7 @@ def test_what_precedes_a_token_goes_over_the_edges_of_batches() -> None:
 
 def slow(knn: distlm.KnnLM, ids: list[int]) -> tuple[np.ndarray, float]:
     """ln p of every next token, fp64 [V], and λ: one pass over the whole text, without a cache."""
-    gate = given(knn.mixing.gate)
+    gate = present(knn.mixing.gate)
     states: list[torch.Tensor] = []
     module = knn.model.get_submodule(knn.tap.removesuffix(":input"))
     hook = module.register_forward_pre_hook(lambda _module, given: states.append(given[0]))
@@ -72,7 +72,7 @@ def slow(knn: distlm.KnnLM, ids: list[int]) -> tuple[np.ndarray, float]:
         others[BEFORE + back - 1] = gate.counts[knn.rows_of_pieces(np.array([token]))[0]]
     query = states[0][0, -1].numpy().astype(np.float16).astype(np.float64)
     z = np.concatenate([query, others]) @ gate.gate.weights.astype(np.float64) + gate.gate.bias
-    lam = 0.99 / (1 + np.exp(-z))
+    lam = float(0.99 / (1 + np.exp(-z)))
     near = knn.retriever.search(states[0][0, -1:].numpy(), knn.mixing.k, knn.mixing.candidates)
     dense = np.zeros(logits.shape[1])
     np.add.at(dense, knn.pieces(near.values[0]), near.shares(knn.mixing.temperature)[0])
@@ -183,10 +183,12 @@ def test_skipped_rows_are_not_searched_for(gated: Made, monkeypatch: pytest.Monk
     texts = prompts(knn, gated)
     searched: list[int] = []
     search = type(knn.retriever).search
-    monkeypatch.setattr(
-        type(knn.retriever), "search",
-        lambda own, states, *words: searched.append(len(states)) or search(own, states, *words),
-    )  # fmt: skip
+
+    def counting(own: Any, states: np.ndarray, *words: Any) -> Any:
+        searched.append(len(states))
+        return search(own, states, *words)
+
+    monkeypatch.setattr(type(knn.retriever), "search", counting)
     made = generate(knn, batch(texts))
     rows = sum(searched)
     longest, wanted = max(map(len, texts)), 0

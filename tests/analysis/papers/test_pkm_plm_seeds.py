@@ -118,9 +118,9 @@ def test_use_after_fine_tuning_over_the_seeds(scarce: Path) -> None:
         finetuned(scarce, run, "SST-2", [0.7] * 3, "frozen", use={"2": same})
     write_tables(scarce)
     found = found_rows(scarce)
-    use = found["SST-2 top-1 MU, layer by layer, of +Init +ResM (and +PKM)"]
-    assert use.ours.text() == "11.00 ± 1.00 % (21.00 ± 1.00 %); -7.1 standard errors apart"
-    assert use.verdict == "does not appear"
+    first = found["SST-2 top-1 MU, layer by layer, of +Init +ResM (and +PKM)"]
+    assert first.ours.text() == "11.00 ± 1.00 % (21.00 ± 1.00 %); -7.1 standard errors apart"
+    assert first.verdict == "does not appear"
     assert found["SST-2 KL, layer by layer, of +Init +ResM (and +PKM)"].verdict == "appears"
     assert found["SST-2 IOU, layer by layer, of +Init +ResM (and +PKM)"].verdict == "cannot be said"
 
