@@ -1,4 +1,4 @@
-"""docs/configuration.md from schema and recipes: `python -m distlm.config_page > docs/configuration.md`. A test compares."""
+"""`python -m distlm.config_page > docs/configuration.md`: that page from schema and recipes. A test compares."""
 
 from distlm.config import load_config
 from distlm.config.recipe import recipe_summaries
@@ -24,13 +24,14 @@ Bounds are checked before anything starts; a wrong name or value is one line tha
 
 _RECIPES = """## Recipes
 
-A recipe's file says where its text comes from ([the corpora](text.md#the-corpora-of-the-papers)). *Ranks* is
-`launch.ranks`, with which `distlm run` trains. *Possible* are the rank counts up to 1,024 that divide the batch.
+[The corpora](text.md#the-corpora-of-the-papers) says where texts come from. *Ranks* is `launch.ranks`, with which
+`distlm run` trains. *Possible* are the rank counts, up to 1,024, that divide the batch.
 
-Memory is that of a training rank at the first of these counts, as `distlm plan` computes it before there is a text: on a
-processor, and where the plan tells it apart, on a GPU. It leaves out Python and torch themselves. A text with fewer words
-than the recipe's corpus needs less; other ranks, precisions and ZeRO stages differ. Time depends on the machine:
-`distlm plan RECIPE data.text_dir=FOLDER` estimates it, and `--measure` measures it in small.
+Memory is that of a training rank with *ranks* ranks, as `distlm plan` computes it before there is a text: on a
+processor, and where the plan tells it apart, on a GPU. Python and torch themselves are not counted. The number of words
+is assumed, and a text with fewer words needs less.
+
+Time depends on the machine: `distlm plan RECIPE data.text_dir=FOLDER` estimates it; with `--measure` it is measured.
 
 | recipe | what | ranks | possible | memory of a rank: processor | GPU |
 |---|---|---|---|---|---|"""

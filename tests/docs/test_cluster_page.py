@@ -66,11 +66,11 @@ def test_shown_site_files_are_accepted() -> None:
     site = parse_site(yaml.load(shown[0], yaml.BaseLoader), "docs/cluster.md")
     assert site.resources("datastore").array == 32
     example, _ = load_site(str(ROOT / "slurm/site.example.yaml"))
-    # The README submits this recipe: a shown file must not give a number of ranks that its batch refuses.
+    # The pages submit this recipe: a number of ranks that its batch refuses is an error of build_graph.
     config = load_config("wikitext103", ["data.text_dir=/path/to/wikitext-103"])
-    for each in (site, example, Site()):
-        train = next(job for job in build_graph(config, each, STAGES) if job.stage == "train")
-        assert train.ranks <= 8, each
+    found = [next(job.ranks for job in build_graph(config, each, STAGES) if job.stage == "train")
+             for each in (site, example, Site())]  # fmt: skip
+    assert found == [8, 8, 4]
 
 
 def test_the_script_of_the_training_has_a_number_of_ranks_that_the_recipe_takes() -> None:
