@@ -27,14 +27,14 @@ _RECIPES = """## Recipes
 [The corpora](text.md#the-corpora-of-the-papers) says where texts come from. *Ranks* is `launch.ranks`, with which
 `distlm run` trains. *Possible* are the rank counts, up to 1,024, that divide the batch.
 
-Memory is that of a training rank with *ranks* ranks, as `distlm plan` computes it before there is a text: on a
-processor, and where the plan tells it apart, on a GPU. Python and torch themselves are not counted. The number of words
-is assumed, and a text with fewer words needs less.
+Memory is that of a training rank with *ranks* ranks, as `distlm plan` computes it before there is a text. Python and
+torch themselves are not counted. The number of words is assumed, and a text with fewer words needs less. A GPU needs
+about as much; the plan says what lies on it and what beside it.
 
 Time depends on the machine: `distlm plan RECIPE data.text_dir=FOLDER` estimates it; with `--measure` it is measured.
 
-| recipe | what | ranks | possible | memory of a rank: processor | GPU |
-|---|---|---|---|---|---|"""
+| recipe | what | ranks | possible | memory of a rank |
+|---|---|---|---|---|"""
 _COUNTS = (*range(1, 129), 256, 512, 1024)
 
 
@@ -51,12 +51,11 @@ def _of_recipe(name: str, what: str) -> str:
     config = load_config(name, [])
     possible = ", ".join(f"{count:,}" for count in _COUNTS if _takes(config, count))
     try:
-        plan = counted(STEPS["train"], config)
-        memory = [format_bytes(size) if size else "" for size in (plan.memory_bytes, plan.device_bytes)]
+        memory = format_bytes(counted(STEPS["train"], config).memory_bytes)
     except DistlmError:
-        # Which model it is, is not known before somebody names one.
-        memory = ["that of the model", ""]
-    return f"| `{name}` | {_cell(what)} | {config.launch.ranks} | {possible} | {' | '.join(memory)} |"
+        # The recipe hf names no model.
+        memory = "by the model"
+    return f"| `{name}` | {_cell(what)} | {config.launch.ranks} | {possible} | {memory} |"
 
 
 def _takes(config: RunConfig, ranks: int) -> bool:
