@@ -1,6 +1,6 @@
 # make demo      install, then the whole kNN-LM pipeline on a small real text (2 ranks)
 # make install   only install, into .venv (GPU=1: .venv-gpu)
-# make test      install, then style, types, import rules and all tests
+# make test      install, then style, types, import rules and the tests, without those marked slow or gpu
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
 # make gpu-check what a GPU does with distlm: ten minutes at most; DEVICE=sim or cpu without one, PARTS=memory,lstm some of it

@@ -255,7 +255,8 @@ class LaunchConfig:
     """How `distlm run` starts its stages."""
 
     ranks: int = volatile(1)  # type: ignore[assignment]
-    """Ranks of each parallel stage."""
+    """Ranks of each parallel stage of `distlm run`, and of `distlm submit` on this machine. On Slurm, and under a
+    launcher that you call yourself, the start says how many there are."""
     launcher: Literal["mpirun", "torchrun", "deepspeed"] = volatile("mpirun")  # type: ignore[assignment]
     """Launcher of the training stage; the datastore and index stages always use mpirun."""
     threads: int = volatile(0)  # type: ignore[assignment]

@@ -22,7 +22,7 @@ def build(tree: Path, site: Path) -> subprocess.CompletedProcess[str]:
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = build(ROOT, tmp_path / "site")
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"README"}
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"README"} | {"contributing", "changelog"}
     assert pages == {path.parent.name for path in (tmp_path / "site").glob("*/index.html")}
     home = (tmp_path / "site/index.html").read_text("utf-8")
     for page in pages:
@@ -43,7 +43,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_a_broken_link_is_found(text: str, words: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT / "docs", tree / "docs")
-    shutil.copy(ROOT / "mkdocs.yml", tree)
+    for name in ("mkdocs.yml", "mkdocs_hooks.py", "CONTRIBUTING.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tree)
     with (tree / "docs/glossary.md").open("a") as stream:
         stream.write(f"\n{text}\n")
     done = build(tree, tmp_path / "site")

@@ -1,4 +1,4 @@
-"""What a stranger looks for first: licence, version, citation, changelog, extras. Each is said in one place."""
+"""What a stranger looks for first: licence, version, citation, changelog, extras."""
 
 import re
 import tomllib
@@ -24,19 +24,24 @@ def test_the_licence_is_apache_2_with_its_full_text() -> None:
     assert PROJECT["authors"] and PROJECT["urls"] and PROJECT["keywords"] and PROJECT["classifiers"]
 
 
-def test_the_version_is_written_once_and_has_a_changelog() -> None:
+def test_the_version_is_that_of_the_changelog_and_of_the_citation() -> None:
     assert PROJECT["dynamic"] == ["version"] and "version" not in PROJECT
     released = re.findall(r"^## \[(\d[\d.]*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert released[0] == distlm.__version__ and released[-1] == "0.1.0"
-    for name in ("pyproject.toml", "CITATION.cff", "README.md"):
+    for name in ("pyproject.toml", "README.md"):
         assert distlm.__version__ not in (ROOT / name).read_text("utf-8"), name
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == distlm.__version__
+    heading = f"## [{citation['version']}] - {citation['date-released']}"
+    assert heading in (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines(), "the date of a release: in both files"
 
 
-def test_the_citation_names_the_four_papers() -> None:
+def test_the_citation_names_the_papers_of_all_methods() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert {"cff-version", "message", "title", "authors", "license"} <= {*citation}
     papers = {paper["url"].rpartition("/")[2] for paper in citation["references"]}
-    assert papers == {"1911.00172", "2109.08249", "2010.03881", "1708.02182"}
+    assert papers == {"1911.00172", "2109.08249", "2010.03881", "1708.02182", "1612.04426", "1907.05242", "2412.09764",
+                      "2210.15859"}  # fmt: skip
     assert all(paper["title"] and paper["authors"] and paper["year"] for paper in citation["references"])
 
 

@@ -80,7 +80,7 @@ def test_an_unpacked_wheel_finds_its_launchers_scripts_and_files(unpacked: Path,
     assert "site.yaml" in said
     text = (tmp_path / "site.yaml").read_text("utf-8")
     assert text == (ROOT / "slurm/site.example.yaml").read_text("utf-8")
-    assert "--nodes=4" in run(unpacked, tmp_path, "-m", "distlm", "site", "flags", "train")
+    assert "--nodes=2" in run(unpacked, tmp_path, "-m", "distlm", "site", "flags", "train")
     assert Path(run(unpacked, tmp_path, "-m", "distlm", "site", "scripts").strip()) == inside / "slurm"
     code = "from distlm.commands.jobs import _module; from distlm.training.dsconfig import find_ds_config; "
     code += "print(_module('submit').__file__, find_ds_config('zero1'))"

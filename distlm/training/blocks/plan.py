@@ -112,7 +112,8 @@ def plan_blocks_training(
     held = states_memory(parameters, shape.largest, states, train.precision, deepspeed, ranks)
     beside = further.rank_bytes + further.every_rank_bytes + further.memory_bytes
     widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
-    activations = 4 * train.micro_blocks * train.tokens_per_sample * widths
+    # Of a rank: with a memory a part of the micro-batch.
+    activations = 4 * micro.micro_blocks * train.tokens_per_sample * widths
     saved = 4 * parameters * states  # a save holds one kind of tensor on rank 0
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")

@@ -37,11 +37,11 @@ def test_a_section_has_one_table_with_a_command_to_each_row(tmp_path: Path) -> N
     lines = page(read_results(tmp_path)).splitlines()
     assert [line for line in lines if line.startswith("## ")] == ["## kNN-LM", "## Speed"]
     assert [line for line in lines if line.startswith("| ")] == [
-        "| measured | ours | paper | the paper's finding | by |",
+        "| measured | ours | paper | the paper's finding | command |",
         "| **A title**: ppl | 2.2 → 1,234 | 75.96 | **appears**: lower | b |",
         "| ms | 3 |  |  | a |",
         "| **A title**: s | 4 |  |  | c |",
-        "| measured | ours | by |",
+        "| measured | ours | command |",
         "| **A title**: s | -4 | a |",
     ]
     assert (
