@@ -22,8 +22,9 @@ CHECKS = {
     "other kinds": ["device/test_kinds.py"],
     "rules": ["device/test_rules.py"],
 }
-SLOW = ("offload",)
-"""A training under offload is among the trainings; what lies where is seen here."""
+SLOW = ("masked models", "stages", "other kinds", "offload")
+"""Minutes each. In the ordinary run the trainings, the memory and the parts of `make gpu-check` (test_gpu_check.py) go
+through the same code."""
 
 
 @pytest.mark.parametrize(

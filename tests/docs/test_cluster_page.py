@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.deadline import DEADLINE_S
+from support.present import present
 
 from distlm.config import load_config
 from distlm.models.registry import kind
@@ -75,7 +76,7 @@ def test_shown_site_files_are_accepted() -> None:
 
 def test_the_script_of_the_training_has_a_number_of_ranks_that_the_recipe_takes() -> None:
     script = (ROOT / "slurm/train.sbatch").read_text("utf-8")
-    nodes, tasks = (int(re.search(rf"^#SBATCH --{name}=(\d+)$", script, re.MULTILINE)[1])
+    nodes, tasks = (int(present(re.search(rf"^#SBATCH --{name}=(\d+)$", script, re.MULTILINE))[1])
                     for name in ("nodes", "ntasks-per-node"))  # fmt: skip
     kind("transformer_lm").require_ranks(load_config("wikitext103", []), nodes * tasks)
 
