@@ -121,7 +121,7 @@ def command(options: Options, text: Path | None) -> str:
     plain = parser()
     given += [f"--{name} {getattr(options, name)}" for name in ("only", "turns", "limit")
               if not options.quick and getattr(options, name) != plain.get_default(name)]  # fmt: skip
-    return " ".join(["python benchmarks/peers.py", *given])
+    return " ".join(["python", "benchmarks/peers.py", *given])
 
 
 if __name__ == "__main__":

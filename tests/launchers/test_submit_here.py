@@ -97,12 +97,17 @@ def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
 
 
 def test_a_failing_stage_ends_the_run_and_shows_why(folder):
+    """Of what cannot be seen before it runs; a missing text is refused at once (test_submit.py)."""
     run = folder / "broken"
-    (folder / "empty").mkdir()
-    broken = start(folder, *settings(folder / "empty", run), "--cluster=local", "--ranks=1")
+    run.mkdir()
+    (run / "tokens").write_text("in the way", "utf-8")
+    broken = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=1")
     said = broken.communicate(timeout=DEADLINE_S)[0]
     assert (
-        broken.returncode == 1 and "stage prepare failed; " in said and "Traceback" not in said and "train.txt" in said
+        broken.returncode == 1
+        and "stage prepare failed; " in said
+        and "Traceback" not in said
+        and f"{run}/tokens" in said
     )
     assert not (run / "checkpoints").exists()
 
