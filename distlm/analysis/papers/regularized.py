@@ -20,13 +20,13 @@ from distlm.analysis.papers.regularized_findings import (
     PARTS,
     PUBLISHED,
     RULE,
-    Cell,
     Cells,
     cells_of,
     findings,
     shown,
 )
 from distlm.analysis.papers.regularized_runs import FORMS, MEASURES, Run, read_runs
+from distlm.analysis.papers.seeds import Cell
 from distlm.analysis.plots.groups import perplexity_with_errors
 from distlm.analysis.results.from_csv import figure
 from distlm.analysis.results.records import ResultRow, ResultsPath

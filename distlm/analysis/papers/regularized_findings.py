@@ -1,10 +1,9 @@
 """What the runs of `distlm reproduce regularized-knnlm` say of the findings of Ton et al. (2021)."""
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from distlm.analysis.papers.regularized_runs import FORMS, MEASURES, Run
+from distlm.analysis.papers.seeds import Cell
 from distlm.analysis.results.from_csv import figure
 from distlm.analysis.results.records import Figure, ResultRow, Verdict
 
@@ -26,27 +25,6 @@ RULE = (
     "A finding about the best ω > 0 appears where that gains more than the larger standard deviation over the seeds. "
     "Two forms are alike where they are no further apart. Of one seed alone nothing can be said."
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs of one form and ω."""
-
-    mean: float
-    deviation: float | None
-    """Standard deviation over the seeds (n − 1); None of one seed."""
-
-    @staticmethod
-    def of(values: Sequence[float | None]) -> "Cell | None":
-        """None when there is no value."""
-        found = [value for value in values if value is not None]
-        if not found:
-            return None
-        return Cell(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
-
 
 Cells = Mapping[tuple[str, float], Mapping[str, Cell | None]]
 """Form and ω → measure → its value."""

@@ -3,6 +3,7 @@
 import math
 import re
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,12 @@ class Cell:
     """One figure of one model, of each seed."""
 
     values: list[float]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Cell | None":
+        """Of those seeds that have a value; None when there is none."""
+        found = [value for value in values if value is not None]
+        return cls(found) if found else None
 
     @property
     def mean(self) -> float:

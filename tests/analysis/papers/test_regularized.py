@@ -12,8 +12,8 @@ from support.pictures import description
 from support.records import unsealed
 
 from distlm.analysis.papers.regularized import rows, write_tables
-from distlm.analysis.papers.regularized_findings import Cell
 from distlm.analysis.papers.regularized_runs import fixed_perplexity, lambda_tuned
+from distlm.analysis.papers.seeds import Cell
 from distlm.analysis.tables import NothingFinished
 from distlm.config.schema import RunConfig
 from distlm.data.records import EditionMatch
