@@ -20,6 +20,7 @@ from support.deadline import DEADLINE_S, until
 
 from distlm.models.transformer.config import TransformerConfig
 from distlm.models.transformer.model import TransformerLM
+from distlm.runtime.alive import process_start
 from distlm.runtime.ranks.device import accelerator
 
 FOLDER = TESTS.parent / "benchmarks"
@@ -118,14 +119,7 @@ def test_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "before" in said
     # It and what it had started would sleep on for longer than anything waits for them.
     ended = [int(pid) for pid in said.split("processes ")[1].split()[:2]]
-    until(lambda: not any(map(lives, ended)), f"the end of {ended}")
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    until(lambda: not any(map(process_start, ended)), f"the end of {ended}")
 
 
 def test_no_part_is_begun_without_time(tmp_path: Path) -> None:

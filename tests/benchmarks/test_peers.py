@@ -14,6 +14,7 @@ from support.deadline import DEADLINE_S, until
 
 from distlm.analysis.results.page import tables
 from distlm.analysis.results.records import ExperimentResults
+from distlm.runtime.alive import process_start
 
 FOLDER = TESTS.parent / "benchmarks"
 FAKE = """
@@ -91,15 +92,8 @@ def test_what_fails_or_is_ended_leaves_the_others_theirs(
         f"{peers.COMPARISONS['lm']}: exit 1.", f"{peers.COMPARISONS['knn']}: ended after 1 s, turns done: 1.",
     ]  # fmt: skip
     assert tables(record) in capsys.readouterr().out
-    ended = (tmp_path / "pids").read_text("utf-8").split()
-    until(lambda: not any(map(lives, ended)), f"the end of {ended}")
-
-
-def lives(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    ended = [int(pid) for pid in (tmp_path / "pids").read_text("utf-8").split()]
+    until(lambda: not any(map(process_start, ended)), f"the end of {ended}")
 
 
 @pytest.mark.parametrize(
