@@ -48,10 +48,15 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tokens: Path) -> Path:
-    """Runs PLACE/NAME of every variant; those in half precision stop once on the device and are resumed, too."""
+def runs(request: pytest.FixtureRequest, tokens: Path) -> Path:
+    """Runs PLACE/NAME of the variants whose tests were asked for; those in half precision stop once on the device and
+    are resumed, too."""
     folder = tokens.parent
-    for ranks, variants in ((1, ONE_RANK), (2, TWO_RANKS)):
+    asked = {item.callspec.params["name"] for item in request.session.items if hasattr(item, "callspec")}
+    for ranks, every in ((1, ONE_RANK), (2, TWO_RANKS)):
+        variants = {name: lines for name, lines in every.items() if name in asked}
+        if not variants:
+            continue
 
         def jobs(place: str, names: Iterable[str], *more: str, of: dict[str, list[str]] = variants) -> list[list[str]]:
             return [settings(tokens, folder / place / name, *DRY, *of[name], *more) for name in names]
@@ -60,7 +65,8 @@ def runs(tokens: Path) -> Path:
         train_all(ranks, folder / "processor", jobs("processor", variants), **ON_PROCESSOR)
         first = jobs("cut", halves, "train.max_updates_this_run=5") + jobs("device", variants)
         train_all(ranks, folder / "device", first)
-        train_all(ranks, folder / "cut", jobs("cut", halves))
+        if halves:
+            train_all(ranks, folder / "cut", jobs("cut", halves))
     return folder
 
 
