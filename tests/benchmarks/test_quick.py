@@ -88,7 +88,13 @@ def number(figures: Any, path: str) -> float:
     return float(figures)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+SLOW = ("full_rows.py",)
+"""It starts every stage on one rank and on two, with kills."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in BENCHMARKS]
+)
 def test_quick_prints_the_figures(name: str, tmp_path: Path) -> None:
     words: dict[str, list[str | Path]] = {
         "knn_eval.py": ["--keep", tmp_path / "kept"],

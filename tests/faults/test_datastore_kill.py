@@ -77,7 +77,9 @@ def has_begun(launcher: int, folder: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("store", [SHARDS, UNITS], ids=["shards", "units"])
+@pytest.mark.parametrize(
+    "store", [pytest.param(SHARDS, id="shards", marks=pytest.mark.slow), pytest.param(UNITS, id="units")]
+)
 def test_ten_kills_change_nothing(tmp_path, store):
     config = ready_run(tmp_path, lines=2050, extra=store)
     shared = [

@@ -128,7 +128,7 @@ def test_what_stale_slots_had_yet_to_move_they_move_as_the_pretraining_would(tmp
     assert torch.equal(values, table.values) and not torch.equal(values, owed)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_learns_in_half_precision_with_fp32_values(precision: str, tmp_path: Path, data: Path) -> None:
     source = pretrained(tmp_path / "pretrained")
     half = (f"finetune.precision={precision}", "finetune.keep_models=true")
@@ -174,7 +174,7 @@ def test_measures_of_use_are_those_of_the_reads(tmp_path: Path, data: Path) -> N
     assert found["labels"]["1|0"]["iou"] == pytest.approx(measures.intersection_over_union(counts[1], counts[0]))
 
 
-@pytest.mark.parametrize("values", ["updated", "frozen"])
+@pytest.mark.parametrize("values", ["updated", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_as_one_that_was_not(values: str, tmp_path: Path, data: Path) -> None:
     source = pretrained(tmp_path / "pretrained")
     given = (

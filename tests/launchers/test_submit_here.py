@@ -70,6 +70,7 @@ def debug(folder):
     return results(run)
 
 
+@pytest.mark.slow
 def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
     run = folder / "local"
     running = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=2", "--array=2")

@@ -17,11 +17,11 @@ from distlm.runtime.lock import is_lock
 
 pytestmark = pytest.mark.multiprocess
 FACTORIES = [
-    ("PCA16,IVF64,PQ8", ""),
+    pytest.param("PCA16,IVF64,PQ8", "", marks=pytest.mark.slow),
     ("IVF64,PQ16x4", ""),
     ("IVF64,SQ4", "1"),
     ("PCAR24,IVF64_HNSW8,RaBitQ", ""),
-    ("auto", ""),
+    pytest.param("auto", "", marks=pytest.mark.slow),
 ]
 """And whether integers find the nearest centroids."""
 

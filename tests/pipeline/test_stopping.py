@@ -95,6 +95,7 @@ def test_ctrl_c_at_a_terminal_stops_the_ranks_in_order(text: Path, tmp_path: Pat
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_a_closing_terminal_stops_them_in_order(text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process, terminal = at_terminal(["run", "demo", *settings(text, run)])
@@ -134,6 +135,7 @@ def test_a_killed_run_leaves_no_ranks_behind(launcher: str, text: Path, tmp_path
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_torchrun_ends_with_1_and_the_run_with_75(text: Path, tmp_path: Path) -> None:
     with training(text, tmp_path / "run", "torchrun") as process:
         process.send_signal(signal.SIGTERM)

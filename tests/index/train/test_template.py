@@ -26,7 +26,7 @@ FACTORIES = [
     "IVF64_HNSW8,Flat",
     "L2norm,IVF32,RaBitQ",
     "IVF16,RQ2x4",
-    "OPQ4,IVF8,PQ4x4",
+    pytest.param("OPQ4,IVF8,PQ4x4", marks=pytest.mark.slow),
     "PCAR16,IVF64_HNSW8,RaBitQ",
     "PCA16,IVF32,SQ4",
     "IVF32,SQ6",
