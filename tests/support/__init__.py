@@ -103,7 +103,7 @@ TINY = [
 
 
 def succeeds_as_nobody(folder: Path, action: Callable[[], None]) -> bool:
-    """Run `action` in a child with no right but everybody's, in `folder`."""
+    """Run `action` in a child with no right but everybody's, in `folder`. It is a fork: nothing that torch computes."""
     child = os.fork()
     if child == 0:
         code = 1
