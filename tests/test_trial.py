@@ -40,7 +40,9 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=pytest.mark.slow if name != "demo" else ()) for name in SMALL]
+)
 def test_a_recipe_is_tried_in_small_and_its_plan_says_so(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,12 +46,14 @@ class Case:
 
 
 CASES = [
-    Case("INT", 0.05, "train demo", 1),
     Case("USR2", 0.3, "train demo", 2),
-    Case("HUP", 2.5, "train demo", 2),
     Case("TERM", 0.05, "run awd-lstm-small", 1),
-    Case("INT", 1.5, "run awd-lstm-small", 2),
     Case("USR1", 6.0, "run awd-lstm-small", 2),
+]
+MORE = [
+    Case("INT", 0.05, "train demo", 1),
+    Case("HUP", 2.5, "train demo", 2),
+    Case("INT", 1.5, "run awd-lstm-small", 2),
 ]
 
 
@@ -175,7 +177,7 @@ def check(case: Case, place: Place, run: Path) -> float:
     return sent
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)], ids=str)
 def test_a_signal_at_any_moment_stops_with_75(case: Case, place: Place, tmp_path: Path) -> None:
     check(case, place, tmp_path / "run")
 

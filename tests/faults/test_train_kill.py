@@ -128,6 +128,7 @@ PRECISIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_precision_and_stage_resumes_bit_exactly(folder: Path, tmp_path: Path) -> None:
     jobs = []
     for precision, zero in PRECISIONS:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.lstm import lstm_settings
+from support.shared import made_once
 from support.train import curve, newest, relative, tiny_tokens, train_all
 
 pytestmark = pytest.mark.multiprocess
@@ -28,11 +29,14 @@ OTHERS = ["zero0-2", "zero2-2", "zero0-4", "1-to-2"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the runs in JOBS; 2-to-1 is stopped in the middle of an epoch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    tokens = tiny_tokens(folder)
-    for ranks, jobs in JOBS.items():
-        train_all(ranks, folder, [lstm_settings(tokens, folder / name, *SHORT, *extra) for name, extra in jobs.items()])
-    return folder
+
+    def make(folder: Path) -> None:
+        tokens = tiny_tokens(folder)
+        for ranks, jobs in JOBS.items():
+            named = [lstm_settings(tokens, folder / name, *SHORT, *extra) for name, extra in jobs.items()]
+            train_all(ranks, folder, named)
+
+    return made_once(tmp_path_factory, "lstm-ranks", make)
 
 
 def phases(run: Path) -> dict[int, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.plm import memory_of, plm_config, plm_settings, tiny_shards
+from support.shared import made_once
 from support.train import curve, newest, relative, train_all, weight_difference
 
 from distlm.data.shards.reader import ShardRows
@@ -51,7 +52,7 @@ def train(folder: Path, names: dict[int, list[str]], updates: int) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("plm-ranks"), QUICK, FEW)
+    return made_once(tmp_path_factory, "plm-ranks", lambda folder: train(folder, QUICK, FEW))
 
 
 def test_every_number_of_ranks_trains_the_same(runs: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from support import BIN, ENVIRONMENT
 from support.deadline import DEADLINE_S
+from support.shared import made_once
 from support.train import (
     curve,
     newest,
@@ -52,16 +53,18 @@ HALF = ("bf16", "fp16")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs NAME-RANKS; also `extensions`, where a compiled op would lie."""
-    folder = tmp_path_factory.mktemp("ranks")
-    tokens = tiny_tokens(folder)
-    for ranks in (1, 2):
-        # 70 updates of 4 blocks are two epochs and the short last block twice.
-        jobs = [settings(tokens, folder / f"{name}-{ranks}", *extra) for name, extra in VARIANTS.items()]
-        jobs[1] += ["train.updates=70", "train.valid_every=35", "train.save_every=0"]
-        # To be continued on one rank.
-        jobs.append(settings(tokens, folder / f"cut-{ranks}", *VARIANTS["queue"], "train.max_updates_this_run=5"))
-        train_all(ranks, folder, jobs, TORCH_EXTENSIONS_DIR=str(folder / "extensions"))
-    return folder
+
+    def make(folder: Path) -> None:
+        tokens = tiny_tokens(folder)
+        for ranks in (1, 2):
+            # 70 updates of 4 blocks are two epochs and the short last block twice.
+            jobs = [settings(tokens, folder / f"{name}-{ranks}", *extra) for name, extra in VARIANTS.items()]
+            jobs[1] += ["train.updates=70", "train.valid_every=35", "train.save_every=0"]
+            # To be continued on one rank.
+            jobs.append(settings(tokens, folder / f"cut-{ranks}", *VARIANTS["queue"], "train.max_updates_this_run=5"))
+            train_all(ranks, folder, jobs, TORCH_EXTENSIONS_DIR=str(folder / "extensions"))
+
+    return made_once(tmp_path_factory, "train-ranks", make)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in HALF])

@@ -9,6 +9,7 @@ from support import TINY
 from support.foreign.hf import save_gpt2
 from support.kinds import readable
 from support.plm import memory_of
+from support.shared import made_once
 from support.train import curve, newest, relative, same_end, settings, tiny_tokens, train_all, weight_difference
 
 from distlm.config.load import load_config
@@ -36,18 +37,20 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs NAME-RANKS, and of `cut-2`, stopped on two ranks and continued on one."""
-    folder = tmp_path_factory.mktemp("causal-memory")
-    tokens, gpt2 = tiny_tokens(folder), hugging_face(folder)
-    for ranks in (1, 2):
-        jobs = [settings(tokens, folder / f"{name}-{ranks}", *MEMORY, *extra) for name, extra in VARIANTS.items()]
-        jobs.append([*gpt2, f"run_dir={folder / f'gpt2-{ranks}'}"])
-        cut = settings(tokens, folder / "cut-2", *MEMORY, *VARIANTS["berges"])
-        same = settings(tokens, folder / "same-2", *MEMORY, *VARIANTS["columns"])
-        if ranks == 2:
-            jobs += [[*cut, "train.max_updates_this_run=7"], [*same, "train.max_updates_this_run=7"], same]
-        train_all(ranks, folder, jobs)
-    train_all(1, folder, [cut])
-    return folder
+
+    def make(folder: Path) -> None:
+        tokens, gpt2 = tiny_tokens(folder), hugging_face(folder)
+        for ranks in (1, 2):
+            jobs = [settings(tokens, folder / f"{name}-{ranks}", *MEMORY, *extra) for name, extra in VARIANTS.items()]
+            jobs.append([*gpt2, f"run_dir={folder / f'gpt2-{ranks}'}"])
+            cut = settings(tokens, folder / "cut-2", *MEMORY, *VARIANTS["berges"])
+            same = settings(tokens, folder / "same-2", *MEMORY, *VARIANTS["columns"])
+            if ranks == 2:
+                jobs += [[*cut, "train.max_updates_this_run=7"], [*same, "train.max_updates_this_run=7"], same]
+            train_all(ranks, folder, jobs)
+        train_all(1, folder, [cut])
+
+    return made_once(tmp_path_factory, "causal-memory-ranks", make)
 
 
 def hugging_face(folder: Path) -> list[str]:
