@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from support import distlm, shared
+from support import TESTS, distlm, shared
 from support.failing import Stages, armed_by, library, read_calls
 from support.failing.chains import CHAINS, Step
 from support.failing.trial import READS, WORDS, Fault, Kept, Trial, chosen, contents, put_back, table
@@ -19,7 +19,8 @@ from support.store import arguments
 MOST = int(os.environ.get("DISTLM_TEST_FAULTS", "60"))
 """Starts of a stage that are made to fail; where it makes more calls, that many of them, evenly spread."""
 KEPT = os.environ.get("DISTLM_TEST_FAULTS_KEPT", "")
-"""A folder in which they are kept, so that a sweep of hours goes on where it stopped; a new one for each commit."""
+"""A folder in which they are kept, below the commit, so that a sweep of hours goes on where it stopped. Nobody may
+change the tree meanwhile: run it from a clone of its own, with TMPDIR in memory (/dev/shm) and `--timeout=0`."""
 SHARE, SHARES = map(int, os.environ.get("DISTLM_TEST_FAULTS_SHARE", "0/1").split("/"))
 """i/n: every n-th of them alone, from i on; n processes with the same KEPT do all."""
 
@@ -85,12 +86,20 @@ def test_the_shim_catches_every_kind_of_call(tmp_path: Path) -> None:
     assert (below / "f.npy").stat().st_size < 80000, "what numpy does not notice"
 
 
-def trials(stages: Stages, chain: str, folder: Path) -> Iterator[Trial]:
+def commit() -> str:
+    """Of this tree."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=TESTS, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def trials(stages: Stages, chain: str, folder: Path, kept: Kept | None) -> Iterator[Trial]:
     """The stages of a chain, each after an undisturbed start of it."""
     place, before = folder / "place", folder / "before"
     before.mkdir()
     for step in CHAINS[chain](folder, place):
-        trial = Trial(stages, step, place, before)
+        if kept:
+            kept.read()
+        trial = Trial(stages, step, place, before, kept)
         trial.undisturbed()
         put_back(place, folder / "after")
         yield trial
@@ -101,12 +110,13 @@ def trials(stages: Stages, chain: str, folder: Path) -> Iterator[Trial]:
 @pytest.mark.parametrize("chain", CHAINS)
 def test_every_call_of_every_stage_may_fail(chain: str, stages: Stages, tmp_path: Path) -> None:
     done = []
-    kept = Kept(Path(KEPT), chain) if KEPT else None
-    for trial in trials(stages, chain, tmp_path):
+    kept = Kept(Path(KEPT) / commit(), chain) if KEPT else None
+    for trial in trials(stages, chain, tmp_path, kept):
+        if kept:
+            trial.faults += kept.of(trial.step.name)
+        known = {fault.number for fault in trial.faults}
         for turn, number in enumerate(chosen(trial.calls, MOST)):
-            if kept and (known := kept.faults.get((trial.step.name, number))):
-                trial.faults.append(known)
-            elif turn % SHARES == SHARE:
+            if number not in known and turn % SHARES == SHARE:
                 # A full disk stays full.
                 fault = trial.fail(number, stays=turn % 3 == 2)
                 if kept:
@@ -119,10 +129,14 @@ def test_every_call_of_every_stage_may_fail(chain: str, stages: Stages, tmp_path
 def test_a_sweep_goes_on(tmp_path: Path) -> None:
     """What two processes have kept is known to a third, but for a line that is torn."""
     faults = [Fault("train", number, "write", "line", number == 2, ["other bytes"]) for number in range(1, 4)]
+    (tmp_path / f"plm-{os.getpid()}.jsonl").write_text('{"stage": "train", "num', "utf-8")
     for fault in faults:
         Kept(tmp_path, "plm").add(fault)
+    Kept(tmp_path, "plm").add_state("a", ["another byte"])
     (tmp_path / "plm-0.jsonl").write_text('{"stage": "train", "num', "utf-8")
-    assert [*Kept(tmp_path, "plm").faults.values()] == faults and not Kept(tmp_path, "awd_lstm").faults
+    kept = Kept(tmp_path, "plm")
+    assert kept.of("train") == faults and kept.of("datastore write") == [] and kept.states == {"a": ["another byte"]}
+    assert not Kept(tmp_path, "awd_lstm").faults
 
 
 def before_stage(factory: pytest.TempPathFactory, verb: str, folder: Path) -> tuple[Step, Path, Path]:

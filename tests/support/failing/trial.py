@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,29 +55,57 @@ class Fault:
     again: bool
     """A start without faults came after it; the same state left behind is started from once."""
     problems: list[str]
+    other: bool = False
+    """Another call, or of another file, than the undisturbed start's of that number: threads take turns."""
 
 
 class Kept:
-    """Faults in a file, a line each, so that a sweep of hours can be stopped and goes on. Of one commit: the caller
-    gives a folder for each."""
+    """Faults in a file, a line each, so that a sweep of hours can be stopped and goes on; and what came of the states
+    that were left behind. Of one commit: the caller gives a folder for each."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Reads FOLDER/NAME*.jsonl, whoever wrote them; adds to the one of this process."""
-        self._name = name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._name = folder, name
         self._path = folder / f"{name}-{os.getpid()}.jsonl"
         self.faults: dict[tuple[str, int], Fault] = {}
-        for path in sorted(folder.glob(f"{name}-*.jsonl")):
-            for line in path.read_text("utf-8").splitlines(keepends=True):
-                # The last one is torn where the process was killed.
-                if line.endswith("\n"):
-                    fault = Fault(**json.loads(line))
+        self.states: dict[str, list[str]] = {}
+        """Of a stage and what it left behind → what was wrong with the next start."""
+        self.read()
+
+    def read(self) -> None:
+        """What all processes have kept by now."""
+        for path in sorted(self._folder.glob(f"{self._name}-*.jsonl")):
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    # Torn where a process was killed.
+                    continue
+                if "state" in found:
+                    self.states[found["state"]] = found["problems"]
+                else:
+                    fault = Fault(**found)
                     self.faults[fault.stage, fault.number] = fault
+
+    def of(self, stage: str) -> list[Fault]:
+        """Those of a stage, also beyond the calls that its undisturbed start makes this time."""
+        return [fault for (name, _), fault in sorted(self.faults.items()) if name == stage]
 
     def add(self, fault: Fault) -> None:
         """Keep one more."""
         self.faults[fault.stage, fault.number] = fault
+        self._write(asdict(fault))
+
+    def add_state(self, state: str, problems: list[str]) -> None:
+        """Keep what came of a start in that state."""
+        self.states[state] = problems
+        self._write({"state": state, "problems": problems})
+
+    def _write(self, line: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(asdict(fault)) + "\n")
+            # A torn line of a process that had this number before ends here.
+            stream.write("\n" + json.dumps(line) + "\n")
 
 
 @dataclass
@@ -87,6 +116,7 @@ class Trial:
     step: Step
     place: Path
     before: Path
+    kept: Kept | None = None
     faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     """Kind of each, in order."""
@@ -97,8 +127,9 @@ class Trial:
         done = self.stages.run(self.step.words, self.place, at=0)
         assert done.code == 0, f"{self.step.name}: {done.errors}"
         self._begun, self._expected = contents(self.before), contents(self.place)
-        self._known: dict[str, list[str]] = {}
-        self.calls = [kind for kind, _, _ in done.calls]
+        self._known: dict[str, list[str]] = self.kept.states if self.kept else {}
+        self._whole = [(kind, path) for kind, _, path in done.calls]
+        self.calls = [kind for kind, _ in self._whole]
 
     @property
     def problems(self) -> list[str]:
@@ -110,10 +141,12 @@ class Trial:
         put_back(self.before, self.place)
         # The errors of a kind take turns within a stage; other stages begin with another one.
         done = self.stages.run(self.step.words, self.place, number, stays, turn=len(self.step.name))
-        if not done.calls:
-            return self._came(Fault(self.step.name, number, "", "", False, []))
-        kind, error, path = done.calls[0]
         left = contents(self.place)
+        if not done.calls:
+            unreached = f"{self.step.name}, call {number}, which it did not reach"
+            wrong = [f"exit code {done.code}\n{done.errors}"] if done.code else self._look(done, "", left)
+            return self._came(Fault(self.step.name, number, "", "", False, [f"{unreached}: {what}" for what in wrong]))
+        kind, error, path = done.calls[0]
         found, again = self._look(done, error, left), False
         noted = "metrics" in done.errors and any(word in done.errors for word in WORDS.values())
         if left != self._expected:
@@ -123,7 +156,9 @@ class Trial:
         where = f"{self.step.name}, call {number}: {kind} of {path} fails with {error}{lasting}"
         ended = "line" if done.code == 1 else "note" if noted else "well"
         problems = [f"{where}: {problem}" for problem in found]
-        return self._came(Fault(self.step.name, number, kind, ended, again, problems))
+        # Names of temporary files have the process in them.
+        same = [(kind, _without_process(str(path))) for kind, path in (*self._whole[number - 1 : number], (kind, path))]
+        return self._came(Fault(self.step.name, number, kind, ended, again, problems, same[0] != same[-1]))
 
     def _came(self, fault: Fault) -> Fault:
         self.faults.append(fault)
@@ -148,7 +183,8 @@ class Trial:
 
     def _again(self, left: dict[str, str]) -> tuple[list[str], bool]:
         """What is wrong with a start without faults in what is left, and whether it was made just now."""
-        state = bytes_hash(json.dumps([left, _ends_torn(self.place)]).encode())
+        files = {_without_process(name): digest for name, digest in left.items()}
+        state = bytes_hash(json.dumps([self.step.name, files, _ends_torn(self.place)]).encode())
         new = state not in self._known
         if new:
             done = self.stages.run(self.step.words, self.place)
@@ -156,6 +192,8 @@ class Trial:
             other = sorted(name for name in found | self._expected if found.get(name) != self._expected.get(name))
             problem = f"exit code {done.code}\n{done.errors}" if done.code else f"other bytes in {other}"
             self._known[state] = [f"the start after it: {problem}"] if done.code or other else []
+            if self.kept:
+                self.kept.add_state(state, self._known[state])
         return self._known[state], new
 
 
@@ -171,7 +209,7 @@ def _spread(numbers: Sequence[int], most: int) -> list[int]:
     return [numbers[i * len(numbers) // most] for i in range(most)] if len(numbers) > most else [*numbers]
 
 
-def table(trials: Iterable[tuple[str, Trial]]) -> str:
+def table(trials: Sequence[tuple[str, Trial]]) -> str:
     """Of all trials: stage and kind of call → what came of it."""
     head = ("stage", "call", "calls", "failed", "one line", "note", "ended well", "started again")
     rows = []
@@ -183,7 +221,12 @@ def table(trials: Iterable[tuple[str, Trial]]) -> str:
             rows.append((f"{chain}: {trial.step.name}", call, of_kind[call], len(some), ended["line"], ended["note"],
                          ended["well"], sum(fault.again for fault in some)))  # fmt: skip
     total = ("all", "", *(sum(int(row[i]) for row in rows) for i in range(2, len(head))))
-    return "\n".join(f"{a:34}{b:16}" + "".join(f"{x!s:>14}" for x in rest) for a, b, *rest in (head, *rows, total))
+    lines = [f"{a:34}{b:16}" + "".join(f"{x!s:>14}" for x in rest) for a, b, *rest in (head, *rows, total)]
+    faults = [fault for _, trial in trials for fault in trial.faults]
+    others, unreached = sum(fault.other for fault in faults), sum(not fault.kind for fault in faults)
+    return "\n".join(
+        [*lines, f"{others} were other calls than the undisturbed start's of that number; {unreached} were not reached"]
+    )
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -211,6 +254,10 @@ def _without_times(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     return {name: _without_times(item) for name, item in tree.items() if name not in MEASURED}
+
+
+def _without_process(name: str) -> str:
+    return re.sub(r"(\.[^./]+)?\.\d+\.(tmp|removed)(?=/|$)", r".\2", name)
 
 
 def _ends_torn(folder: Path) -> list[bool]:
