@@ -95,7 +95,9 @@ def test_the_steps_of_the_images_run_on_a_bare_machine(tmp_path: Path) -> None:
     start = f"mkdir -p /work && cd /work && rm -rf /src && distlm run demo {' '.join(SHORT)}"
     said = machine.run(start, tmp_path / "demo.log", HOUR_S, **work)
     assert "perplexity" in said and (machine.root / "work/runs/demo/report.html").is_file()
-    said = machine.run("cd /work && distlm site init && distlm submit demo name=two --ranks 2 --dry-run && "
-                       "mpirun --version && /opt/distlm/bin/ompi_info | grep -i pmix", tmp_path / "jobs.log", 600,
-                       **work)  # fmt: skip
+    submitted = "distlm submit demo name=two --ranks 2 --cluster slurm --dry-run"
+    shown = (
+        f"cd /work && distlm site init && {submitted} && mpirun --version && /opt/distlm/bin/ompi_info | grep -i pmix"
+    )
+    said = machine.run(shown, tmp_path / "jobs.log", 600, **work)
     assert "Open MPI" in said and "pmix" in said.lower() and "#SBATCH" in said
