@@ -43,6 +43,7 @@ TABLES = {
 NOTES = (
     "Perplexity on valid, mean ± standard deviation over the seeds. All tuned: λ, T and k, on valid, for every run. "
     "Train: with dropout, the tenth of the updates before the checkpoint.",
+    RULE,
 )
 
 
