@@ -83,7 +83,7 @@ def write_tables(root: Path) -> str:
         ])  # fmt: skip
         raw.append([
             one.run, one.keys, *("" if number is None else number for number in numbers), *settings,
-            *(unknown or [""] * len(_SPLITS)),
+            *(unknown or ("", "")),
         ])  # fmt: skip
     columns = [f"{split} {what}" for split in _SPLITS for what in ("LM", "+ kNN")]
     names = [column.replace("+ ", "").replace(" ", "_") for column in columns]
