@@ -22,6 +22,8 @@ NOT_MEASURED = {
         # The difference of two formulas; figures of the paper and of the authors' README for what was not trained here.
         "0.03", "56.5", "57.3", "58.9", "60.7", "61.0", "61.2", "61.3", "62.7", "63.7", "64.7", "65.1", "65.6", "66.3",
         "67.4", "68.0", "68.9",
+        # What follows from settings, and counts of <unk>.
+        "0.07", "15.7", "28.4", "30.4",
     },
     # Waits and lead times, which are settings; memory as `distlm plan` computes it.
     "cluster.md": {"120", "180", "4.9", "5.5", "5.6", "6.4", "6.9"},
@@ -31,8 +33,8 @@ NOT_MEASURED = {
     "gpu.md": {"0.95", "135", "2.13", "2.28", "2.29", "9.10", "99.9"},
     # Sizes that follow from the settings.
     "pkm.md": {"517.4"},
-    # A count that follows from settings, and a perplexity of the paper.
-    "regularized.md": {"987", "19.99"},
+    # Counts that follow from settings or of <unk>, and a perplexity of the paper.
+    "regularized.md": {"987", "19.99", "3.03", "226.7", "7.4", "22.1"},
 }  # fmt: skip
 """Page → its decimal numbers and numbers with a unit that nobody measured."""
 

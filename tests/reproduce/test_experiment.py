@@ -75,6 +75,7 @@ def test_models_and_slots_of_the_scale_where_slots_are_scarce(tmp_path: Path) ->
         memory = config.memory
         assert name == f"sweep-n{memory.sub_keys}-h{memory.heads}-k{memory.k}" and memory.kind == "pkm"
         assert config.train.updates < configs["pkm"].train.updates
+        assert 5 * config.train.warmup_updates < config.train.updates
     assert max(config.memory.sub_keys for config in sweep.values()) == 512
     # One of them has the memory of the long trainings, but for the seed.
     assert configs["pkm"].memory in [config.memory for config in sweep.values()]
@@ -93,7 +94,7 @@ def test_the_ablations_are_those_of_the_page(tmp_path: Path) -> None:
     base = next(item for item in experiment.items if item.name == "awd-lstm")
     for item in experiment.items:
         own = set(item.settings) - set(base.settings) - {f"name={item.name}", f"run_dir={item.folder}"}
-        if item.name not in ("awd-lstm", "tokens") and "-seed" not in item.name:
+        if item.name not in ("awd-lstm", "words", "tokens") and "-seed" not in item.name:
             assert any(all(f" {word}" in line for word in (f"name={item.name}", *own)) for line in page.splitlines()), (
                 own
             )
@@ -106,6 +107,9 @@ def test_smaller_datastores_are_of_the_model_that_was_trained_once(tmp_path: Pat
         config = load_config(found[name].recipe, found[name].settings)
         assert config.datastore.checkpoint == str(found["whole"].folder) and found[name].after == ("tokens", "whole")
         assert [step.words for step in steps_of(config)][:2] == ["data prepare", "datastore write"]
+        # As many words as all of train has, or fewer; and one curve over k for all.
+        assert 0 < config.data.first_words <= 2_088_628
+        assert config.knn.ks == load_config(found["whole"].recipe, found["whole"].settings).knn.ks
     assert "domain" not in {item.name for item in opened(tmp_path, "knnlm", ("text",)).items}
 
 
@@ -161,10 +165,27 @@ def test_the_sweep_of_the_regularised_model_has_every_weight_and_seed(tmp_path: 
     assert 0.3 in grid.lambdas and 1.0 in grid.temperatures
     assert len(opened(tmp_path, "regularized-knnlm", ("text",), scale="paper").items) == 1 + 4 * 5 + 3
     overfit = opened(tmp_path, "regularized-knnlm", ("text",), scale="overfit").items
-    assert [item.name for item in overfit] == [item.name for item in small]
-    for item in overfit:
+    assert [item.name for item in overfit] == ["words", *(item.name for item in small)]
+    for item in overfit[1:]:
         config = load_config(item.recipe, item.settings)
         assert config.data.first_words and 0.3 in config.knn.lambdas and 1.0 in config.knn.temperatures
+        # A validation under way would choose a checkpoint from before it overfits.
+        assert config.train.valid_every == 0
+
+
+@pytest.mark.parametrize(("name", "scale"), [("awd-lstm", "small"), ("regularized-knnlm", "overfit")])
+def test_words_of_little_text_come_from_all_of_train(name: str, scale: str, tmp_path: Path) -> None:
+    words, tokens, *rest = opened(tmp_path, name, ("text",), scale=scale).items
+    assert (words.name, tokens.name) == ("words", "tokens")
+    of_all, of_few = (load_config(item.recipe, item.settings).data for item in (words, tokens))
+    assert of_all.first_words == 0 and of_all.max_words == of_few.max_words > 0 and not of_all.dictionary
+    assert of_few.first_words > 0 and of_few.dictionary == str(words.folder / "tokens" / "dict.txt")
+    for item in rest:
+        config = load_config(item.recipe, item.settings)
+        # The token files are refused where the settings that made them differ.
+        assert config.data.tokens_dir == str(tokens.folder / "tokens")
+        assert {**vars(config.data), "tokens_dir": ""} == vars(of_few)
+        assert item.after == ("words", "tokens") and (config.launch.ranks, config.launch.threads) == (1, 1)
 
 
 @pytest.mark.parametrize(

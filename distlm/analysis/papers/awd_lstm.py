@@ -3,23 +3,25 @@
 table.md    every finished model beside the paper's two corpora; where there are several seeds mean ± standard deviation
 table.csv   the runs one by one; lm_valid is the language model's perplexity where the cache was made
 
-Δ is against the whole model. The paper's effect "appears" where ours has its sign and two standard errors, and it
-"does not appear" where ours has the other sign and as much; else it "cannot be said". A model with one seed is given
-the deviation of the whole model's seeds.
+Δ is against the whole model, seed by seed, over the seeds that both have. The paper's effect "appears" where ours has
+its sign and two standard errors of these differences, and it "does not appear" where ours has the other sign and as
+much; else it "cannot be said". Where one seed alone is common, the error is that of two independent runs with the
+deviation of the whole model's seeds; it is then marked as borrowed.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.analysis.papers.seeds import Cell, finished_runs
+from distlm.analysis.papers.seeds import Cell, Difference, finished_runs, model_and_seed
+from distlm.analysis.processor import PROCESSOR_TABLE, processor_rows, write_processor_time
 from distlm.analysis.results.from_csv import figure, lines_of
 from distlm.analysis.results.records import ResultRow, ResultsPath, Verdict
 from distlm.analysis.results.verdict import lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_text
 from distlm.knnlm.evaluate.records import Results
+from distlm.runtime.metrics import resolve
+from distlm.runtime.rundir import RunDir
 
 BASE = "awd-lstm"
 
@@ -49,22 +51,39 @@ MODELS: Mapping[str, tuple[str, Published]] = {
 CACHE = Published((53.9, 52.8), (53.8, 52.0))
 """The whole model with the neural cache (tables 1 and 2)."""
 _CACHED = "cache"
+_SGD = "sgd"
+"""The phase before the trigger, as metrics.jsonl names it."""
 PATH: ResultsPath = "AWD-LSTM"
-TABLES = {"table.csv": "perplexity of the best checkpoint, run by run"}
+TABLES = {
+    "table.csv": "perplexity of the best checkpoint, run by run",
+    PROCESSOR_TABLE: "processor time, all starts of a run together",
+}
 NOTES = (
-    "Perplexity on valid / test, in brackets valid's distance to the first row, the cache's to the language model of "
-    "the same states. The paper's are of WikiText-2.",
+    "Perplexity on valid / test, in brackets valid's distance to the first row, seed by seed, ± its standard error; "
+    "of one seed alone that of two independent runs. The cache's distance is to the language model of the same states. "
+    "The paper's are of WikiText-2.",
+)
+RULE = (
+    "Δ: seed by seed, over the seeds that both have. Trigger epoch: at whose end NT-ASGD's trigger fired first. An "
+    "effect appears where Δ is above 0 by more than two standard errors; a borrowed one is of two independent runs "
+    "with the deviation of the whole model's seeds."
 )
 _HEAD = (
-    "model", "updates", "valid", "test", "Δ valid", "PTB valid", "PTB test", "PTB Δ", "WT2 valid", "WT2 test", "WT2 Δ",
-    "the paper's effect",
+    "model", "updates", "trigger epoch", "valid", "test", "Δ valid", "PTB valid", "PTB test", "PTB Δ", "WT2 valid",
+    "WT2 test", "WT2 Δ", "the paper's effect",
 )  # fmt: skip
 
 
 def write_tables(root: Path) -> str:
     """Write table.md and table.csv of what is finished in `root`; gives the table."""
     raw = [
-        [label, run.model.step, *(run.splits[split].perplexity for split in ("valid", "test")), ""]
+        [
+            label,
+            run.model.step,
+            *(run.splits[split].perplexity for split in ("valid", "test")),
+            "",
+            _trigger_epoch(root / label) or "",
+        ]
         for name in MODELS
         for label, run in finished_runs(root, name).items()
     ]
@@ -74,27 +93,26 @@ def write_tables(root: Path) -> str:
     if path.exists():
         splits = Results.read(path).splits
         valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))
-        raw.append([_CACHED, "", valid, test, splits["valid"].figures("lm").perplexity])
-    write_csv(root / "table.csv", ("run", "updates", "valid", "test", "lm_valid"), raw)
+        raw.append([_CACHED, "", valid, test, splits["valid"].figures("lm").perplexity, ""])
+    write_csv(root / "table.csv", ("run", "updates", "valid", "test", "lm_valid", "trigger_epoch"), raw)
+    write_processor_time(root)
     found = _measured(root)
     base, shown = found.get(BASE), []
     for name, model in found.items():
         words, published = ("AWD-LSTM + neural cache", CACHE) if name == _CACHED else MODELS[name]
-        effect = _effect(name, model, base)
-        told = (
-            "" if effect is None else effect.verdict if effect.error is None else f"{effect.verdict} ({effect.error})"
-        )
+        change = _change(name, model, base)
         shown.append([
-            words, "/".join(model.updates), str(model.valid), str(model.test), _number(_change(name, model, base)),
-            *_of_paper(published), told,
+            words, "/".join(model.updates), "/".join(model.triggered), str(model.valid), str(model.test),
+            "" if change is None else f"{change.mean:.2f}", *_of_paper(published), _told(name, model, change),
         ])  # fmt: skip
-    text = markdown(_HEAD, shown)
+    text = f"{markdown(_HEAD, shown)}\n\n{RULE}"
     write_text(root / "table.md", text)
     return f"{text}\n\ntable: {root / 'table.md'}"
 
 
 def rows(root: Path) -> list[ResultRow]:
-    """The models of table.csv, and whether each part that is left out costs perplexity on valid as in the paper."""
+    """The models of table.csv, and whether each part that is left out costs perplexity on valid as in the paper; then
+    the processor time."""
     found = _measured(root)
     base, made = found.get(BASE), []
     for name, model in found.items():
@@ -102,7 +120,9 @@ def rows(root: Path) -> list[ResultRow]:
         text, numbers = "{:.2f} / {:.2f}", [model.valid.mean, model.test.mean]
         change = _change(name, model, base)
         if change is not None and name != BASE:
-            text, numbers = f"{text} ({{:+.2f}})", [*numbers, round(change, 6)]
+            of_error = [] if change.error is None else [round(change.error, 6)]
+            apart = "{:+.2f} ± {:.2f}" if of_error else "{:+.2f}"
+            text, numbers = f"{text} ({apart})", [*numbers, round(change.mean, 6), *of_error]
         if model.valid.deviation is not None:
             text, numbers = f"{text}, ± {{:.2f}} on valid", [*numbers, round(model.valid.deviation, 6)]
         row = ResultRow(words, figure(text, *numbers), 0)
@@ -111,11 +131,11 @@ def rows(root: Path) -> list[ResultRow]:
             row.paper = figure("{:.1f} / {:.1f}", valid, test)
             if name != BASE:
                 row.paper = figure("{:.1f} / {:.1f} ({:+.1f})", valid, test, round(valid - 68.6, 6))
-        if (effect := _effect(name, model, base)) is not None:
+        if (verdict := _verdict(name, model, change)) is not None:
             row.finding = "the cache lowers it" if name == _CACHED else "without it, it is higher"
-            row.verdict = effect.verdict
+            row.verdict = verdict
         made.append(row)
-    return made
+    return [*made, *processor_rows(root)]
 
 
 @dataclass(frozen=True)
@@ -123,19 +143,18 @@ class Measured:
     """A model of table.csv."""
 
     updates: list[str]
-    valid: Cell
+    triggered: list[str]
+    """Epochs at whose end the trigger fired first, of its runs."""
+    by_seed: Mapping[str, float]
+    """Perplexity on valid, by the seed in words."""
     test: Cell
     lm_valid: float | None
     """The language model's where a cache was made."""
 
-
-@dataclass(frozen=True)
-class Effect:
-    """What leaving a part out says of the paper's finding."""
-
-    verdict: Verdict
-    error: str | None
-    """Why it cannot be said."""
+    @property
+    def valid(self) -> Cell:
+        """Perplexity on valid."""
+        return Cell([*self.by_seed.values()])
 
 
 def _measured(root: Path) -> dict[str, Measured]:
@@ -143,35 +162,51 @@ def _measured(root: Path) -> dict[str, Measured]:
     lines = lines_of(root / "table.csv")
     found = {}
     for name in [*MODELS, _CACHED]:
-        own = [line for line in lines if re.fullmatch(rf"{name}(-seed\d+)?", line["run"])]
+        own = [line for line in lines if model_and_seed(line["run"])[0] == name]
         if own:
-            valid, test = (Cell([float(line[split]) for line in own]) for split in ("valid", "test"))
+            updates, triggered = (
+                list(dict.fromkeys(line[column] for line in own if line[column]))
+                for column in ("updates", "trigger_epoch")
+            )
+            by_seed = {model_and_seed(line["run"])[1]: float(line["valid"]) for line in own}
             lm = float(own[0]["lm_valid"]) if own[0]["lm_valid"] else None
-            found[name] = Measured(list(dict.fromkeys(line["updates"] for line in own)), valid, test, lm)
+            found[name] = Measured(updates, triggered, by_seed, Cell([float(line["test"]) for line in own]), lm)
     return found
 
 
-def _change(name: str, model: Measured, base: Measured | None) -> float | None:
+def _trigger_epoch(folder: Path) -> int | None:
+    """At whose end the trigger fired first, outside of fine-tuning; None where it never did."""
+    for line in resolve(RunDir(folder).metrics.read("train")):
+        if line.values.get("train/phase") == _SGD and line.values.get("trigger/fired"):
+            epoch = line.number("train/epoch")
+            return None if epoch is None else int(epoch)
+    return None
+
+
+def _change(name: str, model: Measured, base: Measured | None) -> Difference | None:
     """Of the perplexity on valid: of the cache against the language model of the same states."""
     if name == _CACHED:
-        return model.valid.mean - model.lm_valid if model.lm_valid is not None else None
-    return model.valid.mean - base.valid.mean if base else None
+        return None if model.lm_valid is None else Difference(model.valid.mean - model.lm_valid, None, borrowed=False)
+    return Difference.between(model.by_seed, base.by_seed, base.valid.deviation) if base else None
 
 
-def _effect(name: str, model: Measured, base: Measured | None) -> Effect | None:
+def _verdict(name: str, model: Measured, change: Difference | None) -> Verdict | None:
     """None where the paper has nothing of the kind."""
     if name == _CACHED:
-        return None if model.lm_valid is None else Effect(lower(model.valid.mean, model.lm_valid), None)
-    if name == BASE or base is None or MODELS[name][1].ptb is None:
-        return None
-    if base.valid.deviation is None:
-        return Effect("cannot be said", "one seed")
-    cells = (base.valid, model.valid)
-    error = math.hypot(*((cell.deviation or base.valid.deviation) / math.sqrt(len(cell.values)) for cell in cells))
-    change = model.valid.mean - base.valid.mean
-    if abs(change) < 2 * error:
-        return Effect("cannot be said", f"standard error {error:.2f}")
-    return Effect("appears" if change > 0 else "does not appear", None)
+        return None if model.lm_valid is None else lower(model.valid.mean, model.lm_valid)
+    return None if change is None or name == BASE or MODELS[name][1].ptb is None else change.rises()
+
+
+def _told(name: str, model: Measured, change: Difference | None) -> str:
+    """The verdict, and by which error."""
+    verdict = _verdict(name, model, change)
+    if verdict is None or change is None:
+        return ""
+    if name == _CACHED:
+        return verdict
+    if change.error is None:
+        return f"{verdict} (one seed)"
+    return f"{verdict} (standard error {change.error:.2f}{', borrowed' if change.borrowed else ''})"
 
 
 def _of_paper(published: Published) -> list[str]:

@@ -1,5 +1,6 @@
 """The figures of `distlm reproduce knnlm` (Khandelwal et al. 2020, sections 4 and 5), from what is finished.
 
+processor.csv   processor time of each run
 table.md        perplexity alone and with neighbours of every datastore: parts of train, all of it, another domain
 stores.csv      the same with all digits, and the λ, T and k that valid chose
 k.csv, .png     perplexity on valid over the number of neighbours, at the best λ and T of each
@@ -14,11 +15,14 @@ import numpy as np
 
 from distlm.analysis.evaluations import open_evaluations
 from distlm.analysis.plots.mixtures import perplexity_over_k, perplexity_over_weight
-from distlm.analysis.results.from_csv import figure, lines_of
+from distlm.analysis.processor import PROCESSOR_TABLE, processor_rows, write_processor_time
+from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow, ResultsPath
 from distlm.analysis.results.verdict import above, lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.analysis.words import word_changes
+from distlm.data.records import TokensMeta
+from distlm.data.tokens import META
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.records import given
@@ -29,13 +33,18 @@ TABLES = {
     "stores.csv": "perplexity with datastores of several sizes and of another domain",
     "k.csv": "perplexity on valid over k", "lambda.csv": "perplexity on valid over λ",
     "words.csv": "words that neighbours help and harm most on valid",
+    PROCESSOR_TABLE: "processor time, all starts of a run together",
 }  # fmt: skip
 NOTES = (
     "Perplexity per word; λ, T and k tuned on valid of each datastore. One model for all. The paper's sizes are "
-    "parts of 3 billion words of Wikipedia, and its other domain is books.",
+    "parts of 3 billion words of Wikipedia, and its other domain is books. A text of another domain has more <unk>, "
+    "all the more where it is not cut into words as train is; they are predicted like any word, so that perplexities "
+    "of two texts are not of one scale.",
 )
 WHOLE, DOMAIN = "whole", "domain"
 _SPLITS = ("valid", "test")
+_UNKNOWN = ("valid_unk", "test_unk")
+"""Columns of their shares of <unk>, in %."""
 _DOMAIN_PAPER = (37.13, 24.85)
 """On valid of books: a model of 3 billion words of Wikipedia alone, and with a datastore of books (table 4)."""
 _SHOWN_WORDS = 15
@@ -67,12 +76,20 @@ def write_tables(root: Path) -> str:
     for one in stores:
         settings = given(one.tuned.weight), given(one.tuned.temperature), given(one.tuned.k)
         numbers = [_perplexity(one.results, split, part) for split in _SPLITS for part in ("lm", "knn")]
-        rows.append([_words(one.run), f"{one.keys:,}", *map(_number, numbers), *map("{:g}".format, settings)])
-        raw.append([one.run, one.keys, *("" if number is None else number for number in numbers), *settings])
+        unknown = _unknown(root, one.run)
+        rows.append([
+            _words(one.run), f"{one.keys:,}", *map(_number, numbers), *map("{:g}".format, settings),
+            " / ".join(f"{share:.1f}" for share in unknown),
+        ])  # fmt: skip
+        raw.append([
+            one.run, one.keys, *("" if number is None else number for number in numbers), *settings,
+            *(unknown or ("", "")),
+        ])  # fmt: skip
     columns = [f"{split} {what}" for split in _SPLITS for what in ("LM", "+ kNN")]
     names = [column.replace("+ ", "").replace(" ", "_") for column in columns]
-    write_csv(root / "stores.csv", ["run", "keys", *names, "lambda", "temperature", "k"], raw)
-    table = markdown(["datastore", "keys", *columns, "λ", "T", "k"], rows)
+    write_csv(root / "stores.csv", ["run", "keys", *names, "lambda", "temperature", "k", *_UNKNOWN], raw)
+    write_processor_time(root)
+    table = markdown(["datastore", "keys", *columns, "λ", "T", "k", "valid / test <unk> %"], rows)
     write_text(root / "table.md", table)
     whole = next((one for one in stores if one.run == WHOLE), None)
     if whole is not None:
@@ -104,14 +121,18 @@ def rows(root: Path) -> list[ResultRow]:
         row.finding, row.verdict = "the best λ grows with the datastore", above(weights[1], weights[0], 0.0)
         made.append(row)
     if DOMAIN in found:
-        numbers = float(found[DOMAIN]["valid_LM"]), float(found[DOMAIN]["valid_kNN"])
+        line = found[DOMAIN]
+        numbers = float(line["valid_LM"]), float(line["valid_kNN"])
+        unknown = [float(line[column]) for column in _UNKNOWN if line[column]]
+        shown = "{:.2f} → {:.2f}" + (f"; <unk> {' / '.join(['{:.1f}'] * len(unknown))} %" if unknown else "")
+        of_unknown = "; share of <unk> of valid / test" if unknown else ""
         row = ResultRow(
-            "another domain, its own datastore: LM → + kNN, valid", figure("{:.2f} → {:.2f}", *numbers), 0,
+            f"another domain, its own datastore: LM → + kNN, valid{of_unknown}", figure(shown, *numbers, *unknown), 0,
             paper=figure("{:.2f} → {:.2f}", *_DOMAIN_PAPER),
         )  # fmt: skip
         row.finding, row.verdict = "a datastore adapts the model to a domain", lower(numbers[1], numbers[0])
         made.append(row)
-    return made
+    return [*made, *processor_rows(root)]
 
 
 def _read(folder: Path) -> Store | None:
@@ -120,6 +141,17 @@ def _read(folder: Path) -> Store | None:
         return None
     results, tuned = Results.read(run.results), Tuned.read(run.tuned)
     return Store(folder.name, results, tuned) if results.datastore is not None and tuned.grid else None
+
+
+def _unknown(root: Path, run: str) -> list[float]:
+    """Share of <unk> of a run's valid and test in %; empty where its token files are not there. The run of all of train
+    shares those of the experiment."""
+    places = (root / run / "tokens" / META, root / "tokens" / "tokens" / META)
+    path = next((path for path in places if path.exists()), None)
+    if path is None:
+        return []
+    splits = TokensMeta.read(path).splits
+    return [percent(splits[split].unk / splits[split].tokens) for split in _SPLITS]
 
 
 def _perplexity(results: Results, split: str, part: str) -> float | None:

@@ -46,7 +46,8 @@ TABLES = {
 }
 NOTES = (
     "Perplexity of masked tokens; the paper's is of another masking and vocabulary. Where a model has several seeds: "
-    "mean ± standard error, which of two seeds is itself known roughly.",
+    "mean ± standard error, which of two seeds is itself known roughly. Perplexities are compared seed by seed, for "
+    "the masked tokens follow the seed.",
 )
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
 _USE = ("mu", "top1_mu", "kl_u", "kl_w")

@@ -1,15 +1,16 @@
 """The chief figures of `distlm reproduce pkm-plm` beside those of Kim & Jung (2020), from its CSV files."""
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from distlm.analysis.papers.pkm_plm_seeds import seed_rows
 from distlm.analysis.papers.pkm_plm_sweep import sweep_rows
-from distlm.analysis.papers.seeds import Cell, error_between, higher, model_and_seed, numbers_of, place_of
+from distlm.analysis.papers.seeds import Cell, Difference, model_and_seed, numbers_of, place_of
 from distlm.analysis.processor import processor_rows
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import Figure, ResultRow, Verdict
-from distlm.analysis.results.verdict import above, lower, together
+from distlm.analysis.results.verdict import MARGIN, above, lower, no_higher, together
 
 _MODELS = {"pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM", "init-resm": "+Init +ResM"}
 _PAIRS = {
@@ -18,6 +19,8 @@ _PAIRS = {
     ("resm", "pkm"): "ResM is no worse than PKM", ("init-resm", "init-pkm"): "ResM is better than PKM",
 }  # fmt: skip
 """Run and the one that it is compared with → what the paper says."""
+_NO_WORSE = ("resm", "pkm")
+"""Of them the one where equal is enough."""
 _WORDS = {**_MODELS, "dense": "dense", "init": "dense, as long again"}
 _WIKITEXT_2 = {"dense": 3.49, "init": 3.40, "pkm": 3.26, "resm": 3.26, "init-pkm": 3.14, "init-resm": 3.10}
 """Perplexity of masked tokens (table 2)."""
@@ -41,32 +44,66 @@ def _perplexities(root: Path) -> list[ResultRow]:
     texts = list(dict.fromkeys([texts[0], texts[-1]])) if texts else []
     # A run has a line for each of its layers.
     of_run = {line["run"]: line for line in lines}
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for run, line in of_run.items():
+        model, seed = model_and_seed(run)
         for text in texts:
             if line[text]:
-                found.setdefault(model_and_seed(run)[0], {}).setdefault(text, []).append(float(line[text]))
+                found.setdefault(model, {}).setdefault(text, {})[seed] = float(line[text])
     made = []
     for (run, other), finding in _PAIRS.items():
         if run not in found or other not in found:
             continue
         both = [text for text in texts if text in found[run] and text in found[other]]
-        pairs = [(Cell(found[run][text]), Cell(found[other][text])) for text in both]
-        sides = list(zip(*pairs, strict=True))
+        pairs = [_common(found[run][text], found[other][text]) for text in both]
+        if not pairs or not all(own for own, _ in pairs):
+            continue
+        sides = [[Cell([*side.values()]) for side in of_model] for of_model in zip(*pairs, strict=True)]
         shown = [", ".join(map(place_of, side)) for side in sides]
         numbers = [round(number, 6) for side in sides for cell in side for number in numbers_of(cell)]
+        told = f"{shown[0]} ({shown[1]})"
+        for apart in (_apart(*pair) for pair in pairs if len(pair[0]) > 1):
+            told += ", {:+.2f} ± {:.2f}" if "; " in told else "; seed by seed {:+.2f} ± {:.2f}"
+            numbers += [round(apart.mean, 6), round(apart.error or 0.0, 6)]
         row = ResultRow(
-            f"{_WORDS[run]} (and {_WORDS[other]}): {', '.join(both)}", figure(f"{shown[0]} ({shown[1]})", *numbers), 0,
+            f"{_WORDS[run]} (and {_WORDS[other]}): {', '.join(both)}", figure(told, *numbers), 0,
             paper=figure("WikiText-2 {:.2f} ({:.2f})", _WIKITEXT_2[run], _WIKITEXT_2[other]),
         )  # fmt: skip
-        row.finding, row.verdict = finding, together(_lower(*pair) for pair in pairs)
+        judged = _no_higher if (run, other) == _NO_WORSE else _lower
+        row.finding, row.verdict = finding, together(judged(*pair) for pair in pairs)
         made.append(row)
     return made
 
 
-def _lower(own: Cell, against: Cell) -> Verdict:
-    """By the standard errors where both have several seeds, else by the margin of one seed."""
-    return lower(own.mean, against.mean) if error_between(own, against) is None else higher(against, own)
+_BySeed = Mapping[str, float]
+"""Seed in words → perplexity. Which tokens are masked follows from the seed, so that models are compared by seed."""
+
+
+def _common(own: _BySeed, other: _BySeed) -> tuple[_BySeed, _BySeed]:
+    """Of the seeds that both have, in one order."""
+    seeds = [seed for seed in own if seed in other]
+    return {seed: own[seed] for seed in seeds}, {seed: other[seed] for seed in seeds}
+
+
+def _apart(own: _BySeed, against: _BySeed) -> Difference:
+    found = Difference.between(own, against)
+    assert found is not None
+    return found
+
+
+def _lower(own: _BySeed, against: _BySeed) -> Verdict:
+    """By the standard error of the differences where both have several seeds, else by the margin of one seed."""
+    apart = _apart(own, against)
+    if apart.error is not None:
+        return apart.falls()
+    (ours,), (theirs,) = own.values(), against.values()
+    return lower(ours, theirs)
+
+
+def _no_higher(own: _BySeed, against: _BySeed) -> Verdict:
+    """By the same."""
+    apart = _apart(own, against)
+    return no_higher(apart.mean, 0.0, 2 * apart.error if apart.error is not None else MARGIN * min(against.values()))
 
 
 def _use(root: Path) -> list[ResultRow]:
@@ -102,21 +139,26 @@ def _scores(root: Path) -> list[ResultRow]:
         majority[line["task"]] = percent(line["majority"])
     made = []
     for task, best in majority.items():
-        cells = [medians.get(key) for key in (("dense", "", task), *(("init-resm", values, task) for values in
-                                                                    ("updated", "frozen")))]  # fmt: skip
-        if not all(cells):
-            continue
-        dense, updated, frozen = (statistics.median(cell or []) for cell in cells)
-        published = _SCORES.get(task)
-        pairs = (
-            ("updated (and dense; best single answer)", "a memory raises the score", (updated, dense), (best,), (1, 0)),
-            ("frozen (and updated)", "frozen values score less", (frozen, updated), (), (2, 1)),
+        dense, updated, frozen = (
+            statistics.median(cell) if (cell := medians.get((run, values, task))) else None
+            for run, values in (("dense", ""), ("init-resm", "updated"), ("init-resm", "frozen"))
         )
-        for words, finding, sides, more, places in pairs:
-            shown = "{:.1f} ({:.1f}; {:.1f})" if more else "{:.1f} ({:.1f})"
-            row = ResultRow(f"{task} on dev, +Init +ResM, values {words}", figure(shown, *sides, *more), 0)
+        # A scale may leave the frozen values out.
+        if updated is None:
+            continue
+        published = _SCORES.get(task)
+        what = f"{task} on dev, +Init +ResM, values"
+        if dense is not None:
+            shown = figure("{:.1f} ({:.1f}; {:.1f})", updated, dense, best)
+            row = ResultRow(f"{what} updated (and dense; best single answer)", shown, 0)
+            row.finding, row.verdict = "a memory raises the score", above(updated, dense)
             if published:
-                row.paper = figure("{:.1f} ({:.1f})", *(published[place] for place in places))
-            row.finding, row.verdict = finding, above(*(sides if more else sides[::-1]))
+                row.paper = figure("{:.1f} ({:.1f})", published[1], published[0])
+            made.append(row)
+        if frozen is not None:
+            row = ResultRow(f"{what} frozen (and updated)", figure("{:.1f} ({:.1f})", frozen, updated), 0)
+            row.finding, row.verdict = "frozen values score less", above(updated, frozen)
+            if published:
+                row.paper = figure("{:.1f} ({:.1f})", published[2], published[1])
             made.append(row)
     return made

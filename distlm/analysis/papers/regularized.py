@@ -43,6 +43,7 @@ TABLES = {
 NOTES = (
     "Perplexity on valid, mean ± standard deviation over the seeds. All tuned: λ, T and k, on valid, for every run. "
     "Train: with dropout, the tenth of the updates before the checkpoint.",
+    RULE,
 )
 
 
@@ -58,7 +59,7 @@ def write_tables(root: Path) -> str:
         [[FORMS[run.form], run.weight, run.seed, *_blank(run.measures.values()), *run.settings,
           *_blank([run.lambda_t1, run.norm, run.processor_s])] for run in runs],
     )  # fmt: skip
-    text = "\n\n".join([_table(runs, cells, edition), *_verdicts(findings(cells, edition))])
+    text = "\n\n".join([_table(runs, cells, edition), *_verdicts(findings(runs, edition))])
     write_text(root / "table.md", text)
     _figure(root, cells)
     return f"{text}\n\ntables and figure: {root}"
@@ -85,7 +86,7 @@ def rows(root: Path) -> list[ResultRow]:
     if spent := [run.processor_s for run in runs if run.processor_s is not None]:
         which = f"all {len(runs)} runs" if len(spent) == len(runs) else f"{len(spent)} of {len(runs)} runs"
         made.append(ResultRow(f"processor time of {which}, h", figure("{:.2f}", sum(spent) / 3600), 0))
-    return [*made, *findings(cells, edition)]
+    return [*made, *findings(runs, edition)]
 
 
 def _table(runs: Sequence[Run], cells: Cells, edition: str | None) -> str:

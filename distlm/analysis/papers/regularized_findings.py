@@ -1,11 +1,13 @@
 """What the runs of `distlm reproduce regularized-knnlm` say of the findings of Ton et al. (2021)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from distlm.analysis.papers.regularized_runs import FORMS, MEASURES, Run
-from distlm.analysis.papers.seeds import Cell
+from distlm.analysis.papers.seeds import Cell, Difference
 from distlm.analysis.results.from_csv import figure
 from distlm.analysis.results.records import Figure, ResultRow, Verdict
+from distlm.analysis.results.verdict import MARGIN, similar
 
 PUBLISHED: Mapping[str, Mapping[float, tuple[float, float, float]]] = {
     "WikiText-2": {
@@ -22,8 +24,11 @@ PARTS = {
 }  # fmt: skip
 """Perplexity on valid → what it is of."""
 RULE = (
-    "A finding about the best ω > 0 appears where that gains more than the larger standard deviation over the seeds. "
-    "Two forms are alike where they are no further apart. Of one seed alone nothing can be said."
+    "The best ω > 0 is the one that is best on valid, and is judged on test where that has neighbours. A finding "
+    "appears where it gains more than two standard errors of the differences seed by seed, and does not where it loses "
+    "as much. Two forms are similar where they are within 1 % of each other, two standard errors on either side. Of "
+    "one seed the error is borrowed: that of two independent runs with the deviation of ω = 0. Without one nothing can "
+    "be said."
 )
 
 Cells = Mapping[tuple[str, float], Mapping[str, Cell | None]]
@@ -41,7 +46,7 @@ def cells_of(runs: Sequence[Run]) -> Cells:
     }
 
 
-def findings(cells: Cells, edition: str | None) -> list[ResultRow]:
+def findings(runs: Sequence[Run], edition: str | None) -> list[ResultRow]:
     """Whether some ω > 0 gives the best kNN-LM, of every form at each choice of λ and T, and whether queues (eq. 1) and
     L2 (eq. 2) are alike. The paper's figures are of the edition that the runs are of, else of WikiText-2."""
     text = edition if edition and edition in PUBLISHED else "WikiText-2"
@@ -50,28 +55,71 @@ def findings(cells: Cells, edition: str | None) -> list[ResultRow]:
     if text == "WikiText-2":
         published[QUEUE] = QUEUES
     made = []
-    for form in dict.fromkeys(form for form, _ in cells):
+    for form in dict.fromkeys(run.form for run in runs):
         for part in list(PARTS)[1:]:
-            plain, best = cells.get((L2, 0.0), {}).get(part), _best(cells, form, part)
-            if plain is None or best is None:
+            weight = _best(runs, form, part)
+            pair = None if weight is None else _compared(runs, part, (form, weight), (L2, 0.0))
+            if weight is None or pair is None:
                 continue
-            what = f"{FORMS[form]}, {PARTS[part]}: the best ω > 0, {best[0]:g} (and ω = 0)"
-            row = ResultRow(what, shown([best[1]], [plain]), 0)
-            row.finding, row.verdict = "some ω > 0 is best", seen(plain, best[1])
+            what = f"{FORMS[form]}, {PARTS[part]}, {pair.split}: the best ω > 0, {weight:g} (and ω = 0)"
+            row = ResultRow(what, pair.shown(beside=True), 0)
+            row.finding, row.verdict = "some ω > 0 is best", pair.apart.falls()
             if form in published:
-                row.paper = figure(f"{text} {{}} ({{}})", *published[form])
+                row.paper = figure(f"{text} valid {{}} ({{}})", *published[form])
             made.append(row)
     for part in list(PARTS)[1:]:
-        queue, squares = _best(cells, QUEUE, part), _best(cells, L2, part)
-        if queue is None or squares is None:
+        queue, squares = _best(runs, QUEUE, part), _best(runs, L2, part)
+        pair = None if queue is None or squares is None else _compared(runs, part, (QUEUE, queue), (L2, squares))
+        if pair is None:
             continue
-        what = f"queues and L2, {PARTS[part]}: the best ω > 0, {queue[0]:g} and {squares[0]:g}"
-        row = ResultRow(what, shown([queue[1], squares[1]]), 0)
-        row.finding, row.verdict = "eq. 1 and eq. 2 give similar perplexities", alike(queue[1], squares[1])
+        what = f"queues and L2, {PARTS[part]}, {pair.split}: the best ω > 0, {queue:g} and {squares:g}"
+        row = ResultRow(what, pair.shown(beside=False), 0)
+        row.finding, row.verdict = "eq. 1 and eq. 2 give similar perplexities", pair.alike()
         if QUEUE in published:
-            row.paper = figure(f"{text} {{}}, {{}}", published[QUEUE][0], published[L2][0])
+            row.paper = figure(f"{text} valid {{}}, {{}}", published[QUEUE][0], published[L2][0])
         made.append(row)
     return made
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two forms and weights on one split."""
+
+    split: str
+    own: Cell
+    other: Cell
+    apart: Difference
+
+    def shown(self, beside: bool) -> Figure:
+        """Both, the second in brackets where the first one stands beside it; then how far they are apart."""
+        both = shown([self.own], [self.other]) if beside else shown([self.own, self.other])
+        mean, error = self.apart.mean, self.apart.error
+        told = "; seed by seed {:+.2f}" + ("" if error is None else " ± {:.2f}")
+        told += " (borrowed)" if self.apart.borrowed else ""
+        return figure(both.shown + told, *both.numbers, mean, *([] if error is None else [error]))
+
+    def alike(self) -> Verdict:
+        """Whether they are within 1 % of each other."""
+        error = self.apart.error
+        return "cannot be said" if error is None else similar(self.apart.mean, error, MARGIN * self.other.mean)
+
+
+def _compared(runs: Sequence[Run], part: str, own: tuple[str, float], other: tuple[str, float]) -> _Pair | None:
+    """On test where both have it, else on valid; None where they have no seed in common. The deviation of ω = 0 is that
+    of L2, which is then every form's."""
+    for split, measure in (("test", f"{part}_test"), ("valid", part)):
+        first, second, plain = (_by_seed(runs, key, measure) for key in (own, other, (L2, 0.0)))
+        spread = Cell([*plain.values()]).deviation if plain else None
+        apart = Difference.between(first, second, spread)
+        if apart is not None:
+            return _Pair(split, Cell([*first.values()]), Cell([*second.values()]), apart)
+    return None
+
+
+def _by_seed(runs: Sequence[Run], key: tuple[str, float], measure: str) -> dict[str, float]:
+    """Of a form and ω: seed → figure, of those that have one."""
+    found = {str(run.seed): run.measures[measure] for run in runs if (run.form, run.weight) == key}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def shown(cells: Sequence[Cell], beside: Sequence[Cell] = ()) -> Figure:
@@ -81,28 +129,10 @@ def shown(cells: Sequence[Cell], beside: Sequence[Cell] = ()) -> Figure:
     return figure(", ".join(texts[0]) + (f" ({', '.join(texts[1])})" if beside else ""), *numbers)
 
 
-def seen(plain: Cell, best: Cell) -> Verdict:
-    """Whether the best ω > 0 gains more than the standard deviation over the seeds; of one seed nothing can be said."""
-    deviation = _deviation(plain, best)
-    if deviation is None:
-        return "cannot be said"
-    return "appears" if plain.mean - best.mean > deviation else "does not appear"
-
-
-def alike(one: Cell, other: Cell) -> Verdict:
-    """Whether two perplexities are no further apart than the standard deviation over the seeds."""
-    deviation = _deviation(one, other)
-    if deviation is None:
-        return "cannot be said"
-    return "appears" if abs(one.mean - other.mean) <= deviation else "does not appear"
-
-
-def _deviation(*cells: Cell) -> float | None:
-    """The largest."""
-    return max((cell.deviation for cell in cells if cell.deviation is not None), default=None)
-
-
-def _best(cells: Cells, form: str, part: str) -> tuple[float, Cell] | None:
-    """ω > 0 with the lowest mean, and that."""
-    found = [(weight, cell) for (kind, weight), row in cells.items() if kind == form and weight and (cell := row[part])]
-    return min(found, key=lambda point: point[1].mean, default=None)
+def _best(runs: Sequence[Run], form: str, part: str) -> float | None:
+    """ω > 0 with the lowest mean on valid."""
+    weights = dict.fromkeys(run.weight for run in runs if run.form == form and run.weight)
+    means = {
+        weight: Cell([*found.values()]).mean for weight in weights if (found := _by_seed(runs, (form, weight), part))
+    }
+    return min(means, key=lambda weight: means[weight], default=None)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.knnlm.evaluate.records import Results
+from distlm.knnlm.scoring import interpolate, mean_loss
+from distlm.knnlm.search.neighbours import MANIFEST, Neighbours
+from distlm.knnlm.tune.grid import split_knn_log_probs
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime import metrics
 from distlm.runtime.records import given
@@ -20,6 +23,7 @@ FORMS = {"": "L2", "queue-": "queues", "mean-": "running means"}
 MEASURES = {
     "train": "train", "lm": "valid LM", "ratio": "valid / train", "fixed": "+ kNN, λ 0.3, T 1",
     "lambda_tuned": "+ kNN, λ tuned, T 1", "tuned": "+ kNN, all tuned", "lm_test": "test LM",
+    "fixed_test": "+ kNN, λ 0.3, T 1, test", "lambda_tuned_test": "+ kNN, λ tuned, T 1, test",
     "tuned_test": "+ kNN, all tuned, test",
 }  # fmt: skip
 """Measure → head of its column."""
@@ -73,6 +77,13 @@ def lambda_tuned(tuned: Tuned) -> tuple[float, float] | None:
     return min(_at_temperature_one(tuned), key=lambda point: point[1], default=None)
 
 
+def perplexities_at_one(neighbours: Neighbours, k: int, weights: Sequence[float]) -> list[float]:
+    """Perplexities of a split at T = 1 with k neighbours, for each λ: of a split that is not tuned on there is no grid.
+    Memory: two fp64 numbers for each token."""
+    scores, log_lm = split_knn_log_probs(neighbours, TEMPERATURE, [k])[0], neighbours.log_probs()
+    return [math.exp(mean_loss(interpolate(log_lm, scores, weight))) for weight in weights]
+
+
 def _at_temperature_one(tuned: Tuned) -> list[tuple[float, float]]:
     """λ and perplexity at the largest k."""
     grid = tuned.grid
@@ -96,6 +107,7 @@ def _read(folder: Path) -> Run | None:
         for part, name in (("lm", "lm"), ("knn", "tuned")):
             figures = of_split and of_split.of(part)
             found[name + suffix] = figures.perplexity if figures else None
+    found |= _at_one_on_test(run, max(tuned.grid.ks), weight)
     lines = list(run.metrics.read())
     loss, norm = (
         _at_the_end(metrics.points([line for line in lines if line.stage == "train"], name), results.model.step)
@@ -109,6 +121,15 @@ def _read(folder: Path) -> Run | None:
         (given(tuned.weight), given(tuned.temperature), given(tuned.k)), weight, norm, sum(spent) if spent else None,
         tuned.edges or [],
     )  # fmt: skip
+
+
+def _at_one_on_test(run: RunDir, k: int, tuned: float | None) -> dict[str, float | None]:
+    """At the paper's λ and at the one tuned on valid; null where the neighbours of test are not there."""
+    folder = run.kept_neighbours("test")
+    if not (folder / MANIFEST).exists():
+        return {"fixed_test": None, "lambda_tuned_test": None}
+    fixed, best = perplexities_at_one(Neighbours.open(folder), k, [LAMBDA, LAMBDA if tuned is None else tuned])
+    return {"fixed_test": fixed, "lambda_tuned_test": None if tuned is None else best}
 
 
 def _at_the_end(points: Sequence[tuple[int, float]], step: int | None) -> float | None:

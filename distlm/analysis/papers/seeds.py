@@ -1,9 +1,12 @@
-"""Runs that differ in their seed alone: NAME, and NAME-seedN for each further seed; their mean and how sure it is."""
+"""Runs that differ in their seed alone: NAME, and NAME-seedN for each further seed; their mean and how sure it is.
+
+Two models are compared seed by seed: what a seed decides alike for both, such as the order of the data, then cancels.
+"""
 
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +60,40 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two models, over the seeds that both have."""
+
+    mean: float
+    error: float | None
+    """Standard error of the mean; None where nothing tells it."""
+    borrowed: bool
+    """Of one seed alone: the error is that of two independent runs with a standard deviation known from elsewhere."""
+
+    @classmethod
+    def between(
+        cls, own: Mapping[str, float], other: Mapping[str, float], deviation: float | None = None
+    ) -> "Difference | None":
+        """`own` less `other`, both seed → figure; None where they have no seed in common.
+
+        `deviation`: standard deviation over the seeds of a model like them, for where there is one seed in common.
+        """
+        cell = Cell.of(own[seed] - other[seed] for seed in own if seed in other)
+        if cell is None:
+            return None
+        if cell.error is not None:
+            return cls(cell.mean, cell.error, borrowed=False)
+        return cls(cell.mean, None if deviation is None else math.sqrt(2) * deviation, borrowed=deviation is not None)
+
+    def rises(self) -> Verdict:
+        """Of the finding that `own` is higher, by more than two standard errors."""
+        return "cannot be said" if self.error is None else above(self.mean, 0.0, 2 * self.error)
+
+    def falls(self) -> Verdict:
+        """Of the finding that `own` is lower, by more than two standard errors."""
+        return "cannot be said" if self.error is None else above(0.0, self.mean, 2 * self.error)
 
 
 def error_between(one: Cell, other: Cell) -> float | None:

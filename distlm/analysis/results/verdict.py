@@ -22,6 +22,22 @@ def above(ours: float, other: float, margin: float = MARGIN_POINTS) -> Verdict:
     return "appears" if ours > other else "does not appear"
 
 
+def no_higher(ours: float, than: float, margin: float) -> Verdict:
+    """Of the finding that a figure is no higher than another one: seen where it is equal or lower, however little, and
+    not where it is higher by more than `margin`."""
+    if ours <= than:
+        return "appears"
+    return "does not appear" if ours - than > margin else "cannot be said"
+
+
+def similar(apart: float, error: float, margin: float) -> Verdict:
+    """Of the finding that two figures are no further apart than `margin`: with two standard errors on either side, all
+    of the difference must be within it to be seen, and all outside not to be."""
+    if abs(apart) + 2 * error <= margin:
+        return "appears"
+    return "does not appear" if abs(apart) - 2 * error > margin else "cannot be said"
+
+
 def together(verdicts: Iterable[Verdict]) -> Verdict:
     """Of several figures for one finding: what all say, or nothing."""
     found = set(verdicts)

@@ -9,9 +9,12 @@ from support.records.examples import example
 
 from distlm.analysis.papers.awd_lstm import rows as record_rows
 from distlm.analysis.papers.awd_lstm import write_tables
+from distlm.analysis.results.from_csv import lines_of
 from distlm.knnlm.evaluate.records import Results, SplitResults
 from distlm.knnlm.tune.records import Figures
+from distlm.runtime.metrics import PROCESSOR_SECONDS
 from distlm.runtime.records import given
+from distlm.runtime.rundir import RunDir
 from distlm.training.records import LmResults, LmSplit
 
 
@@ -41,13 +44,13 @@ def test_what_is_finished_stands_beside_both_corpora_of_the_paper(tmp_path: Path
     results.write(tmp_path / "awd-lstm" / "results.json")
     rows = table(tmp_path)
     paper = ["60.00", "57.30", "0.00", "68.60", "65.80", "0.00"]
-    assert rows["AWD-LSTM"] == ["600", "70.00", "67.25", "0.00", *paper, ""]
-    assert rows["– weight drop"][:4] == ["600", "80.50", "77.00", "10.50"]
-    assert rows["– weight drop"][4:] == [
+    assert rows["AWD-LSTM"] == ["600", "", "70.00", "67.25", "0.00", *paper, ""]
+    assert rows["– weight drop"][:5] == ["600", "", "80.50", "77.00", "10.50"]
+    assert rows["– weight drop"][5:] == [
         "71.10", "68.90", "11.10", "78.40", "74.90", "9.80", "cannot be said (one seed)"
     ]  # fmt: skip
     # Its Δ is against the language model of the same states, 65, not the 70 of `distlm evaluate`.
-    assert rows["AWD-LSTM + neural cache"][:4] == ["", "55.00", "53.50", "-10.00"]
+    assert rows["AWD-LSTM + neural cache"][:5] == ["", "", "55.00", "53.50", "-10.00"]
     assert rows["AWD-LSTM + neural cache"][-1] == "appears"
     with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as stream:
         raw = list(csv.DictReader(stream))
@@ -61,18 +64,65 @@ def test_what_is_finished_stands_beside_both_corpora_of_the_paper(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("valid", "told"), [(72.0, "appears"), (70.1, "cannot be said (standard error 0.58)"), (67.0, "does not appear")]
+    ("valid", "told"),
+    [
+        (72.0, "appears (standard error 0.71, borrowed)"),
+        (70.1, "cannot be said (standard error 0.71, borrowed)"),
+        (67.0, "does not appear (standard error 0.71, borrowed)"),
+    ],
 )
-def test_an_effect_is_told_by_two_standard_errors(tmp_path: Path, valid: float, told: str) -> None:
-    """Deviation .5 over three seeds of the whole model, for the single run of the other, too: √(.25/3 + .25) = .58."""
+def test_an_effect_of_one_seed_borrows_the_deviation_of_the_whole_model(
+    tmp_path: Path, valid: float, told: str
+) -> None:
+    """.5 over three seeds of the whole model: of two independent runs √2 as much."""
     for name, value in (("awd-lstm", 70.0), ("awd-lstm-seed2", 70.5), ("awd-lstm-seed10", 69.5)):
         evaluated(tmp_path / name, value, value)
     evaluated(tmp_path / "no-ar-tar", valid, valid)
     rows = table(tmp_path)
-    assert rows["AWD-LSTM"][1] == "70.00 ± 0.50"
+    assert rows["AWD-LSTM"][2] == "70.00 ± 0.50"
     assert rows["– AR and TAR"][-1] == told
     base, ar = record_rows(tmp_path)
     assert base.ours.text() == "70.00 / 70.00, ± 0.50 on valid"
     assert ar.verdict == told.partition(" (")[0]
+    assert ar.ours.text() == f"{valid:.2f} / {valid:.2f} ({valid - 70:+.2f} ± 0.71)"
     raw = (tmp_path / "table.csv").read_text("utf-8")
     assert raw.index("awd-lstm-seed2") < raw.index("awd-lstm-seed10")
+
+
+def test_an_effect_is_told_seed_by_seed(tmp_path: Path) -> None:
+    """Seeds are 4 apart and each loses .9 or 1.1 without the part: 1 ± .1. Seed 1 is of the whole
+    model alone."""
+    for run, value in (("awd-lstm", 80.0), ("awd-lstm-seed2", 70.0), ("awd-lstm-seed3", 74.0)):
+        evaluated(tmp_path / run, value, value)
+    for run, value in (("no-weight-drop-seed2", 70.9), ("no-weight-drop-seed3", 75.1)):
+        evaluated(tmp_path / run, value, value)
+    rows = table(tmp_path)
+    # The means, 74.67 and 73, would say the contrary.
+    assert rows["– weight drop"][4] == "1.00" and rows["– weight drop"][-1] == "appears (standard error 0.10)"
+    _, dropped = record_rows(tmp_path)
+    assert dropped.ours.text().startswith("73.00 / 73.00 (+1.00 ± 0.10)") and dropped.verdict == "appears"
+
+
+def test_without_a_seed_in_common_there_is_no_difference(tmp_path: Path) -> None:
+    evaluated(tmp_path / "awd-lstm", 70.0, 70.0)
+    evaluated(tmp_path / "no-weight-drop-seed2", 90.0, 90.0)
+    assert (table(tmp_path)["– weight drop"][4], table(tmp_path)["– weight drop"][-1]) == ("", "")
+    assert record_rows(tmp_path)[1].verdict is UNSET
+
+
+def test_the_epoch_of_the_trigger_and_the_processor_time(tmp_path: Path) -> None:
+    """The first time that it fired; not that of fine-tuning, which ends by it."""
+    fired = {"awd-lstm": (3,), "awd-lstm-seed2": (4, 5), "plain-sgd": ()}
+    for run, epochs in fired.items():
+        evaluated(tmp_path / run, 70.0, 70.0)
+        metrics = RunDir(tmp_path / run).metrics
+        for epoch in range(1, 7):
+            line = {"train/epoch": epoch, "train/phase": "sgd", "trigger/fired": epoch in epochs}
+            metrics.write("train", line, step=10 * epoch)
+        metrics.write("train", {"train/epoch": 9, "train/phase": "finetune", "trigger/fired": True}, step=90)
+        metrics.write("reproduce", {PROCESSOR_SECONDS: 1800.0})
+    rows = table(tmp_path)
+    assert rows["AWD-LSTM"][1] == "3/4" and rows["– NT-ASGD (plain SGD)"][1] == ""
+    spent = record_rows(tmp_path)[-1]
+    assert (spent.what, spent.ours.text()) == ("processor time of 3 runs, user and system", "1.50 hours")
+    assert len(lines_of(tmp_path / "processor.csv")) == 3

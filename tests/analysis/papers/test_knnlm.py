@@ -10,9 +10,12 @@ from support.records.examples import example
 
 from distlm.analysis.papers.knnlm import rows, write_tables
 from distlm.analysis.tables import NothingFinished
+from distlm.data.records import SplitFacts, TokensMeta
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.tune.records import Figures, Grid, Tuned
+from distlm.runtime.metrics import PROCESSOR_SECONDS
 from distlm.runtime.records import given
+from distlm.runtime.rundir import RunDir
 
 
 def finished(root: Path, run: str, keys: int, lm: float, knn: float, weight: float) -> None:
@@ -31,6 +34,15 @@ def finished(root: Path, run: str, keys: int, lm: float, knn: float, weight: flo
     tuned.write(root / run / "knn.json")
 
 
+def tokens(folder: Path, valid: int, test: int) -> None:
+    """Token files' record with so many <unk> in 1,000 tokens."""
+    meta = example(TokensMeta)
+    meta.splits = {
+        split: SplitFacts(1000, 10, unk, "") for split, unk in (("train", 5), ("valid", valid), ("test", test))
+    }
+    meta.write(folder / "tokens" / "meta.json")
+
+
 def lines(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -45,7 +57,7 @@ def test_datastores_stand_by_their_size_and_another_domain_last(tmp_path: Path) 
     text = write_tables(tmp_path)
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert [row[0] for row in found[2:]] == ["500 words of train", "all of train", "another domain"]
-    assert found[3][1:] == ["2,000", "160.00", "140.00", "160.00", "140.00", "0.25", "4", "16"]
+    assert found[3][1:] == ["2,000", "160.00", "140.00", "160.00", "140.00", "0.25", "4", "16", ""]
     assert [(line["k"], round(float(line["valid"]), 6)) for line in lines(tmp_path / "k.csv")] == [
         ("1", 148),
         ("16", 140),
@@ -66,3 +78,19 @@ def test_what_the_paper_says_is_seen_or_not(tmp_path: Path) -> None:
     assert (weight.ours.text(), weight.verdict) == ("0.30; 0.25", "does not appear")
     assert (domain.ours.text(), domain.verdict) == ("400.00 → 300.00", "appears")
     assert given(domain.paper).text() == "37.13 → 24.85" and more_k.paper is UNSET
+
+
+def test_the_shares_of_unknown_words_stand_beside_another_domain(tmp_path: Path) -> None:
+    """The run of all of train shares the experiment's token files, another domain has its own."""
+    finished(tmp_path, "whole", 2000, 160.0, 140.0, 0.25)
+    finished(tmp_path, "domain", 90, 400.0, 300.0, 0.6)
+    tokens(tmp_path / "tokens", 45, 50)
+    tokens(tmp_path / "domain", 123, 131)
+    RunDir(tmp_path / "whole").metrics.write("reproduce", {PROCESSOR_SECONDS: 900.0})
+    text = write_tables(tmp_path)
+    shares = [line.rstrip("| ").rpartition("|")[2].strip() for line in text.splitlines()[2:4]]
+    assert shares == ["4.5 / 5.0", "12.3 / 13.1"]
+    domain, spent = rows(tmp_path)[-2:]
+    assert domain.what == "another domain, its own datastore: LM → + kNN, valid; share of <unk> of valid / test"
+    assert (domain.ours.text(), domain.verdict) == ("400.00 → 300.00; <unk> 12.3 / 13.1 %", "appears")
+    assert (spent.what, spent.ours.text()) == ("processor time of 1 runs, user and system", "0.25 hours")

@@ -149,6 +149,15 @@ def test_scores_beside_the_paper_s(tmp_path: Path) -> None:
     assert isinstance(frozen.paper, Figure) and frozen.paper.text() == "93.3 (94.0)"
 
 
+def test_scores_without_frozen_values(tmp_path: Path) -> None:
+    """As the scale `scarce` has them."""
+    finetuned(tmp_path, "dense", "SST-2", [0.82, 0.80, 0.81])
+    finetuned(tmp_path, "init-resm", "SST-2", [0.86, 0.85, 0.87], "updated")
+    write_tables(tmp_path)
+    (gain,) = rows(tmp_path)
+    assert gain.ours.text() == "86.0 (81.0; 50.9)" and gain.verdict == "appears"
+
+
 def test_use_from_a_dense_model_and_from_nothing(tmp_path: Path) -> None:
     evaluated(tmp_path, "pkm", {"valid": 12.0}, {"2": USE, "4": USE})
     evaluated(tmp_path, "init-pkm", {"valid": 9.0}, {"2": {**USE, "top1_mu": 0.75}, "4": {**USE, "top1_mu": 0.5}})

@@ -67,9 +67,13 @@ def test_a_finding_appears_by_two_standard_errors_in_every_layer(scarce: Path) -
     stale = found["read first in the last fifth, layer by layer, of +Init +PKM (and +PKM)"]
     assert stale.ours.text() == "65.00 ± 15.00 % (45.00 ± 5.00 %); +1.3 standard errors apart"
     assert stale.verdict == "cannot be said"
-    # Over the seeds, too: 300 − 32 and 300 − 71, ± 2 and ± 1.
+    # Over the seeds, too: 300 − 33 and 300 − 32, ± 2; by seed each is 1 lower.
     better = found["+ResM (and +PKM): valid, wikitext"]
-    assert better.ours.text() == "80.00 ± 0.00, 267.00 ± 2.00 (80.00 ± 0.00, 268.00 ± 2.00)"
+    assert better.ours.text() == (
+        "80.00 ± 0.00, 267.00 ± 2.00 (80.00 ± 0.00, 268.00 ± 2.00); seed by seed +0.00 ± 0.00, -1.00 ± 0.00"
+    )
+    # Equal on valid and lower on the other text: no worse.
+    assert better.finding == "ResM is no worse than PKM" and better.verdict == "appears"
     assert both.ours.text() in shown and "**cannot be said**" in (scarce / "findings.md").read_text("utf-8")
 
 
@@ -79,6 +83,30 @@ def test_what_is_worse_does_not_appear(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (row,) = (row for row in rows(tmp_path) if row.finding == "ResM is used better than PKM")
     assert row.verdict == "does not appear"
+
+
+def test_perplexities_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    """Masked tokens follow the seed, and seeds are 30 apart; the third one is of the second model alone."""
+    for run, value in (
+        ("init-pkm", 100.0), ("init-pkm-seed2", 130.0), ("init-pkm-seed3", 10.0),
+        ("init-resm", 99.0), ("init-resm-seed2", 128.8), ("resm", 100.0), ("pkm", 100.0),
+    ):  # fmt: skip
+        evaluated(tmp_path, run, {"valid": value})
+    write_tables(tmp_path)
+    found = found_rows(tmp_path)
+    both = found["+Init +ResM (and +Init +PKM): valid"]
+    assert both.ours.text() == "113.90 ± 14.90 (115.00 ± 15.00); seed by seed -1.10 ± 0.10"
+    assert (both.finding, both.verdict) == ("ResM is better than PKM", "appears")
+    # Of one seed: equal is no worse.
+    assert found["+ResM (and +PKM): valid"].verdict == "appears"
+
+
+@pytest.mark.parametrize(("resm", "verdict"), [(100.5, "cannot be said"), (102.0, "does not appear")])
+def test_a_model_that_is_higher_is_worse_by_more_than_the_margin(tmp_path: Path, resm: float, verdict: str) -> None:
+    for run, value in (("pkm", 100.0), ("resm", resm)):
+        evaluated(tmp_path, run, {"valid": value})
+    write_tables(tmp_path)
+    assert found_rows(tmp_path)["+ResM (and +PKM): valid"].verdict == verdict
 
 
 def test_the_means_over_the_seeds(scarce: Path) -> None:
