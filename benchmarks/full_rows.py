@@ -358,7 +358,8 @@ def clear(root: Path, words: str) -> None:
 def table(figures: Figures) -> str:
     """The figures as Markdown."""
     head = ("stage", "ranks", "planned s", "s", "planned / s", "s with start", "planned MB",
-            "peak MB of each rank (own)", "written", "killed after s", "noticed in s", "continued in s", "same bytes")  # fmt: skip
+            "peak MB of each rank (own)", "written", "killed after s", "noticed in s", "continued in s",
+            "same bytes")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for words, one in figures["stages"].items():
         peaks = ", ".join(f"{peak} ({own})" for peak, own in zip(one["peak_MB"], one["own_MB"], strict=True))

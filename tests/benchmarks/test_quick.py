@@ -21,6 +21,7 @@ FIGURES = {
         "plain_added_s",
         "factories/PCAR8,IVF16,RaBitQ/added_s",
         "factories/PCA8,IVF16,SQ4/search/nprobe all, of 64/recall",
+        "factories/PCA8,IVF16,SQ4/search/nprobe all, of 64/ms_with_exact",
         "plain/nprobe 2, of 32/ms",
     ),
     "datastore_write.py": ("rows_per_s/write", "ratio_of_totals"),
