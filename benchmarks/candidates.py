@@ -1,7 +1,10 @@
 """Factories on the keys of a datastore beside plain faiss: recall and time of k and 2k candidates, keys added a second.
 
 The first factory is also added to and searched by plain faiss. Turns are interleaved, and the fastest of each counts.
-`nprobe` 0 reads all lists, so that only the codes count. docs/faiss-index.md has a table of it.
+`nprobe` 0 reads all lists, so that only the codes count. `ms` is the index's search alone. The recall of more than k
+candidates is had only when exact distances choose k of them: `ms_with_exact` has these, too, from keys in memory, as
+`index tune` measures them; `knn search` reads the keys of many queries in one pass over the store instead.
+docs/faiss-index.md has a table of it.
 
     python benchmarks/candidates.py --store DATASTORE [--factories IVF4096,PQ64 PCA128,IVF1024,SQ4 …] [--keys 0]
         [--queries 1000] [--k 1024] [--nprobe 16 32 64 256] [--turns 3] [--threads 1] [--out FILE]
@@ -10,6 +13,7 @@ The first factory is also added to and searched by plain faiss. Turns are interl
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,12 @@ from shared.store import clustered_keys, settings, write_store
 
 from distlm.datastore.reader import Datastore
 from distlm.index.build.encode import Encoder
-from distlm.index.choose.measure import Sample, draw_sample, recall, with_table
+from distlm.index.choose.measure import RESCORED, Sample, draw_sample, recall, with_table
 from distlm.index.choose.proposals import LEAST_KEYS_PER_LIST
 from distlm.index.factory import Factory, fit_factory, inverted_file
 from distlm.index.faiss_module import faiss_threads
 from distlm.index.layout import deserialise
-from distlm.index.search.searcher import SearchIndex, Shape
+from distlm.index.search.searcher import SearchIndex, Shape, exact_places_distances
 from distlm.index.train.template import Known, train_template
 
 ADDED = 32768
@@ -128,6 +132,7 @@ def _search(
         indexes[name] = SearchIndex(index, Shape(rows, width, factory.nlist), Path(name))
         if "plain" not in result:
             plain, result["plain"] = with_table(index), {}
+    some, exact = slice(0, RESCORED), np.inf
     for _ in range(options.turns):
         for nprobe in options.nprobe:
             inverted_file(plain).nprobe = nprobe or trained[options.factories[0]][0].nlist
@@ -140,6 +145,15 @@ def _search(
                     seconds, (ids, _) = _timed(lambda i=index, c=count, p=lists: i.search(sample.queries, c, p))  # type: ignore[misc]
                     of = result["factories"][name].setdefault("search", {})
                     _keep(of, f"nprobe {nprobe or 'all'}, of {count}", seconds, ids, sample)
+        # Of the last search, which found the most: its time is that of the candidates' number.
+        asked = sample.queries[some]
+        seconds, _ = _timed(partial(exact_places_distances, sample.keys, asked, ids[some]))
+        exact = min(exact, 1000 * seconds / len(asked))
+    result["exact_ms"] = {f"of {counts[-1]}": exact}
+    for name in indexes:
+        for place, figures in result["factories"][name]["search"].items():
+            if place.endswith(f", of {counts[-1]}"):
+                figures["ms_with_exact"] = figures["ms"] + exact
 
 
 def _keep(figures: dict[str, Any], name: str, seconds: float, ids: Any, sample: Sample) -> None:

@@ -3,32 +3,36 @@
 A text of --tokens tokens is made of the lines of --text, shuffled anew for every pass over them. A model of one layer
 and width 64 is trained for some updates; then datastore, index, search, tuning and evaluation of valid and test run on
 --ranks ranks. Each stage runs twice:
-  undisturbed   its seconds and the peak memory of each rank, beside the plan
+  undisturbed   its seconds and the peak memory of each rank, beside the plan, which is compared with the seconds that
+                the stage itself records (`stage_s`); `seconds` are those of its processes, start and end included
   with --kill   the same anew, with a SIGKILL of one rank in the middle, and the same command once more; the bytes of
-                what it leaves must be those of the undisturbed run
-The run lies in --folder. Started again there, it goes on with the stage that was not done. A table (Markdown) is
-written beside --out.
+                what it leaves must be those of the undisturbed run. Where the stage was over before the kill came, it
+                is killed earlier the next time; where that never succeeds, nothing is said of its bytes
+Plans count with what is measured in --folder, not with what other runs took on this machine. The run lies in --folder.
+Started again there, it goes on with the stage that was not done. A table (Markdown) is written beside --out. All rows
+need some 47 GB of disk, of which 27 GB lie there while neighbours are searched; it is looked for before.
 
     python benchmarks/full_rows.py --text FOLDER --folder DIR [--tokens 103227021] [--ranks 2] [--out FILE]
 """
 
 import json
+import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
+from argparse import SUPPRESS
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import psutil
+from msgspec import structs
+from shared import process
 from shared.command import NO_FIGURES, Benchmark, Options, note, report
 from shared.text import write_text
+from shared.watched import watched
 
 from distlm.config import load_config
 from distlm.config.schema import RunConfig
@@ -36,9 +40,13 @@ from distlm.datastore.reader import Datastore
 from distlm.index.choose.calibrate import AMOUNTS, Amounts, calibrate
 from distlm.index.choose.cost import index_costs
 from distlm.index.choose.plan import Store
-from distlm.index.factory import fit_factory
-from distlm.pipeline import STEPS, plan_step, stage_environment, verb_command
+from distlm.index.factory import Factory, fit_factory
+from distlm.index.records import Rates
+from distlm.pipeline import STEPS, check_settings, plan_step, verb_command, worked_s
+from distlm.runtime import speeds
 from distlm.runtime.files import file_hash, format_bytes, json_hash, write_json
+from distlm.runtime.ranks.cores import share_of_cores
+from distlm.runtime.records import SpeedsFile
 from distlm.runtime.rundir import RunDir
 
 WHOLE = {"train": 103_227_021, "valid": 217_646, "test": 245_569}
@@ -57,8 +65,10 @@ STAGES = {
 """Every stage in order, and the files and folders that it leaves."""
 ONE_RANK = {"data prepare", "knn tune", "knn evaluate"}
 FEW = Amounts(add_s=0.05, disk_bytes=4 << 20, kmeans_keys=1000, transform_keys=(300, 600))
-LOOK_S = 0.1
-"""Seconds between two looks at the ranks' memory."""
+KILLS, EARLIER = 4, 0.7
+"""A stage that was over before its kill is killed so many times earlier, at that part of the time before."""
+TOKEN_BYTES = 6
+"""Of text, for the disk that it needs."""
 Figures = dict[str, Any]
 
 
@@ -83,6 +93,7 @@ def parser() -> Benchmark:
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--kill", nargs="*", default=list(STAGES), choices=list(STAGES), metavar="STAGE")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calibrate", nargs=5, help=SUPPRESS)
     parser.add_argument("settings", nargs="*", help="more settings of the run, such as knn.scan=lists")
     parser.add_out()
     return parser
@@ -90,11 +101,15 @@ def parser() -> Benchmark:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().options(arguments)
+    if options.calibrate:
+        print(json.dumps(rates_here(options)))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         if options.text is None:
             options.text = write_text(Path(temporary) / "corpus", sentences=400)
-        folder = options.folder or Path(temporary)
-        figures = measure(options, folder)
+        options.folder = options.folder or Path(temporary)
+        options.folder.mkdir(parents=True, exist_ok=True)
+        figures = measure(options, options.folder)
         report(figures, options)
     text = table(figures)
     note(text)
@@ -104,7 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: Options, folder: Path) -> Figures:
     """Every stage that is not done, and what it took."""
-    asked = {name: str(value) for name, value in vars(options).items() if name not in ("out", "kill", "folder")}
+    # Records before the second had no stage_s.
+    asked = {"format": "2"} | {
+        name: str(value) for name, value in vars(options).items() if name not in ("out", "kill", "folder", "calibrate")
+    }
     record = folder / "full_rows.json"
     figures: Figures = {"asked": asked, "stages": {}}
     if record.exists():
@@ -113,9 +131,14 @@ def measure(options: Options, folder: Path) -> Figures:
             sys.exit(f"{record}: of other options ({figures['asked']}); give them again, or another --folder")
     text = folder / "text"
     if not (text / "made.json").exists():
+        require_disk(folder, TOKEN_BYTES * options.tokens, "the text")
         make_text(options, text)
+    use_speeds(folder)
     overrides = settings(options, text, folder / "run")
     config = load_config("demo", overrides)
+    if any(words not in figures["stages"] for words in STAGES):
+        # Of what is there a part may be written already: it is counted once more.
+        require_disk(folder, sum(plan.disk_bytes for plan in check_settings(config)), "what is not finished")
     for words in STAGES:
         if words not in figures["stages"]:
             figures["stages"][words] = run_stage(words, config, overrides, options)
@@ -125,6 +148,7 @@ def measure(options: Options, folder: Path) -> Figures:
     results = json.loads(RunDir.of(config).results.read_text("utf-8"))
     return {
         "tokens": json.loads((text / "made.json").read_text("utf-8")), **figures,
+        "stage_s": round(sum(one["stage_s"] for one in figures["stages"].values()), 1),
         "seconds": round(sum(one["seconds"] for one in figures["stages"].values()), 1),
         "planned_s": round(sum(one["planned_s"] for one in figures["stages"].values()), 1),
         "rows": Datastore.open(RunDir.of(config).datastore).rows,
@@ -184,21 +208,6 @@ def _of_tokens(lines: list[str], wanted: int, order: random.Random, shuffled: bo
                 return
 
 
-@dataclass
-class Ran:
-    """One start of a stage."""
-
-    code: int
-    seconds: float
-    resident: dict[int, int] = field(default_factory=dict)
-    """Process of a rank → its largest resident set, in bytes."""
-    own: dict[int, int] = field(default_factory=dict)
-    """The same without pages of files, which the kernel takes back when it needs them."""
-    noticed_s: float = 0.0
-    """From the kill to the end of all."""
-    killed: bool = False
-
-
 def run_stage(words: str, config: RunConfig, overrides: list[str], options: Options) -> Figures:
     """A stage undisturbed, then with a kill where that is asked for."""
     root = Path(config.run_dir)
@@ -206,12 +215,16 @@ def run_stage(words: str, config: RunConfig, overrides: list[str], options: Opti
     planned_s, planned_memory = planned(words, config, options)
     ranks = 1 if words in ONE_RANK else options.ranks
     command = verb_command(words, config, "demo", overrides, ranks)
-    alone = start(command, config)
+    log, record, load = root.with_name("stages.log"), RunDir.of(config).metrics.path, os.getloadavg()
+    written = record.stat().st_size if record.exists() else 0
+    alone = watched(command, config, log)
     if alone.code:
-        sys.exit(f"exit {alone.code}: {' '.join(command)}")
-    found = {
-        "ranks": ranks, "planned_s": round(planned_s, 1), "seconds": round(alone.seconds, 1),
-        "planned_over_measured": round(planned_s / alone.seconds, 2),
+        sys.exit(f"exit {alone.code}: {' '.join(command)}; its output is in {log}")
+    stage_s = worked_s(record, written)
+    found: Figures = {
+        "ranks": ranks, "load": [round(mean, 1) for mean in load], "planned_s": round(planned_s, 1),
+        "stage_s": round(stage_s, 1), "seconds": round(alone.seconds, 1),
+        "planned_over_measured": round(planned_s / max(stage_s, 0.001), 2),
         "planned_MB": round(planned_memory / 1e6),
         "peak_MB": [round(size / 1e6) for _, size in sorted(alone.resident.items())],
         "own_MB": [round(size / 1e6) for _, size in sorted(alone.own.items())],
@@ -219,80 +232,36 @@ def run_stage(words: str, config: RunConfig, overrides: list[str], options: Opti
     }  # fmt: skip
     if words in options.kill:
         before = contents(root, words)
-        clear(root, words)
         order = random.Random(f"{options.seed} {words}")
-        disturbed = start(command, config, alone.seconds * order.uniform(0.4, 0.8), order)
-        again = start(command, config)
-        if again.code:
-            sys.exit(f"exit {again.code} after a kill: {' '.join(command)}")
-        after = contents(root, words)
-        other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        found |= {
-            "killed": disturbed.killed, "killed_after_s": round(disturbed.seconds - disturbed.noticed_s, 1),
-            "noticed_s": round(disturbed.noticed_s, 1), "continued_s": round(again.seconds, 1),
-            "same_bytes": not other, "other_files": other[:8], "files": len(before),
-        }  # fmt: skip
+        found |= disturbed(words, command, config, alone.seconds * order.uniform(0.4, 0.8), order, log)
+        if found["killed"]:
+            after = contents(root, words)
+            other = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            found |= {"same_bytes": not other, "other_files": other[:8], "files": len(before)}
     return found
 
 
-def start(command: list[str], config: RunConfig, kill_after: float = 0.0, order: random.Random | None = None) -> Ran:
-    """Run a stage's command, look at its ranks, and kill one of them after so many seconds (0: none)."""
-    log = Path(config.run_dir).with_name("stages.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with stage_environment(config) as environment, log.open("ab") as output:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-        ran, killed_at = Ran(0, 0.0), 0.0
-        while process.poll() is None:
-            ranks = ranks_of(process.pid)
-            for rank in ranks:
-                look(rank, ran)
-            passed = time.perf_counter() - began
-            if kill_after and order and not ran.killed and passed >= kill_after and ranks:
-                try:
-                    order.choice(ranks).send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    continue
-                ran.killed, killed_at = True, time.perf_counter()
-            time.sleep(LOOK_S)
-        ended = time.perf_counter()
-        ran.code, ran.seconds, ran.noticed_s = (
-            process.returncode,
-            ended - began,
-            ended - killed_at if killed_at else 0.0,
-        )
-    # One that was over when the kill came has not been disturbed.
-    ran.killed = ran.killed and ran.code != 0
-    return ran
-
-
-def ranks_of(launcher: int) -> list[psutil.Process]:
-    """The processes of `python -m distlm` below a launcher, or itself; none that one of them has forked."""
-    found: list[psutil.Process] = []
-    try:
-        every = [psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-    for process in every:
-        try:
-            words, parent = process.cmdline(), process.ppid()
-        except psutil.Error:
-            continue
-        if words[1:3] == ["-m", "distlm"] and parent not in {one.pid for one in found}:
-            found.append(process)
-    return found
-
-
-def look(rank: psutil.Process, ran: Ran) -> None:
-    """Keep the peak of a rank's memory."""
-    try:
-        status = Path(f"/proc/{rank.pid}/status").read_text("utf-8")
-    except OSError:
-        return
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("Rss")}
-    resident = sum(sizes.values())
-    ran.resident[rank.pid] = max(ran.resident.get(rank.pid, 0), resident)
-    ran.own[rank.pid] = max(ran.own.get(rank.pid, 0), resident - sizes.get("RssFile", 0))
+def disturbed(
+    words: str, command: list[str], config: RunConfig, moment: float, order: random.Random, log: Path
+) -> Figures:
+    """The stage anew, with a rank killed after `moment` seconds, or earlier where it is over before; then once more."""
+    for over in range(KILLS):
+        clear(Path(config.run_dir), words)
+        ran = watched(command, config, log, moment * EARLIER**over, order)
+        if ran.killed:
+            break
+        if ran.code:
+            sys.exit(f"exit {ran.code} without a kill: {' '.join(command)}; its output is in {log}")
+        note(f"{words}: over before the kill after {moment * EARLIER**over:.1f} s")
+    else:
+        return {"killed": False, "over_before": KILLS, "same_bytes": None}
+    again = watched(command, config, log)
+    if again.code:
+        sys.exit(f"exit {again.code} after a kill: {' '.join(command)}; its output is in {log}")
+    return {
+        "killed": True, "over_before": over, "killed_after_s": round(ran.seconds - ran.noticed_s, 1),
+        "noticed_s": round(ran.noticed_s, 1), "continued_s": round(again.seconds, 1),
+    }  # fmt: skip
 
 
 def planned(words: str, config: RunConfig, options: Options) -> tuple[float, int]:
@@ -302,22 +271,53 @@ def planned(words: str, config: RunConfig, options: Options) -> tuple[float, int
         return plan.seconds or 0.0, plan.memory_bytes
     rows = Datastore.open(RunDir.of(config).datastore).rows
     factory = fit_factory(config.index.factory, options.width, rows, config.index.sample)
-    rates = _rates(config, factory, options)
+    rates = _rates(factory, rows, options)
     store = Store(rows, options.width, ceil(rows / config.datastore.rows_per_shard), written=True)
     cost = next(cost for cost in index_costs(factory, store, rates, options.ranks) if cost.stage == words)
     return cost.seconds, cost.memory_bytes
 
 
-_MEASURED: dict[str, Any] = {}
+_MEASURED: dict[str, Rates] = {}
 
 
-def _rates(config: RunConfig, factory: Any, options: Options) -> Any:
-    """This machine's, measured once, with the threads of a rank."""
+def _rates(factory: Factory, rows: int, options: Options) -> Rates:
+    """This machine's, measured once, in a process that has the threads of a rank from its start."""
     if factory.used not in _MEASURED:
         note("measuring this machine for the plan")
-        with tempfile.TemporaryDirectory(dir=Path(config.run_dir).parent) as folder:
-            _MEASURED[factory.used] = calibrate(factory, Path(folder), amounts=FEW if options.quick else AMOUNTS)
+        words = ["--calibrate", factory.used, options.width, rows, factory.sample, options.folder]
+        threads = options.threads or share_of_cores(options.ranks)
+        found = process.result(process.start(__file__, [*["--quick"] * options.quick, *words], threads))
+        _MEASURED[factory.used] = Rates(**found)
     return _MEASURED[factory.used]
+
+
+def rates_here(options: Options) -> dict[str, Any]:
+    """In a process of `_rates`: what it measures."""
+    name, width, rows, sample, folder = options.calibrate
+    factory = fit_factory(name, int(width), int(rows), int(sample))
+    return structs.asdict(calibrate(factory, Path(folder), amounts=FEW if options.quick else AMOUNTS))
+
+
+def use_speeds(folder: Path) -> None:
+    """Have the plans know of no other run: those that were loaded would correct them. The rate that they count with is
+    measured here once, by a process with all threads, whatever the environment says of them, as a plan takes it."""
+    path = folder / "speeds.json"
+    os.environ[speeds.VARIABLE] = str(path)
+    if not path.exists():
+        free = {name: value for name, value in os.environ.items() if name not in process.THREADS}
+        code = "from distlm.runtime.plan import machine_flops; print(machine_flops())"
+        done = subprocess.run([sys.executable, "-c", code], env=free, stdout=subprocess.PIPE, text=True, check=True)
+        SpeedsFile(stages=[], flops={speeds.machine(): float(done.stdout)}).write(path)
+
+
+def require_disk(folder: Path, needed: int, what: str) -> None:
+    """Ends this process where the disk has not so many bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sys.exit(
+            f"{folder}: {what} needs {format_bytes(needed)} and the disk has {format_bytes(free)} free; free "
+            f"{format_bytes(needed - free)}, or give another --folder"
+        )
 
 
 def files(root: Path, words: str) -> list[Path]:
@@ -357,20 +357,22 @@ def clear(root: Path, words: str) -> None:
 
 def table(figures: Figures) -> str:
     """The figures as Markdown."""
-    head = ("stage", "ranks", "planned s", "s", "planned / s", "planned MB", "peak MB of each rank (own)", "written",
-            "killed after s", "noticed in s", "continued in s", "same bytes")  # fmt: skip
+    head = ("stage", "ranks", "planned s", "s", "planned / s", "s with start", "planned MB",
+            "peak MB of each rank (own)", "written", "killed after s", "noticed in s", "continued in s",
+            "same bytes")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for words, one in figures["stages"].items():
         peaks = ", ".join(f"{peak} ({own})" for peak, own in zip(one["peak_MB"], one["own_MB"], strict=True))
         kill = ["-"] * 4
-        if "killed" in one:
+        if one.get("killed"):
             same = "yes" if one["same_bytes"] else f"NO: {', '.join(one['other_files'])}"
-            after = one["killed_after_s"] if one["killed"] else "over before"
-            kill = [after, one["noticed_s"] if one["killed"] else "-", one["continued_s"], same]
-        rows.append((words, one["ranks"], one["planned_s"], one["seconds"], one["planned_over_measured"],
-                     one["planned_MB"], peaks, format_bytes(one["bytes"]), *kill))  # fmt: skip
-    whole = (f"{figures['rows']} rows, {format_bytes(figures['bytes'])} in all, {figures['seconds']} s undisturbed, "
-             f"{figures['planned_s']} s planned")  # fmt: skip
+            kill = [one["killed_after_s"], one["noticed_s"], one["continued_s"], same]
+        elif "killed" in one:
+            kill[0] = "over before"
+        rows.append((words, one["ranks"], one["planned_s"], one["stage_s"], one["planned_over_measured"],
+                     one["seconds"], one["planned_MB"], peaks, format_bytes(one["bytes"]), *kill))  # fmt: skip
+    whole = (f"{figures['rows']} rows, {format_bytes(figures['bytes'])} in all, {figures['stage_s']} s undisturbed "
+             f"({figures['seconds']} s with starts), {figures['planned_s']} s planned")  # fmt: skip
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + f"\n\n{whole}\n"
 
 

@@ -26,6 +26,7 @@ from gpu.parts import BUDGET_S, PARTS, chosen
 from gpu.report import table, write_json
 from gpu.runner import run_parts
 from shared.command import NO_FIGURES, Benchmark, Options
+from shared.machine import described
 
 
 def parser() -> Benchmark:
@@ -67,7 +68,12 @@ def check(options: Options, folder: Path, scratch: Path) -> list[Record]:
     log.write_bytes(b"")
     records: list[Record] = []
     began = time.monotonic()
-    head = {"format": 1, "device": options.device, "began": datetime.now().astimezone().isoformat("T", "seconds")}
+    head = {
+        "format": 1,
+        "device": options.device,
+        "began": datetime.now().astimezone().isoformat("T", "seconds"),
+        "machine": described(),
+    }
     for record in run_parts(parts, options.device, seen, log, options.budget, options.quick):
         records.append(record)
         spent = round(time.monotonic() - began, 1)

@@ -8,7 +8,6 @@ other keys of the store are searched by each in an index of the keys, against ex
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from shared.clock import own_peak
 from shared.command import Benchmark, Options, note, report, use_threads
 from shared.store import random_keys, settings, write_store
 
@@ -134,11 +134,11 @@ def train_here(out: Path, options: Options) -> None:
     template = trained(plan, StoreSample(store, plan.sample, 1), 1, Team(comm))
     comm.barrier()
     wall, processor = np.array([time.perf_counter(), time.process_time()]) - began
-    peaks = comm.allgather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peaks = comm.allgather(own_peak())
     processors = comm.allgather(processor)
     if comm.rank == 0:
         out.write_bytes(template)
-        print(json.dumps({"seconds": wall, "processor_s": sum(processors), "peak_MB": max(peaks) * 1024 / 1e6}))
+        print(json.dumps({"seconds": wall, "processor_s": sum(processors), "peak_MB": max(peaks) / 1e6}))
     comm.close()
 
 

@@ -9,7 +9,6 @@ cold (the file is not in the page cache) and warm (all of it was read before). D
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 from shared.command import Benchmark, Options, note, report, use_threads
+from shared.disk import forget
 from shared.index import write_parts
 
 from distlm.config import load_config
@@ -102,8 +102,8 @@ def measure(options: Options, path: Path) -> dict[str, Any]:
 
 def run(options: Options, path: Path, way: str, ranks: int, warm: bool) -> dict[str, Any]:
     """One search in processes of its own; seconds from the opened index to all results."""
+    forget([path])
     with path.open("rb") as stream:
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while warm and stream.read(16 << 20):
             pass
     names = ("rows", "width", "nlist", "queries", "k", "nprobe")

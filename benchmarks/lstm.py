@@ -12,13 +12,12 @@ seconds (usual / distlm, for a CPU that others use too) and peak memory.
     python benchmarks/lstm.py [--vocabulary 33278] [--batch 20 80] [--steps 3] [--repeat 3] [--out FILE.json]
 """
 
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 
 import torch
 import torch.nn.functional as F
-from shared.clock import Best, clock
+from shared.clock import Best, clock, own_peak
 from shared.command import Benchmark, Options, report, use_threads
 from shared.plain_lstm import PlainLstm, UsualLstm
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = {
         "device": name, "torch": torch.__version__, "vocabulary": options.vocabulary, "bptt": options.bptt,
         "width": options.width, "hidden_width": options.hidden_width, "results": results,
-        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_resident_bytes": own_peak(),
     }  # fmt: skip
     report(figures, options)
 

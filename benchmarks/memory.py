@@ -31,7 +31,6 @@ the peak is that of torch's allocator, not of the process; torch's Adam is then 
 import importlib.util
 import json
 import math
-import os
 import statistics
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -138,7 +137,7 @@ def compare(options: Options) -> dict[str, object]:
     return {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "tokens": options.tokens, "width": options.width, "threads": options.threads, "torch": torch.__version__,
-        "load": [round(x, 1) for x in os.getloadavg()], "left_out": left_out, "layers": layers,
+        "left_out": left_out, "layers": layers,
         "times_as_much_as_distlm": times, "values": values, "lookup": found, "step": steps,
     }  # fmt: skip
 

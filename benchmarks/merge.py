@@ -26,6 +26,7 @@ from typing import Any
 import faiss
 import psutil
 from shared.command import Benchmark, Options, note, report
+from shared.disk import forget
 from shared.index import write_parts
 
 from distlm.config import load_config
@@ -103,14 +104,6 @@ def copy(parts: list[Path], out: Path) -> float:
     took = time.perf_counter() - began
     out.unlink()
     return took
-
-
-def forget(parts: list[Path]) -> None:
-    """Have the disk take what it owes, and drop the parts from the page cache."""
-    os.sync()
-    for part in parts:
-        with part.open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def merge(parts: list[Path], out: Path, ranks: int) -> tuple[float, int]:

@@ -11,10 +11,6 @@ perplexity of the validation rows' masked tokens at the end, which must agree up
 
 import json
 import math
-import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from argparse import SUPPRESS
@@ -26,8 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from shared import process
+from shared.clock import own_peak
 from shared.command import NO_FIGURES, Benchmark, Options
-from shared.run import training_figures
+from shared.run import distlm, training_figures
 from shared.text import write_text
 
 from distlm.config import load_config
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser().error(f"--updates={options.updates}: the first {options.first} are not measured; give twice as many")
     if options.worker:
         way, folder = options.worker
-        print(json.dumps(plain(way, Path(folder), options)))
+        print(json.dumps(ours(Path(folder), options) if way == "distlm" else plain(way, Path(folder), options)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -95,26 +92,19 @@ def settings(folder: Path, options: Options) -> list[str]:
     ]  # fmt: skip
 
 
-def distlm(words: Sequence[str]) -> int:
-    """Run the command; the peak resident bytes of its process."""
-    started = subprocess.Popen([sys.executable, "-m", "distlm", *words], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(started.pid, 0)
-    started.returncode = os.waitstatus_to_exitcode(status)
-    if status:
-        sys.exit(f"exit {started.returncode}: distlm {' '.join(words)}")
-    return used.ru_maxrss * 1024
-
-
 def measure(way: str, folder: Path, options: Options) -> dict[str, float]:
     """One way, in a process of its own."""
-    if way == "distlm":
-        peak = distlm(["train", RECIPE, *settings(folder, options)])
-        return {**training_figures(folder), "peak_bytes": peak}
     names = ("text", "updates", "first", "row_tokens", "vocabulary", "rows", "threads")
     words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     started = process.start(__file__, [*words, "--worker", way, folder], options.threads)
     figures: dict[str, float] = process.result(started)
     return figures
+
+
+def ours(folder: Path, options: Options) -> dict[str, float]:
+    """`distlm train`, in this process."""
+    distlm(["train", RECIPE, *settings(folder, options)])
+    return {**training_figures(folder), "peak_bytes": own_peak()}
 
 
 def plain(way: str, folder: Path, options: Options) -> dict[str, float]:
@@ -159,8 +149,11 @@ def plain(way: str, folder: Path, options: Options) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         optimizer.step()
     seconds = (time.perf_counter() - began) / (train.updates - options.first)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds_per_update": seconds, "peak_bytes": peak, "perplexity": math.exp(validate(loss, valid, config))}
+    return {
+        "seconds_per_update": seconds,
+        "peak_bytes": own_peak(),
+        "perplexity": math.exp(validate(loss, valid, config)),
+    }
 
 
 @torch.no_grad()

@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             found[str(ranks)] = simulate(Path(folder), ranks, operations, options)
         note(f"{ranks} ranks: {found[str(ranks)]}")
-    report({"ranks": found, "growth": growth(found), "load": [round(x, 1) for x in os.getloadavg()]}, options)
+    report({"ranks": found, "growth": growth(found)}, options)
 
 
 def growth(found: dict[str, Any]) -> dict[str, dict[str, float]]:

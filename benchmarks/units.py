@@ -1,19 +1,26 @@
 """What more ranks bring where a store is small: one shard of keys, a few thousand evaluated tokens.
 
-A one-layer model with random weights (its cost is that of its parameters, however many layers they are in) writes its
-datastore and searches neighbours on 1 and on more ranks of one thread each, in turns; the seconds are those that the
-stages record, their bytes are compared. `planned` is what `distlm plan` counts with.
+A one-layer model with random weights writes its datastore and searches neighbours on 1 and on more ranks of one thread
+each. Its cost is that of its parameters, however many layers they are in: by default the layer has 98 M, about as many
+as 8 layers of that width with a feed-forward of 4,096. Either number of ranks has --repeat turns, and the one that
+began a turn is second in the next. Seconds are those that the stages record; seconds of processor are those of all
+processes of a command, their start included. The bytes must be the same in every turn. `planned` is what `distlm plan`
+counts with. Turns that are whole are kept in --folder; one that was ended early is done anew.
 
-    python benchmarks/units.py [--rows 180000] [--queries 14000] [--width 1024] [--ffn-width 12000] [--ranks 2]
-        [--stages write search] [--folder FOLDER] [--out FILE.json]
+    python benchmarks/units.py [--rows 180000] [--queries 14000] [--width 1024] [--ffn-width 46000] [--ranks 2]
+        [--repeat 2] [--stages write search] [--folder FOLDER] [--out FILE.json]
 """
 
 import json
+import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from shared.command import Benchmark, Options, note, report
 from shared.text import write_text
@@ -21,7 +28,8 @@ from shared.text import write_text
 from distlm.config import RunConfig, load_config
 from distlm.datastore.estimate import plan_datastore
 from distlm.knnlm.plan import plan_search
-from distlm.runtime.files import file_hash
+from distlm.pipeline import stage_environment, verb_command
+from distlm.runtime.files import file_hash, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.units.planned import speedup
@@ -29,6 +37,8 @@ from distlm.runtime.units.planned import speedup
 LINE = 20
 """Tokens of a line of the text, about."""
 VERBS = {"write": "datastore write", "search": "knn search"}
+OWN = {"write": "datastore.folder", "search": "knn.folder"}
+"""The setting that says where a turn writes."""
 PLANS = {"write": plan_datastore, "search": plan_search}
 
 
@@ -36,20 +46,21 @@ def parser() -> Benchmark:
     """The command line."""
     parser = Benchmark(
         __doc__, rows=6000, queries=1000, width=32, ffn_width=64, heads=2, context_window=32, block=96,
-        factory="IVF16,SQ8", k=64,
+        factory="IVF16,SQ8", k=64, repeat=1,
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=180_000)
     parser.add_argument("--queries", type=int, default=14_000)
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--ffn-width", type=int, default=12_000)
+    parser.add_argument("--ffn-width", type=int, default=46_000)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--context-window", type=int, default=128)
     parser.add_argument("--block", type=int, default=896)
     parser.add_argument("--factory", default="IVF256,SQ8")
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=2, help="turns of either number of ranks")
     parser.add_argument("--stages", nargs="+", choices=list(VERBS), default=list(VERBS))
-    parser.add_argument("--folder", type=Path, help="where the runs lie; what is there is gone on with; default: none")
+    parser.add_argument("--folder", type=Path, help="where the runs lie, and go on; default: a temporary")
     parser.add_out()
     return parser
 
@@ -62,11 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(options: Options, folder: Path) -> dict[str, object]:
     """Seconds of each stage on one rank and on more, and their ratios, measured and planned."""
+    if options.ranks < 2 or options.repeat < 1:
+        parser().error(f"--ranks={options.ranks} --repeat={options.repeat}: at least 2 ranks and 1 turn")
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(options).items() if name not in ("folder", "out", "repeat", "stages")}
+    if (made := folder / "asked.json").is_file() and json.loads(made.read_text("utf-8")) != asked:
+        parser().error(f"{made}: of other options; give them again, or another --folder")
     run, text = folder / "run", folder / "text"
-    if not text.is_dir():
+    if not made.is_file():
+        shutil.rmtree(text, ignore_errors=True)
         write_text(text, sentences=options.rows // LINE)
         lines = (text / "valid.txt").read_text("utf-8").splitlines()
         (text / "valid.txt").write_text("\n".join(lines[: options.queries // LINE]) + "\n", "utf-8")
+        write_json(made, asked)
     shared = settings(options, run, text)
     for verb in ("data prepare", "train"):
         start(verb, 1, shared)
@@ -76,7 +95,7 @@ def measure(options: Options, folder: Path) -> dict[str, object]:
         if stage == "search":
             start("datastore write", 1, shared)
             start("index build", 1, shared)
-        figures[stage] = compare(stage, options.ranks, config, folder, shared)
+        figures[stage] = compare(stage, options, config, folder, shared)
     return figures
 
 
@@ -97,39 +116,63 @@ def settings(options: Options, run: Path, text: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def start(verb: str, ranks: int, words: Sequence[str]) -> None:
-    """One stage on so many ranks, in processes of its own."""
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
-    command = [*(launcher if ranks > 1 else []), sys.executable, "-m", "distlm", *verb.split(), "demo", *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def start(verb: str, ranks: int, words: Sequence[str]) -> float:
+    """One stage on so many ranks, in processes of its own; their seconds of processor."""
+    config = load_config("demo", words)
+    command = verb_command(verb, config, "demo", words, ranks)
+    before = processor_s()
+    with stage_environment(config) as environment:
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"exit {done.returncode}: {subprocess.list2cmdline(command)}")
+    return processor_s() - before
 
 
-def compare(stage: str, ranks: int, config: RunConfig, folder: Path, shared: Sequence[str]) -> dict[str, object]:
-    """One stage on one rank and on `ranks`: seconds, bytes, speed-up."""
-    seconds, bytes_ = {}, {}
-    own = "datastore.folder" if stage == "write" else "knn.folder"
-    for count in (1, ranks):
-        into = folder / f"{stage}-{count}"
-        words = [*shared, f"{own}={into}"]
-        note(f"{VERBS[stage]} on {count} rank{'s' * (count > 1)}")
-        if not (into / "seconds.json").is_file():
-            start(VERBS[stage], count, words)
-            lines = list(RunDir.of(load_config("demo", words)).metrics.read(VERBS[stage]))
-            took = [line.values[STAGE_SECONDS] for line in lines if STAGE_SECONDS in line.values]
-            (into / "seconds.json").write_text(json.dumps(took[-1]))
-        seconds[count] = float(json.loads((into / "seconds.json").read_text()))
-        bytes_[count] = {str(path.relative_to(into)): file_hash(path) for path in sorted(into.rglob("*.npy"))}
-    if bytes_[1] != bytes_[ranks]:
-        sys.exit(f"{stage}: {ranks} ranks wrote other bytes than one")
+def processor_s() -> float:
+    """Of all children that have ended, and of theirs: user and system."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def compare(stage: str, options: Options, config: RunConfig, folder: Path, shared: Sequence[str]) -> dict[str, object]:
+    """One stage on one rank and on more, in turns: seconds, bytes, speed-up."""
+    ranks = options.ranks
+    turns: dict[int, list[dict[str, Any]]] = {1: [], ranks: []}
+    for number in range(options.repeat):
+        for count in (1, ranks) if number % 2 == 0 else (ranks, 1):
+            turns[count].append(turn(stage, count, folder / f"{stage}-{count}-{number}", shared))
+    written = [one["bytes"] for found in turns.values() for one in found]
+    if any(found != written[0] for found in written):
+        sys.exit(f"{stage}: {ranks} ranks wrote other bytes than one, or one turn than another")
     units = PLANS[stage](config, 1).units
-    return {
-        "units": units,
-        "seconds": {str(count): round(found, 2) for count, found in seconds.items()},
-        "times_as_fast": round(seconds[1] / seconds[ranks], 3),
+    found: dict[str, object] = {"units": units}
+    for name in ("seconds", "processor_s"):
+        found[name] = {str(count): [round(one[name], 2) for one in turns[count]] for count in turns}
+    alone, together = (statistics.median(one["seconds"] for one in turns[count]) for count in (1, ranks))
+    work = [statistics.median(one["processor_s"] for one in turns[count]) for count in (ranks, 1)]
+    return found | {
+        "times_as_fast": round(alone / together, 3),
+        "processor, ranks / one": round(work[0] / work[1], 3),
         "planned": {str(count): round(speedup(units, count), 3) for count in (2, 4, 8)},
     }
+
+
+def turn(stage: str, ranks: int, into: Path, shared: Sequence[str]) -> dict[str, Any]:
+    """One turn of a stage, or what is kept of it; only its figures and checksums stay."""
+    kept = into.with_name(f"{into.name}.json")
+    # Of a turn that was ended early the rest alone would be timed.
+    shutil.rmtree(into, ignore_errors=True)
+    if not kept.is_file():
+        note(f"{VERBS[stage]} on {ranks} rank{'s' * (ranks > 1)}")
+        words = [*shared, f"{OWN[stage]}={into}"]
+        worked = start(VERBS[stage], ranks, words)
+        lines = RunDir.of(load_config("demo", words)).metrics.read(VERBS[stage])
+        took = [line.values[STAGE_SECONDS] for line in lines if STAGE_SECONDS in line.values]
+        written = {str(path.relative_to(into)): file_hash(path) for path in sorted(into.rglob("*.npy"))}
+        write_json(kept, {"seconds": took[-1], "processor_s": worked, "bytes": written})
+        shutil.rmtree(into)
+    figures: dict[str, Any] = json.loads(kept.read_text("utf-8"))
+    return figures
 
 
 if __name__ == "__main__":

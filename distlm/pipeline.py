@@ -180,13 +180,13 @@ def run_step(
         # A launcher's own exit code is not to be trusted: only the stage's marker says that it is done.
         raise DistlmError(f"stage {step.words!r} ended with 0 but left no completion marker in {run.root}")
     took = time.monotonic() - began
-    worked = _worked_s(record, written)
+    worked = worked_s(record, written)
     if of and planned and worked:
         remember(of, planned, worked, took - worked, machine_flops())
     return took
 
 
-def _worked_s(record: Path, start: int) -> float:
+def worked_s(record: Path, start: int) -> float:
     """Seconds of work by the lines of metrics.jsonl from a byte on: of all stages that these tell of, together."""
     if not record.exists():
         return 0.0

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from shared.command import NO_FIGURES
+from shared.machine import in_words
 
 from distlm.analysis.results.records import ExperimentResults, Figure, Number, ResultColumn, ResultRow, ResultTable
 from distlm.runtime.rundir import code_version
@@ -80,7 +81,7 @@ def record(found: Sequence[Found], command: str, settings: list[str], quick: boo
         title="Tokens a second and perplexity beside peers, in one run", path="Speed",
         date=datetime.now(UTC).date().isoformat(), machine=machine(), commit=code_version().git, commands=[command],
         settings=settings, rows=rows, tables=[ResultTable("tokens a second and perplexity", COLUMNS, cells)],
-        notes=[*([NO_FIGURES] if quick else []), *NOTES, *ended],
+        notes=[*([NO_FIGURES] if quick else []), *NOTES, *ended, in_words()],
     )  # fmt: skip
 
 

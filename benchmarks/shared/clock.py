@@ -1,7 +1,7 @@
 """Clocks: what passed on the wall, and what this process's threads worked; and the most memory that was used."""
 
-import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,17 @@ def peak(device: str) -> float:
         import torch
 
         return round(torch.accelerator.max_memory_allocated() / 1e9, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+    return round(own_peak() / 1e9, 2)
+
+
+def own_peak() -> int:
+    """Bytes: the largest resident set of this process since its program began (Linux).
+
+    `ru_maxrss` is no less than that of the process that started this one: Python starts programs by vfork, and the
+    kernel counts the memory that both have until then.
+    """
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 class Best:

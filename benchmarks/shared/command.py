@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distlm.runtime.ranks.cores import usable_cores
+from shared.machine import described
 
 Options = argparse.Namespace
 """A command line that was read."""
@@ -55,8 +56,10 @@ class Benchmark(argparse.ArgumentParser):
 
 
 def report(figures: Mapping[str, Any], options: Options) -> None:
-    """Print the figures as JSON, and write them to --out where that is given; those of --quick say what they are."""
-    text = json.dumps({**({"note": NO_FIGURES} if options.quick else {}), **figures}, indent=1, ensure_ascii=False)
+    """Print the figures as JSON, and write them to --out where that is given, with the machine that they are of; those
+    of --quick say what they are."""
+    head = {**({"note": NO_FIGURES} if options.quick else {}), "machine": described()}
+    text = json.dumps({**head, **figures}, indent=1, ensure_ascii=False)
     print(text)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

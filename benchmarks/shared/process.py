@@ -9,15 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables that bind the threads of a process before it can choose."""
+
 
 def start(script: str, words: Sequence[object], threads: int, own_group: bool = False) -> subprocess.Popen[str]:
     """`python SCRIPT WORDS` on so many threads, whatever the environment says of them here; what it prints is kept.
 
     own_group: what it starts can be ended with it (`end_group`).
     """
-    # They bind the threads of the child before it can choose.
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    environment = {**os.environ, **dict.fromkeys(names, str(threads))}
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(threads))}
     return subprocess.Popen(
         [sys.executable, script, *map(str, words)], env=environment, stdout=subprocess.PIPE, text=True,
         start_new_session=own_group,

@@ -102,8 +102,9 @@ def run_index_train(stage: Stage) -> TrainSummary:
         # The run that held the lock until now may have trained it.
         if done := _nothing_to_do(stage, folder, datastore, plan):
             return done
+        start = time.monotonic()
         stage.require_whole(datastore.folder, datastore.written())
-        return _train_together(stage, folder, datastore, plan, chosen)
+        return _train_together(stage, folder, datastore, plan, chosen, start)
 
 
 def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory) -> TrainSummary | None:
@@ -116,10 +117,9 @@ def _nothing_to_do(stage: Stage, folder: IndexFolder, datastore: Datastore, plan
 
 
 def _train_together(
-    stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, chosen: Chosen
+    stage: Stage, folder: IndexFolder, datastore: Datastore, plan: Factory, chosen: Chosen, start: float
 ) -> TrainSummary:
-    """The work of run_index_train. Collective; by the only writer."""
-    start = time.monotonic()
+    """The work of run_index_train, which began at `start`. Collective; by the only writer."""
     if stage.comm.rank == 0:
         for message in (*said(chosen), *plan.messages):
             say(f"index train: {message}")

@@ -45,9 +45,9 @@ class Cost:
 def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> list[Cost]:
     """Costs of train, add and merge of `store` on `ranks` ranks that are like the one that was measured.
 
-    Training: each rank has its share of the sample, and whole subspaces of a product quantiser; transforms but PCA are
-    trained on one. Adding: each rank encodes a run of units. Merging is bound by the disk: its rate is that of one
-    rank, whatever the ranks.
+    Training: the keys are compared with their checksums, each shard by one rank; then each rank has its share of the
+    sample, and whole subspaces of a product quantiser; transforms but PCA are trained on one. Adding: each rank encodes
+    a run of units. Merging is bound by the disk: its rate is that of one rank, whatever the ranks.
     """
     template = template_bytes(factory)
     parts = store.rows * factory.key_bytes + store.shards * template
@@ -55,7 +55,8 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     sample = factory.sample * store.width * KEY_BYTES
     keys = store.rows * store.width * KEY_BYTES
     train_s = (
-        sample / rates.read_bytes_s
+        keys / speedup([store.shards], ranks) / rates.read_bytes_s
+        + sample / rates.read_bytes_s
         + trained_keys(factory) * KMEANS_ITERATIONS / (rates.kmeans_keys_s * ranks)
         + rates.pq_s / min(ranks, max(1, subspaces(factory)))
         + (
@@ -71,7 +72,7 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     add_s = encode_s / speedup([add_units(factory, store)], ranks) + part_s / speedup([store.shards], ranks)
     merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s
     return [
-        Cost("index train", template, train_memory(factory, store, ranks), sample, template,
+        Cost("index train", template, train_memory(factory, store, ranks), keys + sample, template,
              train_traffic(factory, ranks), train_s, 0.0),
         Cost("index add", parts, add_memory(factory, store, LEAST_BATCH * max(1, rates.threads // 2)), keys, parts, 0,
              add_s, keys / add_s),

@@ -33,6 +33,8 @@ ENCODE_EFFICIENCY = 0.055
 """The same for its product-quantiser encoder (measured: 35,000 keys/s for PQ64 of 1,024 values on two cores)."""
 COPY_RATE = 400e6
 """Bytes/s of checking, copying and reading back parts on a local disk."""
+READ_RATE = 1e9
+"""Assumed bytes/s of reading the keys for their checksums, all ranks together."""
 KEY_BYTES = 2
 """Of a number of a key: float16."""
 PROCESS_BYTES = 150 << 20
@@ -192,7 +194,8 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
     add = store.rows * (turned + coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
-    return train + add + bytes_moved / COPY_RATE
+    checked = store.rows * store.width * KEY_BYTES / READ_RATE
+    return checked + train + add + bytes_moved / COPY_RATE
 
 
 def store_of(config: RunConfig) -> Store | None:

@@ -28,10 +28,12 @@ def test_costs_are_what_the_rates_give() -> None:
     store = Store(103_225_485, 1024, 104, written=False)
     one, many = (index_costs(factory, store, RATES, ranks) for ranks in (1, 32))
     assert [cost.stage for cost in one] == ["index train", "index add", "index merge"]
-    sample = 1_048_576 * 2048
-    assert one[0].seconds == pytest.approx(sample / 2e9 + 10 * 1_048_576 / 10_000 + 15)
+    sample, keys = 1_048_576 * 2048, 103_225_485 * 2048
+    assert one[0].read_bytes == keys + sample
+    assert one[0].seconds == pytest.approx((keys + sample) / 2e9 + 10 * 1_048_576 / 10_000 + 15)
     # The codebooks are 64 units of work, the keys of k-means any number.
-    assert many[0].seconds == pytest.approx(sample / 2e9 + 10 * 1_048_576 / 10_000 / 32 + 15 / 32)
+    # Of 104 shards one of 32 ranks reads four.
+    assert many[0].seconds == pytest.approx((keys * 4 / 104 + sample) / 2e9 + 10 * 1_048_576 / 10_000 / 32 + 15 / 32)
     assert one[0].network_bytes == 0 and many[0].network_bytes == 32 * (160 * 4096 * 1024 + 4096 * 65536)
     assert many[0].memory_bytes < one[0].memory_bytes / 2
     parts = 103_225_485 * 72 + 104 * template_bytes(factory)
