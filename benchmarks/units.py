@@ -12,7 +12,6 @@ counts with. Turns that are whole are kept in --folder; one that was ended early
 """
 
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from distlm.config import RunConfig, load_config
 from distlm.datastore.estimate import plan_datastore
 from distlm.knnlm.plan import plan_search
 from distlm.pipeline import stage_environment, verb_command
+from distlm.runtime.child import waited_for_s
 from distlm.runtime.files import file_hash, write_json
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.rundir import RunDir
@@ -120,18 +120,12 @@ def start(verb: str, ranks: int, words: Sequence[str]) -> float:
     """One stage on so many ranks, in processes of its own; their seconds of processor."""
     config = load_config("demo", words)
     command = verb_command(verb, config, "demo", words, ranks)
-    before = processor_s()
+    before = waited_for_s()
     with stage_environment(config) as environment:
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"exit {done.returncode}: {subprocess.list2cmdline(command)}")
-    return processor_s() - before
-
-
-def processor_s() -> float:
-    """Of all children that have ended, and of theirs: user and system."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return waited_for_s() - before
 
 
 def compare(stage: str, options: Options, config: RunConfig, folder: Path, shared: Sequence[str]) -> dict[str, object]:

@@ -1,6 +1,5 @@
 """Running an experiment: its commands in order, several at once where asked; each resumes or says it is complete."""
 
-import resource
 import shlex
 import subprocess
 import time
@@ -18,7 +17,7 @@ from distlm.pipeline import stage_environment, verb_command
 from distlm.reproduce.experiment import Experiment, Item
 from distlm.reproduce.results import REPRODUCE, write_results
 from distlm.runtime import metrics
-from distlm.runtime.child import end_all, start_stage, tell_ranks, until_told_twice, verdict
+from distlm.runtime.child import end_all, start_stage, tell_ranks, until_told_twice, verdict, waited_for_s
 from distlm.runtime.progress import format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
 from distlm.runtime.rundir import RunDir
@@ -132,15 +131,9 @@ def _start(
 def _ended(running: list[_Running]) -> Iterator[tuple[_Running, float]]:
     """Those that have ended, with the processor time of all their processes, in seconds."""
     for entry in [*running]:
-        before = _waited_for_s()
+        before = waited_for_s()
         if entry.process.poll() is not None:
-            yield entry, _waited_for_s() - before
-
-
-def _waited_for_s() -> float:
-    """User and system time of this process's descendants that have ended and were waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+            yield entry, waited_for_s() - before
 
 
 def _record(item: Item, processor_s: float) -> None:

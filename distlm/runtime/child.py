@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -49,6 +50,12 @@ def start_stage(command: Sequence[str], env: Mapping[str, str], **streams: Any) 
     return subprocess.Popen(
         command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent, **streams
     )
+
+
+def waited_for_s() -> float:
+    """Processor time, user and system, of this process's descendants that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager

@@ -103,12 +103,21 @@ def machine() -> str:
     return f"{_processor()}, {usable_cores()} cores{_gpu()}"
 
 
+def processor_flags(cpuinfo: Path) -> set[str]:
+    """What instructions the processor has, by /proc/cpuinfo; none where the system does not list them."""
+    return {*(_of_processor(cpuinfo, "flags") or "").split()}
+
+
 def _processor() -> str:
+    return _of_processor(Path("/proc/cpuinfo"), "model name") or platform.machine()
+
+
+def _of_processor(cpuinfo: Path, name: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        lines = cpuinfo.read_text("utf-8").splitlines()
     except OSError:
         lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
 
 
 def _gpu() -> str:

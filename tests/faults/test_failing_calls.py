@@ -10,11 +10,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from support import TESTS, distlm, shared
+from support import distlm, shared
 from support.failing import Stages, armed_by, library, read_calls
 from support.failing.chains import CHAINS, Step
 from support.failing.trial import READS, WORDS, Fault, Kept, Trial, chosen, contents, put_back, table
 from support.store import arguments
+
+from distlm.runtime.rundir import code_version
 
 MOST = int(os.environ.get("DISTLM_TEST_FAULTS", "60"))
 """Starts of a stage that are made to fail; where it makes more calls, that many of them, evenly spread."""
@@ -86,12 +88,6 @@ def test_the_shim_catches_every_kind_of_call(tmp_path: Path) -> None:
     assert (below / "f.npy").stat().st_size < 80000, "what numpy does not notice"
 
 
-def commit() -> str:
-    """Of this tree."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=TESTS, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def trials(stages: Stages, chain: str, folder: Path, kept: Kept | None) -> Iterator[Trial]:
     """The stages of a chain, each after an undisturbed start of it."""
     place, before = folder / "place", folder / "before"
@@ -110,7 +106,7 @@ def trials(stages: Stages, chain: str, folder: Path, kept: Kept | None) -> Itera
 @pytest.mark.parametrize("chain", CHAINS)
 def test_every_call_of_every_stage_may_fail(chain: str, stages: Stages, tmp_path: Path) -> None:
     done = []
-    kept = Kept(Path(KEPT) / commit(), chain) if KEPT else None
+    kept = Kept(Path(KEPT) / str(code_version().git), chain) if KEPT else None
     for trial in trials(stages, chain, tmp_path, kept):
         if kept:
             trial.faults += kept.of(trial.step.name)

@@ -19,6 +19,7 @@ from distlm.index.build.blocks import nearest_in
 from distlm.index.build.torch_lists import TorchLists
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
+from distlm.runtime.speeds import processor_flags
 
 LEAST_WORK = 1e11
 """Keys × centroids × values from which loading torch (two seconds) pays."""
@@ -36,7 +37,8 @@ GROUP = 16
 """Centroids of which the best is found before any is compared."""
 _FAR = 1 << 30
 _CPU = Path("/proc/cpuinfo")
-_FAST = {"avx512_vnni", "avx_vnni", "amx_int8"}
+FAST_INT8 = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""Flags of processors with fast products of int8: one of them is enough."""
 _MOST_WIDTH = 32768
 """Sums stay within int32."""
 
@@ -162,7 +164,7 @@ def memory(count: int, width: int, keys: int) -> int:
 @cache
 def multiplies_int8() -> bool:
     """Whether this processor multiplies int8 fast, and torch does so exactly."""
-    if not _CPU.exists() or not _FAST & set(_CPU.read_text().partition("flags")[2].partition("\n")[0].split()):
+    if not FAST_INT8 & processor_flags(_CPU):
         return False
     import torch
 
