@@ -25,6 +25,8 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 .PHONY: install demo site test some-tests all-tests test-gpu test-slurm test-slow gpu-check gpu-wheels \
   slurm-packages bare-packages lint clean-demo clean help
 .DEFAULT_GOAL := help
+# Tests start Python thousands of times: where this is set, each start compiles the package anew, and pytest its tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile

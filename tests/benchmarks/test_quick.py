@@ -91,8 +91,8 @@ def number(figures: Any, path: str) -> float:
     return float(figures)
 
 
-SLOW = ("full_rows.py",)
-"""It starts every stage on one rank and on two, with kills."""
+SLOW = ("full_rows.py", "knn_eval.py", "list_scan.py", "pretrained.py", "units.py")
+"""They train, or start stages on several ranks: half of the time of all."""
 
 
 @pytest.mark.parametrize(

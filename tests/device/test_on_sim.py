@@ -16,7 +16,7 @@ CHECKS = {
     "memory": ["memory/test_device.py"],
     "masked models": ["models/plm/test_device.py"],
     "AWD-LSTM and lists": ["models/awd_lstm/test_model.py", "index/build/test_encode.py"],
-    "trainings": ["device/test_stages.py", "-k", "memories or fp16-zero2"],
+    "trainings": ["device/test_stages.py", "-k", "fp16-zero2"],
     "all trainings": ["device/test_stages.py", "-k", "training or half"],
     "stages": ["device/test_stages.py", "-k", "not training and not half"],
     "offload": ["device/test_offload.py"],
@@ -24,8 +24,8 @@ CHECKS = {
     "rules": ["device/test_rules.py"],
 }
 SLOW = ("masked models", "all trainings", "stages", "other kinds", "offload")
-"""Minutes each. In the ordinary run memories and half precision with ZeRO 2, both on two ranks, and the parts of
-`make gpu-check` (test_gpu_check.py) go through the same code."""
+"""Minutes each. In the ordinary run a model with memories in half precision with ZeRO 2 on two ranks, stopped and
+resumed, and the parts of `make gpu-check` (test_gpu_check.py) go through the same code."""
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ ONE_RANK = {
 TWO_RANKS = {
     "nag": ["train.deepspeed=zero0", "train.optimizer=nag", "train.lr=0.1", "train.weight_decay=0.01"],
     "memories": [*ONE_RANK["memory"], "train.micro_blocks=2"], "bf16": ["train.precision=bf16"],
-    "fp16-zero2": ["train.precision=fp16", "train.deepspeed=zero2"],
+    "fp16-zero2": [*ONE_RANK["memory"], "train.micro_blocks=2", "train.precision=fp16", "train.deepspeed=zero2"],
     "fp16-offload": ["train.precision=fp16", "train.deepspeed=zero2-offload"],
     **{f"zero{stage}": [f"train.deepspeed=zero{stage}"] for stage in (1, 2, 3)},
 }  # fmt: skip

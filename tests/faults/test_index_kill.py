@@ -91,7 +91,8 @@ def _finished(action: str, run_dir: Path) -> bool:
     return len(list((run_dir / "index" / "parts").glob("part-*.json"))) == SHARDS
 
 
-@pytest.mark.parametrize("action", ["add", pytest.param("merge", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["add", "merge"])
 def test_killed_at_random_moments(action: str, template: Path, added: Path, merged: Path, tmp_path: Path) -> None:
     choose = random.Random(17)
     start, expected = (template, added) if action == "add" else (added, merged)

@@ -48,7 +48,10 @@ def kill(overrides: list[str], run: Path, save: bool, seed: int) -> None:
     assert process.wait(DEADLINE_S) != 0
 
 
-@pytest.mark.parametrize(("save", "ranks", "seed"), [(False, 2, 1), (True, 1, 2)], ids=["step", "save"])
+@pytest.mark.parametrize(
+    ("save", "ranks", "seed"),
+    [pytest.param(False, 2, 1, id="step", marks=pytest.mark.slow), pytest.param(True, 1, 2, id="save")],
+)
 def test_killed_and_started_again(folder: Path, tmp_path: Path, save: bool, ranks: int, seed: int) -> None:
     """On as many ranks the same bytes, memory included; on another number the same curve and rounding apart."""
     overrides, run, whole = plm_settings(folder / "shards", tmp_path / "run", *LONG), tmp_path / "run", folder / "whole"

@@ -57,6 +57,7 @@ def test_kills_in_every_phase_and_a_stop_change_nothing(tmp_path):
     assert file_hashes(run.root / "neighbours") == whole
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_lists_are_shared_changes_nothing(tmp_path):
     lists = [*UNITS, "knn.scan=lists"]
     config = ready_run(tmp_path, lines=800, extra=lists)

@@ -110,7 +110,7 @@ def test_signal_to_one_rank_stops_all_with_75(folder: Path, tmp_path: Path) -> N
     assert same_end(folder / "zero1-2", tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ELASTIC)
+@pytest.mark.parametrize("name", ["2-to-1", pytest.param("1-to-2", marks=pytest.mark.slow)])
 def test_resume_on_other_ranks_and_stage_keeps_the_data(folder: Path, name: str) -> None:
     """Loss curves agree to rounding, which they could not if one block came in another update."""
     (before, _), (ranks, zero) = ELASTIC[name]

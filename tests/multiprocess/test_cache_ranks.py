@@ -44,6 +44,7 @@ def test_any_number_of_ranks_writes_the_same_cache(tmp_path, ready, settings):
         assert files(ranks) == one
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_on_two_ranks_then_finished_by_one(tmp_path):
     units = [*CACHE, "knn.blocks_per_unit=1", "knn.batch_blocks=1"]
     config = ready_run(tmp_path, lines=1200, extra=units)

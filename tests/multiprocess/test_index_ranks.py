@@ -18,8 +18,8 @@ from distlm.runtime.lock import is_lock
 pytestmark = pytest.mark.multiprocess
 FACTORIES = [
     pytest.param("PCA16,IVF64,PQ8", "", marks=pytest.mark.slow),
-    ("IVF64,PQ16x4", ""),
-    ("IVF64,SQ4", "1"),
+    pytest.param("IVF64,PQ16x4", "", marks=pytest.mark.slow),
+    pytest.param("IVF64,SQ4", "1", marks=pytest.mark.slow),
     ("PCAR24,IVF64_HNSW8,RaBitQ", ""),
     pytest.param("auto", "", marks=pytest.mark.slow),
 ]

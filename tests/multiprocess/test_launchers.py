@@ -115,6 +115,7 @@ def test_the_variables_of_an_srun_step_are_enough(tmp_path, words):
     assert len(losses(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_a_deepspeed_start_is_stopped_killed_and_continued(tmp_path, words):
     """Stopped by a signal; continued, and the front killed; continued to the end: no batch is lost or repeated."""
     run = tmp_path / "run"

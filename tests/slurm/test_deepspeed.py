@@ -63,7 +63,7 @@ def running(slurm, run):
     return found
 
 
-@pytest.mark.parametrize("via", ["pdsh", "openmpi"])
+@pytest.mark.parametrize("via", [pytest.param("pdsh", marks=pytest.mark.slow), "openmpi"])
 def test_over_ssh(via, nodes, words, expected, tmp_path):
     if shutil.which("pdsh") is None:
         pytest.skip(f"pdsh is not installed {PACKAGES}")

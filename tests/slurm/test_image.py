@@ -6,6 +6,7 @@ The wrapper here makes of the node what an image is to the ranks: another enviro
 import sys
 from pathlib import Path
 
+import pytest
 from support.slurm import ON_TWO, REQUEUED, logged, long_training, script, wait_for_updates
 from support.slurm.cluster import Slurm
 from support.slurm.submitted import SITE, said, submit
@@ -19,6 +20,7 @@ PATH={empty} exec {python} "$@"
 """
 
 
+@pytest.mark.slow
 def test_stopped_ranks_in_an_image_are_requeued_by_the_script_around_them(slurm: Slurm, tmp_path: Path) -> None:
     tokens, wrapper = tiny_tokens(tmp_path), tmp_path / "python-in-image"
     wrapper.write_text(IMAGE.format(empty=tmp_path / "empty", python=sys.executable), "utf-8")

@@ -64,6 +64,7 @@ def test_stopped_and_continued_in_the_same_bytes(
     assert logged(whole, "train/data_fingerprint") == logged(run, "train/data_fingerprint")
 
 
+@pytest.mark.slow
 def test_from_4_ranks_to_2_to_3(module_slurm: Slurm, tokens: Path) -> None:
     """Each start by its own sbatch, as where a site cancels instead of requeueing; no batch is lost or repeated."""
     slurm, whole, run = module_slurm, module_slurm.folder / "twelve", module_slurm.folder / "4-2-3"

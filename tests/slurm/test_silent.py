@@ -16,6 +16,9 @@ from support.train import tiny_tokens
 ASKING = "asking again for 15 min"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def silence(module_slurm: Slurm) -> tuple[dict[str, Path], dict[str, str], str, str]:
     """Runs, their jobs, and what `status` and `cancel` said in the silence; the jobs have ended well since."""
