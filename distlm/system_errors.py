@@ -149,7 +149,8 @@ def _opened_again(error: Exception, path: Path) -> Exception:
     """safetensors says of every file that it cannot open that there is none: why it was, as far as that is so still."""
     if isinstance(error, FileNotFoundError) and error.errno is None:
         try:
-            path.open("rb").close()
+            if not path.is_dir():
+                path.open("rb").close()
         except OSError as real:
             return real
         return OSError(_UNKNOWN, "")

@@ -145,6 +145,9 @@ def test_why_safetensors_could_not_open_a_file(tmp_path: Path) -> None:
     (tmp_path / "back").touch()
     with pytest.raises(DistlmError, match="/back: could not be opened; run"):
         refuse(FileNotFoundError("No such file or directory: back"), tmp_path / "back")
+    # Where only a folder is known, that it is one says nothing of the file.
+    with pytest.raises(DistlmError, match=f"{tmp_path}: could not be opened; run"), told(tmp_path):
+        raise FileNotFoundError("No such file or directory: back")
     # What is missing is the caller's to tell.
     refuse(FileNotFoundError(errno.ENOENT, "gone"), tmp_path / "gone")
     refuse(FileNotFoundError("No such file or directory: gone"), tmp_path / "gone")

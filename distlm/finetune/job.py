@@ -30,6 +30,7 @@ from distlm.memory.values.exchange import Exchange
 from distlm.models.plm.config import FinetuneConfig, PlmTraining
 from distlm.models.plm.model import with_dropout
 from distlm.models.row_dropout import row_keys
+from distlm.models.tensor_file import read_tensors
 from distlm.optim.schedule import learning_rate
 from distlm.runtime.metrics import Values
 from distlm.runtime.ranks.collective import together
@@ -104,7 +105,7 @@ class FinetuneJob(MemoryJob[FinetuneState]):
     def resumed(self, resume: Resume[FinetuneState]) -> None:
         if (resume.folder / EXTRA).exists():
             self._load_memory()
-            extra = safetensors.torch.load_file(resume.folder / EXTRA)
+            extra = read_tensors(resume.folder / EXTRA)
             for layer, memory in self.net.memories.items():
                 memory.load_extra(_of_layer(extra, layer))
             return

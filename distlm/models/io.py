@@ -18,6 +18,7 @@ from distlm.models.described import card_of, causal, model_for_weights, model_on
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.models.records import ModelCard
+from distlm.models.tensor_file import read_tensors
 from distlm.runtime.files import atomic_path, file_hash
 from distlm.system_errors import refuse
 
@@ -92,7 +93,7 @@ def _read(folder: Path, device: torch.device | str) -> tuple[Any, dict[str, Tens
         )
     try:
         # safetensors reads to the devices that it knows by name; every other is torch's alone.
-        weights = {name: tensor.to(device) for name, tensor in safetensors.torch.load_file(path).items()}
+        weights = {name: tensor.to(device) for name, tensor in read_tensors(path).items()}
     except safetensors.SafetensorError as error:
         refuse(error, path)
         raise DistlmError(f"{folder}: not a checkpoint of this version of distlm: {error}") from error

@@ -1,14 +1,33 @@
-"""Weights that others made: what their file begins with, and that all of them are numbers."""
+"""Files of tensors: opened, and those that others made looked at before they are used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.system_errors import told
 
 _ZIP, _PICKLE, _TAR = b"PK", b"\x80", b"ustar"
 """torch.save since 2020, before it, and before 2016."""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, whose tensors are read one by one. DistlmError naming it where the system refuses to open it,
+    for which safetensors gives no reason; SafetensorError where it is cut or damaged."""
+    with told(path), safetensors.safe_open(path, framework="pt") as file:
+        yield file
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises as open_tensors does."""
+    with told(path):
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        return tensors
 
 
 def require_tensor_file(path: Path) -> None:

@@ -32,6 +32,7 @@ from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.models.records import Complete
+from distlm.models.tensor_file import open_tensors
 from distlm.runtime.files import sweep_temporaries, sync_file, sync_folder
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -161,7 +162,7 @@ def model_to_train(resume: Resume[S]) -> LanguageModel:
     """The model with the weights that training goes on from: the checkpoint's, or those beside its averages."""
     model: LanguageModel = load_model(resume.folder)[0]
     if resume.state.optimizer.average:
-        with safetensors.safe_open(resume.folder / OPTIMIZER, framework="pt") as file:
+        with open_tensors(resume.folder / OPTIMIZER) as file:
             for name, parameter in model.named_parameters():
                 parameter.data = file.get_tensor(f"{_RAW}/{name}")
     return model
@@ -179,7 +180,7 @@ def restore(engine: Engine, resume: Resume[S], weights: Mapping[str, Tensor]) ->
             engine.write(name, value)
     for key in optimizer.keys:
         average = key == optimizer.average
-        with safetensors.safe_open(resume.folder / (WEIGHTS if average else OPTIMIZER), framework="pt") as file:
+        with open_tensors(resume.folder / (WEIGHTS if average else OPTIMIZER)) as file:
             for name in engine.names:
                 engine.write(name, file.get_tensor(name if average else f"{key}/{name}"), key)
 

@@ -35,6 +35,7 @@ from distlm.models.awd_lstm.records import EpochSums, LstmState
 from distlm.models.awd_lstm.stream_loss import StreamValidator
 from distlm.models.card import WEIGHTS
 from distlm.models.described import require_tap
+from distlm.models.tensor_file import read_tensors
 from distlm.runtime.metrics import Values
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
@@ -208,7 +209,7 @@ class LstmJob(Job[LstmState]):
         path = resume.folder / HIDDEN
         if not path.exists():
             return
-        tensors = safetensors.torch.load_file(path)
+        tensors = read_tensors(path)
         names = self._hidden_names()
         for number in self._mine:
             flat = [tensors[name][:, self.micro.blocks_of(number)].to(self.engine.device) for name in names]

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from support.failing.chains import Step
 OTHERS = {
     "metrics.jsonl": "times of what was measured, also of the start that failed",
     "report.html": "the time when it was made, and plots of those metrics",
-    ".lock": "who had it last",
+    "*.lock": "who had it last",
+    "*.lock.[0-9]*": "likewise, where its removal failed: the next owner removes it",
     ".alive": "signs of life of ranks of a start that failed; a later one removes them after a day",
 }
-"""Files that differ from an undisturbed run's, and why."""
+"""Files and folders that differ from an undisturbed run's, and why."""
 MEASURED = {
     "seconds": "how long it took",
     "tokens_per_s": "likewise",
@@ -234,8 +236,12 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): bytes_hash(_of_results(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not OTHERS.keys() & {*path.relative_to(folder).parts}
+        if path.is_file() and not _is_other(path.relative_to(folder))
     }
+
+
+def _is_other(path: Path) -> bool:
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in OTHERS)
 
 
 def _of_results(path: Path) -> bytes:

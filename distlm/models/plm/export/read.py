@@ -25,7 +25,9 @@ from distlm.models.export.records import ExportManifest
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm, transformers_library
 from distlm.models.plm.records import MemoryExport
+from distlm.models.tensor_file import open_tensors, read_tensors
 from distlm.runtime.files import read_json
+from distlm.system_errors import refuse
 
 MEMORY = "memory.safetensors"
 TASK_HEADS = ("ForSequenceClassification", "ForQuestionAnswering")
@@ -123,9 +125,10 @@ def read_folder(folder: Path) -> Folder:
         backbone = config.to_dict()
         weights = _read_weights(folder)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        refuse(error, folder)
         raise DistlmError(f"{folder}: not a Hugging Face model folder ({error})") from error
     if memory and _is_old(folder):
-        weights |= safetensors.torch.load_file(folder / MEMORY)
+        weights |= read_tensors(folder / MEMORY)
     return Folder(backbone, weights, memory)
 
 
@@ -147,7 +150,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if not paths:
         raise OSError(f"no model.safetensors in {folder}")
     for path in paths:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with open_tensors(path) as file:
             for name in file.keys():  # noqa: SIM118  (a file is no dict)
                 place, of_memory, theirs = name.partition(_OF_MEMORY)
                 if of_memory and (theirs in STATISTICS.values() or theirs.startswith("values.")):
