@@ -260,7 +260,7 @@ def _running_shares(folder: Path) -> list[Path]:
         with path.open("a+") as stream:
             held, rival = flocked(stream, fcntl.LOCK_SH), Rival(path)
             rival.look()
-            if flocked is False or not rival.gone(held is True and spans):
+            if held is False or not rival.gone(held is True and spans):
                 running.append(path)
     return running
 

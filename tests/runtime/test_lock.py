@@ -1,5 +1,6 @@
 """Locks of a folder: one run or several shares, refusals that name the owner, nothing left after an end."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -79,6 +80,14 @@ def test_shares_that_would_meet_are_refused(tmp_path: Path, share: Share, words:
         take(tmp_path, share)
     assert f"pid {other.pid}" in str(refusal.value)
     take(tmp_path, share)
+
+
+def test_a_share_that_has_written_no_lease_yet_counts(tmp_path: Path) -> None:
+    """It holds the file system's lock first."""
+    with (tmp_path / ".lock-share-0-of-2").open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="one count"):
+            take(tmp_path, Share(2, 3))
 
 
 @pytest.mark.parametrize("text", ["2/2", "3/2", "0/0", "-1/2", "1", "a/b", "1/2/3", " 0/2", "0/2 "])
