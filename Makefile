@@ -67,8 +67,8 @@ all-tests: $(VENV)/.dev slurm-packages
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check .
-	@# A call of its own for the tests: they import tests/support as `support`, which is no name from the root, and need
-	@# not annotate their functions. Both calls at once, each with a cache of its own.
+	@# A call of its own for the tests: they import tests/support as `support`, which is no name from the root, need not
+	@# annotate their functions, and compare with pytest.approx. Both calls at once, each with a cache of its own.
 	@MYPYPATH=tests $(BIN)/mypy --cache-dir .mypy_cache/tests --explicit-package-bases --allow-untyped-defs \
 	    --allow-incomplete-defs --check-untyped-defs --no-strict-equality tests >.mypy-tests.log 2>&1 & tests=$$!; \
 	  echo "types of distlm, launchers and benchmarks"; $(BIN)/mypy; package=$$?; \
