@@ -3,7 +3,7 @@
 # make test      install, then style, types, import rules and the tests, without those marked slow or gpu
 # make test-slurm   only the tests on a real Slurm of four nodes, which they start on this machine (root, apt-get)
 # make demo GPU=1 and make test GPU=1: the same on CUDA with faiss-gpu
-# make gpu-check what a GPU does with distlm: ten minutes at most; DEVICE=sim or cpu without one, PARTS=memory,lstm some of it
+# make gpu-check GPU=1   what a GPU does with distlm: ten minutes at most; DEVICE=sim or cpu without one, PARTS=memory,lstm some of it
 # make gpu-wheels   what that needs on a machine without a network, in build/gpu-wheels (GPU_PYTHON=3.12 WITHOUT=transformers)
 # make site      the documentation as a site, in build/site
 # make test TESTS=tests/config   only those tests, after style, types and import rules

@@ -23,6 +23,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from distlm.config.yaml_files import yaml_of
 from distlm.errors import DistlmError, UsageError
 from launchers.site_example import init_site, scripts
 from launchers.stages.flags import SBATCH, SRUN, check_conditions, check_flags
@@ -207,9 +208,8 @@ def load_site(file: str | None = None) -> tuple[Site, str]:
     if path is None:
         return Site(), "built-in defaults"
     try:
-        # BaseLoader reads every scalar as text: YAML would make 86400 of 24:00:00 and 83 of account 0123.
-        tree = yaml.load(path.read_text("utf-8"), yaml.BaseLoader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml_of(path.read_text("utf-8"), as_text=True) or {}
+    except ValueError as error:
         raise UsageError(f"{path}: not valid YAML: {error}") from error
     return parse_site(tree, str(path)), str(path)
 

@@ -11,7 +11,7 @@ from distlm.errors import DistlmError
 _DEEPEST = 50
 
 
-class _EachOnce(yaml.SafeLoader):
+class _EachOnce(yaml.constructor.BaseConstructor):
     """Of two equal keys one would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -26,10 +26,19 @@ class _EachOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def yaml_of(text: str) -> Any:
-    """What YAML gives. Raises ValueError that says in one line what is wrong with it."""
+class _Typed(_EachOnce, yaml.SafeLoader):
+    """Numbers, booleans and dates as such."""
+
+
+class _AsText(_EachOnce, yaml.BaseLoader):
+    """Every scalar as the text that is there."""
+
+
+def yaml_of(text: str, as_text: bool = False) -> Any:
+    """What YAML gives; `as_text`: every scalar as text, as YAML makes 86400 of 24:00:00 and 83 of 0123. Raises
+    ValueError that says in one line what is wrong with it."""
     try:
-        tree = yaml.load(text, _EachOnce)
+        tree = yaml.load(text, _AsText if as_text else _Typed)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:

@@ -24,6 +24,7 @@ RUN_DIR/
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.models.registry import kind, kind_names, not_causal
 from distlm.runtime import question
 from distlm.runtime.files import atomic_path
+from distlm.runtime.lock import is_lock
 from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.records import BestCheckpoint, CodeSnapshot, CodeVersion, Record, RunCode
 
@@ -239,7 +241,7 @@ class RunDir:
     def open_stage(self, config: RunConfig, stage: str) -> None:
         """Record the configuration of a stage that is about to run. Call on rank 0, before any work.
 
-        Raises DistlmError when this or an earlier stage already ran here with other settings, naming the fields.
+        Raises DistlmError when files of this or an earlier stage were made here with other settings, naming the fields.
         """
         if self.root.exists() and not self.root.is_dir():
             raise DistlmError(f"run_dir={self.root}: is a file; give a folder, or a name that is not there yet")
@@ -257,29 +259,45 @@ class RunDir:
 
     def withdraw_stage(self, config: RunConfig, stage: str) -> None:
         """Forget the recorded configuration of a stage that was refused before it produced anything. On rank 0."""
-        produced = {
-            "prepare": (self.tokens(config) / "meta.json").exists(),
-            "shard": any((self.shards(config) / name).exists() for name in (".plan.json", "manifest.json")),
-            "train": any(self.checkpoints.glob("step-*")),
-            "datastore": (self.datastore / "manifest.json").exists(),
-            "index": any((self.root / "index").rglob("template.json")),
-            "finetune": any((self.root / "finetune").glob("*/settings.json")),
-            "knn": any((self.root / name).exists() for name in ("neighbours", "cache")),
-        }
-        if not produced[stage]:
+        if not self._produced(config_tree(config), stage):
             (self.root / "configs" / f"{stage}.yaml").unlink(missing_ok=True)
 
+    def _produced(self, settings: Mapping[str, Any], stage: str) -> bool:
+        """Whether a stage with these settings (section → setting → value) has left files that follow from them."""
+
+        def folder(section: str, setting: str, own: str) -> Path:
+            return Path(settings.get(section, {}).get(setting) or self.root / own)
+
+        match stage:
+            case "prepare":
+                return (folder("data", "tokens_dir", "tokens") / "meta.json").exists()
+            case "shard":
+                shards = folder("shards", "folder", "shards")
+                return any((shards / name).exists() for name in (".plan.json", "manifest.json"))
+            case "train":
+                return any(self.checkpoints.glob("step-*"))
+            case "finetune":
+                return any((self.root / "finetune").glob("*/settings.json"))
+            case "datastore":
+                return (folder("datastore", "folder", "datastore") / "manifest.json").exists()
+            case "index":
+                roots = (self.root / "index", folder("index", "folder", "index"))
+                return any(file for root in roots for file in root.rglob("template.json"))
+        answers = [self.root / name for name in ("neighbours", "cache", "states", "tuned", "results", "losses")]
+        newest = any((self.root / name).exists() for name in (NEWEST_TUNED, NEWEST_RESULTS))
+        return newest or any(map(_holds_files, (*answers, folder("knn", "folder", "neighbours"))))
+
     def refuse_other_config(self, config: RunConfig, stage: str) -> None:
-        """DistlmError when this or an earlier stage ran here with other settings, naming the fields."""
+        """DistlmError when files of this or an earlier stage were made here with other settings, naming the fields."""
         order = list(STAGES)
         for earlier in order[: order.index(stage) + 1]:
             self._compare(config, earlier)
 
     def _compare(self, config: RunConfig, stage: str) -> None:
-        path = self.root / "configs" / f"{stage}.yaml"
-        if not path.exists():
+        before, now = recorded_settings(self.root / "configs" / f"{stage}.yaml"), config_tree(config)
+        # A start that was killed, or ran out of memory on another rank, leaves its settings and no file of them.
+        if not before or not self._produced(before, stage):
             return
-        before, now = recorded_settings(path), config_tree(config)
         # A setting that is newer than the run had its default value then.
         defaults, sections = config_tree(type(config)()), stage_sections(stage, config.model.kind)
         changed = []
@@ -300,6 +318,10 @@ class RunDir:
                 f"{self.root}: {made} there were made with other settings ({'; '.join(changed)}); {mend}use another "
                 "run_dir= or the same settings"
             )
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() and not is_lock(path) for path in folder.rglob("*"))
 
 
 def _grows(item: dataclasses.Field[Any], old: Any, new: Any) -> bool:

@@ -53,7 +53,8 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
     with StopFlag(world.rank) as stop:
         comm = _join(world, stop)
         run = RunDir.of(config)
-        before = _latest(run) if world.rank == 0 else None
+        latest, own = run.root / RUN_CONFIG, run.root / "configs" / f"{name}.yaml"
+        before = {path: _text(path) for path in (latest, own)} if world.rank == 0 else {}
         # A run directory that is the recipe: its config.yaml may change between two ranks' reading, so rank 0's holds.
         config = rank0_first(comm, lambda: _claim(run, config, name))
         run = RunDir.of(config)
@@ -74,9 +75,12 @@ def open_stage(name: str, config: RunConfig, world: World | None = None) -> Iter
                 # Where a full disk does not allow it, the error says that already.
                 with suppress(OSError, DistlmError):
                     if world.rank == 0 and not isinstance(error, Stopped):
-                        _put_back(run, before)
+                        _put_back(latest, before[latest])
                 with suppress(OSError, DistlmError):
-                    if world.rank == 0 and not isinstance(error, Busy):
+                    if world.rank == 0 and isinstance(error, Busy):
+                        # They are the settings of the run that works here.
+                        _put_back(own, before[own])
+                    elif world.rank == 0:
                         run.withdraw_stage(config, name)
                 raise
             finally:
@@ -101,16 +105,14 @@ def _claim(run: RunDir, config: RunConfig, name: str) -> RunConfig:
     return config
 
 
-def _latest(run: RunDir) -> str | None:
-    """What config.yaml says now."""
-    path = run.root / RUN_CONFIG
+def _text(path: Path) -> str | None:
     return path.read_text("utf-8") if path.is_file() else None
 
 
-def _put_back(run: RunDir, before: str | None) -> None:
-    """config.yaml as it was before a stage that failed; it stays where there was none."""
+def _put_back(path: Path, before: str | None) -> None:
+    """Recorded settings as they were before a stage that failed; they stay where there were none."""
     if before is not None:
-        with atomic_path(run.root / RUN_CONFIG) as temporary:
+        with atomic_path(path) as temporary:
             temporary.write_text(before, "utf-8")
 
 

@@ -126,14 +126,19 @@ class _Run(Generic[S]):
         self._log(outcome, rate, job.finished(state))
         began = time.monotonic()
         better = due and self._validate()
+        took = {metrics.VALID_S: time.monotonic() - began} if due else {}
         spent = train.max_updates_this_run > 0 and state.update - self.start >= train.max_updates_this_run
         folder = None
         if outcome.stop or spent or better or job.finished(state) or _due(state.update, train.save_every):
-            state.window = self.window.state()
+            state.window, saving = self.window.state(), time.monotonic()
             kept, vocabulary = job.kept(state), job.text.vocabulary
             folder = save_checkpoint(
                 comm, self.stage.run, job.engine, job.model, vocabulary, state, train.keep_last, *kept
             )
+            took[metrics.SAVE_S] = time.monotonic() - saving
+        if took and comm.rank == 0:
+            values: metrics.Values = {name: round(seconds, 3) for name, seconds in took.items()}
+            self.stage.run.metrics.write("train", values, step=state.update)
         self.window.pause(time.monotonic() - began)
         return folder if outcome.stop or spent else None
 

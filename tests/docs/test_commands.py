@@ -34,6 +34,18 @@ def shown_commands() -> list[tuple[str, str]]:
     return sorted(set(commands))
 
 
+def test_lists_are_quoted_in_what_is_shown():
+    """zsh takes the brackets of an unquoted one for a pattern, and starts nothing."""
+    shown = []
+    for page in PAGES:
+        text = page.read_text("utf-8").replace("\\\n", " ")
+        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+        lines += re.findall(r"`(distlm [^`\n]*)`", text) + re.findall(r"^#\s+(distlm .*)$", text, re.MULTILINE)
+        shown += [(page.name, line) for line in lines if "RECIPE" not in line]
+    bare = [(page, line) for page, line in shown if re.search(r"\[[^ ]", re.sub(r"'[^']*'|\"[^\"]*\"|\s#.*", "", line))]
+    assert shown and not bare
+
+
 def make_run(folder: Path) -> None:
     """A run directory of the recipe of its name; `mine` is whatever the page has trained before."""
     folder.mkdir(parents=True)

@@ -23,6 +23,8 @@ def record(run: Path, *stages: str) -> None:
     config = load_config("plm-small", [*RECORDED, f"run_dir={run}", "shards.row_tokens=32"])
     for stage in stages:
         RunDir(run).open_stage(config, stage)
+    if "train" in stages:
+        RunDir(run).checkpoint(3).mkdir(parents=True)
 
 
 def test_what_the_pretraining_recorded_goes_before_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -44,8 +44,7 @@ NOT_COMPARED = {
         "stage/start_seconds": "time",
         "stage/processor_s": "time",
         "perf/*seconds": "time",
-        "perf/data_wait_s": "time",
-        "perf/*_per_s": "speed",
+        "perf/*_s": "times and speeds",
         "rows_per_s": "speed",
     },
     "*/tokens/meta.json": {"text_dir": "absolute path"},
@@ -64,8 +63,8 @@ NOT_COMPARED = {
     "plm-*/checkpoints/*.json": {"tap": NO_TAP},
     "finetune-*/*.json": {"tap": NO_TAP},
 }
-# Lines of metrics.jsonl with this key are not compared: how many there are depends on the time that they are about.
-PROGRESS = "progress/done"
+# Lines of metrics.jsonl with one of these keys are not compared: they are about times, on which their number depends.
+OF_TIMES = {"progress/done", "perf/valid_s", "perf/save_s"}
 # Files that differ between the code before and after on purpose → why.
 EXCEPTIONS = {
     "*/config.yaml": "has no longer the sections of other kinds of models",
@@ -106,7 +105,7 @@ def content(out: Path, name: str) -> Any:
         return None
     text = (out / name).read_text("utf-8")
     if kind == ".jsonl":
-        found = [line for line in map(json.loads, text.splitlines()) if PROGRESS not in line]
+        found = [line for line in map(json.loads, text.splitlines()) if not OF_TIMES & line.keys()]
     else:
         found = json.loads(text) if kind == ".json" else yaml.safe_load(text)
     return without([key for files, keys in NOT_COMPARED.items() if fnmatch(name, files) for key in keys], found)

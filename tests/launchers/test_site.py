@@ -77,6 +77,8 @@ def test_files_are_found_in_order(nowhere, monkeypatch):
         ("stages: {train: 4}", "stages.train: expected keys, found '4'"),
         ("- a", "site file: expected keys"),
         ("a: [", "not valid YAML"),
+        ("srun: [--a]\nsrun: [--b]", "the key 'srun' is there twice (line 2)"),
+        ("stages: {train: {nodes: 1, nodes: 2}}", "the key 'nodes' is there twice (line 1)"),
     ],
 )
 def test_mistakes_are_named_with_the_mend(nowhere, text, message):

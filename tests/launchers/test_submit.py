@@ -178,6 +178,7 @@ def test_a_run_directory_of_another_configuration_is_refused(run, tmp_path):
     config = tmp_path / "run" / "configs" / "train.yaml"
     config.parent.mkdir(parents=True)
     config.write_text(dump_config(load_config("demo", ["train.seed=2"])), "utf-8")
+    (tmp_path / "run" / "checkpoints" / "step-00000100").mkdir(parents=True)
     code, _, err = run("--dry-run")
     assert code == 1 and "train.seed: 2 there, 1 now" in err
 

@@ -59,6 +59,7 @@ def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(
         if item.verb == "run":
             trained[item.folder] = config
             RunDir(item.folder).open_stage(config, "train")
+            RunDir(item.folder).checkpoint(1).mkdir(parents=True)
         elif item.verb == "finetune":
             RunDir(item.folder).refuse_other_config(config, "finetune")
             assert config.plm.init_from == trained[item.folder].plm.init_from

@@ -67,6 +67,7 @@ def test_a_full_disk_is_refused_before_the_work(tmp_path):
 def test_another_configuration_is_refused_with_the_fields(tmp_path):
     run = RunDir(tmp_path)
     run.open_stage(load_config("demo"), "train")
+    run.checkpoint(3).mkdir(parents=True)
     run.open_stage(load_config("demo", ["train.log_every=3", "launch.ranks=5", "run_dir=elsewhere"]), "train")
     with pytest.raises(DistlmError, match=r"train\.lr: 0\.\d+ there, 0\.5 now"):
         run.open_stage(load_config("demo", ["train.lr=0.5"]), "train")

@@ -128,6 +128,10 @@ def test_more_epochs_of_an_lstm_are_what_they_would_have_been(tokens, tmp_path):
     assert one == two
     with pytest.raises(DistlmError, match=r"awd.epochs: 4 there, 5 now: fine-tuning follows .*train.init_from="):
         train(lstm_config(tokens, grown, "awd.epochs=5", "awd.finetune_epochs=1"))
+    # Fine-tuning that its length has ended goes on, too.
+    for folder in (grown, tmp_path / "more"):
+        train(lstm_config(tokens, folder, "awd.epochs=4", "awd.finetune_epochs=2"))
+    assert same_end(grown, tmp_path / "more")
 
 
 def test_another_run_starts_from_the_best_weights_with_a_schedule_of_its_own(tokens, tmp_path):

@@ -49,7 +49,8 @@ def test_summary_and_metrics(finished: tuple[Path, dict[str, Any]], tokens: Path
     assert summary["parameters"] == 19344
     assert summary["valid_ppl"] == pytest.approx(np.exp(summary["valid_loss"]))
     assert list(curve(folder)) == list(range(1, 13))
-    assert list(curve(folder, "valid/loss")) == [3, 6, 9, 12]
+    assert list(curve(folder, "valid/loss")) == list(curve(folder, "perf/valid_s")) == [3, 6, 9, 12]
+    assert {2, 4, 6, 8, 10, 12} <= curve(folder, "perf/save_s").keys()
     train = tiny_config(tokens, folder).section(BlocksConfig)
     assert curve(folder, "train/lr") == {step: learning_rate(train, step - 1) for step in range(1, 13)}
     # After layer norm with its initial gain 1, the mean square of the tapped state is 1.

@@ -48,7 +48,7 @@ def page(results: dict[str, ExperimentResults]) -> str:
 
 def tables(record: ExperimentResults) -> str:
     """All that a record says, its tables whole, as Markdown."""
-    lines = [f"# {record.title}", "", _facts(record), "", "```sh", *record.commands, "```", ""]
+    lines = [f"# {record.title}", "", _facts(record), "", "```sh", *map(_typed, record.commands), "```", ""]
     lines += [*lines_of_rows((row.what, row, _letter(row.command)) for row in record.rows), ""]
     for table in record.tables:
         lines += [f"## {table.title}", "", *_table(table), ""]
@@ -101,11 +101,17 @@ def _section(results: dict[str, ExperimentResults]) -> list[str]:
         rows += [
             (f"{title}{row.what}", row, letters[row.command]) for title, row in zip(titles, record.rows, strict=False)
         ]
-        commands = " · ".join(f"**{letter}** `{words}`" for letter, words in zip(letters, record.commands, strict=True))
+        pairs = zip(letters, map(_typed, record.commands), strict=True)
+        commands = " · ".join(f"**{letter}** `{words}`" for letter, words in pairs)
         texts.append(f"- `results/{name}.json`: {_facts(record)} {' '.join([*record.notes, commands])}")
     if others := [f"`{name}` ({record.title})" for name, record in results.items() if not record.rows]:
         texts.append(f"- Tables alone, with `python -m distlm.results_page NAME`: {', '.join(others)}.")
     return [*lines_of_rows(rows), "", *texts]
+
+
+def _typed(command: str) -> str:
+    """A command with its lists quoted: zsh takes the brackets of an unquoted one for a pattern."""
+    return re.sub(r"(?<=\s)[^\s'\"]*\[[^\s'\"]*", r"'\g<0>'", command)
 
 
 def _letter(number: int) -> str:

@@ -51,10 +51,10 @@ class AwdConfig:
     tar: float = 1.0
     """β: weight of the mean square of the change of the last layer's output from step to step."""
     epochs: int = field(default=750, metadata=LENGTH)
-    """Epochs of SGD and NT-ASGD. They may grow in a finished run that has not begun to fine-tune."""
+    """Epochs of SGD and NT-ASGD. They may grow in a run with awd.finetune_epochs=0."""
     finetune_epochs: int = field(default=750, metadata=LENGTH)
-    """Most epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They
-    may grow in a finished run."""
+    """Most epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They may grow in
+    any run."""
     trigger: Literal["masked", "window"] = "masked"
     """masked: the validation loss exceeds the least of all but the last `nonmono` validations (the authors' code);
     window: the least of the last `nonmono` (the text of the arXiv paper)."""

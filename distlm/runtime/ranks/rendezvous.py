@@ -133,7 +133,7 @@ class _Place:
         if "EADDRINUSE" in text or "already in use" in text:
             return DistlmError(
                 f"MASTER_PORT={self.port} on {self._world.node} is taken by another program; export "
-                "MASTER_PORT=<a free port from 20000 to 32767> and start again"
+                "MASTER_PORT=<a free port from 20000 to 32767>, under Slurm by env: of the site file, and start again"
             )
         return DistlmError(
             f"{self._world} cannot join the others at MASTER_ADDR:MASTER_PORT={self.address}:{self.port} within "
@@ -174,7 +174,10 @@ def _master_address(world: World) -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     if nodes:
         return expand_nodes(nodes)[0]
-    raise DistlmError(f"{world}: MASTER_ADDR is not set and there is no Slurm to ask; export MASTER_ADDR=<first node>")
+    raise DistlmError(
+        f"{world}: MASTER_ADDR is not set and there is no Slurm to ask; export MASTER_ADDR=<first node> "
+        "to all ranks (Open MPI: mpirun -x MASTER_ADDR)"
+    )
 
 
 def _master_port() -> int:

@@ -18,7 +18,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.runtime.ranks import joining
 from distlm.runtime.ranks.joining import Waiting, meet, pauses, ranks_in_words, waiting_outside
 from distlm.runtime.ranks.network import Unreached, network_error, of_network
-from distlm.runtime.ranks.rendezvous import JOIN_WITHIN, join_group, join_within
+from distlm.runtime.ranks.rendezvous import JOIN_WITHIN, export_rendezvous, join_group, join_within
 from distlm.runtime.ranks.world import World
 
 
@@ -115,6 +115,23 @@ def test_a_bad_port_is_refused(monkeypatch: pytest.MonkeyPatch, port: str) -> No
         monkeypatch.setenv(name, "1")
     with pytest.raises(UsageError, match=f"MASTER_PORT={port}: must be a port"):
         join_group(world(0, 2))
+
+
+def test_the_mend_of_a_master_works_under_each_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mpirun hands no exported variable to other nodes, and `distlm submit` leaves this shell's out."""
+    for name in ("MASTER_ADDR", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DistlmError, match=r"export MASTER_ADDR=<first node>.*mpirun -x MASTER_ADDR"):
+        export_rendezvous(World(0, 2, 0, 1, socket.gethostname(), "mpi"))
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    # join_group sets them; the test gives them back.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(DistlmError, match=r"is taken .*export MASTER_PORT=.*env: of the site file"):
+            join_group(world(0, 2))
 
 
 def test_errors_of_the_network_are_told_apart() -> None:
