@@ -263,6 +263,9 @@ def test_too_long_context_names_the_fields_and_the_limit(indexed, tmp_path):
     config.knn.context_window = 80
     with pytest.raises(DistlmError, match=r"knn.context_window=80 .*max_positions=96; choose knn.context_window=64"):
         in_stage("knn", config, run_search)
+    config.knn.context_window, config.knn.block = 0, 2048
+    with pytest.raises(DistlmError, match=r"knn.block=2048 .*max_positions=96; choose knn.block=96 or less"):
+        in_stage("knn", config, run_search)
 
 
 def test_unknown_split_is_named_and_can_be_mended_in_place(indexed, tmp_path):
