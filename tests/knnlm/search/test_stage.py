@@ -197,6 +197,42 @@ def test_a_search_that_an_older_version_began_is_continued_as_it_was_cut(indexed
     assert in_stage("knn", config, run_search)["tokens"] == 0
 
 
+@pytest.mark.parametrize(("begun", "then"), [("queries", "lists"), ("lists", "queries")])
+def test_a_begun_search_goes_on_with_another_scan(indexed, searched, tmp_path, monkeypatch, begun, then):
+    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
+    folder, real = RunDir.of(config).neighbours("valid"), work.SplitWork.write_found
+
+    def one(self, number, states, ids, distances):
+        if number:
+            raise DistlmError("enough")
+        real(self, number, states, ids, distances)
+
+    config.knn.scan = begun
+    with monkeypatch.context() as patch:
+        patch.setattr(work.SplitWork, "write_found", one)
+        with pytest.raises(DistlmError, match="enough"):
+            in_stage("knn", config, run_search)
+    written = []
+    monkeypatch.setattr(
+        work.SplitWork, "write_found", lambda self, number, *of: (written.append(number), real(self, number, *of))
+    )
+    config.knn.scan = then
+    in_stage("knn", config, run_search)
+    cut, other = (
+        planned_cut(Neighbours.open(folder).manifest.blocks, dataclasses.replace(config.knn, scan=scan))
+        for scan in (begun, then)
+    )
+    manifest = Neighbours.open(folder).manifest
+    assert cut != other and Cut(manifest.batch_blocks, manifest.blocks_per_unit) == cut
+    assert written and 0 not in written
+    if begun == "queries":
+        assert file_hashes(folder) == file_hashes(RunDir(Path(searched.run_dir)).neighbours("valid"))
+    # A finished one answers, however it was cut.
+    for scan in ("queries", "lists"):
+        config.knn.scan = scan
+        assert in_stage("knn", config, run_search)["tokens"] == 0
+
+
 def test_units_fit_the_blocks():
     knn = load_config("wikitext103", ["data.text_dir=unused"]).knn
     assert planned_cut(500, knn) == Cut(1, 1) and planned_cut(5000, knn) == Cut(1, 9)
