@@ -12,7 +12,7 @@ from support.records import alter
 from support.store import add_checkpoint, file_hashes
 
 from distlm.config import load_config
-from distlm.data.blocks import eval_blocks
+from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import hidden_states
 from distlm.datastore.reader import Datastore
@@ -21,7 +21,7 @@ from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.search import stage as search
 from distlm.knnlm.search import work
-from distlm.knnlm.search.cut import Cut, planned_cut
+from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.rescore import row_ranges
 from distlm.knnlm.search.stage import run_search
@@ -247,6 +247,18 @@ def test_units_fit_the_blocks():
     rows = row_ranges([998_400] * 103 + [390_285])
     assert sum(unit.rows for unit in rows) == 103_225_485 and 4096 <= len(rows) < 4300
     assert [unit.rows for unit in row_ranges([5000, 100])] == [4096, 904, 100]
+
+
+@pytest.mark.parametrize("search", ["index", "brute"])
+@pytest.mark.parametrize("scan", ["queries", "lists", "gpu"])
+def test_a_cut_of_another_scan_is_kept_and_no_other(tmp_path, scan, search):
+    knn = load_config("wikitext103", ["data.text_dir=unused", f"knn.scan={scan}", f"knn.search={search}"]).knn
+    knn = dataclasses.replace(knn, batch_blocks=2)
+    nothing = np.zeros(470, np.int64)
+    blocks, path = Blocks(nothing, nothing, nothing), tmp_path / "plan.json"
+    for kept in (Cut(1, 1), Cut(1, 16), Cut(2, 16), Cut(2, 4)):
+        path.write_text(json.dumps(dataclasses.asdict(kept)), "utf-8")
+        assert cut_of(blocks, knn, path) == (planned_cut(470, knn) if kept == Cut(2, 4) else kept)
 
 
 def test_several_groups_give_the_same_files_as_one(indexed, searched, tmp_path, monkeypatch):
