@@ -27,7 +27,7 @@ from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.state import cached_as_configured, evaluated_as_tuned, tuned_as_configured
 from distlm.models.registry import kind
 from distlm.runtime.child import start_stage, stop_reports, stopping, until_told_twice, verdict
-from distlm.runtime.files import json_hash, require_free_disk
+from distlm.runtime.files import bytes_below, json_hash, require_free_disk
 from distlm.runtime.metrics import STAGE_SECONDS, START_SECONDS, line_of
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
@@ -298,6 +298,15 @@ def check_settings(config: RunConfig) -> list[StagePlan]:
     return [plan_step(step, config) for step in steps_of(config) if not step.finished(config, run)]
 
 
+def _folders(config: RunConfig, run: RunDir) -> dict[str, list[Path]]:
+    """What stages write into: an earlier start's files there are kept or replaced, and take no room again."""
+    return {
+        "data prepare": [run.tokens(config)], "data shard": [run.shards(config)], "train": [run.checkpoints],
+        "finetune": [run.root / "finetune"], "datastore write": [run.datastore], "index build": [run.index],
+        "knn search": _neighbours(config, run), "knn cache": [run.root / "states", run.root / "cache"],
+    }  # fmt: skip
+
+
 def _check_before(config: RunConfig) -> None:
     """Refuse before the first stage what a later one could not do: its settings, and the disk that all need."""
     plans = check_settings(config)
@@ -305,7 +314,8 @@ def _check_before(config: RunConfig) -> None:
         for note in plan.notes:
             if note.startswith("knn."):
                 say(f"{plan.stage}: {note}")
-    needed = sum(plan.disk_bytes for plan in plans)
+    there = _folders(config, RunDir.of(config))
+    needed = sum(max(0, plan.disk_bytes - sum(map(bytes_below, there.get(plan.stage, [])))) for plan in plans)
     require_free_disk(Path(config.run_dir), needed, f"`distlm run` ({', '.join(plan.stage for plan in plans)})")
 
 

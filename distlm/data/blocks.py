@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.data.dictionary import Dictionary
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 
 Ints = npt.NDArray[np.int64]
 BEGINS = ", after the beginning-of-text token"
@@ -51,6 +51,23 @@ class Batch:
     """int64 [B, T]."""
     scored: npt.NDArray[np.bool_]
     """bool [B, T]: positions whose target is in [start, end) of the row's block; never padding."""
+
+
+def require_fit(context_window: int, block: int, longest: int, section: str = "") -> None:
+    """UsageError for blocks of `block` tokens and their context that are longer than the `longest` tokens that a model
+    takes, with a length that fits; `section`: what is before the names of the two settings."""
+    if context_window + block <= longest:
+        return
+    if block <= longest:
+        mend = f"{section}context_window={longest - block} or less"
+    elif context_window < longest:
+        mend = f"{section}block={longest - context_window} or less"
+    else:
+        mend = f"{section}context_window={longest // 2} and {section}block={longest - longest // 2}, or less"
+    raise UsageError(
+        f"{section}context_window={context_window} + {section}block={block} exceeds the model's "
+        f"max_positions={longest}; choose {mend}"
+    )
 
 
 def training_blocks(tokens: int, length: int) -> Blocks:

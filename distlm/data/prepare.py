@@ -155,6 +155,9 @@ def _write(stage: Stage, folder: Path) -> None:
             tokens = round(subwords.tokens_per_line(corpus.read("train")) * corpus.lines["train"])
             encode = subwords.encode
         tokens = tokens * sum(corpus.lines.values()) // corpus.lines["train"]
+        for split in SPLITS:
+            # Those of a killed start need no room beside the new ones.
+            split_path(folder, split).unlink(missing_ok=True)
         require_free_disk(folder, tokens * DTYPE.itemsize, "token files")
         splits = {
             split: _write_split(folder, corpus, split, encode, lambda lines, s=split: advance(lines, s))  # type: ignore[misc]

@@ -15,12 +15,13 @@ LONGEST = 2048
 _CONTEXT_SHARE = 8
 
 
-def block_lengths(context_window: int, block: int, max_positions: int) -> tuple[int, int]:
+def block_lengths(context_window: int, block: int, max_positions: int, longest: int = LONGEST) -> tuple[int, int]:
     """(context, stored) tokens of a pass, given datastore.context_window (−1: open) and datastore.block (0: open).
 
-    What is given is kept; plan_store refuses what the model does not take.
+    What is given is kept; plan_store refuses what the model does not take. `longest`: tokens of a pass at most, but for
+    a context that was asked for.
     """
-    length = min(LONGEST, max_positions)
+    length = min(longest, max_positions)
     if block > 0:
         # The same share as of a whole pass: 1/7 of what is stored.
         least = max(1, block // (_CONTEXT_SHARE - 1))

@@ -6,8 +6,7 @@ from itertools import groupby
 
 import numpy as np
 
-from distlm.data.blocks import Blocks, Ints, store_blocks
-from distlm.errors import UsageError
+from distlm.data.blocks import Blocks, Ints, require_fit, store_blocks
 
 MOST_UNITS = 32_768
 """About so many units of a store at most: each has an entry in the record of an unfinished one."""
@@ -116,11 +115,8 @@ def plan_store(
     shards of 998,400 rows, the last one shorter. Raises DistlmError when no token is left to store, or when context
     and block are longer than the model's `max_positions`.
     """
-    if max_positions is not None and context_window + block > max_positions:
-        raise UsageError(
-            f"datastore.context_window={context_window} + datastore.block={block}: {context_window + block} tokens are "
-            f"more than the model's max_positions={max_positions}; make one of them smaller"
-        )
+    if max_positions is not None:
+        require_fit(context_window, block, max_positions, "datastore.")
     blocks = store_blocks(tokens, context_window, block)
     shard_blocks = max(1, rows_per_shard // (block * batch_blocks)) * batch_blocks
     shards = []

@@ -16,8 +16,8 @@ class SortedPairs:
 
     rows: npt.NDArray[np.int64 | np.int32]
     """Store row of each pair, ascending: [P]. Pairs without a neighbour (−1) are left out."""
-    places: npt.NDArray[np.int32]
-    """Where each pair stands in the unit's flattened [q, k] arrays: int32 [P]."""
+    places: npt.NDArray[np.int64 | np.int32]
+    """Where each pair stands in the unit's flattened [q, k] arrays: [P], of places_dtype."""
     k: int
 
     def bounds(self, edges: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -25,6 +25,11 @@ class SortedPairs:
         # In the rows' own dtype: another one would convert all of them at every call.
         limits = np.minimum(edges, np.iinfo(self.rows.dtype).max).astype(self.rows.dtype)
         return np.searchsorted(self.rows, limits).astype(np.int64)
+
+
+def places_dtype(size: int) -> torch.dtype:
+    """int32, or int64 where `size` places need it."""
+    return torch.int32 if size <= 2**31 else torch.int64
 
 
 def sort_pairs(ids: npt.NDArray[np.int64]) -> SortedPairs:
@@ -35,7 +40,7 @@ def sort_pairs(ids: npt.NDArray[np.int64]) -> SortedPairs:
         flat = flat.to(torch.int32)
     rows, places = torch.sort(flat, stable=True)
     absent = int(torch.searchsorted(rows, 0))
-    return SortedPairs(rows[absent:].numpy(), places[absent:].to(torch.int32).numpy(), ids.shape[1])
+    return SortedPairs(rows[absent:].numpy(), places[absent:].to(places_dtype(ids.size)).numpy(), ids.shape[1])
 
 
 def stored_values(datastore: Datastore, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:

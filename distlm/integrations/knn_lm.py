@@ -13,6 +13,7 @@ from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.datastore.held import HeldDatastore, hold_store
+from distlm.datastore.lengths import block_lengths
 from distlm.datastore.plan import StorePlan, plan_store
 from distlm.datastore.reader import Datastore
 from distlm.datastore.settings import Settings
@@ -137,10 +138,10 @@ class KnnLM:
 
         In memory (D numbers of `key_dtype` and 4 bytes a row), after the rows that there are; or in a `folder`, as
         `distlm datastore write` would (datastore.folder=FOLDER reads it): finished shards of an earlier start are
-        kept. The texts follow each other; `block` tokens (None: as many as the model sees, at most 2 · BLOCK) are
-        stored by one pass and see the `context_window` tokens before them, too, and the first `context_window` tokens
-        are not stored. More context makes better keys, and context_window = block costs twice the time. An index that
-        was built is dropped.
+        kept. The texts follow each other; `block` tokens are stored by one pass and see the `context_window` tokens
+        before them, too, and the first `context_window` tokens are not stored. `block` None: the pass is, context
+        included, as long as the model sees, at most 2 · BLOCK or twice the context. More context makes better keys, and
+        context_window = block costs twice the time. An index that was built is dropped.
 
         Raises DistlmError for texts without tokens, keys that are not finite, a folder with something else and a full
         disk; UsageError where blocks are too long, and for a second store in or beside a folder.
@@ -153,7 +154,7 @@ class KnnLM:
         if key_dtype not in ("float16", "float32"):
             raise UsageError(f"key_dtype={key_dtype!r}: must be 'float16' or 'float32'")
         ids = self.ids(texts)
-        block = block or max(1, min(2 * BLOCK, self.max_positions) - context_window)
+        block = block or block_lengths(context_window, 0, self.max_positions, 2 * BLOCK)[1]
         plan = plan_store(len(ids), context_window, block, batch_blocks, rows_per_shard, self.max_positions)
         settings = self._settings(ids, plan, context_window, block, key_dtype, folder is not None)
         if isinstance(self._store, HeldDatastore) and self._store.manifest.key_dtype != key_dtype:
@@ -236,17 +237,14 @@ class KnnLM:
         """ln p of each token of a text: under the model, among its neighbours, and under both; fp64 [Q] each.
 
         Whole lines are packed into blocks of at most `block` tokens, each with up to `context_window` tokens before it
-        (knn.block and knn.context_window; None: BLOCK each, or half of what the model sees). `lam`, `temperature` and
-        `k`: where None those of `mixing`; a `lam` takes the place of its buckets or gate. Without a store the model's
-        alone. Raises DistlmError for a text without tokens and a store without an index; UsageError for values
-        that cannot be.
+        (knn.block and knn.context_window; None: BLOCK each, or half of what the model sees, or what the other leaves).
+        `lam`, `temperature` and `k`: where None those of `mixing`; a `lam` takes the place of its buckets or gate.
+        Without a store the model's alone. Raises DistlmError for a text without tokens and a store without an index;
+        UsageError for values that cannot be.
         """
-        half = min(BLOCK, self.max_positions // 2)
         scorer = self.scorer(self.mixed(lam, temperature, k))
         with self._at_work():
-            found = scorer.tokens(
-                self.ids(text), half if context_window is None else context_window, block or half, batch_blocks
-            )
+            found = scorer.tokens(self.ids(text), *self._lengths(context_window, block), batch_blocks)
         return replace(found, tokens=self.pieces(found.tokens))
 
     def tune(
@@ -267,15 +265,12 @@ class KnnLM:
         of `mixing` say. With `buckets` a λ for each of so many buckets of the nearest distance is fitted as well
         (Drozdov et al. 2022). Memory: 16 · k bytes for each token. Raises as `log_probs`.
         """
-        half = min(BLOCK, self.max_positions // 2)
         most = min(max([*ks, self.mixing.k]), self.datastore.rows)
         scorer = self.scorer(replace(self.mixing, k=most))
         knn = KnnConfig(k=scorer.mixing.k, ks=list(ks))
         knn.lambdas, knn.temperatures = list(lambdas) or knn.lambdas, list(temperatures) or knn.temperatures
         with self._at_work():
-            blocks = scorer.blocks(
-                self.ids(text), half if context_window is None else context_window, block or half, batch_blocks
-            )
+            blocks = scorer.blocks(self.ids(text), *self._lengths(context_window, block), batch_blocks)
             found = tuned(blocks, knn, buckets)
         # A smaller k than was searched for still is the nearest of the same neighbours.
         self.mixing = replace(found, candidates=self.retriever.candidates(knn.k))
@@ -331,6 +326,14 @@ class KnnLM:
         wide = np.asarray(ids, np.int64)
         rows = np.where(wide == Dictionary.EOS, self.subwords.line_end, wide - FIRST_PIECE)
         return np.where(wide < 0, -1, rows)
+
+    def _lengths(self, context_window: int | None, block: int | None) -> tuple[int, int]:
+        """(context, scored) tokens of a pass where one of them, or both, are left open."""
+        half = min(BLOCK, self.max_positions // 2)
+        if context_window is None:
+            block = block or half
+            return max(0, min(half, self.max_positions - block)), block
+        return context_window, block or max(1, min(half, self.max_positions - context_window))
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

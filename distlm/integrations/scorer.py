@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distlm.data.blocks import Blocks, eval_blocks, gather
+from distlm.data.blocks import Blocks, eval_blocks, gather, require_fit
 from distlm.data.dictionary import Dictionary
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
 from distlm.errors import DistlmError, UsageError
@@ -164,11 +164,7 @@ class Scorer:
         return mix(of_lm, of_knn, self.mixing.buckets.weights(near.distances[:, 0]))
 
     def _forward(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> Iterator[Extracted]:
-        if context_window + block > self.longest:
-            raise UsageError(
-                f"context_window={context_window} + block={block} is more than the {self.longest} tokens that the "
-                "model sees; make one of them smaller"
-            )
+        require_fit(context_window, block, self.longest)
         if batch_blocks < 1:
             raise UsageError(f"batch_blocks={batch_blocks}: must be at least 1")
         blocks = eval_blocks(ids, context_window, block)

@@ -13,7 +13,7 @@ from distlm.datastore.lengths import lengths_of
 from distlm.errors import DistlmError, UsageError
 from distlm.index.choose.plan import fitted
 from distlm.index.factory import Factory
-from distlm.index.search.candidates import candidates_of, is_coarse
+from distlm.index.search.candidates import candidates_of, is_coarse, refuse_too_many
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.index.search.lists import BATCH_BYTES
 from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
@@ -84,9 +84,9 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         work = f"{k} neighbours of each token ({', '.join(knn.splits)})"
         return StagePlan("knn search", work, 0, 0, None, notes, known=False)
     index = _index_of(config, counts.rows, width)
-    notes += _too_many(config, counts, index)
     rescores = knn.similarity == "dot" or (knn.search == "index" and knn.distances == "exact")
     candidates = candidates_of(knn, counts.rows, index is not None and is_coarse(index.code_size, width))
+    notes += _too_many(config, counts, candidates, index)
     if candidates > k:
         notes.append(f"exact distances choose {k} of {candidates} that the index finds (knn.candidates)")
     per_query, found = (width * item + 12 + 16 * number for number in (k, candidates))
@@ -216,13 +216,15 @@ def _alone(ranks: int) -> list[str]:
     return ["one rank works, the others wait"] if ranks > 1 else []
 
 
-def _too_many(config: RunConfig, counts: _Counts, index: Factory | None) -> list[str]:
+def _too_many(config: RunConfig, counts: _Counts, candidates: int, index: Factory | None) -> list[str]:
     """What is asked for in vain. Raises UsageError where it is certain that a search for so many makes no sense."""
     knn, notes = config.knn, []
     if knn.k > counts.rows * (1 if counts.exact else 2):
         raise UsageError(
             f"knn.k={knn.k}: the datastore has {'' if counts.exact else 'about '}{counts.rows} rows; lower knn.k"
         )
+    if index:
+        refuse_too_many(knn, candidates, index.nlist)
     if index and knn.nprobe > index.nlist:
         notes.append(f"knn.nprobe={knn.nprobe} is more than the {index.nlist} lists of {index.used}: all are searched")
     return notes

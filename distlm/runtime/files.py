@@ -38,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with told(path):
         refuse_no_file(path, "something is to be written there")
         path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_abandoned(path)
+    sweep_abandoned(path)
     # Processes of several nodes may write the same file at once (shares), and have equal process ids.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -53,7 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sweep_abandoned(path: Path) -> None:
+def sweep_abandoned(path: Path) -> None:
     """Remove what writers of a file left who were killed, or could not remove it: those of this node that are gone, and
     any of more than a day ago. Others may be writing the same file. What is left while this process runs is for the
     next one to remove."""

@@ -3,10 +3,12 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from support import write_text
+from support.disk import small_disk
 from support.foreign.text import write_packed, write_rows
 from support.present import present
 
@@ -204,6 +206,25 @@ def test_full_disk_is_refused_before_anything_is_written(
     with pytest.raises(DistlmError, match=r"token files needs .* and the disk has 100 B free"):
         prepare(*folder)
     assert not list((tmp_path / "run/tokens").glob("*.bin"))
+
+
+def test_a_killed_start_begins_anew_on_a_disk_that_just_fits(
+    prepare: Prepare, folder: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, real = tmp_path / "run/tokens", prepare_module._write_split
+
+    def killed(into: Path, corpus: Any, split: str, *rest: Any) -> Any:
+        if split != "train":
+            raise KeyboardInterrupt
+        return real(into, corpus, split, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_write_split", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(*folder)
+    assert (tokens / "train.bin").is_file()
+    small_disk(monkeypatch, tokens, (tokens / "train.bin").stat().st_size * 3 // 2)
+    assert not prepare(*folder)["already"]
 
 
 def test_stop_signal_ends_it_at_a_chunk_and_the_next_run_starts_over(

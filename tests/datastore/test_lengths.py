@@ -20,5 +20,6 @@ def test_what_is_given_is_kept() -> None:
     assert block_lengths(512, 0, 8192) == (512, 1536)
     # A longer context is not run through for fewer stored tokens than it has, where the model takes as many.
     assert block_lengths(1536, 0, 8192) == (1536, 1536) and block_lengths(1536, 0, 2048) == (1536, 512)
+    assert block_lengths(1000, 0, 8192, 1024) == (1000, 1000) and block_lengths(256, 0, 8192, 1024) == (256, 768)
     assert block_lengths(-1, 512, 8192) == (73, 512) and block_lengths(-1, 512, 520) == (8, 512)
     assert block_lengths(-1, 3, 8192) == (1, 3) and block_lengths(-1, 600, 512) == (0, 600)

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 from support import distlm
+from support.disk import small_disk
 from support.store import arguments, file_hashes, tiny_config
 
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.exchange import memmap
+from distlm.datastore.exchange.arrays import write_datastore
 from distlm.datastore.exchange.memmap import RawStore, export_memmap, import_memmap
 from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import StoreSummary
 from distlm.errors import DistlmError
+from distlm.runtime.files import bytes_below
 from distlm.runtime.stage import open_stage
 
 
@@ -70,6 +73,28 @@ def test_what_is_there_is_not_overwritten(finished: RunConfig, tmp_path: Path) -
     with pytest.raises(DistlmError, match=r"dstore_vals.npy: is there already"):
         exported(finished, tmp_path / "dstore")
     assert [path.name for path in tmp_path.glob("*dstore*")] == ["dstore_vals.npy"]
+
+
+def test_a_killed_export_begins_anew_on_a_disk_that_just_fits_and_an_error_leaves_nothing(
+    finished: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(finished, tmp_path / "whole" / "dstore")
+    size = bytes_below(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(memmap, "_export_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            exported(finished, tmp_path / "out" / "dstore")
+    assert bytes_below(tmp_path / "out") == size
+    with monkeypatch.context() as patch:
+        small_disk(patch, tmp_path / "out", size + size // 50)
+        exported(finished, tmp_path / "out" / "dstore")
+    assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "whole")
+    wide = np.full((300, 32), 1e6, np.float32)
+    write_datastore(tmp_path / "wide", wide, np.zeros(300, np.int64))
+    config = tiny_config(tmp_path / "run", Path(finished.data.text_dir), [f"datastore.folder={tmp_path / 'wide'}"])
+    with pytest.raises(DistlmError, match="do not fit float16; use --keys float32"):
+        exported(config, tmp_path / "none" / "dstore", key_dtype="float16")
+    assert not list((tmp_path / "none").iterdir())
 
 
 def test_overflowed_values_are_refused(finished: RunConfig, ready: RunConfig, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """The shard plan: counts, ranges, whole batches."""
 
+import re
+
 import numpy as np
 import pytest
 
 from distlm.datastore.plan import plan_store
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, UsageError
 
 
 def test_wikitext103_has_the_papers_number_of_keys():
@@ -63,6 +65,15 @@ def test_blocks_longer_than_the_model_are_refused():
     with pytest.raises(DistlmError, match=r"datastore.context_window=64 \+ datastore.block=33.*max_positions=96"):
         plan_store(1000, 64, 33, 1, 100, max_positions=96)
     assert plan_store(1000, 64, 32, 1, 100, max_positions=96).rows == 936
+    for window, block, mend in ((64, 33, (63, 33)), (0, 200, (0, 96)), (64, 97, (64, 32)), (200, 200, (48, 48)),
+                                (96, 1, (95, 1)), (8, 96, (0, 96))):  # fmt: skip
+        with pytest.raises(UsageError) as refused:
+            plan_store(1000, window, block, 1, 100, max_positions=96)
+        # What is advised, followed.
+        advised = {"context_window": window, "block": block}
+        advised |= {name: int(value) for name, value in re.findall(r"datastore\.(\w+)=(\d+)", str(refused.value))}
+        assert (advised["context_window"], advised["block"]) == mend
+        assert plan_store(1000, *mend, 1, 100, max_positions=96).rows == 1000 - mend[0]
 
 
 def test_context_is_between_the_window_and_the_window_plus_a_block():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import write_text
+from support.disk import small_disk
 from support.present import present
 from support.records import alter
 from support.store import add_checkpoint, file_hashes, ready_run, tiny_config
@@ -23,6 +24,7 @@ from distlm.datastore.verify import verify_datastore
 from distlm.datastore.writer import plan_datastore, run_datastore_write
 from distlm.errors import DistlmError, Stopped
 from distlm.models.io import load_model
+from distlm.runtime.files import bytes_below
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 
@@ -217,6 +219,16 @@ def test_a_full_disk_is_refused_before_anything_is_computed(ready, monkeypatch):
     with pytest.raises(DistlmError, match=r"datastore \(\d+ of \d+ shards\) needs .* the disk has 1.0 kB free"):
         write(ready)
     assert not list((Path(ready.run_dir) / "datastore").glob("*.npy"))
+
+
+def test_a_damaged_shard_needs_no_room_beside_the_one_that_is_written_again(store_copy, monkeypatch):
+    folder = Path(store_copy.run_dir) / "datastore"
+    before, room = file_hashes(folder), bytes_below(folder)
+    with (folder / "keys-00000.npy").open("ab") as stream:
+        stream.write(b"x")
+    small_disk(monkeypatch, folder, room + (folder / "keys-00000.npy").stat().st_size // 2)
+    write(store_copy)
+    assert file_hashes(folder) == before
 
 
 def test_a_model_of_another_dictionary_is_refused(ready):

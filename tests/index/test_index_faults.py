@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.disk import small_disk
 from support.index import config, one_rank, vectors, write_store
 from support.records import alter
 
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_build, run_index_merge, run_index_train
-from distlm.runtime.files import file_hash
+from distlm.runtime.files import bytes_below, file_hash
 
 FACTORY = "IVF16,SQ8"
 
@@ -163,6 +164,21 @@ def test_an_index_of_other_keys_fails_its_self_check(run_dir: Path) -> None:
         run_index_merge(stage)
     assert not (run_dir / "index" / "merged.index").exists()
     assert not (run_dir / "index" / "index.json").exists()
+
+
+def test_parts_that_nothing_vouches_for_need_no_room_beside_the_new_ones(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = run_dir / "index" / "parts"
+    before = {path.name: file_hash(path) for path in parts.glob("part-*.index")}
+    # The codes of a part are on the disk while it is put together.
+    room = 2 * bytes_below(parts) + 10_000
+    for sidecar in parts.glob("part-*.json"):
+        sidecar.unlink()
+    small_disk(monkeypatch, parts, room)
+    with one_rank(config(run_dir, factory=FACTORY)) as stage:
+        run_index_add(stage)
+    assert {path.name: file_hash(path) for path in parts.glob("part-*.index")} == before
 
 
 def test_full_disk_is_said_before_work(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

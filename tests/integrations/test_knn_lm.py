@@ -182,6 +182,23 @@ def test_tuning_finds_what_the_grid_holds(made: Make) -> None:
     assert np.array_equal(nothing.mixture, nothing.lm)
 
 
+def test_a_long_context_leaves_a_block_what_the_model_takes(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model takes 96 tokens; what is left open never makes the other length one that is refused, or one token."""
+    monkeypatch.setattr("distlm.integrations.knn_lm.BLOCK", 16)
+    run = made("gpt2")
+    for window, block in ((0, 32), (8, 24), (32, 32), (40, 40), (80, 16)):
+        knn = run.knn().add(run.split("train"), context_window=window)
+        assert present(knn.datastore.manifest.context.block) == block
+    monkeypatch.setattr("distlm.integrations.knn_lm.BLOCK", 512)
+    text = run.split("valid")[:200]
+    plain = run.knn()
+    for given, whole in (({"context_window": 80}, (80, 16)), ({"block": 90}, (6, 90)), ({}, (48, 48))):
+        window, block = whole
+        assert np.array_equal(
+            plain.log_probs(text, **given).lm, plain.log_probs(text, context_window=window, block=block).lm
+        )
+
+
 def test_what_cannot_be_is_refused(made: Make, tmp_path: Path) -> None:
     run, other = made("gpt2"), made("llama")
     knn = run.knn()

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 from support import distlm, shared, write_text
+from support.disk import small_disk
 
+from distlm import pipeline
 from distlm.config.load import load_config
 from distlm.data import estimate
 from distlm.data.estimate import expected_tokens
-from distlm.errors import UsageError
+from distlm.errors import DistlmError, UsageError
 from distlm.knnlm.plan import plan_evaluate, plan_search, plan_tune
 from distlm.pipeline import plan_pipeline, plan_step, steps_of
+from distlm.runtime.plan import StagePlan
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,20 @@ def test_what_a_later_stage_cannot_do_is_said_before_the_first(setting, said, tm
     refused = distlm("run", "demo", f"run_dir={run}", setting, check=False)
     assert refused.returncode in (1, 2) and said in refused.stderr, refused.stderr
     assert not run.exists(), "nothing was begun"
+
+
+def test_what_an_earlier_start_has_written_takes_no_room_again(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    config = load_config("demo", [f"run_dir={run}"])
+    plans = [StagePlan(stage, "", 1000, 0, 0.0) for stage in ("datastore write", "index build")]
+    monkeypatch.setattr(pipeline, "check_settings", lambda config: plans)
+    (run / "datastore").mkdir(parents=True)
+    (run / "datastore" / ".keys-00000.npy.part").write_bytes(bytes(800))
+    small_disk(monkeypatch, run, 2050)
+    pipeline._check_before(config)
+    small_disk(monkeypatch, run, 1950)
+    with pytest.raises(DistlmError, match=r"`distlm run` \(datastore write, index build\) needs 1.2 kB"):
+        pipeline._check_before(config)
 
 
 def test_evaluation_tokens_are_those_of_their_files(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from msgspec import UNSET
 from support import distlm, write_text
 from support.config import run_of
+from support.disk import small_disk
 from support.foreign.hf import save_gpt2, save_llama
 from support.knn import in_stage
 
@@ -29,6 +30,7 @@ from distlm.knnlm.generate.words import Generator, Sampling
 from distlm.knnlm.search.forward import open_forward
 from distlm.models.card import model_fingerprint
 from distlm.models.hf.config import HfRun
+from distlm.models.hf.plan import plan_import
 from distlm.models.io import load_model
 from distlm.pipeline import check_settings
 from distlm.runtime.rundir import RunDir
@@ -88,6 +90,19 @@ def test_one_command_from_the_models_folder_to_the_table(folder: Path, tmp_path:
     assert not trained(config, run)
     generated = distlm("generate", str(tmp_path / "run"), "--prompt", "the w1 —", "--tokens", "8", "--greedy")
     assert "Ġ" not in generated.stdout and generated.stdout.startswith("prompt  the w1 —\n")
+
+
+def test_a_killed_import_begins_anew_on_a_disk_that_just_fits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(folder, "gpt2", tmp_path / "run")
+    in_stage("prepare", config, run_prepare)
+    checkpoints, needed = RunDir.of(config).checkpoints, plan_import(config).disk_bytes
+    (checkpoints / ".step-00000000.tmp").mkdir(parents=True)
+    (checkpoints / ".step-00000000.tmp" / "model.safetensors").write_bytes(bytes(needed))
+    small_disk(monkeypatch, checkpoints, needed + needed // 20)
+    in_stage("train", config, run_train)
+    assert RunDir.of(config).complete_checkpoints()
 
 
 def test_what_cannot_be_is_refused_before_work(folder: Path, tmp_path: Path) -> None:

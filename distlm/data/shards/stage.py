@@ -261,6 +261,8 @@ def _keep_whole(folder: Path, plan: ShardsPlan, sources: Sources, wordpiece: Wor
     for unit in left:
         # An old marker must not vouch for a file that is being replaced.
         marker_path(folder, unit.name).unlink(missing_ok=True)
+        # Nor does it need room beside the new one.
+        (folder / f"{unit.name}.tar").unlink(missing_ok=True)
     if left:
         text = sum(unit.bytes for unit in left)
         per_byte = _tokens_per_byte(plan, sources, wordpiece, left[0]) * id_dtype(len(wordpiece.pieces)).itemsize

@@ -12,7 +12,7 @@ from distlm.datastore.plan import ShardPlan
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.settings import Settings
-from distlm.datastore.unfinished.files import clear, forget, put_in_place
+from distlm.datastore.unfinished.files import clear, put_in_place
 from distlm.errors import DistlmError, UsageError
 from distlm.runtime.files import require_free_disk
 from distlm.runtime.lock import only_writer
@@ -36,7 +36,7 @@ def write_datastore(
     Memory-mapped arrays are streamed. `vocabulary`: V, values are below it (None: the largest value + 1). `key_dtype`
     on disk: None: float16 for float16 keys, else float32. The store is of no model and no text, so `distlm knn search`
     of a run refuses it; `distlm index build` takes it (datastore.folder=FOLDER). Its manifest says `complete` last: a
-    folder that a killed start has left is begun anew.
+    folder that a killed start has left is begun anew, and an error leaves nothing in it.
 
     Raises UsageError for other shapes or dtypes, an empty store, values outside 0..V−1; DistlmError for keys that are
     not finite or do not fit key_dtype, a folder that holds something, and a full disk.
@@ -48,10 +48,17 @@ def write_datastore(
     with only_writer(folder, SingleComm(), "writing this datastore"):
         _refuse_foreign(folder, settings)
         shards = [_planned(settings, len(keys), first) for first in range(0, len(keys), rows_per_shard)]
+        # Before the disk is looked at: what a killed start has left needs no room beside the new files.
+        _remove(folder)
         require_free_disk(folder, store_bytes(settings, shards), "the datastore")
         Manifest.of_store(settings, len(keys), shards, complete=False).write(folder / MANIFEST)
         try:
             written = [_write(folder, settings, shard, keys, values) for shard in shards]
+        except Exception:
+            # The next start may have other settings, and wants the room.
+            _remove(folder)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            raise
         finally:
             clear(folder)
         Manifest.of_store(settings, len(keys), written, complete=True).write(folder / MANIFEST)
@@ -92,6 +99,14 @@ def _refuse_foreign(folder: Path, settings: Settings) -> None:
     raise DistlmError(f"{folder}: not empty ({', '.join(sorted(held)[:3])}); give another folder")
 
 
+def _remove(folder: Path) -> None:
+    """Remove the shards of a folder that is this store's, whole or half written."""
+    clear(folder)
+    for pattern in ("keys-*.npy", "values-*.npy"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _planned(settings: Settings, total: int, first: int) -> Shard:
     rows, number = min(settings.rows_per_shard, total - first), first // settings.rows_per_shard
     return planned_shard(ShardPlan(number, number, number + 1, first, rows, first, first + rows))
@@ -102,7 +117,6 @@ def _write(folder: Path, settings: Settings, shard: Shard, keys: npt.NDArray[Any
 
     from distlm.datastore.shard_writer import ShardWriter
 
-    forget(folder, settings, shard)
     limit = float(np.finfo(settings.key_dtype).max)
     with ShardWriter(folder, settings, shard) as writer:
         step, end = max(1, _PIECE_BYTES // (4 * settings.width)), shard.first_row + shard.rows
@@ -114,8 +128,7 @@ def _write(folder: Path, settings: Settings, shard: Shard, keys: npt.NDArray[Any
             if len(bad):
                 raise DistlmError(
                     f"keys: row {first + int(bad[0])} holds a number that is not finite or does not fit "
-                    f"{settings.key_dtype} (largest {limit:.6g}); nothing was kept of {folder} that would be read as a "
-                    "store"
+                    f"{settings.key_dtype} (largest {limit:.6g}); nothing was kept in {folder}"
                 )
             writer.put(torch.from_numpy(piece), torch.from_numpy(np.array(values[rows], np.int64)))
     assert writer.finished is not None

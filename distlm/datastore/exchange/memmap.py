@@ -103,7 +103,8 @@ def import_memmap(stage: Stage, prefix: str) -> StoreSummary:
 def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: str = "int64") -> dict[str, int | str]:
     """RUN/datastore as PREFIX_keys.npy and PREFIX_vals.npy, every rank its own rows; a killed start begins anew.
 
-    `key_dtype`: float16 or float32; empty: the store's. The files appear, whole, when all rows are written.
+    `key_dtype`: float16 or float32; empty: the store's. The files appear, whole, when all rows are written; an error
+    leaves none.
     Returns rows, width, bytes. Raises DistlmError on every rank for files that are there already, values or keys that
     do not fit their type, and a full disk; Stopped after a stop signal.
     """
@@ -112,7 +113,19 @@ def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: s
     types = np.dtype(key_dtype or store.key_dtype), np.dtype(value_dtype)
     size = store.rows * (store.width * types[0].itemsize + types[1].itemsize)
     rank0_first(comm, lambda: _begin_export(raw, store, types, size))
-    shards = store.shards
+    try:
+        _export_shards(stage, raw, store, types)
+    except Exception:
+        # All ranks have stopped; nothing else knows these files.
+        if comm.rank == 0:
+            _remove_temporaries(raw)
+        raise
+    rank0_first(comm, lambda: _finish_export(raw))
+    return {"rows": store.rows, "width": store.width, "keys": types[0].name, "values": types[1].name, "bytes": size}
+
+
+def _export_shards(stage: Stage, raw: RawStore, store: Datastore, types: tuple[np.dtype[Any], np.dtype[Any]]) -> None:
+    comm, shards = stage.comm, store.shards
     with Progress("datastore export-memmap", store.rows, "rows", comm.rank) as progress:
         for turn in range(ceil(len(shards) / comm.size)):
             stage.stop.check(comm, "datastore export-memmap")
@@ -124,8 +137,6 @@ def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: s
 
             together(comm, unit)
             progress.advance(sum(shard.rows for shard in now))
-    rank0_first(comm, lambda: _finish_export(raw))
-    return {"rows": store.rows, "width": store.width, "keys": types[0].name, "values": types[1].name, "bytes": size}
 
 
 def _check_raw(raw: RawStore, job: StoreJob) -> np.dtype[Any]:
@@ -201,6 +212,8 @@ def _begin_export(raw: RawStore, store: Datastore, types: tuple[np.dtype[Any], n
         if path.exists():
             raise DistlmError(f"{path}: is there already; remove it or choose another --prefix")
     raw.keys.parent.mkdir(parents=True, exist_ok=True)
+    # Before the disk is looked at: those of a killed start are begun anew.
+    _remove_temporaries(raw)
     require_free_disk(raw.keys.parent, size, "raw datastore")
     for path, row_bytes in ((raw.keys, store.width * types[0].itemsize), (raw.values, types[1].itemsize)):
         with _temporary(path).open("wb") as stream:
@@ -234,6 +247,11 @@ def _finish_export(raw: RawStore) -> None:
 def _temporary(path: Path) -> Path:
     """One name for all ranks, which write into it at once."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def _remove_temporaries(raw: RawStore) -> None:
+    for path in (raw.keys, raw.values):
+        _temporary(path).unlink(missing_ok=True)
 
 
 def _pieces(first: int, rows: int, width: int) -> list[tuple[int, int]]:

@@ -101,9 +101,11 @@ def files_have_room(folder: Path, settings: Settings, shard: Shard, units: Itera
 
 
 def forget(folder: Path, settings: Settings, shard: Shard) -> None:
-    """Remove what is half written of a shard."""
+    """Remove what there is of a shard that is not whole: half written files, and damaged ones, which need no room
+    beside the new ones."""
     for path, *_ in shard_files(folder, settings, shard):
         part_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def begin(folder: Path, settings: Settings, shard: Shard) -> None:

@@ -279,12 +279,17 @@ def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dic
             done |= {unit.key: recorded[unit.key] for unit in units}
         else:
             files.begin(shard)
+    for shard in parts:
+        # A file that nothing vouches for needs no room beside the new one.
+        folder.part_json(shard).unlink(missing_ok=True)
+        folder.part(shard).unlink(missing_ok=True)
     files.save(done)
     key_bytes = adding.template.record.code_size + 8
     # A shard's codes are removed once its part is written: a rank keeps those of its shard and of the one before.
     most = sorted((datastore.shards[shard].rows for shard in parts), reverse=True)[: 2 * ranks]
     needed = sum(datastore.shards[shard].rows * key_bytes + len(adding.template.data) for shard in parts)
-    needed += sum(most) * files.row_bytes
+    encoded = sum(unit.rows for shard in parts for unit in files.units(datastore, shard) if unit.key in done)
+    needed += max(0, sum(most) - encoded) * files.row_bytes
     require_free_disk(folder.parts, needed, f"{len(parts)} index parts")
     return parts, done
 

@@ -39,8 +39,10 @@ def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> d
         raise DistlmError(f"{index}: no key would stay; an index without keys is its trained file")
     header = Header(part.state).bytes(rows) + lists_header(sizes, part.code_size)
     count = len(header) + rows * (part.code_size + 8)
-    require_free_disk(out.absolute().parent, count, "the smaller index")
     temporary = out.with_name(f".{out.name}.tmp")
+    # A killed start has left it.
+    temporary.unlink(missing_ok=True)
+    require_free_disk(out.absolute().parent, count, "the smaller index")
     try:
         with told(out, temporary):
             digest = _write(part, ranges, header, temporary)

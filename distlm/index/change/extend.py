@@ -14,7 +14,7 @@ from distlm.index.layout import Array, deserialise
 from distlm.index.merge.part_file import open_part
 from distlm.index.records import AddedKeys, ExtendRecord
 from distlm.index.vectors import open_vectors
-from distlm.runtime.files import atomic_path, file_hash, require_free_disk
+from distlm.runtime.files import atomic_path, file_hash, require_free_disk, sweep_abandoned
 from distlm.runtime.progress import Progress
 
 
@@ -37,6 +37,7 @@ def extend_index(index: Path, keys: Sequence[Path], out: Path, first_id: int = -
         if vectors.shape[1] != grown.d:
             raise DistlmError(f"{path}: keys of width {vectors.shape[1]}, {index} has keys of width {grown.d}")
     rows = sum(len(vectors) for _, vectors in files)
+    sweep_abandoned(out.absolute())
     require_free_disk(out.absolute().parent, rows * (part.code_size + 8) + len(part.state), "the new part")
     done = 0
     with Encoder(grown, keys=rows) as encoder, Progress("index extend", rows, "keys", 0) as progress:

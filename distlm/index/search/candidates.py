@@ -1,12 +1,15 @@
 """How many neighbours an index is asked for; exact distances then choose k of them."""
 
 from distlm.config.schema import KnnConfig
+from distlm.errors import UsageError
 
 MORE = 2
 """Candidates of coarse codes, over k."""
 COARSE_BITS = 4
 """Codes with fewer bits for each number of a key lose so many of the true neighbours that more than k should be looked
 at."""
+MOST_ON_GPU = 2048
+"""Neighbours and lists that faiss's kernels take."""
 
 
 def is_coarse(code_size: int, width: int) -> bool:
@@ -23,3 +26,16 @@ def candidates_of(knn: KnnConfig, rows: int, coarse: bool) -> int:
     chooses = knn.search == "index" and knn.distances == "exact" and knn.similarity == "l2"
     wanted = knn.candidates or knn.k * (MORE if coarse else 1)
     return max(knn.k, min(wanted, rows)) if chooses else knn.k
+
+
+def refuse_too_many(knn: KnnConfig, candidates: int, nlist: int) -> None:
+    """UsageError for a search with knn.scan=gpu that asks for more than a GPU takes: of `candidates` neighbours, of
+    which exact distances may choose knn.k, among `nlist` lists."""
+    if knn.scan != "gpu" or knn.search != "index":
+        return
+    for name, value in (("k", knn.k), ("candidates", candidates), ("nprobe", min(knn.nprobe, nlist))):
+        if value > MOST_ON_GPU:
+            raise UsageError(
+                f"knn.{name}={value}: knn.scan=gpu takes at most {MOST_ON_GPU}; set knn.{name}={MOST_ON_GPU} or less, "
+                "or knn.scan=queries"
+            )

@@ -12,7 +12,7 @@ from distlm.index.build.template import load_template
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.pairs import stored_values
 from distlm.index.records import TemplateRecord
-from distlm.index.search.candidates import candidates_of, is_coarse
+from distlm.index.search.candidates import candidates_of, is_coarse, refuse_too_many
 from distlm.index.search.searcher import brute_search, exactly_ordered, open_index
 from distlm.index.search.split import split_search
 from distlm.index.vectors import open_vectors
@@ -23,22 +23,31 @@ from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.rundir import RunDir
 
 
-def refuse_vain(knn: KnnConfig, rows: int, nlist: int | None, verb: str, rank: int) -> None:
-    """Say what is asked in vain of a store of `rows` keys, and an index of `nlist` lists (None: no index).
+def refuse_vain(knn: KnnConfig, rows: int, candidates: int, nlist: int | None, verb: str, rank: int) -> None:
+    """Say what is asked in vain of a store of `rows` keys, and, for `candidates` neighbours, of an index of `nlist`
+    lists (None: no index).
 
-    Raises UsageError for more neighbours than there are keys.
+    Raises UsageError for more neighbours than there are keys, and for more than a GPU finds where one is to search.
     """
     if knn.k > rows:
         raise UsageError(f"knn.k={knn.k}: the datastore has {rows} rows; lower knn.k")
+    if nlist is not None:
+        refuse_too_many(knn, candidates, nlist)
     if nlist is not None and knn.nprobe > nlist:
         say(f"{verb}: knn.nprobe={knn.nprobe} is more than the index's {nlist} lists: all are searched", rank)
 
 
 def _refuse_vain(config: RunConfig, datastore: Datastore, comm: Comm) -> None:
-    template = IndexFolder(RunDir.of(config).index).template_json
+    path = IndexFolder(RunDir.of(config).index).template_json
     # Without one there is no index, which is said where it is opened.
-    lists = TemplateRecord.read(template).nlist if config.knn.search == "index" and template.exists() else None
-    refuse_vain(config.knn, datastore.rows, lists, "index search", comm.rank)
+    template = TemplateRecord.read(path) if config.knn.search == "index" and path.exists() else None
+    lists = None if template is None else template.nlist
+    refuse_vain(config.knn, datastore.rows, _asked(config.knn, datastore, template), lists, "index search", comm.rank)
+
+
+def _asked(knn: KnnConfig, datastore: Datastore, template: TemplateRecord | None) -> int:
+    """Neighbours that the index is asked for."""
+    return candidates_of(knn, datastore.rows, template is not None and is_coarse(template.code_size, template.width))
 
 
 def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict[str, int | float | str] | None:
@@ -61,7 +70,7 @@ def search_file(config: RunConfig, comm: Comm, queries: Path, out: Path) -> dict
         found = brute_search(datastore, vectors, knn.k)
     else:
         template = together(comm, lambda: load_template(IndexFolder(run.index), datastore)).record
-        asked = candidates_of(knn, datastore.rows, is_coarse(template.code_size, template.width))
+        asked = _asked(knn, datastore, template)
         if comm.size > 1:
             found = split_search(comm, run.index, datastore, vectors, asked, knn.nprobe, knn.scan)
         else:

@@ -12,14 +12,13 @@ from distlm.errors import DistlmError
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.faiss_module import require_faiss
 from distlm.index.layout import Array
+from distlm.index.search.candidates import MOST_ON_GPU
 from distlm.installed import install
 
 COMPARED = 64
 """Queries that are searched on both."""
 LEAST_OVERLAP = 0.95
 """Share of the processor's neighbours that the GPU must find: its look-up tables are fp16, which swaps near ties."""
-_MOST = 2048
-"""Neighbours and lists that faiss's kernels take."""
 
 
 class GpuLists:
@@ -55,9 +54,11 @@ class GpuLists:
 
     def search(self, vectors: Array, k: int, nprobe: int) -> tuple[Array, Array]:
         """Squared L2 fp32 [n, k], ascending, and ids int64 [n, k] (−1: fewer than k) of `vectors` fp32 [n, d]."""
-        for name, value in (("k", k), ("nprobe", nprobe)):
-            if value > _MOST:
-                raise DistlmError(f"knn.{name}={value}: a GPU takes at most {_MOST}; set it lower or knn.scan=queries")
+        for what, value in (("neighbours", k), ("lists", nprobe)):
+            if value > MOST_ON_GPU:
+                raise DistlmError(
+                    f"knn.scan=gpu: takes at most {MOST_ON_GPU} {what}, not {value}; set knn.scan=queries"
+                )
         self._index.nprobe = nprobe
         distances, ids = self._index.search(vectors, k)
         return distances, ids

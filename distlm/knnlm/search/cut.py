@@ -1,6 +1,6 @@
 """How the evaluation blocks of a split are cut into forward passes and units of work."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distlm.config.schema import KnnConfig
@@ -49,8 +49,10 @@ def planned_cut(blocks: int, knn: KnnConfig) -> Cut:
 
 
 def cut_of(blocks: Blocks, knn: KnnConfig, *kept: Path) -> Cut:
-    """As planned; as in the first of the files `kept` (plan.json, manifest.json) that is there, where that has the
-    settings as they are: so older versions cut, and any number of units may be left of a search."""
+    """As planned; as in the first of the files `kept` (plan.json, manifest.json) that is there and was cut by the same
+    settings with another knn.scan, or by an older version, which cut as the settings are: any number of units may be
+    left of a search, and their bits depend on the passes."""
+    known = {Cut(knn.batch_blocks, knn.blocks_per_unit), *_planned_cuts(len(blocks), knn)}
     for path in kept:
         if path.is_file():
             try:
@@ -59,6 +61,11 @@ def cut_of(blocks: Blocks, knn: KnnConfig, *kept: Path) -> Cut:
             except (DistlmError, KeyError, TypeError, ValueError):
                 # Whoever reads the whole of it says what is wrong.
                 continue
-            if found == Cut(knn.batch_blocks, knn.blocks_per_unit):
+            if found in known:
                 return found
     return planned_cut(len(blocks), knn)
+
+
+def _planned_cuts(blocks: int, knn: KnnConfig) -> list[Cut]:
+    """Of all searches that may leave units, and states, of a split: knn.scan may change in between."""
+    return [planned_cut(blocks, replace(knn, search="index", scan=scan)) for scan in ("queries", "lists")]

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from distlm.config.schema import KnnConfig
-from distlm.data.blocks import BEGINS, Blocks
+from distlm.data.blocks import BEGINS, Blocks, require_fit
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import Extracted, batches_of_hidden_states
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import DistlmError
 from distlm.knnlm.search.cut import Cut
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal
@@ -62,11 +62,7 @@ def forward_of(knn: KnnConfig, tokens: TokenFiles, model: LanguageModel, checkpo
     card = read_model_card(checkpoint)
     check_dictionary(card, tokens.dictionary)
     longest = causal(model_of_card(card)).max_positions
-    if knn.context_window + knn.block > longest:
-        raise UsageError(
-            f"knn.context_window={knn.context_window} + knn.block={knn.block} exceeds the model's "
-            f"max_positions={longest}; choose knn.context_window={max(0, longest - knn.block)} or less"
-        )
+    require_fit(knn.context_window, knn.block, longest, "knn.")
     seen = longest if knn.carry else knn.context_window + knn.block
     return Forward(knn, tokens, model, model_fingerprint(checkpoint), seen)
 

@@ -115,7 +115,8 @@ class GroupScorer:
                 if low == high:
                     continue
                 rows.append((pairs.rows[low:high] - (first_row + first)).astype(np.uint16))
-                columns.append(pairs.places[low:high] // pairs.k + np.int32(self._first_query[unit]))
+                queries = (pairs.places[low:high] // pairs.k).astype(np.int32, copy=False)
+                columns.append(queries + np.int32(self._first_query[unit]))
                 start = int(starts[unit] + low - bounds[unit][0])
                 places.append(np.arange(start, start + high - low))
             if rows:

@@ -53,12 +53,12 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     wanted = rank0_first(stage.comm, lambda: wanted_copies(stage, splits))
     with copied(stage, "knn search", wanted) as copies:
         source = together(stage.comm, lambda: open_source(stage, copies))
-        rank0_first(stage.comm, lambda: _check_asked(source))
+        candidates = rank0_first(stage.comm, lambda: _candidates(stage, source, splits))
+        rank0_first(stage.comm, lambda: _check_asked(source, candidates))
         for root, files in source.written(splits, stage.run.index):
             stage.require_whole(root, read_in_place(files, wanted))
         test = rank0_first(stage.comm, lambda: self_test(source))
         say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
-        candidates = rank0_first(stage.comm, lambda: _candidates(stage, source, splits))
         works = [SplitWork(source, stage.run.neighbours(name), name, test, candidates) for name in splits]
         works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
         rank0_first(stage.comm, lambda: _check_before(works))
@@ -84,10 +84,10 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
     }
 
 
-def _check_asked(source: Source) -> None:
-    """Say what is asked in vain. Raises UsageError for more neighbours than there are keys."""
+def _check_asked(source: Source, candidates: int) -> None:
+    """Say what is asked in vain. Raises UsageError for more neighbours than there are keys, or than a GPU finds."""
     lists = None if source.index is None else source.index.nlist
-    refuse_vain(source.knn, source.datastore.rows, lists, "knn search", rank=0)
+    refuse_vain(source.knn, source.datastore.rows, candidates, lists, "knn search", rank=0)
 
 
 def _candidates(stage: Stage, source: Source, splits: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.knnlm.search.carried import carried_bytes, open_carried
-from distlm.knnlm.search.cut import Cut, cut_of
+from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.forward import Forward, context_rule, token_states
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN
 from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, StatesPlan
@@ -36,6 +36,8 @@ HEAD = (
     "key_dtype", "model", "dictionary", "token_files",
 )  # fmt: skip
 """Fields of the manifest that decide the states; that of neighbours has them too."""
+CUT = ("blocks_per_unit", "batch_blocks")
+"""Those of them that say how the work was cut."""
 ARRAYS = ("queries", "targets", "log_probs")
 COMMAND = "distlm knn cache"
 
@@ -121,11 +123,17 @@ class StatesWork:
         self.split = split
         self.blocks = eval_blocks(tokens.split(split), knn.context_window, knn.block)
         self._searched, own = run.kept_neighbours(split), run.states(split)
-        kept = [folder / name for folder in (self._searched, own) for name in (MANIFEST, PLAN)]
-        self.cut = cut_of(self.blocks, knn, *kept)
-        self.units = self.cut.units(len(self.blocks))
         begins = causal(model_of_card(read_model_card(run.model_checkpoint(config)))).begins
-        self.plan = states_plan(config, tokens, model, split, self.blocks, self.cut, begins)
+
+        def plan(cut: Cut) -> StatesPlan:
+            return states_plan(config, tokens, model, split, self.blocks, cut, begins)
+
+        # A search and states that were begun before may be cut differently: what is finished counts first.
+        wanted = plan(planned_cut(len(self.blocks), knn))
+        finished = [folder / MANIFEST for folder in (self._searched, own) if _answers(folder / MANIFEST, wanted, CUT)]
+        self.cut = cut_of(self.blocks, knn, *finished, own / PLAN, self._searched / PLAN)
+        self.units = self.cut.units(len(self.blocks))
+        self.plan = plan(self.cut)
         self.files = UnitFolder(own, self.plan, StatesManifest, len(self.units), COMMAND)
 
     @property
@@ -136,11 +144,8 @@ class StatesWork:
     def kept(self) -> States | None:
         """The states, where a finished search or forward pass has left just these."""
         for folder in (self._searched, self.files.folder):
-            path = folder / MANIFEST
-            if path.is_file():
-                manifest = read_kept(path)
-                if all(getattr(manifest, key) == getattr(self.plan, key) for key in HEAD):
-                    return States.open(folder)
+            if _answers(folder / MANIFEST, self.plan):
+                return States.open(folder)
         return None
 
     @property
@@ -168,3 +173,11 @@ class StatesWork:
         if found is None:
             raise DistlmError(f"{self.files.folder}: not finished; run `{COMMAND}` again")
         return found
+
+
+def _answers(path: Path, plan: StatesPlan, but: Sequence[str] = ()) -> bool:
+    """Whether the manifest `path` is there and has the states of `plan`, but for some fields."""
+    if not path.is_file():
+        return False
+    manifest = read_kept(path)
+    return all(getattr(manifest, key) == getattr(plan, key) for key in HEAD if key not in but)

@@ -11,7 +11,7 @@ from distlm.models.hf.config import HfRun
 from distlm.models.hf.job import model_for
 from distlm.models.hf.model import pretrained
 from distlm.models.hf.plan import plan_import
-from distlm.runtime.files import require_free_disk
+from distlm.runtime.files import bytes_below, require_free_disk
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import STAGE_SECONDS, VALID_LOSS, VALID_PPL
 from distlm.runtime.progress import say
@@ -57,7 +57,8 @@ def take(stage: Stage) -> dict[str, object]:
                 return {"checkpoint": str(first)}
             plan, began = plan_import(config), time.monotonic()
             say(plan.line())
-            require_free_disk(run.root, plan.disk_bytes, "the imported model")
+            # What a killed start has left is replaced.
+            require_free_disk(run.root, max(plan.disk_bytes - bytes_below(run.checkpoints), 0), "the imported model")
             made = import_hf(config)
             took = time.monotonic() - began
             figures = {VALID_LOSS: made["valid_loss"], VALID_PPL: made["valid_ppl"], STAGE_SECONDS: round(took, 3)}

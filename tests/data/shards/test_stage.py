@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import write_text
+from support.disk import small_disk
 from support.foreign.text import write_packed, write_rows
 from support.shards import hashes, letters, make_shards, manifest, shard_config, stop_now
 
@@ -16,6 +17,7 @@ from distlm.data.shards.reader import ShardRows, verify_shards
 from distlm.data.shards.stage import finished_shards, plan_shard
 from distlm.data.shards.wordpiece import Encoder, WordPiece
 from distlm.errors import DistlmError, Stopped
+from distlm.runtime.files import bytes_below
 from distlm.runtime.lock import is_lock
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import Stage
@@ -160,6 +162,17 @@ def test_shards_of_other_settings_are_refused(
 ) -> None:
     with pytest.raises(DistlmError, match=words):
         make_shards(tmp_path, text, folder=str(made / "shards"), **settings)
+
+
+def test_shards_without_a_marker_need_no_room_beside_the_new_ones(
+    copy: Path, made: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that was killed between a shard and its marker, on a disk that just fits."""
+    folder = copy / "shards"
+    (folder / "manifest.json").unlink()
+    small_disk(monkeypatch, folder, bytes_below(folder) + 4000)
+    make_shards(copy, text)
+    assert hashes(folder) == hashes(made / "shards")
 
 
 def test_another_vocabulary_file_is_refused(text: Path, tmp_path: Path) -> None:

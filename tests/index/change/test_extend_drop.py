@@ -1,11 +1,13 @@
 """A finished index grows by new keys and loses some: the others keep their ids, and the bytes are those of faiss."""
 
 import json
+import socket
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
+from support.disk import small_disk
 from support.index import vectors, without_polysemous
 
 from distlm.cli import main
@@ -58,6 +60,24 @@ def test_a_grown_and_shrunk_index_is_that_of_one_process(factory: str, tmp_path:
     faiss.extract_index_ivf(less).nprobe = 32
     found = less.search(KEYS[:400].astype(np.float32), 5)[1]
     assert np.isin(found, kept).all()
+
+
+def test_a_killed_start_leaves_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = built(np.arange(1900), tmp_path / "first.index", "IVF32,SQ8")
+    np.save(tmp_path / "keys.npy", KEYS[1900:])
+    out, size = tmp_path / "out", first.stat().st_size
+    out.mkdir()
+    # Of this machine, by a process that is gone.
+    left = [f".new.index.{socket.gethostname()}.{2**22 + 1}.tmp", ".less.index.tmp"]
+    for name in left:
+        (out / name).write_bytes(bytes(size))
+        small_disk(monkeypatch, out, size + size // 2)
+        if name == left[0]:
+            extend_index(first, [tmp_path / "keys.npy"], out / "new.index")
+            (out / "new.index").unlink()
+        else:
+            drop_keys(first, [(0, 10)], [], out / "less.index")
+    assert not list(out.glob(".*.tmp"))
 
 
 def test_new_keys_under_ids_that_are_there_are_refused_by_the_merge(tmp_path: Path) -> None:

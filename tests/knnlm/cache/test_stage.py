@@ -129,6 +129,27 @@ def test_a_weight_of_zero_leaves_the_rest_exactly(cached, tmp_path, extra, equal
             assert one == other
 
 
+@pytest.mark.parametrize("of", ["searched", "cache_alone"])
+def test_states_that_another_scan_has_cut_are_taken(request, tmp_path, of):
+    """Those of a search, or of a cache, of knn.scan=queries; and beside a search that knn.scan=lists has begun."""
+    config = copy_run(request.getfixturevalue(of), tmp_path / "run", *CACHE, "knn.splits=[valid]")
+    run = RunDir.of(config)
+    shutil.rmtree(run.cache("valid"), ignore_errors=True)
+    before = file_hashes(run.states("valid")) if of == "cache_alone" else {}
+    for scan in ("lists", "queries"):
+        config.knn.scan = scan
+        assert in_stage("knn", config, run_cache)["forward_tokens"] == 0
+    if of == "cache_alone":
+        begun = run.neighbours("valid")
+        begun.mkdir(parents=True)
+        plan = shutil.copy(run.states("valid") / "plan.json", begun / "plan.json")
+        alter(Path(plan), blocks_per_unit=config.knn.blocks_per_unit)
+        assert in_stage("knn", config, run_cache)["forward_tokens"] == 0
+        assert file_hashes(run.states("valid")) == before
+    else:
+        assert not run.states("valid").exists()
+
+
 def test_both_is_the_mixture_of_mixtures(cached):
     run, tuned, results = opened(cached)
     log_lm = Neighbours.open(run.neighbours("valid")).log_probs()

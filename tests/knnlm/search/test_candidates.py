@@ -1,5 +1,6 @@
 """knn.candidates: exact distances choose k among more neighbours of the index."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,17 @@ from distlm.config.schema import KnnConfig
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index import brute_search, open_index, run_index_build
-from distlm.index.search.candidates import candidates_of, is_coarse
+from distlm.index.search.candidates import candidates_of, is_coarse, refuse_too_many
+from distlm.index.search.file import search_file
 from distlm.index.search.searcher import exactly_ordered
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
+from distlm.knnlm.plan import plan_search
 from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
 
@@ -43,6 +47,46 @@ def true_share(neighbours: Neighbours, store: Datastore) -> float:
     ids, queries = ids_and_queries(neighbours)
     nearest, _ = brute_search(store, queries.astype(np.float32), neighbours.k)
     return float(np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(ids, nearest, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "mend"),
+    [
+        ({"k": 1500}, r"knn\.candidates=3000: .*at most 2048; set knn\.candidates=2048 or less", {"candidates": 2048}),
+        ({"k": 3000}, r"knn\.k=3000: .*set knn\.k=2048", {"k": 2048, "candidates": 2048}),
+        ({"nprobe": 4096}, r"knn\.nprobe=4096: .*set knn\.nprobe=2048", {"nprobe": 2048}),
+        ({"k": 1500}, r"or knn\.scan=queries", {"scan": "queries"}),
+        ({"k": 1500}, "candidates", {"search": "brute"}),
+    ],
+)
+def test_more_than_a_gpu_takes_is_refused_before_work(asked, said, mend):
+    """Coarse codes are asked for twice knn.k, and it is their number that is to be set."""
+    knn = KnnConfig(scan="gpu", **asked)
+    with pytest.raises(UsageError, match=said):
+        refuse_too_many(knn, candidates_of(knn, 1_000_000, coarse=True), 5000)
+    knn = replace(knn, **mend)
+    refuse_too_many(knn, candidates_of(knn, 1_000_000, coarse=True), 5000)
+    refuse_too_many(KnnConfig(scan="gpu", nprobe=4096), 2048, 1024)
+
+
+def test_every_search_says_before_work_what_a_gpu_does_not_take(indexed, tmp_path, monkeypatch):
+    monkeypatch.setattr("distlm.index.search.candidates.MOST_ON_GPU", 10)
+    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]", "knn.scan=gpu")
+    opened = open_index
+    monkeypatch.setattr("distlm.knnlm.search.source.open_index", lambda path, store, scan, copies: opened(path, store))
+    monkeypatch.setattr("distlm.knnlm.search.stage.self_test", None)
+    for search in (
+        lambda: in_stage("knn", config, run_search),
+        lambda: plan_search(config, 1),
+        lambda: search_file(config, SingleComm(), store_queries(config, tmp_path), tmp_path / "out.npz"),
+    ):
+        with pytest.raises(UsageError, match=r"knn\.k=16: knn\.scan=gpu takes at most 10; set knn\.k=10 or less"):
+            search()
+
+
+def store_queries(config, folder: Path) -> Path:
+    np.save(folder / "queries.npy", Datastore.open(RunDir.of(config).datastore).keys(0)[:4])
+    return folder / "queries.npy"
 
 
 @pytest.mark.parametrize("factory", ["PCAR16,IVF16_HNSW8,RaBitQ", "IVF16,PQ4", "PCA8,IVF16,SQ4", "IVF16,SQ6"])

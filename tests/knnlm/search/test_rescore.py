@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from distlm.index import pairs
 from distlm.index.pairs import sort_pairs
 from distlm.knnlm.search import rescore
 from distlm.knnlm.search.rescore import GroupScorer, nearest_first, plan_groups, unit_distances
@@ -54,6 +56,16 @@ def test_distances_are_those_of_fp64(shards):
     for q, i, found in zip(queries, ids, score(memmaps, queries, ids), strict=True):
         np.testing.assert_allclose(found, direct(keys, q, i), rtol=1e-6, atol=1e-4)
         assert np.isinf(found[i < 0]).all()
+
+
+def test_places_of_more_pairs_than_32_bits_number_are_wide(shards, monkeypatch):
+    assert [pairs.places_dtype(size) for size in (10, 2**31, 2**31 + 1)] == [torch.int32, torch.int32, torch.int64]
+    keys, memmaps = shards
+    queries, ids = units(keys)
+    narrow = score(memmaps, queries, ids)
+    monkeypatch.setattr(pairs, "places_dtype", lambda size: torch.int64)
+    assert sort_pairs(ids[0]).places.dtype == np.int64
+    assert all(map(np.array_equal, score(memmaps, queries, ids), narrow))
 
 
 def test_a_stored_key_is_at_distance_zero_from_itself(shards):

@@ -12,7 +12,7 @@ from support.records import alter
 from support.store import add_checkpoint, file_hashes
 
 from distlm.config import load_config
-from distlm.data.blocks import eval_blocks
+from distlm.data.blocks import Blocks, eval_blocks
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.extract import hidden_states
 from distlm.datastore.reader import Datastore
@@ -21,7 +21,7 @@ from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.search import stage as search
 from distlm.knnlm.search import work
-from distlm.knnlm.search.cut import Cut, planned_cut
+from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.rescore import row_ranges
 from distlm.knnlm.search.stage import run_search
@@ -197,6 +197,42 @@ def test_a_search_that_an_older_version_began_is_continued_as_it_was_cut(indexed
     assert in_stage("knn", config, run_search)["tokens"] == 0
 
 
+@pytest.mark.parametrize(("begun", "then"), [("queries", "lists"), ("lists", "queries")])
+def test_a_begun_search_goes_on_with_another_scan(indexed, searched, tmp_path, monkeypatch, begun, then):
+    config = copy_run(indexed, tmp_path / "run", "knn.splits=[valid]")
+    folder, real = RunDir.of(config).neighbours("valid"), work.SplitWork.write_found
+
+    def one(self, number, states, ids, distances):
+        if number:
+            raise DistlmError("enough")
+        real(self, number, states, ids, distances)
+
+    config.knn.scan = begun
+    with monkeypatch.context() as patch:
+        patch.setattr(work.SplitWork, "write_found", one)
+        with pytest.raises(DistlmError, match="enough"):
+            in_stage("knn", config, run_search)
+    written = []
+    monkeypatch.setattr(
+        work.SplitWork, "write_found", lambda self, number, *of: (written.append(number), real(self, number, *of))
+    )
+    config.knn.scan = then
+    in_stage("knn", config, run_search)
+    cut, other = (
+        planned_cut(Neighbours.open(folder).manifest.blocks, dataclasses.replace(config.knn, scan=scan))
+        for scan in (begun, then)
+    )
+    manifest = Neighbours.open(folder).manifest
+    assert cut != other and Cut(manifest.batch_blocks, manifest.blocks_per_unit) == cut
+    assert written and 0 not in written
+    if begun == "queries":
+        assert file_hashes(folder) == file_hashes(RunDir(Path(searched.run_dir)).neighbours("valid"))
+    # A finished one answers, however it was cut.
+    for scan in ("queries", "lists"):
+        config.knn.scan = scan
+        assert in_stage("knn", config, run_search)["tokens"] == 0
+
+
 def test_units_fit_the_blocks():
     knn = load_config("wikitext103", ["data.text_dir=unused"]).knn
     assert planned_cut(500, knn) == Cut(1, 1) and planned_cut(5000, knn) == Cut(1, 9)
@@ -211,6 +247,18 @@ def test_units_fit_the_blocks():
     rows = row_ranges([998_400] * 103 + [390_285])
     assert sum(unit.rows for unit in rows) == 103_225_485 and 4096 <= len(rows) < 4300
     assert [unit.rows for unit in row_ranges([5000, 100])] == [4096, 904, 100]
+
+
+@pytest.mark.parametrize("search", ["index", "brute"])
+@pytest.mark.parametrize("scan", ["queries", "lists", "gpu"])
+def test_a_cut_of_another_scan_is_kept_and_no_other(tmp_path, scan, search):
+    knn = load_config("wikitext103", ["data.text_dir=unused", f"knn.scan={scan}", f"knn.search={search}"]).knn
+    knn = dataclasses.replace(knn, batch_blocks=2)
+    nothing = np.zeros(470, np.int64)
+    blocks, path = Blocks(nothing, nothing, nothing), tmp_path / "plan.json"
+    for kept in (Cut(1, 1), Cut(1, 16), Cut(2, 16), Cut(2, 4)):
+        path.write_text(json.dumps(dataclasses.asdict(kept)), "utf-8")
+        assert cut_of(blocks, knn, path) == (planned_cut(470, knn) if kept == Cut(2, 4) else kept)
 
 
 def test_several_groups_give_the_same_files_as_one(indexed, searched, tmp_path, monkeypatch):
@@ -262,6 +310,9 @@ def test_too_long_context_names_the_fields_and_the_limit(indexed, tmp_path):
     config = copy_run(indexed, tmp_path / "run")
     config.knn.context_window = 80
     with pytest.raises(DistlmError, match=r"knn.context_window=80 .*max_positions=96; choose knn.context_window=64"):
+        in_stage("knn", config, run_search)
+    config.knn.context_window, config.knn.block = 0, 2048
+    with pytest.raises(DistlmError, match=r"knn.block=2048 .*max_positions=96; choose knn.block=96 or less"):
         in_stage("knn", config, run_search)
 
 
