@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def during_a_pass(model: Any, action: Callable[[], object]) -> Iterator[None]:
+def during_a_pass(model: Any, action: Callable[[], object]) -> Iterator[list[Any]]:
     """`action` in a thread of its own, begun in the middle of the model's next pass, which goes on when it is over or
-    has waited for a while."""
+    has waited for a while; gives its future, when it has begun."""
     begun, over = threading.Event(), threading.Event()
 
     def act() -> object:
@@ -47,7 +48,7 @@ def during_a_pass(model: Any, action: Callable[[], object]) -> Iterator[None]:
     running: list[Any] = []
     handle = model.transformer.h[0].register_forward_hook(hook)
     with ThreadPoolExecutor(1) as pool:
-        yield
+        yield running
         handle.remove()
         running[0].result()
 
@@ -62,11 +63,10 @@ def test_passes_of_two_threads(folder: Path) -> None:
     torch.set_num_threads(3)
     try:
         for second in (one, other):
-            found: list[Any] = []
-            with during_a_pass(model, lambda asked=second: found.append(asked.log_probs(TEXT, **RULE).lm)):
-                found.append(one.log_probs(TEXT, **RULE).lm)
+            with during_a_pass(model, partial(second.log_probs, TEXT, **RULE)) as running:
+                first = one.log_probs(TEXT, **RULE).lm
             # Dropout came back in the middle of neither.
-            assert all(np.array_equal(lm, alone) for lm in found) and len(found) == 2
+            assert np.array_equal(first, alone) and np.array_equal(running[0].result().lm, alone)
             assert all(module.training for module in model.modules()) and not model.transformer.h[1].mlp._forward_hooks
             with ThreadPoolExecutor(1) as new:
                 assert torch.get_num_threads() == new.submit(torch.get_num_threads).result() == 3
