@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_locks: "WeakKeyDictionary[nn.Module, threading._RLock]" = WeakKeyDictionary()
-"""Of each model, whatever is round it: its modules have one `training` and one set of hooks for all threads."""
+_locks: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+"""The RLock of each model, whatever is round it: its modules have one `training` and one set of hooks for all."""
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def save_gemma4(folder: Path, text: Path) -> Path:
     size = _save_tokenizer(folder, text, ["<unk>", "<bos>", "<eos>"], True)
     torch.manual_seed(0)
     config = Gemma4TextConfig(
-        **_sizes(size), head_dim=16, global_head_dim=16, sliding_window=8, hidden_size_per_layer_input=0,
+        **{**_sizes(size), "global_head_dim": 16}, head_dim=16, sliding_window=8, hidden_size_per_layer_input=0,
         layer_types=["sliding_attention", "full_attention"], bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     model = Gemma4ForCausalLM(config)
