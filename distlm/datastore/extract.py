@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from distlm.data.blocks import Blocks, gather
 from distlm.models.language_model import LanguageModel
 from distlm.runtime.ranks.device_memory import within_memory
-from distlm.runtime.ranks.one_thread import one_thread
+from distlm.runtime.ranks.one_thread import one_thread, one_thread_workers
 
 _SOFTMAX_ROWS = 1024
 """Rows scored at once: bounds the head's logits, [1024, words of band 0] twice."""
@@ -88,7 +88,7 @@ def batches_of_hidden_states(
             yield found
         return
     with one_thread() as threads:
-        pool = ThreadPoolExecutor(threads, "forward")
+        pool = one_thread_workers(threads, "forward")
         running: deque[Future[Extracted]] = deque()
         try:
             for batch in batches:

@@ -22,6 +22,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index.build.memory import build_in_memory
 from distlm.index.search.searcher import open_index
 from distlm.installed import install
+from distlm.integrations.evaluating import evaluating
 from distlm.integrations.mixture import Mixing
 from distlm.integrations.retrieve import Retriever
 from distlm.integrations.same_model import check_keys, parameters_hash
@@ -48,9 +49,10 @@ class KnnLM:
         knn.log_probs("some text").mixture      # ln p of each token
         model.generate(**inputs, logits_processor=[distlm.KnnLogitsProcessor(knn, lam=0.25)])
 
-    The model is neither changed nor copied, and computes where and in the precision it is in. Texts become tokens as in
-    a run with model.kind=hf: line by line, each line with one token for its end, so that a store, its index and the
-    numbers are those of `distlm datastore write`, `index build` and `knn evaluate` (the same blocks given).
+    The model is neither changed nor copied, and computes where and in the precision it is in; threads that ask at once
+    wait for each other. Texts become tokens as in a run with model.kind=hf: line by line, each line with one token for
+    its end, so that a store, its index and the numbers are those of `distlm datastore write`, `index build` and `knn
+    evaluate` (the same blocks given).
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class KnnLM:
         """The model that was given."""
         self.subwords = Subwords.of(_library_tokenizer(tokenizer), line_end)
         """Its tokenizer, and the piece that stands for the end of a line."""
-        with _evaluating(model):
+        with evaluating(model):
             first = begin_piece(begin, self.subwords, f"begin={begin!r}: the tokenizer")
             self.lm = wrapped(model, len(self.subwords.pieces), self.subwords.line_end, first)
         """The same model over the ids of sub-word token files."""
@@ -146,27 +148,27 @@ class KnnLM:
         Raises DistlmError for texts without tokens, keys that are not finite, a folder with something else and a full
         disk; UsageError where blocks are too long, and for a second store in or beside a folder.
         """
-        if self._store is not None and (folder is not None or not isinstance(self._store, HeldDatastore)):
-            raise UsageError(
-                f"add: there is a datastore already ({self._store.folder}), and one in a folder is written at once: "
-                "give all texts to one add, or make another KnnLM"
-            )
         if key_dtype not in ("float16", "float32"):
             raise UsageError(f"key_dtype={key_dtype!r}: must be 'float16' or 'float32'")
         ids = self.ids(texts)
         block = block or block_lengths(context_window, 0, self.max_positions, 2 * BLOCK)[1]
         plan = plan_store(len(ids), context_window, block, batch_blocks, rows_per_shard, self.max_positions)
-        settings = self._settings(ids, plan, context_window, block, key_dtype, folder is not None)
-        if isinstance(self._store, HeldDatastore) and self._store.manifest.key_dtype != key_dtype:
-            raise UsageError(f"key_dtype={key_dtype!r}: the rows before are {self._store.manifest.key_dtype}")
         with self._at_work():
+            if self._store is not None and (folder is not None or not isinstance(self._store, HeldDatastore)):
+                raise UsageError(
+                    f"add: there is a datastore already ({self._store.folder}), and one in a folder is written at "
+                    "once: give all texts to one add, or make another KnnLM"
+                )
+            settings = self._settings(ids, plan, context_window, block, key_dtype, folder is not None)
+            if isinstance(self._store, HeldDatastore) and self._store.manifest.key_dtype != key_dtype:
+                raise UsageError(f"key_dtype={key_dtype!r}: the rows before are {self._store.manifest.key_dtype}")
             if folder is None:
                 before = self._store if isinstance(self._store, HeldDatastore) else None
                 self._store = hold_store(self.lm, ids, plan, settings, before)
             else:
                 write_alone(StoreJob(Path(folder), Path(), ids, plan, settings), self.lm)
                 self._store = Datastore.open(Path(folder))
-        self._retriever = None
+            self._retriever = None
         return self
 
     def open(self, folder: str | Path) -> "KnnLM":
@@ -177,17 +179,19 @@ class KnnLM:
         or of blocks that begin otherwise (`begin`);
         UsageError when there is a store already.
         """
-        if self._store is not None:
-            raise UsageError("open: there is a datastore already; make another KnnLM for another one")
-        store = Datastore.open(Path(folder))
-        store.require_dictionary(self._dictionary_hash)
-        if self._tap_given and store.tap != self.tap:
-            raise DistlmError(f"{folder}: keys are {store.tap}, tap={self.tap!r}; leave the tap out, or give that one")
-        self.lm.require_tap(store.tap, f"{folder}: tap")
-        self._require_begin(store)
         with self._at_work():
+            if self._store is not None:
+                raise UsageError("open: there is a datastore already; make another KnnLM for another one")
+            store = Datastore.open(Path(folder))
+            store.require_dictionary(self._dictionary_hash)
+            if self._tap_given and store.tap != self.tap:
+                raise DistlmError(
+                    f"{folder}: keys are {store.tap}, tap={self.tap!r}; leave the tap out, or give that one"
+                )
+            self.lm.require_tap(store.tap, f"{folder}: tap")
+            self._require_begin(store)
             check_keys(self.lm, store)
-        self._store, self.tap = store, store.tap
+            self._store, self.tap = store, store.tap
         return self
 
     def take(self, retriever: Retriever, mixing: Mixing) -> None:
@@ -338,7 +342,7 @@ class KnnLM:
     @contextmanager
     def _at_work(self) -> Iterator[None]:
         """No dropout, and afterwards no trace of the block on the model."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             try:
                 yield
             finally:
@@ -370,19 +374,6 @@ class KnnLM:
                 f"front, and this KnnLM has {repr(own) if own else 'none'}; make it with {mend}, or write the store "
                 "again"
             )
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """A model without dropout for the block; each part is afterwards as it was."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _library_tokenizer(tokenizer: Any) -> Any:

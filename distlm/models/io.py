@@ -1,4 +1,5 @@
-"""Model folders: `model.safetensors` (fp32 weights under the names of named_parameters()) and `model.json`."""
+"""Model folders: `model.safetensors` (fp32 weights under the names of named_parameters(), and persistent buffers as
+they are under their own) and `model.json`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from distlm.data.dictionary import Dictionary
 from distlm.errors import DistlmError
 from distlm.memory.of_model import restore_memories
+from distlm.models.buffers import kept_buffers, set_buffers, stored_tensors
 from distlm.models.card import CARD, WEIGHTS, model_of_card, read_model_card
 from distlm.models.complete import check_files
 from distlm.models.described import card_of, causal, model_for_weights, model_on_meta, parameter_count
@@ -23,18 +25,23 @@ from distlm.runtime.files import atomic_path, file_hash
 from distlm.system_errors import refuse
 
 _COPY = "copy the whole checkpoint folder, or use another checkpoint"
+_LEFT_OUT = (
+    " (a persistent buffer, which older versions of distlm left out: import the model, or train it, again with another "
+    "run_dir=)"
+)
 
 
 def save_model(model: LanguageModel, folder: Path, extra: Mapping[str, object]) -> None:
     """Write a model folder; `extra`: fields of its card, at least the dictionary's hash ("dictionary") and "step"."""
     config: Description = model.config  # type: ignore[assignment]
-    save_weights(dict(model.named_parameters()), config, model.vocabulary, folder, extra)
+    save_weights(stored_tensors(model), config, model.vocabulary, folder, extra)
 
 
 def save_weights(
     weights: Mapping[str, Tensor], config: Description, vocabulary: int, folder: Path, extra: Mapping[str, Any]
 ) -> None:
-    """Write a model folder from gathered weights: name of named_parameters() → tensor of any dtype and device.
+    """Write a model folder from gathered weights: names of stored_tensors → tensor of any dtype and device. Parameters
+    are written as fp32, buffers in the dtype that they have.
 
     Both files are written atomically, the weights first; a folder whose two files do not belong together (a crash
     between them) is refused by load_model. Raises ValueError when names or shapes are not those of the model.
@@ -46,7 +53,8 @@ def save_weights(
         raise ValueError(f"extra must not hold {clash}")
     if "dictionary" not in extra:
         raise ValueError("extra must hold the hash of the dictionary")
-    ordered = {name: _for_disk(weights[name]) for name, _ in model.named_parameters()}
+    ordered = {name: _for_disk(weights[name], torch.float32) for name, _ in model.named_parameters()}
+    ordered |= {name: _for_disk(weights[name]) for name in kept_buffers(model)}
     with atomic_path(folder / WEIGHTS) as temporary:
         safetensors.torch.save_file(ordered, temporary)
         digest = file_hash(temporary)
@@ -71,12 +79,13 @@ def load_model(
         check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
         if values:
             restore_memories(memories, folder, moments=False)
-    # Buffers are where the model was built.
+    # Buffers that are not kept are where the model was built.
     return model.to(device).eval(), card
 
 
 def read_weights(folder: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], ModelCard]:
-    """The weights of a model folder by parameter name (fp32), and its card; errors of load_model."""
+    """The weights of a model folder by parameter name (fp32) with the model's kept_buffers, and its card; errors of
+    load_model."""
     return _read(folder, device)[1:]
 
 
@@ -137,11 +146,12 @@ def check_dictionary(card: ModelCard, dictionary: Dictionary) -> None:
 
 
 def _differences(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> str:
-    """The first name or shape in which `found` differs from the model's parameters, or an empty string."""
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    """The first name or shape in which `found` differs from the model's stored_tensors, or an empty string."""
+    expected = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
+    buffers = kept_buffers(model)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            return f"{name} {list(expected[name])} is missing"
+            return f"{name} {list(expected[name])} is missing{_LEFT_OUT if name in buffers else ''}"
         if name not in expected:
             return f"{name} {list(found[name])} is unknown"
         if expected[name] != found[name]:
@@ -149,14 +159,15 @@ def _differences(model: nn.Module, found: Mapping[str, tuple[int, ...]]) -> str:
     return ""
 
 
-def _for_disk(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+def _for_disk(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    tensor = tensor.detach().to("cpu", dtype).contiguous()
     # safetensors refuses tensors that share memory, as slices of a flat ZeRO partition do.
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Replace every parameter by its weight, in all modules that share it."""
+    """Replace every parameter and kept buffer by its tensor, in all modules that share it."""
+    set_buffers(model, weights)
     loaded = {id(parameter): nn.Parameter(weights[name]) for name, parameter in model.named_parameters()}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):

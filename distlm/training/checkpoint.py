@@ -1,7 +1,7 @@
 """Checkpoints in one format for any rank count and ZeRO stage: whole tensors by parameter name, and a few numbers.
 
 CHECKPOINTS/step-NNNNNNNN/
-  model.safetensors      fp32 master weights, model.json describes them (distlm.models.io)
+  model.safetensors      fp32 master weights and persistent buffers, model.json describes them (distlm.models.io)
   optimizer.safetensors  "STATE/PARAMETER", e.g. "exp_avg/layers.0.fc1.weight", fp32; empty before the first step.
                          Where the model to be used is an average, that is in model.safetensors and the weights that
                          training goes on from are here, as "weights/PARAMETER"
@@ -23,6 +23,7 @@ from typing import Generic
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from distlm.errors import DistlmError
@@ -33,7 +34,7 @@ from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
 from distlm.models.records import Complete
 from distlm.models.tensor_file import open_tensors
-from distlm.runtime.files import sweep_temporaries, sync_file, sync_folder
+from distlm.runtime.files import bytes_hash, sweep_temporaries, sync_file, sync_folder
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
 from distlm.runtime.records import BestCheckpoint
@@ -81,7 +82,7 @@ def save_checkpoint(
     are further tensors of rank 0; `write` puts this rank's further files into the folder.
     Collective. Tensors are gathered one parameter at a time; rank 0 holds at most the weights (4 bytes per parameter)
     or the optimizer states (Adam 8, NAG 4 bytes per parameter) in host memory, the others one tensor.
-    Raises DistlmError on every rank when the disk is full.
+    Raises DistlmError on every rank when the disk is full, and when the ranks' persistent buffers differ.
     """
     final = run.checkpoint(state.update)
     # The dot keeps it out of every step-* listing, marker or not.
@@ -93,8 +94,9 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
+    buffers = _buffers(comm, engine)
     _on_rank0(comm, folder, begin)
-    tensors = _gather(comm, engine, [average], "")
+    tensors = {**_gather(comm, engine, [average], ""), **buffers}
     _on_rank0(comm, folder, partial(save_weights, tensors, model, vocabulary, folder, extra))
     tensors.clear()
     tensors = _gather(comm, engine, [None if key == average else key for key in state.optimizer.keys])
@@ -205,6 +207,23 @@ def _gather(comm: Comm, engine: Engine, keys: Sequence[str | None], prefix: str 
                 # A copy: what DeepSpeed hands out may share a larger buffer, and safetensors refuses shared memory.
                 tensors[prefix.format(key or _RAW) + name] = value.cpu().clone()
     return tensors
+
+
+def _buffers(comm: Comm, engine: Engine) -> dict[str, Tensor]:
+    """The model's persistent buffers, on the CPU. Collective. Raises DistlmError, on every rank, where they follow each
+    rank's own tokens: the others could not go on from rank 0's as they were."""
+    found = {name: buffer.detach().cpu().contiguous() for name, buffer in engine.buffers().items()}
+    bits = {name: bytes_hash(tensor.flatten().view(torch.uint8).numpy().tobytes()) for name, tensor in found.items()}
+    # The same names on all ranks.
+    everyone = comm.allgather(bits) if bits else []
+    if differ := [name for name in bits if any(rank[name] != bits[name] for rank in everyone)]:
+        error = DistlmError(
+            f"the persistent buffer {differ[0]} is not the same on the {comm.size} ranks: it follows the tokens of "
+            "each rank, and a checkpoint has one of it; train this model on one rank, with another run_dir="
+        )
+        error.shared = True
+        raise error
+    return found
 
 
 def _on_rank0(comm: Comm, folder: Path, action: Callable[[], object]) -> None:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.models.buffers import kept_buffers
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.network import network_error, of_network
 from distlm.runtime.ranks.world import World
@@ -109,6 +110,10 @@ class Engine:
         self._masters = self._find_masters()
         if self.stage == 0 and self.precision != "fp32":
             self._undo_warm_up()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's kept_buffers as they are now on this rank: DeepSpeed neither shards nor rounds them. Local."""
+        return kept_buffers(self.module.model)
 
     def train(self) -> None:
         """Dropout on. Local."""

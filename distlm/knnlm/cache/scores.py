@@ -9,7 +9,7 @@ logsumexp give the rest.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distlm.knnlm.scoring import Floats, interpolate
-from distlm.runtime.ranks.one_thread import one_thread
+from distlm.runtime.ranks.one_thread import one_thread, one_thread_workers
 
 Fill = Literal["full", "partial"]
 
@@ -149,7 +149,7 @@ def _stretch_hits(row: Tensor, hit: Tensor, thetas: Sequence[float], out: Tensor
 def _in_threads(action: Callable[[int], Floats], items: Sequence[int]) -> Iterator[Floats]:
     """`action` of each item in order, one single-threaded call per torch thread at a time: the same bits for any
     number of threads, which products that threads share do not give."""
-    with one_thread() as threads, ThreadPoolExecutor(threads, "cache") as pool:
+    with one_thread() as threads, one_thread_workers(threads, "cache") as pool:
         running: deque[Future[Floats]] = deque()
         for item in items:
             running.append(pool.submit(torch.inference_mode()(action), item))

@@ -13,6 +13,7 @@ from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.exported import NAMES, STATISTICS, metadata_key
 from distlm.memory.values.files import load_table
 from distlm.memory.values.table import ValueTable
+from distlm.models.buffers import kept_buffers
 from distlm.models.export.weights import LIMIT, Pending, write_weights
 
 _SETTINGS = (
@@ -74,7 +75,7 @@ def write_model(
         place = places[layer]
         own = {name: dense.pop(f"{place}.{name}").detach() for name, _ in memories[layer].named_parameters()}
         found += _tensors(f"{prefix}{place}", own, stored, settings)
-    first = [Pending.of(f"{prefix}{name}", tensor) for name, tensor in dense.items()]
+    first = [Pending.of(f"{prefix}{name}", tensor) for name, tensor in {**dense, **kept_buffers(model)}.items()]
     write_weights([*first, *found], folder, {metadata_key(layer): f"{prefix}{p}" for layer, p in places.items()})
 
 

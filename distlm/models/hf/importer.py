@@ -6,6 +6,7 @@ import time
 
 from distlm.data.tokens import TokenFiles
 from distlm.errors import UsageError
+from distlm.models.buffers import kept_buffers
 from distlm.models.described import require_tap
 from distlm.models.hf.config import HfRun
 from distlm.models.hf.job import model_for
@@ -37,8 +38,9 @@ def import_hf(config: HfRun, _options: argparse.Namespace | None = None) -> dict
     tokens = TokenFiles.open(run.tokens(config))
     model = model_for(config.hf, tokens, config.train)
     require_tap(model, config.train.tap, "train.tap")
-    weights = dict(pretrained(name, model, len(tokens.dictionary)).named_parameters())
-    return write_first_checkpoint(config, tokens, model, weights, name, *of_blocks(config, tokens))
+    hf = pretrained(name, model, len(tokens.dictionary))
+    weights, buffers = dict(hf.named_parameters()), kept_buffers(hf)
+    return write_first_checkpoint(config, tokens, model, weights, name, *of_blocks(config, tokens), buffers=buffers)
 
 
 def take(stage: Stage) -> dict[str, object]:

@@ -140,9 +140,10 @@ class HfLM(LanguageModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HfLM":
         """Half precision is for parameters: DeepSpeed would round rotary angles, which are buffers, as well."""
-        kept = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
         # A memory looks after its own.
-        kept = {name: buffer for name, buffer in kept.items() if ".memory." not in name}
+        others = {id(buffer) for memory in self.memories.values() for buffer in memory.buffers()}
+        floats = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        kept = {name: buffer for name, buffer in floats.items() if id(buffer) not in others}
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             path, _, leaf = name.rpartition(".")

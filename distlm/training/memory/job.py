@@ -15,6 +15,7 @@ from distlm.memory.config import MemoryConfig
 from distlm.memory.of_model import Memories, load_memories, restore_memories, save_memories, tables_of
 from distlm.memory.values.adam import Adam
 from distlm.memory.values.optimizer import SparseValueOptimizer
+from distlm.models.buffers import set_buffers
 from distlm.models.io import read_weights
 from distlm.runtime import metrics
 from distlm.training.checkpoint import Resume
@@ -106,6 +107,7 @@ class MemoryJob(Job[S]):
         weights, _ = read_weights(resume.folder)
         for name, parameter in self.net.named_parameters():
             parameter.data = weights[name]
+        set_buffers(self.net, weights)
         return self.net
 
     def resumed(self, resume: Resume[S]) -> None:

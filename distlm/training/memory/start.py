@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
+from distlm.models.buffers import stored_tensors
 from distlm.models.records import ModelCard
 from distlm.training.start.init_from import require_dictionary
 
@@ -25,8 +26,8 @@ def take_dense(
     ffn = tuple(start for layer in model.memories for start in model.ffn_names[layer])
     of_memory = _memory_starts(model)
     own = {
-        name: parameter
-        for name, parameter in model.named_parameters()
+        name: tensor
+        for name, tensor in stored_tensors(model).items()
         if not name.startswith(of_memory) and not (config.fresh_ffn and name.startswith(ffn))
     }
     missing = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
@@ -40,8 +41,8 @@ def take_dense(
             "are there"
         )
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
 
 
 def _memory_starts(model: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors.torch
 from torch import Tensor
@@ -39,8 +40,10 @@ def write_first_checkpoint(
     source: str,
     state: TrainState,
     valid_loss: Callable[[Path], float],
+    buffers: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, object]:
-    """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on.
+    """Write `weights` (name of named_parameters() → tensor) as a checkpoint from which `distlm train` goes on, with the
+    model's kept_buffers, which may be infinite: a bound that binds nothing.
 
     `source` is what errors and model.json call the origin; `state` that of update 0; `valid_loss` gives the nats per
     token of the written model folder.
@@ -54,7 +57,7 @@ def write_first_checkpoint(
     folder.mkdir(parents=True)
     extra = {"dictionary": state.dictionary, "step": 0, "tap": state.tap, "imported_from": Path(source).name}
     try:
-        save_weights(weights, model, size, folder, extra)
+        save_weights({**weights, **buffers}, model, size, folder, extra)
     except ValueError as error:
         raise DistlmError(f"{source}: {error}") from error
     safetensors.torch.save_file({}, folder / OPTIMIZER)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distlm.errors import DistlmError
+from distlm.models.buffers import kept_buffers, stored_tensors
 from distlm.models.complete import check_files
 from distlm.models.records import Complete, ModelCard
 from distlm.models.tensor_file import require_finite
@@ -40,14 +41,14 @@ def _checkpoint_of(path: Path) -> Path:
 def take_weights(
     model: nn.Module, weights: Mapping[str, Tensor], card: ModelCard, dictionary: str, source: str
 ) -> None:
-    """Copy `weights` (name of named_parameters() → tensor, of a checkpoint with that card) into a fresh model.
+    """Copy `weights` (as read_weights gives them, of a checkpoint with that card) into a fresh model.
 
     `dictionary`: hash of the dictionary or tokenizer of the present text. Raises DistlmError, naming `source`, for
     another dictionary, and for names or shapes that are not the model's.
     """
     require_dictionary(card, dictionary, source)
-    require_finite(weights, source)
-    own = dict(model.named_parameters())
+    own, buffers = stored_tensors(model), kept_buffers(model)
+    require_finite({name: tensor for name, tensor in weights.items() if name not in buffers}, source)
     for name in sorted(own.keys() | weights.keys()):
         there, here = (list(found[name].shape) if name in found else "missing" for found in (weights, own))
         if there != here:
@@ -56,8 +57,8 @@ def take_weights(
                 "they are there"
             )
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
 
 
 def require_dictionary(card: ModelCard, dictionary: str, source: str) -> None:

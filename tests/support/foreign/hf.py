@@ -54,6 +54,42 @@ def save_gemma2(folder: Path, text: Path) -> Path:
     return folder
 
 
+def save_gemma4(folder: Path, text: Path) -> Path:
+    """A Gemma 4 of two layers of width 32, with <bos> in front of a text. The scale of each layer, a persistent buffer,
+    is not the 1 of a fresh model."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    size = _save_tokenizer(folder, text, ["<unk>", "<bos>", "<eos>"], True)
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(
+        **{**_sizes(size), "global_head_dim": 16}, head_dim=16, sliding_window=8, hidden_size_per_layer_input=0,
+        layer_types=["sliding_attention", "full_attention"], bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = Gemma4ForCausalLM(config)
+    for place, layer in enumerate(model.model.layers):
+        layer.layer_scalar.fill_(0.3 + place)
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_deepseek(folder: Path, text: Path) -> Path:
+    """A DeepSeek-V3 of two layers of width 32, the second one with experts, whose router's bias, a persistent buffer,
+    is not the 0 of a fresh model."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    size = _save_tokenizer(folder, text, ["<unk>", "<s>", "</s>"], False)
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        **{**_sizes(size), "num_key_value_heads": 2}, moe_intermediate_size=16, n_routed_experts=8,
+        num_experts_per_tok=2, n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=8,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+    )  # fmt: skip
+    model = DeepseekV3ForCausalLM(config)
+    model.model.layers[1].mlp.gate.e_score_correction_bias.copy_(torch.randn(8))
+    model.save_pretrained(folder)
+    return folder
+
+
 def _sizes(pieces: int) -> dict[str, Any]:
     return {
         "vocab_size": pieces, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
