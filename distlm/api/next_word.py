@@ -23,7 +23,7 @@ class NextWord:
     knn: float | None
     """Among the neighbours; None without neighbours."""
     contexts: list[Retrieved]
-    """The neighbours whose value is this word, nearest first: `context` (the text before it, in one line), `token` (its
+    """The neighbours whose value is this word, nearest first: `context` (the stored text before it, in one line), `token` (its
     place in the stored split), `row`, `distance` (squared L2) and `weight` (its share of p_kNN, over all k)."""
 
 
