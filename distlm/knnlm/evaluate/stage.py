@@ -56,6 +56,7 @@ from distlm.knnlm.tune.records import BothSettings, CacheSettings, Figures, Stor
 from distlm.knnlm.tune.stores import stores_mixture
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
+from distlm.models.perplexity import perplexity
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first
@@ -275,7 +276,5 @@ def _figures(scores: Floats, words: int) -> Figures:
     """Of log-probabilities [Q]; perplexity per word where tokens are sub-words."""
     loss = mean_loss(scores)
     if not words:
-        return Figures(loss, math.exp(loss))
-    # A model that cannot predict a text at all may need hundreds of nats for a word.
-    per_word = math.exp(min(loss * len(scores) / words, 700.0))
-    return Figures(loss, per_word, math.exp(loss))
+        return Figures(loss, perplexity(loss))
+    return Figures(loss, perplexity(loss * len(scores) / words), perplexity(loss))
