@@ -1,6 +1,5 @@
 """λ, temperature and k: chosen on the first split of knn.splits from its files, then frozen in knn.json."""
 
-import math
 import time
 
 from distlm.config.schema import KnnConfig
@@ -39,9 +38,10 @@ def _tune(stage: Stage) -> dict[str, float]:
     start = time.monotonic()
     config, knn = stage.config, stage.config.knn
     parts = open_parts(stage.run, knn.splits[0], knn)
-    for root, files in parts.written():
-        stage.require_whole(root, files, alone=True)
     neighbours, cache = parts.neighbours, parts.cache
+    others = written_extra(knn.extra_runs, neighbours) if neighbours is not None else []
+    for root, files in [*parts.written(), *others]:
+        stage.require_whole(root, files, alone=True)
     if config.cache.use and cache is None:
         raise DistlmError(
             f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
