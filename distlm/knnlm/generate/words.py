@@ -131,7 +131,11 @@ class Generator:
         return words
 
     def next_word(self, ids: Sequence[int]) -> Next:
-        """Probabilities of every word after the text `ids`."""
+        """Probabilities of every word after the text `ids`; they sum to 1.
+
+        Where no neighbour is found the mixture is the language model's own. The figure of one token there
+        (`distlm knn evaluate`, score_text) is (1 − λ) p_LM.
+        """
         lm, query = self._language_model(ids)
         if self._frozen is None:
             return Next(lm, lm, None, None)
