@@ -19,4 +19,4 @@ def perplexity(nats: float) -> float:
 
 def perplexities(nats: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The same of each of `nats`: fp64, the same shape."""
-    return np.exp(np.minimum(np.asarray(nats, np.float64), MOST_NATS))
+    return np.asarray(np.exp(np.minimum(np.asarray(nats, np.float64), MOST_NATS)))
