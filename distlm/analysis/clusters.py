@@ -24,8 +24,10 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.installed import install
 from distlm.knnlm.evaluate.losses import WORDS
-from distlm.knnlm.search.neighbours import MANIFEST
-from distlm.knnlm.search.states import States
+from distlm.knnlm.search.neighbours import MANIFEST, written_units
+from distlm.knnlm.search.states import COMMAND, States
+from distlm.runtime.checked import require_whole
+from distlm.runtime.ranks.comm import SingleComm
 
 COMPONENTS = 10
 """m of the paper."""
@@ -84,7 +86,7 @@ def report_clusters(runs: Sequence[str], split: str, settings: Settings, out: Pa
     beside it; the table as text.
 
     runs: RUN_DIR (the losses of its LM) or RUN_DIR:NAME. Raises DistlmError as open_evaluations, and when a run has no
-    datastore or no states of the split, or scikit-learn is missing.
+    datastore or no states of the split, when these are not as they were written, or scikit-learn is missing.
     """
     settings.check()
     evaluations = open_evaluations(runs, split, ("lm",))
@@ -148,6 +150,10 @@ def _clusters(
             f"{len(evaluation.losses.targets)} tokens and the datastore's keys are {store.tap}: run `distlm knn "
             "search` and `distlm knn evaluate` again"
         )
+    command = "distlm knn search" if states.folder == searched else COMMAND
+    kept = written_units(states.folder, states.manifest.units, command)
+    for root, files in ((store.folder, store.written()), (states.folder, kept)):
+        require_whole(SingleComm(), root, files, "report clusters")
     keys = sample_keys(store, words, settings.rows, settings.seed)
     if len(keys) < settings.components:
         raise DistlmError(

@@ -22,9 +22,11 @@ from distlm.index.choose.measure import (
 from distlm.index.choose.proposals import Proposal, asked_for, code_proposals, list_proposals
 from distlm.index.records import Candidate, TunedIndex
 from distlm.index.train.template import Known
-from distlm.knnlm.search.neighbours import Neighbours
+from distlm.knnlm.search.neighbours import MANIFEST, Neighbours
 from distlm.knnlm.tune.choose import IndexPerplexity
+from distlm.runtime.checked import require_whole
 from distlm.runtime.progress import say
+from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.rundir import RunDir
 
@@ -44,15 +46,22 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
 
     factories: none names the usual codes, and the best of them with other numbers of lists. Perplexity is measured
     where `knn search` has kept the first split's queries. Memory: the sampled keys as fp32 and a fourth of them. Raises
-    DistlmError for a store that is too small, and when none of the factories can be built.
+    DistlmError for a store that is too small, for files that are not as they were written, and when none of the
+    factories can be built.
     """
     run, knn = RunDir.of(config), config.knn
     datastore = Datastore.open(run.datastore)
+    kept = run.kept_neighbours(knn.splits[0])
+    neighbours = Neighbours.open(kept) if (kept / MANIFEST).exists() else None
+    if config.launch.verify:
+        require_whole(SingleComm(), datastore.folder, datastore.written(values=neighbours is not None), "index tune")
+        if neighbours is not None:
+            require_whole(SingleComm(), neighbours.folder, neighbours.written(), "index tune")
     samples = _samples(datastore, keys, queries, knn.k, config.index.seed)
     question = Question(datastore.rows, min(knn.k, datastore.rows), knn.distances == "exact", config.index.seed)
     perplexity = None
-    if (kept := run.kept_neighbours(knn.splits[0]) / "manifest.json").exists():
-        perplexity = IndexPerplexity(Neighbours.open(kept.parent), datastore, samples[-1], knn, queries)
+    if neighbours is not None:
+        perplexity = IndexPerplexity(neighbours, datastore, samples[-1], knn, queries)
     known: Known = {}
 
     def measured_of(asked: Sequence[Proposal]) -> tuple[list[Candidate], list[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 from distlm.analysis.plots.mixtures import skipped_at_random
 from distlm.analysis.plots.style import Points
 from distlm.knnlm.tune.records import GateCurve, Tuned
+from distlm.models.perplexity import perplexities
 from distlm.runtime.progress import format_seconds
 from distlm.runtime.records import given
 
@@ -58,7 +59,7 @@ def of_weight(tuned: Tuned) -> str:
 def of_k(tuned: Tuned) -> str:
     """Whether more neighbours help."""
     grid = given(tuned.grid)
-    best = dict(zip(grid.ks, np.exp(np.array(grid.loss_nats).min(axis=(1, 2))).tolist(), strict=True))
+    best = dict(zip(grid.ks, perplexities(np.array(grid.loss_nats).min(axis=(1, 2))).tolist(), strict=True))
     (few, at_few), (many, at_many) = min(best.items()), max(best.items())
     lowest = min(best, key=lambda k: best[k])
     if lowest == many:

@@ -16,6 +16,7 @@ from distlm.data.text.shown import Shown
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.evaluate.records import NAMES
+from distlm.models.perplexity import perplexity
 from distlm.runtime.files import atomic_path
 from distlm.runtime.rundir import RunDir
 
@@ -85,8 +86,8 @@ def words_table(rows: Sequence[WordChange], top: int, title: str) -> str:
     width = max([4, *(len(row.word) for row in [*best, *worst])])
     head = f"{'word':<{width}} {'count':>8} {'Δ nats':>11}"
     lines = [
-        f"{title}: {total:,} tokens, perplexity per token {math.exp(before / total):.2f} → "
-        f"{math.exp(after / total):.2f}, {before - after:+.2f} nats in all",
+        f"{title}: {total:,} tokens, perplexity per token {perplexity(before / total):.2f} → "
+        f"{perplexity(after / total):.2f}, {before - after:+.2f} nats in all",
         "",
         f"{head}   {head}",
     ]

@@ -23,8 +23,9 @@ class NextWord:
     knn: float | None
     """Among the neighbours; None without neighbours."""
     contexts: list[Retrieved]
-    """The neighbours whose value is this word, nearest first: `context` (the text before it, in one line), `token` (its
-    place in the stored split), `row`, `distance` (squared L2) and `weight` (its share of p_kNN, over all k)."""
+    """The neighbours whose value is this word, nearest first: `context` (the stored text before it, in one line),
+    `token` (its place in the stored split), `row`, `distance` (squared L2) and `weight` (its share of p_kNN, over all
+    k)."""
 
 
 def next_words(generator: Generator, ids: list[int], top: int, contexts: int, context: int) -> list[NextWord]:

@@ -141,7 +141,8 @@ class Run:
         The text is scored as `distlm knn evaluate` scores a split: in blocks of whole lines of at most knn.block
         tokens, with up to knn.context_window tokens before each, the first token after </s>. `knn=False`: the language
         model alone. `lam` (λ of p = λ p_kNN + (1 − λ) p_LM, Khandelwal et al. eq. 3), `temperature` (in units of
-        squared L2) and `k` are as `distlm knn tune` chose them, unless they are given.
+        squared L2) and `k` are as `distlm knn tune` chose them, unless they are given. Where the index finds no
+        neighbour p_kNN is 0 and the mixture (1 − λ) p_LM, as in the evaluation; `next_word` has p_LM there.
 
         Raises UsageError for an empty text, ids outside 0..V−1, λ outside [0, 1], and T or k that are not above 0.
         """
@@ -170,7 +171,8 @@ class Run:
         text, its place `token` there, `distance` (squared L2) and `weight` (its share of p_kNN).
 
         The probabilities are those that `distlm generate` draws from, with as many tokens before the word as
-        knn.context_window + knn.block allows. `knn`, `lam`, `temperature`, `k` and what is raised: see log_probs; a
+        knn.context_window + knn.block allows. Over all words they sum to 1: they are the language model's own where no
+        neighbour is found. `knn`, `lam`, `temperature`, `k` and what is raised: see log_probs; a
         prompt may be empty.
         """
         from distlm.api.next_word import next_words

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from distlm.api.words import Words
 from distlm.config.schema import KnnConfig
 from distlm.datastore.reader import Datastore
+from distlm.errors import DistlmError
 
 if TYPE_CHECKING:
     from distlm.index import SearchIndex
@@ -75,6 +76,9 @@ class Index:
         from distlm.index.search.searcher import exactly_ordered
 
         knn = replace(self._knn, k=self._knn.k if k is None else k)
+        # A search for more candidates would not see it.
+        if knn.k < 1:
+            raise DistlmError(f"k={knn.k}: must be at least 1")
         if exact is not None:
             knn.distances = "exact" if exact else "quantised"
         asked = np.ascontiguousarray(vectors, dtype=np.float32)

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from distlm.config.schema import AUTO, ID_BYTES, SPLITS, RunConfig
+from distlm.config.schema import AUTO, ID_BYTES, SPLITS, KnnConfig, RunConfig
 from distlm.models.kind import Refuse
 from distlm.models.registry import kind
 
@@ -150,6 +150,11 @@ def _check_grids(config: RunConfig, refuse: Refuse) -> None:
         refuse("knn.splits", knn.splits, f"{wrong[0]!r}: name some of {', '.join(SPLITS)}, each once")
     if knn.similarity == "dot" and knn.search == "index" and knn.distances == "quantised":
         refuse("knn.similarity", "dot", "is computed from the true keys; set knn.distances=exact")
+    grids(knn, refuse)
+
+
+def grids(knn: KnnConfig, refuse: Refuse) -> None:
+    """Refuse values of k, λ and temperature that cannot be tried."""
     if not all(k >= 1 for k in knn.ks):
         refuse("knn.ks", knn.ks, "each must be at least 1")
     if not knn.lambdas or not all(0 <= weight < 1 for weight in knn.lambdas):

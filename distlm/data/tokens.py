@@ -68,14 +68,22 @@ class TokenFiles:
         return np.memmap(split_path(self.folder, name), DTYPE, "r")
 
     def written(self, *splits: str) -> list[Written]:
-        """The files of some splits (none named: of all) as they were written. Raises DistlmError as `split`."""
-        mend = f"copy it again, or delete {self.folder / META} and run `distlm data prepare`"
+        """The files of some splits (none named: of all) as they were written, those of words among them. Raises
+        DistlmError as `split`."""
         names = splits or tuple(self.meta.splits)
         for name in names:
             self._require(name)
-        ids = [Written(split_path(self.folder, name), self.meta.splits[name].hash, mend) for name in names]
+        ids = [Written(split_path(self.folder, name), self.meta.splits[name].hash, self._mend) for name in names]
+        return ids + self.written_words()
+
+    def written_words(self) -> list[Written]:
+        """The files of words alone: the dictionary, and the tokenizer of sub-words."""
         others = {} if isinstance(self.meta.others, UnsetType) else self.meta.others
-        return ids + [Written(self.folder / name, digest, mend) for name, digest in others.items()]
+        return [Written(self.folder / name, digest, self._mend) for name, digest in others.items()]
+
+    @property
+    def _mend(self) -> str:
+        return f"copy it again, or delete {self.folder / META} and run `distlm data prepare`"
 
     def _require(self, name: str) -> None:
         if name not in self.meta.splits:

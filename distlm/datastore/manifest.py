@@ -44,6 +44,20 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.read(path)
 
 
+def write_on(manifest: Manifest) -> str:
+    """What finishes an unfinished store."""
+    if not manifest.tokens:
+        return "call distlm.write_datastore again with the same arrays"
+    return "run `distlm datastore write` again, or KnnLM.add with the same texts where that began it"
+
+
+def write_anew(manifest: Manifest, delete: bool = False) -> str:
+    """What makes a shard file of a finished store again. `delete`: it has its size, so that writing would keep it."""
+    if not manifest.tokens:
+        return "remove the folder and call distlm.write_datastore again"
+    return f"{'delete it and ' * delete}{write_on(manifest)}: the damaged shard is written anew"
+
+
 def is_complete(folder: Path) -> bool:
     """The store is there and whole, by its manifest. Raises DistlmError for one that is damaged."""
     return (folder / MANIFEST).exists() and read_manifest(folder).complete

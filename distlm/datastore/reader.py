@@ -16,6 +16,8 @@ from distlm.datastore.manifest import (
     sidecar_path,
     store_bytes,
     values_path,
+    write_anew,
+    write_on,
 )
 from distlm.datastore.records import Manifest, Shard
 from distlm.datastore.rows import Rows, read_rows
@@ -50,16 +52,12 @@ class Datastore:
         if not manifest.complete:
             done = sum(sidecar_path(folder, shard.index).exists() for shard in manifest.shards)
             raise DistlmError(
-                f"{folder}: unfinished datastore: {done} of {len(manifest.shards)} shards done; "
-                "run `distlm datastore write` again"
+                f"{folder}: unfinished datastore: {done} of {len(manifest.shards)} shards done; {write_on(manifest)}"
             )
         for shard in manifest.shards:
             for path, header, size, _ in shard_files(folder, manifest.settings, shard):
                 if problem := file_problem(path, header, size):
-                    raise DistlmError(
-                        f"{path}: {problem}; copy the file again, or run `distlm datastore write` again: it writes the "
-                        "damaged shard anew"
-                    )
+                    raise DistlmError(f"{path}: {problem}; copy the file again, or {write_anew(manifest)}")
         return cls(folder, manifest)
 
     @property
@@ -140,7 +138,7 @@ class Datastore:
     def written(self, keys: bool = True, shards: Collection[int] | None = None, values: bool = True) -> list[Written]:
         """The files of all shards, or of some, as they were written; keys=False: without the keys, values=False:
         without the values."""
-        mend = "copy it again, or delete it and run `distlm datastore write` again: it writes that shard anew"
+        mend = f"copy it again, or {write_anew(self.manifest, delete=True)}"
         found = []
         for shard in self.shards if shards is None else [self.shards[number] for number in shards]:
             of_keys, of_values = shard_files(self.folder, self.manifest.settings, shard)
@@ -156,10 +154,12 @@ class Datastore:
                 "of this model in another run_dir="
             )
 
-    def require_dictionary(self, dictionary_hash: str) -> None:
-        """DistlmError when the values are ids of another dictionary."""
+    def require_dictionary(
+        self, dictionary_hash: str, mend: str = "set data.tokens_dir to the token files it was made from"
+    ) -> None:
+        """DistlmError when the values are ids of another dictionary; `mend`: what helps."""
         if dictionary_hash != self.dictionary_hash:
             raise DistlmError(
                 f"{self.folder}: datastore of another dictionary (its values are ids of {self.dictionary_hash}, this "
-                f"dictionary is {dictionary_hash}); set data.tokens_dir to the token files it was made from"
+                f"dictionary is {dictionary_hash}); {mend}"
             )

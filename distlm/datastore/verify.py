@@ -16,15 +16,16 @@ from distlm.datastore.manifest import (
     shard_files,
     sidecar_path,
     store_bytes,
+    write_anew,
+    write_on,
 )
-from distlm.datastore.settings import Settings
+from distlm.datastore.records import Manifest
 from distlm.datastore.unfinished.files import UNITS, part_path
 from distlm.errors import DistlmError
 from distlm.runtime.lock import is_lock
 from distlm.runtime.progress import Progress
 
 _CHUNK_BYTES = 8 << 20
-_WRITE_ANEW = "run `distlm datastore write` again: it writes that shard anew"
 
 
 def verify_datastore(folder: Path) -> list[str]:
@@ -40,7 +41,7 @@ def verify_datastore(folder: Path) -> list[str]:
         return [str(error)]
     problems = []
     if not manifest.complete:
-        problems.append(f"{folder / MANIFEST}: unfinished: run `distlm datastore write` again")
+        problems.append(f"{folder / MANIFEST}: unfinished: {write_on(manifest)}")
     settings, expected = manifest.settings, {MANIFEST}
     with Progress("datastore verify", store_bytes(settings, manifest.shards), "bytes") as progress:
         for shard in manifest.shards:
@@ -49,7 +50,7 @@ def verify_datastore(folder: Path) -> list[str]:
                 if not manifest.complete:
                     expected.add(part_path(path).name)
                 if shard.done:
-                    problems += _file_problems(path, header, size, checksum, settings, progress)
+                    problems += _file_problems(path, header, size, checksum, manifest, progress)
             if not manifest.complete:
                 expected.add(sidecar_path(folder, shard.index).name)
     if not manifest.complete:
@@ -76,11 +77,12 @@ def datastore_info(folder: Path) -> dict[str, object]:
 
 
 def _file_problems(
-    path: Path, header: bytes, size: int, checksum: str, settings: Settings, progress: Progress
+    path: Path, header: bytes, size: int, checksum: str, manifest: Manifest, progress: Progress
 ) -> list[str]:
+    settings = manifest.settings
     if problem := file_problem(path, header, size):
         progress.advance(size)
-        return [f"{path}: {problem}; copy it again, or {_WRITE_ANEW}"]
+        return [f"{path}: {problem}; copy it again, or {write_anew(manifest)}"]
     if path.name.startswith("keys"):
         found, bad = _read(path, len(header), np.dtype(settings.key_dtype), settings.width, _not_finite, progress)
         what = "keys that are not finite"
@@ -90,7 +92,8 @@ def _file_problems(
     problems = []
     if found != checksum:
         problems.append(
-            f"{path}: checksum {found}, the manifest says {checksum}: changed bytes; delete it and {_WRITE_ANEW}"
+            f"{path}: checksum {found}, the manifest says {checksum}: changed bytes; "
+            f"{write_anew(manifest, delete=True)}"
         )
     if bad:
         problems.append(f"{path}: {what} in {len(bad)} rows, first in row {bad[0]}")

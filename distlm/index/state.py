@@ -55,10 +55,15 @@ def written(folder: IndexFolder, record: IndexRecord) -> list[Written]:
     mend = f"remove {folder.index_json} and run `distlm index build` again"
     if record.merged:
         return [Written(folder.merged, record.xxh3, f"copy it again, or {mend}")]
+    return written_parts(folder, record.template)
+
+
+def written_parts(folder: IndexFolder, template: str) -> list[Written]:
+    """The template, whose checksum is its id, and all parts as they were written."""
     sidecars = [PartRecord.read(path) for path in sorted(folder.parts.glob("part-*.json"))]
     anew = "delete it with its .json and index.json, and run `distlm index build` again"
     return [
-        Written(folder.template, record.template, f"remove {folder.root} and run `distlm index build` again"),
+        Written(folder.template, template, f"remove {folder.root} and run `distlm index build` again"),
         *(Written(folder.part(part.shard), part.xxh3, anew) for part in sidecars),
     ]
 

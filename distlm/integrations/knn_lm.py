@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distlm.config.schema import KnnConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.subwords import FIRST_PIECE, Subwords
 from distlm.datastore.held import HeldDatastore, hold_store
@@ -28,7 +27,7 @@ from distlm.integrations.retrieve import Retriever
 from distlm.integrations.same_model import check_keys, parameters_hash
 from distlm.integrations.scorer import Scorer, TokenLogProbs
 from distlm.integrations.taps import default_tap
-from distlm.integrations.tuning import tuned
+from distlm.integrations.tuning import tried, tuned
 from distlm.models.hf.model import begin_piece, wrapped
 from distlm.runtime.files import bytes_hash, json_hash
 
@@ -183,7 +182,9 @@ class KnnLM:
             if self._store is not None:
                 raise UsageError("open: there is a datastore already; make another KnnLM for another one")
             store = Datastore.open(Path(folder))
-            store.require_dictionary(self._dictionary_hash)
+            store.require_dictionary(
+                self._dictionary_hash, "make the KnnLM with the tokenizer and the line_end that it was written with"
+            )
             if self._tap_given and store.tap != self.tap:
                 raise DistlmError(
                     f"{folder}: keys are {store.tap}, tap={self.tap!r}; leave the tap out, or give that one"
@@ -243,6 +244,7 @@ class KnnLM:
         Whole lines are packed into blocks of at most `block` tokens, each with up to `context_window` tokens before it
         (knn.block and knn.context_window; None: BLOCK each, or half of what the model sees, or what the other leaves).
         `lam`, `temperature` and `k`: where None those of `mixing`; a `lam` takes the place of its buckets or gate.
+        Where the index finds no neighbour p_kNN is 0, and the mixture (1 − λ) p_LM, as in `distlm knn evaluate`.
         Without a store the model's alone. Raises DistlmError for a text without tokens and a store without an index;
         UsageError for values that cannot be.
         """
@@ -267,12 +269,13 @@ class KnnLM:
 
         The grids of `distlm knn tune` where none are given; so many neighbours are found as the largest of `ks` and k
         of `mixing` say. With `buckets` a λ for each of so many buckets of the nearest distance is fitted as well
-        (Drozdov et al. 2022). Memory: 16 · k bytes for each token. Raises as `log_probs`.
+        (Drozdov et al. 2022). Memory: 16 · k bytes for each token. Raises as `log_probs`; UsageError
+        also for a λ outside [0, 1), a temperature (of squared L2) that is not above 0, a k below 1 and negative
+        `buckets`.
         """
-        most = min(max([*ks, self.mixing.k]), self.datastore.rows)
-        scorer = self.scorer(replace(self.mixing, k=most))
-        knn = KnnConfig(k=scorer.mixing.k, ks=list(ks))
-        knn.lambdas, knn.temperatures = list(lambdas) or knn.lambdas, list(temperatures) or knn.temperatures
+        knn = tried(lambdas, temperatures, ks, buckets)
+        knn.k = min(max([*ks, self.mixing.k]), self.datastore.rows)
+        scorer = self.scorer(replace(self.mixing, k=knn.k))
         with self._at_work():
             blocks = scorer.blocks(self.ids(text), *self._lengths(context_window, block), batch_blocks)
             found = tuned(blocks, knn, buckets)

@@ -53,8 +53,9 @@ class Mixing:
         return self.buckets is not None or self.gate is not None or self.lam > 0
 
     def lambdas(self, found: Found) -> Floats:
-        """λ of each query, constant or by the distance: fp64 [n]; 0 where nothing was found. Raises UsageError where λ
-        is the gate's, which is known before the search."""
+        """λ of each query, constant or by the distance: fp64 [n]; 0 where nothing was found, so that the mixture over
+        all words sums to 1. (The figure of one token, Scorer.tokens and `distlm knn evaluate`, keeps λ there.) Raises
+        UsageError where λ is the gate's, which is known before the search."""
         there = found.values[:, 0] >= 0
         if self.gate is not None:
             raise UsageError(GATE_ELSEWHERE)

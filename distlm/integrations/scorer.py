@@ -37,7 +37,8 @@ class TokenLogProbs:
     knn: Floats | None
     """fp64 [Q]: among the neighbours, −∞ where no neighbour is the token; None without a store."""
     mixture: Floats
-    """fp64 [Q]: under λ p_kNN + (1 − λ) p_LM; `lm` itself without a store."""
+    """fp64 [Q]: under λ p_kNN + (1 − λ) p_LM, with p_kNN = 0 where no neighbour is found; `lm` itself without a
+    store."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,11 @@ class Scorer:
             yield batch, self.near(batch.keys)
 
     def tokens(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> TokenLogProbs:
-        """Each token of a text, ids int [Q], by the rule of `distlm knn evaluate`. Raises DistlmError as `blocks`."""
+        """Each token of a text, ids int [Q], by the rule of `distlm knn evaluate`. Raises DistlmError as `blocks`.
+
+        λ does not depend on whether a neighbour was found: where none was, the mixture is (1 − λ) p_LM, which over all
+        words sums to 1 − λ. `continuations` and `next_word`, whose distributions sum to 1, have p_LM there.
+        """
         parts: list[tuple[Floats, Floats, Floats]] = []
         if self.retriever is None:
             found = [of_batch(batch) for batch in self._forward(ids, context_window, block, batch_blocks)]
@@ -85,7 +90,8 @@ class Scorer:
         """(Σ ln p of the second ids after the first, whether each of them is the most probable one) of each pair.
 
         A text begins after </s>, or what the model has in front of each block, as in evaluation; of a context that is
-        too long the last tokens are seen. Raises DistlmError for a continuation that is longer than the model can see.
+        too long the last tokens are seen. Where no neighbour is found p is the model's own, as in `next_word`; `tokens`
+        has (1 − λ) of it. Raises DistlmError for a continuation that is longer than the model can see.
         """
         results: list[tuple[float, bool]] = []
         for first in range(0, len(pairs), batch):
@@ -99,8 +105,9 @@ class Scorer:
 
     @torch.inference_mode()
     def next_word(self, ids: Ids, text: Growing | None = None) -> Tensor:
-        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device. `text`: what is
-        kept from word to word of one text; None: nothing."""
+        """ln p of every id of the dictionary after the text `ids`: fp32 [V], on the model's device, summing to 1 as p;
+        the model's own where no neighbour is found. `text`: what is kept from word to word of one text; None:
+        nothing."""
         inputs = [Dictionary.EOS, *np.asarray(ids).tolist()][-self.longest :]
         if self.model.begins:
             inputs[0] = Dictionary.BOS
@@ -164,6 +171,8 @@ class Scorer:
         return mix(of_lm, of_knn, self.mixing.buckets.weights(near.distances[:, 0]))
 
     def _forward(self, ids: Ids, context_window: int, block: int, batch_blocks: int) -> Iterator[Extracted]:
+        if context_window < 0 or block < 1:
+            raise UsageError(f"context_window={context_window}, block={block}: at least 0, and at least 1")
         require_fit(context_window, block, self.longest)
         if batch_blocks < 1:
             raise UsageError(f"batch_blocks={batch_blocks}: must be at least 1")

@@ -1,13 +1,16 @@
 """λ, temperature and k from the neighbours of a text in memory: the grid of `distlm knn tune`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 
+from distlm.config.check import grids
 from distlm.config.schema import KnnConfig
 from distlm.datastore.extract import Extracted
+from distlm.errors import UsageError
 from distlm.integrations.mixture import Mixing
 from distlm.integrations.retrieve import Found
 from distlm.integrations.scorer import of_batch
@@ -36,6 +39,21 @@ class _Searched:
     @cached_property
     def of_lm(self) -> Floats:
         return np.concatenate([unit.log_probs for unit in self.kept])
+
+
+def tried(lambdas: Sequence[float], temperatures: Sequence[float], ks: Sequence[int], buckets: int) -> KnnConfig:
+    """The grids, those of `distlm knn tune` where none are given. Raises UsageError for values that cannot be tried, by
+    the names of these arguments."""
+
+    def refuse(key: str, value: object, why: str) -> NoReturn:
+        raise UsageError(f"{key.removeprefix('knn.')}={value}: {why}")
+
+    knn = KnnConfig(ks=list(ks), buckets=buckets)
+    knn.lambdas, knn.temperatures = list(lambdas) or knn.lambdas, list(temperatures) or knn.temperatures
+    grids(knn, refuse)
+    if buckets < 0:
+        refuse("buckets", buckets, "must not be negative")
+    return knn
 
 
 def tuned(blocks: Iterable[tuple[Extracted, Found]], knn: KnnConfig, buckets: int) -> Mixing:

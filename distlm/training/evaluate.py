@@ -4,7 +4,6 @@ Here is what kinds that predict the next word share, and the way of those that a
 `distlm knn search`.
 """
 
-import math
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from distlm.models.complete import marked_hashes
 from distlm.models.described import causal, model_of, parameter_count, value_bytes
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
+from distlm.models.perplexity import perplexity
 from distlm.models.registry import kind
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.plan import StagePlan, machine_flops
@@ -82,14 +82,14 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     for split in stage.config.knn.splits:
         with measured(memories) as used:
             loss, rule = score(model, tokens, split)
-        perplexity = math.exp(min(loss * tokens.tokens_per_word(split), 700.0))
-        found = LmSplit(tokens=len(tokens.split(split)), loss_nats=loss, perplexity=perplexity)
+        per_word = perplexity(loss * tokens.tokens_per_word(split))
+        found = LmSplit(tokens=len(tokens.split(split)), loss_nats=loss, perplexity=per_word)
         if memories:
             found.memory = {str(layer): usage.counts().measures() for layer, usage in used.items()}
         if tokens.tokenizer:
-            found.words, found.token_perplexity = tokens.words(split), math.exp(min(loss, 700.0))
+            found.words, found.token_perplexity = tokens.words(split), perplexity(loss)
         splits[split] = found
-        say(f"evaluate: {split}: loss {loss:.4f}, ppl {perplexity:.2f} per word ({rule}){use_words(found)}")
+        say(f"evaluate: {split}: loss {loss:.4f}, ppl {per_word:.2f} per word ({rule}){use_words(found)}")
     results = LmResults(
         name=stage.config.name,
         splits=splits,

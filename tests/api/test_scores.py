@@ -11,7 +11,9 @@ from support.knn import copy_run, in_stage
 import distlm
 from distlm.config.schema import RunConfig
 from distlm.data.subwords import FIRST_PIECE
-from distlm.errors import UsageError
+from distlm.errors import DistlmError, UsageError
+from distlm.index import SearchIndex
+from distlm.integrations.reading import of_run
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.generate.stage import run_generate
 from distlm.knnlm.generate.words import Sampling
@@ -114,6 +116,36 @@ def test_dot_products_weigh_as_the_evaluation_weighs_them(transformer_lm: RunCon
     np.testing.assert_allclose(np.exp(found.mixed), hits, atol=1e-5)
     after = {word.id: word.knn for word in run.next_word(run.tokens("test")[:20], top=99, temperature=4.0, k=16)}
     assert after[int(unit.targets[20])] == pytest.approx(hits[20], abs=1e-5)
+
+
+def test_where_no_neighbour_is_found(transformer_lm: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure of one token keeps λ, as the evaluation does; a distribution over all words still sums to 1."""
+
+    def nothing(self: SearchIndex, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), np.inf, np.float32)
+
+    monkeypatch.setattr(SearchIndex, "search", nothing)
+    run, scorer = distlm.open_run(transformer_lm.run_dir), of_run(transformer_lm.run_dir).scorer
+    ids, lam = run.tokens("test")[:20], scorer.mixing.lam
+    assert lam > 0
+    found, tokens = run.log_probs(ids), scorer.tokens(ids, 16, 16, 4)
+    assert found.mixed is not None
+    for lm, mixed in ((found.lm, found.mixed), (tokens.lm, tokens.mixture)):
+        np.testing.assert_allclose(mixed, lm + np.log1p(-lam))
+    every = run.next_word(ids, top=len(run.words))
+    assert all(word.p == word.lm and word.knn is None and not word.contexts for word in every)
+    after = scorer.next_word(ids).double().exp()
+    assert float(after.sum()) == pytest.approx(1, abs=1e-5)
+    assert scorer.continuations([(ids, ids[:1])])[0][0] == pytest.approx(float(after[ids[0]].log()), abs=1e-4)
+    assert float(after[every[0].id]) == pytest.approx(every[0].lm, rel=1e-4)
+
+
+def test_fewer_than_one_neighbour_is_refused(transformer_lm: RunConfig) -> None:
+    """Where more candidates are looked at, too."""
+    run = distlm.open_run(transformer_lm.run_dir, "knn.candidates=32")
+    for k in (0, -1):
+        with pytest.raises(DistlmError, match=f"k={k}: must be at least 1"):
+            run.index.search(np.asarray(run.datastore[:2].keys), k=k)
 
 
 @pytest.mark.parametrize("wrong, message", [

@@ -1,6 +1,7 @@
 """A datastore from arrays: what was given, in the format that the rest reads, whole or refused."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_a_killed_start_is_begun_anew_and_nothing_is_overwritten(
     with pytest.raises(KeyboardInterrupt):
         distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)
     assert not read_manifest(tmp_path / "s").complete
-    with pytest.raises(DistlmError, match="unfinished datastore"):
+    with pytest.raises(DistlmError, match=r"call distlm\.write_datastore again with the same"):
         distlm.Datastore.open(tmp_path / "s")
     monkeypatch.undo()
     with pytest.raises(DistlmError, match="not empty"):
@@ -85,6 +86,11 @@ def test_a_killed_start_is_begun_anew_and_nothing_is_overwritten(
     )
     with pytest.raises(DistlmError, match=r"not empty \(keys-00000\.npy"):
         distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)
+    (tmp_path / "s" / "keys-00001.npy").write_bytes(b"")
+    with pytest.raises(DistlmError, match=r"truncated.*remove the folder and call distlm\.write_datastore again"):
+        distlm.Datastore.open(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s")
+    assert len(distlm.write_datastore(tmp_path / "s", keys, values, rows_per_shard=256)) == len(keys)
     (tmp_path / "file").touch()
     with pytest.raises(DistlmError, match="is a file"):
         distlm.write_datastore(tmp_path / "file", keys, values)

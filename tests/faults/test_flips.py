@@ -3,21 +3,32 @@
 import json
 import os
 import random
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import distlm, shared
 from support.knn import copy_run, in_stage
 from support.plm import plm_config, tiny_shards
 
+from distlm.analysis.clusters import Settings, report_clusters
+from distlm.analysis.index_choice import tune_index
+from distlm.config.schema import RunConfig
+from distlm.datastore.reader import Datastore
 from distlm.datastore.writer import run_datastore_write
 from distlm.errors import DistlmError
 from distlm.index import run_index_build
+from distlm.index.choose.measure import Budget
+from distlm.index.search.file import search_file
 from distlm.knnlm.cache.stage import run_cache
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.evaluate.table import results_table
+from distlm.knnlm.generate.stage import run_generate
+from distlm.knnlm.generate.words import Sampling
 from distlm.knnlm.search.stage import run_search
 from distlm.knnlm.tune.stage import run_tune
 from distlm.runtime import checked
@@ -29,6 +40,9 @@ from distlm.runtime.rundir import RunDir
 from distlm.training.loop import run_train
 from distlm.verify import parts_below, verify
 
+KEYS, VALUES, INDEX = "datastore/keys-00001.npy", "datastore/values-00001.npy", "index/*/merged.index"
+STATES = "neighbours/*/{}/unit-00000/queries.npy"
+ONE_WORD = Sampling(tokens=1, greedy=True, seed=1, top_p=1.0, shown=1, context=2)
 FOR_PEOPLE = {"config.yaml", "metrics.jsonl", "report.html"}
 """What has no checksum: the user's own, the record of what was measured (each line is checked by itself), a view."""
 
@@ -171,6 +185,60 @@ def test_a_file_is_read_for_its_checksum_once_until_it_changes(tmp_path: Path, m
     assert look() == ["0.npy", "1.npy"], "weeks later it is read again"
     monkeypatch.setenv(checked.VARIABLE, "")
     assert look() == look() == ["0.npy", "1.npy"], "no memory"
+
+
+def search_vectors(config: RunConfig) -> object:
+    run = RunDir.of(config)
+    np.save(run.root / "queries.npy", Datastore.open(run.datastore)[:3].keys)
+    return search_file(config, SingleComm(), run.root / "queries.npy", run.root / "found.npz")
+
+
+def report(config: RunConfig) -> object:
+    return report_clusters([config.run_dir], "test", Settings(words=5, components=2), None)
+
+
+READERS: dict[str, tuple[Callable[[RunConfig], object], tuple[str, ...]]] = {
+    "knn evaluate": (lambda config: in_stage("knn", config, run_evaluate), (KEYS, VALUES, INDEX)),
+    "generate": (
+        lambda config: in_stage("knn", config, lambda stage: run_generate(stage, "w1", ONE_WORD, False)),
+        (KEYS, VALUES, INDEX, "tokens/dict.txt"),
+    ),
+    "index search": (search_vectors, (KEYS, VALUES, INDEX)),
+    "index tune": (
+        lambda config: tune_index(config, ["IVF4,SQ8"], 400, 20, Budget(0, 0, 0)),
+        (KEYS, VALUES, STATES.format("valid")),
+    ),
+    "report clusters": (report, (KEYS, VALUES, STATES.format("test"))),
+    "knn cache": (lambda config: in_stage("knn", config, run_cache), ("tokens/test.bin",)),
+}
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_no_number_comes_from_a_damaged_file_and_a_second_start_reads_none(
+    command: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, names = READERS[command]
+    monkeypatch.setenv(checked.VARIABLE, str(tmp_path / "checked"))
+    # Another sample: the ladder is not taken over from the results that there are.
+    config = copy_run(shared.searched(tmp_path_factory), tmp_path / "run", "knn.ladder_sample=8", "cache.windows=[5]")
+    if command == "knn cache":
+        shutil.rmtree(tmp_path / "run" / "neighbours")
+    paths = [path for name in names for path in sorted((tmp_path / "run").glob(name))[:1]]
+    assert len(paths) == len(names)
+    for path in paths:
+        whole, before = path.read_bytes(), path.stat().st_mtime_ns
+        flip(path)
+        with pytest.raises(DistlmError, match=re.escape(path.name)):
+            run(config)
+        path.write_bytes(whole)
+        os.utime(path, ns=(before, before))
+    read: list[Path] = []
+    monkeypatch.setattr(checked, "file_hash", lambda path, like: (read.append(path), file_hash(path, like))[1])
+    run(config)
+    read.clear()
+    run(config)
+    # Losses are compared whenever they are read.
+    assert not [path for path in read if "losses" not in path.parts]
 
 
 def test_results_say_that_files_were_not_compared(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path):

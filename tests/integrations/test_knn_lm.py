@@ -78,6 +78,26 @@ def test_a_finished_run_as_it_is(made: Make, tmp_path: Path) -> None:
         distlm.KnnLM.of_run(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("wrong, message", [
+    ({"temperatures": [0]}, r"temperatures=\[0\]: each must be above 0"), ({"ks": [0]}, r"ks=\[0\]: each must be"),
+    ({"temperatures": [1.0, -2.0]}, "each must be above 0"), ({"ks": [4, -1]}, "each must be at least 1"),
+    ({"lambdas": [1.0]}, r"lambdas=\[1\.0\]: each must be in \[0, 1\)"), ({"buckets": -1}, "buckets=-1: must not be"),
+    ({"context_window": -1}, "context_window=-1"),
+])  # fmt: skip
+def test_grids_that_cannot_be_tried_are_refused(made: Make, wrong: dict[str, Any], message: str) -> None:
+    knn = made("gpt2").knn().add("w1 w2 w3").build_index()
+    before = knn.mixing
+    with pytest.raises(UsageError, match=message):
+        knn.tune("w1 w2", **wrong)
+    assert knn.mixing is before
+
+
+def test_a_store_of_another_tokenizer_is_refused_with_a_mend_that_is_there(made: Make) -> None:
+    with pytest.raises(DistlmError, match=r"another dictionary.*make the KnnLM with the tokenizer") as caught:
+        made("gpt2").knn().open(made("llama").run.datastore)
+    assert "data.tokens_dir" not in str(caught.value)
+
+
 def test_the_model_stays_as_it_is(made: Make) -> None:
     run = made("gpt2")
     model = run.model().train()

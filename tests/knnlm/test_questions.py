@@ -118,6 +118,9 @@ def test_a_store_and_an_index_are_read_where_another_run_has_them(searched, tmp_
     assert not (run_dir / "datastore").exists()
     with pytest.raises(DistlmError, match=r"searched with nprobe 4, knn.nprobe=2; use knn.nprobe=4"):
         in_stage("knn", borrower(neighbours, "knn.nprobe=2"), run_tune)
+    other = borrower(neighbours, f"index.folder={theirs.index}", "knn.nprobe=2")
+    with pytest.raises(DistlmError, match=r"results of another nprobe; name another knn\.folder, or leave it out$"):
+        in_stage("knn", other, run_search)
 
 
 def to_old_layout(root: Path) -> None:

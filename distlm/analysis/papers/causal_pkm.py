@@ -4,7 +4,6 @@ table.md, .csv   perplexity alone and with neighbours, and use of the memories b
 curve.png, .csv  perplexity on valid over the updates
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
 from distlm.memory.records import MemoryUse
+from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
@@ -120,7 +120,7 @@ def _curve(root: Path) -> None:
     for run, name in MODELS.items():
         losses = metrics.points(list(RunDir(root / run).metrics.read("train")), metrics.VALID_LOSS)
         if losses:
-            curves[name] = [(step, math.exp(min(loss, 700.0))) for step, loss in losses]
+            curves[name] = [(step, perplexity(loss)) for step, loss in losses]
     if not curves:
         return
     rows = [[name, *point] for name, points in curves.items() for point in points]

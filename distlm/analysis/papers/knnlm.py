@@ -25,6 +25,7 @@ from distlm.data.records import TokensMeta
 from distlm.data.tokens import META
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.tune.records import Tuned
+from distlm.models.perplexity import perplexities
 from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
 
@@ -179,7 +180,7 @@ def _curves(root: Path, whole: Store) -> None:
     for name, settings, best in (
         ("k", grid.ks, losses.min(axis=(1, 2))), ("lambda", grid.lambdas, losses.min(axis=(0, 1)))
     ):  # fmt: skip
-        points = sorted(zip(settings, np.exp(scale * best).tolist(), strict=True))
+        points = sorted(zip(settings, perplexities(scale * best).tolist(), strict=True))
         write_csv(root / f"{name}.csv", [name, "valid"], points)
     write_picture(root / "k.png", perplexity_over_k(whole.tuned))
     write_picture(root / "lambda.png", perplexity_over_weight(whole.tuned))

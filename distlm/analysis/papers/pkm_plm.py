@@ -12,7 +12,6 @@ processor.csv          processor time of each run
 findings.md            chief figures beside the paper's, and whether its findings appear
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from distlm.analysis.results.records import ResultsPath
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
+from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
 from distlm.training.records import LmResults
@@ -116,7 +116,7 @@ def _curve(root: Path, results: Iterable[str]) -> None:
     # Those that are still trained have a curve, too.
     for run in dict.fromkeys([*MODELS, *results]):
         losses = metrics.points(list(RunDir(root / run).metrics.read("train")), metrics.VALID_LOSS)
-        points = [(step, math.exp(loss)) for step, loss in losses]
+        points = [(step, perplexity(loss)) for step, loss in losses]
         if points:
             curves[run] = points
     if not curves:

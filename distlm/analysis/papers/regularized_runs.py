@@ -1,6 +1,5 @@
 """What `distlm reproduce regularized-knnlm` reads of its finished runs (Ton et al. 2021)."""
 
-import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from distlm.knnlm.scoring import interpolate, mean_loss
 from distlm.knnlm.search.neighbours import MANIFEST, Neighbours
 from distlm.knnlm.tune.grid import split_knn_log_probs
 from distlm.knnlm.tune.records import Tuned
+from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
 from distlm.runtime.records import given
 from distlm.runtime.rundir import RunDir
@@ -81,7 +81,7 @@ def perplexities_at_one(neighbours: Neighbours, k: int, weights: Sequence[float]
     """Perplexities of a split at T = 1 with k neighbours, for each λ: of a split that is not tuned on there is no grid.
     Memory: two fp64 numbers for each token."""
     scores, log_lm = split_knn_log_probs(neighbours, TEMPERATURE, [k])[0], neighbours.log_probs()
-    return [math.exp(mean_loss(interpolate(log_lm, scores, weight))) for weight in weights]
+    return [perplexity(mean_loss(interpolate(log_lm, scores, weight))) for weight in weights]
 
 
 def _at_temperature_one(tuned: Tuned) -> list[tuple[float, float]]:
@@ -90,7 +90,7 @@ def _at_temperature_one(tuned: Tuned) -> list[tuple[float, float]]:
     if not grid or TEMPERATURE not in grid.temperatures:
         return []
     losses = grid.loss_nats[grid.ks.index(max(grid.ks))][grid.temperatures.index(TEMPERATURE)]
-    return [(weight, math.exp(loss)) for weight, loss in zip(grid.lambdas, losses, strict=True)]
+    return [(weight, perplexity(loss)) for weight, loss in zip(grid.lambdas, losses, strict=True)]
 
 
 def _read(folder: Path) -> Run | None:
@@ -113,7 +113,7 @@ def _read(folder: Path) -> Run | None:
         _at_the_end(metrics.points([line for line in lines if line.stage == "train"], name), results.model.step)
         for name in (metrics.TRAIN_LOSS, metrics.TRAIN_NORM)
     )
-    train, valid = None if loss is None else math.exp(loss), found["lm"]
+    train, valid = None if loss is None else perplexity(loss), found["lm"]
     found |= {"train": train, "ratio": valid / train if valid and train else None}
     spent = [seconds for line in lines if (seconds := line.number(metrics.PROCESSOR_SECONDS)) is not None]
     return Run(

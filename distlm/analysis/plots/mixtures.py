@@ -7,6 +7,7 @@ import numpy as np
 
 from distlm.analysis.plots.style import BLUE, GREY, ORANGE, Points, axes_of, colours, drawn, png
 from distlm.knnlm.tune.records import GateCurve, Tuned
+from distlm.models.perplexity import perplexities
 from distlm.runtime.records import given
 
 
@@ -21,13 +22,13 @@ def perplexity_over_weight(tuned: Tuned) -> bytes:
     for temperature, row, colour in zip(grid.temperatures, losses, colours(len(losses), 0.3, 0.85), strict=True):
         best = temperature == tuned.temperature
         axes.plot(
-            lambdas[order], np.exp(row[order]), color=ORANGE if best else colour, linewidth=2.2 if best else 1.0,
+            lambdas[order], perplexities(row[order]), color=ORANGE if best else colour, linewidth=2.2 if best else 1.0,
             zorder=3 if best else 2, label=f"T = {temperature:g}{' (best)' if best else ''}",
         )  # fmt: skip
     axes.plot(given(tuned.weight), given(tuned.perplexity), "o", color=ORANGE, markersize=6, zorder=4)
     axes.axhline(tuned.lm_perplexity, color=GREY, linewidth=1, linestyle="--", label="LM alone")
     # Curves near λ = 1 rise without bound: show what lies around the LM.
-    lowest = float(np.exp(losses.min()))
+    lowest = float(perplexities(losses.min()))
     axes.set_ylim(lowest - 0.15 * (tuned.lm_perplexity - lowest) - 0.01 * lowest, 1.25 * tuned.lm_perplexity)
     return png(figure, [axes])
 
@@ -36,7 +37,7 @@ def perplexity_over_weight(tuned: Tuned) -> bytes:
 def perplexity_over_k(tuned: Tuned) -> bytes:
     """The best perplexity on the tuning split for every number of neighbours; tuned with neighbours."""
     grid = given(tuned.grid)
-    best = np.exp(np.array(grid.loss_nats).min(axis=(1, 2)))
+    best = perplexities(np.array(grid.loss_nats).min(axis=(1, 2)))
     order = np.argsort(grid.ks)
     figure, axes = axes_of("neighbours used, k", f"best perplexity per token ({tuned.split})")
     axes.plot(np.array(grid.ks)[order], best[order], color=BLUE, marker="o", markersize=3.5, linewidth=1.2,
@@ -63,7 +64,7 @@ def perplexity_over_skips(curves: Mapping[str, GateCurve]) -> bytes:
 def skipped_at_random(curve: GateCurve) -> list[float]:
     """Perplexity where as many searches are left out at random: that mixes the two losses in proportion."""
     with_all, with_none = curve.loss_nats[0], curve.loss_nats[-1]
-    return [float(np.exp(with_all + share * (with_none - with_all))) for share in curve.skipped]
+    return [float(perplexities(with_all + share * (with_none - with_all))) for share in curve.skipped]
 
 
 @drawn
@@ -71,7 +72,7 @@ def perplexity_over_theta(tuned: Tuned) -> bytes:
     """Perplexity with the neural cache over θ for every window, at the best λ of each; tuned with a cache."""
     cache = given(tuned.cache)
     grid = cache.grid
-    lowest = np.exp(np.array(grid.loss_nats).min(axis=2))
+    lowest = perplexities(np.array(grid.loss_nats).min(axis=2))
     order = np.argsort(grid.thetas)
     figure, axes = axes_of("θ, sharpness of the cache", f"perplexity per token ({tuned.split})")
     for window, row, colour in zip(grid.windows, lowest, colours(len(lowest), 0.3, 0.85), strict=True):

@@ -105,11 +105,12 @@ def export_memmap(stage: Stage, prefix: str, key_dtype: str = "", value_dtype: s
 
     `key_dtype`: float16 or float32; empty: the store's. The files appear, whole, when all rows are written; an error
     leaves none.
-    Returns rows, width, bytes. Raises DistlmError on every rank for files that are there already, values or keys that
-    do not fit their type, and a full disk; Stopped after a stop signal.
+    Returns rows, width, bytes. Raises DistlmError on every rank for files that are there already, a damaged store,
+    values or keys that do not fit their type, and a full disk; Stopped after a stop signal.
     """
     comm, raw = stage.comm, RawStore(prefix)
     store = together(comm, lambda: Datastore.open(stage.run.datastore))
+    stage.require_whole(store.folder, store.written())
     types = np.dtype(key_dtype or store.key_dtype), np.dtype(value_dtype)
     size = store.rows * (store.width * types[0].itemsize + types[1].itemsize)
     rank0_first(comm, lambda: _begin_export(raw, store, types, size))

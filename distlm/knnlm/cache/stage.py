@@ -70,6 +70,8 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
     if not missing:
         return 0
     forward = together(stage.comm, lambda: open_forward(stage))
+    tokens = forward.tokens
+    stage.require_whole(tokens.folder, tokens.written(*(work.split for work in missing)))
     for work in missing:
         rank0_first(stage.comm, partial(work.check_before, forward.model, forward.knn.carry))
     for work in missing:

@@ -5,7 +5,6 @@ drawn (Efron and Tibshirani, percentile intervals). All mixtures see the same re
 is paired: what makes one document harder than another falls out of it.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from distlm.knnlm.evaluate.documents import Groups
 from distlm.knnlm.evaluate.records import Bootstrap, Difference, Interval
 from distlm.knnlm.scoring import Floats
+from distlm.models.perplexity import perplexities, perplexity
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 _CELLS = 1 << 22
@@ -38,16 +38,17 @@ def bootstrap(log_probs: Mapping[str, Floats], groups: Groups, tokens_per_word: 
     sums = np.stack([-np.add.reduceat(log_probs[name], groups.starts) for name in names], axis=1)
     tokens = np.diff(groups.starts, append=groups.tokens)
     drawn = dict(zip(names, _resampled(sums, tokens).T, strict=True))
+    per_word = {name: perplexities(tokens_per_word * drawn[name]) for name in names}
     losses = {name: float(-np.sum(log_probs[name]) / groups.tokens) for name in names}
     return Bootstrap(
         groups.kind, len(groups.starts), RESAMPLES, SEED, LEVEL,
-        intervals={name: _interval(np.exp(tokens_per_word * drawn[name])) for name in names},
+        intervals={name: _interval(per_word[name]) for name in names},
         differences={
             name: {
                 other: Difference(
                     losses[name] - losses[other], _interval(drawn[name] - drawn[other]),
-                    math.exp(tokens_per_word * losses[name]) - math.exp(tokens_per_word * losses[other]),
-                    _interval(np.exp(tokens_per_word * drawn[name]) - np.exp(tokens_per_word * drawn[other])),
+                    perplexity(tokens_per_word * losses[name]) - perplexity(tokens_per_word * losses[other]),
+                    _interval(per_word[name] - per_word[other]),
                 )
                 for other in ADDED_TO[name] if other in losses
             }

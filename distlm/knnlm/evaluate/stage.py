@@ -6,7 +6,6 @@ token_perplexity stands beside perplexity.
 What results.json holds is said in records.py; the loss of every token is in RUN/losses (losses.py).
 """
 
-import math
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import open_index
+from distlm.index.state import written_index
 from distlm.knnlm.evaluate.belonging import check_tuned, open_rest
 from distlm.knnlm.evaluate.bootstrap import bootstrap
 from distlm.knnlm.evaluate.documents import group_tokens
@@ -53,9 +53,10 @@ from distlm.knnlm.search.selftest import check_kept
 from distlm.knnlm.tune.adaptive import Fitted, SplitFacts, adaptive_mixtures
 from distlm.knnlm.tune.grid import split_knn_log_probs
 from distlm.knnlm.tune.records import BothSettings, CacheSettings, Figures, Stores, Tuned
-from distlm.knnlm.tune.stores import stores_mixture
+from distlm.knnlm.tune.stores import stores_mixture, written_extra
 from distlm.models.card import read_model_card
 from distlm.models.io import card_parameters
+from distlm.models.perplexity import perplexity
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import rank0_first
@@ -88,16 +89,21 @@ def _evaluate(stage: Stage) -> dict[str, float]:
     frozen, frozen_cache, fitted = read_frozen(tuned), read_frozen_cache(tuned), Fitted.of(tuned)
     opened = {split: open_parts(run, split, knn) for split in knn.splits}
     tokens = TokenFiles.open(run.tokens(stage.config))
+    kept = [parts.neighbours for parts in opened.values() if parts.neighbours]
+    extra = [store.run for store in tuned.stores.stores[1:]] if tuned.stores else []
     read = [
         (tokens.folder, tokens.written(*knn.splits)),
         *(found for parts in opened.values() for found in parts.written()),
+        *(found for neighbours in kept for found in written_extra(extra, neighbours)),
     ]
     for root, files in read:
         stage.require_whole(root, files, alone=True)
     check_tuned(run.tuned, opened, frozen, frozen_cache)
     store, index = open_rest(stage, tokens, opened)
-    kept = [parts.neighbours for parts in opened.values() if parts.neighbours]
+    if store and knn.self_test:
+        stage.require_whole(store.folder, store.written(keys=False), alone=True)
     checked = sum(check_kept(neighbours, store) for neighbours in kept) if store and knn.self_test else 0
+    ladder = _ladder(stage, store, opened[knn.splits[-1]].neighbours, frozen)
     checkpoint = run.model_checkpoint(stage.config)
     card = read_model_card(checkpoint)
     first = opened[knn.splits[0]].source
@@ -129,7 +135,7 @@ def _evaluate(stage: Stage) -> dict[str, float]:
         ),
         index=index,
         exactness=None if searched is None else exactness(searched) + _first_of(kept[0]),
-        ladder=_ladder(stage, store, opened[knn.splits[-1]].neighbours, frozen),
+        ladder=ladder,
         self_test=None if searched is None else replace(searched.self_test, checked=checked),
         hashes={
             "model": first.model, "dictionary": tokens.dictionary.hash, "tokens": tokens.fingerprint,
@@ -194,6 +200,9 @@ def _ladder(
     before = _ladder_before(run.results)
     if before and before.key == ladder_key(neighbours, frozen, sample):
         return before
+    # Before an index is opened: faiss may fall over damaged bytes.
+    for root, files in ((store.folder, store.written()), (run.index, written_index(run.index))):
+        stage.require_whole(root, files, alone=True)
     # This stage is given no GPU, and a sample needs none.
     scan = "queries" if knn.scan == "gpu" else knn.scan
     return exactness_ladder(store, open_index(run.index, store, scan), neighbours, frozen, sample)
@@ -275,7 +284,5 @@ def _figures(scores: Floats, words: int) -> Figures:
     """Of log-probabilities [Q]; perplexity per word where tokens are sub-words."""
     loss = mean_loss(scores)
     if not words:
-        return Figures(loss, math.exp(loss))
-    # A model that cannot predict a text at all may need hundreds of nats for a word.
-    per_word = math.exp(min(loss * len(scores) / words, 700.0))
-    return Figures(loss, per_word, math.exp(loss))
+        return Figures(loss, perplexity(loss))
+    return Figures(loss, perplexity(loss * len(scores) / words), perplexity(loss))

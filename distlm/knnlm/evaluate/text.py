@@ -27,12 +27,14 @@ class TextScores:
     knn: Floats | None
     """Among the neighbours; −inf where the token was not among them. None without neighbours."""
     mixed: Floats | None
-    """Of the mixture. None without neighbours."""
+    """Of the mixture, with p_kNN = 0 where no neighbour is found; None without neighbours."""
 
 
 def score_text(forward: Forward, ids: npt.NDArray[np.int32], tap: str, frozen: Frozen | None) -> TextScores:
     """Score the tokens `ids` [T] in evaluation blocks; the first token is read after </s>.
 
+    As in `distlm knn evaluate`, a token without any neighbour has the mixture (1 − λ) p_LM; Generator.next_word, whose
+    distribution sums to 1, has p_LM there.
     `forward` is a Source where λ, temperature and k are given in `frozen`. `tap`: any hidden state of the model, where
     there is no store to say which. Memory: a unit of blocks with its neighbours, and 24 bytes a
     token. Raises UsageError for an empty text, DistlmError for numbers of the model that are not finite.

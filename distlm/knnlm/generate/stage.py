@@ -39,13 +39,17 @@ def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -
     """Continue `prompt`: words between spaces as in the token files, or, where these hold sub-words, text as written.
 
     Raises UsageError for impossible numbers, DistlmError when λ, temperature and k are not tuned yet or are of another
-    store, and what open_source raises.
+    store, when a file that is read is not as it was written, and what open_source raises.
     """
     _check(sampling)
     config, run = stage.config, stage.run
     if not lm_only and not run.tuned.exists():
         raise DistlmError(f"{run.tuned}: λ, temperature and k are not chosen yet; run `distlm knn tune`, or --lm-only")
     forward = open_forward(stage) if lm_only else open_source(stage)
+    frozen = frozen_for(run, forward.datastore) if isinstance(forward, Source) else None
+    own = [(forward.tokens.folder, forward.tokens.written_words())]
+    for root, files in forward.written([], run.index) if isinstance(forward, Source) else own:
+        stage.require_whole(root, files, alone=True)
     generator = Generator(forward)
     shown = generator.shown
     ids = shown.encode(prompt)
@@ -56,9 +60,8 @@ def run_generate(stage: Stage, prompt: str, sampling: Sampling, lm_only: bool) -
         return JOINED * made[0].hangs + shown.line([word.token for word in made], ids).lstrip(" ")
 
     alone = generator.run(ids, sampling)
-    if not isinstance(forward, Source):
+    if frozen is None:
         return Generation(config.name, words, unknown, alone, text(alone), [], "", sampling, None)
-    frozen = frozen_for(run, forward.datastore)
     mixed = Generator(forward, frozen).run(ids, sampling)
     return Generation(config.name, words, unknown, alone, text(alone), mixed, text(mixed), sampling, frozen)
 

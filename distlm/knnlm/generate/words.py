@@ -16,6 +16,7 @@ import torch
 
 from distlm.data.dictionary import Dictionary
 from distlm.data.text.shown import Shown
+from distlm.datastore.rows import gathered
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.parts import Frozen
 from distlm.knnlm.generate.growing import Growing
@@ -53,7 +54,7 @@ class Retrieved:
     token: int
     """Place of its value in the tokens of the stored split."""
     context: str
-    """The text before the value, in one line."""
+    """The stored text before the value, in one line; empty before the store's first row."""
     word: str
     """Its value."""
     hangs: bool
@@ -114,10 +115,6 @@ class Generator:
     def __init__(self, forward: Forward, frozen: Frozen | None = None) -> None:
         """`forward` is a Source where `frozen` is given."""
         self._forward, self._frozen = forward, frozen
-        self._window, self._stored = 0, None
-        if isinstance(forward, Source):
-            self._window = forward.datastore.manifest.context.context_window
-            self._stored = forward.tokens.split(forward.datastore.manifest.split)
         self._text = Growing(forward.model)
         self._longest = forward.longest
         self.shown = Shown.of(forward.tokens)
@@ -134,7 +131,11 @@ class Generator:
         return words
 
     def next_word(self, ids: Sequence[int]) -> Next:
-        """Probabilities of every word after the text `ids`."""
+        """Probabilities of every word after the text `ids`; they sum to 1.
+
+        Where no neighbour is found the mixture is the language model's own. The figure of one token there
+        (`distlm knn evaluate`, score_text) is (1 − λ) p_LM.
+        """
         lm, query = self._language_model(ids)
         if self._frozen is None:
             return Next(lm, lm, None, None)
@@ -195,11 +196,16 @@ class Generator:
         return [self.retrieved(found, place, chosen, sampling.context) for place in shown]
 
     def retrieved(self, found: Found, place: int, chosen: int, context: int) -> Retrieved:
-        """Neighbour number `place` of a query, with `context` tokens before it, as one of the word `chosen`."""
-        assert self._stored is not None
-        row = int(found.rows[place])
-        token, value = row + self._window, int(found.values[place])
-        before = self._stored[max(0, token - context) : token].tolist()
+        """Neighbour number `place` of a query, with `context` tokens before it, as one of the word `chosen`.
+
+        They are the values of the rows before, so that they are the store's own text, whatever token files this run
+        has. At the store's beginning there are fewer: the tokens before its first row are not stored.
+        """
+        assert isinstance(self._forward, Source)
+        store = self._forward.datastore
+        row, value = int(found.rows[place]), int(found.values[place])
+        token = row + store.manifest.context.context_window
+        before = gathered(store, np.arange(max(0, row - context), row), "values", np.int32).tolist()
         # The first tokens may be the end of a word that is not shown.
         whole = [at for at, (hangs, _) in enumerate(self.shown.parts(before)) if not hangs]
         text = self.shown.line(before[whole[0] if whole else 0 :]).lstrip(" ")

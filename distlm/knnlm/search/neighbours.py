@@ -146,6 +146,8 @@ class Neighbours:
     """`k` neighbours of each token are read."""
     searched: int = 0
     """Neighbours of each token that there are, where only the first k of them are read; 0: those."""
+    lent: bool = False
+    """Their folder was named (knn.folder): they may be another run's."""
 
     @classmethod
     def asked(cls, run: RunDir, split: str, knn: KnnConfig) -> "Neighbours":
@@ -155,7 +157,8 @@ class Neighbours:
         """
         found = cls.open(run.kept_neighbours(split))
         manifest = first_of(found.manifest, found.folder, knn)
-        return changed(found, manifest=manifest, searched=found.k if manifest.k < found.k else 0)
+        searched = found.k if manifest.k < found.k else 0
+        return changed(found, manifest=manifest, searched=searched, lent=bool(knn.folder))
 
     @classmethod
     def open(cls, folder: Path) -> "Neighbours":
@@ -222,11 +225,12 @@ class Neighbours:
     def require(self, where: str, **facts: object) -> None:
         """Raises DistlmError when these results were made from something else: `facts` are fields of the manifest as
         `where` has them."""
+        mend = "name another knn.folder, or leave it out" if self.lent else f"remove {self.folder}"
         for key, value in facts.items():
             if (found := getattr(self.manifest, key)) != value:
                 raise DistlmError(
                     f"{self.folder / MANIFEST}: {key} {found}, {where} has {value}: the neighbours belong "
-                    f"to another {key}; remove {self.folder} and run `distlm knn search` again"
+                    f"to another {key}; {mend} and run `distlm knn search` again"
                 )
 
     def written(self) -> list[Written]:

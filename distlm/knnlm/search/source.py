@@ -50,11 +50,11 @@ class Source(Forward):
         return candidates_of(self.knn, self.datastore.rows, self.index is not None and self.index.coarse)
 
     def written(self, splits: Sequence[str], index: Path) -> list[tuple[Path, list[Written]]]:
-        """Folders and the files in them that a search of these splits reads, as they were written; with `index`, the
-        index's."""
+        """Folders and the files in them that a search of these splits reads, as they were written; of none: that of
+        any text. `index`: folder of the index, where there is one."""
         store = self.datastore
         found = [
-            (self.tokens.folder, self.tokens.written(*splits)),
+            (self.tokens.folder, self.tokens.written(*splits) if splits else self.tokens.written_words()),
             (store.folder, store.written(keys=self.rescores or self.index is None)),
         ]
         if self.index is not None:

@@ -45,6 +45,8 @@ class UnitFolder:
     """What fills it, for messages."""
     measured: tuple[str, ...] = ()
     """Entries of the plan that are no input: another start may find other values."""
+    setting: str = ""
+    """The setting that names the folder, whose results may be another run's; empty: it is this run's own."""
 
     @property
     def is_whole(self) -> bool:
@@ -85,10 +87,13 @@ class UnitFolder:
         old, new = before.tree(), self.plan.tree()
         for key in self.plan.__struct_encode_fields__:
             if key not in self.measured and old.get(key) != new.get(key):
+                own = (
+                    f"remove {self.folder} (`distlm clean RUN_DIR search` removes all such) and run `{self.command}` "
+                    "again"
+                )
                 raise DistlmError(
                     f"{path}: {key} was {old.get(key)!r} and is {new.get(key)!r} now: this folder holds results of "
-                    f"another {key}; remove {self.folder} (`distlm clean RUN_DIR search` removes all such) "
-                    f"and run `{self.command}` again"
+                    f"another {key}; " + (f"name another {self.setting}, or leave it out" if self.setting else own)
                 )
 
 

@@ -116,8 +116,9 @@ class SplitWork:
     def files(self) -> UnitFolder:
         """The folder that is being filled."""
         return UnitFolder(
-            self.folder, self.plan, NeighboursManifest, len(self.units), "distlm knn search", measured=("self_test",)
-        )
+            self.folder, self.plan, NeighboursManifest, len(self.units), "distlm knn search", measured=("self_test",),
+            setting="knn.folder" if self.source.knn.folder else "",
+        )  # fmt: skip
 
     def check_before(self) -> None:
         """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""

@@ -5,7 +5,6 @@ what was fitted on the other, so that no figure is of tokens that it was fitted 
 chosen on the whole split, as for the constant λ.)
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -33,6 +32,7 @@ from distlm.knnlm.tune.records import (
     TunedBuckets,
     TunedGate,
 )
+from distlm.models.perplexity import perplexity
 
 T = TypeVar("T", Buckets, Gate)
 
@@ -168,7 +168,7 @@ def adaptive_mixtures(
         if halves is not None:
             thresholds = np.stack([part.thresholds for part in fitted.gate.halves], axis=1)[:, 1 - halves]
         skipped, losses = skip_curve(lambdas, thresholds, log_lm, scores["gate"])
-        curve = GateCurve(list(SKIPS), skipped, losses, [math.exp(loss) for loss in losses])
+        curve = GateCurve(list(SKIPS), skipped, losses, [perplexity(loss) for loss in losses])
     if fitted.both is not None and log_cache is not None:
         both = _both(fitted.both, fitted.both_cache, facts, halves, log_lm, log_knn, log_cache)
         scores["both_buckets"] = both
@@ -199,7 +199,7 @@ def swapped(fits: Sequence[T], halves: npt.NDArray[np.int64], weigh: Callable[[T
 def figures(scores: Floats) -> Figures:
     """Loss and perplexity of log-probabilities [Q]."""
     loss = mean_loss(scores)
-    return Figures(loss, math.exp(loss))
+    return Figures(loss, perplexity(loss))
 
 
 def _buckets_of(record: TunedBuckets | TunedBothBuckets | UnsetType) -> Fit[Buckets] | None:

@@ -4,7 +4,6 @@
 kNN-LM; only the two λ are chosen anew for both together.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from distlm.knnlm.cache.files import Cache
 from distlm.knnlm.cache.scores import add_cache
 from distlm.knnlm.scoring import Floats, interpolate, mean_loss
 from distlm.knnlm.tune.records import BothGrid, CacheGrid, TunedBoth, TunedCache
+from distlm.models.perplexity import perplexity
 
 
 def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable[[], None]) -> TunedCache:
@@ -33,7 +33,7 @@ def tune_cache(log_lm: Floats, cache: Cache, config: CacheConfig, tick: Callable
     )
     return TunedCache(
         weight=weight, theta=theta, window=window, fill=cache.manifest.fill, tap=cache.manifest.tap, loss_nats=loss,
-        perplexity=math.exp(loss), grid=CacheGrid(config.lambdas, cache.thetas, cache.windows, losses.tolist()),
+        perplexity=perplexity(loss), grid=CacheGrid(config.lambdas, cache.thetas, cache.windows, losses.tolist()),
         edges=_edges(weight, theta, window, cache, config.lambdas), cache=cache.fingerprint,
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def tune_both(
     if len(cache_lambdas) > 1 and of_cache == max(cache_lambdas):
         edges.append(f"together with kNN the best λ={of_cache} is the largest of cache.lambdas; add larger ones")
     return TunedBoth(
-        knn_lambda=of_knn, cache_lambda=of_cache, loss_nats=loss, perplexity=math.exp(loss),
+        knn_lambda=of_knn, cache_lambda=of_cache, loss_nats=loss, perplexity=perplexity(loss),
         grid=BothGrid(knn_lambdas, cache_lambdas, losses.tolist()), edges=edges,
     )  # fmt: skip
 

@@ -4,8 +4,6 @@ Queries, targets and the LM's probabilities are those that `knn search` kept for
 sample of the keys, so the gain is smaller than that of the whole store, alike for every index that is compared.
 """
 
-import math
-
 import numpy as np
 
 from distlm.config.schema import KnnConfig
@@ -15,6 +13,7 @@ from distlm.index.pairs import stored_values
 from distlm.index.search.searcher import SearchIndex, exact_places_distances
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
+from distlm.models.perplexity import perplexity
 
 
 class IndexPerplexity:
@@ -31,7 +30,7 @@ class IndexPerplexity:
     @property
     def of_lm(self) -> float:
         """Perplexity of the LM alone on the same tokens."""
-        return math.exp(mean_loss(self.log_lm))
+        return perplexity(mean_loss(self.log_lm))
 
     def __call__(self, index: SearchIndex, nprobe: int, more: int = 1) -> float:
         """Of the interpolated model; distances as the configuration wants them, exact, and then of `more` times k
@@ -46,4 +45,4 @@ class IndexPerplexity:
         for temperature in self._knn.temperatures:
             log_knn = knn_log_probs(distances, values, self.targets, temperature)[0]
             losses += [mean_loss(interpolate(self.log_lm, log_knn, weight)) for weight in self._knn.lambdas]
-        return math.exp(min(losses))
+        return perplexity(min(losses))

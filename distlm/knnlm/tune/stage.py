@@ -1,6 +1,5 @@
 """λ, temperature and k: chosen on the first split of knn.splits from its files, then frozen in knn.json."""
 
-import math
 import time
 
 from distlm.config.schema import KnnConfig
@@ -15,7 +14,8 @@ from distlm.knnlm.tune.adaptive import SplitFacts, tune_adaptive, tune_both_buck
 from distlm.knnlm.tune.caches import tune_both, tune_cache
 from distlm.knnlm.tune.grid import Best, best_of, grid_losses, split_knn_log_probs
 from distlm.knnlm.tune.records import Grid, Tuned
-from distlm.knnlm.tune.stores import tune_stores
+from distlm.knnlm.tune.stores import tune_stores, written_extra
+from distlm.models.perplexity import perplexity
 from distlm.runtime.metrics import STAGE_SECONDS
 from distlm.runtime.progress import Progress, say
 from distlm.runtime.ranks.collective import rank0_first
@@ -38,9 +38,10 @@ def _tune(stage: Stage) -> dict[str, float]:
     start = time.monotonic()
     config, knn = stage.config, stage.config.knn
     parts = open_parts(stage.run, knn.splits[0], knn)
-    for root, files in parts.written():
-        stage.require_whole(root, files, alone=True)
     neighbours, cache = parts.neighbours, parts.cache
+    others = written_extra(knn.extra_runs, neighbours) if neighbours is not None else []
+    for root, files in [*parts.written(), *others]:
+        stage.require_whole(root, files, alone=True)
     if config.cache.use and cache is None:
         raise DistlmError(
             f"cache.use=true, and {stage.run.cache(parts.split)} is not there; run `distlm knn cache`, or leave the "
@@ -49,7 +50,7 @@ def _tune(stage: Stage) -> dict[str, float]:
     log_lm, log_knn, facts = parts.log_lm(), None, None
     lm_loss = mean_loss(log_lm)
     tuned = Tuned(
-        lm_loss_nats=lm_loss, lm_perplexity=math.exp(lm_loss), split=parts.split, tokens=parts.tokens,
+        lm_loss_nats=lm_loss, lm_perplexity=perplexity(lm_loss), split=parts.split, tokens=parts.tokens,
         model=parts.source.model,
     )  # fmt: skip
     steps = (len(neighbours.manifest.units) if neighbours else 0) + (len(cache.windows) if cache else 0)
@@ -59,7 +60,7 @@ def _tune(stage: Stage) -> dict[str, float]:
             log_knn = split_knn_log_probs(neighbours, best.temperature, [best.k])[0]
             # The grid is in fp32: what is frozen has the loss that an evaluation will find.
             tuned.loss_nats = mean_loss(interpolate(log_lm, log_knn, best.weight))
-            tuned.perplexity = math.exp(tuned.loss_nats)
+            tuned.perplexity = perplexity(tuned.loss_nats)
             facts = SplitFacts.read(neighbours, _dictionary(stage, neighbours))
             tune_adaptive(tuned, facts, knn, log_lm, log_knn, best.weight)
             if knn.extra_runs:
@@ -117,10 +118,9 @@ def _summary(tuned: Tuned, tokens_per_word: float) -> dict[str, float]:
         settings = ("lambda", "temperature", "k", "theta", "window", "knn_lambda", "cache_lambda")
         found |= {prefix + name: part[name] for name in settings if isinstance(part.get(name), int | float)}
         if "loss_nats" in part:
-            # A model that cannot predict a text at all may need hundreds of nats for a word.
-            found[f"{prefix}perplexity_per_word"] = math.exp(min(part["loss_nats"] * tokens_per_word, 700.0))
+            found[f"{prefix}perplexity_per_word"] = perplexity(part["loss_nats"] * tokens_per_word)
             if tokens_per_word != 1:
-                found[f"{prefix}perplexity_per_token"] = math.exp(part["loss_nats"])
+                found[f"{prefix}perplexity_per_token"] = perplexity(part["loss_nats"])
     return found
 
 

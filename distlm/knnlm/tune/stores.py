@@ -19,6 +19,7 @@ from distlm.knnlm.search.neighbours import Neighbours
 from distlm.knnlm.tune.adaptive import figures
 from distlm.knnlm.tune.grid import Best, best_of, grid_losses, split_knn_log_probs
 from distlm.knnlm.tune.records import Store, Stores, TunedStores
+from distlm.runtime.checked import Written
 from distlm.runtime.rundir import RunDir
 
 ITERATIONS = 1000
@@ -84,6 +85,12 @@ def open_extra(run: str, own: Neighbours) -> Neighbours:
     if not np.array_equal(neighbours.targets(), own.targets()):
         raise DistlmError(f"knn.extra_runs: {neighbours.folder}: not the tokens of {own.folder}")
     return neighbours
+
+
+def written_extra(runs: Sequence[str], own: Neighbours) -> list[tuple[Path, list[Written]]]:
+    """Folders of the neighbours in other runs, and their arrays as they were written. Raises DistlmError as
+    open_extra."""
+    return [(found.folder, found.written()) for found in (open_extra(run, own) for run in runs)]
 
 
 def mix_stores(log_lm: Floats, scores: Sequence[Floats], lambdas: Floats) -> Floats:

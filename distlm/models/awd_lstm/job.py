@@ -35,6 +35,7 @@ from distlm.models.awd_lstm.records import EpochSums, LstmState
 from distlm.models.awd_lstm.stream_loss import StreamValidator
 from distlm.models.card import WEIGHTS
 from distlm.models.described import require_tap
+from distlm.models.perplexity import perplexity
 from distlm.models.tensor_file import read_tensors
 from distlm.runtime.metrics import Values
 from distlm.runtime.progress import say
@@ -186,7 +187,7 @@ class LstmJob(Job[LstmState]):
         speed = epoch.tokens / epoch.seconds if epoch.seconds else None
         return {
             "train/epoch": epoch.number, "train/phase": phase, "train/epoch_loss": epoch.ce / epoch.tokens,
-            "train/epoch_ppl": float(np.exp(min(epoch.ce / epoch.tokens, 700))),
+            "train/epoch_ppl": perplexity(epoch.ce / epoch.tokens),
             "perf/epoch_tokens_per_s": None if speed is None else round(speed, 1),
             "perf/epoch_seconds": round(epoch.seconds, 3),
             "trigger/rule": entry.rule, "trigger/least": entry.least, "trigger/fired": entry.fired,

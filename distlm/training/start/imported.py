@@ -16,6 +16,7 @@ from distlm.errors import DistlmError
 from distlm.models.io import load_model, save_weights
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
+from distlm.models.perplexity import perplexity
 from distlm.models.tensor_file import require_finite
 from distlm.runtime.ranks.device import default_device
 from distlm.runtime.rundir import RunDir
@@ -70,7 +71,7 @@ def write_first_checkpoint(
     seal(folder, final, 0)
     point_at_best(run, state.best)
     per_word = loss * tokens.tokens_per_word("valid")
-    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": math.exp(min(per_word, 700.0))}
+    return {"checkpoint": str(final), "valid_loss": loss, "valid_ppl": perplexity(per_word)}
 
 
 def of_blocks(config: RunConfig, tokens: TokenFiles) -> tuple[TrainState, Callable[[Path], float]]:

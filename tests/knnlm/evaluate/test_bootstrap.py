@@ -15,6 +15,7 @@ from distlm.knnlm.evaluate.documents import Groups, document_starts, group_token
 from distlm.knnlm.evaluate.records import Bootstrap, Results
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.search.records import StatesPlan
+from distlm.knnlm.tune.adaptive import figures
 from distlm.runtime.rundir import RunDir
 
 DICTIONARY = Dictionary(["the", "=", "Rome", "History", "."], [9, 8, 3, 2, 5])
@@ -34,6 +35,16 @@ def test_titles_begin_documents_and_sections_do_not():
     assert len(starts) == 2
     assert [ids[start + 1] for start in starts] == [DICTIONARY.ids["Rome"], DICTIONARY.ids["the"]]
     assert len(document_starts(ids, Dictionary(["the"], [1]))) == 0
+
+
+def test_a_model_that_cannot_predict_the_text_has_finite_figures():
+    """Hundreds of nats for a word of several tokens."""
+    groups = ragged()
+    scores = {"lm": np.full(groups.tokens, -300.0), "knn": np.full(groups.tokens, -299.0)}
+    found = bootstrap(scores, groups, tokens_per_word=4.0)
+    assert all(math.isfinite(end) for interval in present(found.intervals).values() for end in interval)
+    assert present(found.differences)["knn"]["lm"].nats == -1
+    assert figures(np.full(3, -800.0)).perplexity == math.exp(700)
 
 
 def test_few_documents_give_blocks_and_many_give_documents():

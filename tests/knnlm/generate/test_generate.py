@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import write_text
 from support.knn import copy_run, in_stage
 from support.records import alter
-from support.store import arguments
+from support.store import arguments, tiny_config
 
+import distlm
 from distlm.analysis.generation import HEADS, TERMS, share_of_neighbours, write_page
 from distlm.cli import main
+from distlm.data.prepare import run_prepare
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.evaluate.parts import read_frozen
 from distlm.knnlm.generate.stage import Generation, generation_text, run_generate
-from distlm.knnlm.generate.words import Generator, Sampling, choose
+from distlm.knnlm.generate.words import Found, Generator, Sampling, choose
 from distlm.knnlm.search.source import open_source
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.rundir import RunDir
@@ -74,6 +77,42 @@ def test_contexts_are_those_of_the_training_text(searched, made):
         assert (hits > 0) == (word.p_knn > 0)
         weight = made.frozen.weight
         assert word.p == pytest.approx((1 - weight) * word.p_lm + weight * word.p_knn, rel=1e-9)
+
+
+def test_contexts_of_a_store_of_another_text_are_the_stores(searched, tmp_path):
+    """The run's own token files are of another text with the same dictionary, and shorter than the store's."""
+    lender = RunDir(Path(searched.run_dir))
+    folders = [f"datastore.folder={lender.datastore}", f"index.folder={RunDir.of(searched).index}"]
+    known = f"data.dictionary={lender.root / 'tokens' / 'dict.txt'}"
+    text = write_text(tmp_path / "text", train_lines=20, seed=5)
+    config = tiny_config(tmp_path / "run", text, [known, f"datastore.checkpoint={lender.root}", *folders])
+    in_stage("prepare", config, run_prepare)
+    shutil.copytree(lender.root / "tuned", tmp_path / "run" / "tuned")
+    shutil.copy(lender.tuned, RunDir.of(config).tuned)
+    stored, own = (TokenFiles.open(RunDir.of(run).tokens(run)) for run in (searched, config))
+    assert own.dictionary.hash == stored.dictionary.hash and len(own.split("train")) < len(stored.split("train"))
+    train, words = stored.split("train"), stored.dictionary.words
+    shown = [near for word in generate(config).mixed for near in word.neighbours]
+    asked = distlm.open_run(config.run_dir).next_word("w1 w2", contexts=4, context=6)
+    for near in [*shown, *(near for word in asked for near in word.contexts)]:
+        assert near.word == words[train[near.token]]
+        assert near.context == " ".join(words[i] for i in train[near.token - 6 : near.token])
+    assert max(near.token for near in shown) > len(own.split("train"))
+
+
+def test_a_context_begins_with_the_store(searched):
+    """The tokens before the first row are not stored."""
+
+    def contexts(stage):
+        generator, here = Generator(open_source(stage)), np.ones(3)
+        rows = np.arange(3)
+        found = Found(rows, generator._forward.datastore[rows].values, here, here.astype(np.float32))
+        return [generator.retrieved(found, place, 0, 2).context.split() for place in range(3)]
+
+    tokens = TokenFiles.open(RunDir.of(searched).tokens(searched))
+    first = searched.datastore.context_window
+    words = [tokens.dictionary.words[i] for i in tokens.split("train")[first : first + 2]]
+    assert in_stage("knn", searched, contexts) == [[], words[:1], words]
 
 
 def test_a_seed_decides_the_text_and_neighbours_change_it(searched, made):

@@ -15,6 +15,7 @@ import torch
 from distlm.data.shards.reader import ShardRows
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
+from distlm.models.perplexity import perplexity
 from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.io import load_plm
 from distlm.models.plm.measure.finished import memory_files, open_texts
@@ -104,7 +105,7 @@ def evaluate_rows(stage: Stage, model: Plm, rows: ShardRows, name: str) -> LmSpl
     loss = total / max(tokens, 1)
     return LmSplit(
         tokens=tokens, rows=len(rows), rows_fingerprint=rows.fingerprint, text_tokens=text, loss_nats=loss,
-        perplexity=math.exp(min(loss, 700)), memory={str(layer): c.measures() for layer, c in totals.items()},
+        perplexity=perplexity(loss), memory={str(layer): c.measures() for layer, c in totals.items()},
     )  # fmt: skip
 
 
