@@ -110,10 +110,10 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
     plan_finetune_rows(settings, ranks)
     models = finished_models(settings, RunDir.of(config).finetune(settings.name))
     _, dev, test = count_rows(settings, train=False)
-    parameters, values, notes = model_sizes(models[0].model, named=True)
-    flops = 2 * settings.length * len(models) * (dev + test) * parameters
+    model, notes = model_sizes(models[0].model, named=True)
+    flops = 2 * settings.length * len(models) * (dev + test) * model.parameters
     seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
-    memory = 16 * parameters + 4 * values // max(config.memory.columns or ranks, 1)
+    memory = 16 * model.parameters + 4 * model.values // max(config.memory.columns or ranks, 1)
     work = f"{settings.task}: {len(models)} fine-tuned models, {dev} rows of dev and {test} of test"
     return StagePlan("finetune", work, 0, memory, seconds, notes)
 
