@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.models.complete import marked_hashes
 from distlm.models.kind import CausalDescription, Description
 from distlm.models.records import ModelCard
@@ -39,7 +40,17 @@ def model_of_card(card: ModelCard) -> Description:
     kind = model_kind(card.kind).description_for(card.config)
     if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
-    return msgspec.convert(card.config, kind)
+    model = msgspec.convert(card.config, kind)
+    # Kept as it was written: settings that came later have their defaults, in what the model is too.
+    memory = getattr(model, "memory", None)
+    if isinstance(memory, dict):
+        if unknown := memory.keys() - {field.name for field in fields(MemoryConfig)}:
+            raise msgspec.ValidationError(f"Object contains unknown field `memory.{min(unknown)}`")
+        try:
+            msgspec.convert(memory, MemoryConfig)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(f"memory: {error}") from error
+    return model
 
 
 def model_fingerprint(folder: Path) -> str:
