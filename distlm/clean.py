@@ -47,7 +47,7 @@ def doomed(root: Path, what: str, only: str = "") -> list[Doomed]:
     return [Doomed(path, _size(path)) for path in paths if os.path.lexists(path)]
 
 
-def remove(root: Path, things: Sequence[Doomed]) -> None:
+def remove(things: Sequence[Doomed]) -> None:
     """Remove them. Raises Busy while another process writes one of them: nothing is removed then."""
     with ExitStack() as held:
         for thing in things:

@@ -46,7 +46,7 @@ def test_each_takes_those_made_from_it_along(run, what, left):
     assert sum(thing.bytes for thing in things) == sum(
         path.stat().st_size for thing in things for path in [thing.path, *thing.path.rglob("*")] if path.is_file()
     )
-    remove(root, things)
+    remove(things)
     there = folders(root) | {path.name for path in (root / "configs").glob("*")}
     made = {"tokens", "checkpoints", "datastore", "index", "lm.json", "datastore.yaml", "index.yaml", "knn.yaml",
             "neighbours", "tuned", "results", "losses", "knn.json", "results.json"}  # fmt: skip
@@ -60,7 +60,7 @@ def test_what_was_removed_is_made_again_with_other_settings(run):
     """What a refusal advises works: it names the command, and after it the setting may change."""
     root = Path(run.run_dir)
     other = tiny_config(root, Path(run.data.text_dir), ["knn.block=16"])
-    remove(root, doomed(root, "search"))
+    remove(doomed(root, "search"))
     in_stage("knn", other, run_search)
     assert RunDir.of(other).neighbours("test").is_dir()
 
@@ -72,10 +72,10 @@ def test_one_index_with_its_searches_or_one_question(run):
     in_stage("knn", other, run_search)
     first, second = RunDir.of(run), RunDir.of(other)
     before = file_hashes(first.neighbours("test").parent)
-    remove(root, doomed(root, "index", "IVF4-SQ8"))
+    remove(doomed(root, "index", "IVF4-SQ8"))
     assert not second.index.exists() and not second.neighbours("test").exists()
     assert first.index.is_dir() and file_hashes(first.neighbours("test").parent) == before
-    remove(root, doomed(root, "search", first.label))
+    remove(doomed(root, "search", first.label))
     assert not first.neighbours("test").exists() and not first.results.exists() and first.index.is_dir()
     with pytest.raises(UsageError, match=r"--only IVF4-SQ8: not in .*index; there are IVF16-PQ4"):
         doomed(root, "index", "IVF4-SQ8")
@@ -88,7 +88,7 @@ def test_nothing_is_removed_while_another_run_writes(run):
     root = Path(run.run_dir)
     before = file_hashes(root)
     with only_writer(RunDir.of(run).index, SingleComm(), "building it"), pytest.raises(Busy, match="building it"):
-        remove(root, doomed(root, "train"))
+        remove(doomed(root, "train"))
     assert file_hashes(root).keys() >= before.keys()
 
 
@@ -99,7 +99,7 @@ def test_borrowed_folders_stay(run, tmp_path):
     shutil.copytree(lender / "configs", borrower / "configs")
     config = tiny_config(borrower, Path(run.data.text_dir), [f"datastore.folder={lender / 'datastore'}"])
     RunDir.of(config).open_stage(config, "prepare")
-    remove(borrower, doomed(borrower, "train"))
+    remove(doomed(borrower, "train"))
     assert file_hashes(lender) == before
 
 

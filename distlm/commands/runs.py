@@ -42,7 +42,7 @@ def _clean(options: argparse.Namespace, world: World) -> int:
     root = _root(options.run)
     things = doomed(root, options.what, options.only)
     if not options.dry_run:
-        remove(root, things)
+        remove(things)
     return print_once(as_text(things, removed=not options.dry_run), world)
 
 

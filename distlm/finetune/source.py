@@ -60,7 +60,7 @@ class Source:
     backbone: Backbone
     memory: dict[str, Any]
     seed: int
-    """Of the memory's keys."""
+    """Of the memory's values, keys and queries."""
     vocabulary: int
     weights: Mapping[str, Tensor]
     """Name in a TaskModel → value, as far as the source has it."""
@@ -378,7 +378,7 @@ def _quiet(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bool = True) -> tuple[TaskModel, Any]:
+def load_task_model(folder: Path, values: bool = True) -> tuple[TaskModel, Any]:
     """A fine-tuned model in eval mode, and its tokenizer: see open_finetuned for what `folder` may be.
 
     `values`: false leaves the memories' values and statistics in their files. Raises DistlmError for another
@@ -391,4 +391,4 @@ def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bo
     if model.memories and values:
         assert source.folder is not None
         restore_memories(model.memories, source.folder, moments=False)
-    return model.to(device).eval(), source.tokenizer
+    return model.eval(), source.tokenizer

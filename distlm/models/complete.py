@@ -8,7 +8,6 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.models.records import Complete, MarkedFile, Marker
-from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash
 from distlm.system_errors import system_error
 
@@ -36,11 +35,6 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] 
             found = "missing" if size is None else f"{size} bytes" if size != facts.bytes else "other content"
             raise DistlmError(f"{path}: damaged ({found}, {facts.bytes} bytes were written); {mend}")
     return list(files)
-
-
-def written_files(folder: Path, mend: str, marker: type[Marker] = Complete) -> list[Written]:
-    """The files of a folder as they were written, by its marker. Raises DistlmError without one."""
-    return [Written(folder / name, facts.hash, mend) for name, facts in _files(folder, "", marker).items()]
 
 
 def marked_hashes(folder: Path, prefix: str, marker: type[Marker] = Complete) -> dict[str, str]:
