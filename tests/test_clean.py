@@ -17,12 +17,18 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.rundir import RunDir
 
+TABLES = ("questions.md", "questions.csv", "frequency-valid.csv", "clusters-valid.png", "words-valid-lm-knn.csv")
+"""What is written of the answers of searches."""
+
 
 @pytest.fixture
 def run(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> RunConfig:
     """A copy of a searched run."""
     config = copy_run(shared.searched(tmp_path_factory), tmp_path / "run")
-    (tmp_path / "run" / "lm.json").write_text("{}", "utf-8")
+    for name in ("lm.json", *TABLES):
+        (tmp_path / "run" / name).write_text("{}", "utf-8")
+    (tmp_path / "run" / "index-tune").mkdir()
+    (tmp_path / "run" / "index-tune" / "pick.json").write_text("{}", "utf-8")
     return config
 
 
@@ -33,8 +39,11 @@ def folders(root: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("what", "left"),
     [
-        ("search", {"tokens", "checkpoints", "datastore", "index", "lm.json", "datastore.yaml", "index.yaml"}),
-        ("index", {"tokens", "checkpoints", "datastore", "lm.json", "datastore.yaml"}),
+        (
+            "search",
+            {"tokens", "checkpoints", "datastore", "index", "index-tune", "lm.json", "datastore.yaml", "index.yaml"},
+        ),
+        ("index", {"tokens", "checkpoints", "datastore", "index-tune", "lm.json", "datastore.yaml"}),
         ("datastore", {"tokens", "checkpoints", "lm.json"}),
         ("train", {"tokens"}),
     ],
@@ -49,7 +58,7 @@ def test_each_takes_those_made_from_it_along(run, what, left):
     remove(things)
     there = folders(root) | {path.name for path in (root / "configs").glob("*")}
     made = {"tokens", "checkpoints", "datastore", "index", "lm.json", "datastore.yaml", "index.yaml", "knn.yaml",
-            "neighbours", "tuned", "results", "losses", "knn.json", "results.json"}  # fmt: skip
+            "neighbours", "tuned", "results", "losses", "knn.json", "results.json", "index-tune", *TABLES}  # fmt: skip
     assert there & made == left
     after = file_hashes(root)
     assert after.items() <= before.items(), "what stays is as it was"
