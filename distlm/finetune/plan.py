@@ -18,6 +18,7 @@ from distlm.models.plm.description import PlmModel
 from distlm.models.plm.plan import activation_bytes, plm_of
 from distlm.models.plm.sizes import BackboneSizes, backbone_sizes
 from distlm.runtime.plan import StagePlan, rank_flops
+from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import described, load_ds_config
 from distlm.training.memory_need import states_memory, training_peak
 from distlm.training.microbatch import MicroBatchPlan, cut_rows
@@ -75,7 +76,7 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
     deepspeed = load_ds_config(settings.deepspeed)
     train, dev, test = count_rows(settings)
     named = bool(settings.checkpoint)
-    if named or any(Path(config.run_dir).glob("checkpoints/step-*/complete.json")):
+    if named or RunDir.of(config).complete_checkpoints():
         model, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
     else:
         model, notes = _sizes_to_come(config)
@@ -131,7 +132,7 @@ def _sizes_to_come(config: PlmRun) -> tuple[ModelSizes, list[str]]:
 
 def model_sizes(place: Path, named: bool) -> tuple[ModelSizes, list[str]]:
     """Sizes and notes, of a run directory or of a checkpoint that was named."""
-    found = sorted(marker.parent for marker in place.glob("checkpoints/step-*/complete.json"))
+    found = RunDir(place).complete_checkpoints()
     folder = found[-1] if found else place
     if not (folder / CARD).exists():
         what = "not a checkpoint of distlm" if named else "no checkpoint yet"

@@ -7,7 +7,7 @@ import msgspec
 
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
-from distlm.models.complete import marked_hashes
+from distlm.models.complete import memory_files
 from distlm.models.kind import CausalDescription, Description
 from distlm.models.records import ModelCard
 from distlm.models.registry import model_kind, model_names
@@ -61,5 +61,5 @@ def model_fingerprint(folder: Path) -> str:
     card = read_model_card(folder)
     facts = {key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")}
     if isinstance(model_of_card(card), CausalDescription) and card.config.get("memory"):
-        facts["memory"] = marked_hashes(folder, "memory-")
+        facts["memory"] = memory_files(folder)
     return json_hash(facts)

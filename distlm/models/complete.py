@@ -11,6 +11,9 @@ from distlm.models.records import Complete, MarkedFile, Marker
 from distlm.runtime.files import file_hash
 from distlm.system_errors import system_error
 
+MEMORY = "memory-"
+"""How the names of the files of memories' values begin, with the layer's number behind it."""
+
 
 def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
     """What a marker has as "files"; reads all of them once."""
@@ -40,6 +43,12 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] 
 def marked_hashes(folder: Path, prefix: str, marker: type[Marker] = Complete) -> dict[str, str]:
     """Name → checksum, by the marker, of the files that begin with `prefix`. Raises DistlmError without a marker."""
     return {name: facts.hash for name, facts in _files(folder, prefix, marker).items()}
+
+
+def memory_files(folder: Path, marker: type[Marker] = Complete) -> dict[str, str]:
+    """Name → checksum of the files of the memories' values, which the fingerprint of a masked model leaves out. Raises
+    DistlmError without a marker."""
+    return marked_hashes(folder, MEMORY, marker)
 
 
 def _files(folder: Path, prefix: str, marker: type[Marker]) -> dict[str, MarkedFile]:

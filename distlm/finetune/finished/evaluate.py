@@ -91,7 +91,7 @@ def finished_models(config: FinetuneConfig, folder: Path) -> list[Finished]:
     found = []
     for seed in config.seeds:
         place = folder / f"seed-{seed}"
-        if not (place / RESULT).exists() or not any(place.glob("checkpoints/step-*/complete.json")):
+        if not (place / RESULT).exists() or not RunDir(place).complete_checkpoints():
             why = "its model was not kept" if (place / RESULT).exists() else "not finished"
             raise DistlmError(
                 f"{place}: {why}; name the seeds that are there with finetune.seeds=, or fine-tune with "

@@ -8,7 +8,7 @@ from distlm.errors import DistlmError
 from distlm.memory.of_model import restore_memories
 from distlm.memory.placing import values_to_come
 from distlm.models.card import model_of_card
-from distlm.models.complete import check_files
+from distlm.models.complete import MEMORY, check_files
 from distlm.models.io import read_weights
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm
@@ -28,7 +28,7 @@ def load_plm(folder: Path, device: torch.device | str = "cpu", values: bool = Tr
     if not isinstance(config, PlmModel):
         raise DistlmError(f"{folder}: a {card.kind}, not a masked language model (model.kind=plm)")
     if config.memory:
-        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
+        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", MEMORY)
     settings = config.memory
     config.memory = values_to_come(settings)
     model = Plm(config, card.vocabulary)
