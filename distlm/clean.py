@@ -16,12 +16,14 @@ WHAT = ("search", "index", "datastore", "train")
 """What can be removed; each takes those before it along."""
 _FILES = {
     "search": ("neighbours", "states", "cache", "tuned", "results", "losses", "knn.json", "results.json",
-               "report.html", "configs/knn.yaml"),
+               "report.html", "questions.md", "questions.csv", "frequency-*", "clusters-*", "words-*.csv",
+               "configs/knn.yaml"),
     "index": ("index", "configs/index.yaml"),
-    "datastore": ("datastore", "configs/datastore.yaml"),
+    "datastore": ("datastore", "index-tune", "configs/datastore.yaml"),
     "train": ("checkpoints", "finetune", "lm.json", "configs/train.yaml", "configs/finetune.yaml"),
 }  # fmt: skip
-"""Below the run directory. What lies elsewhere (datastore.folder and the like) belongs to others and stays."""
+"""Names below the run directory, or patterns of them. What lies elsewhere (datastore.folder and the like) belongs to
+others and stays."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ def doomed(root: Path, what: str, only: str = "") -> list[Doomed]:
     if what not in WHAT:
         raise UsageError(f"clean {what!r}: expected one of {', '.join(WHAT)}")
     names = _of_one(root, what, only) if only else [n for part in WHAT[: WHAT.index(what) + 1] for n in _FILES[part]]
-    paths = [root / name for name in names]
+    paths = [path for name in names for path in (sorted(root.glob(name)) if "*" in name else [root / name])]
     return [Doomed(path, _size(path)) for path in paths if os.path.lexists(path)]
 
 
-def remove(root: Path, things: Sequence[Doomed]) -> None:
+def remove(things: Sequence[Doomed]) -> None:
     """Remove them. Raises Busy while another process writes one of them: nothing is removed then."""
     with ExitStack() as held:
         for thing in things:

@@ -32,7 +32,7 @@ from distlm.runtime.metrics import STAGE_SECONDS, START_SECONDS, line_of
 from distlm.runtime.plan import StagePlan, machine_flops
 from distlm.runtime.progress import Output, format_seconds, say
 from distlm.runtime.ranks.cores import share_of_cores
-from distlm.runtime.ranks.mpirun import mpirun_session
+from distlm.runtime.ranks.mpirun import mpirun_session, root_allowed
 from distlm.runtime.ranks.said import Said
 from distlm.runtime.rundir import RunDir
 from distlm.runtime.speeds import SpeedKey, corrected, remember
@@ -342,10 +342,7 @@ def _short(command: Sequence[str]) -> list[str]:
 def stage_environment(config: RunConfig) -> Iterator[dict[str, str]]:
     """The environment of a stage, while it runs: threads for each rank, mpirun's session, what it asks of root, where
     ranks leave word of a stop."""
-    environment = dict(os.environ)
-    if os.geteuid() == 0:
-        # Open MPI refuses root unless both are set; containers and CI have no other user.
-        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = os.environ | root_allowed()
     threads = config.launch.threads or share_of_cores(config.launch.ranks)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment.setdefault("OMP_WAIT_POLICY", "passive")

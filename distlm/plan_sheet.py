@@ -143,7 +143,8 @@ def _index_lines(config: RunConfig, ranks: Sequence[int], rows: int, rates: Path
 def _store(config: RunConfig, rows: int) -> Store | None:
     if not rows:
         return store_of(config)
-    return Store(rows, causal(model_of(config)).width, ceil(rows / config.datastore.rows_per_shard), written=False)
+    shards = ceil(rows / config.datastore.rows_per_shard)
+    return Store(rows, causal(model_of(config)).width, shards, written=False, item=config.datastore.key_item)
 
 
 def _row(cost: Cost, ranks: int) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Part:
     files: list[Written] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     older: int = 0
-    """Records from before they had one."""
+    """Records from before there were checksums."""
 
     @property
     def bytes(self) -> int:

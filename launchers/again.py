@@ -9,7 +9,7 @@ slurm.ASK_FOR_S); 1: the guard ends it (launchers/guard.py); 2: usage. The reaso
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distlm.config.load import load_config
@@ -18,7 +18,7 @@ from distlm.errors import EXIT_STOPPED, DistlmError
 from distlm.runtime.rundir import RunDir
 from launchers.guard import check_restart, times_preempted
 from launchers.jobs import note, own_job, submissions
-from launchers.site import load_site
+from launchers.site import Site, load_site
 from launchers.stages import slurm
 from launchers.stages.resubmit import resubmit
 
@@ -111,25 +111,36 @@ def _successor(run: RunDir, job: str, refusal: str) -> Outcome:
     return Outcome(True, f"this job cannot be requeued; job {new} continues where it stopped")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """The type of an option, with the bound of the site file."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of batch scripts."""
     parser = argparse.ArgumentParser(prog="python -m launchers.again", description="Queue this job again.")
     parser.add_argument("--site", metavar="FILE", help="site file, for max_same_start and again")
-    parser.add_argument("--max-same-start", type=int, metavar="N", help="instead of the site file's")
-    parser.add_argument("--again", type=int, metavar="N", help="instead of the site file's")
+    parser.add_argument("--max-same-start", type=_at_least(1), metavar="N", help="instead of the site file's")
+    parser.add_argument("--again", type=_at_least(0), metavar="N", help="instead of the site file's")
     parser.add_argument("stage", metavar="STAGE")
     parser.add_argument("recipe", metavar="RECIPE")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     try:
-        told = options.max_same_start is not None and options.again is not None
-        site = None if told else load_site(options.site)[0]
+        limits = (options.max_same_start, options.again)
+        site = load_site(options.site)[0] if None in limits else Site()
         outcome = queue_again(
             options.stage,
             load_config(options.recipe, options.overrides),
             owner=OWNER,
-            max_same_start=options.max_same_start or (site.max_same_start if site else 0),
-            again=options.again if options.again is not None else (site.again if site else 0),
+            max_same_start=site.max_same_start if options.max_same_start is None else options.max_same_start,
+            again=site.again if options.again is None else options.again,
             patience_s=slurm.ASK_FOR_S,
         )
     except slurm.SlurmSilent as error:

@@ -60,7 +60,7 @@ def _evaluate(_config: RunConfig, run: RunDir) -> str:
 
 def _finetune(_config: RunConfig, run: RunDir) -> str:
     seeds = run.root / "finetune"
-    steps = sorted(marker.parent.name for marker in seeds.glob("*/seed-*/checkpoints/step-*/complete.json"))
+    steps = sorted(step.name for seed in seeds.glob("*/seed-*") for step in RunDir(seed).complete_checkpoints())
     return f"{_count(seeds, '*/seed-*/result.json')} seeds, {', '.join(steps) or 'no checkpoint'}"
 
 

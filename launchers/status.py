@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distlm.config.load import load_config
+from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
 from distlm.models.registry import kind
 from distlm.runtime.alive import FOLDER as ALIVE
@@ -79,6 +80,8 @@ def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
     except slurm.SlurmSilent as error:
         silent = str(error)
         listed = _relevant([(each, [_last_known(run, each)]) for each in found])
+    recorded = run.root / "config.yaml"
+    config = load_config(str(recorded)) if recorded.exists() else None
     progress = read_progress(run.root / "metrics.jsonl")
     jobs = [_about(each, states) for each, states in listed]
     stale = None
@@ -88,7 +91,8 @@ def status_of(run: RunDir, stale_after_s: float = 300) -> Status:
         silence_s = time.time() - max(newest, progress.time if progress else 0)
         stale = silence_s if silence_s > stale_after_s else None
     return Status(
-        run_dir=str(run.root), stages=_stages(run), imports=_imports(run), jobs=jobs, progress=progress, stale_s=stale,
+        run_dir=str(run.root), stages=_stages(config, run) if config else {}, jobs=jobs, progress=progress,
+        imports=config is not None and kind(config.model.kind).imports(config), stale_s=stale,
         follow=_follow(run, [each for each, _ in listed], ask=not silent), silent=silent,
     )  # fmt: skip
 
@@ -207,28 +211,16 @@ def _tail(path: Path) -> list[Line]:
     return [line for text in texts if (line := line_of(text)) is not None]
 
 
-def _stages(run: RunDir) -> dict[str, bool | None]:
-    config = run.root / "config.yaml"
-    if not config.exists():
-        return {}
-    loaded = load_config(str(config))
+def _stages(config: RunConfig, run: RunDir) -> dict[str, bool | None]:
     finished: dict[str, bool | None] = {}
     for name, spec in SPECS.items():
-        if not spec.verbs_of(loaded):
+        if not spec.verbs_of(config):
             continue
         try:
-            finished[name] = spec.finished(loaded, run)
+            finished[name] = spec.finished(config, run)
         except (DistlmError, OSError):
             finished[name] = None
     return finished
-
-
-def _imports(run: RunDir) -> bool:
-    config = run.root / "config.yaml"
-    if not config.exists():
-        return False
-    loaded = load_config(str(config))
-    return kind(loaded.model.kind).imports(loaded)
 
 
 def _relevant(listed: list[tuple[Submission, list[slurm.Job]]]) -> list[tuple[Submission, list[slurm.Job]]]:

@@ -17,12 +17,18 @@ from distlm.runtime.lock import only_writer
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.rundir import RunDir
 
+TABLES = ("questions.md", "questions.csv", "frequency-valid.csv", "clusters-valid.png", "words-valid-lm-knn.csv")
+"""What is written of the answers of searches."""
+
 
 @pytest.fixture
 def run(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> RunConfig:
     """A copy of a searched run."""
     config = copy_run(shared.searched(tmp_path_factory), tmp_path / "run")
-    (tmp_path / "run" / "lm.json").write_text("{}", "utf-8")
+    for name in ("lm.json", *TABLES):
+        (tmp_path / "run" / name).write_text("{}", "utf-8")
+    (tmp_path / "run" / "index-tune").mkdir()
+    (tmp_path / "run" / "index-tune" / "pick.json").write_text("{}", "utf-8")
     return config
 
 
@@ -33,8 +39,11 @@ def folders(root: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("what", "left"),
     [
-        ("search", {"tokens", "checkpoints", "datastore", "index", "lm.json", "datastore.yaml", "index.yaml"}),
-        ("index", {"tokens", "checkpoints", "datastore", "lm.json", "datastore.yaml"}),
+        (
+            "search",
+            {"tokens", "checkpoints", "datastore", "index", "index-tune", "lm.json", "datastore.yaml", "index.yaml"},
+        ),
+        ("index", {"tokens", "checkpoints", "datastore", "index-tune", "lm.json", "datastore.yaml"}),
         ("datastore", {"tokens", "checkpoints", "lm.json"}),
         ("train", {"tokens"}),
     ],
@@ -46,10 +55,10 @@ def test_each_takes_those_made_from_it_along(run, what, left):
     assert sum(thing.bytes for thing in things) == sum(
         path.stat().st_size for thing in things for path in [thing.path, *thing.path.rglob("*")] if path.is_file()
     )
-    remove(root, things)
+    remove(things)
     there = folders(root) | {path.name for path in (root / "configs").glob("*")}
     made = {"tokens", "checkpoints", "datastore", "index", "lm.json", "datastore.yaml", "index.yaml", "knn.yaml",
-            "neighbours", "tuned", "results", "losses", "knn.json", "results.json"}  # fmt: skip
+            "neighbours", "tuned", "results", "losses", "knn.json", "results.json", "index-tune", *TABLES}  # fmt: skip
     assert there & made == left
     after = file_hashes(root)
     assert after.items() <= before.items(), "what stays is as it was"
@@ -60,7 +69,7 @@ def test_what_was_removed_is_made_again_with_other_settings(run):
     """What a refusal advises works: it names the command, and after it the setting may change."""
     root = Path(run.run_dir)
     other = tiny_config(root, Path(run.data.text_dir), ["knn.block=16"])
-    remove(root, doomed(root, "search"))
+    remove(doomed(root, "search"))
     in_stage("knn", other, run_search)
     assert RunDir.of(other).neighbours("test").is_dir()
 
@@ -72,10 +81,10 @@ def test_one_index_with_its_searches_or_one_question(run):
     in_stage("knn", other, run_search)
     first, second = RunDir.of(run), RunDir.of(other)
     before = file_hashes(first.neighbours("test").parent)
-    remove(root, doomed(root, "index", "IVF4-SQ8"))
+    remove(doomed(root, "index", "IVF4-SQ8"))
     assert not second.index.exists() and not second.neighbours("test").exists()
     assert first.index.is_dir() and file_hashes(first.neighbours("test").parent) == before
-    remove(root, doomed(root, "search", first.label))
+    remove(doomed(root, "search", first.label))
     assert not first.neighbours("test").exists() and not first.results.exists() and first.index.is_dir()
     with pytest.raises(UsageError, match=r"--only IVF4-SQ8: not in .*index; there are IVF16-PQ4"):
         doomed(root, "index", "IVF4-SQ8")
@@ -88,7 +97,7 @@ def test_nothing_is_removed_while_another_run_writes(run):
     root = Path(run.run_dir)
     before = file_hashes(root)
     with only_writer(RunDir.of(run).index, SingleComm(), "building it"), pytest.raises(Busy, match="building it"):
-        remove(root, doomed(root, "train"))
+        remove(doomed(root, "train"))
     assert file_hashes(root).keys() >= before.keys()
 
 
@@ -99,7 +108,7 @@ def test_borrowed_folders_stay(run, tmp_path):
     shutil.copytree(lender / "configs", borrower / "configs")
     config = tiny_config(borrower, Path(run.data.text_dir), [f"datastore.folder={lender / 'datastore'}"])
     RunDir.of(config).open_stage(config, "prepare")
-    remove(borrower, doomed(borrower, "train"))
+    remove(doomed(borrower, "train"))
     assert file_hashes(lender) == before
 
 

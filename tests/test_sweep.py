@@ -39,6 +39,7 @@ def test_every_combination_once_and_the_largest_k_first():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([], "give at least one setting several values"),
         (["knn.nprobe=8"], "give at least one setting several values"),
         (["train.lr=1,2"], "train.lr=1,2: cannot be swept; what a store can be asked: .*knn.nprobe"),
         (["knn.k=1,x"], "must be whole numbers"),

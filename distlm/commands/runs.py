@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distlm.commands.shared import Add, print_once, refuse_ranks
 from distlm.config.load import load_config, split_words
-from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError, UsageError
+from distlm.errors import EXIT_DONE, EXIT_ERROR, DistlmError
 from distlm.runtime.ranks.world import World
 
 _VALUES = "values stand between commas: knn.nprobe=1,8,32 index.factory=IVF64,PQ8,IVF64,SQ8"
@@ -42,7 +42,7 @@ def _clean(options: argparse.Namespace, world: World) -> int:
     root = _root(options.run)
     things = doomed(root, options.what, options.only)
     if not options.dry_run:
-        remove(root, things)
+        remove(things)
     return print_once(as_text(things, removed=not options.dry_run), world)
 
 
@@ -93,6 +93,4 @@ def _sweep(options: argparse.Namespace, world: World) -> int:
 
     refuse_ranks(world, "sweep", "starts the ranks itself")
     recipe, overrides = split_words(options.words)
-    if not overrides:
-        raise UsageError("sweep: give at least one setting several values, e.g. knn.nprobe=1,8,32")
     return run_sweep(recipe, overrides, options.dry_run)

@@ -135,6 +135,11 @@ class DatastoreConfig:
     key_dtype: Literal["float16", "float32"] = "float16"
     """Type of the keys on disk."""
 
+    @property
+    def key_item(self) -> int:
+        """Bytes of one number of a key."""
+        return 2 if self.key_dtype == "float16" else 4
+
 
 @dataclass
 class IndexConfig:

@@ -45,7 +45,7 @@ def plan_datastore(config: RunConfig, ranks: int) -> StagePlan:
         return StagePlan("datastore write", "rows unknown", 0, 0, None, notes, known=False)
     window, block = block_lengths(store.context_window, store.block, model.max_positions)
     plan = plan_store(tokens, window, block, store.batch_blocks, store.rows_per_shard, model.max_positions)
-    item = 2 if store.key_dtype == "float16" else 4
+    item = store.key_item
     length = window + block
     batch = store.batch_blocks * length
     # Residual, normed, q, k, v and attention output, and the widest layer, in fp32.

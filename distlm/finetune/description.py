@@ -18,7 +18,7 @@ class TaskModelConfig(Description):
     memory: dict[str, Any] = field(default_factory=dict)
     """MemoryConfig; empty: no memory."""
     seed: int = 1
-    """Of the memory's keys."""
+    """Of the memory's values, keys and queries."""
     head: Literal["labels", "number", "span"] = "labels"
     """One of some labels, a number, or where an answer begins and ends."""
     labels: int = 2

@@ -45,8 +45,8 @@ from distlm.training.validate import Validation
 
 ROWS_PER_S = "perf/rows_per_s"
 EXTRA = "memory-extra.safetensors"
-_CALMER = "lower finetune.lr, raise finetune.warmup or lower finetune.clip_norm, and start with another finetune.name="
 """What a checkpoint keeps of a memory whose values are frozen: all but the values."""
+_CALMER = "lower finetune.lr, raise finetune.warmup or lower finetune.clip_norm, and start with another finetune.name="
 
 
 class FinetuneJob(MemoryJob[FinetuneState]):

@@ -1,6 +1,7 @@
 """What fine-tuning will need: updates, rows, disk, memory, time."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distlm.finetune.description import TaskModelConfig
@@ -14,15 +15,27 @@ from distlm.models.described import parameter_count
 from distlm.models.io import card_parameters
 from distlm.models.plm.config import FinetuneConfig, PlmRun
 from distlm.models.plm.description import PlmModel
-from distlm.models.plm.plan import plm_of
-from distlm.models.plm.sizes import backbone_sizes
+from distlm.models.plm.plan import activation_bytes, plm_of
+from distlm.models.plm.sizes import BackboneSizes, backbone_sizes
 from distlm.runtime.plan import StagePlan, rank_flops
+from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import described, load_ds_config
-from distlm.training.memory_need import states_memory
+from distlm.training.memory_need import states_memory, training_peak
 from distlm.training.microbatch import MicroBatchPlan, cut_rows
 
-_BASE = 110_000_000
-"""Parameters that are assumed where there is no model yet: BERT-base."""
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Of a masked language model that is fine-tuned."""
+
+    backbone: BackboneSizes
+    parameters: int
+    values: int
+    """Numbers in the values of all memories."""
+
+
+_BASE = ModelSizes(BackboneSizes(12, 768, 12, 3072, 512, 0.1), 110_000_000, 0)
+"""What is assumed where there is no model yet: BERT-base."""
 
 
 def plan_finetune_rows(config: FinetuneConfig, ranks: int) -> MicroBatchPlan:
@@ -59,14 +72,15 @@ def of_tasks(plans: Sequence[StagePlan]) -> StagePlan:
 
 
 def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> StagePlan:
-    plan_finetune_rows(settings, ranks)
+    micro = plan_finetune_rows(settings, ranks)
     deepspeed = load_ds_config(settings.deepspeed)
     train, dev, test = count_rows(settings)
     named = bool(settings.checkpoint)
-    if named or any(Path(config.run_dir).glob("checkpoints/step-*/complete.json")):
-        parameters, values, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
+    if named or RunDir.of(config).complete_checkpoints():
+        model, notes = model_sizes(Path(settings.checkpoint if named else config.run_dir), named)
     else:
-        parameters, values, notes = _sizes_to_come(config)
+        model, notes = _sizes_to_come(config)
+    parameters, values = model.parameters, model.values
     updates = -(-train * settings.epochs // settings.rows_per_update)
     rows = settings.epochs * (6 * train + 2 * dev) + 2 * test
     seconds = (
@@ -78,6 +92,9 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
     # The word embeddings, about a quarter of a BERT-base, are the largest tensor.
     states = states_memory(parameters, parameters // 4, 2, settings.precision, deepspeed, ranks)
     table = 4 * moments * values // max(config.memory.columns or ranks, 1)
+    plm = model.backbone if settings.dropout < 0 else replace(model.backbone, attention_dropout=settings.dropout)
+    activations = activation_bytes(plm, micro.micro_blocks * settings.length, settings.length)
+    peak = training_peak(states, table, activations)
     tested = f", {test} of test" if test else ""
     return StagePlan(
         "finetune",
@@ -85,11 +102,11 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
         f"({settings.epochs} epochs of {train}; {dev} rows of dev{tested}), "
         f"memory {settings.memory}, {described(deepspeed)}",
         checkpoint * (kept + 2),
-        states.all + table,
+        peak.memory,
         seconds,
         notes,
-        device_bytes=states.device + table,
-        host_bytes=states.host,
+        device_bytes=peak.device,
+        host_bytes=peak.host,
     )
 
 
@@ -104,23 +121,25 @@ def count_rows(settings: FinetuneConfig, train: bool = True) -> tuple[int, int, 
     return len(splits.get("train", ())), dev, sum(len(found.ids) for found in tests.values())
 
 
-def _sizes_to_come(config: PlmRun) -> tuple[int, int, list[str]]:
+def _sizes_to_come(config: PlmRun) -> tuple[ModelSizes, list[str]]:
     """The same as model_sizes of the model that this configuration trains."""
     model, vocabulary = plm_of(config), config.shards.vocabulary_size
-    values = layers_and_values(model.memory, backbone_sizes(model.backbone).width)[1]
-    return parameter_count(model, vocabulary), values, ["no checkpoint yet: the model of this configuration"]
+    plm = backbone_sizes(model.backbone)
+    values = layers_and_values(model.memory, plm.width)[1]
+    sizes = ModelSizes(plm, parameter_count(model, vocabulary), values)
+    return sizes, ["no checkpoint yet: the model of this configuration"]
 
 
-def model_sizes(place: Path, named: bool) -> tuple[int, int, list[str]]:
-    """Parameters, numbers in the memories' values, notes; of a run directory or of a checkpoint that was named."""
-    found = sorted(marker.parent for marker in place.glob("checkpoints/step-*/complete.json"))
+def model_sizes(place: Path, named: bool) -> tuple[ModelSizes, list[str]]:
+    """Sizes and notes, of a run directory or of a checkpoint that was named."""
+    found = RunDir(place).complete_checkpoints()
     folder = found[-1] if found else place
     if not (folder / CARD).exists():
         what = "not a checkpoint of distlm" if named else "no checkpoint yet"
-        return _BASE, 0, [f"{what}: {_BASE // 1_000_000} M parameters are assumed"]
+        return _BASE, [f"{what}: {_BASE.parameters // 1_000_000} M parameters are assumed"]
     card = read_model_card(folder)
     model = model_of_card(card)
     if not isinstance(model, PlmModel | TaskModelConfig):
-        return _BASE, 0, [f"{folder}: a {card.kind}, not a masked language model"]
-    memory, width = model.memory, backbone_sizes(model.backbone).width
-    return card_parameters(card), layers_and_values(memory, width)[1], []
+        return _BASE, [f"{folder}: a {card.kind}, not a masked language model"]
+    plm = backbone_sizes(model.backbone)
+    return ModelSizes(plm, card_parameters(card), layers_and_values(model.memory, plm.width)[1]), []

@@ -21,7 +21,7 @@ from distlm.finetune.model import TaskModel
 from distlm.finetune.tasks.glue import TASKS
 from distlm.memory.of_model import restore_memories
 from distlm.models.card import CARD, model_of_card, read_model_card
-from distlm.models.complete import check_files, marked_hashes
+from distlm.models.complete import MEMORY, check_files, memory_files
 from distlm.models.io import read_weights
 from distlm.models.plm.config import FinetuneConfig
 from distlm.models.plm.description import Backbone, PlmModel
@@ -38,6 +38,7 @@ from distlm.models.plm.model import transformers_library
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.records import ModelCard
 from distlm.runtime.files import bytes_hash, json_hash
+from distlm.runtime.rundir import RunDir
 from distlm.system_errors import refuse
 
 _PADDED_VOCABULARY = 128
@@ -60,7 +61,7 @@ class Source:
     backbone: Backbone
     memory: dict[str, Any]
     seed: int
-    """Of the memory's keys."""
+    """Of the memory's values, keys and queries."""
     vocabulary: int
     weights: Mapping[str, Tensor]
     """Name in a TaskModel → value, as far as the source has it."""
@@ -86,7 +87,7 @@ def open_source(config: FinetuneConfig, run: Path, shards: Path) -> Source:
     for a tokenizer that is not the model's.
     """
     if not config.checkpoint:
-        if not any(run.glob("checkpoints/step-*/complete.json")):
+        if not RunDir(run).complete_checkpoints():
             raise DistlmError(
                 f"finetune.checkpoint is empty, and {run} has no checkpoint; name a run directory, a checkpoint or a "
                 "Hugging Face folder"
@@ -127,7 +128,7 @@ def _newest(path: Path) -> Path:
     """The newest checkpoint of a run directory, or the checkpoint itself. DistlmError for a run without one."""
     if not (path / "checkpoints").is_dir():
         return path
-    found = sorted(marker.parent for marker in path.glob("checkpoints/step-*/complete.json"))
+    found = RunDir(path).complete_checkpoints()
     if not found:
         raise DistlmError(f"finetune.checkpoint={path}: a run directory without a complete checkpoint")
     return found[-1]
@@ -175,12 +176,12 @@ def _ours(path: Path, config: FinetuneConfig, shards: Path) -> Source:
 
 def checkpoint_fingerprint(folder: Path, tokenizer_hash: str) -> str:
     """Of weights, memory and tokenizer of a checkpoint. Raises DistlmError when a file of it is missing."""
-    return json_hash([read_model_card(folder).weights, marked_hashes(folder, "memory-"), tokenizer_hash])
+    return json_hash([read_model_card(folder).weights, memory_files(folder), tokenizer_hash])
 
 
 def _require_memory(name: str, folder: Path, layer: int) -> None:
     """Compare the files of a layer's memory with the checkpoint's marker."""
-    if not check_files(folder, "copy the whole checkpoint folder", f"memory-{layer:02d}-"):
+    if not check_files(folder, "copy the whole checkpoint folder", f"{MEMORY}{layer:02d}-"):
         raise DistlmError(
             f"{name}: a checkpoint without its memory: no files of layer {layer}'s values (a fine-tuning with frozen "
             "values keeps them with finetune.keep_models=true); use another checkpoint"
@@ -378,7 +379,7 @@ def _quiet(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bool = True) -> tuple[TaskModel, Any]:
+def load_task_model(folder: Path, values: bool = True) -> tuple[TaskModel, Any]:
     """A fine-tuned model in eval mode, and its tokenizer: see open_finetuned for what `folder` may be.
 
     `values`: false leaves the memories' values and statistics in their files. Raises DistlmError for another
@@ -391,4 +392,4 @@ def load_task_model(folder: Path, device: torch.device | str = "cpu", values: bo
     if model.memories and values:
         assert source.folder is not None
         restore_memories(model.memories, source.folder, moments=False)
-    return model.to(device).eval(), source.tokenizer
+    return model.eval(), source.tokenizer

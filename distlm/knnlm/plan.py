@@ -77,7 +77,7 @@ class _Counts:
 def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     """Needs of the search of all splits. Raises UsageError for more neighbours than the store has rows."""
     knn, model, k = config.knn, causal(model_of(config)), config.knn.k
-    width, item = model.width, 2 if config.datastore.key_dtype == "float16" else 4
+    width, item = model.width, config.datastore.key_item
     counts = _count(config)
     notes = list(counts.notes)
     if not counts.queries or not counts.rows:
@@ -167,7 +167,7 @@ def plan_evaluate(config: RunConfig, ranks: int) -> StagePlan:
     seconds = _START_S + counts.queries * (knn.k * 4 * _CELL_S + _MIXTURES * _RESAMPLED_S)
     if knn.search == "index" and knn.similarity == "l2" and knn.ladder_sample:
         sample = min(knn.ladder_sample, counts.queries)
-        item = 2 if config.datastore.key_dtype == "float16" else 4
+        item = config.datastore.key_item
         seconds += 2.0 * sample * counts.rows * width / machine_flops() + counts.rows * width * item / _DISK_BYTES_PER_S
         notes.append(
             f"the exactness ladder compares {sample} tokens with every key (knn.ladder_sample=0: it is left out)"
@@ -200,7 +200,7 @@ def _copied(config: RunConfig, rows: int, width: int, index: Factory | None, res
     place, knn = asked_place(config.launch.stage_in), config.knn
     if not place:
         return []
-    keys, values = rows * width * (2 if config.datastore.key_dtype == "float16" else 4), 4 * rows
+    keys, values = rows * width * config.datastore.key_item, 4 * rows
     if index is None:
         return [f"{SETTING}={place}: {format_bytes(keys + values)} are copied to each node (keys and values)"]
     # Codes and ids, centroids and codebook.
@@ -246,7 +246,7 @@ def _seconds(
         search = counts.queries * (scanned * index.code_size / _codes_rate(index, counts.rows) + of_query)
     if not rescored:
         return forward + search, 0.0
-    item = 2 if config.datastore.key_dtype == "float16" else 4
+    item = config.datastore.key_item
     dots = counts.queries * rescored * 4 * width / _DOT_BYTES_PER_S
     return forward + search, dots + counts.rows * width * item / _DISK_BYTES_PER_S
 

@@ -86,14 +86,6 @@ def half_scores(queries: Tensor, keys: Tensor) -> Tensor:
     return scores.view(heads, 2, -1, sub_keys)
 
 
-def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What `select` gives, by its definition: a stable sort of all n² scores. Takes T·H·n² numbers."""
-    first, second = half_scores(queries, keys).unbind(1)
-    scores = (first[..., :, None] + second[..., None, :]).flatten(2)
-    ordered, slots = scores.sort(dim=2, descending=True, stable=True)
-    return slots[..., :k].transpose(0, 1).int(), ordered[..., :k].transpose(0, 1)
-
-
 def candidate_pairs(k: int, sub_keys: int) -> list[tuple[int, int]]:
     """(i, j): the sums of the i-th best and the j-th best half score (from 0) that may be among the k highest.
 

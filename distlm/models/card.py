@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 
 from distlm.errors import DistlmError
-from distlm.models.complete import marked_hashes
+from distlm.memory.config import MemoryConfig
+from distlm.models.complete import memory_files
 from distlm.models.kind import CausalDescription, Description
 from distlm.models.records import ModelCard
 from distlm.models.registry import model_kind, model_names
@@ -39,7 +40,17 @@ def model_of_card(card: ModelCard) -> Description:
     kind = model_kind(card.kind).description_for(card.config)
     if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
         raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
-    return msgspec.convert(card.config, kind)
+    model = msgspec.convert(card.config, kind)
+    # Kept as it was written: settings that came later have their defaults, in what the model is too.
+    memory = getattr(model, "memory", None)
+    if isinstance(memory, dict):
+        if unknown := memory.keys() - {field.name for field in fields(MemoryConfig)}:
+            raise msgspec.ValidationError(f"Object contains unknown field `memory.{min(unknown)}`")
+        try:
+            msgspec.convert(memory, MemoryConfig)
+        except msgspec.ValidationError as error:
+            raise msgspec.ValidationError(f"memory: {error}") from error
+    return model
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -50,5 +61,5 @@ def model_fingerprint(folder: Path) -> str:
     card = read_model_card(folder)
     facts = {key: getattr(card, key) for key in ("kind", "config", "vocabulary", "dictionary", "weights")}
     if isinstance(model_of_card(card), CausalDescription) and card.config.get("memory"):
-        facts["memory"] = marked_hashes(folder, "memory-")
+        facts["memory"] = memory_files(folder)
     return json_hash(facts)

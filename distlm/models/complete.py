@@ -8,9 +8,11 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.models.records import Complete, MarkedFile, Marker
-from distlm.runtime.checked import Written
 from distlm.runtime.files import file_hash
 from distlm.system_errors import system_error
+
+MEMORY = "memory-"
+"""How the names of the files of memories' values begin, with the layer's number behind it."""
 
 
 def listing(files: Iterable[Path]) -> dict[str, MarkedFile]:
@@ -38,14 +40,15 @@ def check_files(folder: Path, mend: str, prefix: str = "", marker: type[Marker] 
     return list(files)
 
 
-def written_files(folder: Path, mend: str, marker: type[Marker] = Complete) -> list[Written]:
-    """The files of a folder as they were written, by its marker. Raises DistlmError without one."""
-    return [Written(folder / name, facts.hash, mend) for name, facts in _files(folder, "", marker).items()]
-
-
 def marked_hashes(folder: Path, prefix: str, marker: type[Marker] = Complete) -> dict[str, str]:
     """Name → checksum, by the marker, of the files that begin with `prefix`. Raises DistlmError without a marker."""
     return {name: facts.hash for name, facts in _files(folder, prefix, marker).items()}
+
+
+def memory_files(folder: Path, marker: type[Marker] = Complete) -> dict[str, str]:
+    """Name → checksum of the files of the memories' values, which the fingerprint of a masked model leaves out. Raises
+    DistlmError without a marker."""
+    return marked_hashes(folder, MEMORY, marker)
 
 
 def _files(folder: Path, prefix: str, marker: type[Marker]) -> dict[str, MarkedFile]:

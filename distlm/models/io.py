@@ -15,7 +15,7 @@ from distlm.errors import DistlmError
 from distlm.memory.of_model import restore_memories
 from distlm.models.buffers import kept_buffers, set_buffers, stored_tensors
 from distlm.models.card import CARD, WEIGHTS, model_of_card, read_model_card
-from distlm.models.complete import check_files
+from distlm.models.complete import MEMORY, check_files
 from distlm.models.described import card_of, causal, model_for_weights, model_on_meta, parameter_count
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
@@ -76,7 +76,7 @@ def load_model(
     causal(model_of_card(card))
     _assign(model, weights)
     if memories := getattr(model, "memories", None):
-        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
+        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", MEMORY)
         if values:
             restore_memories(memories, folder, moments=False)
     # Buffers that are not kept are where the model was built.

@@ -96,9 +96,9 @@ class Watch:
         with contextlib.suppress(OSError):
             self.beat(ended=True)
 
-    def wait_for_ends(self, seconds: float = 2.0) -> None:
-        """Until the peers have written their last word, so that none writes into a removed folder."""
-        deadline, left = time.monotonic() + seconds, [*self._peers]
+    def wait_for_ends(self) -> None:
+        """Until the peers have written their last word, at most 2 s, so that none writes into a removed folder."""
+        deadline, left = time.monotonic() + 2.0, [*self._peers]
         while time.monotonic() < deadline:
             left = [rank for rank in left if (about := self._read(rank)) is None or not about.ended]
             if not left:

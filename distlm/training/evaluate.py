@@ -13,7 +13,7 @@ from distlm.data.estimate import expected_tokens
 from distlm.data.tokens import TokenFiles
 from distlm.memory.of_model import Memories, layers_and_values
 from distlm.models.card import model_fingerprint
-from distlm.models.complete import marked_hashes
+from distlm.models.complete import memory_files
 from distlm.models.described import causal, model_of, parameter_count, value_bytes
 from distlm.models.io import card_parameters, check_dictionary, load_model
 from distlm.models.language_model import LanguageModel
@@ -103,7 +103,7 @@ def _evaluate(stage: Stage, score: Score) -> dict[str, float]:
     )  # fmt: skip
     if memories:
         results.model.memory_values = layers_and_values(card.config["memory"], model.width)[1]
-        results.model.memory_files = marked_hashes(checkpoint, "memory-")
+        results.model.memory_files = memory_files(checkpoint)
         results.staleness = staleness_of(memories, card.step or 0)
     seconds = time.monotonic() - began
     run.metrics.write("evaluate", {STAGE_SECONDS: round(seconds, 3)})

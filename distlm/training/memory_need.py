@@ -15,10 +15,32 @@ class StatesMemory:
     device: int
     host: int
     """What is offloaded, and the buffers through which it goes."""
+    saved: int
+    """What rank 0 holds in the host's memory while a checkpoint is written: the optimizer's states, whole."""
 
     @property
     def all(self) -> int:
+        """Of a rank that computes on the processor, without what a save holds."""
         return self.device + self.host
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of one rank that trains, as StagePlan has them."""
+
+    memory: int
+    """Of a rank that computes on the processor."""
+    device: int
+    host: int
+
+
+def training_peak(states: StatesMemory, beside: int, activations: int) -> Peak:
+    """`beside`: what a rank holds of memories and the like; `activations`: of one micro-batch, gone in a save."""
+    return Peak(
+        states.all + beside + max(activations, states.saved),
+        states.device + beside + activations,
+        states.host + states.saved,
+    )
 
 
 def states_memory(
@@ -30,12 +52,13 @@ def states_memory(
     `largest`: elements of the largest parameter; `states`: fp32 tensors of the optimizer per parameter; `config`: a
     loaded DeepSpeed configuration.
     """
+    saved = 4 * parameters * states
     stage, away, zero = zero_stage(config), offloaded(config), config.get("zero_optimization", {})
     width = 4 if precision == "fp32" else 2
     if stage == 0:
         # Half precision has fp32 masters beside the weights.
         masters = 4 * (states + (width == 2))
-        return StatesMemory((2 * width + masters) * parameters, 0)
+        return StatesMemory((2 * width + masters) * parameters, 0, saved)
     shard = -(-parameters // ranks)
     # bf16 sums its gradients in fp32.
     gradients = (2 if precision == "fp16" else 4) * (parameters if stage == 1 else shard)
@@ -61,4 +84,6 @@ def states_memory(
         sums = 4 * shard if precision == "bf16" else 0
         device = (gradients + max(sums, moving) if stage == 1 else sums + moving) + width * largest
         host = masters + 4 * shard + width * shard * stage
-    return StatesMemory(device + (0 if away.weights else weights), host + (weights if away.weights else 0))
+    if away.weights:
+        return StatesMemory(device, host + weights, saved)
+    return StatesMemory(device + weights, host, saved)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from distlm.errors import DistlmError
 from distlm.installed import tree
+from distlm.runtime.ranks.mpirun import root_allowed
 from distlm.runtime.ranks.rendezvous import JOIN_WITHIN
 from distlm.runtime.rundir import RunDir
 from launchers.hosts import rank as rank_module
@@ -101,7 +102,7 @@ def rank_environment(
     mine |= {"DISTLM_RANKS": str(ranks), "MASTER_ADDR": master, "MASTER_PORT": str(port)}
     # Of several fronts (no_ssh) none sees the ranks of the others: that these do not come, the ranks themselves find.
     mine[JOIN_WITHIN] = f"{join_within_s:g}"
-    mine |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **_root_allowed()}
+    mine |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **root_allowed()}
     mine["PATH"] = _path()
     # Operators that one launcher's environment compiled are compiled anew by another's, for minutes.
     if home := _home():
@@ -119,7 +120,7 @@ def launcher_environment(via: str, mpirun: Path | None = None) -> dict[str, str]
     env = clean_environment(os.environ) | keep_job
     env = {
         name: value for name, value in env.items() if not name.startswith(_HANDED_ON) or shell_safe(value)
-    } | _root_allowed()  # fmt: skip
+    } | root_allowed()  # fmt: skip
     env["PATH"] = f"{mpirun.parent}{os.pathsep}{_path()}" if mpirun else _path()
     # Its values are in the specification already, without the quotes that the runner would add.
     env["DS_ENV_FILE"] = f"{_ENV_FILE}.read-by-distlm"
@@ -164,9 +165,3 @@ def _is_file(path: Path) -> bool:
 def _path() -> str:
     """PATH with this Python's folder first: mpirun and ninja of the same environment."""
     return os.pathsep.join(filter(None, (str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
-
-
-def _root_allowed() -> dict[str, str]:
-    # Open MPI refuses root unless both are set; containers have no other user.
-    names = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-    return dict.fromkeys(names, "1") if os.geteuid() == 0 else {}

@@ -21,6 +21,7 @@ from distlm.memory.values.files import load_table
 from distlm.memory.values.table import ValueTable
 from distlm.models.plm.config import FinetuneConfig
 from distlm.optim.schedule import learning_rate
+from distlm.runtime.plan import StagePlan
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import open_stage
 from distlm.training.dsconfig import load_ds_config
@@ -335,6 +336,26 @@ def test_the_plan_counts_updates_and_memory(tmp_path: Path, data: Path) -> None:
         match=r"3 ranks do not divide it; set \S+rows_per_update=15 and \S+micro_rows=15; or start 2 ranks",
     ):
         plan_finetune(finetune_config(tmp_path / "run", data, f"finetune.checkpoint={source}"), 3)
+
+
+def test_the_plan_counts_activations_and_what_a_save_holds(tmp_path: Path, data: Path) -> None:
+    def planned(*more: str, ranks: int = 1) -> StagePlan:
+        # No model is there yet: BERT-base is assumed.
+        settings = (f"finetune.checkpoint={tmp_path / 'none'}", "finetune.rows_per_update=32", "finetune.length=128")
+        return plan_finetune(finetune_config(tmp_path / "run", data, *settings, *more), ranks)
+
+    # Of 32 rows of 128 tokens; three kinds of attention weights, which are kept for dropout alone.
+    weights = 12 * 3 * 12 * 128
+    activations = 4 * 32 * 128 * (12 * (12 * 768 + 3 * 3072) + weights)
+    states, saved = 110_000_000 * 4 * 6, 110_000_000 * 4 * 2
+    whole = planned()
+    assert whole.device_bytes == pytest.approx(states + activations, rel=0.1)
+    assert whole.memory_bytes == whole.device_bytes and whole.host_bytes == saved
+    assert whole.device_bytes - planned("finetune.micro_rows=8").device_bytes == activations * 3 // 4
+    assert whole.device_bytes - planned("finetune.dropout=0").device_bytes == 4 * 32 * 128 * weights
+    # Few rows at a time: a save needs more.
+    few = planned("finetune.micro_rows=2")
+    assert few.memory_bytes - few.device_bytes == saved - activations // 16
 
 
 def test_offload_is_planned_and_advised_by_its_own_settings(tmp_path: Path, data: Path) -> None:

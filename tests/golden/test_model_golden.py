@@ -3,8 +3,8 @@
 import pytest
 
 from distlm.config.training import BlocksConfig
+from distlm.models.described import parameter_count
 from distlm.models.transformer.config import TransformerConfig
-from distlm.models.transformer.model import count_parameters
 from distlm.optim.schedule import learning_rate
 
 VOCABULARY = 267744
@@ -17,7 +17,7 @@ def test_the_model_has_246_93_million_parameters() -> None:
     bands = [(20000, 1024), (40000, 256), (VOCABULARY - 60000, 64)]
     tied = sum(words * inner + width * inner for words, inner in bands)
     expected = 16 * layer + tied + 2 * width
-    assert count_parameters(TransformerConfig(), VOCABULARY) == expected == 246_933_504
+    assert parameter_count(TransformerConfig(), VOCABULARY) == expected == 246_933_504
     assert f"{expected / 1e6:.2f}" == "246.93"
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from support.kernels import DEVICE, taking
+from support.memory import brute_force
 from torch import Tensor
 
 from distlm.kernels import slots as kernel
-from distlm.memory.retrieval import _candidates, brute_force, select
+from distlm.memory.retrieval import _candidates, select
 
 
 def inputs(tokens: int, heads: int, sub_keys: int, key_width: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ tests/slurm/test_cancelled.py, test_chain.py and test_silent.py show the same on
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,26 @@ def test_a_silent_slurm_is_asked_again_and_not_for_ever(job, monkeypatch):
 def test_a_refused_requeue_says_what_to_do(job):
     code, said, _ = job(RUNNING, requeue=REFUSED)
     assert code == 75 and "requeue refused: submit the same command again" in said and REFUSED in said
+
+
+@pytest.mark.parametrize("limits", [{"limit": 0}, {"again": -1}], ids=["limit", "again"])
+def test_limits_below_the_site_files_are_refused(job, limits: dict[str, int]):
+    code, said, requeued = job(RUNNING, **limits)
+    assert (code, requeued) == (2, False) and re.search("must be at least (1, not 0|0, not -1)", said)
+
+
+@pytest.mark.parametrize(("limit", "again", "site"), [(None, 2, 0), (3, None, 5)])
+def test_an_option_that_is_given_counts_and_the_site_file_for_the_other(limit, again, site, tmp_path, monkeypatch):
+    file, asked = tmp_path / "site.yaml", {}
+    file.write_text(f"max_same_start: 4\nagain: {site}\n", "utf-8")
+    monkeypatch.setattr(module, "queue_again", lambda *_, **limits: asked.update(limits) or module.Outcome(True, ""))
+    options = [f"--max-same-start={limit}"] * (limit is not None) + [f"--again={again}"] * (again is not None)
+    with pytest.raises(SystemExit):
+        module.main([f"--site={file}", *options, "train", "demo"])
+    assert (asked["max_same_start"], asked["again"]) == (
+        4 if limit is None else limit,
+        site if again is None else again,
+    )
 
 
 def test_the_guard_ends_it_with_an_error(job, tmp_path: Path):

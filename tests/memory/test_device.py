@@ -6,14 +6,14 @@ goes through the compiled loops.
 
 import pytest
 import torch
-from support.memory import Reads, backward, make, reads
+from support.memory import Reads, backward, brute_force, make, reads
 from support.sim.devices import ON_DEVICE
 from torch import Tensor
 
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
 from distlm.memory.norm import QueryNorm
-from distlm.memory.retrieval import brute_force, select
+from distlm.memory.retrieval import select
 from distlm.memory.values import kernels
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.random import normal_

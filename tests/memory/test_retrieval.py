@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.memory import brute_force
 from support.present import present
 from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory import retrieval
 from distlm.memory.config import MemoryConfig
-from distlm.memory.retrieval import ProductKeys, brute_force, candidate_pairs, half_scores, select
+from distlm.memory.retrieval import ProductKeys, candidate_pairs, half_scores, select
 from distlm.memory.values.exchange import Exchange
 
 SHAPES = [(50, 4, 32, 8, 16), (20, 2, 16, 16, 8), (20, 1, 16, 1, 8), (30, 3, 5, 3, 4), (7, 2, 2, 2, 2), (5, 2, 1, 1, 2)]

@@ -2,14 +2,18 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from distlm.runtime.doctor import machine
+from distlm.runtime.doctor import cluster, machine
 from distlm.runtime.doctor.checks import Check, render
+from distlm.runtime.ranks.comm import SingleComm
+from distlm.runtime.ranks.mpirun import ROOT, root_allowed
 from distlm.runtime.ranks.world import ALONE
 
 CHECKS = [
@@ -64,6 +68,45 @@ def test_without_faiss_its_line_names_the_command(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine, "_version", lambda name: None)
     (check,) = [check for check in machine._packages(ALONE) if check.name == "faiss"]
     assert check.status == "fail" and check.mend.startswith("pip install ") and "[cpu]" in check.mend
+
+
+@pytest.mark.parametrize(("shm", "disk"), [(64 << 20, 10 << 30), (65 << 20, 10 << 30), (1 << 30, 1 << 30)])
+def test_one_node_and_a_cluster_have_the_same_bounds(
+    shm: int, disk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker gives a container 64 MiB of /dev/shm, all of it free at first."""
+
+    def usage(path: str | Path) -> object:
+        return shutil._ntuple_diskusage(1 << 40, 0, shm if str(path) == "/dev/shm" else disk)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    alone = {check.name: check for check in machine._disk(ALONE)}
+    (room,) = cluster._room(cluster.Cluster(ALONE, SingleComm(), [ALONE], tmp_path))
+    few = [name for name, little in (("shm", shm == 64 << 20), ("disk", disk < 5e9)) if little]
+    assert [name for name in ("shm", "disk") if alone[name].status == "warn"] == few
+    assert room.status == ("warn" if few else "ok")
+    assert ("--shm-size" in room.mend, "another folder" in room.mend) == ("shm" in few, "disk" in few)
+
+
+@pytest.mark.parametrize("given", [(), ROOT[:1], ROOT[1:], ROOT])
+def test_root_needs_both_variables_for_mpirun(given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for name in ROOT:
+        monkeypatch.delenv(name, raising=False)
+    for name in given:
+        monkeypatch.setenv(name, "1")
+    found = list(machine._root(ALONE))
+    assert bool(found) == (given != ROOT) and all(f"{name}=1" in check.mend for check in found for name in ROOT)
+    assert root_allowed() == dict.fromkeys(ROOT, "1")
+
+
+def test_cores_are_those_this_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "cpu_count", lambda: 80)
+    monkeypatch.setattr(machine, "accelerator", lambda: None)
+    (found,) = machine._accelerator(ALONE)
+    ranks = list(cluster._ranks(cluster.Cluster(ALONE, SingleComm(), [ALONE], tmp_path)))
+    assert "3 cores" in found.text and "per rank 3 or more" in ranks[-1].text
 
 
 def test_no_answer_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

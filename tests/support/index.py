@@ -48,13 +48,14 @@ def write_store(folder: Path, keys: np.ndarray, rows_per_shard: int = 1500, mode
     return Datastore.open(folder)
 
 
-def config(run_dir: Path, **index: object) -> RunConfig:
-    """Settings of an index run: index.NAME=value. The index lies in RUN_DIR/index."""
+def config(run_dir: Path, *more: str, **index: object) -> RunConfig:
+    """Settings of an index run: index.NAME=value, and `more`. The index lies in RUN_DIR/index."""
     overrides = [
         f"run_dir={run_dir}",
         f"index.folder={run_dir}/index",
         "launch.threads=1",
         *(f"index.{name}={value}" for name, value in index.items()),
+        *more,
     ]
     return config_of("demo", overrides)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from distlm.memory.config import MemoryConfig
+from distlm.memory.retrieval import half_scores
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable
@@ -14,6 +15,14 @@ from distlm.memory.values.table import ValueTable
 SMALL = MemoryConfig(kind="resm", sub_keys=7, heads=2, k=3, lr=0.01)
 READS = 6
 WIDTH = 20
+
+
+def brute_force(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What `select` gives, by its definition: a stable sort of all n² scores. Takes T·H·n² numbers."""
+    first, second = half_scores(queries, keys).unbind(1)
+    scores = (first[..., :, None] + second[..., None, :]).flatten(2)
+    ordered, slots = scores.sort(dim=2, descending=True, stable=True)
+    return slots[..., :k].transpose(0, 1).int(), ordered[..., :k].transpose(0, 1)
 
 
 def settings(**changes: Any) -> MemoryConfig:

@@ -101,6 +101,9 @@ def test_a_card_of_an_older_version_is_read(tmp_path: Path) -> None:
     [
         ({"config": {"layers": "two"}}, r"model\.json: config: not a transformer_lm .*`int`, got `str`.*layers"),
         ({"config": {"colour": 1}}, r"model\.json: config: .*unknown field `colour`"),
+        ({"config": {"memory": {"kimd": "pkm"}}}, r"model\.json: config: .*unknown field `memory\.kimd`"),
+        ({"config": {"memory": {"k": "32"}}}, r"model\.json: config: .*memory: Expected `int`, got `str`.*k"),
+        ({"config": {"memory": [4]}}, r"model\.json: config: .*Expected `object`, got `array`"),
         ({"rows": 38}, r"model\.json: not a valid description of a model: .*unknown field `rows`"),
         ({"step": "seven"}, r"model\.json: not a valid description of a model: .*`\$\.step`"),
         ({"kind": "unigram"}, r"model\.json: kind 'unigram' is unknown; this version reads"),

@@ -7,6 +7,7 @@ curve.png, .csv  perplexity on valid over the updates
 from collections.abc import Mapping
 from pathlib import Path
 
+from distlm.analysis.papers.pkm_plm_models import TOP1_MU
 from distlm.analysis.plots.training import perplexity_curves
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow, ResultsPath
@@ -14,7 +15,7 @@ from distlm.analysis.results.verdict import above, lower
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
-from distlm.memory.records import MemoryUse
+from distlm.memory.records import MemoryUse, use_cells
 from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
@@ -25,12 +26,8 @@ MODELS = {
     "dense": "dense", "pkm": "PKM", "resm": "ResM", "init": "Init (dense, as long again)", "init-pkm": "Init + PKM",
 }  # fmt: skip
 """Run → what the table calls it."""
-_USE = ("mu", "top1_mu", "kl_u", "kl_w")
-_USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
 _USE_OF = "valid"
 """The split whose reads are counted."""
-_TOP1_MU = {"pkm": 2.2, "init-pkm": 95.7}
-"""Of the lower of two layers of a masked model, in % (Kim & Jung, table 2)."""
 _DENSE = {"dense": "dense", "init": "dense, as long again"}
 PATH: ResultsPath = "Memory in causal models"
 TABLES = {"table.csv": "perplexity alone and with neighbours, and use of the memories by valid"}
@@ -51,17 +48,17 @@ def write_tables(root: Path) -> str:
             ppl += [None, None] if there is None else [there.lm.perplexity, there.knn.perplexity if there.knn else None]
         use = _use(root / run)
         layers = list(use)
-        shares = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
+        shares = use_cells(use.values())
         parameters, step = found.model.parameters, found.model.step
         size = [f"{parameters / 1e6:.2f} M", str(step)]
         rows.append([MODELS[run], *size, *("" if p is None else f"{p:.2f}" for p in ppl), ", ".join(layers), *shares])
         head = [run, parameters, step, *("" if p is None else p for p in ppl)]
-        measured = {layer: [getattr(each, name) for name in _USE] for layer, each in use.items()}
-        raw += [[*head, layer, *numbers] for layer, numbers in (measured or {"": [""] * len(_USE)}).items()]
+        measured = {layer: [getattr(each, name) for name in MemoryUse.NAMES] for layer, each in use.items()}
+        raw += [[*head, layer, *numbers] for layer, numbers in (measured or {"": [""] * len(MemoryUse.NAMES)}).items()]
     columns = [f"{split} {what}" for split in splits for what in ("LM", "+ kNN")]
-    names = ["run", "parameters", "updates", *columns, "layer", *_USE]
+    names = ["run", "parameters", "updates", *columns, "layer", *MemoryUse.NAMES]
     write_csv(root / "table.csv", [name.replace("+ ", "").replace(" ", "_") for name in names], raw)
-    table = markdown(["model", "parameters", "updates", *columns, "memory of layer", *_USE_WORDS], rows)
+    table = markdown(["model", "parameters", "updates", *columns, "memory of layer", *MemoryUse.HEADS], rows)
     note = (
         "Perplexity per word; λ, T and k tuned on valid. Parameters without the memories' values; updates of this run, "
         f"those of the dense model that Init starts from not counted. Use of the memories by the text of {_USE_OF}."
@@ -93,7 +90,7 @@ def rows(root: Path) -> list[ResultRow]:
         if first.get(run):
             row = ResultRow(
                 f"top-1 MU of {MODELS[run]}, the lowest of its layers", figure("{:.1f} %", min(first[run])), 0,
-                paper=figure("{:.1f} %", _TOP1_MU[run]),
+                paper=figure("{:.1f} %", min(TOP1_MU[run])),
             )  # fmt: skip
             if run == "pkm":
                 row.finding = "from nothing most slots are never read first (Kim & Jung)"
@@ -107,12 +104,6 @@ def _use(run: Path) -> Mapping[str, MemoryUse]:
     path = run / RESULT
     splits = LmResults.read(path).splits if path.exists() else {}
     return (splits[_USE_OF].memory or {}) if _USE_OF in splits else {}
-
-
-def _share(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.1f}" if name in ("mu", "top1_mu") else f"{value:.2f}"
 
 
 def _curve(root: Path) -> None:

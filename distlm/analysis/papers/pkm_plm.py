@@ -28,6 +28,7 @@ from distlm.analysis.results.records import ResultsPath
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.finetune.records import FinetuneResults
+from distlm.memory.records import MemoryUse, use_cells
 from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
 from distlm.runtime.rundir import RunDir
@@ -50,8 +51,6 @@ NOTES = (
     "the masked tokens follow the seed.",
 )
 TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
-_USE = ("mu", "top1_mu", "kl_u", "kl_w")
-_USE_WORDS = ("MU %", "top-1 MU %", "KL_u", "KL_w")
 _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' use"}
 
 
@@ -88,27 +87,23 @@ def _pretraining(root: Path, results: dict[str, LmResults]) -> str:
         use_on = last if use else ""
         layers = list(use) or layers
         ppl = [splits[text].perplexity if text in splits else None for text in texts]
-        memory = [" / ".join(_share(name, getattr(layer, name)) for layer in use.values()) for name in _USE]
+        memory = use_cells(use.values())
         rows.append([words_of(run), *(f"{value:.2f}" if value else "" for value in ppl), *memory, use_on])
         reads = reads_a_slot(root / run, splits[last])
         head = [run, found.model.step, *ppl]
         raw += [
-            [*head, layer, *(getattr(measured, name) for name in _USE), use_on, reads]
+            [*head, layer, *(getattr(measured, name) for name in MemoryUse.NAMES), use_on, reads]
             for layer, measured in use.items()
         ]
         if not use:
-            raw.append([*head, "", *("" for _ in _USE), use_on, ""])
-    write_csv(root / "pretraining.csv", ["run", "updates", *texts, "layer", *_USE, "use_on", "reads_a_slot"], raw)
-    text = markdown(["model", *(f"{text} ppl" for text in texts), *_USE_WORDS, "use on"], rows)
+            raw.append([*head, "", *("" for _ in MemoryUse.NAMES), use_on, ""])
+    write_csv(
+        root / "pretraining.csv", ["run", "updates", *texts, "layer", *MemoryUse.NAMES, "use_on", "reads_a_slot"], raw
+    )
+    text = markdown(["model", *(f"{text} ppl" for text in texts), *MemoryUse.HEADS, "use on"], rows)
     note = f"Use of the memories of layers {' / '.join(layers)} on the text of the last column." if layers else ""
     write_text(root / "pretraining.md", f"{text}\n\n{note}".rstrip())
     return f"{text}\n{note}".rstrip()
-
-
-def _share(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.1f}" if name in ("mu", "top1_mu") else f"{value:.2f}"
 
 
 def _curve(root: Path, results: Iterable[str]) -> None:
@@ -219,15 +214,14 @@ def _usage(root: Path, found: list[_Finetuning]) -> str:
     rows, raw = [], []
     for each in found:
         for layer, use in each.results.memory.items():
-            measured = [getattr(use.after, name) for name in _USE]
+            measured = [getattr(use.after, name) for name in MemoryUse.NAMES]
             if each.memory == "updated":
-                cells = [_share(*pair) for pair in zip(_USE, measured, strict=True)]
-                rows.append([each.model, each.task, layer, *cells])
+                rows.append([each.model, each.task, layer, *use_cells([use.after])])
             raw.append([each.run, each.results.name, each.memory, each.task, layer, *measured])
     if not rows:
         return ""
-    write_csv(root / "usage.csv", ["run", "name", "memory", "task", "layer", *_USE], raw)
-    text = markdown(["model", "task", "layer", *_USE_WORDS], rows)
+    write_csv(root / "usage.csv", ["run", "name", "memory", "task", "layer", *MemoryUse.NAMES], raw)
+    text = markdown(["model", "task", "layer", *MemoryUse.HEADS], rows)
     write_text(root / "usage.md", text)
     return text
 

@@ -10,6 +10,8 @@ MODELS = {
     "init-resm": "+Init +ResM", "init-resm-fresh": "+Init +ResM′",
 }  # fmt: skip
 """Run → what Kim & Jung call it."""
+TOP1_MU = {"pkm": (2.2, 84.1), "resm": (75.0, 81.0), "init-pkm": (97.4, 95.7), "init-resm": (98.2, 97.3)}
+"""Model → their top-1 MU in % of layers 4 and 8 (table 2)."""
 
 
 def words_of(run: str) -> str:

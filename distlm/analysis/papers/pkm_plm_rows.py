@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from distlm.analysis.papers.pkm_plm_models import TOP1_MU
 from distlm.analysis.papers.pkm_plm_seeds import seed_rows
 from distlm.analysis.papers.pkm_plm_sweep import sweep_rows
 from distlm.analysis.papers.seeds import Cell, Difference, model_and_seed, numbers_of, place_of
@@ -24,8 +25,6 @@ _NO_WORSE = ("resm", "pkm")
 _WORDS = {**_MODELS, "dense": "dense", "init": "dense, as long again"}
 _WIKITEXT_2 = {"dense": 3.49, "init": 3.40, "pkm": 3.26, "resm": 3.26, "init-pkm": 3.14, "init-resm": 3.10}
 """Perplexity of masked tokens (table 2)."""
-_TOP1_MU = {"pkm": (2.2, 84.1), "resm": (75.0, 81.0), "init-pkm": (97.4, 95.7), "init-resm": (98.2, 97.3)}
-"""In % of layers 4 and 8 (table 2)."""
 _SCORES = {"SST-2": (92.4, 94.0, 93.3), "CoLA": (61.4, 64.1, 61.6)}
 """Dense with as many updates, +Init +ResM with values updated, and frozen, on dev in % (tables 4 and 5)."""
 
@@ -114,7 +113,7 @@ def _use(root: Path) -> list[ResultRow]:
     made = []
     for run, dense in (("pkm", "init-pkm"), ("resm", "init-resm")):
         if run in first and dense in first:
-            own, published = (first[dense], first[run]), ([*_TOP1_MU[dense]], [*_TOP1_MU[run]])
+            own, published = (first[dense], first[run]), ([*TOP1_MU[dense]], [*TOP1_MU[run]])
             words = f"top-1 MU, layer by layer, of {_MODELS[dense]} (and {_MODELS[run]})"
             row = ResultRow(words, _layers(*own), 0, paper=_layers(*published))
             row.finding = "a model that starts from a dense one uses more of its memory"

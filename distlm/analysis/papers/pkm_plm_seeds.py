@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from distlm.analysis.papers.pkm_plm_models import MODELS
+from distlm.analysis.papers.pkm_plm_models import MODELS, TOP1_MU
 from distlm.analysis.papers.seeds import Cell, error_between, higher, model_and_seed, numbers_of, place_of
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow
@@ -42,8 +42,7 @@ class _Finding:
     """Of `own` and `other` in layers 4 and 8; None where our copy of the paper has no legible figures."""
 
 
-_PKM, _RESM, _INIT_PKM, _INIT_RESM = (2.2, 84.1), (75.0, 81.0), (97.4, 95.7), (98.2, 97.3)
-"""Top-1 MU in % of layers 4 and 8 (table 2)."""
+_PKM, _RESM, _INIT_PKM, _INIT_RESM = (TOP1_MU[model] for model in ("pkm", "resm", "init-pkm", "init-resm"))
 _FINDINGS = (
     _Finding("top-1 MU", "init-resm", "pkm", True, "ResM after Init uses more slots than PKM", (_INIT_RESM, _PKM)),
     _Finding("top-1 MU", "resm", "pkm", True, "ResM is used better than PKM", (_RESM, _PKM)),

@@ -30,7 +30,7 @@ def plan_shard(config: RunConfig, ranks: int = 1) -> StagePlan:
     memory = _BASE_MEMORY + (0 if shards.vocabulary else _TRAINING_MEMORY)
     if shards.source == "hub":
         notes = ["the size of a hub data set is known only when it is loaded; disk is checked then"]
-        return StagePlan("data shard", f"text of {shards.hub_name} to {folder}", 0, memory, None, notes)
+        return StagePlan("data shard", f"text of {shards.hub_name} to {folder}", 0, memory, None, notes, known=False)
     sizes = _text_bytes(shards)
     text = sum(sizes.values())
     tokens = text / _BYTES_PER_TOKEN

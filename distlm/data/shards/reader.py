@@ -102,11 +102,6 @@ class ShardRows:
         return self.tokenizer.vocabulary
 
     @property
-    def tokenizer_folder(self) -> Path:
-        """vocab.txt, tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer."""
-        return self.folder / TOKENIZER_FOLDER
-
-    @property
     def fingerprint(self) -> str:
         """Identifies tokenizer, row length, and the contents and order of all rows."""
         chunks = [[chunk.rows, chunk.hash] for _, chunk in self._chunks]
@@ -237,7 +232,7 @@ class RowStream(Generic[T]):
         batch = next(stream)
         stream.waited_s      # what the caller waited for this one
 
-    `places` as in ShardRows.rows_for_update (see shard_order.rank_places); `prepare` is called in the thread with each
+    `places` as in ShardRows.rows_for_update (see order.rank_places); `prepare` is called in the thread with each
     RowBatch and gives what `next` returns, e.g. masked tensors. What goes wrong in the thread is raised by `next`.
     """
 

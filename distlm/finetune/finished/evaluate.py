@@ -91,7 +91,7 @@ def finished_models(config: FinetuneConfig, folder: Path) -> list[Finished]:
     found = []
     for seed in config.seeds:
         place = folder / f"seed-{seed}"
-        if not (place / RESULT).exists() or not any(place.glob("checkpoints/step-*/complete.json")):
+        if not (place / RESULT).exists() or not RunDir(place).complete_checkpoints():
             why = "its model was not kept" if (place / RESULT).exists() else "not finished"
             raise DistlmError(
                 f"{place}: {why}; name the seeds that are there with finetune.seeds=, or fine-tune with "
@@ -110,10 +110,10 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
     plan_finetune_rows(settings, ranks)
     models = finished_models(settings, RunDir.of(config).finetune(settings.name))
     _, dev, test = count_rows(settings, train=False)
-    parameters, values, notes = model_sizes(models[0].model, named=True)
-    flops = 2 * settings.length * len(models) * (dev + test) * parameters
+    model, notes = model_sizes(models[0].model, named=True)
+    flops = 2 * settings.length * len(models) * (dev + test) * model.parameters
     seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
-    memory = 16 * parameters + 4 * values // max(config.memory.columns or ranks, 1)
+    memory = 16 * model.parameters + 4 * model.values // max(config.memory.columns or ranks, 1)
     work = f"{settings.task}: {len(models)} fine-tuned models, {dev} rows of dev and {test} of test"
     return StagePlan("finetune", work, 0, memory, seconds, notes)
 

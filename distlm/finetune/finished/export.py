@@ -44,7 +44,7 @@ def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, o
         )
     name = config.finetune.name or asked[0].name
     folder = RunDir.of(config).finetune(name)
-    kept = sorted({marker.parents[2] for marker in folder.glob("seed-*/checkpoints/step-*/complete.json")})
+    kept = sorted(place for place in folder.glob("seed-*") if RunDir(place).complete_checkpoints())
     if not kept:
         raise DistlmError(
             f"{folder}: no fine-tuned model was kept there; fine-tune with finetune.keep_models=true (under a "
@@ -55,7 +55,7 @@ def export_finetuned(config: PlmRun, options: argparse.Namespace) -> dict[str, o
         raise UsageError(
             f"--seed {options.seed}: {folder} has {', '.join(place.name for place in kept)}; name one of them"
         )
-    checkpoint = max(chosen[0].glob("checkpoints/step-*/complete.json")).parent
+    checkpoint = RunDir(chosen[0]).newest_checkpoint()
 
     def write(folder: Path) -> None:
         model, tokenizer = load_task_model(chosen[0], values=False)

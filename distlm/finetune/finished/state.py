@@ -3,11 +3,11 @@
 from distlm.config.schema import RunConfig
 from distlm.errors import DistlmError
 from distlm.finetune.records import FinetuneResults, FinetuneSettings
+from distlm.memory.records import MemoryUse
 from distlm.models.plm.config import FinetuneConfig
 from distlm.runtime.rundir import RunDir
 
 SETTINGS, RESULTS = "settings.json", "results.json"
-_USE = ("mu", "top1_mu", "kl_u", "kl_w")
 
 
 def finetuned(config: RunConfig, run: RunDir) -> bool:
@@ -62,6 +62,7 @@ def results_text(results: FinetuneResults) -> str:
             f"{results.median_best_epoch[name]:.4f}; majority {results.majority[name]:.4f}"
         )
     for layer, use in results.memory.items():
-        text = ", ".join(f"{name} {getattr(use.before, name):.3g} → {getattr(use.after, name):.3g}" for name in _USE)
+        both = [(name, getattr(use.before, name), getattr(use.after, name)) for name in MemoryUse.NAMES]
+        text = ", ".join(f"{name} {before:.3g} → {after:.3g}" for name, before, after in both)
         lines.append(f"  memory of layer {layer}, before → after: {text}")
     return "\n".join(lines)

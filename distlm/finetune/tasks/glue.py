@@ -120,7 +120,7 @@ def read_glue(task: GlueTask, config: FinetuneConfig, train: bool = True) -> dic
     rows = _from_hub(task, config, wanted) if config.source == "hub" else _from_folder(task, config.data_dir, wanted)
     splits = {}
     for split, (what, found) in rows.items():
-        splits[split] = _examples(task, found, what)
+        splits[split] = _examples(task, found)
         if not len(splits[split]):
             raise DistlmError(f"{what}: no examples; finetune.task={task.name} needs some")
     if train and 0 < config.train_rows < len(splits["train"]):
@@ -139,7 +139,7 @@ _Row = tuple[str, tuple[str, ...], Any]
 """Where it is, its sentences, and its label: a number, or text from a file."""
 
 
-def _examples(task: GlueTask, rows: Iterator[_Row], what: str) -> Examples:
+def _examples(task: GlueTask, rows: Iterator[_Row]) -> Examples:
     sentences: list[tuple[str, ...]] = []
     labels: list[float] = []
     for place, texts, label in rows:

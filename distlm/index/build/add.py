@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from msgspec import UNSET, UnsetType
@@ -204,20 +204,6 @@ def _wanted_copies(stage: Stage, datastore: Datastore, units: list[Unit]) -> lis
     owner = first_readers([unit.shard for unit in units], stage.comm.size)
     keys = datastore.written(shards=list(owner), values=False)
     return [Wanted(datastore.folder, keys, dict(zip((file.path for file in keys), owner.values(), strict=True)))]
-
-
-def add_shard(datastore: Datastore, shard: int, template: Template) -> Any:
-    """A faiss index of this template that holds one shard's keys under their global row numbers.
-
-    Where there is a GPU, lists are found on it. Raises DistlmError for NaN or infinite keys.
-    """
-    index = deserialise(template.data)
-    first = datastore.shards[shard].first_row
-    with settled(Encoder(index, device=gpu_device(), keys=datastore.rows), datastore) as encoder:
-        for start, keys in read_batches(datastore.keys(shard), encoder.batch):
-            check_finite(keys, datastore, shard, np.arange(start, start + len(keys)))
-            encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
-    return index
 
 
 def settled(encoder: Encoder, datastore: Datastore) -> Encoder:

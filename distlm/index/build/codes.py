@@ -128,7 +128,7 @@ class CodeFiles:
         return done
 
     def assemble(self, datastore: Datastore, shard: int, template: Template, done: dict[str, str]) -> Any:
-        """The part of a shard from its codes: what build.add.add_shard gives.
+        """The part of a shard from its codes: a faiss index of its keys under their global row numbers.
 
         Raises DistlmError for codes that are not those that were written, and removes them.
         """

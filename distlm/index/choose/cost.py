@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from distlm.index.build.encode import LEAST_BATCH
 from distlm.index.choose.plan import (
-    KEY_BYTES,
     KMEANS_ITERATIONS,
     Store,
     add_memory,
@@ -52,8 +51,8 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
     template = template_bytes(factory)
     parts = store.rows * factory.key_bytes + store.shards * template
     merged = store.rows * factory.key_bytes + template
-    sample = factory.sample * store.width * KEY_BYTES
-    keys = store.rows * store.width * KEY_BYTES
+    sample = factory.sample * store.width * store.item
+    keys = store.keys_bytes
     train_s = (
         keys / speedup([store.shards], ranks) / rates.read_bytes_s
         + sample / rates.read_bytes_s
@@ -67,7 +66,7 @@ def index_costs(factory: Factory, store: Store, rates: Rates, ranks: int) -> lis
         + rates.transform_fixed_s
     )
     # Keys are read while others are encoded; codes are written, and parts made of them when a shard's are all there.
-    encode_s = max(store.rows / rates.add_keys_s, store.rows * store.width * KEY_BYTES / rates.read_bytes_s)
+    encode_s = max(store.rows / rates.add_keys_s, keys / rates.read_bytes_s)
     part_s = (parts + store.rows * factory.key_bytes) / rates.write_bytes_s
     add_s = encode_s / speedup([add_units(factory, store)], ranks) + part_s / speedup([store.shards], ranks)
     merge_s = MERGE_FIXED_S + merged / rates.merge_bytes_s

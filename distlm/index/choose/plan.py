@@ -35,8 +35,6 @@ COPY_RATE = 400e6
 """Bytes/s of checking, copying and reading back parts on a local disk."""
 READ_RATE = 1e9
 """Assumed bytes/s of reading the keys for their checksums, all ranks together."""
-KEY_BYTES = 2
-"""Of a number of a key: float16."""
 PROCESS_BYTES = 150 << 20
 """Python, numpy and faiss."""
 
@@ -49,6 +47,13 @@ class Store:
     width: int
     shards: int
     written: bool
+    item: int = 2
+    """Bytes of one number of a key."""
+
+    @property
+    def keys_bytes(self) -> int:
+        """Of all keys, as they are stored."""
+        return self.rows * self.width * self.item
 
 
 def plan_index(config: RunConfig, ranks: int) -> StagePlan:
@@ -96,10 +101,9 @@ def copied(config: RunConfig, store: Store) -> list[str]:
     place = asked_place(config.launch.stage_in)
     if not place:
         return []
-    keys = store.rows * store.width * (2 if config.datastore.key_dtype == "float16" else 4)
     return [
-        f"{SETTING}={place}: {format_bytes(keys)} of keys are copied over all nodes: to each those of the shards that "
-        "its ranks add"
+        f"{SETTING}={place}: {format_bytes(store.keys_bytes)} of keys are copied over all nodes: to each those of the "
+        "shards that its ranks add"
     ]
 
 
@@ -152,7 +156,7 @@ def train_memory(plan: Factory, store: Store, ranks: int) -> int:
     # Its share of the sample as it is stored, or as fp32 where that is little, and behind a transform as fp32; the
     # sums, and those of the other ranks.
     little = 4 * plan.sample * store.width // ranks <= WIDE_BYTES
-    key = store.width * (4 if little else KEY_BYTES) + (4 * inner.d if transforms_of(index) else 0)
+    key = store.width * (4 if little else store.item) + (4 * inner.d if transforms_of(index) else 0)
     sums = 2 * 8 * plan.nlist * inner.d
     # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
     codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks
@@ -194,7 +198,7 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
     add = store.rows * (turned + coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
-    checked = store.rows * store.width * KEY_BYTES / READ_RATE
+    checked = store.keys_bytes / READ_RATE
     return checked + train + add + bytes_moved / COPY_RATE
 
 
@@ -203,7 +207,9 @@ def store_of(config: RunConfig) -> Store | None:
     run = RunDir.of(config)
     try:
         datastore = Datastore.open(run.datastore)
-        return Store(datastore.rows, datastore.width, len(datastore.shards), written=True)
+        return Store(
+            datastore.rows, datastore.width, len(datastore.shards), written=True, item=datastore.key_dtype.itemsize
+        )
     except DistlmError:
         pass
     written = config.datastore
@@ -211,7 +217,7 @@ def store_of(config: RunConfig) -> Store | None:
     if not tokens:
         return None
     plan = plan_store(tokens, *lengths_of(config), written.batch_blocks, written.rows_per_shard)
-    return Store(plan.rows, _width(config), len(plan.shards), written=False)
+    return Store(plan.rows, _width(config), len(plan.shards), written=False, item=written.key_item)
 
 
 def _width(config: RunConfig) -> int:

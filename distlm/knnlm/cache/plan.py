@@ -1,7 +1,5 @@
 """What the neural cache will need: disk, memory, time."""
 
-import numpy as np
-
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
@@ -41,7 +39,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     for split, count in counts.items():
         check_windows(cache, split, count)
     queries, forward = sum(counts.values()), sum(counts[split] for split in _missing(config, run, tokens))
-    width, item = model.width, np.dtype(config.datastore.key_dtype).itemsize
+    width, item = model.width, config.datastore.key_item
     threads = config.launch.threads or share_of_cores(ranks)
     flops = rank_flops(config.launch.threads, ranks)
     seconds = queries * widest * (2 * width / flops + (_CELL_S + _THETA_S * len(cache.thetas)) / threads)

@@ -28,9 +28,10 @@ from distlm.runtime.stage import Stage
 def run_cache(stage: Stage) -> dict[str, float]:
     """Compute p_cache of every token of knn.splits at every window and θ of the section `cache`, into RUN/cache/SPLIT.
 
-    Finished splits are skipped, a killed start continues with the first unfinished unit. Returns seconds, tokens and
-    tokens_per_s. Raises DistlmError when a window is longer than a split, when model and token files do not belong
-    together, when a folder was made with other settings, or while another run writes it; Stopped after a stop signal.
+    Finished splits are skipped, a killed start continues with the first unfinished unit. Returns seconds, tokens,
+    tokens_per_s, and forward_tokens: those whose hidden states were computed first. Raises DistlmError when a window is
+    longer than a split, when model and token files do not belong together, when a folder was made with other settings,
+    or while another run writes it; Stopped after a stop signal.
     """
     start = time.monotonic()
     works = together(stage.comm, lambda: _plan(stage))

@@ -30,7 +30,6 @@ from distlm.runtime.progress import say
 
 Ids = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
-RUNGS = ("exact", "rescored", "quantised")
 TIMES_K = (1, 2, 4)
 """Candidates that are compared, over k."""
 

@@ -259,11 +259,6 @@ def evaluate_parts(
     return log_probs, result
 
 
-def evaluate_split(neighbours: Neighbours, frozen: Frozen) -> SplitResults:
-    """One split's entry of results.json, from its neighbours alone."""
-    return evaluate_parts(Parts(neighbours.manifest.split, neighbours, None, None), frozen, None)[1]
-
-
 def _first_of(neighbours: Neighbours) -> str:
     return f"; the first {neighbours.k} of {neighbours.searched} that were searched" if neighbours.searched else ""
 

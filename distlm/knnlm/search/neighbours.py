@@ -87,13 +87,13 @@ def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_unit(folder: Path, mmap: bool = True) -> Unit:
-    """A unit's arrays. Raises DistlmError when a file is missing or cut."""
+def read_unit(folder: Path) -> Unit:
+    """A unit's arrays, memory-mapped. Raises DistlmError when a file is missing or cut."""
     arrays = {}
     for name in ARRAYS:
         path = folder / f"{name}.npy"
         try:
-            arrays[name] = load_array(path, mmap)
+            arrays[name] = load_array(path)
         except (OSError, ValueError) as error:
             refuse(error, path)
             raise DistlmError(

@@ -12,9 +12,6 @@ from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.blocks.plan import Corpus
 from distlm.training.dsconfig import load_ds_config, zero_stage
 
-_ASSUMED_WORDS = 33280
-"""WikiText-2's."""
-
 
 def plan_lstm(config: LstmRun, ranks: int) -> StagePlan:
     """Needs of training at a rank count; fine-tuning may end sooner than is counted here.
@@ -29,7 +26,7 @@ def plan_lstm(config: LstmRun, ranks: int) -> StagePlan:
     refuse_zero_stage(train, deepspeed)
     stage = zero_stage(deepspeed)
     notes = []
-    corpus = Corpus.of(config, config.data.max_words or _ASSUMED_WORDS)
+    corpus = Corpus.of(config)
     vocabulary = corpus.vocabulary
     require_tap(lstm, train.tap, "train.tap")
     if not corpus.exact:

@@ -17,7 +17,7 @@ from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.table import results_table
 from distlm.models.card import model_fingerprint, read_model_card
-from distlm.models.complete import marked_hashes
+from distlm.models.complete import memory_files
 from distlm.models.export.folder import CARD
 from distlm.runtime.rundir import RunDir, code_version, stage_sections
 from distlm.training.finished import RESULT, lm_table
@@ -120,7 +120,7 @@ def _of_model(run: RunDir, checkpoint: Path) -> str:
     results = LmResults.read(path)
     memory = results.model.memory_files or {}
     same = results.model.fingerprint == model_fingerprint(checkpoint)
-    if not same or (memory and memory != marked_hashes(checkpoint, "memory-")):
+    if not same or (memory and memory != memory_files(checkpoint)):
         return ""
     return fenced(lm_table(results))
 

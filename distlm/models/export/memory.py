@@ -39,11 +39,10 @@ def reader_settings(memory: Mapping[str, Any], width: int) -> dict[str, Any]:
     return {name: getattr(config, name) for name in _SETTINGS} | {"value_columns": [width // parts] * parts}
 
 
-def value_parts(config: MemoryConfig, width: int, limit: int | None = None) -> int:
-    """The fewest equal parts of the columns whose files keep to `limit` bytes (None: LIMIT)."""
+def value_parts(config: MemoryConfig, width: int) -> int:
+    """The fewest equal parts of the columns whose files keep to LIMIT bytes."""
     bytes_ = 4 * config.sub_keys**2 * width
-    limit = LIMIT if limit is None else limit
-    return next((parts for parts in range(1, width) if width % parts == 0 and bytes_ <= parts * limit), width)
+    return next((parts for parts in range(1, width) if width % parts == 0 and bytes_ <= parts * LIMIT), width)
 
 
 def memory_words(settings: Mapping[str, Any]) -> str:

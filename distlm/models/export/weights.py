@@ -29,15 +29,13 @@ class Pending:
         return cls(name, tensor.nbytes, lambda: tensor)
 
 
-def write_weights(
-    tensors: Iterable[Pending], folder: Path, metadata: Mapping[str, str], limit: int | None = None
-) -> None:
+def write_weights(tensors: Iterable[Pending], folder: Path, metadata: Mapping[str, str]) -> None:
     """model.safetensors, or model-00001-of-0000N.safetensors and an index of them.
 
-    `metadata` goes into each file. Memory: the tensors of one file that `make` makes anew, `limit` bytes (None: LIMIT)
-    or one larger tensor.
+    `metadata` goes into each file. Memory: the tensors of one file that `make` makes anew, LIMIT bytes or one
+    larger tensor.
     """
-    files = _cut(list(tensors), LIMIT if limit is None else limit)
+    files = _cut(list(tensors))
     found: dict[str, str] = {}
     for number, pending in enumerate(files, 1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
@@ -51,11 +49,11 @@ def write_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _cut(tensors: Sequence[Pending], limit: int) -> list[list[Pending]]:
+def _cut(tensors: Sequence[Pending]) -> list[list[Pending]]:
     files: list[list[Pending]] = [[]]
     size = 0
     for each in tensors:
-        if files[-1] and size + each.bytes > limit:
+        if files[-1] and size + each.bytes > LIMIT:
             files.append([])
             size = 0
         files[-1].append(each)

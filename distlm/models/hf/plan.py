@@ -21,7 +21,7 @@ def plan_hf(config: HfRun, ranks: int) -> StagePlan:
     if not config.section(BlocksConfig).updates:
         return plan_import(config)
     model = with_memory(hf_model(config.hf.name), config.memory, config.train.seed)
-    corpus = Corpus.of(config, config.data.max_words or 40_000)
+    corpus = Corpus.of(config)
     parameters = parameter_count(model, corpus.vocabulary)
     dense = parameter_count(replace(model, memory={}), corpus.vocabulary)
     # The layers are counted by what they hold; a tied softmax is counted once.

@@ -20,4 +20,4 @@ class PlmModel(Description):
     memory: dict[str, Any] = field(default_factory=dict)
     """MemoryConfig; empty: no memory."""
     seed: int = 1
-    """Of the memory's values."""
+    """Of the memory's values, keys and queries."""

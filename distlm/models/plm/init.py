@@ -19,6 +19,7 @@ from distlm.models.plm.model import Plm, masked_lm_from, transformers_library
 from distlm.models.tensor_file import require_finite
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.world import resolve_world
+from distlm.runtime.rundir import RunDir
 from distlm.system_errors import refuse
 
 _FFN = (".intermediate.", ".output.dense.", ".ffn.lin1.", ".ffn.lin2.")
@@ -142,7 +143,7 @@ def checkpoint_of(path: Path) -> Path:
     """A checkpoint folder itself, or the newest one of a run directory. Raises DistlmError when there is none."""
     if (path / "complete.json").exists():
         return path
-    found = sorted(marker.parent for marker in path.glob("checkpoints/step-*/complete.json"))
+    found = RunDir(path).complete_checkpoints()
     if not found:
         raise DistlmError(f"plm.init_from={path}: neither a complete checkpoint nor a run directory with one")
     return found[-1]

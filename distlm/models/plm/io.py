@@ -7,22 +7,19 @@ import torch
 from distlm.errors import DistlmError
 from distlm.memory.of_model import restore_memories
 from distlm.memory.placing import values_to_come
-from distlm.memory.values.exchange import Exchange
 from distlm.models.card import model_of_card
-from distlm.models.complete import check_files
+from distlm.models.complete import MEMORY, check_files
 from distlm.models.io import read_weights
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm
 from distlm.models.records import ModelCard
 
 
-def load_plm(
-    folder: Path, device: torch.device | str = "cpu", exchange: Exchange | None = None, values: bool = True
-) -> tuple[Plm, ModelCard]:
+def load_plm(folder: Path, device: torch.device | str = "cpu", values: bool = True) -> tuple[Plm, ModelCard]:
     """The model of a checkpoint in eval mode, with its memories, and its card.
 
-    `exchange` joins the ranks that share the values' columns; None: this process has them all. `values`: false leaves
-    the memories' values and statistics in their files. Memory: fp32 weights and values, no moments.
+    `values`: false leaves the memories' values and statistics in their files. Memory: fp32 weights and values, no
+    moments.
     Reads a memory's files twice: their checksums are compared first. Raises DistlmError for another kind of model,
     damaged or missing files, and files of a memory that do not fit.
     """
@@ -31,10 +28,10 @@ def load_plm(
     if not isinstance(config, PlmModel):
         raise DistlmError(f"{folder}: a {card.kind}, not a masked language model (model.kind=plm)")
     if config.memory:
-        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", "memory-")
+        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", MEMORY)
     settings = config.memory
     config.memory = values_to_come(settings)
-    model = Plm(config, card.vocabulary, exchange)
+    model = Plm(config, card.vocabulary)
     config.memory = settings
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]

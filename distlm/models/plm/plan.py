@@ -7,13 +7,13 @@ from distlm.memory.plan import Work, chosen_plan, planes
 from distlm.models.described import largest_parameter, model_of, parameter_count
 from distlm.models.plm.config import PlmRun
 from distlm.models.plm.description import PlmModel
-from distlm.models.plm.sizes import backbone_sizes
+from distlm.models.plm.sizes import BackboneSizes, backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.models.plm.text.short_rows import short_rows
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.runtime.rundir import RunDir
 from distlm.training.dsconfig import described, load_ds_config
-from distlm.training.memory_need import states_memory
+from distlm.training.memory_need import states_memory, training_peak
 
 
 def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
@@ -40,8 +40,6 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
     flops = tokens * 6.0 * (body + head + read + row_tokens * plm.width * plm.layers)
     seconds = flops / (rank_flops(config.launch.threads, ranks) * ranks)
     piece = micro.micro_blocks * row_tokens
-    attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
-    activations = 4 * piece * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
     kept = states_memory(parameters, largest_parameter(model, vocabulary), states, train.precision, deepspeed, ranks)
     held = 0
     if layers:
@@ -49,6 +47,7 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
         work = Work(ranks, piece, micro.accumulation, layers, 2 if half else 4)
         held, note = chosen_plan(memory, plm.width, work)
         notes.append(note)
+    peak = training_peak(kept, held, activation_bytes(plm, piece, row_tokens))
     cuts = short_rows(config.plm, config.train, row_tokens)
     if cuts:
         shorter = ", then ".join(f"{updates} updates in pieces of {tokens}" for tokens, updates in cuts)
@@ -61,12 +60,19 @@ def plan_plm(config: PlmRun, ranks: int) -> StagePlan:
         f"{parameters / 1e6:.1f} M parameters, {micro.accumulation} micro-batches of {train.micro_blocks} rows, "
         f"{described(deepspeed)}",
         checkpoint * (train.keep_last + 2),
-        kept.all + held + activations,
+        peak.memory,
         seconds,
         notes,
-        device_bytes=kept.device + held + activations,
-        host_bytes=kept.host + 4 * parameters * states,  # a save holds one kind of tensor on rank 0
+        device_bytes=peak.device,
+        host_bytes=peak.host,
     )
+
+
+def activation_bytes(plm: BackboneSizes, tokens: int, row_tokens: int) -> int:
+    """Bytes of the activations of `tokens` tokens, in rows of `row_tokens`."""
+    # With dropout the attention weights are kept.
+    attention = 3 * plm.layers * plm.heads * row_tokens if plm.attention_dropout else 0
+    return 4 * tokens * (plm.layers * (12 * plm.width + 3 * plm.ffn_width) + attention)
 
 
 def plan_evaluate_plm(config: PlmRun, ranks: int) -> StagePlan:

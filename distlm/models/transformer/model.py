@@ -23,7 +23,6 @@ from distlm.memory.of_model import make_memories
 from distlm.memory.placing import require_layers
 from distlm.memory.values.exchange import Exchange
 from distlm.models.dropout import causal_attention
-from distlm.models.empty import empty_model
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.row_dropout import Noise, Rows, memory_dropout
 from distlm.models.transformer.adaptive import AdaptiveInput, AdaptiveSoftmax, Bands
@@ -224,13 +223,6 @@ def equip(
     for position, memory in made.items():
         layers[position - 1].add_memory(memory, asdict(settings), rows.of_text)
     return made
-
-
-def count_parameters(config: TransformerConfig, vocabulary: int) -> int:
-    """Parameters of the model, shared ones counted once; allocates nothing."""
-    with empty_model():
-        model = TransformerLM(config, vocabulary)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _xavier(linear: nn.Linear) -> nn.Linear:

@@ -15,7 +15,7 @@ def plan_transformer(config: TransformerRun, ranks: int) -> StagePlan:
     """Needs of training at a rank count; see plan_blocks_training."""
     model = model_of(config)
     assert isinstance(model, TransformerConfig)
-    corpus = Corpus.of(config, config.data.max_words or 4 * max(model.cutoffs, default=12500))
+    corpus = Corpus.of(config)
     parameters = parameter_count(model, corpus.vocabulary)
     head = min([edge for edge in model.cutoffs if edge < corpus.vocabulary] or [corpus.vocabulary])
     flops = 6 * ((4 * model.width**2 + 2 * model.width * model.ffn_width) * model.layers + model.width * head)

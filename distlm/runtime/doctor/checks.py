@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
+LEAST_DISK = 5e9
+"""Bytes that a run of a small recipe may take."""
+FEW_SHM = 64 << 20
+"""Bytes of /dev/shm that are too few: as many as Docker gives where it is not told."""
+MORE_SHM = "MPI and loaders need more shared memory: in a container, docker run --shm-size=1g"
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _HEAD = ("check", "status", "found", "what to do")
 

@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
 from distlm.errors import DistlmError
 from distlm.runtime.alive import VISIBLE_AFTER_S
-from distlm.runtime.doctor.checks import Check
+from distlm.runtime.doctor.checks import FEW_SHM, LEAST_DISK, MORE_SHM, Check
 from distlm.runtime.doctor.machine import BROKE_OFF
 from distlm.runtime.files import format_bytes
 from distlm.runtime.lock import flocked
 from distlm.runtime.locks.lease import STALE_S, locks_span_nodes
 from distlm.runtime.ranks.comm import Comm, open_comm
+from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.ranks.device import default_device
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
@@ -93,7 +94,7 @@ def _ranks(cluster: Cluster) -> Iterator[Check]:
     if uneven or doubled:
         found = f"on {', '.join({*uneven, *doubled})} the local ranks are not 0, 1, 2, …"
         yield Check("local ranks", "fail", found, "unset LOCAL_RANK and LOCAL_WORLD_SIZE: the launcher sets them")
-    cores = cluster.everywhere(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    cores = cluster.everywhere(usable_cores())
     few = [f"{node} has {min(there)}" for node, there in cores.items() if min(there) < 2]
     found = f"per rank {min(min(c) for c in cores.values())} or more{'; ' * bool(few)}{', '.join(few)}"
     yield Check("cores", "warn" if few else "ok", found, "give --cpus-per-task, also to srun" if few else "")
@@ -302,9 +303,9 @@ def _room(cluster: Cluster) -> Iterator[Check]:
     least = [min(values[i] for values in found.values()) for i in range(3)]
     names = ("free in the folder", "in /dev/shm", "of memory available")
     text = ", ".join(f"{format_bytes(free)} {name}" for free, name in zip(least, names, strict=True))
-    status: Literal["ok", "warn"] = "warn" if least[0] < 5e9 or least[1] < 64e6 else "ok"
-    mend = "free some, or choose another folder" if status == "warn" else ""
-    yield Check("room", status, f"least over the nodes: {text}", mend)
+    mends = ["free some, or choose another folder"] if least[0] < LEAST_DISK else []
+    mends += [MORE_SHM] if least[1] <= FEW_SHM else []
+    yield Check("room", "warn" if mends else "ok", f"least over the nodes: {text}", "; ".join(mends))
 
 
 def _versions(cluster: Cluster) -> Iterator[Check]:

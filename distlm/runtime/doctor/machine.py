@@ -14,9 +14,11 @@ from pathlib import Path
 import psutil
 
 from distlm.installed import install
-from distlm.runtime.doctor.checks import Check, render
+from distlm.runtime.doctor.checks import FEW_SHM, LEAST_DISK, MORE_SHM, Check, render
 from distlm.runtime.files import format_bytes
+from distlm.runtime.ranks.cores import usable_cores
 from distlm.runtime.ranks.device import accelerator
+from distlm.runtime.ranks.mpirun import ROOT
 from distlm.runtime.ranks.world import World
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -149,7 +151,9 @@ def _accelerator(_world: World) -> Iterator[Check]:
 
     found = accelerator()
     if found is None:
-        yield Check("accelerator", "ok", f"none: CPU with {os.cpu_count()} cores (DeepSpeed runs on gloo)")
+        yield Check(
+            "accelerator", "ok", f"none: CPU with {usable_cores()} cores for this process (DeepSpeed runs on gloo)"
+        )
         return
     if found.type != "cuda":
         yield Check("accelerator", "ok", f"{torch.accelerator.device_count()} x {found.type}")
@@ -162,13 +166,12 @@ def _accelerator(_world: World) -> Iterator[Check]:
 
 def _disk(_world: World) -> Iterator[Check]:
     free = shutil.disk_usage(Path.cwd()).free
-    mend = "" if free > 5e9 else "a run of a small recipe takes gigabytes: choose another place with run_dir="
+    mend = "" if free >= LEAST_DISK else "a run of a small recipe takes gigabytes: choose another place with run_dir="
     yield Check("disk", "warn" if mend else "ok", f"{format_bytes(free)} free in {Path.cwd()}", mend)
     if Path("/dev/shm").exists():
         shared = shutil.disk_usage("/dev/shm").free
-        few = shared <= 64e6
-        mend = "MPI and loaders need more: in a container, docker run --shm-size=1g" if few else ""
-        yield Check("shm", "warn" if few else "ok", f"{format_bytes(shared)} free in /dev/shm", mend)
+        few = shared <= FEW_SHM
+        yield Check("shm", "warn" if few else "ok", f"{format_bytes(shared)} free in /dev/shm", MORE_SHM if few else "")
     memory = psutil.virtual_memory()
     yield Check("memory", "ok", f"{format_bytes(memory.available)} available of {format_bytes(memory.total)}")
 
@@ -220,12 +223,12 @@ def _default_accelerator() -> str:
 
 
 def _root(_world: World) -> Iterator[Check]:
-    if os.geteuid() == 0 and "OMPI_ALLOW_RUN_AS_ROOT" not in os.environ:
+    if os.geteuid() == 0 and not all(name in os.environ for name in ROOT):
         yield Check(
             "root",
             "warn",
             "mpirun refuses root; `distlm run` allows it itself",
-            "for mpirun typed by hand: export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+            f"for mpirun typed by hand: export {' '.join(f'{name}=1' for name in ROOT)}",
         )
 
 

@@ -1,4 +1,4 @@
-"""A session folder of its own for every mpirun that distlm starts."""
+"""What an mpirun that distlm starts finds in its environment: a session folder of its own, and leave to run as root."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,14 @@ from tempfile import TemporaryDirectory
 _BASE = "PRTE_MCA_prte_tmpdir_base"
 # mpirun refuses these beside the one above.
 _APART = ("PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base")
+
+ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+"""Open MPI refuses root unless both are set; containers and CI have no other user."""
+
+
+def root_allowed() -> dict[str, str]:
+    """Variables without which mpirun refuses this user: none unless it is root."""
+    return dict.fromkeys(ROOT, "1") if os.geteuid() == 0 else {}
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from distlm.data.estimate import expected_tokens
 from distlm.memory.config import MemoryConfig
 from distlm.models.described import causal_kind
 from distlm.models.kind import CausalDescription
+from distlm.models.registry import kind
 from distlm.runtime.plan import StagePlan, rank_flops
 from distlm.training.dsconfig import described, load_ds_config
-from distlm.training.memory_need import states_memory
+from distlm.training.memory_need import states_memory, training_peak
 from distlm.training.microbatch import MicroBatchPlan, plan_micro_batches, plan_pieces
 
 
@@ -43,10 +44,11 @@ class Corpus:
     """Tokens of the validation split; 0: not known."""
 
     @staticmethod
-    def of(config: RunConfig, assumed: int) -> "Corpus":
-        """Of a run's token files, else of its text with `assumed` words."""
+    def of(config: RunConfig) -> "Corpus":
+        """Of a run's token files, else of its text with the words that its kind assumes."""
         found = expected_tokens(config)
-        return Corpus(found.words or assumed, found.tokens.get("train", 0), found.exact, found.tokens.get("valid", 0))
+        words = found.words or kind(config.model.kind).assumed_words(config)
+        return Corpus(words, found.tokens.get("train", 0), found.exact, found.tokens.get("valid", 0))
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def plan_blocks_training(
     widths = layers * (10 * model.width + 2 * shape.inner) + 3 * shape.head
     # Of a rank: with a memory a part of the micro-batch.
     activations = 4 * micro.micro_blocks * train.tokens_per_sample * widths
-    saved = 4 * parameters * states  # a save holds one kind of tensor on rank 0
+    peak = training_peak(held, beside, activations)
     if train.precision == "fp16":
         notes.append("fp16 with loss scaling: the way on V100, which has no bf16")
     return StagePlan(
@@ -124,9 +126,9 @@ def plan_blocks_training(
         f"rank and update, {described(deepspeed)}",
         # One more while the newest is written, one for the best.
         checkpoint * (train.keep_last + 2),
-        held.all + beside + max(activations, saved),
+        peak.memory,
         seconds,
         notes,
-        device_bytes=held.device + beside + activations,
-        host_bytes=held.host + saved,
+        device_bytes=peak.device,
+        host_bytes=peak.host,
     )

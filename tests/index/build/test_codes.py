@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import run_index_add, run_index_train
 from distlm.index.build import add, blocks
-from distlm.index.build.add import Adding, AddSummary, add_shard
+from distlm.index.build.add import Adding, AddSummary, read_batches, settled
 from distlm.index.build.codes import planned_units, unit_rows
-from distlm.index.build.template import load_template
+from distlm.index.build.encode import Encoder
+from distlm.index.build.template import Template, load_template
 from distlm.index.faiss_module import write_index
-from distlm.index.layout import IndexFolder
+from distlm.index.layout import IndexFolder, deserialise
 from distlm.index.records import CodesRecord
 from distlm.runtime.units.planned import efficiency
 from distlm.runtime.units.rounds import rounds
@@ -51,11 +53,20 @@ def trained(template: RunConfig, tmp_path: Path) -> RunConfig:
     return config(tmp_path / "run", factory=template.index.factory)
 
 
+def added(datastore: Datastore, shard: int, template: Template) -> Any:
+    """A faiss index of this template that holds one shard's keys under their global row numbers."""
+    index, first = deserialise(template.data), datastore.shards[shard].first_row
+    with settled(Encoder(index, keys=datastore.rows), datastore) as encoder:
+        for start, keys in read_batches(datastore.keys(shard), encoder.batch):
+            encoder.add(keys, np.arange(first + start, first + start + len(keys), dtype=np.int64))
+    return index
+
+
 @pytest.fixture
 def part(template: RunConfig, tmp_path: Path) -> bytes:
     """What one process makes of the shard without any units."""
     store = Datastore.open(Path(template.run_dir, "datastore"))
-    write_index(add_shard(store, 0, load_template(folder_of(template), store)), tmp_path / "part")
+    write_index(added(store, 0, load_template(folder_of(template), store)), tmp_path / "part")
     return (tmp_path / "part").read_bytes()
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.index import config, one_rank, vectors, write_store
 
@@ -12,10 +13,11 @@ from distlm.index import run_index_build
 from distlm.index.choose import calibrate as calibration
 from distlm.index.choose.calibrate import Amounts, calibrate
 from distlm.index.choose.cost import index_costs
-from distlm.index.choose.plan import Store, add_units, template_bytes
+from distlm.index.choose.plan import Store, add_units, store_of, template_bytes
 from distlm.index.factory import fit_factory
 from distlm.index.records import Rates
 from distlm.plan_sheet import plan_sheet
+from distlm.runtime.files import format_bytes
 
 RATES = Rates(
     threads=2, add_keys_s=20_000, kmeans_keys_s=10_000, pq_s=15, transform_keys_s=None,
@@ -45,6 +47,25 @@ def test_costs_are_what_the_rates_give() -> None:
     assert many[1].seconds == pytest.approx(103_225_485 / 20_000 * 397 / 12_688 + (parts + codes) / 1e9 * 4 / 104)
     assert many[1].read_rate == pytest.approx(many[1].read_bytes / many[1].seconds)
     assert one[2].seconds == many[2].seconds == pytest.approx((103_225_485 * 72 + template_bytes(factory)) / 4e8 + 0.1)
+
+
+def test_keys_of_four_bytes_are_read_and_held_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half, whole = (Store(103_225_485, 1024, 104, written=True, item=item) for item in (2, 4))
+    factory = fit_factory("IVF4096,PQ64", 1024, half.rows, 1_048_576)
+    of_half, of_whole = (index_costs(factory, store, RATES, 1) for store in (half, whole))
+    assert [a.read_bytes for a in of_whole[:2]] == [2 * a.read_bytes for a in of_half[:2]]
+    assert of_whole[0].seconds - of_half[0].seconds == pytest.approx(of_half[0].read_bytes / RATES.read_bytes_s)
+    assert of_whole[0].memory_bytes - of_half[0].memory_bytes == 2 * 1_048_576 * 1024
+    # As a store says that is there, and as the settings say where none is.
+    settings = config(tmp_path / "to_come", "datastore.key_dtype=float32", factory="IVF32,PQ8")
+    write_store(tmp_path / "written" / "datastore", vectors(6000).astype(np.float32))
+    stores = [store_of(of) for of in (settings, config(tmp_path / "written"))]
+    assert [(store.item, store.written) for store in stores if store] == [(4, False), (4, True)]
+    monkeypatch.setattr("distlm.plan_sheet.calibrate", lambda *_: RATES)
+    sheet = plan_sheet(settings, [1], 1_000_000, None)
+    add = next(line for line in sheet.splitlines() if line.startswith("index add"))
+    width = int(re.findall(r"keys × (\d+),", sheet)[0])
+    assert format_bytes(4 * 1_000_000 * width) in add
 
 
 @pytest.mark.parametrize("factory", ["IVF32,PQ4", "PCA16,IVF32,SQ8", "OPQ4_16,IVF32,PQ4x4", "IVF32,RaBitQ"])

@@ -16,7 +16,7 @@ from distlm.config.schema import KnnConfig
 from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.evaluate.shuffled import shuffle_values
-from distlm.knnlm.evaluate.stage import Frozen, evaluate_split, run_evaluate
+from distlm.knnlm.evaluate.stage import Frozen, Parts, evaluate_parts, run_evaluate
 from distlm.knnlm.evaluate.state import evaluated_as_tuned, tuned_as_configured
 from distlm.knnlm.evaluate.table import results_table
 from distlm.knnlm.scoring import interpolate, knn_log_probs, mean_loss
@@ -90,11 +90,16 @@ def test_a_best_value_at_the_end_of_its_grid_is_reported():
     assert zero == ["the best λ is 0: the neighbours do not help on this split"]
 
 
+def evaluated(neighbours, frozen):
+    """One split's entry of results.json, from its neighbours alone."""
+    return evaluate_parts(Parts(neighbours.manifest.split, neighbours, None, None), frozen, None)[1]
+
+
 def test_permuted_values_cost_what_the_mixture_gives_away(tmp_path):
     """Uninformative neighbours of a frozen λ = 0.25: the loss is the LM's − ln 0.75, less what hits win by chance."""
     neighbours = informative(tmp_path / "plain")
     frozen = Frozen(0.25, 4.0, 8, "valid", "")
-    result = evaluate_split(neighbours, frozen)
+    result = evaluated(neighbours, frozen)
     check = present(result.shuffled)
     assert check.ceiling_nats == pytest.approx(math.log(VOCABULARY) + 0.28768, abs=1e-5)
     assert result.lm.loss_nats + 0.05 < check.loss_nats < check.ceiling_nats
@@ -113,7 +118,7 @@ def test_values_of_no_target_reach_the_ceiling_exactly():
 
 def test_misaligned_values_raise_the_alarm(tmp_path):
     neighbours = informative(tmp_path, uninformative=True)
-    assert present(evaluate_split(neighbours, Frozen(0.25, 4.0, 8, "valid", "")).shuffled).alarm
+    assert present(evaluated(neighbours, Frozen(0.25, 4.0, 8, "valid", "")).shuffled).alarm
 
 
 def test_shuffling_keeps_the_values_and_the_absent_places():

@@ -83,12 +83,12 @@ def test_values_lie_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest
             assert torch.equal(table.values, wanted[layer][:, table.first : table.last])
 
 
-def test_a_tensor_without_a_divisor_of_its_width_is_cut_finer() -> None:
-    config = MemoryConfig(sub_keys=8)
-    assert memories.value_parts(config, 30, 4 * 64 * 30) == 1
-    assert memories.value_parts(config, 30, 4 * 64 * 29) == 2
-    assert memories.value_parts(config, 30, 4 * 64 * 8) == 5
-    assert memories.value_parts(config, 30, 1) == 30
+@pytest.mark.parametrize(("limit", "parts"), [(4 * 64 * 30, 1), (4 * 64 * 29, 2), (4 * 64 * 8, 5), (1, 30)])
+def test_a_tensor_without_a_divisor_of_its_width_is_cut_finer(
+    limit: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memories, "LIMIT", limit)
+    assert memories.value_parts(MemoryConfig(sub_keys=8), 30) == parts
 
 
 def test_without_the_code_a_memory_is_not_dropped(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from distlm.models.plm.plan import plm_of
 from distlm.models.plm.sizes import backbone_sizes
 from distlm.models.plm.text.pieces import plan_rows
 from distlm.runtime.files import read_json
+from distlm.runtime.plan import StagePlan
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
 
@@ -288,6 +289,21 @@ def test_plan_of_the_recipes(recipe: str, tmp_path: Path) -> None:
     plan = plan_train(load_config(recipe, [f"run_dir={tmp_path}"]), 2)
     assert plan.disk_bytes > 0 and plan.seconds and "no shards yet" in plan.line()
     assert ("dense all-reduce" in plan.line()) == ("pkm" in recipe or "resm" in recipe)
+
+
+def test_the_plan_has_a_saves_memory_where_activations_are_fewer(tmp_path: Path) -> None:
+    def planned(micro: int) -> StagePlan:
+        settings = [
+            f"run_dir={tmp_path}",
+            f"train.micro_blocks={micro}",
+            "train.blocks_per_update=256",
+            "shards.row_tokens=128",
+        ]
+        return plan_train(load_config("plm-base", settings), 1)
+
+    few, many = planned(1), planned(256)
+    assert few.host_bytes == many.host_bytes > few.device_bytes / 10
+    assert few.memory_bytes > few.device_bytes and many.memory_bytes == many.device_bytes
 
 
 def test_columns_that_do_not_divide_are_refused_by_the_plan(shards: Path, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from support.present import present
 
 from distlm.errors import DistlmError
+from distlm.models.described import parameter_count
 from distlm.models.transformer.config import TransformerConfig
-from distlm.models.transformer.model import TAPS, DecoderLayer, TransformerLM, count_parameters, sinusoidal_positions
+from distlm.models.transformer.model import TAPS, DecoderLayer, TransformerLM, sinusoidal_positions
 
 # Test folders are no packages, so a helper beside the test is loaded by its path.
 _spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
@@ -239,5 +240,5 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(lm(inputs).hidden, lm(inputs).hidden)
 
 
-def test_count_parameters_is_what_the_model_holds() -> None:
-    assert count_parameters(TINY, VOCABULARY) == sum(p.numel() for p in model().parameters())
+def test_parameter_count_is_what_the_model_holds() -> None:
+    assert parameter_count(TINY, VOCABULARY) == sum(p.numel() for p in model().parameters())

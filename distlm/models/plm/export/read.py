@@ -19,7 +19,7 @@ from distlm.memory.config import MemoryConfig
 from distlm.memory.of_model import restore_memories
 from distlm.memory.placing import values_to_come
 from distlm.memory.values.exported import NAMES, STATISTICS
-from distlm.models.complete import check_files, marked_hashes
+from distlm.models.complete import check_files, marked_hashes, memory_files
 from distlm.models.export.folder import CONFIG, OURS, plain_config
 from distlm.models.export.records import ExportManifest
 from distlm.models.plm.description import PlmModel
@@ -58,7 +58,7 @@ def has_memory(folder: Path | str) -> bool:
 def value_hashes(folder: Path) -> dict[str, str]:
     """Name → checksum of the files of a memory's values, as the folder records them."""
     if _is_old(folder):
-        return marked_hashes(folder, "memory-", MemoryExport)
+        return memory_files(folder, MemoryExport)
     return marked_hashes(folder, "", ExportManifest)
 
 

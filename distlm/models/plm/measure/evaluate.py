@@ -15,10 +15,11 @@ import torch
 from distlm.data.shards.reader import ShardRows
 from distlm.memory.usage import UsageCounts
 from distlm.models.card import model_fingerprint
+from distlm.models.complete import memory_files
 from distlm.models.perplexity import perplexity
 from distlm.models.plm.config import PlmConfig, PlmRun
 from distlm.models.plm.io import load_plm
-from distlm.models.plm.measure.finished import memory_files, open_texts
+from distlm.models.plm.measure.finished import open_texts
 from distlm.models.plm.measure.validate import masked_batch
 from distlm.models.plm.model import Plm
 from distlm.models.plm.text.masking import NO_LABEL

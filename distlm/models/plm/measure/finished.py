@@ -5,7 +5,7 @@ from pathlib import Path
 from distlm.data.shards.reader import ShardRows
 from distlm.errors import DistlmError
 from distlm.models.card import model_fingerprint
-from distlm.models.complete import marked_hashes
+from distlm.models.complete import memory_files
 from distlm.models.plm.config import PlmRun
 from distlm.runtime.rundir import RunDir
 from distlm.training.finished import RESULT
@@ -29,11 +29,6 @@ def masked_as_trained(config: PlmRun, run: RunDir) -> bool:
     now = [model_fingerprint(checkpoint), memory_files(checkpoint), config.train.seed, config.plm.mask_share]
     rows = {name: found.rows_fingerprint for name, found in results.splits.items()}
     return there == now and all(rows.get(name) == found.fingerprint for name, found in texts.items())
-
-
-def memory_files(checkpoint: Path) -> dict[str, str]:
-    """File → hash of the memories' values in a checkpoint, which the fingerprint of the model leaves out."""
-    return marked_hashes(checkpoint, "memory-")
 
 
 def open_texts(config: PlmRun, run: RunDir) -> dict[str, ShardRows]:
