@@ -233,7 +233,12 @@ def test_no_number_comes_from_a_damaged_file_and_a_second_start_reads_none(
         path.write_bytes(whole)
         os.utime(path, ns=(before, before))
     read: list[Path] = []
-    monkeypatch.setattr(checked, "file_hash", lambda path, like: (read.append(path), file_hash(path, like))[1])
+
+    def counted(path: Path, like: str) -> str:
+        read.append(path)
+        return file_hash(path, like)
+
+    monkeypatch.setattr(checked, "file_hash", counted)
     run(config)
     read.clear()
     run(config)

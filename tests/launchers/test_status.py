@@ -252,7 +252,12 @@ def test_runs_are_named_by_folder_or_recipe(run, monkeypatch):
 def test_a_run_has_the_stages_of_its_recipe(recipe, stages, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(dump_config(load_config(recipe, [f"run_dir={tmp_path}"])), "utf-8")
     read = []
-    monkeypatch.setattr("launchers.status.load_config", lambda *words: read.append(words) or load_config(*words))
+
+    def counted(*words):
+        read.append(words)
+        return load_config(*words)
+
+    monkeypatch.setattr("launchers.status.load_config", counted)
     found = status_of(RunDir(tmp_path))
     assert len(read) == 1, "the configuration is read once"
     assert list(found.stages) == stages and not any(found.stages.values())

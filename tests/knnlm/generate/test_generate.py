@@ -104,9 +104,9 @@ def test_a_context_begins_with_the_store(searched):
     """The tokens before the first row are not stored."""
 
     def contexts(stage):
-        generator, here = Generator(open_source(stage)), np.ones(3)
-        rows = np.arange(3)
-        found = Found(rows, generator._forward.datastore[rows].values, here, here.astype(np.float32))
+        source, rows, here = open_source(stage), np.arange(3), np.ones(3)
+        generator = Generator(source)
+        found = Found(rows, source.datastore[rows].values, here, here.astype(np.float32))
         return [generator.retrieved(found, place, 0, 2).context.split() for place in range(3)]
 
     tokens = TokenFiles.open(RunDir.of(searched).tokens(searched))

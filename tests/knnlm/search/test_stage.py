@@ -213,9 +213,12 @@ def test_a_begun_search_goes_on_with_another_scan(indexed, searched, tmp_path, m
         with pytest.raises(DistlmError, match="enough"):
             in_stage("knn", config, run_search)
     written = []
-    monkeypatch.setattr(
-        work.SplitWork, "write_found", lambda self, number, *of: (written.append(number), real(self, number, *of))
-    )
+
+    def every(self, number, *found):
+        written.append(number)
+        real(self, number, *found)
+
+    monkeypatch.setattr(work.SplitWork, "write_found", every)
     config.knn.scan = then
     in_stage("knn", config, run_search)
     cut, other = (
