@@ -237,7 +237,7 @@ def test_what_cannot_be_is_refused(made: Make, tmp_path: Path) -> None:
         (lambda: run.knn(line_end="\\o/"), r"data.line_end='\\\\o/'"),
         (lambda: knn.log_probs("w1", lam=1.5), "λ must be from 0 to 1"),
         (lambda: knn.log_probs("w1", temperature=0), "temperature=0: must be above 0"),
-        (lambda: knn.log_probs("w1", block=80, context_window=80), "more than the 96 tokens"),
+        (lambda: knn.log_probs("w1", block=80, context_window=80), "choose context_window=16 or less"),
     ):  # fmt: skip
         with pytest.raises(DistlmError, match=said):
             act()
