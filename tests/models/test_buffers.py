@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import write_text
 from support.foreign.hf import save_deepseek, save_gemma4
+from support.hf.exported import exported
 from support.records import alter
 from torch import Tensor, nn
 
@@ -21,9 +22,6 @@ from distlm.models.awd_lstm.config import LstmConfig
 from distlm.models.buffers import kept_buffers, set_buffers, stored_tensors
 from distlm.models.card import CARD, WEIGHTS, read_model_card
 from distlm.models.described import build_model
-from distlm.models.export.folder import write_export
-from distlm.models.export.memory import reader_settings, write_model
-from distlm.models.export.subclass import subclass
 from distlm.models.hf.memory import with_memory
 from distlm.models.hf.model import HfLM, hf_model, pretrained
 from distlm.models.io import load_model, save_model, save_weights
@@ -134,22 +132,10 @@ def test_another_run_gives_them_too(models: dict[str, HfLM], tmp_path: Path) -> 
 
 
 def test_exported_with_a_memory(models: dict[str, HfLM], tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     dense = models["gemma4"]
     model = HfLM(with_memory(dense.config, MEMORY, 1), dense.vocabulary).eval()
     set_buffers(model, kept_buffers(dense))
-    settings = reader_settings(model.config.memory, model.width)
-
-    def fill(temporary: Path) -> None:
-        code = subclass(
-            "distlm.models.hf.modeling:ReadsMemory", type(model.hf), type(model.hf.config), "AutoModelForCausalLM"
-        )
-        code.write(temporary, {**model.hf.config.to_dict(), "memory": settings})
-        write_model(temporary, model.hf, model.memories, None, settings)
-
-    write_export(tmp_path / "hf", "hf", fill)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+    found = exported(model, tmp_path / "hf")
     ids = torch.tensor([[5, 9, 17, 3], [8, 2, 2, 4]])
     with torch.no_grad():
         torch.testing.assert_close(found(ids).logits, model.hf(ids).logits, rtol=0, atol=1e-5)

@@ -1,20 +1,19 @@
 """Exported models of Hugging Face: as transformers saves them, or with a memory and their own code; generation."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
 from support import write_text
 from support.foreign.hf import save_gpt2
+from support.hf.exported import exported
 
 from distlm.data.subwords import FIRST_PIECE
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.models.export.folder import write_export
-from distlm.models.export.memory import memory_words, reader_settings, write_model
-from distlm.models.export.subclass import subclass
+from distlm.models.export.memory import memory_words, reader_settings
 from distlm.models.hf.memory import with_memory
 from distlm.models.hf.model import HfLM, hf_model
 
@@ -31,22 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> HfLM:
     return HfLM(with_memory(dense, MEMORY, 5), FIRST_PIECE + dense.rows).eval()
 
 
-def export(model: HfLM, folder: Path) -> Any:
-    settings = reader_settings(model.config.memory, model.width)
-
-    def fill(temporary: Path) -> None:
-        code = subclass(
-            "distlm.models.hf.modeling:ReadsMemory", type(model.hf), type(model.hf.config), "AutoModelForCausalLM"
-        )
-        code.write(temporary, {**model.hf.config.to_dict(), "memory": settings})
-        write_model(temporary, model.hf, model.memories, None, settings)
-
-    write_export(folder, "hf", fill)
-    return AUTO.from_pretrained(folder, trust_remote_code=True).eval()
-
-
 def test_a_model_with_memory_generates_as_without_a_cache(model: HfLM, tmp_path: Path) -> None:
-    found = export(model, tmp_path / "hf")
+    found = exported(model, tmp_path / "hf")
     ids = torch.tensor([[5, 9, 17, 30], [8, 2, 2, 40]])
     with torch.no_grad():
         torch.testing.assert_close(found(ids).logits, model.hf(ids).logits, rtol=0, atol=1e-5)
@@ -63,11 +48,11 @@ def test_a_model_with_memory_generates_as_without_a_cache(model: HfLM, tmp_path:
 
 
 def test_it_is_refused_without_its_code_and_not_written_twice(model: HfLM, tmp_path: Path) -> None:
-    export(model, tmp_path / "hf")
+    exported(model, tmp_path / "hf")
     with pytest.raises(ValueError, match=r"trust_remote_code|distlm_gpt2"):
         AUTO.from_pretrained(tmp_path / "hf", trust_remote_code=False)
     with pytest.raises(DistlmError, match=r"hf: not empty; give another folder"):
-        export(model, tmp_path / "hf")
+        exported(model, tmp_path / "hf")
 
 
 def test_a_folder_whose_name_may_be_lost_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
