@@ -31,7 +31,10 @@ _USE_OF = "valid"
 _DENSE = {"dense": "dense", "init": "dense, as long again"}
 PATH: ResultsPath = "Memory in causal models"
 TABLES = {"table.csv": "perplexity alone and with neighbours, and use of the memories by valid"}
-NOTES = ("One seed. Lample et al. have up to 30 billion words and memories of up to a billion parameters.",)
+NOTES = (
+    "One seed. Lample et al. have up to 30 billion words and memories of up to a billion parameters: there 12 layers "
+    "with a memory have a lower perplexity than 24 without.",
+)
 
 
 def write_tables(root: Path) -> str:
