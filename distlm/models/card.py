@@ -1,5 +1,6 @@
 """model.json, the description of a model in its folder; read without torch."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,19 +39,22 @@ def model_of_card(card: ModelCard) -> Description:
     """The model that model.json describes. Raises msgspec.ValidationError for keys that its kind does not know and
     for values of another type; a card that was read has none."""
     kind = model_kind(card.kind).description_for(card.config)
-    if unknown := card.config.keys() - {field.name for field in fields(kind)}:  # type: ignore[arg-type]
-        raise msgspec.ValidationError(f"Object contains unknown field `{min(unknown)}`")
+    _refuse_unknown(card.config, kind)
     model = msgspec.convert(card.config, kind)
     # Kept as it was written: settings that came later have their defaults, in what the model is too.
     memory = getattr(model, "memory", None)
     if isinstance(memory, dict):
-        if unknown := memory.keys() - {field.name for field in fields(MemoryConfig)}:
-            raise msgspec.ValidationError(f"Object contains unknown field `memory.{min(unknown)}`")
+        _refuse_unknown(memory, MemoryConfig, "memory.")
         try:
             msgspec.convert(memory, MemoryConfig)
         except msgspec.ValidationError as error:
             raise msgspec.ValidationError(f"memory: {error}") from error
     return model
+
+
+def _refuse_unknown(tree: Mapping[str, object], kind: type, place: str = "") -> None:
+    if unknown := tree.keys() - {field.name for field in fields(kind)}:
+        raise msgspec.ValidationError(f"Object contains unknown field `{place}{min(unknown)}`")
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -19,12 +19,11 @@ from distlm.models.complete import MEMORY, check_files
 from distlm.models.described import card_of, causal, model_for_weights, model_on_meta, parameter_count
 from distlm.models.kind import Description
 from distlm.models.language_model import LanguageModel
-from distlm.models.records import ModelCard
+from distlm.models.records import Complete, ModelCard
 from distlm.models.tensor_file import read_tensors
 from distlm.runtime.files import atomic_path, file_hash
 from distlm.system_errors import refuse
 
-_COPY = "copy the whole checkpoint folder, or use another checkpoint"
 _LEFT_OUT = (
     " (a persistent buffer, which older versions of distlm left out: import the model, or train it, again with another "
     "run_dir=)"
@@ -76,7 +75,7 @@ def load_model(
     causal(model_of_card(card))
     _assign(model, weights)
     if memories := getattr(model, "memories", None):
-        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", MEMORY)
+        check_files(folder, Complete.MEND, MEMORY)
         if values:
             restore_memories(memories, folder, moments=False)
     # Buffers that are not kept are where the model was built.
@@ -117,14 +116,16 @@ def _built(path: Path, card: ModelCard, tensors: int) -> Any:
     naming the file when its numbers cannot be those of a model."""
     layers = card.config.get("layers", 0)
     if isinstance(layers, int) and layers > tensors:
-        raise DistlmError(f"{path}: config: {layers} layers, and {WEIGHTS} has {tensors} tensors in all; {_COPY}")
+        raise DistlmError(
+            f"{path}: config: {layers} layers, and {WEIGHTS} has {tensors} tensors in all; {Complete.MEND}"
+        )
     try:
         return model_for_weights(model_of_card(card), card.vocabulary)
     except (DistlmError, OSError):
         raise
     except Exception as error:
         # Each library has an error of its own for sizes that cannot be.
-        raise DistlmError(f"{path}: config: no {card.kind} can be built so ({error}); {_COPY}") from error
+        raise DistlmError(f"{path}: config: no {card.kind} can be built so ({error}); {Complete.MEND}") from error
 
 
 def card_parameters(card: ModelCard) -> int:

@@ -12,7 +12,7 @@ from distlm.models.complete import MEMORY, check_files
 from distlm.models.io import read_weights
 from distlm.models.plm.description import PlmModel
 from distlm.models.plm.model import Plm
-from distlm.models.records import ModelCard
+from distlm.models.records import Complete, ModelCard
 
 
 def load_plm(folder: Path, device: torch.device | str = "cpu", values: bool = True) -> tuple[Plm, ModelCard]:
@@ -28,7 +28,7 @@ def load_plm(folder: Path, device: torch.device | str = "cpu", values: bool = Tr
     if not isinstance(config, PlmModel):
         raise DistlmError(f"{folder}: a {card.kind}, not a masked language model (model.kind=plm)")
     if config.memory:
-        check_files(folder, "copy the whole checkpoint folder, or use another checkpoint", MEMORY)
+        check_files(folder, Complete.MEND, MEMORY)
     settings = config.memory
     config.memory = values_to_come(settings)
     model = Plm(config, card.vocabulary)
