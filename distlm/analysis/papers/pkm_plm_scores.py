@@ -154,16 +154,16 @@ def _lines(models: Mapping[tuple[str, str], _Seeds]) -> Iterator[list[object]]:
 
 
 def _line(own: _Seeds, other: tuple[str, str], against: _Seeds) -> list[object] | None:
-    """None where they have no seed in common."""
+    """None where they have no seed in common, and of a single row."""
     pairs = [
         (pretraining, seed)
         for pretraining in own if pretraining in against
         for seed in own[pretraining].scores if seed in against[pretraining].scores
     ]  # fmt: skip
-    if not pairs:
+    results = next(iter(own.values())).results
+    rows = dev_rows(results)
+    if not pairs or rows < 2:
         return None
-    first = next(iter(own.values()))
-    results, rows = first.results, dev_rows(first.results)
     apart = {pair: _score(own, pair) - _score(against, pair) for pair in pairs}
     by_seed = _by_seed(apart)
     paired = _paired(own, against, pairs)

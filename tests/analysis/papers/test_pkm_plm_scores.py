@@ -4,7 +4,7 @@ numbers are written here."""
 from pathlib import Path
 
 import pytest
-from support.pkm_plm import finetuned, lines_of
+from support.pkm_plm import evaluated, finetuned, lines_of
 
 from distlm.analysis.papers.pkm_plm import rows, write_tables
 from distlm.analysis.results.records import ResultRow
@@ -80,10 +80,12 @@ def test_several_seeds_must_say_the_same(tmp_path: Path) -> None:
 
 
 def test_seeds_of_the_pretraining_come_before_those_of_the_fine_tuning(tmp_path: Path) -> None:
-    for run, values in (("dense", [0.70, 0.72]), ("dense-seed2", [0.60, 0.62])):
-        finetuned(tmp_path, run, "SST-2", values)
-    for run, values in (("init-resm", [0.90, 0.92]), ("init-resm-seed2", [0.80, 0.82])):
-        finetuned(tmp_path, run, "SST-2", values, "updated")
+    for run, values, memory in (
+        ("dense", [0.70, 0.72], None), ("dense-seed2", [0.60, 0.62], None),
+        ("init-resm", [0.90, 0.92], "updated"), ("init-resm-seed2", [0.80, 0.82], "updated"),
+    ):  # fmt: skip
+        evaluated(tmp_path, run, {"valid": 9.0})
+        finetuned(tmp_path, run, "SST-2", values, memory)
     (row,) = found_rows(tmp_path)
     assert (
         row.ours.text() == "86.0 (66.0; 50.9); +20.0 ± 2.0 by the rows, ± 0.0 by 2 seeds" and row.verdict == "appears"

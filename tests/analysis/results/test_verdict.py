@@ -41,7 +41,7 @@ def test_similar_is_within_the_margin_on_both_sides(apart: float, half: float, v
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_seeds_without_an_effect_seldom_show_one(seeds: int) -> None:
     """By twice the standard error 30, 18 and 12 % of such pairs would."""
-    random, draws = np.random.default_rng(seeds), 3_000
+    random, draws = np.random.default_rng(seeds), 1_000
     said = {"paired": 0, "means": 0, "borrowed": 0}
     for own, other in random.standard_normal((draws, 2, seeds)).tolist():
         by_seed = [{str(seed): value for seed, value in enumerate(side)} for side in (own, other)]
@@ -51,7 +51,7 @@ def test_seeds_without_an_effect_seldom_show_one(seeds: int) -> None:
         found = {"paired": paired, "means": Difference.of_means(Cell(own), Cell(other)), "borrowed": borrowed}
         for name, apart in found.items():
             said[name] += apart.rises() != "cannot be said"
-    assert max(said.values()) < 0.065 * draws and said["paired"] > 0.035 * draws
+    assert max(said.values()) < 0.075 * draws and said["paired"] > 0.03 * draws
 
 
 def test_a_difference_has_the_degrees_of_what_its_error_is_of() -> None:
