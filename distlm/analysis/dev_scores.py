@@ -56,7 +56,7 @@ def paired_error(own: Sequence[Terms], other: Sequence[Terms]) -> float:
     labels, and like it a smooth function of means, of which the jackknife holds, too.
     """
     count = len(own[0])
-    left_out = sum(map(_without_each, own)) / len(own) - sum(map(_without_each, other)) / len(other)
+    left_out = np.mean([_without_each(each) for each in own], 0) - np.mean([_without_each(each) for each in other], 0)
     return math.sqrt((count - 1) / count * float(np.square(left_out - left_out.mean()).sum()))
 
 

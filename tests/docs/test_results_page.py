@@ -123,7 +123,8 @@ def test_the_verdicts_on_regularised_training_follow_from_means_and_deviations(n
         if row.finding != "some ω > 0 is best":
             continue
         if "seed by seed" in row.ours.shown:
-            apart = Difference(*row.ours.numbers[-2:], borrowed=False, degrees=2)
+            mean, error = row.ours.numbers[-2:]
+            apart = Difference(mean, error, borrowed=False, degrees=2)
         else:
             (own, spread), (other, spread_of_other) = row.ours.numbers[:2], row.ours.numbers[2:]
             # Three figures with that mean and deviation.

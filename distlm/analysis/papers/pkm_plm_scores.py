@@ -149,7 +149,7 @@ def _lines(models: Mapping[tuple[str, str], _Seeds]) -> Iterator[list[object]]:
     own = models.get((_BEST, "updated"))
     dense = next(((name, "") for name in _DENSE if (name, "") in models), None)
     for other in (dense, (_BEST, "frozen")):
-        if own and other in models and (line := _line(own, other, models[other])):
+        if own and other and other in models and (line := _line(own, other, models[other])):
             yield line
 
 
