@@ -4,16 +4,17 @@ table.md    every finished model beside the paper's two corpora; where there are
 table.csv   the runs one by one; lm_valid is the language model's perplexity where the cache was made
 
 Δ is against the whole model, seed by seed, over the seeds that both have. The paper's effect "appears" where ours has
-its sign and two standard errors of these differences, and it "does not appear" where ours has the other sign and as
-much; else it "cannot be said". Where one seed alone is common, the error is that of two independent runs with the
-deviation of the whole model's seeds; it is then marked as borrowed.
+its sign and is further from 0 than half of its 95 % interval (Student's t for the number of seeds), and it "does not
+appear" where ours has the other sign and is as far; else it "cannot be said". Where one seed alone is common, the error
+is that of two independent runs with the deviation of the whole model's seeds, whose number then decides t; it is marked
+as borrowed.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.analysis.papers.seeds import Cell, Difference, finished_runs, model_and_seed
+from distlm.analysis.papers.seeds import BY_T, Cell, Difference, finished_runs, model_and_seed
 from distlm.analysis.processor import PROCESSOR_TABLE, processor_rows, write_processor_time
 from distlm.analysis.results.from_csv import figure, lines_of
 from distlm.analysis.results.records import ResultRow, ResultsPath, Verdict
@@ -65,8 +66,8 @@ NOTES = (
 )
 RULE = (
     "Δ: seed by seed, over the seeds that both have. Trigger epoch: at whose end NT-ASGD's trigger fired first. An "
-    "effect appears where Δ is above 0 by more than two standard errors; a borrowed one is of two independent runs "
-    "with the deviation of the whole model's seeds."
+    f"effect appears where Δ is above 0 by more than {BY_T}. A borrowed standard error is of two independent runs with "
+    "the deviation of the whole model's seeds, whose number then counts."
 )
 _HEAD = (
     "model", "updates", "trigger epoch", "valid", "test", "Δ valid", "PTB valid", "PTB test", "PTB Δ", "WT2 valid",
@@ -187,7 +188,7 @@ def _change(name: str, model: Measured, base: Measured | None) -> Difference | N
     """Of the perplexity on valid: of the cache against the language model of the same states."""
     if name == _CACHED:
         return None if model.lm_valid is None else Difference(model.valid.mean - model.lm_valid, None, borrowed=False)
-    return Difference.between(model.by_seed, base.by_seed, base.valid.deviation) if base else None
+    return Difference.between(model.by_seed, base.by_seed, base.valid) if base else None
 
 
 def _verdict(name: str, model: Measured, change: Difference | None) -> Verdict | None:
