@@ -224,13 +224,19 @@ def test_an_input_that_is_no_folder_is_named(tmp_path: Path) -> None:
         load_experiment("pkm-plm", tmp_path, {"books": "/nowhere"})
 
 
-def test_the_command_of_the_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+def test_the_command_of_the_record_is_of_all_runs_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "wikitext-2").mkdir()
-    given = {"text": str(tmp_path / "wikitext-2"), "weights": "[0, 0.5]"}
-    overrides = ["train.seed=3", "plm.texts=[books=/some/where/shards/,other=/else]", "index.factory=IVF64,PQ4"]
+    given = {"seeds": "[1]", "weights": "[0, 0.5]", "text": str(tmp_path / "wikitext-2")}
+    overrides = [
+        "train.max_updates_this_run=5",
+        "train.seed=3",
+        "launch.verify=false",
+        "plm.texts=[books=/some/where/shards/,other=/else]",
+        "index.factory=IVF64,PQ4",
+    ]
     made = load_experiment("regularized-knnlm", tmp_path / "runs", given, overrides, ["tokens"], "paper").command
     assert shlex.split(made) == [
-        "distlm", "reproduce", "regularized-knnlm", "text=/path/to/wikitext-2", "weights=[0,0.5]", "train.seed=3",
+        "distlm", "reproduce", "regularized-knnlm", "text=/path/to/wikitext-2", "weights=[0,0.5]", "seeds=[1]",
+        "train.seed=3",
         "plm.texts=[books=/path/to/shards,other=/path/to/else]", "index.factory=IVF64,PQ4", "--scale", "paper",
-        "--only", "tokens",
     ]  # fmt: skip

@@ -40,6 +40,8 @@ NOTES = (
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the table as text."""
     results = {run: Results.read(path) for run in MODELS if (path := RunDir(root / run).results).exists()}
+    # The findings are told on it.
+    results = {run: found for run, found in results.items() if _USE_OF in found.splits}
     if not results:
         raise nothing_finished(root)
     splits = list(dict.fromkeys(split for found in results.values() for split in found.splits))
