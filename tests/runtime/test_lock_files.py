@@ -3,6 +3,7 @@ over from a silent owner alone, and given up by whoever finds another's."""
 
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from distlm.errors import Busy
 from distlm.runtime import lock
 from distlm.runtime.locks import lease
 from distlm.runtime.locks.lease import locks_span_nodes, new_owner, numbers_of, span_nodes
+from distlm.runtime.locks.records import LockOwner
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.records import replaced
 
@@ -224,6 +226,53 @@ def test_a_folder_that_is_moved_away_fences_nobody(tmp_path: Path, monkeypatch: 
         folder.mkdir()
         time.sleep(0.3)
     assert not list(folder.iterdir())
+
+
+@contextmanager
+def no_writes_beyond(size: int) -> Iterator[None]:
+    """Of this process, into any file: as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 20, 60])
+def test_a_renewal_that_cannot_be_written_gives_no_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    fenced: list[str] = []
+    monkeypatch.setattr(lease, "end_start", lambda text, _code: fenced.append(text))
+    held = lease.claim(tmp_path / ".lock", 0, new_owner("somebody", "writing", "", 0, False))
+    assert held is not None
+    path = tmp_path / ".lock.1"
+
+    def beat() -> int:
+        about = LockOwner.peek(path)
+        return 0 if about is None else about.beat
+
+    until(lambda: beat() > 1)
+    with no_writes_beyond(size):
+        before = held._record.beat
+        until(lambda: held._record.beat > before + 3 or not held._thread.is_alive())
+        rival = lease.Rival(tmp_path / ".lock")
+        rival.look()
+        assert rival.number == 1 and rival.record is not None, "others still see whose it is"
+    failed = held._record.beat
+    until(lambda: beat() > failed or not held._thread.is_alive())
+    assert not fenced and held._thread.is_alive()
+    held.release()
+    about = LockOwner.peek(path)
+    assert about is not None and about.ended
+
+
+def test_a_lease_that_cannot_be_written_at_first_leaves_none(tmp_path: Path) -> None:
+    with no_writes_beyond(0), pytest.raises(OSError, match="File too large"):
+        lease.claim(tmp_path / ".lock", 0, new_owner("somebody", "writing", "", 0, False))
+    assert not list(tmp_path.iterdir())
 
 
 MOUNTS = """\
