@@ -6,33 +6,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from support.threads import ThreadComm
 
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.units.planned import efficiency, idle_note, speedup
 from distlm.runtime.units.rounds import first_readers, rounds, share_of_units
-
-
-class ThreadComm(SingleComm):
-    """Ranks as threads."""
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, box: list[Any]) -> None:
-        self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
-
-    def allgather(self, value: Any) -> list[Any]:
-        self._box[self.rank] = value
-        self._barrier.wait(30)
-        found = list(self._box)
-        self._barrier.wait(30)
-        return found
-
-    def bcast(self, value: Any) -> Any:
-        return self.allgather(value)[0]
-
-    def any(self, flag: bool) -> bool:
-        return any(self.allgather(flag))
 
 
 def on_ranks(ranks: int, units: Sequence[int], act: Any, stop_at: int | None = None) -> list[list[list[Any]]]:
