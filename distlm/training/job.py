@@ -87,6 +87,9 @@ class Job(ABC, Generic[S]):
     rows_at_once, files_of_deepspeed = "train.micro_blocks", "train.deepspeed"
     """The settings of the rows of one forward pass, and of DeepSpeed's file, which lower the memory of a rank."""
 
+    CALMER = "lower train.lr, raise train.warmup_updates or lower train.clip_norm, and start with another run_dir="
+    """What helps where the training diverges. The settings are none that may change under a checkpoint."""
+
     began_at: float = 0.0
     """When the first update of this start began, in seconds of time.monotonic; 0: there was none."""
 
@@ -134,6 +137,10 @@ class Job(ABC, Generic[S]):
     def highest_stage(self) -> int:
         """The highest ZeRO stage that can train it."""
         return 3
+
+    def calmer(self) -> str:
+        """What helps where this training diverges."""
+        return self.CALMER
 
     def needs_less(self) -> str:
         """What to set when a rank's memory does not do, and what changes then."""

@@ -21,6 +21,7 @@ from distlm.models.io import load_model
 from distlm.optim.schedule import learning_rate
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
+from distlm.training.objective import TrainModule
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,25 @@ def test_loss_that_is_not_finite_names_the_update(tokens: Path, tmp_path: Path) 
     for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
         weights = load_model(folder)[0].state_dict()
         assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_lost_ends_the_run_at_its_update(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """With a loss that is finite: nothing of that update reaches a checkpoint, and the run goes on from before it."""
+    loss, calls = TrainModule.loss, []
+
+    def lost(*given: Any) -> torch.Tensor:
+        calls.append(given)
+        return loss(*given) * (float("nan") if len(calls) == 3 * 4 else 1)
+
+    monkeypatch.setattr(TrainModule, "loss", lost)
+    extra = f"train.deepspeed=zero{stage}", "train.save_every=1", "train.micro_blocks=1", "train.blocks_per_update=4"
+    with pytest.raises(DistlmError, match=r"update 2: the gradient is not finite .*are from before"):
+        run(tokens, tmp_path / "run", *extra)
+    assert newest(tmp_path / "run").name == "step-00000002"
+    assert run(tokens, tmp_path / "run", *extra)["step"] == 12
 
 
 @pytest.mark.parametrize(

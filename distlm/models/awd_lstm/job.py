@@ -52,12 +52,10 @@ from distlm.training.validate import Validation
 
 AR, TAR = "train/ar", "train/tar"
 
-_CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
-
-
 class LstmJob(Job[LstmState]):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
+    CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
     rows_at_once = "awd.micro_batch"
     may_offload = False
     train: LstmTraining
@@ -142,8 +140,8 @@ class LstmJob(Job[LstmState]):
             )
         step = engine.update(rate)
         tokens_given = chunk.length * self.awd.batch
-        part = Part(update, rate, tokens_given, sums, given, self.stage.stop.reason is not None)
-        return combine(part, (AR, TAR), micro, step, train.precision, _CALMER), rate
+        part = Part(rate, tokens_given, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (AR, TAR), micro, step, train.precision), rate
 
     def counted(self, state: LstmState, outcome: Outcome) -> None:
         chunk = self.plan.chunk(state.update - 1)

@@ -86,9 +86,9 @@ class MemoryJob(Job[S]):
         """Layer → memory; a model may have none, and not know the word."""
         return getattr(self.net, "memories", {})
 
-    def calmer(self, advice: str) -> str:
-        """What helps where a training diverges: the rate of the memories' values is one of its own."""
-        return advice.replace(".lr", f".lr or {self.RATE_OF_VALUES}", 1) if self.memories else advice
+    def calmer(self) -> str:
+        """The rate of the memories' values is one of its own."""
+        return self.CALMER.replace(".lr", f".lr or {self.RATE_OF_VALUES}", 1) if self.memories else self.CALMER
 
     @abstractmethod
     def build(self) -> Any:
