@@ -19,9 +19,11 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped
 from distlm.models.io import load_model
 from distlm.optim.schedule import learning_rate
+from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
 from distlm.training.objective import TrainModule
+from distlm.training.validate import Validation, Validator
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +167,24 @@ def test_damaged_checkpoint_is_refused(tokens: Path, tmp_path: Path) -> None:
     # The mend that the message names: the one before.
     shutil.rmtree(path.parent)
     assert run(tokens, tmp_path / "run")["step"] == 12
+
+
+def test_the_checkpoint_before_has_its_best_one_too(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes the newest one, as the messages advise, goes on from a run that is whole."""
+    losses = iter([3.0, 9.0, 9.0, 9.0, 1.0, *[9.0] * 9])
+    monkeypatch.setattr(Validator, "run", lambda *_: Validation(next(losses), 1, ""))
+    extra = "train.save_every=1", "train.valid_every=2"
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "run", *extra, "train.max_updates_this_run=10")
+    kept = [path.name for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+    assert kept == ["step-00000002", "step-00000009", "step-00000010"]
+    shutil.rmtree(tmp_path / "run/checkpoints" / kept[-1])
+    assert run(tokens, tmp_path / "run", *extra)["step"] == 12
+    assert RunDir(tmp_path / "run").best_checkpoint().name == "step-00000002"
+    left = [path.name for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+    assert left == ["step-00000002", "step-00000011", "step-00000012"]
 
 
 def test_second_run_in_the_same_folder_is_refused(tokens: Path, tmp_path: Path) -> None:
