@@ -120,7 +120,7 @@ class DatastoreConfig:
     """Checkpoint directory of the model, or a run directory: the best one there, and then `distlm run` trains nothing;
     empty: the best one of this run."""
     tap: str = "last_ffn_input"
-    """Hidden state that becomes the key."""
+    """Hidden state that becomes the key. Of an AWD-LSTM last_output, which is its only one."""
     split: str = "train"
     """Split whose tokens are stored."""
     context_window: int = 1536
