@@ -101,7 +101,7 @@ class TrainConfig:
     save_every: int = volatile(1400)  # type: ignore[assignment]
     """Updates between checkpoints (0: only at the end and at a stop)."""
     keep_last: int = volatile(2)  # type: ignore[assignment]
-    """Checkpoints kept besides the best one."""
+    """Newest checkpoints kept; the best one that each of them knows of is kept, too."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list, metadata=VOLATILE)
@@ -120,7 +120,7 @@ class DatastoreConfig:
     """Checkpoint directory of the model, or a run directory: the best one there, and then `distlm run` trains nothing;
     empty: the best one of this run."""
     tap: str = "last_ffn_input"
-    """Hidden state that becomes the key."""
+    """Hidden state that becomes the key. Of an AWD-LSTM last_output, which is its only one."""
     split: str = "train"
     """Split whose tokens are stored."""
     context_window: int = 1536
