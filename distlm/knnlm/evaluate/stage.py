@@ -182,7 +182,8 @@ def _settings(tuned: Tuned, searched: NeighboursManifest | None) -> Settings:
     if tuned.stores:
         settings.stores = Stores(tuned.stores.lambdas, tuned.stores.stores)
     if tuned.halves_of and tuned.grid:
-        settings.adaptive = AdaptiveSettings(tuned.grid.buckets or 0, bool(tuned.gate), tuned.halves_of)
+        buckets = (tuned.grid.buckets or 0) if tuned.buckets else 0
+        settings.adaptive = AdaptiveSettings(buckets, bool(tuned.gate), tuned.halves_of)
     return settings
 
 

@@ -118,6 +118,11 @@ def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> Neig
             raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
     if knn.candidates and (found := manifest.candidates or manifest.k) < max(knn.k, knn.candidates):
         raise DistlmError(f"{folder}: of {found} candidates, knn.candidates={knn.candidates}; use knn.candidates=0")
+    if manifest.k > knn.k and knn.similarity == "dot":
+        raise DistlmError(
+            f"{folder}: holds {manifest.k} neighbours of each token, by their dot product: the first {knn.k} are not "
+            f"those of knn.k={knn.k}; use knn.k={manifest.k}"
+        )
     if manifest.k < knn.k:
         raise DistlmError(
             f"{folder}: holds {manifest.k} neighbours of each token, knn.k={knn.k}; use knn.k={manifest.k}"
