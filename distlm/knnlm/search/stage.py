@@ -21,13 +21,15 @@ from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.by_lists import search_by_lists
 from distlm.knnlm.search.carried import make_carried
 from distlm.knnlm.search.cut import MORE_UNITS
+from distlm.knnlm.search.disk import peak_bytes
 from distlm.knnlm.search.local import wanted_copies
 from distlm.knnlm.search.neighbours import MANIFEST, begun_with
 from distlm.knnlm.search.records import NeighboursManifest
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
 from distlm.knnlm.search.source import Source, open_source
-from distlm.knnlm.search.work import Group, SplitWork
+from distlm.knnlm.search.units import require_room
+from distlm.knnlm.search.work import COMMAND, Group, SplitWork
 from distlm.runtime.local.copies import copied, read_in_place
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import QUESTION, STAGE_SECONDS, TOKENS_PER_S
@@ -115,6 +117,10 @@ def _served(run: RunDir, work: SplitWork) -> bool:
 def _check_before(works: Sequence[SplitWork]) -> None:
     for work in works:
         work.check_before()
+    if unfinished := [work for work in works if not work.files.is_whole]:
+        needed = peak_bytes([work.tokens for work in unfinished], unfinished[0].token_bytes)
+        needed += sum(work.carried_bytes for work in unfinished)
+        require_room([work.folder for work in unfinished], needed, COMMAND)
 
 
 def _search_splits(stage: Stage, works: Sequence[SplitWork]) -> int:

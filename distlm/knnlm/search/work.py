@@ -18,6 +18,7 @@ from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.search.carried import carried_bytes, drop_carried, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
+from distlm.knnlm.search.disk import TokenBytes
 from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
     MANIFEST,
@@ -34,6 +35,8 @@ from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first
 from distlm.knnlm.search.source import Source
 from distlm.knnlm.search.units import UnitFolder
 from distlm.runtime.files import atomic_path, save_array
+
+COMMAND = "distlm knn search"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,14 @@ class SplitWork:
         return sum(self.unit_tokens)
 
     @property
+    def token_bytes(self) -> TokenBytes:
+        """Disk that a token takes."""
+        source = self.source
+        return TokenBytes.of(
+            source.datastore.width, source.key_dtype.itemsize, source.knn.k, self.candidates if source.rescores else 0
+        )
+
+    @property
     def found(self) -> Path:
         """Where phase 1 writes: a folder of its own when phase 2 follows."""
         return self.folder / "found" if self.source.rescores else self.folder
@@ -116,18 +127,20 @@ class SplitWork:
     def files(self) -> UnitFolder:
         """The folder that is being filled."""
         return UnitFolder(
-            self.folder, self.plan, NeighboursManifest, len(self.units), "distlm knn search", measured=("self_test",),
+            self.folder, self.plan, NeighboursManifest, len(self.units), COMMAND, measured=("self_test",),
             setting="knn.folder" if self.source.knn.folder else "",
         )  # fmt: skip
 
+    @property
+    def carried_bytes(self) -> int:
+        """Disk of the states that are carried from block to block, until the split is finished."""
+        return carried_bytes(self.source.model, self.blocks, self.source.knn.carry)
+
     def check_before(self) -> None:
-        """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""
+        """Rank 0, before any work: the split can be evaluated, the folder is ours."""
         if self.tokens == 0:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
-        width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
-        found = width * size + 12 + 16 * self.candidates if self.source.rescores else 0
-        carried = carried_bytes(self.source.model, self.blocks, self.source.knn.carry)
-        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found) + carried)
+        self.files.check_before()
 
     @property
     def is_begun(self) -> bool:
