@@ -130,16 +130,15 @@ def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> Neig
     return manifest if manifest.k == knn.k else replace(manifest, k=knn.k)
 
 
-def begun_with(folder: Path) -> int:
-    """Candidates of the search that was begun in a folder; 0 where there is none.
+def begun(folder: Path) -> NeighboursPlan | None:
+    """The search that was finished or begun in a folder; None where there is none.
 
     What a start has taken by default holds for those that follow, whatever their version takes.
     """
     for name, kind in ((MANIFEST, NeighboursManifest), (PLAN, NeighboursPlan)):
         if (folder / name).is_file():
-            plan = kind.read(folder / name)
-            return plan.candidates or plan.k
-    return 0
+            return kind.read(folder / name)
+    return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.datastore.plan import Unit as Range
@@ -25,6 +25,7 @@ from distlm.knnlm.search.neighbours import (
     PLAN,
     Neighbours,
     Unit,
+    begun,
     read_unit,
     sweep,
     unit_folder,
@@ -120,8 +121,17 @@ class SplitWork:
             token_files=source.tokens.fingerprint, datastore=store.fingerprint,
             index="brute" if source.index is None else source.index.fingerprint, self_test=self.self_test,
             similarity="dot" if source.dot else UNSET,
-            candidates=self.candidates if self.candidates > knn.k else UNSET,
+            candidates=self.candidates if self.candidates > knn.k else UNSET, fast_scan=self.fast_scan,
         )  # fmt: skip
+
+    @cached_property
+    def fast_scan(self) -> bool | UnsetType:
+        """How 4-bit codes are compared (NeighboursPlan); a finished search, and one that an older version began, stay
+        as they were."""
+        kept, index = begun(self.folder), self.source.index
+        if kept is not None and (kept.fast_scan is UNSET or (self.folder / MANIFEST).exists()):
+            return kept.fast_scan
+        return UNSET if index is None or index.rounded is None else index.rounded
 
     @cached_property
     def files(self) -> UnitFolder:
@@ -148,10 +158,10 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether `kept` neighbours answer this plan but for k. They may also differ in how the work was cut, and in
-        their candidates where the plan asks for none."""
+        """Whether `kept` neighbours answer this plan but for k. They may also differ in how the work was cut, in how
+        4-bit codes were compared, and in their candidates where the plan asks for none."""
         fields = set(NeighboursPlan.__struct_fields__) - {
-            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks",
+            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks", "fast_scan",
         }  # fmt: skip
         if kept.batch_blocks not in (self.cut.batch_blocks, self.source.knn.batch_blocks):
             return False
