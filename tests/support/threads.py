@@ -17,9 +17,9 @@ class ThreadComm(SingleComm):
 
     def allgather(self, value: Any) -> list[Any]:
         self._box[self.rank] = value
-        self._barrier.wait(30)
+        self._barrier.wait(600)
         found = list(self._box)
-        self._barrier.wait(30)
+        self._barrier.wait(600)
         return found
 
     def gather(self, value: Any) -> list[Any] | None:
@@ -45,6 +45,6 @@ def on_threads(ranks: int, act: Callable[[ThreadComm], T]) -> list[T]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert not any(thread.is_alive() for thread in threads)
     return found

@@ -96,8 +96,9 @@ def _check_asked(source: Source, candidates: int) -> None:
 
 def _candidates(stage: Stage, source: Source, splits: Sequence[str]) -> int:
     """Neighbours of each token that are searched: of one number for all splits."""
-    known = [] if source.knn.candidates else _begun(stage, splits).values()
-    found = max((plan.candidates or plan.k for plan in known), default=0) or source.candidates
+    found = source.candidates
+    if not source.knn.candidates:
+        found = max((plan.candidates or plan.k for plan in _begun(stage, splits).values()), default=found)
     if found > source.knn.k:
         say(f"knn search: exact distances choose {source.knn.k} of {found} neighbours that the index finds")
     return found
