@@ -74,9 +74,12 @@ def neighbours_folder(root: Path, config: RunConfig, split: str) -> Path:
 
 def kept_neighbours(root: Path, config: RunConfig, split: str) -> Path:
     """The finished neighbours that answer the question: its own, or those of a larger k; where its own will lie when
-    there are none."""
+    there are none.
+
+    By dot product the first of more neighbours are not those that a search for fewer finds: its own alone answer.
+    """
     own = neighbours_folder(root, config, split)
-    if config.knn.folder or (own / _MANIFEST).is_file():
+    if config.knn.folder or config.knn.similarity == "dot" or (own / _MANIFEST).is_file():
         return own
     larger, stem = {}, f"{_stem(config)}_k"
     for path in (root / "neighbours").glob(f"{glob.escape(stem)}*/{glob.escape(split)}/{_MANIFEST}"):
