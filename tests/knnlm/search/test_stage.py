@@ -20,7 +20,7 @@ from distlm.errors import DistlmError, UsageError
 from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
 from distlm.knnlm.search import stage as search
-from distlm.knnlm.search import work
+from distlm.knnlm.search import neighbours, work
 from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.rescore import row_ranges
@@ -393,8 +393,6 @@ def test_a_unit_is_whole_or_absent(searched, tmp_path, monkeypatch):
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
-
-    from distlm.knnlm.search import neighbours
 
     monkeypatch.setattr(neighbours, "sync_file", full_disk)
     with pytest.raises(DistlmError, match="no space left"):
