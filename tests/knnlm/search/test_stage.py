@@ -19,8 +19,8 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
-from distlm.knnlm.search import stage as search
 from distlm.knnlm.search import neighbours, work
+from distlm.knnlm.search import stage as search
 from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.rescore import row_ranges
