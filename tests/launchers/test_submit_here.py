@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from support import ENVIRONMENT, TINY, write_text
 from support.deadline import DEADLINE_S, until
@@ -20,7 +19,6 @@ from support.kinds import readable
 from support.plm import PLM
 
 from distlm.runtime.rundir import RunDir
-from launchers.task import STOP
 
 pytestmark = pytest.mark.multiprocess
 
@@ -120,17 +118,6 @@ def test_a_stop_of_the_command_is_handed_on_to_the_ranks_which_save(folder):
     (log,) = re.findall(r"^train: .* log (\S+)$", said, re.MULTILINE)
     text = Path(log).read_text("utf-8")
     assert len(WORLD.findall(text)) == 1 and "stopped after update" in text, "and was not started again"
-
-    running = start(folder, *words)
-    until(lambda: list(run.glob(".alive/*/rank-00000.json")), "it to go on", lambda: running.poll() is None)
-    (alive,) = run.glob(".alive/*/rank-00000.json")
-    rank = psutil.Process(json.loads(alive.read_text("utf-8"))["pid"])
-    rank.suspend()
-    os.killpg(running.pid, signal.SIGINT)
-    until(lambda: len(list(run.glob(f"launch/submitit/*/{STOP}"))) == 2, "the stop to be handed on")
-    os.killpg(running.pid, signal.SIGINT)
-    assert running.wait(DEADLINE_S) == 130, "a second Ctrl-C ends them at once"
-    until(lambda: not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE, "the end of the rank")
 
 
 def test_a_failing_stage_ends_the_run_and_shows_why(folder):
