@@ -36,6 +36,8 @@ from distlm.models.tensor_file import require_finite
 _NO_LIMIT = 65536
 """max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
 _DROPPED = ("model_type", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version")
+_OF_PASSES = ("_thread", "_hooking", "_hooked", "_logits")
+"""Attributes of a model that are no part of it."""
 
 
 class HfLM(LanguageModel):
@@ -48,15 +50,28 @@ class HfLM(LanguageModel):
         self.begins = config.begins
         self.config, self.vocabulary, self.width = config, vocabulary, config.width
         self.hf: Any = _fresh(config) if hf is None else hf
-        # Forward passes of several threads share the modules and their hooks.
-        self._thread = threading.local()
-        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
-        self._logits: list[Any] | None = None
+        self._begin_passes()
         self.rows: Rows | None = None
         self.memories: dict[int, ProductKeyMemory] = {}
         self.ffn_names: dict[int, tuple[str, ...]] = {}
         if config.memory:
             self.add_memories(config, exchange)
+
+    def _begin_passes(self) -> None:
+        # Forward passes of several threads share the modules and their hooks.
+        self._thread = threading.local()
+        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
+        self._logits: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, pickles and torch.save. Not while another pass runs: its hooks hold this model and are taken off;
+        the next pass sets them again."""
+        self.unhook()
+        return {name: value for name, value in vars(self).items() if name not in _OF_PASSES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_passes()
 
     def add_memories(self, config: HfModel, exchange: Exchange | None) -> None:
         """Fresh memories for a model that has none: `config` is its own with a memory; see distlm.models.hf.memory."""
