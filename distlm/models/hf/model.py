@@ -8,6 +8,7 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 
 import difflib
 import inspect
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -224,6 +225,7 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
         raise DistlmError(f"hf.name={name}: a {found.model_type}, an encoder with a decoder; name a causal model")
     text = found.get_text_config()
     model = HfModel(found.to_dict(), text.hidden_size, getattr(text, "max_position_embeddings", None) or _NO_LIMIT)
+    model.generation = _generation(name, found)
     if tokens is None:
         return model
     if tokens.tokenizer is None:
@@ -332,7 +334,26 @@ def _fresh(config: HfModel) -> Any:
     library = _library()
     rest = {key: value for key, value in config.backbone.items() if key not in _DROPPED}
     described = library.AutoConfig.for_model(config.backbone["model_type"], **rest)
-    return library.AutoModelForCausalLM.from_config(described)
+    model = library.AutoModelForCausalLM.from_config(described)
+    if config.generation:
+        model.generation_config = library.GenerationConfig(**config.generation)
+    return model
+
+
+def _generation(name: str, described: Any) -> dict[str, Any]:
+    """What the generation_config.json of a folder, or of a name on the hub, says that follows from no configuration;
+    empty where there is none that can be read, which transformers takes for none, too."""
+    library = _library()
+
+    def says(settings: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(settings.to_json_string(ignore_metadata=True))
+        return found
+
+    try:
+        own = says(library.GenerationConfig.from_pretrained(name))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {} if own == says(library.GenerationConfig.from_model_config(described)) else own
 
 
 def _check_head(model: HfLM, name: str) -> None:

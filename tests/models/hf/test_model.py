@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,3 +227,24 @@ def test_a_model_that_has_run_is_copied_and_pickled_like_any_module(model: HfLM,
         each.unhook()
         with torch.inference_mode():
             assert torch.equal(model(rows(), tap=tap).tapped, wanted.tapped)
+
+
+def test_settings_of_generation_are_kept_where_they_say_more_than_the_configuration(
+    gpt2: Path, model: HfLM, tmp_path: Path
+) -> None:
+    assert not model.config.generation and "generation" not in model.config.recorded(), "as in files of older versions"
+    shutil.copytree(gpt2, instruct := tmp_path / "instruct")
+    # top_p without do_sample: transformers would not save it.
+    says = {"bos_token_id": 0, "eos_token_id": [3, 5, 7], "top_p": 0.8, "repetition_penalty": 1.05, "pad_token_id": 0}
+    (instruct / "generation_config.json").write_text(json.dumps(says), "utf-8")
+    config = hf_model(str(instruct))
+    of_it = pretrained(str(instruct), config, FIRST_PIECE + PIECES)
+    assert {key: config.recorded()["generation"][key] for key in says} == says
+    save_model(of_it, tmp_path / "checkpoint", {"dictionary": "d", "step": 0})
+    kept, _ = load_model(tmp_path / "checkpoint")
+    given = of_it.hf.generation_config.to_dict()
+    assert kept.hf.generation_config.to_dict() == given and given["eos_token_id"] == [3, 5, 7]
+    ids = torch.tensor([[5, 9, 17, 30]])
+    assert torch.equal(kept.hf.generate(ids), of_it.hf.generate(ids))
+    (instruct / "generation_config.json").unlink()
+    assert not hf_model(str(instruct)).generation
