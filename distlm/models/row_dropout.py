@@ -7,6 +7,7 @@ state.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import xxhash
@@ -121,7 +122,12 @@ class Noise:
 
 def memory_dropout(rows: Rows, layer: int) -> Callable[[Tensor, float, str], Tensor]:
     """Dropout inside the memory of a layer, by row: what ProductKeyMemory calls as (tensor, p, place)."""
-    return lambda hidden, p, place: drop_by_row(hidden, p, rows, name_salt(f"memory.{layer}.{place}"))
+    # No lambda: a model is copied and pickled with it.
+    return partial(_drop_in_memory, rows, layer)
+
+
+def _drop_in_memory(rows: Rows, layer: int, hidden: Tensor, p: float, place: str) -> Tensor:
+    return drop_by_row(hidden, p, rows, name_salt(f"memory.{layer}.{place}"))
 
 
 class RowDropout(nn.Module):

@@ -28,13 +28,15 @@ class CausalWords(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> CausalLMOutput:
         """input_ids int64 [B, T] → logits fp32 [B, T, V], or of the last `logits_to_keep` tokens.
 
         attention_mask [B, T]: 0 at padding, which may stand before a row's text or behind it. labels int64 [B, T]: as
         input_ids, −100 where nothing is to be predicted; loss is then the mean −ln p of a row's labels from its second
-        one on.
+        one on, or, with `num_items_in_batch`, their sum over that number: Trainer gives the labels of all batches of an
+        update, and adds up their losses.
         """
         tokens = input_ids.shape[1]
         places = torch.arange(tokens, device=input_ids.device)
@@ -51,7 +53,9 @@ class CausalWords(PreTrainedModel, GenerationMixin):
         logits = self.model.full_log_probs(states.flatten(0, 1)).unflatten(0, states.shape[:2])
         loss = None
         if labels is not None:
-            loss = F.nll_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            total = "mean" if num_items_in_batch is None else "sum"
+            loss = F.nll_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction=total)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         return CausalLMOutput(loss=loss, logits=logits)
 
     def prepare_inputs_for_generation(

@@ -31,6 +31,9 @@ class HfModel(CausalDescription, WithMemory):
     seed: int = 1
     """Of the memory's values, keys and queries."""
 
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's settings of `generate` (generation_config.json), where they say more than its configuration."""
+
     @property
     def begins(self) -> bool:
         return self.begin >= 0
@@ -38,8 +41,10 @@ class HfModel(CausalDescription, WithMemory):
     def recorded(self) -> dict[str, Any]:
         found = super().recorded()
         if not self.begins:
-            # Models from before there was such a token keep their fingerprints.
+            # Models from before there was such a field keep their fingerprints.
             del found["begin"]
+        if not self.generation:
+            del found["generation"]
         return found
 
     @property

@@ -21,7 +21,7 @@ from distlm.models.hf.model import HfLM
 from distlm.models.io import check_dictionary, load_model
 from distlm.runtime.rundir import RunDir
 
-_AUTO = "AutoModelForCausalLM"
+_AUTO, _GENERATION = "AutoModelForCausalLM", "generation_config.json"
 _SAMPLE = 2000
 """Tokens by which two tokenizers are compared."""
 
@@ -53,7 +53,13 @@ def export_run(config: HfRun, options: argparse.Namespace) -> dict[str, object]:
                 code.write(temporary, {**hf.config.to_dict(), "memory": memory})
                 write_model(temporary, hf, model.memories, checkpoint, memory)
             else:
+                # With the model, transformers may refuse to save settings that it has read.
+                generation = hf.generation_config
+                hf.generation_config = transformers.GenerationConfig.from_model_config(hf.config)
                 hf.save_pretrained(temporary)
+                hf.generation_config = generation
+            if model.config.generation:
+                hf.generation_config.to_json_file(temporary / _GENERATION)
             tokenizer.save_pretrained(temporary)
             run_card(config, checkpoint, what, use).write(temporary, folder.name, _AUTO, bool(memory))
 

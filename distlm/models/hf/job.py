@@ -30,8 +30,9 @@ class HfJob(BlocksJob):
         train, memory = stage.config.section(BlocksConfig), stage.config.section(MemoryConfig)
         model = with_memory(model_for(stage.config.section(HfConfig), tokens, train), memory, train.seed)
         if before := stage.run.complete_checkpoints():
-            # Training goes on as it began, also where it did before there was hf.begin.
-            model.begin = int(read_model_card(before[-1]).config.get("begin", -1))
+            # Training goes on as it began, also where it did before there were these fields.
+            began = read_model_card(before[-1]).config
+            model.begin, model.generation = int(began.get("begin", -1)), dict(began.get("generation", {}))
         return HfJob(stage, tokens, micro, deepspeed, model)
 
     def build(self) -> HfLM:

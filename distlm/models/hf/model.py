@@ -8,6 +8,7 @@ of the model's embedding is id FIRST_PIECE + i, and </s> is the row of the piece
 
 import difflib
 import inspect
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,8 @@ from distlm.models.tensor_file import require_finite
 _NO_LIMIT = 65536
 """max_positions of a model whose configuration names none (ALiBi, recurrent models): it bounds memory only."""
 _DROPPED = ("model_type", "dtype", "torch_dtype", "id2label", "label2id", "transformers_version")
+_OF_PASSES = ("_thread", "_hooking", "_hooked", "_logits")
+"""Attributes of a model that are no part of it."""
 
 
 class HfLM(LanguageModel):
@@ -48,15 +51,28 @@ class HfLM(LanguageModel):
         self.begins = config.begins
         self.config, self.vocabulary, self.width = config, vocabulary, config.width
         self.hf: Any = _fresh(config) if hf is None else hf
-        # Forward passes of several threads share the modules and their hooks.
-        self._thread = threading.local()
-        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
-        self._logits: list[Any] | None = None
+        self._begin_passes()
         self.rows: Rows | None = None
         self.memories: dict[int, ProductKeyMemory] = {}
         self.ffn_names: dict[int, tuple[str, ...]] = {}
         if config.memory:
             self.add_memories(config, exchange)
+
+    def _begin_passes(self) -> None:
+        # Forward passes of several threads share the modules and their hooks.
+        self._thread = threading.local()
+        self._hooking, self._hooked = threading.Lock(), dict[str, Any]()
+        self._logits: list[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, pickles and torch.save. Not while another pass runs: its hooks hold this model and are taken off;
+        the next pass sets them again."""
+        self.unhook()
+        return {name: value for name, value in vars(self).items() if name not in _OF_PASSES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_passes()
 
     def add_memories(self, config: HfModel, exchange: Exchange | None) -> None:
         """Fresh memories for a model that has none: `config` is its own with a memory; see distlm.models.hf.memory."""
@@ -209,6 +225,7 @@ def hf_model(name: str, tokens: TokenFiles | None = None, begin: str = "auto") -
         raise DistlmError(f"hf.name={name}: a {found.model_type}, an encoder with a decoder; name a causal model")
     text = found.get_text_config()
     model = HfModel(found.to_dict(), text.hidden_size, getattr(text, "max_position_embeddings", None) or _NO_LIMIT)
+    model.generation = _generation(name, found)
     if tokens is None:
         return model
     if tokens.tokenizer is None:
@@ -317,7 +334,26 @@ def _fresh(config: HfModel) -> Any:
     library = _library()
     rest = {key: value for key, value in config.backbone.items() if key not in _DROPPED}
     described = library.AutoConfig.for_model(config.backbone["model_type"], **rest)
-    return library.AutoModelForCausalLM.from_config(described)
+    model = library.AutoModelForCausalLM.from_config(described)
+    if config.generation:
+        model.generation_config = library.GenerationConfig(**config.generation)
+    return model
+
+
+def _generation(name: str, described: Any) -> dict[str, Any]:
+    """What the generation_config.json of a folder, or of a name on the hub, says that follows from no configuration;
+    empty where there is none that can be read, which transformers takes for none, too."""
+    library = _library()
+
+    def says(settings: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(settings.to_json_string(ignore_metadata=True))
+        return found
+
+    try:
+        own = says(library.GenerationConfig.from_pretrained(name))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {} if own == says(library.GenerationConfig.from_model_config(described)) else own
 
 
 def _check_head(model: HfLM, name: str) -> None:

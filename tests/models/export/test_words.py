@@ -102,6 +102,23 @@ def test_the_loss_is_the_mean_over_the_labels(model: Any, tokenizer: Any) -> Non
     wanted = F.cross_entropy(found.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(found.loss, wanted)
     found.loss.backward()
+
+
+def test_batches_of_one_update_add_up_to_its_loss(model: Any, tokenizer: Any) -> None:
+    """As transformers' Trainer accumulates: it gives the number of labels, and divides nothing itself."""
+    given = tokenizer(["a b a b", "b a a b", "a a b b"], return_tensors="pt")
+    labels = given.input_ids.clone()
+    labels[1, 2:] = -100
+    count = (labels[:, 1:] != -100).sum()
+
+    def gradients(*parts: slice) -> list[torch.Tensor]:
+        model.zero_grad()
+        for part in parts:
+            more = {} if len(parts) == 1 else {"num_items_in_batch": count}
+            model(given.input_ids[part], labels=labels[part], **more).loss.backward()
+        return [value.grad.clone() for value in model.parameters() if value.grad is not None]
+
+    torch.testing.assert_close(gradients(slice(0, 1), slice(1, 2), slice(2, 3)), gradients(slice(0, 3)))
     assert model.model.embedding.embedding_0.grad is model.model.softmax.embedding_0.grad is not None
     model.zero_grad()
     assert model(**given, logits_to_keep=1).logits.shape[1] == 1

@@ -1,6 +1,10 @@
 """The wrapper of Hugging Face's models: taps by module path, probabilities over the dictionary's ids, refusals."""
 
+import copy
+import io
 import json
+import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,16 +13,20 @@ import torch
 from support import write_text
 from support.foreign.hf import save_gpt2, save_llama
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from distlm.data.dictionary import Dictionary
 from distlm.data.records import TokenizerFacts
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.models.described import parameter_count
 from distlm.models.hf.description import HfModel
+from distlm.models.hf.memory import with_memory
 from distlm.models.hf.model import FIRST_PIECE, HfLM, hf_model, pretrained, require_tap
 from distlm.models.io import load_model, save_model
 
 PIECES = 300
+MEMORY = MemoryConfig(kind="resm", positions=[1, 2], sub_keys=8, heads=2, k=4, key_width=8, shared=True, gated=True)
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +200,51 @@ def test_a_model_without_all_of_its_weights_is_refused(gpt2: Path, tmp_path: Pat
 def test_rows_are_told_from_a_nested_configuration() -> None:
     assert HfModel({"model_type": "x", "vocab_size": 5}).rows == 5
     assert HfModel({"model_type": "x", "text_config": {"vocab_size": 6}}).rows == 6
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_model_that_has_run_is_copied_and_pickled_like_any_module(model: HfLM, memory: bool) -> None:
+    if memory:
+        torch.manual_seed(0)
+        model = HfLM(with_memory(model.config, MEMORY, 5), model.vocabulary).eval()
+    tap = "transformer.h.1.attn:output"
+    with torch.inference_mode():
+        wanted = model(rows(), tap=tap)
+        scores = model.full_log_probs(wanted.hidden[0])
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False)]
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    for each in [*copies, averaged.module]:
+        with torch.inference_mode():
+            found = each(rows(), tap=tap)
+            assert torch.equal(found.hidden, wanted.hidden) and torch.equal(found.tapped, wanted.tapped)
+            assert torch.equal(each.full_log_probs(found.hidden[0]), scores)
+        # They share nothing: not the hooks either.
+        next(each.parameters()).data.zero_()
+        each.unhook()
+        with torch.inference_mode():
+            assert torch.equal(model(rows(), tap=tap).tapped, wanted.tapped)
+
+
+def test_settings_of_generation_are_kept_where_they_say_more_than_the_configuration(
+    gpt2: Path, model: HfLM, tmp_path: Path
+) -> None:
+    assert not model.config.generation and "generation" not in model.config.recorded(), "as in files of older versions"
+    shutil.copytree(gpt2, instruct := tmp_path / "instruct")
+    # top_p without do_sample: transformers would not save it.
+    says = {"bos_token_id": 0, "eos_token_id": [3, 5, 7], "top_p": 0.8, "repetition_penalty": 1.05, "pad_token_id": 0}
+    (instruct / "generation_config.json").write_text(json.dumps(says), "utf-8")
+    config = hf_model(str(instruct))
+    of_it = pretrained(str(instruct), config, FIRST_PIECE + PIECES)
+    assert {key: config.recorded()["generation"][key] for key in says} == says
+    save_model(of_it, tmp_path / "checkpoint", {"dictionary": "d", "step": 0})
+    kept, _ = load_model(tmp_path / "checkpoint")
+    given = of_it.hf.generation_config.to_dict()
+    assert kept.hf.generation_config.to_dict() == given and given["eos_token_id"] == [3, 5, 7]
+    ids = torch.tensor([[5, 9, 17, 30]])
+    assert torch.equal(kept.hf.generate(ids), of_it.hf.generate(ids))
+    (instruct / "generation_config.json").unlink()
+    assert not hf_model(str(instruct)).generation
