@@ -1,48 +1,26 @@
 """Runs of units over ranks: whose they are, and how busy the ranks are."""
 
-import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from support import threads
+from support.threads import ThreadComm
 
 from distlm.errors import DistlmError, Stopped
-from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import Stage
 from distlm.runtime.stop import StopFlag
 from distlm.runtime.units.planned import efficiency, idle_note, speedup
 from distlm.runtime.units.rounds import first_readers, rounds, share_of_units
 
 
-class ThreadComm(SingleComm):
-    """Ranks as threads."""
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, box: list[Any]) -> None:
-        self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
-
-    def allgather(self, value: Any) -> list[Any]:
-        self._box[self.rank] = value
-        self._barrier.wait(30)
-        found = list(self._box)
-        self._barrier.wait(30)
-        return found
-
-    def bcast(self, value: Any) -> Any:
-        return self.allgather(value)[0]
-
-    def any(self, flag: bool) -> bool:
-        return any(self.allgather(flag))
-
-
 def on_ranks(ranks: int, units: Sequence[int], act: Any, stop_at: int | None = None) -> list[list[list[Any]]]:
     """What `rounds` gives on each rank, round by round; an exception in its place."""
-    barrier, box = threading.Barrier(ranks), [None] * ranks
     found: list[Any] = [[] for _ in range(ranks)]
 
-    def one(rank: int) -> None:
-        stop = StopFlag(rank)
-        comm = ThreadComm(rank, ranks, barrier, box)
+    def one(comm: ThreadComm) -> None:
+        rank, stop = comm.rank, StopFlag(comm.rank)
         stage = cast(Stage, SimpleNamespace(comm=comm, stop=stop))
         try:
             # The ranks have different numbers of threads.
@@ -53,12 +31,7 @@ def on_ranks(ranks: int, units: Sequence[int], act: Any, stop_at: int | None = N
         except (DistlmError, Stopped) as error:
             found[rank].append(error)
 
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
+    assert threads.on_ranks(ranks, one) == [None] * ranks
     return found
 
 
