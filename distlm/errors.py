@@ -27,6 +27,13 @@ class Busy(DistlmError):
     """Another run is at work in the folder and owns what is in it."""
 
 
+class Diverged(DistlmError):
+    """Raised on every rank where numbers of a training are infinite or NaN. It says what is; what helps is for the
+    training to say (Job.calmer), whose settings have names of their own."""
+
+    shared = True
+
+
 class Stopped(DistlmError):
     """Raised on every rank after a stop signal was agreed and all finished work is on disk."""
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distlm.config.load import load_config
+from distlm.config.load import load_config, split_words
 from distlm.config.schema import RunConfig
 from distlm.errors import EXIT_STOPPED, DistlmError
 from distlm.runtime.rundir import RunDir
@@ -129,15 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-same-start", type=_at_least(1), metavar="N", help="instead of the site file's")
     parser.add_argument("--again", type=_at_least(0), metavar="N", help="instead of the site file's")
     parser.add_argument("stage", metavar="STAGE")
-    parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    options = parser.parse_args(arguments)
+    parser.add_argument("words", nargs="+", metavar="RECIPE section.key=value", help="in any order")
+    options = parser.parse_intermixed_args(arguments)
     try:
         limits = (options.max_same_start, options.again)
         site = load_site(options.site)[0] if None in limits else Site()
         outcome = queue_again(
             options.stage,
-            load_config(options.recipe, options.overrides),
+            load_config(*split_words(options.words)),
             owner=OWNER,
             max_same_start=site.max_same_start if options.max_same_start is None else options.max_same_start,
             again=site.again if options.again is None else options.again,

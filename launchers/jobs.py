@@ -235,6 +235,8 @@ def _record_this(options: argparse.Namespace) -> int:
         say_cancelled(job)
         return EXIT_STOPPED
     more = {"log": os.path.abspath(options.log)} if options.log else {}  # noqa: PTH100 (the file need not exist yet)
+    # An array counts as one job: what is said of it later is for its tasks, too, that have not started yet.
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", job)
     record_job(run, options.stage, job, "sbatch", os.environ.get("SLURM_JOB_NODELIST", ""), **more)
     return 0
 

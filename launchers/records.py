@@ -20,7 +20,7 @@ class JobLine(Record):
     stage: str
     """Stage of the recipe."""
     job: str
-    """Slurm's job id, or submitit's process; empty where there is neither."""
+    """Slurm's job id (of an array: that of the whole), or submitit's process; empty where there is neither."""
     owner: str
     """Who submitted it and requeues it: sbatch, submitit or deepspeed."""
     nodes: str
@@ -61,7 +61,7 @@ class RestartLine(Record):
     time: float
     """When, in Unix seconds."""
     job: str
-    """Slurm's job id."""
+    """Slurm's job id; of a task of an array with its number, 12_3."""
     restarts: int
     """How often the job has started again before."""
     owner: str

@@ -75,23 +75,28 @@ class _Chain:
             return []
         if found.cancelled:
             note(self.run, found, cancelled=False)
-        return [text for job in states for text in self._root(found, job)]
+        done = [text for job in states if (text := self._root(found, job))]
+        if self.back.get(found.job) == found.job:
+            # After all tasks of an array: the jobs wait for the whole of it.
+            freed = slurm.release_dependents(found.job)
+            done += [f"job {each}: waits for it again" for each in freed]
+        return done
 
-    def _root(self, found: Submission, job: slurm.Job) -> list[str]:
+    def _root(self, found: Submission, job: slurm.Job) -> str:
         name = f"job {job.id} ({found.stage})"
         if job.state == "RUNNING" and not self.now:
             slurm.signal_steps(job.id, _SIGNALS.get(found.owner, "USR2"))
-            return [f"{name}: asked to stop after a checkpoint; {found.owner} requeues it"]
+            return f"{name}: asked to stop after a checkpoint; {found.owner} requeues it"
         if job.state == "RUNNING" or job.state in _FAILED:
             return self._bring_back(found, job, name)
         if job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or "held" in job.reason.lower():
             slurm.command("scontrol", "release", job.id)
-            return [f"{name}: released, was held"]
+            return f"{name}: released, was held"
         if job.state == "PENDING":
-            return [f"{name}: waits already ({job.reason or 'in the queue'})"]
-        return []
+            return f"{name}: waits already ({job.reason or 'in the queue'})"
+        return ""
 
-    def _bring_back(self, found: Submission, job: slurm.Job, name: str) -> list[str]:
+    def _bring_back(self, found: Submission, job: slurm.Job, name: str) -> str:
         try:
             slurm.requeue(job.id)
         except slurm.SlurmSilent:
@@ -101,10 +106,9 @@ class _Chain:
             if found.owner != "submitit" or job.id != found.job:
                 raise
             self.back[found.job] = new = resubmit(self.run, found, [])
-            return [f"{name}: submitted again as job {new}, was {job.state}"]
+            return f"{name}: submitted again as job {new}, was {job.state}"
         self.back[found.job] = found.job
-        freed = slurm.release_dependents(found.job)
-        return [f"{name}: requeued, was {job.state}", *(f"job {each}: waits for it again" for each in freed)]
+        return f"{name}: requeued, was {job.state}"
 
     def _dependent(self, found: Submission, states: Sequence[slurm.Job], after: list[str]) -> list[str]:
         """A job of submit that waits for one which comes back: Slurm has cancelled it, as it could never start."""

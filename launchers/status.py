@@ -237,7 +237,8 @@ def _last_known(run: RunDir, found: Submission) -> slurm.Job:
     """A job as the run directory knows it: by the newest of its lines and of its ranks' signs of life."""
     events = [(found.time, "submitted")]
     path = attempts(run, found.stage)
-    events += [(line.time, "asked to start again") for line in restarts_of(path) if line.job == found.job]
+    restarts = [line for line in restarts_of(path) if found.job in (line.job, line.job.partition("_")[0])]
+    events += [(line.time, "asked to start again") for line in restarts]
     beats = [file.stat().st_mtime for file in (run.root / ALIVE).glob("*/rank-*.json")]
     events += [(max(beats), "ranks of this run gave a sign of life")] if beats else []
     at, what = max(events)

@@ -73,6 +73,7 @@ def submit(options: argparse.Namespace) -> int:
         recipe=run.root / "launch" / f"recipe-{bytes_hash(dump_config(config).encode())[:12]}.yaml",
         folder=run.root / "launch" / "submitit" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         code=snapshot_path(run.root) if options.snapshot and front != "debug" else source_tree(),
+        cwd=Path.cwd(),
     )  # fmt: skip
     if options.dry_run:
         print(_dry_run(plan, front, source))

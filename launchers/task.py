@@ -22,6 +22,8 @@ KILL_WAIT_S = 60
 """How long the other ranks wait to be killed after rank 0 asked for the requeue."""
 SILENT_S = 30.0
 """How long rank 0 asks a Slurm that does not answer; the batch script goes on asking, with no rank left to wait."""
+STOP = "stop"
+"""File beside submitit's that ends local jobs: `distlm submit` was told to stop, so none asks to start again."""
 OWNER = "task"
 """Who asks for the requeue, in the record of restarts."""
 
@@ -51,6 +53,7 @@ class StageTask:
         """
         world = self._begin()
         for words in self.verbs:
+            _leave_if_told()
             code = run_verb([*words.split(), self.recipe, *self.overrides], self.ranks)
             if code == EXIT_STOPPED:
                 self._hand_over(world.rank)
@@ -107,6 +110,7 @@ class StageTask:
         if executor is None:
             # Debug: there is nobody to start it again.
             raise SystemExit(EXIT_STOPPED)
+        _leave_if_told()
         if executor == "slurm":
             ended = JobEnvironment().paths.folder / f"{_job_id()}_{_restarts()}_ended"
             if rank != 0:
@@ -190,6 +194,13 @@ def _restarts() -> int:
 def _has_scontrol() -> bool:
     """Whether this process can ask Slurm. In a container image it often cannot."""
     return shutil.which("scontrol") is not None
+
+
+def _leave_if_told() -> None:
+    """Leave without a result where `distlm submit --cluster local` was told to stop."""
+    if _executor() == "local" and (JobEnvironment().paths.folder / STOP).exists():
+        _log("stopped; the same command continues")
+        _wait_for_the_end(0)
 
 
 def _wait_for_the_end(seconds: float, ended: Path | None = None) -> NoReturn:

@@ -68,8 +68,10 @@ done
 await() {  # SRUN_PID: waits for the step, returns its code
   local code
   step=$1
+  [ -z "$STOPPED" ] || kill -USR1 "$step" 2>/dev/null  # it came before there was a step to hand it on to
   # A signal ends `wait` early; the step has ended when it is no longer a child that runs.
   while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
+  [ "$code" -le 128 ] || { wait "$step"; code=$?; }  # it ended just after the signal: bash keeps its code
   step=""
   return "$code"
 }

@@ -14,6 +14,7 @@ from distlm.errors import Busy, UsageError
 from distlm.index import run_index_build
 from distlm.knnlm.search.stage import run_search
 from distlm.runtime.lock import only_writer
+from distlm.runtime.question import index_of, label
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.rundir import RunDir
 
@@ -91,6 +92,65 @@ def test_one_index_with_its_searches_or_one_question(run):
     for what, only in (("train", "x"), ("index", "../checkpoints")):
         with pytest.raises(UsageError, match="names an index"):
             doomed(root, what, only)
+
+
+NAMES = ("small", "small_v2", "small_nprobe8_x", "small_nprobe8_exact_k64", "small_brute", "small_k5", "IVF4", "brute")
+ASKED = ([], ["knn.search=brute"], ["knn.similarity=dot"], ["knn.candidates=40"], ["knn.distances=quantised"],
+         ["knn.search=brute", "knn.similarity=dot"])  # fmt: skip
+
+
+def test_one_index_takes_no_other_along_whose_name_begins_alike(tmp_path):
+    root = tmp_path / "run"
+    asked = [tiny_config(root, tmp_path, [f"index.name={name}", *words]) for name in NAMES for words in ASKED]
+    labels = {label(config): config.index.name for config in asked}
+    assert len(labels) == len(asked) and all(index_of(text) == name for text, name in labels.items())
+    for text in labels:
+        for path in (root / "neighbours" / text / "valid", root / "losses" / text / "valid"):
+            path.mkdir(parents=True)
+        for path in (root / "tuned" / f"{text}.json", root / "results" / f"{text}.json"):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+    for name in NAMES:
+        (root / "index" / name).mkdir(parents=True)
+    (root / "config.yaml").touch()
+    for name in NAMES:
+        found = {thing.path.name.removesuffix(".json") for thing in doomed(root, "index", name)}
+        assert found == {name} | {text for text in labels if labels[text] == name}
+    for text in labels:
+        assert len(things := doomed(root, "search", text)) == 4
+        assert {thing.path.name.removesuffix(".json") for thing in things} == {text}
+    for only in ("*", "small*", "?mall", "[s]mall"):
+        with pytest.raises(UsageError, match="there are IVF4, brute"):
+            doomed(root, "index", only)
+
+
+@pytest.mark.parametrize("only", ["", "IVF16-PQ4", "LABEL"])
+def test_a_removal_that_was_ended_is_taken_on(run, monkeypatch, only):
+    """Whatever it was removing: nothing stays that no command names."""
+    root = Path(run.run_dir)
+    what = "search" if only == "LABEL" else "index" if only else "datastore"
+    only = RunDir.of(run).label if only == "LABEL" else only
+    last = len(doomed(root, what, only)) - 1
+
+    def ended(path, *_args, **_options):
+        raise KeyboardInterrupt
+
+    for ended_at in {0, last // 2, last}:
+        copy = root.with_name(f"ended-{ended_at}")
+        shutil.copytree(root, copy)
+        things = doomed(copy, what, only)
+        part = things[ended_at]
+        remove(things[:ended_at])
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", ended)
+            patched.setattr(Path, "unlink", ended)
+            with pytest.raises(KeyboardInterrupt):
+                remove([part])
+        again = doomed(copy, what, only)
+        assert [thing.path for thing in again[:-1]] == [thing.path for thing in things[ended_at + 1 :]]
+        assert again[-1].path.match(f"*/.{part.path.name}.*.removed")
+        remove(again)
+        assert not [path for path in copy.rglob("*.removed")] and not part.path.exists()
 
 
 def test_nothing_is_removed_while_another_run_writes(run):

@@ -101,7 +101,7 @@ class TrainConfig:
     save_every: int = volatile(1400)  # type: ignore[assignment]
     """Updates between checkpoints (0: only at the end and at a stop)."""
     keep_last: int = volatile(2)  # type: ignore[assignment]
-    """Checkpoints kept besides the best one."""
+    """Newest checkpoints kept; the best one that each of them knows of is kept, too."""
     log_every: int = volatile(20)  # type: ignore[assignment]
     """Updates between progress lines."""
     trackers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list, metadata=VOLATILE)
@@ -120,7 +120,7 @@ class DatastoreConfig:
     """Checkpoint directory of the model, or a run directory: the best one there, and then `distlm run` trains nothing;
     empty: the best one of this run."""
     tap: str = "last_ffn_input"
-    """Hidden state that becomes the key."""
+    """Hidden state that becomes the key. Of an AWD-LSTM last_output, which is its only one."""
     split: str = "train"
     """Split whose tokens are stored."""
     context_window: int = 1536
@@ -198,11 +198,12 @@ class KnnConfig:
     search: Literal["index", "brute"] = field(default="index", metadata=QUESTION)
     """index: the faiss index; brute: every key, exactly (small stores)."""
     scan: Literal["queries", "lists", "gpu"] = field(default="queries", metadata=VOLATILE)
-    """queries: each query reads its lists, 4-bit codes from memory; lists: each list is read once for thousands of
-    queries, by one of the ranks, for an index that is larger than memory; gpu: faiss-gpu on each rank's GPU, checked on
-    some queries."""
+    """queries: each query reads its lists, 4-bit codes from memory and by tables of 8 bits, which finds slightly other
+    neighbours; lists: each list is read once for thousands of queries, by one of the ranks, for an index that is larger
+    than memory; gpu: faiss-gpu on each rank's GPU, checked on some queries."""
     similarity: Literal["l2", "dot"] = field(default="l2", metadata=QUESTION)
-    """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way."""
+    """How near a found neighbour is: squared L2, or dot product with the query. They are found by L2 either way. By dot
+    product each k is a search of its own, and there is no λ by distance."""
     self_test: bool = field(default=True, metadata=VOLATILE)
     """Stop when stored keys do not find themselves, or kept neighbours are not the store's; false: the results say so
     (`--no-self-test`)."""

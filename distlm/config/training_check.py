@@ -1,6 +1,6 @@
 """What training by numbered updates cannot work with (settings of training.py)."""
 
-from distlm.config.check import adam, at_least
+from distlm.config.check import adam, at_least, fractions
 from distlm.config.schema import RunConfig
 from distlm.config.training import BlocksConfig, UpdatesConfig
 from distlm.models.kind import Refuse
@@ -11,7 +11,12 @@ def check_updates(config: RunConfig, refuse: Refuse, least_updates: int = 1) -> 
     train = config.section(UpdatesConfig)
     at_least(config, refuse, 1, ("train.blocks_per_update", "train.micro_blocks"))
     at_least(config, refuse, least_updates, ("train.updates",))
-    at_least(config, refuse, 0, ("train.warmup_updates", "train.min_lr"))
+    at_least(config, refuse, 0, ("train.warmup_updates", "train.warmup_init_lr", "train.min_lr"))
+    if train.schedule == "cosine":
+        at_least(config, refuse, 1, ("train.cosine_period", "train.cosine_t_mult"))
+        at_least(config, refuse, 0, ("train.cosine_shrink",))
+    if train.optimizer == "nag":
+        fractions(config, refuse, ("train.momentum",))
     adam(train.adam_betas, train.adam_eps, ("train.adam_betas", "train.adam_eps"), refuse)
     if train.blocks_per_update % train.micro_blocks:
         refuse(

@@ -49,6 +49,23 @@ def open_corpus(
     return _first(corpus, config.first_words) if config.first_words else corpus
 
 
+def words_of_split(config: DataConfig, split: str) -> int:
+    """Words of all of a split's text, one end of each line counted. Reads no other split than the text is taken from.
+
+    Raises DistlmError as open_corpus.
+    """
+    if config.source == "demo" and not (config.valid_share or config.test_share):
+        return _count(_demo_corpus().read(split))
+    choice = choice_of_data(config)
+    sources = open_sources(choice, one_line=False)[choice.origin(split)]
+    scans = _scans(choice, choice.origin(split), sources, (), lambda size: None)
+    return _count(_read(sources, segments_of(choice, split, scans)))
+
+
+def _count(lines: Iterator[str]) -> int:
+    return sum(len(line.split()) + 1 for line in lines)
+
+
 def _first(corpus: Corpus, words: int) -> Corpus:
     """Whole lines from the beginning of each split, of at most `words` words with their ends."""
     lines = {split: _lines_within(corpus.read(split), words) for split in SPLITS}
@@ -77,12 +94,7 @@ def _whole_corpus(config: DataConfig, specials: Sequence[str], check: Callable[[
         return _demo_corpus()
     choice = choice_of_data(config)
     sources = open_sources(choice, one_line=False)
-    scans = {
-        split: [
-            source.scan(number, _cutting(choice, source, split, specials), check) for number, source in enumerate(of)
-        ]
-        for split, of in sources.items()
-    }
+    scans = {split: _scans(choice, split, of, specials, check) for split, of in sources.items()}
     segments = {split: segments_of(choice, split, scans[choice.origin(split)]) for split in SPLITS}
     for split, found in segments.items():
         if not found:
@@ -95,6 +107,12 @@ def _whole_corpus(config: DataConfig, specials: Sequence[str], check: Callable[[
         sha256=_sha256(choice, scans),
         spelled=_spelled(scans),
     )
+
+
+def _scans(
+    choice: TextChoice, split: str, sources: Sequence[Source], specials: Sequence[str], check: Callable[[int], None]
+) -> list[Scan]:
+    return [source.scan(at, _cutting(choice, source, split, specials), check) for at, source in enumerate(sources)]
 
 
 def _cutting(choice: TextChoice, source: Source, split: str, specials: Sequence[str]) -> Cutting:

@@ -46,7 +46,6 @@ from distlm.training.validate import Validation
 ROWS_PER_S = "perf/rows_per_s"
 EXTRA = "memory-extra.safetensors"
 """What a checkpoint keeps of a memory whose values are frozen: all but the values."""
-_CALMER = "lower finetune.lr, raise finetune.warmup or lower finetune.clip_norm, and start with another finetune.name="
 
 
 class FinetuneJob(MemoryJob[FinetuneState]):
@@ -54,6 +53,9 @@ class FinetuneJob(MemoryJob[FinetuneState]):
 
     unit = ROWS_PER_S
     keeps_best = False
+    CALMER = (
+        "lower finetune.lr, raise finetune.warmup or lower finetune.clip_norm, and start with another finetune.name="
+    )
     rows_at_once, files_of_deepspeed = "finetune.micro_rows", "finetune.deepspeed"
     RATE_OF_VALUES = "finetune.memory_lr"
     train: PlmTraining
@@ -160,8 +162,8 @@ class FinetuneJob(MemoryJob[FinetuneState]):
                 xxhash.xxh32_intdigest(row[kept].tobytes()) for row, kept in zip(batch.tokens, batch.text, strict=True)
             )
         step = self.step(rate)
-        part = Part(update, rate, len(numbers), sums, given, self.stage.stop.reason is not None)
-        return combine(part, (), micro, step, train.precision, self.calmer(_CALMER)), rate
+        part = Part(rate, len(numbers), sums, given, self.stage.stop.reason is not None)
+        return combine(part, (), micro, step, train.precision), rate
 
     def validation_due(self, state: FinetuneState) -> bool:
         """At the end of each epoch."""

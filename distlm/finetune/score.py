@@ -21,7 +21,7 @@ from distlm.memory.records import MemoryUse
 from distlm.memory.usage import Usage, UsageCounts
 from distlm.runtime.metrics import Values
 from distlm.training.engine import Engine
-from distlm.training.validate import Validation, not_finite
+from distlm.training.validate import Validation, require_finite_loss
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class TaskScorer:
         self.tests = {name: SplitScorer(rows, span, 0, batch) for name, rows in task.test.items()}
 
     def run(self, engine: Engine, net: TaskModel, rank: int, ranks: int) -> TaskValidation:
-        """Collective. Raises DistlmError when the loss is not finite."""
+        """Collective. Raises Diverged when the loss is not finite."""
         outputs, memory = {}, {}
         loss = 0.0
         for number, (name, scorer) in enumerate(self.splits.items()):
@@ -151,8 +151,7 @@ class TaskScorer:
             if number == 0:
                 loss = total / len(scorer.rows)
                 memory = {str(layer): _measures(counts, self.task.labels) for layer, counts in use.items()}
-        if not np.isfinite(loss):
-            raise not_finite("lower finetune.lr or set finetune.precision=fp32")
+        require_finite_loss(loss)
         rows = sum(len(scorer.rows) for scorer in self.splits.values())
         return TaskValidation(loss, rows, f"{rows} rows of dev", self.task.score(outputs), memory, outputs)
 

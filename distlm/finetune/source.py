@@ -17,6 +17,7 @@ from distlm.data.shards.files import TOKENIZER_FOLDER
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.errors import DistlmError
 from distlm.finetune.description import TaskModelConfig
+from distlm.finetune.labels import require_label_order
 from distlm.finetune.model import TaskModel
 from distlm.finetune.tasks.glue import TASKS
 from distlm.memory.of_model import restore_memories
@@ -99,11 +100,12 @@ def open_source(config: FinetuneConfig, run: Path, shards: Path) -> Source:
     return _exported(path, config) if has_memory(path) else _hugging_face(config)
 
 
-def open_finetuned(config: FinetuneConfig) -> Source:
+def open_finetuned(config: FinetuneConfig, rank: int = 0) -> Source:
     """The fine-tuned model that finetune.checkpoint names, with its head; Source.task describes it.
 
-    A seed's folder (RUN/finetune/NAME/seed-N) or a checkpoint in it, or a Hugging Face folder with the head of a task.
-    Raises DistlmError for what is not there or damaged, and for a model that was not fine-tuned.
+    A seed's folder (RUN/finetune/NAME/seed-N) or a checkpoint in it, or a Hugging Face folder with the head of a task;
+    `rank` 0 says where the names of its labels do not tell their order. Raises DistlmError for what is not there or
+    damaged, for a model that was not fine-tuned, and for labels in another order than those of finetune.task.
     """
     path = Path(config.checkpoint)
     if _is_ours(path):
@@ -111,7 +113,7 @@ def open_finetuned(config: FinetuneConfig) -> Source:
             return _ours(path, config, path)
     elif (path / "config.json").is_file() and task_head(path):
         source = _exported_task(path, config)
-        _require_label_order(source, config)
+        require_label_order(source.name, source.backbone.get("id2label") or {}, config.task, rank)
         return source
     raise DistlmError(
         f"finetune.checkpoint={path}: not a fine-tuned model; name the folder of a seed that was kept "
@@ -315,18 +317,6 @@ def _exported_task(folder: Path, config: FinetuneConfig) -> Source:
         name, folder if found.memory else None, backbone, found.memory, 1, size, weights, tokenizer, tokenizer_hash,
         pad, json_hash([_hash_of_weights(weights), values, tokenizer_hash]), task,
     )  # fmt: skip
-
-
-def _require_label_order(source: Source, config: FinetuneConfig) -> None:
-    """DistlmError when the model numbers the labels of finetune.task in another order: all scores would be wrong."""
-    named = source.backbone.get("id2label") or {}
-    theirs = [str(named[number]) for number in sorted(named)]
-    ours = list(TASKS[config.task].labels) if config.task in TASKS else []
-    if theirs != ours and sorted(theirs) == sorted(ours):
-        raise DistlmError(
-            f"{source.name}: its labels are numbered {', '.join(theirs)} (id2label in config.json), those of "
-            f"finetune.task={config.task} {', '.join(ours)}; fine-tune it on the task here first"
-        )
 
 
 def _hash_of_weights(weights: Mapping[str, Tensor]) -> str:

@@ -17,6 +17,7 @@ from distlm.index.search.candidates import candidates_of, is_coarse, refuse_too_
 from distlm.index.search.fastscan import MOST_BYTES, packed_bytes
 from distlm.index.search.lists import BATCH_BYTES
 from distlm.knnlm.search.cut import MORE_UNITS, planned_cut
+from distlm.knnlm.search.disk import TokenBytes, peak_bytes
 from distlm.knnlm.search.rescore import CHUNK_BYTES, GROUP_BYTES, passes
 from distlm.models.described import causal, causal_kind, model_bytes, model_of
 from distlm.models.kind import CausalDescription
@@ -89,19 +90,21 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
     notes += _too_many(config, counts, candidates, index)
     if candidates > k:
         notes.append(f"exact distances choose {k} of {candidates} that the index finds (knn.candidates)")
-    per_query, found = (width * item + 12 + 16 * number for number in (k, candidates))
-    # While a search is being rescored the units lie there as they were found, too, and the new distances.
-    disk = counts.queries * (per_query + found + 4 * candidates if rescores else per_query)
+    splits = [_count(config, [split]).queries for split in knn.splits]
+    of_token = TokenBytes.of(width, item, k, candidates if rescores else 0)
+    disk = peak_bytes(splits, of_token)
     if rescores:
-        notes.append(f"half of the disk is free again afterwards; the {counts.rows * width * item / 1e9:.1f} GB of "
-                     "keys are read once in order")  # fmt: skip
+        kept = counts.queries * of_token.kept
+        notes.append(f"of the disk {format_bytes(disk - kept)} are free again afterwards; the "
+                     f"{counts.rows * width * item / 1e9:.1f} GB of keys are read once in order")  # fmt: skip
     notes += _copied(config, counts.rows, width, index, candidates if rescores else 0)
     pairs = counts.queries * (4 * width + 8 * candidates)
     batch = knn.batch_blocks * (knn.context_window + knn.block)
     activations = 4 * batch * (8 * width + causal_kind(model).inner_floats(model))
     phases = _units(config)
     blocks = sum(phases.blocks)
-    unit = 3 * min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block) * (found + 4 * width)
+    tokens = min(counts.queries, planned_cut(blocks, knn).blocks_per_unit * knn.block)
+    unit = 3 * tokens * ((of_token.found or of_token.kept) + 4 * width)
     if knn.search == "index" and knn.scan == "lists":
         # What a batch's queries have found: kept, sent, and received.
         unit = max(unit, 3 * BATCH_BYTES)
@@ -116,7 +119,6 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         notes.append(f"and the copy of it that each rank repacks for FastScan, {packed / 1e9:.1f} GB")
     notes += idle_note(phases.units, ranks, MORE_UNITS)
     seconds, rescoring = _seconds(config, model, counts, index, candidates if rescores else 0, ranks)
-    splits = [_count(config, [split]).queries for split in knn.splits]
     # Each split on another rank.
     reading = sum(reading_seconds(config, model, tokens) for tokens in splits) if ranks < 2 else (
         max(reading_seconds(config, model, tokens) for tokens in splits))  # fmt: skip
@@ -130,7 +132,7 @@ def plan_search(config: RunConfig, ranks: int) -> StagePlan:
         seconds=seconds / speedup([phases.units], max(ranks, 1))
         + reading
         + rescoring / max(ranks, 1)
-        + disk / _WRITTEN_BYTES_PER_S,
+        + counts.queries * of_token.written / _WRITTEN_BYTES_PER_S,
         notes=notes,
         units=(phases.units,),
     )

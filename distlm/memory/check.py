@@ -71,6 +71,8 @@ def check_section(config: MemoryConfig, refuse: Refuse = refuse_setting) -> None
     for name in ("input_dropout", "query_dropout", "value_dropout"):
         if not 0 <= (value := getattr(config, name)) < 1:
             refuse(f"memory.{name}", value, "must be in [0, 1)")
+    if not 0 <= config.norm_momentum <= 1:
+        refuse("memory.norm_momentum", config.norm_momentum, "must be in [0, 1]: the weight of the newest batch")
     check_sizes(config, refuse)
     check_rule(config, refuse)
     if config.kind == "none":

@@ -59,14 +59,14 @@ class MemoryReader(nn.Module):
         self._read = [values]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] → the same shape and dtype."""
+        """x [..., D] → the same shape and dtype; there may be no token at all."""
         flat = x.reshape(-1, x.shape[-1])
         queries = self.query(flat)
         if self.query_norm:
             queries = by_running_statistics(
                 queries, self.norm_mean, self.norm_variance, self.norm_weight, self.norm_bias
             )
-        slots, scores = best_slots(queries.view(len(flat), self.heads, -1), self.keys, self.k)
+        slots, scores = best_slots(queries.unflatten(1, (self.heads, -1)), self.keys, self.k)
         read: Tensor = self._read[0].sums(slots.flatten(1), scores.softmax(2).flatten(1)).to(x.dtype).view(x.shape)
         return read if self.gate is None else self.gate(x, read)
 

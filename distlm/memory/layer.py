@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
+from distlm.memory.check import check_section
 from distlm.memory.config import MemoryConfig
 from distlm.memory.retrieval import ProductKeys
 from distlm.memory.usage import Usage, UsageCounts
@@ -85,6 +86,7 @@ class ProductKeyMemory(nn.Module):
             norm_momentum=norm_momentum, input_dropout=input_dropout, query_dropout=query_dropout,
             value_dropout=value_dropout, values=values, frozen=frozen, columns=columns,
         )  # fmt: skip
+        check_section(config)
         exchange = Exchange(columns) if exchange is None else exchange
         seed = exchange.of_rank_0(int(torch.randint(1 << 62, ()))) if seed is None else seed
         self._build(config, width, layer, seed, exchange, _dropout)
@@ -130,7 +132,7 @@ class ProductKeyMemory(nn.Module):
 
         mask bool [B, T] (true: no padding): the tokens of the query norm's statistics; None: all. counted bool [B, T]:
         those whose reads are counted (no padding, no special tokens); None: those of the mask. Raises ValueError for
-        another width.
+        another width. There may be no token at all: [0, D] or [B, 0, D].
         """
         shape, width = x.shape, self.table.width
         if x.ndim == 0 or shape[-1] != width:
@@ -142,7 +144,7 @@ class ProductKeyMemory(nn.Module):
         x = self._drop(x, self.config.input_dropout, "input")
         slots, scores = self.retrieval(
             x.reshape(-1, width), mask.reshape(-1),
-            lambda q: self._drop(q.view(rows, tokens, -1), self.config.query_dropout, "query").view(rows * tokens, -1),
+            lambda q: self._drop(q.view(rows, tokens, q.shape[1]), self.config.query_dropout, "query").view_as(q),
         )  # fmt: skip
         weights = scores.softmax(2)
         usage = self._measured or (self.usage if self.training else None)

@@ -55,14 +55,16 @@ def save_memories(memories: Memories, folder: Path, extra: Mapping[int, Mapping[
         save_table(table, folder, first, {**extra[first], **shared})
 
 
-def load_memories(memories: Memories, folder: Path, moments: bool = True) -> dict[int, dict[str, Tensor]]:
+def load_memories(
+    memories: Memories, folder: Path, moments: bool = True, source: MemoryConfig | None = None
+) -> dict[int, dict[str, Tensor]]:
     """Read the values that `save_memories` wrote on any number of ranks; the `extra` of each layer. Local.
 
-    `moments`: see load_table. Raises DistlmError as load_table.
+    `moments`, `source`: see load_table. Raises DistlmError as load_table.
     """
     found: dict[int, dict[str, Tensor]] = {}
     for table, layers in tables_of(memories).items():
-        extra = load_table(table, folder, layers[0], moments)
+        extra = load_table(table, folder, layers[0], moments, source)
         found |= {layer: extra_of(extra, layer, layers[0]) for layer in layers}
     return found
 

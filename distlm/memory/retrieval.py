@@ -52,7 +52,7 @@ class ProductKeys(nn.Module):
             queries = self.norm(queries, mask)
         if drop is not None:
             queries = drop(queries)
-        return select(queries.view(len(x), self.heads, -1), self.keys, self.k)
+        return select(queries.unflatten(1, (self.heads, -1)), self.keys, self.k)
 
 
 def select(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:

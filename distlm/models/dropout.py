@@ -19,7 +19,7 @@ def dropout(hidden: Tensor, p: float, training: bool) -> Tensor:
         return hidden
     if hidden.device.type != "cpu":
         return F.dropout(hidden, p)
-    return hidden * _noise(hidden.shape, p, hidden.dtype)
+    return apply_mask(hidden, *_mask(hidden.shape, p, hidden.dtype))
 
 
 class PlainNoise:
@@ -39,9 +39,10 @@ class PlainNoise:
 
 def dropout_mask(shape: Sequence[int], p: float, like: Tensor) -> Tensor:
     """0 with probability `p`, else the scale 1 / (1 − p): a mask that several products share, in `like`'s dtype and
-    device; `p` and the generator as in `dropout`."""
+    device (fp32: in half precision the scale would be rounded); `p` and the generator as in `dropout`."""
     if like.device.type == "cpu":
-        return _noise(torch.Size(shape), p, like.dtype)
+        mask, scale = _mask(torch.Size(shape), p, like.dtype)
+        return mask.mul_(scale)
     return like.new_empty(tuple(shape)).bernoulli_(1 - p).div_(1 - p)
 
 
@@ -68,16 +69,27 @@ def causal_attention(
     return (weights @ v).view(rows, heads, tokens, width)
 
 
-def _noise(shape: torch.Size, p: float, dtype: torch.dtype) -> Tensor:
-    """0 with probability p, else 1 / (1 − p), on the CPU.
+def apply_mask(hidden: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """hidden·mask·scale, differentiable; mask of zeros and ones in the shape and dtype of hidden, overwritten.
+
+    In half precision the scale is no factor of the mask, where it would be rounded (1 / 0.9 to 1.109 in bf16): the
+    product is rounded once, as in torch's dropout.
+    """
+    if hidden.dtype in (torch.float16, torch.bfloat16):
+        return (hidden * mask).mul_(scale)
+    return hidden * mask.mul_(scale)
+
+
+def _mask(shape: torch.Size, p: float, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """0 with probability p, else 1, on the CPU; and the scale 1 / (1 − p).
 
     torch draws its Bernoulli numbers one after the other, which takes a third of a training step; one 64-bit draw
     here serves four elements, for a sixth of the time.
     """
     kept = round((1 - p) * _STEPS)
     if kept == _STEPS:
-        return torch.ones(shape, dtype=dtype)
+        return torch.ones(shape, dtype=dtype), 1.0
     count = shape.numel()
     draws = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
-    noise = torch.lt(draws.view(shape), kept - _STEPS // 2, out=torch.empty(shape, dtype=dtype))
-    return noise.mul_(_STEPS / max(kept, 1))
+    mask = torch.lt(draws.view(shape), kept - _STEPS // 2, out=torch.empty(shape, dtype=dtype))
+    return mask, _STEPS / max(kept, 1)

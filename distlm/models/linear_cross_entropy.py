@@ -6,6 +6,7 @@ chunk is kept. Same products as the plain way (three per chunk), less memory tra
 On GPUs a kernel (distlm.kernels.softmax) does what stands between the products, where that was chosen.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Σ −ln softmax(hidden·weightᵀ + bias)[target] over all rows: fp64 scalar.
 
-    hidden [N, D], weight [V, D], bias [V], targets int64 [N]. Memory: one [n, V] of `chunk_rows`, and where gradients
-    are wanted tensors of the sizes of hidden, weight and bias.
+    hidden [N, D], weight [V, D], bias [V], targets int64 [N]. Softmax is computed in fp32 where those are of half
+    precision. Memory: one [n, V] of `chunk_rows`, and where gradients are wanted tensors of the sizes of hidden, weight
+    and bias.
     """
     if torch.is_grad_enabled():
         total: Tensor = _CrossEntropySum.apply(hidden, weight, bias, targets)
@@ -37,7 +39,7 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Ten
 
 
 def target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """ln p(target) of each row, fp32 [N]; shapes as in `cross_entropy_sum`. Without gradients: one [n, V] at a time."""
+    """ln p(target) of each row, fp32 [N]; shapes and memory as in `cross_entropy_sum`, [n, V] alone."""
     parts = []
     rows = chunk_rows(len(weight), weight.device)
     for some, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -45,8 +47,10 @@ def target_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tens
         if _by_kernel("cross_entropy", logits) and not logits.requires_grad:
             parts.append(_kernel().log_probs(logits, wanted)[0])
             continue
-        chosen = logits.gather(1, wanted[:, None]).squeeze(1)
-        parts.append((chosen - logits.logsumexp(1)).float())
+        for part, some_wanted in _parts(logits, wanted):
+            scores = part.to(_exact(part))
+            chosen = scores.gather(1, some_wanted[:, None]).squeeze(1)
+            parts.append((chosen - scores.logsumexp(1)).float())
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 
@@ -126,8 +130,31 @@ class _CrossEntropySum(torch.autograd.Function):
         return d_hidden, d_weight, d_bias, None
 
 
-def _derive_(scores: Tensor, targets: Tensor) -> Tensor:
+def _exact(logits: Tensor) -> torch.dtype:
+    """What softmax is computed in: a sum over a vocabulary, and its logarithm, do not fit half precision."""
+    return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _parts(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits [n, V] and targets [n, ...] of some rows at a time: all, or in half precision so few that the logits and a
+    copy of these in fp32 need no more memory than logits in fp32 would."""
+    rows = len(logits) if logits.dtype == _exact(logits) else max(1, len(logits) // 4)
+    return zip(logits.split(rows), targets.split(rows), strict=True)
+
+
+def _derive_(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits [n, V] become the derivatives of Σ −ln p(target), which is returned, fp64 []; targets int64 [n, 1]."""
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for part, wanted in _parts(logits, targets):
+        scores = part.to(_exact(part))
+        total += _derive_exact_(scores, wanted)
+        if scores is not part:
+            part.copy_(scores)
+    return total
+
+
+def _derive_exact_(scores: Tensor, targets: Tensor) -> Tensor:
+    """The same of logits that are of no half precision."""
     top = scores.amax(1, keepdim=True)
     chosen = scores.gather(1, targets) - top
     scores.sub_(top).exp_()

@@ -12,7 +12,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from distlm.models.dropout import dropout
+from distlm.models.dropout import apply_mask, dropout
 
 _STEPS = 1 << 16
 _LOW = 0xFFFFFFFF
@@ -60,17 +60,18 @@ def token_keys(keys: Tensor, length: int) -> Tensor:
     return _mix(keys[:, None] + places)
 
 
-def row_noise(shape: torch.Size, keys: Tensor, salt: int, p: float, dtype: torch.dtype) -> Tensor:
-    """0 with probability p, else 1 / (1 − p), shape [B, ...], with keys int64 [B]; p is rounded to 1/65536.
+def drop_with_keys(hidden: Tensor, p: float, keys: Tensor, salt: int) -> Tensor:
+    """Each element times 0 with probability p, else 1 / (1 − p): hidden [B, ...] with keys int64 [B] → the same shape;
+    p is rounded to 1/65536.
 
-    One 64-bit number serves four elements. Memory: about four bytes per element beside the result.
+    One 64-bit number serves four elements. Memory: about four bytes per element beside mask and result.
     """
     kept = round((1 - p) * _STEPS)
-    each = shape[1:].numel()
+    shape, each = hidden.shape, hidden.shape[1:].numel()
     words = torch.arange(1, (each + 3) // 4 + 1, dtype=torch.int64, device=keys.device).mul_(_STRIDE)
     numbers = _mix(words + _mix(keys ^ salt)[:, None])
     draws = numbers.view(torch.int16)[:, :each].reshape(shape)
-    return torch.lt(draws, kept - _STEPS // 2).to(dtype).mul_(_STEPS / max(kept, 1))
+    return apply_mask(hidden, torch.lt(draws, kept - _STEPS // 2).to(hidden.dtype), _STEPS / max(kept, 1))
 
 
 def name_salt(name: str) -> int:
@@ -85,7 +86,7 @@ def drop_by_row(hidden: Tensor, p: float, rows: Rows, salt: int) -> Tensor:
     rows_there = len(rows.keys)
     # Some models compute on all tokens in one.
     shape = torch.Size([rows_there, len(hidden) // rows_there, *hidden.shape[1:]])
-    return hidden * row_noise(shape, rows.keys, salt, p, hidden.dtype).view_as(hidden)
+    return drop_with_keys(hidden.view(shape), p, rows.keys, salt).reshape(hidden.shape)
 
 
 class Noise:
@@ -112,7 +113,7 @@ class Noise:
         if keys is None:
             raise ValueError("dropout without Rows.set: the tokens of this pass have no keys")
         keys = keys if chosen is None else keys[chosen]
-        return hidden * row_noise(hidden.shape, keys, self._salt(place), p, hidden.dtype)
+        return drop_with_keys(hidden, p, keys, self._salt(place))
 
     def _salt(self, place: str) -> int:
         return name_salt(f"{self.name}.{place}")

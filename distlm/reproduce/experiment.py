@@ -29,6 +29,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from distlm.config.fields import holds_once
+from distlm.config.load import leaf_fields, run_classes
 from distlm.config.recipe import yaml_names
 from distlm.config.yaml_files import yaml_of
 from distlm.errors import UsageError
@@ -99,7 +101,8 @@ class Experiment:
     """Module of its tables."""
     items: tuple[Item, ...]
     command: str
-    """What a user types for it, with /path/to/ in place of the folders before the last."""
+    """What a user types for all of it, with /path/to/ in place of the folders before the last, without what holds
+    for one start alone."""
 
 
 def experiment_names() -> list[str]:
@@ -150,12 +153,18 @@ def load_experiment(
     if unknown := [wanted for wanted in only if wanted not in items]:
         raise UsageError(f"{name} has no run {unknown[0]!r}; there are {', '.join(items)}")
     chosen = [replace(item, settings=(*item.settings, *overrides)) for item in _with_needs(items, only or list(items))]
-    words = [f"{key}=/path/to/{Path(folder).absolute().name}" for key, folder in inputs.items()]
-    words += [f"{key}=[{','.join(map(str, values))}]" for key, values in lists.items()]
-    words += [*map(_portable, overrides), *(["--scale", scale] if scale != "small" else [])]
-    words += ["--only", ",".join(only)] if only else []
+    words = [f"{key}=/path/to/{Path(inputs[key]).absolute().name}" for key in known if key in inputs]
+    words += [f"{key}=[{','.join(map(str, lists[key]))}]" for key in plan.lists if key in lists]
+    lasting = [word for word in overrides if not _is_once(word)]
+    words += [*map(_portable, lasting), *(["--scale", scale] if scale != "small" else [])]
     command = shlex.join(["distlm", "reproduce", name, *words])
     return Experiment(name, plan.title, root, plan.paper, tuple(chosen), command)
+
+
+def _is_once(word: str) -> bool:
+    """Whether a setting holds for one start alone, and so decides nothing that is left behind."""
+    fields = (leaf_fields(cls).get(word.partition("=")[0]) for cls in run_classes().values())
+    return any(item is not None and holds_once(item) for item in fields)
 
 
 def _portable(word: str) -> str:

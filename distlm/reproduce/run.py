@@ -3,7 +3,7 @@
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,8 +12,9 @@ from pathlib import Path
 from distlm.analysis.tables import NothingFinished, nothing_finished
 from distlm.config.load import load_config
 from distlm.config.schema import RunConfig
-from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError
+from distlm.errors import EXIT_DONE, EXIT_STOPPED, DistlmError, UsageError
 from distlm.pipeline import stage_environment, verb_command
+from distlm.reproduce.calls import record_call
 from distlm.reproduce.experiment import Experiment, Item
 from distlm.reproduce.results import REPRODUCE, write_results
 from distlm.runtime import metrics
@@ -24,6 +25,9 @@ from distlm.runtime.rundir import RunDir
 from distlm.verbs import STAGE_VERBS
 
 _LOOK_EVERY_S = 0.2
+_TUNED_ON = "valid"
+_STAGES = {"run": "knn", **{verb.words: verb.stage for verb in STAGE_VERBS}}
+"""Verb → the last stage that it runs."""
 
 
 @dataclass
@@ -49,10 +53,13 @@ def run_experiment(experiment: Experiment, at_once: int = 1) -> int:
 
     The output of commands goes to the terminal when they run one by one, else to logs/NAME.log. Returns an exit
     code: 75 when a command was stopped after a checkpoint (the same command continues it). Raises DistlmError when one
-    fails, after those under way are done.
+    fails, after those under way are done; before any runs, for settings that its tables cannot take or that are others
+    than those of what lies in a run's folder.
     """
     # A mistake in the settings of the last command is found before the first one runs for hours.
     configs = {item.name: load_config(item.recipe, item.settings) for item in experiment.items}
+    _check(experiment, configs)
+    record_call(experiment)
     waiting, running, done = list(experiment.items), list[_Running](), set[str]()
     failed: list[Item] = []
     stopped, began = False, time.monotonic()
@@ -106,6 +113,22 @@ def write_tables(experiment: Experiment) -> str:
         raise nothing_finished(experiment.root)
     text: str = import_module(experiment.paper).write_tables(experiment.root)
     return f"{text}\nas data: {write_results(experiment)}"
+
+
+def _check(experiment: Experiment, configs: Mapping[str, RunConfig]) -> None:
+    """Raises DistlmError for what would be found when hours are spent, or once the call is on record."""
+    for config in configs.values():
+        if config.knn.splits[0] != _TUNED_ON:
+            raise UsageError(
+                f"knn.splits=[{','.join(config.knn.splits)}]: the tables compare what was tuned on {_TUNED_ON} and "
+                f"measured there; put it first, e.g. 'knn.splits=[{_TUNED_ON}]'"
+            )
+    paper = import_module(experiment.paper)
+    if hasattr(paper, "check_settings"):
+        paper.check_settings(configs)
+    for item in experiment.items:
+        config = configs[item.name]
+        RunDir.of(config).refuse_other_config(config, _STAGES[item.verb])
 
 
 def _start(

@@ -190,8 +190,14 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
     token, master = comm.bcast((uuid.uuid4().hex[:12], world.node))
     watch = Watch(root / FOLDER / token, world, lost_after_s)
     rank0_first(comm, lambda: watch.folder.mkdir(parents=True))
-    _check_shared(watch, root, comm, master)
+    try:
+        _check_shared(watch, root, comm, master)
+    except BaseException:
+        _remove(watch)
+        raise
     if lost_after_s <= 0:
+        # All have seen it, and nobody looks again.
+        _remove(watch)
         yield
         return
     watch.start()
@@ -207,9 +213,15 @@ def watching(root: Path, world: World, comm: Comm, lost_after_s: float) -> Itera
         watch.stop()
         if world.rank == 0 and RankLost.peek(watch.folder / _LOST) is None:
             watch.wait_for_ends()
-            shutil.rmtree(watch.folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                watch.folder.parent.rmdir()
+            _remove(watch)
+
+
+def _remove(watch: Watch) -> None:
+    """On rank 0: the folder of this start, and that of all starts where it was the last."""
+    if watch.world.rank == 0:
+        shutil.rmtree(watch.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            watch.folder.parent.rmdir()
 
 
 class _Leftovers:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +28,8 @@ _SHARE_LOCKS = ".lock-share-"
 """Beginning of one beside it for each share; the next run without a share removes them."""
 _PATIENCE_S = 5.0
 """A killed run needs a moment to die."""
+_SHARES_EVERY_S = 0.5
+"""How often the locks of shares are looked at, each of which costs a listing of the folder."""
 _EARLIER_START_S = 600.0
 """So long a start waits for one of its own job that lives on a node which Slurm has lost."""
 _UNKNOWN = "its owner is not known"
@@ -91,15 +93,14 @@ def _take(folder: Path, work: str, share: Share | None, held: ExitStack) -> None
         if share is None:
             held.enter_context(_owned(lock, stream, work))
             # Where the file system has no locks, a share may be at work all the same.
-            for path in _share_locks(folder):
-                with path.open("a+") as other:
-                    _wait(path, other, fcntl.LOCK_SH)
+            _wait_for_shares(_share_locks(folder))
         else:
             _wait(lock, stream, fcntl.LOCK_SH)
     except _Taken as taken:
-        shares = [path for path in _running_shares(folder) if share is None or path != _share_lock(folder, share)]
-        theirs = next((about.work for about in map(_owner, shares) if about), "") or taken.work or work
-        owners = [f"share {_share_name(path)}: {_owner_in(path)}" for path in shares]
+        shares = [each for each in taken.others if each.lock != lock] or _running_shares(folder)
+        shares = [each for each in shares if share is None or each.lock != _share_lock(folder, share)]
+        theirs = next((each.work for each in shares if each.work), "") or taken.work or work
+        owners = [f"share {_share_name(each.lock)}: {each.owner}" for each in shares]
         if len(owners) > 3:
             owners[3:] = [f"and {len(owners) - 3} more shares"]
         raise Busy(f"{folder}: another run is {theirs} here ({'; '.join(owners) or taken.owner}); {mend}") from None
@@ -122,20 +123,80 @@ def _take_share(folder: Path, work: str, share: Share, held: ExitStack, stream: 
         _wait(folder / LOCK, stream, fcntl.LOCK_SH)
     except _Taken as taken:
         raise Busy(f"{folder}: another run is {taken.work or work} here ({taken.owner}); {mend}") from None
-    for path in _running_shares(folder):
-        if path != own and not path.name.endswith(f"-of-{share.count}"):
-            raise Busy(
-                f"{folder}: launch.share={share}, but share {_share_name(path)} is {work} here ({_owner_in(path)}); "
-                f"shares that run at once must be of one count; {mend}"
-            )
+    try:
+        _wait_for_shares([path for path in _share_locks(folder) if not path.name.endswith(f"-of-{share.count}")])
+    except _Taken as taken:
+        other = _share_name(taken.others[0].lock)
+        raise Busy(
+            f"{folder}: launch.share={share}, but share {other} is {work} here ({taken.owner}); "
+            f"shares that run at once must be of one count; {mend}"
+        ) from None
+
+
+class _Other:
+    """Whoever holds a lock now, looked at until it is gone or known to be at work."""
+
+    def __init__(self, lock: Path, kind: int) -> None:
+        self.lock, self._kind, self._rival = lock, kind, Rival(lock)
+        self._spans, self._began, self._said_at = locks_span_nodes(lock.parent), time.monotonic(), 0.0
+        self._held: bool | None = None
+
+    @property
+    def owner(self) -> str:
+        """For people."""
+        return self._about.owner if self._about else _UNKNOWN
+
+    @property
+    def work(self) -> str:
+        """What it does, for people; empty where that is not known."""
+        return self._about.work if self._about else ""
+
+    def look(self, stream: TextIO) -> tuple[bool, int] | None:
+        """Try the lock, whose file is open: whether this process now has it on all nodes, and the number of the last
+        owner; None: another one has it. An earlier start of this same job that is silent has nothing."""
+        self._held = flocked(stream, self._kind)
+        self._rival.look()
+        locked = self._held is True and self._spans
+        # Held by a process that lives, or that a file server has not missed yet.
+        silent = self._held is False and self._earlier and self._rival.silent_s > STALE_S
+        gone = self._held is not False and self._rival.gone(locked)
+        return (locked, self._rival.number) if silent or gone else None
+
+    @property
+    def at_work(self) -> bool:
+        """At the last look: the file system or a sign of life says so."""
+        return self._held is False or self._rival.lives
+
+    @property
+    def taken(self) -> bool:
+        """It is at work, and has had its time to end."""
+        return self.at_work and self._waited > (_EARLIER_START_S if self._earlier else _PATIENCE_S)
+
+    def tell(self) -> None:
+        """Once a minute what is waited for."""
+        waited = self._waited
+        if self._about is not None and (self._earlier or waited > _PATIENCE_S) and waited >= self._said_at:
+            self._said_at = waited + 60
+            say(f"{self.lock.parent}: {_awaited(self._about, self._earlier)}")
+
+    @property
+    def _about(self) -> LockOwner | None:
+        return self._rival.record
+
+    @property
+    def _waited(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def _earlier(self) -> bool:
+        return _earlier_start(self._about)
 
 
 class _Taken(Exception):
-    """Another process holds a lock."""
+    """Other processes hold locks."""
 
-    def __init__(self, about: LockOwner | None) -> None:
-        self.owner = about.owner if about else _UNKNOWN
-        self.work = about.work if about else ""
+    def __init__(self, others: Sequence[_Other]) -> None:
+        self.others, self.owner, self.work = others, others[0].owner, others[0].work
 
 
 @contextmanager
@@ -157,29 +218,33 @@ def _wait(lock: Path, stream: TextIO, kind: int, turn: Turn | None = None) -> tu
     Raises _Taken when one does after 5 s; an earlier start of this same Slurm job, which Slurm has given up, is waited
     for until it ends or is silent. With `turn`, which is called again and again, any other is waited for.
     """
-    rival, began, said_at, spans = Rival(lock), time.monotonic(), 0.0, locks_span_nodes(lock.parent)
-    while True:
-        held = flocked(stream, kind)
-        rival.look()
-        earlier = _earlier_start(rival.record)
-        waited = time.monotonic() - began
-        if held is False:
-            # By a process that lives, or that a file server has not missed yet.
-            if earlier and rival.silent_s > STALE_S:
-                return False, rival.number
-            taken = waited > (_EARLIER_START_S if earlier else _PATIENCE_S)
-        elif rival.gone(held is True and spans):
-            return held is True and spans, rival.number
-        else:
-            taken = rival.lives and waited > (_EARLIER_START_S if earlier else _PATIENCE_S)
-        if taken and turn is None:
-            raise _Taken(rival.record)
-        if turn is not None and (held is False or rival.lives):
+    other = _Other(lock, kind)
+    while (found := other.look(stream)) is None:
+        if turn is None and other.taken:
+            raise _Taken([other])
+        if turn is not None and other.at_work:
             turn()
-        if rival.record is not None and (earlier or waited > _PATIENCE_S) and waited >= said_at:
-            said_at = waited + 60
-            say(f"{lock.parent}: {_awaited(rival.record, earlier)}")
+        other.tell()
         time.sleep(0.1)
+    return found
+
+
+def _wait_for_shares(locks: Sequence[Path]) -> None:
+    """Until no process holds one of the shares' locks. Raises _Taken as _wait does.
+
+    All are looked at together: where nothing else tells, each killed one has to be silent for a minute.
+    """
+    others = [_Other(lock, fcntl.LOCK_SH) for lock in locks]
+    while others := [other for other in others if not _looked_free(other)]:
+        if taken := [other for other in others if other.taken]:
+            raise _Taken(taken)
+        others[0].tell()
+        time.sleep(_SHARES_EVERY_S)
+
+
+def _looked_free(share: _Other) -> bool:
+    with share.lock.open("a+") as stream:
+        return share.look(stream) is not None
 
 
 def _awaited(about: LockOwner, earlier: bool) -> str:
@@ -237,32 +302,15 @@ def flocked(stream: TextIO, kind: int) -> bool | None:
     return True
 
 
-def _owner(lock: Path) -> LockOwner | None:
-    rival = Rival(lock)
-    rival.look()
-    return rival.record
-
-
-def _owner_in(lock: Path) -> str:
-    about = _owner(lock)
-    return about.owner if about else _UNKNOWN
-
-
 def _share_locks(folder: Path) -> list[Path]:
     """Lock files of all shares, running or not."""
     return sorted(path for path in folder.glob(f"{_SHARE_LOCKS}*") if "." not in path.name[1:])
 
 
-def _running_shares(folder: Path) -> list[Path]:
-    """Lock files of shares that are held."""
-    running, spans = [], locks_span_nodes(folder)
-    for path in _share_locks(folder):
-        with path.open("a+") as stream:
-            held, rival = flocked(stream, fcntl.LOCK_SH), Rival(path)
-            rival.look()
-            if held is False or not rival.gone(held is True and spans):
-                running.append(path)
-    return running
+def _running_shares(folder: Path) -> list[_Other]:
+    """The shares that are known to be at work."""
+    shares = [_Other(path, fcntl.LOCK_SH) for path in _share_locks(folder)]
+    return [share for share in shares if not _looked_free(share) and share.at_work]
 
 
 def _share_lock(folder: Path, share: Share) -> Path:

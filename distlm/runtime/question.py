@@ -17,6 +17,8 @@ from distlm.config.schema import IndexConfig, KnnConfig, RunConfig
 from distlm.runtime.files import atomic_path, json_of
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
+# Names of indexes may have parts that look like these, so a label is read from its end.
+_ASKED = re.compile(r"(?:(.*)_)?(?:nprobe\d+_(?:exact|quantised)|brute)(?:_dot)?(?:_c\d+)?_k\d+")
 _MANIFEST, _PLAN = "manifest.json", "plan.json"
 
 
@@ -32,6 +34,12 @@ def index_name(index: IndexConfig) -> str:
 def label(config: RunConfig) -> str:
     """Name of the question that the sections index and knn ask."""
     return f"{_stem(config)}_k{config.knn.k}"
+
+
+def index_of(label: str) -> str:
+    """Name of the index in a label; empty for brute force without index.name, and for what is no label."""
+    found = _ASKED.fullmatch(label)
+    return found[1] or "" if found else ""
 
 
 def asked_of_search(knn: KnnConfig) -> dict[str, object]:
@@ -66,13 +74,17 @@ def neighbours_folder(root: Path, config: RunConfig, split: str) -> Path:
 
 def kept_neighbours(root: Path, config: RunConfig, split: str) -> Path:
     """The finished neighbours that answer the question: its own, or those of a larger k; where its own will lie when
-    there are none."""
+    there are none.
+
+    By dot product the first of more neighbours are not those that a search for fewer finds: its own alone answer.
+    """
     own = neighbours_folder(root, config, split)
-    if config.knn.folder or (own / _MANIFEST).is_file():
+    if config.knn.folder or config.knn.similarity == "dot" or (own / _MANIFEST).is_file():
         return own
-    larger = {}
-    for path in (root / "neighbours").glob(f"{glob.escape(_stem(config))}_k*/{glob.escape(split)}/{_MANIFEST}"):
-        if (k := path.parts[-3].rpartition("_k")[2]).isdigit():
+    larger, stem = {}, f"{_stem(config)}_k"
+    for path in (root / "neighbours").glob(f"{glob.escape(stem)}*/{glob.escape(split)}/{_MANIFEST}"):
+        # What another index's name makes longer is no number.
+        if (k := path.parts[-3].removeprefix(stem)).isdigit():
             larger[int(k)] = path.parent
     old = root / "neighbours" / split
     if (old / _MANIFEST).is_file():

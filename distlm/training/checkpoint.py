@@ -76,7 +76,8 @@ def save_checkpoint(
     hidden: Mapping[str, Tensor] | None = None,
     write: Callable[[Path], object] | None = None,
 ) -> Path:
-    """Write the checkpoint of `state.update` updates, point best.json at `state.best`, remove old checkpoints.
+    """Write the checkpoint of `state.update` updates, point best.json at `state.best`, remove old checkpoints: all but
+    the newest `keep_last` and the best one of each of those.
 
     `average` names the optimizer state that is the model to be used, if that is not the weights themselves; `hidden`
     are further tensors of rank 0; `write` puts this rank's further files into the folder.
@@ -111,7 +112,7 @@ def save_checkpoint(
         state.write(folder / STATE)
         seal(folder, final, state.update)
         point_at_best(run, state.best)
-        _remove_old(run, keep_last, state.best)
+        _remove_old(run, keep_last, type(state))
 
     _on_rank0(comm, folder, finish)
     return final
@@ -156,7 +157,7 @@ def find_resume(run: RunDir, fresh: S, keep_last: int) -> Resume[S] | None:
                 "with what the checkpoint was made from, or start anew with another run_dir="
             )
     point_at_best(run, state.best)
-    _remove_old(run, keep_last, state.best)
+    _remove_old(run, keep_last, type(state))
     return Resume(folder, state)
 
 
@@ -245,9 +246,16 @@ def _guarded(folder: Path, action: Callable[[], object]) -> None:
         raise
 
 
-def _remove_old(run: RunDir, keep_last: int, best: Best | None) -> None:
-    kept = {best.checkpoint} if best else set()
-    for folder in run.complete_checkpoints()[:-keep_last]:
+def _remove_old(run: RunDir, keep_last: int, kind: type[TrainState]) -> None:
+    """Keep the newest ones, and the best one that each of them knows of: a run may have to go on from any of them.
+
+    That is one besides at most: each best one is that of the oldest of them, or newer than that.
+    """
+    complete = run.complete_checkpoints()
+    old = complete[:-keep_last]
+    states = [kind.peek(folder / STATE) for folder in complete[-keep_last:]] if old else []
+    kept = {state.best.checkpoint for state in states if state is not None and state.best is not None}
+    for folder in old:
         if folder.name not in kept:
             # The marker goes first: a half-removed checkpoint is none.
             (folder / Complete.NAME).unlink()

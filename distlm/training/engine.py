@@ -6,7 +6,7 @@ Facts about DeepSpeed 0.19 that this file takes care of, each covered by a test:
 - ZeRO 0 in bf16 makes an optimizer step with zero gradients while it is set up, which advances Adam's step count and
   applies weight decay: `_undo_warm_up` takes it back. (In fp16 it is wrong altogether: dsconfig refuses it.)
 - ZeRO 3 cannot write a full tensor whose size does not divide over the ranks: `write` writes each rank's part.
-- ZeRO 0 in fp32 reports no gradient norm: `update` computes it.
+- ZeRO 0 in fp32 reports no gradient norm, and steps by one that is not finite: `update` computes it, and skips that.
 - Its CPU accelerator compiles a shared-memory all-reduce for inference with g++ when a process group is made; training
   never calls it: `_import_deepspeed` switches it off.
 - It refuses fp16 on processors without native fp16 units, where torch computes it all the same: `_allow_fp16_on_cpu`.
@@ -15,6 +15,7 @@ Facts about DeepSpeed 0.19 that this file takes care of, each covered by a test:
 import contextlib
 import importlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, Diverged
 from distlm.models.buffers import kept_buffers
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.network import network_error, of_network
@@ -64,7 +65,7 @@ class Step:
     gradient_norm: float
     """2-norm of the averaged gradient before clipping; inf when it was not finite."""
     skipped: bool
-    """DeepSpeed left the weights alone, because the gradient was not finite (fp16: the loss scale was too large)."""
+    """The weights were left alone, because the gradient was not finite (fp16: the loss scale was too large)."""
     loss_scale: float
     """fp16 loss scale that the next update starts with; 1 in other precisions."""
 
@@ -134,22 +135,28 @@ class Engine:
             self._engine.step()
 
     def update(self, lr: float) -> Step:
-        """Average the gradients over micro-batches and ranks, clip, and step with learning rate `lr`."""
+        """Average the gradients over micro-batches and ranks, clip, and step with learning rate `lr`.
+
+        Raises Diverged where they overflow fp16 whatever the loss scale.
+        """
         for group in self._base.param_groups:
             group["lr"] = lr
         norm = self._plain_norm() if self._plain else None
+        if norm is not None and not math.isfinite(norm):
+            self._engine.zero_grad()
+            # The micro-batches of the next update are counted from here, as after a step.
+            self._engine.micro_steps += 1
+            return Step(math.inf, True, self.loss_scale)
         try:
             self._engine.step()
         except Exception as error:
             if "minimum" not in str(error):
                 raise
-            raise _shared(
-                "train.precision=fp16: the gradients overflow even at the smallest loss scale; lower train.lr, or "
-                "train in bf16 or fp32"
-            ) from error
+            raise Diverged("the gradients overflow fp16 even at the smallest loss scale") from error
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
-        return Step(norm, bool(getattr(self._wrapper, "overflow", False)), self.loss_scale)
+        skipped = bool(getattr(self._wrapper, "overflow", False))
+        return Step(norm if math.isfinite(norm) else math.inf, skipped, self.loss_scale)
 
     @property
     def loss_scale(self) -> float:
@@ -311,12 +318,6 @@ def _part_of_rank(value: Tensor, size: int) -> Tensor:
     mine = flat[start : start + size]
     part[: len(mine)] = mine
     return part
-
-
-def _shared(message: str) -> DistlmError:
-    error = DistlmError(message)
-    error.shared = True
-    return error
 
 
 def _import_deepspeed(world: World, device: torch.device) -> Any:

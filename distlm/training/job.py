@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distlm.config.schema import TrainConfig
+from distlm.config.training import UpdatesConfig
 from distlm.data.tokens import TokenFiles
 from distlm.models.described import build_model, model_of
 from distlm.models.io import read_weights
@@ -87,6 +88,9 @@ class Job(ABC, Generic[S]):
     rows_at_once, files_of_deepspeed = "train.micro_blocks", "train.deepspeed"
     """The settings of the rows of one forward pass, and of DeepSpeed's file, which lower the memory of a rank."""
 
+    CALMER = "lower train.lr, raise train.warmup_updates or lower train.clip_norm, and start with another run_dir="
+    """What helps where the training diverges. The settings are none that may change under a checkpoint."""
+
     began_at: float = 0.0
     """When the first update of this start began, in seconds of time.monotonic; 0: there was none."""
 
@@ -135,21 +139,35 @@ class Job(ABC, Generic[S]):
         """The highest ZeRO stage that can train it."""
         return 3
 
+    def calmer(self) -> str:
+        """What helps where this training diverges."""
+        return self.CALMER
+
     def needs_less(self) -> str:
         """What to set when a rank's memory does not do, and what changes then."""
-        found = f"Lower {self.rows_at_once} (rows of one forward pass{self.fixed_rows()})"
+        found = []
+        # A pass of one row on each rank is the least there is.
+        if self.micro.micro_blocks > 1:
+            found.append(f"set {self.rows_at_once} below {self.rows_now} (rows of one forward pass{self.fixed_rows()})")
         stage, away = max(zero_stage(self.deepspeed), 1), offloaded(self.deepspeed).optimizer
         if stage < self.highest_stage and self.comm.size > 1:
             shared = "the weights, too," if stage == 2 else "more of the training state"
             name = f"zero{stage + 1}{'-offload' if away else ''}"
-            found += f", or take {self.files_of_deepspeed}={name}, which shares {shared} out among the ranks"
+            found.append(f"take {self.files_of_deepspeed}={name}, which shares {shared} out among the ranks")
         if self.may_offload and not away:
             kept = "weights and optimizer states" if stage == 3 else "optimizer states"
-            found += f", or take {self.files_of_deepspeed}=zero{stage}-offload, which keeps {kept} in the host's memory"
-        return found
+            found.append(f"take {self.files_of_deepspeed}=zero{stage}-offload, which keeps {kept} in the host's memory")
+        said = ", or ".join(found) or "take a device with more memory"
+        return said[0].upper() + said[1:]
+
+    @property
+    def rows_now(self) -> int:
+        """What `rows_at_once` comes to, whatever it stands for where it is 0."""
+        assert isinstance(self.train, UpdatesConfig)
+        return self.train.micro_blocks
 
     def fixed_rows(self) -> str:
-        """Why the rows of one forward pass cannot be lowered just so; empty where they can."""
+        """What holds the rows of one forward pass where they are; empty where they may change at any time."""
         return (
             "; the checkpoints here are of these: give the run another name"
             if self.stage.run.complete_checkpoints()

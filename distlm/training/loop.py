@@ -1,14 +1,15 @@
 """The stage `distlm train`: updates, metrics, validation, checkpoints, stops, for every kind of model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic
 
 from msgspec import UNSET
 
 from distlm.config.schema import RunConfig
-from distlm.errors import Stopped
+from distlm.errors import Diverged, Stopped
 from distlm.models.registry import kind
 from distlm.runtime import metrics
 from distlm.runtime.files import bytes_below, bytes_hash, require_free_disk
@@ -99,11 +100,12 @@ class _Run(Generic[S]):
         self.window = Window(self.job.unit, self.state.window)
 
     def to_the_end(self) -> S:
-        """All remaining updates; the final state. Raises Stopped after a checkpoint."""
+        """All remaining updates; the final state. Raises Stopped after a checkpoint, Diverged with what helps."""
         job, state = self.job, self.state
         job.began_at = time.monotonic()
         job.engine.train()
-        with Progress(self.stage.name, job.updates, "updates", self.stage.comm.rank, done=self.start) as progress:
+        progress = Progress(self.stage.name, job.updates, "updates", self.stage.comm.rank, done=self.start)
+        with progress, self._advised():
             while not job.finished(state):
                 outcome, rate = job.run_update(state)
                 state.update += 1
@@ -118,6 +120,15 @@ class _Run(Generic[S]):
                         "complete, run the same command again to continue"
                     )
         return state
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        try:
+            yield
+        except Diverged as error:
+            raise Diverged(
+                f"update {self.state.update}: {error}; {self.job.calmer()} (the checkpoints here are from before)"
+            ) from error
 
     def _at_boundary(self, outcome: Outcome, rate: float) -> Path | None:
         """Log, validate and save where that is due; the saved checkpoint when the run must stop here."""

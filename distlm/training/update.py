@@ -9,7 +9,7 @@ import torch
 from msgspec import UNSET, UnsetType
 from torch import Tensor
 
-from distlm.errors import DistlmError
+from distlm.errors import Diverged
 from distlm.runtime import metrics
 from distlm.training.engine import Step, share
 from distlm.training.microbatch import MicroBatchPlan
@@ -41,7 +41,6 @@ class Outcome:
 class Part:
     """This rank's share of an update."""
 
-    update: int
     rate: float
     tokens: int
     """Of all ranks."""
@@ -53,16 +52,9 @@ class Part:
     """This rank has received a stop signal."""
 
 
-CALMER = "lower train.lr, raise train.warmup_updates or lower train.clip_norm, and start with another run_dir="
-"""What helps where a training diverges."""
-
-
-def combine(
-    part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step, precision: str, calmer: str = CALMER
-) -> Outcome:
-    """The update over all ranks. Collective. Raises DistlmError, on every rank, when a sum or the gradient is not
-    finite (a gradient in fp16 may overflow: then the update was skipped); `calmer`: what helps, with the settings of
-    this kind of training."""
+def combine(part: Part, others: Sequence[str], micro: MicroBatchPlan, step: Step, precision: str) -> Outcome:
+    """The update over all ranks. Collective. Raises Diverged when a sum or the gradient is not finite (a gradient in
+    fp16 may overflow: then the update was skipped)."""
     # One collective carries the stop flag, the data's fingerprint and the sums.
     everyone = share([float(part.stopping), float(part.given), *torch.stack(list(part.sums)).flatten().tolist()])
     width = 1 + len(others)
@@ -73,11 +65,7 @@ def combine(
     )
     if not math.isfinite(ce + sum(rest)) or (step.skipped and precision != "fp16"):
         what = f"loss is {ce / part.tokens}" if not math.isfinite(ce) else "gradient is not finite"
-        error = DistlmError(
-            f"update {part.update}: the {what} (lr {part.rate:.3g}); {calmer} (the checkpoints here are from before)"
-        )
-        error.shared = True
-        raise error
+        raise Diverged(f"the {what} (lr {part.rate:.3g})")
     fingerprint = int(sum(row[1] for row in everyone))
     stop = any(row[0] for row in everyone)
     return Outcome(ce, dict(zip(others, rest, strict=True)), part.tokens, step, stop, fingerprint)

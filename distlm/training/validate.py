@@ -11,7 +11,7 @@ import torch
 from distlm.config.training import BlocksConfig
 from distlm.data.blocks import BEGINS, Blocks, eval_blocks, gather
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError
+from distlm.errors import Diverged
 from distlm.runtime import metrics
 from distlm.training.engine import Engine, share
 from distlm.training.objective import Sums
@@ -55,11 +55,10 @@ def _exp(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
-def not_finite(calmer: str = "lower train.lr or train in fp32") -> DistlmError:
-    """What every rank raises when the summed validation loss is not finite; `calmer`: what helps."""
-    error = DistlmError(f"the validation loss is not finite; {calmer}")
-    error.shared = True
-    return error
+def require_finite_loss(loss: float) -> None:
+    """Raises Diverged unless a validation loss, which is the same on every rank, is finite."""
+    if not math.isfinite(loss):
+        raise Diverged(f"the validation loss is {loss}")
 
 
 class Validator:
@@ -90,7 +89,7 @@ class Validator:
         return cls(tokens, "valid", context, train.tokens_per_sample - context, train.micro_blocks, begins, even)
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
-        """Collective. Raises DistlmError when the loss is not finite."""
+        """Collective. Raises Diverged when the loss is not finite."""
         batches = self._batches
         engine.eval()
         sums = []
@@ -122,8 +121,7 @@ class Validator:
         return math.ceil(len(self.blocks) / self.batch_blocks)
 
     def _mean(self, total: float) -> Validation:
-        if not math.isfinite(total):
-            raise not_finite()
+        require_finite_loss(total)
         tokens = int(self.blocks.scored.sum())
         return Validation(total / tokens, tokens, self.rule, words=self.words)
 

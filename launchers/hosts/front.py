@@ -229,7 +229,7 @@ class Front:
     def _give(self, order: str) -> None:
         with self._lock:
             self._order = order
-            self._write()
+            self._write_or_say()
 
     def _write(self) -> None:
         self._beats += 1
@@ -238,9 +238,12 @@ class Front:
 
     def _beat(self) -> None:
         while not self._ended.wait(min(5.0, self.lost_after_s / 6)):
-            try:
-                with self._lock:
-                    self._write()
-            except OSError as error:
-                # A hiccup of the file system; a lasting one is noticed by the ranks.
-                print(f"{self.folder}: {error}", file=sys.stderr)
+            with self._lock:
+                self._write_or_say()
+
+    def _write_or_say(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            # A hiccup of the file system, and the next beat has the same order; a lasting one is noticed by the ranks.
+            print(f"{self.folder}: {error}", file=sys.stderr)

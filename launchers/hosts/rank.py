@@ -14,6 +14,7 @@ are StartSpec, FrontOrder and RankReport of launchers/records.py, here as plain 
 path, on a node that may have another distlm or none, and learns from spec.json where to import anything from.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -72,15 +73,23 @@ class Rank:
 
     def say(self, text: str) -> None:
         """One line where the launcher shows it, and in the log."""
-        line = f"[rank {self.rank} on {self.node}] {text}\n"
-        with rank_file(self.folder, self.rank, "log").open("a", encoding="utf-8") as log:
-            log.write(line)
-        _echo(line.encode())
+        line = f"[rank {self.rank} on {self.node}] {text}\n".encode()
+        self._log(line)
+        _echo(line)
 
-    def write(self, **values: object) -> None:
-        """This rank's record."""
+    def write(self, **values: object) -> bool:
+        """This rank's record; False where it cannot be written now. The rank must not die of that."""
         about = {"format": 1, "rank": self.rank, "node": self.node, "pid": os.getpid(), "time": time.time(), **values}
-        rank_file(self.folder, self.rank, "json").write_text(json.dumps(about), "utf-8")
+        with contextlib.suppress(OSError):
+            rank_file(self.folder, self.rank, "json").write_text(json.dumps(about), "utf-8")
+            return True
+        return False
+
+    def write_end(self, code: int) -> None:
+        """How the rank ended; tried for as long as the front waits for a sign of life."""
+        deadline = time.monotonic() + self.spec["lost_after_s"]
+        while not self.write(code=code) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
         """Handler of the signals that a launcher may send."""
@@ -142,10 +151,14 @@ class Rank:
 
     def _pump(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None
-        with rank_file(self.folder, self.rank, "log").open("ab", buffering=0) as log:
-            while data := os.read(child.stdout.fileno(), 1 << 16):
-                log.write(data)
-                _echo(data)
+        # Read to its end whatever becomes of the log: a full pipe would stop the rank.
+        while data := os.read(child.stdout.fileno(), 1 << 16):
+            self._log(data)
+            _echo(data)
+
+    def _log(self, data: bytes) -> None:
+        with contextlib.suppress(OSError), rank_file(self.folder, self.rank, "log").open("ab") as log:
+            log.write(data)
 
 
 def _prepare_child() -> None:
@@ -210,7 +223,7 @@ def main() -> int:
         code = 1
     else:
         code = here.run([sys.executable, "-m", "distlm", *spec["arguments"]], env)
-    here.write(code=code)
+    here.write_end(code)
     if code == STOPPED:
         # Launchers kill the other ranks of a node as soon as one has not ended with 0: let them end first.
         files = [rank_file(folder, rank, "json") for rank in spec["ranks"]]

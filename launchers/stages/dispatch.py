@@ -1,25 +1,28 @@
 """Where jobs go: Slurm, submitit's local executor, or this process. The only place that submits."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from distlm.errors import DistlmError
+from distlm.errors import DistlmError, Stopped
+from distlm.runtime.child import listens, until_told_twice
 from distlm.runtime.ranks.said import cause_in
 from distlm.runtime.rundir import RunDir
-from distlm.runtime.stop import on_stop_signals
+from distlm.runtime.stop import StopFlag
 from launchers.jobs import record_job, submissions, with_states
 from launchers.stages import slurm
 from launchers.stages.graph import SPECS, Job
 from launchers.stages.render import Plan, executor
-from launchers.task import StageFailed, StageTask
+from launchers.task import STOP, StageFailed, StageTask
 
 # What srun, mpirun, torchrun and submitit tell their ranks; SLURM_CONF says which Slurm to ask.
 _PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_", "TORCHELASTIC_")
@@ -74,23 +77,30 @@ def submitted_before(run: RunDir) -> list[str]:
 
 
 def run_local(plan: Plan) -> None:
-    """The jobs one after another through submitit's local executor. Raises DistlmError when one fails."""
+    """The jobs one after another through submitit's local executor.
+
+    A stop signal is handed on to the ranks, which save; a second Ctrl-C ends them. Raises DistlmError when one fails,
+    Stopped when something is left to do after a stop, KeyboardInterrupt at a second Ctrl-C.
+    """
     env = clean_environment(os.environ) | plan.site.env
     env |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(plan.code), *filter(None, [env.get("PYTHONPATH")])])
-    with _environment(env):
+    with _environment(env), until_told_twice() as stop:
         for job in plan.jobs:
+            if stop.reason is not None:
+                raise Stopped(f"{job.name}: not begun; run the same command again to continue")
             made = submitit.LocalExecutor(plan.folder, max_num_timeout=1_000_000)
             made.update_parameters(
                 tasks_per_node=job.resources.tasks_per_node, gpus_per_node=job.resources.gpus_per_node,
                 timeout_min=job.resources.time, signal_delay_s=plan.site.signal_lead_s, stderr_to_stdout=True,
             )  # fmt: skip
-            started = made.submit_array(tasks_of(plan, job))
+            with _apart_from_the_terminal():
+                started = made.submit_array(tasks_of(plan, job))
             for one in started:
                 _record(plan, job, one.job_id, "local", [])
                 log = log_of(plan, job, one.job_id, "local")
                 print(f"{job.name}: {job.ranks} rank(s), process {one.job_id}; log {log}", flush=True)
-            _await(plan, job, started)
+            _await(plan, job, started, stop)
 
 
 def run_debug(plan: Plan) -> None:
@@ -117,26 +127,63 @@ def log_of(plan: Plan, job: Job, job_id: str, front: str) -> Path:
     return plan.folder / f"{job_id}{element}_0_log.out"
 
 
-def _await(plan: Plan, job: Job, started: Sequence[submitit.Job[Any]]) -> None:
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
+@contextmanager
+def _apart_from_the_terminal() -> Iterator[None]:
+    """What is started in the block gets no Ctrl-C and no SIGHUP, at which submitit kills the ranks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
-        with on_stop_signals(stop):
-            while not all(one.done() for one in started):
-                time.sleep(0.1)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _await(plan: Plan, job: Job, started: Sequence[submitit.Job[Any]], stop: StopFlag) -> None:
+    try:
+        while not all(one.done() for one in started):
+            if stop.reason is not None:
+                _tell(plan, started)
+            time.sleep(0.1)
     except KeyboardInterrupt:
         for one in started:
-            one.cancel()
+            for process in _processes(one):
+                with suppress(psutil.Error):
+                    process.kill()
         raise
     run = RunDir.of(plan.config)
     for one in started:
+        left = [rank for rank in range(job.ranks) if not one.task(rank).paths.result_pickle.exists()]
+        if len(left) == job.ranks and stop.reason is not None:
+            raise Stopped(f"{job.name}: stopped; run the same command again to continue")
         # A result of every rank, and the stage's own marker: no exit code is trusted.
-        if not all(one.task(rank).paths.result_pickle.exists() for rank in range(job.ranks)) or one.exception():
+        if left or one.exception():
             logs = [plan.folder / f"{one.job_id}_{rank}_log.out" for rank in range(job.ranks)]
             raise DistlmError(f"stage {job.name} failed; {_why(logs)}")
     if not job.shares and not SPECS[job.stage].finished(plan.config, run):
         raise DistlmError(f"stage {job.name} ended without an error but left no completion marker in {run.root}")
+
+
+def _tell(plan: Plan, started: Sequence[submitit.Job[Any]]) -> None:
+    """SIGTERM to every rank that listens; call it until they have ended.
+
+    Some may not have been started yet: they see the file. To those that know it already it is nothing new.
+    """
+    (plan.folder / STOP).touch()
+    for one in started:
+        for rank in _processes(one)[1:]:
+            with suppress(psutil.Error):
+                if listens(rank.pid):
+                    rank.send_signal(signal.SIGTERM)
+
+
+def _processes(one: submitit.Job[Any]) -> list[psutil.Process]:
+    """submitit's process that started the ranks of a local job, and the ranks; none when it has ended."""
+    if one.done():
+        return []
+    try:
+        first = psutil.Process(int(one.job_id))
+        return [first, *first.children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _why(logs: Sequence[Path]) -> str:

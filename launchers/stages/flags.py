@@ -10,7 +10,7 @@ _GPUS = "gpus_per_node and gpu_type"
 _NODES = "nodes and tasks_per_node"
 _NOBODY = ""
 SBATCH = {
-    "account": "account", "array": "array", "constraint": "constraint",
+    "account": "account", "array": "array", "chdir": _NOBODY, "constraint": "constraint",
     "cpus-per-gpu": "cpus_per_task", "cpus-per-task": "cpus_per_task", "dependency": "after",
     "gpus": _GPUS, "gpus-per-node": _GPUS, "gpus-per-task": _GPUS, "gres": _GPUS, "job-name": _NOBODY,
     "kill-on-invalid-dep": _NOBODY, "mem": "mem", "nodes": _NODES,

@@ -62,6 +62,8 @@ class Plan:
     """submitit's files of this submission."""
     code: Path
     """First on the jobs' Python path."""
+    cwd: Path
+    """Where it was submitted: the site's and the recipe's relative paths are below it."""
 
 
 def executor(plan: Plan, job: Job, after: Sequence[str]) -> Scripts:
@@ -77,7 +79,8 @@ def parameters(plan: Plan, job: Job, after: Sequence[str]) -> dict[str, Any]:
     wanted = job.resources
     limits = [f"--max-same-start={site.max_same_start}", f"--again={site.again}"]
     again = [sys.executable, "-m", "launchers.again", *limits, job.stage, recipe]
-    options: dict[str, Any] = {"requeue": True, **site.account_flags(job.stage)}
+    # The job itself says where it runs: `distlm requeue` may submit it again from another folder.
+    options: dict[str, Any] = {"requeue": True, "chdir": str(plan.cwd), **site.account_flags(job.stage)}
     # The first jobs wait for others beside the chain, and the rest for them.
     if conditions := [f"afterok:{':'.join(after)}"] if after else site.after:
         # Without the second, a job whose predecessor failed stays in the queue for ever.

@@ -23,6 +23,8 @@ ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUE
 """States of a job that can still run. Others are final."""
 _HAS_ENDED = ("Invalid job id", "already completing or completed")
 """What scancel says of a job that Slurm has forgotten, and of one that it still knows."""
+_IS_QUEUED = "Job is pending execution"
+"""What scontrol requeue says of a job that waits."""
 _SILENT = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes", "onnection refused",
            "onnection timed out", "onnection failure", "connect failure", "Communication",
            "Unexpected message")  # fmt: skip
@@ -196,7 +198,9 @@ def release_dependents(job: str) -> list[str]:
     for line in command("squeue", *asked).splitlines():
         waiting, reason, conditions = line.strip().split("|", 2)
         wanted = re.sub(r"\([^)]*\)", "", conditions)
-        if reason == "DependencyNeverSatisfied" and job in re.split(r"[:,?]", wanted):
+        # An array is 12_* there, one of its tasks 12_3.
+        named = {each.partition("_")[0] for each in re.split(r"[:,?]", wanted)}
+        if reason == "DependencyNeverSatisfied" and job in named:
             command("scontrol", "update", f"jobid={waiting}", f"dependency={wanted}")
             freed.append(waiting)
     return freed
@@ -206,7 +210,8 @@ def requeue(job: str) -> None:
     """Stop a running job at once, or take an ended one that Slurm still knows, and queue it again under its id."""
     done = _run("scontrol", ["requeue", job], TIMEOUT_S)
     # Below 0: inside that job Slurm took the request, and ended scontrol with the rest of it before it could say so.
-    if done.returncode > 0:
+    # One task of an array brings all back that never started.
+    if done.returncode > 0 and _IS_QUEUED not in done.stderr:
         raise _error(f"scontrol requeue {job}: {done.stderr.strip() or f'exit code {done.returncode}'}")
 
 

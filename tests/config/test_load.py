@@ -15,6 +15,7 @@ from distlm.config.recipe import recipe_names
 from distlm.config.settings import format_help
 from distlm.config.training import UpdatesConfig
 from distlm.errors import UsageError
+from distlm.models.registry import kind
 
 
 @pytest.fixture
@@ -97,6 +98,7 @@ def test_a_wrong_setting_is_one_clear_usage_error(override, words):
         ("memory.positions=[0]", ["memory.positions", "counted from 1"]),
         ("memory.columns=3", ["memory.columns", "plm.width=128"]),
         ("memory.lr=-1", ["memory.lr", "-1"]),
+        ("memory.norm_momentum=10", ["memory.norm_momentum", "10", "in [0, 1]"]),
         ("train.adam_betas=[1,1]", ["train.adam_betas", "[0, 1)"]),
         ("plm.short_rows=[4]", ["plm.short_rows", "at least 8"]),
     ],
@@ -105,6 +107,32 @@ def test_what_a_masked_language_model_cannot_work_with_is_a_usage_error(override
     with pytest.raises(UsageError) as caught:
         load_config("plm-small-resm", [override])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.cosine_period=0", "must be at least 1"), ("train.cosine_t_mult=0.5", "must be at least 1"),
+        ("train.cosine_shrink=-1", "must not be negative"), ("train.warmup_init_lr=-1", "must not be negative"),
+        ("train.momentum=1", r"must be in \[0, 1\)"), ("train.momentum=-0.1", r"must be in \[0, 1\)"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_cannot_work_is_refused_before_its_first_update(override, words):
+    key = override.partition("=")[0]
+    with pytest.raises(UsageError, match=rf"{key}=.*{words}"):
+        load_config("wikitext103", [override])
+    # Nobody reads them there.
+    others = ("train.schedule=constant", "train.optimizer=adam") if "warmup" not in key else ("train.warmup_init_lr=0",)
+    load_config("wikitext103", [override, *others])
+
+
+@pytest.mark.parametrize("name", ["transformer_lm", "awd_lstm"])
+def test_the_defaults_of_a_kind_name_hidden_states_that_it_has(tmp_path, name):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"model: {{kind: {name}}}\ntrain: {{precision: fp32}}\n", "utf-8")
+    config, found = load_config(str(path)), kind(name)
+    for section in ("train", "datastore"):
+        found.require_tap(found.describe(config), getattr(config, section).tap, f"{section}.tap")
 
 
 def test_catching_up_and_counting_a_slot_s_own_updates_contradict_each_other():

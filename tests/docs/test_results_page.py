@@ -1,15 +1,23 @@
 """docs/results.md is what results/*.json say, and no other page has a measured figure that they do not have."""
 
+import csv
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from distlm.analysis.papers import awd_lstm, causal_pkm, knnlm, pkm_plm
+from distlm.analysis.papers.seeds import Cell, Difference
 from distlm.analysis.results.page import numbers, numbers_of, page, read_results, tables
 from distlm.results_page.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = read_results(ROOT / "results")
+PAPERS: dict[str, ModuleType] = {
+    "awd-lstm": awd_lstm, "causal-pkm": causal_pkm, "knnlm": knnlm, "pkm-plm": pkm_plm,
+}  # fmt: skip
+"""Experiment → what makes the rows of its record from its tables."""
 MADE = {"results.md", "configuration.md", "files.md"}
 """Made from records, schema and docstrings."""
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in MADE)]
@@ -24,6 +32,8 @@ NOT_MEASURED = {
         "67.4", "68.0", "68.9",
         # What follows from settings, and counts of <unk>.
         "0.07", "15.7", "28.4", "30.4",
+        # Student's t.
+        "4.3", "12.7", "95",
     },
     # Waits and lead times, which are settings; memory as `distlm plan` computes it.
     "cluster.md": {"120", "180", "4.9", "5.5", "5.6", "6.4", "6.9"},
@@ -31,10 +41,10 @@ NOT_MEASURED = {
     "faiss-index.md": {"1.11", "90"},
     # Goals, versions of other software, and the size of one of its files.
     "gpu.md": {"0.95", "135", "2.13", "2.28", "2.29", "9.10", "99.9"},
-    # Sizes that follow from the settings.
-    "pkm.md": {"517.4"},
-    # Counts that follow from settings or of <unk>, and a perplexity of the paper.
-    "regularized.md": {"987", "19.99", "3.03", "226.7", "7.4", "22.1"},
+    # Sizes that follow from the settings, Student's t, and margins.
+    "pkm.md": {"517.4", "4.3", "12.7", "95", "1", "3"},
+    # Counts that follow from settings or of <unk>, a perplexity of the paper, and Student's t.
+    "regularized.md": {"987", "19.99", "3.03", "226.7", "7.4", "22.1", "4.3", "95"},
     # Sizes that follow from the settings.
     "scale.md": {"47"},
 }  # fmt: skip
@@ -83,3 +93,43 @@ def test_the_command_prints_the_page_and_all_of_a_record() -> None:
     assert main(["index-codes"]) == tables(RESULTS["index-codes"]) == main([str(ROOT / "results/index-codes.json")])
     named = {name for path in PAGES for name in re.findall(r"results_page\s([a-z][\w-]+)", path.read_text("utf-8"))}
     assert named and named <= {*RESULTS}
+
+
+def experiment(name: str) -> str:
+    """Of `distlm reproduce`; empty for a record of something else."""
+    words = RESULTS[name].commands[0].split()
+    return words[2] if words[:2] == ["distlm", "reproduce"] else ""
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if experiment(name) in PAPERS])
+def test_the_verdicts_of_a_record_follow_from_its_figures(name: str, tmp_path: Path) -> None:
+    paper, record = PAPERS[experiment(name)], RESULTS[name]
+    files = {title: file for file, title in paper.TABLES.items()}
+    for table in record.tables:
+        if table.title in files:
+            with (tmp_path / files[table.title]).open("w", encoding="utf-8", newline="") as stream:
+                writer = csv.writer(stream)
+                writer.writerow([column.name for column in table.columns])
+                writer.writerows(["" if cell is None else cell for cell in line] for line in table.rows)
+    made = {row.what: row for row in paper.rows(tmp_path)}
+    judged = {row.what: (row.finding, row.verdict) for row in record.rows if row.verdict}
+    assert judged == {what: (made[what].finding, made[what].verdict) for what in judged if what in made}
+
+
+@pytest.mark.parametrize("name", [name for name in RESULTS if experiment(name) == "regularized-knnlm"])
+def test_the_verdicts_on_regularised_training_follow_from_means_and_deviations(name: str) -> None:
+    """By the differences seed by seed, or of the two means where those were not kept; of three seeds."""
+    for row in RESULTS[name].rows:
+        if row.finding != "some ω > 0 is best":
+            continue
+        if "seed by seed" in row.ours.shown:
+            mean, error = row.ours.numbers[-2:]
+            apart = Difference(mean, error, borrowed=False, degrees=2)
+        else:
+            (own, spread), (other, spread_of_other) = row.ours.numbers[:2], row.ours.numbers[2:]
+            # Three figures with that mean and deviation.
+            apart = Difference.of_means(
+                Cell([own - spread, own, own + spread]),
+                Cell([other - spread_of_other, other, other + spread_of_other]),
+            )
+        assert row.verdict == apart.falls(), row.what

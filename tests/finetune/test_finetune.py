@@ -19,12 +19,13 @@ from distlm.memory.config import MemoryConfig
 from distlm.memory.values.exchange import Exchange
 from distlm.memory.values.files import load_table
 from distlm.memory.values.table import ValueTable
-from distlm.models.plm.config import FinetuneConfig
+from distlm.models.plm.config import FinetuneConfig, PlmTraining
 from distlm.optim.schedule import learning_rate
 from distlm.runtime.plan import StagePlan
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.stage import open_stage
 from distlm.training.dsconfig import load_ds_config
+from distlm.training.microbatch import MicroBatchPlan
 
 LEARN = ("finetune.epochs=4", "finetune.lr=0.01")
 
@@ -368,8 +369,9 @@ def test_offload_is_planned_and_advised_by_its_own_settings(tmp_path: Path, data
     # Without an engine: of what it takes to say it.
     job = object.__new__(FinetuneJob)
     job.deepspeed, job.comm = load_ds_config("zero1"), SingleComm()
+    job.train, job.micro = PlmTraining(micro_blocks=32), MicroBatchPlan(32, 1, 1)
     said = job.needs_less()
-    assert "finetune.micro_rows" in said and "another finetune.name" in said
+    assert said.startswith("Set finetune.micro_rows below 32 (") and "another finetune.name" in said
     assert "finetune.deepspeed=zero1-offload" in said and "train." not in said
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from distlm.config.load import dump_config, load_config
 from launchers import again as module
+from launchers import pending
 from launchers.stages import slurm
 
 RUNNING = "JobId=7 JobState=RUNNING Restarts=0 PreemptTime=None"
@@ -114,6 +115,20 @@ def test_an_option_that_is_given_counts_and_the_site_file_for_the_other(limit, a
         4 if limit is None else limit,
         site if again is None else again,
     )
+
+
+def test_settings_may_stand_before_the_recipe(tmp_path, monkeypatch, capsys):
+    """As they may before that of the stage, which has run with the same words of sbatch's command."""
+    asked = []
+    monkeypatch.setattr(
+        module, "queue_again", lambda stage, config, **_: asked.append(config.run_dir) or module.Outcome(True, "")
+    )
+    words = [f"run_dir={tmp_path}", "demo", "train.updates=9"]
+    with pytest.raises(SystemExit) as end:
+        module.main(["train", *words])
+    assert (end.value.code, asked) == (0, [str(tmp_path)])
+    pending.main(["--stage=train", *words])
+    assert capsys.readouterr().out == "train all train\n"
 
 
 def test_the_guard_ends_it_with_an_error(job, tmp_path: Path):

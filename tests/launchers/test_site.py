@@ -69,6 +69,7 @@ def test_files_are_found_in_order(nowhere, monkeypatch):
         ("extra: [--gres=gpu:v100:4]", "the plan sets --gres itself; use gpus_per_node and gpu_type in the site file"),
         ("extra: [--part=gpu]", "extra: '--part=gpu': the plan sets --partition itself; use partition"),
         ("extra: [--no-requeue]", "the plan sets --no-requeue itself; remove it"),
+        ("extra: [--chdir=/home]", "the plan sets --chdir itself; remove it"),
         ("stages: {train: {extra: [--nodes=2]}}", "stages.train.extra: '--nodes=2': the plan sets --nodes itself"),
         ("srun: [--mpi=pmi2]", "srun: '--mpi=pmi2': the plan sets --mpi itself; use mpi in the site file"),
         ("srun: [-n4]", "srun: '-n4': expected --name or --name=value"),

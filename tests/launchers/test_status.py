@@ -19,6 +19,7 @@ from distlm.runtime.metrics import MetricsFile
 from distlm.runtime.progress import Progress as Counter
 from distlm.runtime.progress import record_progress
 from distlm.runtime.rundir import RunDir
+from launchers import jobs
 from launchers.guard import attempts
 from launchers.jobs import Submission, named_runs, record_job, submissions
 from launchers.logs import find_logs, newest_logs, of_rank
@@ -164,6 +165,29 @@ def test_a_job_that_records_itself_at_every_start_counts_once(run):
     with (run.root / "launch" / "jobs.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"time": 1, "st')
     assert [(each.job, each.stage) for each in submissions(run)] == [("7", "train"), ("8", "datastore")]
+
+
+def test_the_tasks_of_an_array_are_one_job(run, monkeypatch):
+    def starts(task):
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+        with pytest.raises(SystemExit) as end:
+            jobs.main(["datastore", str(run.root)])
+        return end.value.code
+
+    assert [starts(0), starts(3)] == [0, 0]
+    (found,) = submissions(run)
+    assert (found.job, found.stage) == ("12", "datastore")
+
+    def silent(_ids):
+        raise slurm.SlurmSilent("squeue: no answer from Slurm within 30 s")
+
+    monkeypatch.setattr(slurm, "jobs", silent)
+    attempt = RestartLine(time=time.time() + 9, job="12_3", restarts=0, owner="batch script", mark="nothing")
+    make(attempts(run, "datastore"), attempt.line() + "\n")
+    assert "asked to start again" in status_of(run).jobs[0].reason
+    jobs.note(run, found, cancelled=True)
+    assert [starts(3), starts(7)] == [75, 75], "one that had not started when it was cancelled"
 
 
 def test_lines_without_a_format_are_read_and_a_mistyped_one_is_named(run):

@@ -38,7 +38,7 @@ def plan(case):
     launch = Path("/RUN/launch")
     return Plan(
         config, site, build_graph(config, site, STAGES, wish), launch / "recipe-HASH.yaml", launch / "submitit/STAMP",
-        Path("/RUN/code/HASH"),
+        Path("/RUN/code/HASH"), Path("/home/of user"),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from support.finetune import write_sst2
 from support.kinds import readable
 from support.plm import PLM
 
+from distlm.runtime.rundir import RunDir
+
 pytestmark = pytest.mark.multiprocess
 
 WORLD = re.compile(r"launchers: train: (rank \d+ of \d+ on \S+ \(from \w+\))")
@@ -32,7 +34,14 @@ def start(folder, *words, recipe="demo"):
     command = [sys.executable, "-m", "launchers.submit", recipe, *words]
     return subprocess.Popen(
         command, cwd=folder, env={**ENVIRONMENT, "HOME": str(folder)}, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def until_an_update(run, running):
+    until(
+        lambda: any("train/loss" in line for line in lines(run / "metrics.jsonl")),
+        lambda: f"an update\n{finish(running)}", lambda: running.poll() is None,
     )  # fmt: skip
 
 
@@ -74,10 +83,7 @@ def debug(folder):
 def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
     run = folder / "local"
     running = start(folder, *settings(folder / "text", run), "--cluster=local", "--ranks=2", "--array=2")
-    until(
-        lambda: any("train/loss" in line for line in lines(run / "metrics.jsonl")),
-        lambda: f"an update\n{finish(running)}", lambda: running.poll() is None,
-    )  # fmt: skip
+    until_an_update(run, running)
     (rank,) = run.glob(".alive/*/rank-00001.json")
     os.kill(json.loads(rank.read_text("utf-8"))["pid"], signal.SIGUSR1)
     said = finish(running)
@@ -95,6 +101,23 @@ def test_local_on_two_ranks_stopped_once_and_an_array(folder, debug):
         for model, tolerance in (("lm", 1e-3), ("knn", 1e-2)):
             wanted = pytest.approx(expected[model]["perplexity"], rel=tolerance)
             assert found["splits"][split][model]["perplexity"] == wanted
+
+
+def test_a_stop_of_the_command_is_handed_on_to_the_ranks_which_save(folder):
+    """One Ctrl-C: the terminal sends it to all that run in it."""
+    run = folder / "stopped"
+    alone = ("--cluster=local", "--ranks=1", "--stages=prepare,train")
+    words = [*settings(folder / "text", run, "train.updates=5000"), *alone]
+    running = start(folder, *words)
+    until_an_update(run, running)
+    os.killpg(running.pid, signal.SIGINT)
+    said = running.communicate(timeout=DEADLINE_S)[0]
+    assert running.returncode == 75, said
+    assert said.endswith("launchers.submit: train: stopped; run the same command again to continue\n")
+    assert RunDir(run).complete_checkpoints(), "it saved"
+    (log,) = re.findall(r"^train: .* log (\S+)$", said, re.MULTILINE)
+    text = Path(log).read_text("utf-8")
+    assert len(WORLD.findall(text)) == 1 and "stopped after update" in text, "and was not started again"
 
 
 def test_a_failing_stage_ends_the_run_and_shows_why(folder):

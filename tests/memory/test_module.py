@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distlm.errors import UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.layer import ProductKeyMemory
+from distlm.memory.values import kernels
 from distlm.memory.values.optimizer import SparseValueOptimizer
 
 WIDTH = 8
@@ -88,6 +89,40 @@ def test_any_number_of_dimensions() -> None:
     assert torch.equal(memory.eval()(x[0, 0, 0]), memory(x)[0, 0, 0])
     with pytest.raises(ValueError, match=r"width is 8, its input is \[2, 3, 7\]"):
         memory(torch.randn(2, 3, 7))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"moments": "bf16"}, {"stale": "catch_up"}], ids=str)
+def test_a_batch_without_tokens(options: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of torch's layers: a router may send a memory no token, and a filter leave a batch none."""
+    if not compiled:
+        monkeypatch.setattr(kernels, "loops_of", lambda _: None)
+    drops = {"input_dropout": 0.1, "query_dropout": 0.1, "value_dropout": 0.1}
+    model = Toy(seed=1, **drops)
+    values = SparseValueOptimizer(model, lr=0.01, **options)
+    before = model.memory.table.values.clone()
+    for shape in ((0, WIDTH), (2, 0, WIDTH), (0, 3, WIDTH)):
+        x = torch.zeros(shape, requires_grad=True)
+        out = model(x)
+        out.sum().backward()
+        values.step()
+        assert out.shape == present(x.grad).shape == shape and model.eval()(x).shape == shape
+        model.train()
+    assert torch.equal(model.memory.table.values, before) and model.memory.table.updates == 3
+    # Beside batches that have some.
+    for x in (batch(), batch()[:0]):
+        model(x).square().sum().backward()
+        values.step()
+    assert model.memory.table.values.isfinite().all() and not torch.equal(model.memory.table.values, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"norm_momentum": 10.0}, "norm_momentum"), ({"k": 0}, "k"), ({"value_dropout": 1.0}, "value_dropout")],
+)
+def test_settings_that_cannot_work(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=rf"^memory\.{said}="):
+        Toy(**changes)
 
 
 def test_what_is_loaded_gives_the_same_bits() -> None:

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from support.present import present
 
-from distlm.models.row_dropout import RowDropout, Rows, row_keys, row_noise
+from distlm.models.dropout import dropout
+from distlm.models.row_dropout import RowDropout, Rows, drop_with_keys, row_keys
 
 SHAPE = torch.Size((16, 33, 7))
 
 
 def noise(salt: int = 5, keys: torch.Tensor | None = None, p: float = 0.25) -> torch.Tensor:
     keys = row_keys(1, 3, range(16)) if keys is None else keys
-    return row_noise(torch.Size((len(keys), *SHAPE[1:])), keys, salt, p, torch.float32)
+    return drop_with_keys(torch.ones(len(keys), *SHAPE[1:]), p, keys, salt)
 
 
 def test_a_rows_mask_does_not_depend_on_the_rows_beside_it() -> None:
@@ -20,23 +22,44 @@ def test_a_rows_mask_does_not_depend_on_the_rows_beside_it() -> None:
 
 
 def test_share_and_expectation() -> None:
-    mask = row_noise(torch.Size((64, 4096)), row_keys(1, 0, range(64)), 1, 0.1, torch.float32)
+    mask = drop_with_keys(torch.ones(64, 4096), 0.1, row_keys(1, 0, range(64)), 1)
     assert mask.unique().tolist() == pytest.approx([0, 1 / 0.9], rel=1e-4)
     # Five standard deviations of 262,144 draws.
     assert (mask == 0).double().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / mask.numel()) ** 0.5)
     assert mask.double().mean().item() == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.1, 0.3])
+def test_half_precision_keeps_the_expectation(dtype: torch.dtype, p: float) -> None:
+    """The scale is not rounded to it: the mean of what is kept, and of its gradient, is that of fp32."""
+    keys = row_keys(1, 0, range(64))
+    x = (torch.rand(64, 4096, generator=torch.Generator().manual_seed(0)) + 1).to(dtype).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    found, wanted = drop_with_keys(x, p, keys, 1), drop_with_keys(wide, p, keys, 1)
+    assert torch.equal(found.float(), wanted.to(dtype).float())
+    (found * x.detach()).sum().backward()
+    (wanted * wide.detach()).sum().backward()
+    kept = wanted != 0
+    for half, exact in ((found, wanted), (present(x.grad), present(wide.grad))):
+        ratio = half[kept].double().mean() / exact[kept].double().mean()
+        assert ratio.item() == pytest.approx(1, abs=1e-4)
+    torch.manual_seed(3)
+    plain = dropout(x.detach(), p, True)
+    torch.manual_seed(3)
+    assert torch.equal(plain, dropout(wide.detach(), p, True).to(dtype))
+
+
 @pytest.mark.parametrize("other", ["update", "seed", "row", "module", "position"])
 def test_masks_are_unrelated(other: str) -> None:
-    size = torch.Size((32, 4096))
+    ones = torch.ones(32, 4096)
     keys = row_keys(1, 0, range(32))
-    first = row_noise(size, keys, 9, 0.5, torch.float32)
+    first = drop_with_keys(ones, 0.5, keys, 9)
     second = {
-        "update": lambda: row_noise(size, row_keys(1, 1, range(32)), 9, 0.5, torch.float32),
-        "seed": lambda: row_noise(size, row_keys(2, 0, range(32)), 9, 0.5, torch.float32),
-        "row": lambda: row_noise(size, row_keys(1, 0, range(1, 33)), 9, 0.5, torch.float32),
-        "module": lambda: row_noise(size, keys, 10, 0.5, torch.float32),
+        "update": lambda: drop_with_keys(ones, 0.5, row_keys(1, 1, range(32)), 9),
+        "seed": lambda: drop_with_keys(ones, 0.5, row_keys(2, 0, range(32)), 9),
+        "row": lambda: drop_with_keys(ones, 0.5, row_keys(1, 0, range(1, 33)), 9),
+        "module": lambda: drop_with_keys(ones, 0.5, keys, 10),
         "position": lambda: first.roll(1, 1),
     }[other]()
     # Correlation of 131,072 fair coins: standard deviation 0.0028.

@@ -29,7 +29,7 @@ SCALES = [(name, scale) for name in NAMES for scale in ("small", "paper")]
 
 @pytest.mark.parametrize(("name", "scale"), [*SCALES, ("pkm-plm", "scarce"), ("pkm-plm", "scarce-quick")])
 def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, scale: str, tmp_path: Path) -> None:
-    inputs = ("books", "wikitext", "glue") if name == "pkm-plm" else ("text",)
+    inputs = ("books", "wikitext", "glue", "squad") if name == "pkm-plm" else ("text",)
     experiment = opened(tmp_path, name, inputs, scale=scale)
     seen: set[str] = set()
     for item in experiment.items:
@@ -44,8 +44,12 @@ def test_every_command_is_a_valid_one_and_comes_after_what_it_needs(name: str, s
 
 @pytest.mark.parametrize(
     ("scale", "one", "count"),
-    [(scale, ("init-resm", "RTE", "frozen"), 4 * (2 + 2 * 2 + 2 * 2)) for scale in ("small", "paper")]
-    + [("scarce", ("init-resm-seed2", "SST-2", "updated"), 1 + 4 * 2)],
+    [
+        ("small", ("init-resm", "RTE", "frozen"), 4 * (2 + 2 * 2 + 2 * 2)),
+        # SQuAD, too.
+        ("paper", ("init-resm", "SQuAD", "frozen"), 6 * (2 + 2 * 2 + 2 * 2)),
+        ("scarce", ("init-resm-seed2", "SST-2", "updated"), 1 + 4 * 2),
+    ],
 )
 def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(
     scale: str, one: tuple[str, ...], count: int, tmp_path: Path
@@ -53,7 +57,7 @@ def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(
     trained: dict[Path, PlmRun] = {}
     tuned = []
     for item in opened(
-        tmp_path, "pkm-plm", ("books", "wikitext", "glue"), scale=scale, overrides=["train.seed=3"]
+        tmp_path, "pkm-plm", ("books", "wikitext", "glue", "squad"), scale=scale, overrides=["train.seed=3"]
     ).items:
         config = run_of(PlmRun, load_config(item.recipe, item.settings))
         if item.verb == "run":
@@ -65,6 +69,17 @@ def test_the_folder_of_a_run_takes_what_is_fine_tuned_in_it(
             assert config.plm.init_from == trained[item.folder].plm.init_from
             tuned.append((item.folder.name, config.finetune.task, config.finetune.memory))
     assert one in tuned and len(set(tuned)) == len(tuned) == count
+
+
+def test_the_scale_of_the_paper_has_the_tasks_of_its_table_4(tmp_path: Path) -> None:
+    """With glue= those of GLUE; SQuAD has files of its own."""
+    for inputs, more in ((("books", "glue"), set[str]()), (("books", "glue", "squad"), {"SQuAD"})):
+        items = opened(tmp_path, inputs=inputs, scale="paper").items
+        tuned = [item for item in items if item.verb == "finetune"]
+        found = [run_of(PlmRun, load_config(item.recipe, item.settings)).finetune for item in tuned]
+        assert {each.task for each in found} == {"SST-2", "CoLA", "MNLI", "QQP", "QNLI"} | more
+        assert {Path(each.data_dir).name for each in found if each.task == "SQuAD"} == ({"squad"} if more else set())
+        assert all(each.length == 0 and each.seeds == [1, 2, 3, 4, 5] for each in found)
 
 
 def test_models_and_slots_of_the_scale_where_slots_are_scarce(tmp_path: Path) -> None:
@@ -209,13 +224,19 @@ def test_an_input_that_is_no_folder_is_named(tmp_path: Path) -> None:
         load_experiment("pkm-plm", tmp_path, {"books": "/nowhere"})
 
 
-def test_the_command_of_the_record_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+def test_the_command_of_the_record_is_of_all_runs_and_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "wikitext-2").mkdir()
-    given = {"text": str(tmp_path / "wikitext-2"), "weights": "[0, 0.5]"}
-    overrides = ["train.seed=3", "plm.texts=[books=/some/where/shards/,other=/else]", "index.factory=IVF64,PQ4"]
+    given = {"seeds": "[1]", "weights": "[0, 0.5]", "text": str(tmp_path / "wikitext-2")}
+    overrides = [
+        "train.max_updates_this_run=5",
+        "train.seed=3",
+        "launch.verify=false",
+        "plm.texts=[books=/some/where/shards/,other=/else]",
+        "index.factory=IVF64,PQ4",
+    ]
     made = load_experiment("regularized-knnlm", tmp_path / "runs", given, overrides, ["tokens"], "paper").command
     assert shlex.split(made) == [
-        "distlm", "reproduce", "regularized-knnlm", "text=/path/to/wikitext-2", "weights=[0,0.5]", "train.seed=3",
+        "distlm", "reproduce", "regularized-knnlm", "text=/path/to/wikitext-2", "weights=[0,0.5]", "seeds=[1]",
+        "train.seed=3",
         "plm.texts=[books=/path/to/shards,other=/path/to/else]", "index.factory=IVF64,PQ4", "--scale", "paper",
-        "--only", "tokens",
     ]  # fmt: skip

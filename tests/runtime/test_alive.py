@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.deadline import DEADLINE_S, until
+from support.threads import ThreadComm
 
+from distlm.errors import DistlmError
 from distlm.runtime import alive
 from distlm.runtime.alive import Watch
 from distlm.runtime.ranks.world import World
@@ -120,6 +124,32 @@ def test_leftovers_of_killed_starts_go_and_those_of_others_stay(tmp_path: Path) 
         == {"own", "lives", "young"}
         == {each.folder.name for each in (lives, young)} | {"own"}
     )
+
+
+@pytest.mark.parametrize("lost_after_s", [0.0, 30.0])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_start_that_ends_in_order_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_after_s: float, shared: bool
+) -> None:
+    monkeypatch.setattr(alive, "VISIBLE_AFTER_S", 0.2)
+    roots = [tmp_path / "run", tmp_path / ("run" if shared else "another disk")]
+    for root in roots:
+        root.mkdir(exist_ok=True)
+    barrier, box = threading.Barrier(2), [None] * 2
+
+    def one(rank: int) -> str:
+        world, comm = World(rank, 2, 0, 1, f"node{rank}", "slurm"), ThreadComm(rank, 2, barrier, box)
+        try:
+            with alive.watching(roots[rank], world, comm, lost_after_s):
+                comm.allgather(None)
+        except DistlmError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as ranks:
+        said = list(ranks.map(one, range(2)))
+    assert said == ["", ""] if shared else all("not shared, node1 cannot see" in text for text in said)
+    assert not list(roots[0].iterdir())
 
 
 def test_a_suspended_process_does_not_call_the_others_lost(tmp_path: Path) -> None:

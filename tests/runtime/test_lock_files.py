@@ -3,6 +3,7 @@ over from a silent owner alone, and given up by whoever finds another's."""
 
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from distlm.errors import Busy
 from distlm.runtime import lock
 from distlm.runtime.locks import lease
 from distlm.runtime.locks.lease import locks_span_nodes, new_owner, numbers_of, span_nodes
+from distlm.runtime.locks.records import LockOwner
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.records import replaced
 
@@ -224,6 +226,98 @@ def test_a_folder_that_is_moved_away_fences_nobody(tmp_path: Path, monkeypatch: 
         folder.mkdir()
         time.sleep(0.3)
     assert not list(folder.iterdir())
+
+
+class Clock:
+    """Time passes where it is waited for, and what lives writes meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.living = time.monotonic(), list[Path]()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for path in self.living:
+            about = LockOwner.peek(path)
+            assert about is not None
+            path.write_text(replaced(about, beat=about.beat + 1).line(), "utf-8")
+
+
+def shares_on_another_node(folder: Path, count: int, ended: int = 0) -> list[Path]:
+    """Files of shares that no process of this node writes."""
+    paths = [folder / f".lock-share-{index}-of-{count}.1" for index in range(count)]
+    for index, path in enumerate(paths):
+        path.with_suffix("").touch()
+        about = new_owner(f"pid {index} on another", "writing", "", 0, False)
+        path.write_text(replaced(about, place="another node", ended=index < ended).line(), "utf-8")
+    return paths
+
+
+@pytest.mark.parametrize("flock", [True, None], ids=["locks of each node", "no locks"])
+@pytest.mark.parametrize("share", [None, lock.Share(0, 8)], ids=["all", "other shares"])
+def test_killed_shares_on_other_nodes_are_all_free_after_one_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: lock.Share | None, flock: bool | None
+) -> None:
+    monkeypatch.setattr(lock, "locks_span_nodes", lambda _folder: False)
+    monkeypatch.setattr(lock, "flocked", lambda _stream, _kind: flock)
+    clock = Clock(monkeypatch)
+    paths, began = shares_on_another_node(tmp_path, 16, ended=3), clock.now
+    with lock.only_writer(tmp_path, SingleComm(), "writing", share):
+        assert lease.STALE_S < clock.now - began < 1.1 * lease.STALE_S
+    paths, clock.living = shares_on_another_node(tmp_path, 16), []
+    for living, named in (([5], "share 5/16.*pid 5 on another"), ([5, 9], "share 5/16.*pid 5 on another")):
+        began, clock.living = clock.now, [paths[index] for index in living]
+        with pytest.raises(Busy, match=named) as refusal, lock.only_writer(tmp_path, SingleComm(), "writing", share):
+            pass
+        assert clock.now - began < 10 and "pid 4 on" not in str(refusal.value)
+
+
+@contextmanager
+def no_writes_beyond(size: int) -> Iterator[None]:
+    """Of this process, into any file: as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 20, 60])
+def test_a_renewal_that_cannot_be_written_gives_no_folder_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    fenced: list[str] = []
+    monkeypatch.setattr(lease, "end_start", lambda text, _code: fenced.append(text))
+    held = lease.claim(tmp_path / ".lock", 0, new_owner("somebody", "writing", "", 0, False))
+    assert held is not None
+    path = tmp_path / ".lock.1"
+
+    def beat() -> int:
+        about = LockOwner.peek(path)
+        return 0 if about is None else about.beat
+
+    until(lambda: beat() > 1)
+    with no_writes_beyond(size):
+        before = held._record.beat
+        until(lambda: held._record.beat > before + 3 or not held._thread.is_alive())
+        rival = lease.Rival(tmp_path / ".lock")
+        rival.look()
+        assert rival.number == 1 and rival.record is not None, "others still see whose it is"
+    failed = held._record.beat
+    until(lambda: beat() > failed or not held._thread.is_alive())
+    assert not fenced and held._thread.is_alive()
+    held.release()
+    about = LockOwner.peek(path)
+    assert about is not None and about.ended
+
+
+def test_a_lease_that_cannot_be_written_at_first_leaves_none(tmp_path: Path) -> None:
+    with no_writes_beyond(0), pytest.raises(OSError, match="File too large"):
+        lease.claim(tmp_path / ".lock", 0, new_owner("somebody", "writing", "", 0, False))
+    assert not list(tmp_path.iterdir())
 
 
 MOUNTS = """\

@@ -8,7 +8,9 @@ from support import TINY
 from support.deadline import until
 
 from distlm.config.load import dump_config, load_config
+from distlm.runtime.rundir import RunDir
 from launchers.hosts.nodes import expand_nodes
+from launchers.jobs import was_cancelled
 
 BODY = """#!/bin/bash
 python -m launchers.jobs train --log "$PWD/logs/$SLURM_JOB_ID"_0.log config.yaml
@@ -105,6 +107,29 @@ def test_a_held_job_is_released_and_an_array_is_one_job(slurm, run):
     tool(slurm, "cancel", run)
     slurm.wait(job, ["CANCELLED"])
     assert set(slurm.states(array)) == {"CANCELLED"}
+
+
+def test_the_tasks_of_a_scripts_array_are_one_job_to_cancel_and_to_requeue(slurm, run):
+    """Those that have not started, too, and what waits for the whole array. Two may run at once."""
+    array = submit(slurm, run, "-N1", "--array=0-4%2", "-t", "120")
+    after = slurm.sbatch("-N1", f"--dependency=afterok:{array}", "--wrap", "true")
+    record = run / "launch" / "jobs.jsonl"
+    slurm.until_in(array, lambda: record.exists() and len(record.read_text("utf-8").splitlines()) == 2, "two starts")
+    assert {json.loads(line)["job"] for line in record.read_text("utf-8").splitlines()} == {array}
+    assert status(slurm, run)["jobs"][0]["state"] == "RUNNING (3 PENDING, 2 RUNNING)"
+    assert tool(slurm, "cancel", run).stdout == f"{run}: cancelled {array}\n"
+    slurm.wait(array, ["CANCELLED"])
+    assert was_cancelled(RunDir(run), f"{array}_4")
+
+    def reason() -> str:
+        return slurm.show(after)["Reason"]
+
+    until(lambda: reason() == "DependencyNeverSatisfied", "the job after the array to be given up", pause=0.1)
+    said = tool(slurm, "requeue", run).stdout
+    assert [f"job {array}_{task} (train): requeued, was CANCELLED" in said for task in range(5)] == [True] * 5
+    assert said.endswith(f"job {after}: waits for it again\n")
+    assert reason() == "Dependency" and not was_cancelled(RunDir(run), f"{array}_4")
+    assert set(slurm.states(array)) <= {"PENDING", "RUNNING", "CONFIGURING"}
 
 
 def test_what_squeue_has_forgotten_is_asked_of_sacct(slurm, run):

@@ -10,19 +10,19 @@ T = TypeVar("T")
 
 
 class ThreadComm(SingleComm):
-    """One of the ranks; `barrier` and `box`, of one place a rank, are those of all."""
+    """One of them; all share the barrier and the box, a list of a place for each."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, box: list[Any]) -> None:
         self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
 
     def barrier(self) -> None:
-        self._barrier.wait(30)
+        self._barrier.wait(600)
 
     def allgather(self, value: Any) -> list[Any]:
         self._box[self.rank] = value
-        self._barrier.wait(30)
+        self._barrier.wait(600)
         found = list(self._box)
-        self._barrier.wait(30)
+        self._barrier.wait(600)
         return found
 
     def gather(self, value: Any) -> list[Any] | None:
@@ -36,21 +36,18 @@ class ThreadComm(SingleComm):
         return any(self.allgather(flag))
 
 
-def on_ranks(ranks: int, act: Callable[[ThreadComm], T]) -> list[T | Exception]:
-    """What `act` gives on each rank, or the exception that it ends with."""
+def on_threads(ranks: int, act: Callable[[ThreadComm], T]) -> list[T]:
+    """What `act` gives on each rank."""
     barrier, box = threading.Barrier(ranks), [None] * ranks
     found: list[Any] = [None] * ranks
 
     def one(rank: int) -> None:
-        try:
-            found[rank] = act(ThreadComm(rank, ranks, barrier, box))
-        except Exception as error:
-            found[rank] = error
+        found[rank] = act(ThreadComm(rank, ranks, barrier, box))
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(ranks)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert not any(thread.is_alive() for thread in threads)
     return found

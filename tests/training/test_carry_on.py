@@ -134,6 +134,20 @@ def test_more_epochs_of_an_lstm_are_what_they_would_have_been(tokens, tmp_path):
     assert same_end(grown, tmp_path / "more")
 
 
+@pytest.mark.parametrize(("how", "grows"), [("average", False), ("halve", True), ("nothing", True)])
+def test_epochs_may_grow_where_no_fine_tuning_follows(tokens, tmp_path, how, grows):
+    """awd.finetune_epochs, which recipes set, is not read where nothing is averaged."""
+    extra = f"awd.on_trigger={how}", "awd.finetune_epochs=2"
+    with pytest.raises(Stopped):
+        train(lstm_config(tokens, tmp_path / "run", *extra, "awd.epochs=1", "train.max_updates_this_run=1"))
+    longer, run = lstm_config(tokens, tmp_path / "run", *extra, "awd.epochs=2"), RunDir(tmp_path / "run")
+    if grows:
+        run.refuse_other_config(longer, "train")
+        return
+    with pytest.raises(DistlmError, match=r"awd.epochs: 1 there, 2 now: fine-tuning follows"):
+        run.refuse_other_config(longer, "train")
+
+
 def test_another_run_starts_from_the_best_weights_with_a_schedule_of_its_own(tokens, tmp_path):
     first = tiny_config(tokens, tmp_path / "first")
     valid = train(first)["valid_loss"]

@@ -1,5 +1,6 @@
 """The DeepSpeed adapter on one rank: what DeepSpeed does behind our back is undone, and full state reads and writes."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from distlm.optim.make import make_optimizer
 from distlm.runtime.ranks.rendezvous import join_group
 from distlm.runtime.ranks.world import World
 from distlm.training.dsconfig import merge_ds_config
-from distlm.training.engine import Engine, share
+from distlm.training.engine import Engine, Step, share
 from distlm.training.objective import TrainModule
 
 WORLD = World(0, 1, 0, 1, "here", "single")
@@ -77,13 +78,36 @@ def test_overflow_leaves_weights_and_optimizer_alone(stage: int) -> None:
 def test_loss_scale_at_its_floor_is_a_clear_error() -> None:
     engine = engine_of(deepspeed="zero1", precision="fp16")
     engine._scaler().cur_scale = 1.0
-    with pytest.raises(DistlmError, match=r"train.precision=fp16: .* lower train.lr"):
+    with pytest.raises(DistlmError, match="overflow fp16 even at the smallest loss scale"):
         step(engine, scale=float("inf"))
 
 
 # ZeRO 3 comes last: DeepSpeed then puts its own linear layer in the place of torch's for the rest of a process.
 AWAY = [f"zero{stage}-offload" for stage in (1, 2, 3)]
+LOST = [
+    ("fp32", "zero0", math.nan), ("fp32", "zero0", math.inf), ("fp32", "zero1", math.nan), ("fp32", "zero3", math.nan),
+    ("bf16", "zero0", math.nan), ("bf16", "zero2", math.inf), ("fp16", "zero1", math.inf), ("fp16", "zero3", math.nan),
+]  # fmt: skip
 NAMES = ["zero0", "zero1", "zero2", *AWAY[:2], "zero3", AWAY[2]]
+
+
+@pytest.mark.parametrize(("precision", "name", "bad"), LOST)
+def test_a_gradient_that_is_not_finite_changes_nothing(precision: str, name: str, bad: float) -> None:
+    """In every stage and precision alike, and the updates after it are those that would have been without it."""
+    moved = []
+    for scales in ([0.05, bad, 0.05], [0.05, 0.05]):
+        engine = engine_of({"gradient_accumulation_steps": 2}, deepspeed=name, precision=precision)
+        for scale in scales:
+            if precision == "fp16":
+                engine._scaler().cur_scale = 256.0
+            before, scalars = weights(engine), engine.scalars()
+            outcome, lost = _update_of_two(engine, scale), scale != 0.05
+            assert (outcome.skipped, outcome.gradient_norm == math.inf) == (lost, lost)
+            if lost:
+                assert all(torch.equal(before[key], value) for key, value in weights(engine).items())
+                assert engine.scalars().state == scalars.state
+        moved.append(weights(engine))
+    assert all(torch.equal(moved[0][key], value) for key, value in moved[1].items())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +140,7 @@ def test_offloaded_optimizer_trains_like_the_plain_one(name: str, precision: str
         engine = engine_of(more, deepspeed=each, **settings)
         if precision == "fp16":
             engine._scaler().cur_scale = 256.0
-        norms.append([_update_of_two(engine) for _ in range(2)])
+        norms.append([_update_of_two(engine).gradient_norm for _ in range(2)])
         found.append(weights(engine))
         assert engine.state_keys() == ["momentum_buffer"]
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
@@ -124,15 +148,15 @@ def test_offloaded_optimizer_trains_like_the_plain_one(name: str, precision: str
         torch.testing.assert_close(found[0][key], value, rtol=tolerance, atol=tolerance * float(value.abs().max()))
 
 
-def _update_of_two(engine: Engine) -> float:
-    """Gradient norm of an update of two micro-batches."""
+def _update_of_two(engine: Engine, scale: float = 0.05) -> Step:
+    """An update of two micro-batches."""
     for number in range(2):
         torch.manual_seed(5 + number)
         words = torch.randint(0, 40, (2, 9))
         sums = engine.forward(words[:, :-1], words[:, 1:], None)
         assert isinstance(engine.module, TrainModule)
-        engine.backward(engine.module.loss(sums, 0.05), last=number == 1)
-    return float(engine.update(0.1).gradient_norm)
+        engine.backward(engine.module.loss(sums, scale), last=number == 1)
+    return engine.update(0.1)
 
 
 COMBINATIONS = [(p, z) for p in ("fp32", "fp16", "bf16") for z in range(4) if (p, z) != ("fp16", 0)]

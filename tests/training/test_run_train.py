@@ -19,8 +19,11 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped
 from distlm.models.io import load_model
 from distlm.optim.schedule import learning_rate
+from distlm.runtime.rundir import RunDir
 from distlm.runtime.stage import open_stage
 from distlm.training.loop import plan_train, run_train
+from distlm.training.objective import TrainModule
+from distlm.training.validate import Validation, Validator
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,9 @@ def test_summary_and_metrics(finished: tuple[Path, dict[str, Any]], tokens: Path
 def test_best_and_newest_checkpoints_are_kept(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     valid = curve(folder, "valid/loss")
-    best = min(valid, key=lambda step: valid[step])
-    kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    assert set(kept) == {"step-00000010", "step-00000012", f"step-{best:08d}"}
+    best, before = (min(range(3, last + 1, 3), key=lambda step: valid[step]) for last in (12, 10))
+    kept = {path.name for path in (folder / "checkpoints").glob("step-*")}
+    assert kept == {f"step-{step:08d}" for step in (10, 12, best, before)}
     pointer = unsealed(folder / "checkpoints" / "best.json")
     assert pointer == {"format": 1, "checkpoint": f"step-{best:08d}", "valid_loss": valid[best]}
     assert {path.name for path in newest(folder).iterdir()} == {
@@ -166,6 +169,24 @@ def test_damaged_checkpoint_is_refused(tokens: Path, tmp_path: Path) -> None:
     assert run(tokens, tmp_path / "run")["step"] == 12
 
 
+def test_the_checkpoint_before_has_its_best_one_too(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes the newest one, as the messages advise, goes on from a run that is whole."""
+    losses = iter([3.0, 9.0, 9.0, 9.0, 1.0, *[9.0] * 9])
+    monkeypatch.setattr(Validator, "run", lambda *_: Validation(next(losses), 1, ""))
+    extra = "train.save_every=1", "train.valid_every=2"
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "run", *extra, "train.max_updates_this_run=10")
+    kept = [path.name for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+    assert kept == ["step-00000002", "step-00000009", "step-00000010"]
+    shutil.rmtree(tmp_path / "run/checkpoints" / kept[-1])
+    assert run(tokens, tmp_path / "run", *extra)["step"] == 12
+    assert RunDir(tmp_path / "run").best_checkpoint().name == "step-00000002"
+    left = [path.name for path in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+    assert left == ["step-00000002", "step-00000011", "step-00000012"]
+
+
 def test_second_run_in_the_same_folder_is_refused(tokens: Path, tmp_path: Path) -> None:
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
@@ -194,6 +215,25 @@ def test_loss_that_is_not_finite_names_the_update(tokens: Path, tmp_path: Path) 
     for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
         weights = load_model(folder)[0].state_dict()
         assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_gradient_that_is_lost_ends_the_run_at_its_update(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """With a loss that is finite: nothing of that update reaches a checkpoint, and the run goes on from before it."""
+    loss, calls = TrainModule.loss, []
+
+    def lost(*given: Any) -> torch.Tensor:
+        calls.append(given)
+        return loss(*given) * (float("nan") if len(calls) == 3 * 4 else 1)
+
+    monkeypatch.setattr(TrainModule, "loss", lost)
+    extra = f"train.deepspeed=zero{stage}", "train.save_every=1", "train.micro_blocks=1", "train.blocks_per_update=4"
+    with pytest.raises(DistlmError, match=r"update 2: the gradient is not finite .*are from before"):
+        run(tokens, tmp_path / "run", *extra)
+    assert newest(tmp_path / "run").name == "step-00000002"
+    assert run(tokens, tmp_path / "run", *extra)["step"] == 12
 
 
 @pytest.mark.parametrize(

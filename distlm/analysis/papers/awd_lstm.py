@@ -4,21 +4,29 @@ table.md    every finished model beside the paper's two corpora; where there are
 table.csv   the runs one by one; lm_valid is the language model's perplexity where the cache was made
 
 Δ is against the whole model, seed by seed, over the seeds that both have. The paper's effect "appears" where ours has
-its sign and two standard errors of these differences, and it "does not appear" where ours has the other sign and as
-much; else it "cannot be said". Where one seed alone is common, the error is that of two independent runs with the
-deviation of the whole model's seeds; it is then marked as borrowed.
+its sign and is further from 0 than half of its 95 % interval (Student's t for the number of seeds), and it "does not
+appear" where ours has the other sign and is as far; else it "cannot be said". Where one seed alone is common, the error
+is that of two independent runs with the deviation of the whole model's seeds, whose number then decides t; it is marked
+as borrowed.
+
+results.json has the paper's figures of the corpus that the runs have, WikiText-2 where it is neither. Of runs with the
+settings of the authors' README (recipes `-released`) it has the README's figures where there are any.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distlm.analysis.papers.seeds import Cell, Difference, finished_runs, model_and_seed
+from distlm.analysis.against_recipe import against_recipe
+from distlm.analysis.papers.seeds import BY_T, Cell, Difference, finished_runs, model_and_seed
 from distlm.analysis.processor import PROCESSOR_TABLE, processor_rows, write_processor_time
 from distlm.analysis.results.from_csv import figure, lines_of
-from distlm.analysis.results.records import ResultRow, ResultsPath, Verdict
+from distlm.analysis.results.records import Figure, ResultRow, ResultsPath, Verdict
 from distlm.analysis.results.verdict import lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_text
+from distlm.config.yaml_files import recorded_settings
+from distlm.data.records import TokensMeta
+from distlm.data.tokens import META
 from distlm.knnlm.evaluate.records import Results
 from distlm.runtime.metrics import resolve
 from distlm.runtime.rundir import RunDir
@@ -28,7 +36,7 @@ BASE = "awd-lstm"
 
 @dataclass(frozen=True)
 class Published:
-    """Valid and test perplexity in the paper."""
+    """Valid and test perplexity as somebody else has them."""
 
     ptb: tuple[float, float] | None = None
     """Penn Treebank."""
@@ -51,6 +59,14 @@ MODELS: Mapping[str, tuple[str, Published]] = {
 CACHE = Published((53.9, 52.8), (53.8, 52.0))
 """The whole model with the neural cache (tables 1 and 2)."""
 _CACHED = "cache"
+README: Mapping[str, Published] = {
+    BASE: Published((58.8, 56.5), (67.4, 64.7)),
+    "no-finetuning": Published((61.2, 58.8), (68.7, 65.6)),
+    _CACHED: Published((53.2, 52.5), (52.2, 50.6)),
+}
+"""The README of the authors' code, with other settings than the paper's."""
+_CORPORA = {"Penn Treebank": "ptb", "WikiText-2": "wikitext2"}
+"""Edition → field of Published."""
 _SGD = "sgd"
 """The phase before the trigger, as metrics.jsonl names it."""
 PATH: ResultsPath = "AWD-LSTM"
@@ -61,12 +77,13 @@ TABLES = {
 NOTES = (
     "Perplexity on valid / test, in brackets valid's distance to the first row, seed by seed, ± its standard error; "
     "of one seed alone that of two independent runs. The cache's distance is to the language model of the same states. "
-    "The paper's are of WikiText-2.",
+    "README: the figures of the authors' code, of the recipes `-released`; it has none for the other parts, whose "
+    "figures are the paper's, with its settings.",
 )
 RULE = (
     "Δ: seed by seed, over the seeds that both have. Trigger epoch: at whose end NT-ASGD's trigger fired first. An "
-    "effect appears where Δ is above 0 by more than two standard errors; a borrowed one is of two independent runs "
-    "with the deviation of the whole model's seeds."
+    f"effect appears where Δ is above 0 by more than {BY_T}. A borrowed standard error is of two independent runs with "
+    "the deviation of the whole model's seeds, whose number then counts."
 )
 _HEAD = (
     "model", "updates", "trigger epoch", "valid", "test", "Δ valid", "PTB valid", "PTB test", "PTB Δ", "WT2 valid",
@@ -80,20 +97,24 @@ def write_tables(root: Path) -> str:
         [
             label,
             run.model.step,
-            *(run.splits[split].perplexity for split in ("valid", "test")),
+            run.splits["valid"].perplexity,
+            # knn.splits may have valid alone.
+            run.splits["test"].perplexity if "test" in run.splits else "",
             "",
             _trigger_epoch(root / label) or "",
         ]
         for name in MODELS
         for label, run in finished_runs(root, name).items()
+        if "valid" in run.splits
     ]
     path = root / BASE / "results.json"
-    if not raw and not path.exists():
+    splits = Results.read(path).splits if path.exists() else {}
+    if "valid" in splits:
+        valid, lm = (splits["valid"].figures(part).perplexity for part in ("cache", "lm"))
+        test = splits["test"].figures("cache").perplexity if "test" in splits else ""
+        raw.append([_CACHED, "", valid, test, lm, ""])
+    if not raw:
         raise nothing_finished(root)
-    if path.exists():
-        splits = Results.read(path).splits
-        valid, test = (splits[split].figures("cache").perplexity for split in ("valid", "test"))
-        raw.append([_CACHED, "", valid, test, splits["valid"].figures("lm").perplexity, ""])
     write_csv(root / "table.csv", ("run", "updates", "valid", "test", "lm_valid", "trigger_epoch"), raw)
     write_processor_time(root)
     found = _measured(root)
@@ -102,7 +123,7 @@ def write_tables(root: Path) -> str:
         words, published = ("AWD-LSTM + neural cache", CACHE) if name == _CACHED else MODELS[name]
         change = _change(name, model, base)
         shown.append([
-            words, "/".join(model.updates), "/".join(model.triggered), str(model.valid), str(model.test),
+            words, "/".join(model.updates), "/".join(model.triggered), str(model.valid), str(model.test or ""),
             "" if change is None else f"{change.mean:.2f}", *_of_paper(published), _told(name, model, change),
         ])  # fmt: skip
     text = f"{markdown(_HEAD, shown)}\n\n{RULE}"
@@ -113,11 +134,12 @@ def write_tables(root: Path) -> str:
 def rows(root: Path) -> list[ResultRow]:
     """The models of table.csv, and whether each part that is left out costs perplexity on valid as in the paper; then
     the processor time."""
-    found = _measured(root)
+    found, corpus = _measured(root), _corpus(root)
     base, made = found.get(BASE), []
     for name, model in found.items():
-        words, published = ("AWD-LSTM + neural cache", CACHE) if name == _CACHED else MODELS[name]
-        text, numbers = "{:.2f} / {:.2f}", [model.valid.mean, model.test.mean]
+        text, numbers = "{:.2f} / –", [model.valid.mean]
+        if model.test is not None:
+            text, numbers = "{:.2f} / {:.2f}", [*numbers, model.test.mean]
         change = _change(name, model, base)
         if change is not None and name != BASE:
             of_error = [] if change.error is None else [round(change.error, 6)]
@@ -125,12 +147,9 @@ def rows(root: Path) -> list[ResultRow]:
             text, numbers = f"{text} ({apart})", [*numbers, round(change.mean, 6), *of_error]
         if model.valid.deviation is not None:
             text, numbers = f"{text}, ± {{:.2f}} on valid", [*numbers, round(model.valid.deviation, 6)]
-        row = ResultRow(words, figure(text, *numbers), 0)
-        if published.wikitext2 is not None:
-            valid, test = published.wikitext2
-            row.paper = figure("{:.1f} / {:.1f}", valid, test)
-            if name != BASE:
-                row.paper = figure("{:.1f} / {:.1f} ({:+.1f})", valid, test, round(valid - 68.6, 6))
+        row = ResultRow("AWD-LSTM + neural cache" if name == _CACHED else MODELS[name][0], figure(text, *numbers), 0)
+        if (published := _published(root, name, corpus)) is not None:
+            row.paper = published
         if (verdict := _verdict(name, model, change)) is not None:
             row.finding = "the cache lowers it" if name == _CACHED else "without it, it is higher"
             row.verdict = verdict
@@ -147,7 +166,8 @@ class Measured:
     """Epochs at whose end the trigger fired first, of its runs."""
     by_seed: Mapping[str, float]
     """Perplexity on valid, by the seed in words."""
-    test: Cell
+    test: Cell | None
+    """Perplexity on test, where it was measured."""
     lm_valid: float | None
     """The language model's where a cache was made."""
 
@@ -170,8 +190,35 @@ def _measured(root: Path) -> dict[str, Measured]:
             )
             by_seed = {model_and_seed(line["run"])[1]: float(line["valid"]) for line in own}
             lm = float(own[0]["lm_valid"]) if own[0]["lm_valid"] else None
-            found[name] = Measured(updates, triggered, by_seed, Cell([float(line["test"]) for line in own]), lm)
+            test = Cell.of(float(line["test"]) if line["test"] else None for line in own)
+            found[name] = Measured(updates, triggered, by_seed, test, lm)
     return found
+
+
+def _corpus(root: Path) -> str:
+    """The paper's corpus that the runs have, WikiText-2 where it is neither. The run `words` has all of the text."""
+    paths = (root / run / "tokens" / META for run in ("words", "tokens"))
+    found = next((TokensMeta.read(path).edition for path in paths if path.exists()), None)
+    return found.name if found and found.name in _CORPORA else "WikiText-2"
+
+
+def _published(root: Path, name: str, corpus: str) -> Figure | None:
+    """Of a model: valid, test and Δ valid as published for that corpus, with its name; None where there are none."""
+    source, of, base = "", CACHE if name == _CACHED else MODELS[name][1], MODELS[BASE][1]
+    if name in README and _is_released(root / (BASE if name == _CACHED else name)):
+        source, of, base = "README, ", README[name], README[BASE]
+    found, whole = (getattr(each, _CORPORA[corpus]) for each in (of, base))
+    if found is None:
+        return None
+    shown = f"{source}{corpus}: {{:.1f}} / {{:.1f}}"
+    return (
+        figure(shown, *found) if name == BASE else figure(f"{shown} ({{:+.1f}})", *found, round(found[0] - whole[0], 6))
+    )
+
+
+def _is_released(run: Path) -> bool:
+    settings = recorded_settings(run / "configs" / "train.yaml")
+    return bool(settings) and against_recipe(run.name, settings).recipe.endswith("-released")
 
 
 def _trigger_epoch(folder: Path) -> int | None:
@@ -187,7 +234,7 @@ def _change(name: str, model: Measured, base: Measured | None) -> Difference | N
     """Of the perplexity on valid: of the cache against the language model of the same states."""
     if name == _CACHED:
         return None if model.lm_valid is None else Difference(model.valid.mean - model.lm_valid, None, borrowed=False)
-    return Difference.between(model.by_seed, base.by_seed, base.valid.deviation) if base else None
+    return Difference.between(model.by_seed, base.by_seed, base.valid) if base else None
 
 
 def _verdict(name: str, model: Measured, change: Difference | None) -> Verdict | None:

@@ -11,7 +11,7 @@ from distlm.analysis.papers.pkm_plm_models import TOP1_MU
 from distlm.analysis.plots.training import perplexity_curves
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow, ResultsPath
-from distlm.analysis.results.verdict import above, lower
+from distlm.analysis.results.verdict import MARGIN_OF_USE, above, lower
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.knnlm.evaluate.records import Results
@@ -40,6 +40,8 @@ NOTES = (
 def write_tables(root: Path) -> str:
     """Write what there is the data for; the table as text."""
     results = {run: Results.read(path) for run in MODELS if (path := RunDir(root / run).results).exists()}
+    # The findings are told on it.
+    results = {run: found for run, found in results.items() if _USE_OF in found.splits}
     if not results:
         raise nothing_finished(root)
     splits = list(dict.fromkeys(split for found in results.values() for split in found.splits))
@@ -97,7 +99,7 @@ def rows(root: Path) -> list[ResultRow]:
             )  # fmt: skip
             if run == "pkm":
                 row.finding = "from nothing most slots are never read first (Kim & Jung)"
-                row.verdict = above(50.0, min(first[run]))
+                row.verdict = above(50.0, min(first[run]), MARGIN_OF_USE)
             made.append(row)
     return made
 

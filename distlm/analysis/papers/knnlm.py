@@ -1,5 +1,8 @@
 """The figures of `distlm reproduce knnlm` (Khandelwal et al. 2020, sections 4 and 5), from what is finished.
 
+Datastores of parts of train are compared on all of valid and test: `check_settings` and the tables refuse parts that
+are shorter than these, which would be cut with them (data.first_words).
+
 processor.csv   processor time of each run
 table.md        perplexity alone and with neighbours of every datastore: parts of train, all of it, another domain
 stores.csv      the same with all digits, and the λ, T and k that valid chose
@@ -8,6 +11,7 @@ lambda.csv, .png  perplexity on valid over λ, at the best T and k of each
 words.csv       the words that neighbours help and harm most on valid
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +25,11 @@ from distlm.analysis.results.records import ResultRow, ResultsPath
 from distlm.analysis.results.verdict import above, lower
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
 from distlm.analysis.words import word_changes
+from distlm.config.schema import RunConfig
+from distlm.data.corpus import words_of_split
 from distlm.data.records import TokensMeta
 from distlm.data.tokens import META
+from distlm.errors import DistlmError, UsageError
 from distlm.knnlm.evaluate.records import Results
 from distlm.knnlm.tune.records import Tuned
 from distlm.models.perplexity import perplexities
@@ -38,14 +45,16 @@ TABLES = {
 }  # fmt: skip
 NOTES = (
     "Perplexity per word; λ, T and k tuned on valid of each datastore. One model for all. The paper's sizes are "
-    "parts of 3 billion words of Wikipedia, and its other domain is books. A text of another domain has more <unk>, "
+    "parts of 3 billion words of Wikipedia, and its other domain is books. A text of another domain has more `<unk>`, "
     "all the more where it is not cut into words as train is; they are predicted like any word, so that perplexities "
     "of two texts are not of one scale.",
 )
 WHOLE, DOMAIN = "whole", "domain"
+_PART = "words-"
+"""Beginning of the name of a run over part of train; its words follow."""
 _SPLITS = ("valid", "test")
 _UNKNOWN = ("valid_unk", "test_unk")
-"""Columns of their shares of <unk>, in %."""
+"""Columns of their shares of `<unk>`, in %."""
 _DOMAIN_PAPER = (37.13, 24.85)
 """On valid of books: a model of 3 billion words of Wikipedia alone, and with a datastore of books (table 4)."""
 _SHOWN_WORDS = 15
@@ -67,11 +76,48 @@ class Store:
         return self.results.datastore.rows
 
 
+def check_settings(configs: Mapping[str, RunConfig]) -> None:
+    """Refuse parts of train that are shorter than the splits on which all datastores are compared.
+
+    `configs`: of the runs, by name. Raises UsageError naming the least number of words, and DistlmError for text that
+    cannot be read.
+    """
+    parts = [config for name, config in configs.items() if name.startswith(_PART)]
+    # With data.first_words for every run, all have the same part of each split.
+    lengths = [one.data.first_words for one in parts if one.data.first_words != configs[WHOLE].data.first_words]
+    if not lengths:
+        return
+    words = {split: words_of_split(parts[0].data, split) for split in _SPLITS if split in parts[0].knn.splits}
+    least = max(words.values())
+    if min(lengths) < least:
+        counts = ", ".join(f"{split} has {count:,}" for split, count in words.items())
+        raise UsageError(
+            f"words=[{','.join(map(str, lengths))}]: {min(lengths)} words cut not train alone ({counts}, ends of lines "
+            f"counted), and perplexities of different texts cannot be compared; give no fewer than {least}"
+        )
+
+
+def _require_same_text(root: Path, stores: Iterable[Store]) -> None:
+    """As check_settings, of runs that are there. Raises DistlmError."""
+    stores = [one for one in stores if one.run != DOMAIN]
+    for split in _SPLITS:
+        tokens = {one.run: one.results.splits[split].tokens for one in stores if split in one.results.splits}
+        longest = max(tokens.values(), default=0)
+        if short := [run for run, count in tokens.items() if count < longest]:
+            raise DistlmError(
+                f"{root / short[0]}: has the perplexity of {tokens[short[0]]:,} tokens of {split}, others that of "
+                f"{longest:,}: texts of different length cannot be compared; remove this run, and give words=[…] of no "
+                f"fewer than {longest}"
+            )
+
+
 def write_tables(root: Path) -> str:
-    """Write what there is the data for; the table as text."""
+    """Write what there is the data for; the table as text. Raises DistlmError where there is none, and for runs that
+    are measured on different texts."""
     stores = sorted((store for folder in root.glob("*") if (store := _read(folder))), key=lambda one: one.keys)
     if not stores:
         raise nothing_finished(root)
+    _require_same_text(root, stores)
     stores.sort(key=lambda one: one.run == DOMAIN)
     rows, raw = [], []
     for one in stores:
@@ -90,7 +136,7 @@ def write_tables(root: Path) -> str:
     names = [column.replace("+ ", "").replace(" ", "_") for column in columns]
     write_csv(root / "stores.csv", ["run", "keys", *names, "lambda", "temperature", "k", *_UNKNOWN], raw)
     write_processor_time(root)
-    table = markdown(["datastore", "keys", *columns, "λ", "T", "k", "valid / test <unk> %"], rows)
+    table = markdown(["datastore", "keys", *columns, "λ", "T", "k", "valid / test `<unk>` %"], rows)
     write_text(root / "table.md", table)
     whole = next((one for one in stores if one.run == WHOLE), None)
     if whole is not None:
@@ -125,8 +171,8 @@ def rows(root: Path) -> list[ResultRow]:
         line = found[DOMAIN]
         numbers = float(line["valid_LM"]), float(line["valid_kNN"])
         unknown = [float(line[column]) for column in _UNKNOWN if line[column]]
-        shown = "{:.2f} → {:.2f}" + (f"; <unk> {' / '.join(['{:.1f}'] * len(unknown))} %" if unknown else "")
-        of_unknown = "; share of <unk> of valid / test" if unknown else ""
+        shown = "{:.2f} → {:.2f}" + (f"; `<unk>` {' / '.join(['{:.1f}'] * len(unknown))} %" if unknown else "")
+        of_unknown = "; share of `<unk>` of valid / test" if unknown else ""
         row = ResultRow(
             f"another domain, its own datastore: LM → + kNN, valid{of_unknown}", figure(shown, *numbers, *unknown), 0,
             paper=figure("{:.2f} → {:.2f}", *_DOMAIN_PAPER),
@@ -141,12 +187,13 @@ def _read(folder: Path) -> Store | None:
     if not (run.results.exists() and run.tuned.exists()):
         return None
     results, tuned = Results.read(run.results), Tuned.read(run.tuned)
-    return Store(folder.name, results, tuned) if results.datastore is not None and tuned.grid else None
+    found = results.datastore is not None and tuned.grid and tuned.split == "valid"
+    return Store(folder.name, results, tuned) if found else None
 
 
 def _unknown(root: Path, run: str) -> list[float]:
-    """Share of <unk> of a run's valid and test in %; empty where its token files are not there. The run of all of train
-    shares those of the experiment."""
+    """Share of `<unk>` of a run's valid and test in %; empty where its token files are not there. The run of all of
+    train shares those of the experiment."""
     places = (root / run / "tokens" / META, root / "tokens" / "tokens" / META)
     path = next((path for path in places if path.exists()), None)
     if path is None:
@@ -164,7 +211,7 @@ def _perplexity(results: Results, split: str, part: str) -> float | None:
 def _words(run: str) -> str:
     if run == WHOLE:
         return "all of train"
-    return "another domain" if run == DOMAIN else f"{int(run.rpartition('-')[2]):,} words of train"
+    return "another domain" if run == DOMAIN else f"{int(run.removeprefix(_PART)):,} words of train"
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,8 @@ sweep.md, .csv         slots × reads: use of PKM's memories on every text after
 pretraining.md, .csv   table 2: perplexity of masked tokens and use of the memories on held-out text
 curve.png, .csv        figure 3: perplexity on valid over the updates
 staleness.png, .csv    figure 2: when slots were last read first; .md also when they were last written
-finetuning.md, .csv    tables 4 and 5: medians on dev, memory updated and frozen
+finetuning.md, .csv    tables 4 and 5: medians on dev, memory updated and frozen, of every task that is done
+compared.csv           how far scores are apart, and how sure that is
 usage.md, .csv         table 6: use of the memories on dev after fine-tuning
 classes.png, .csv      figure 4: how differently the labels of SST-2 use the slots, before and after
 seeds.md, .csv         the above over the seeds, where a model has several
@@ -13,13 +14,14 @@ findings.md            chief figures beside the paper's, and whether its finding
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.analysis.papers.pkm_plm_models import MODELS, finished, words_of
 from distlm.analysis.papers.pkm_plm_rows import rows as rows
+from distlm.analysis.papers.pkm_plm_scores import COMPARED, Finetuning, write_compared
 from distlm.analysis.papers.pkm_plm_seeds import write_seeds
 from distlm.analysis.papers.pkm_plm_sweep import reads_a_slot, write_sweep
+from distlm.analysis.papers.seeds import BY_T
 from distlm.analysis.plots.groups import grouped_bars, stacked_shares
 from distlm.analysis.plots.training import perplexity_curves
 from distlm.analysis.processor import PROCESSOR_TABLE, write_processor_time
@@ -27,7 +29,8 @@ from distlm.analysis.results.page import lines_of_rows
 from distlm.analysis.results.records import ResultsPath
 from distlm.analysis.sentences import lowest_and_highest
 from distlm.analysis.tables import markdown, nothing_finished, write_csv, write_picture, write_text
-from distlm.finetune.records import FinetuneResults
+from distlm.finetune.records import FinetuneResults, Scores
+from distlm.finetune.tasks.glue import TASKS
 from distlm.memory.records import MemoryUse, use_cells
 from distlm.models.perplexity import perplexity
 from distlm.runtime import metrics
@@ -41,16 +44,20 @@ TABLES = {
     "pretraining.csv": "perplexity of masked tokens, and use of the memories",
     "staleness.csv": "slots by when they were last read first, and last read at all",
     "finetuning.csv": "scores on dev after fine-tuning, seed by seed",
+    COMPARED: "scores that are compared, in %, with standard errors over the rows of dev and over the seeds",
     "usage.csv": "use of the memories on dev after fine-tuning",
     "classes.csv": "how differently the labels of SST-2 use the slots, before and after fine-tuning",
     PROCESSOR_TABLE: "processor time, all starts of a run together",
 }
 NOTES = (
     "Perplexity of masked tokens; the paper's is of another masking and vocabulary. Where a model has several seeds: "
-    "mean ± standard error, which of two seeds is itself known roughly. Perplexities are compared seed by seed, for "
-    "the masked tokens follow the seed.",
+    "mean ± standard error. Perplexities are compared seed by seed, for the masked tokens follow the seed.",
+    f"An effect is seen where it is more than {BY_T}, and of one seed where it is more than 1 % of the perplexity; "
+    "ResM is no worse where it is at most 1 % higher, with as much certainty. Scores must differ by more than t over "
+    "the rows of dev, and over the seeds where there are several.",
 )
-TASKS = ("SST-2", "CoLA", "MRPC", "RTE")
+_METRICS = {"MNLI": ("accuracy", "accuracy_mismatched"), "SQuAD": ("exact_match", "f1")}
+"""Task → its columns in table 4; of the others the task's metric alone."""
 _CLASS_WORDS = {"kl": "KL of the labels' use, nats", "iou": "IOU of the labels' use"}
 
 
@@ -67,6 +74,7 @@ def write_tables(root: Path) -> str:
     if found:
         parts += [_finetuning(root, found), _usage(root, found)]
         _classes(root, found)
+        write_compared(root, found)
     parts.append(write_seeds(root))
     write_processor_time(root)
     parts.append(_findings(root))
@@ -154,55 +162,34 @@ def _staleness(root: Path, results: dict[str, LmResults]) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class _Finetuning:
-    """A fine-tuning with its results.json."""
-
-    run: str
-    results: FinetuneResults
-
-    @property
-    def task(self) -> str:
-        return self.results.task
-
-    @property
-    def memory(self) -> str:
-        """`updated`, `frozen`, or empty for a model without memory."""
-        return self.results.memory_values or ""
-
-    @property
-    def model(self) -> str:
-        """What tells it from the run's other fine-tunings on the task: the model, with the fine-tuning's name where
-        that is its own (finetune.name)."""
-        name, usual = self.results.name, self.task + ("-frozen" if self.memory == "frozen" else "")
-        return words_of(self.run) + ("" if name == usual else f" ({name})")
-
-
-def _finetunings(root: Path, results: Iterable[str]) -> Iterator[_Finetuning]:
+def _finetunings(root: Path, results: Iterable[str]) -> Iterator[Finetuning]:
     for run in dict.fromkeys([*MODELS, *results]):
         for path in sorted((root / run / "finetune").glob("*/results.json")):
-            yield _Finetuning(run, FinetuneResults.read(path))
+            yield Finetuning(run, path.parent, FinetuneResults.read(path))
 
 
-def _finetuning(root: Path, found: list[_Finetuning]) -> str:
-    tasks = [task for task in TASKS if any(each.task == task for each in found)]
-    by = {(each.model, each.memory, each.task): each for each in found if each.task in tasks}
-    one = {task: next(each.results for each in found if each.task == task) for task in tasks}
-    majority = ["majority", "", *(_hundred(one[task].majority[one[task].metric]) for task in tasks)]
+def _finetuning(root: Path, found: list[Finetuning]) -> str:
+    one = {task: next((each.results for each in found if each.task == task), None) for task in (*TASKS, "SQuAD")}
+    metrics = {task: _METRICS.get(task, (first.metric,)) for task, first in one.items() if first}
+    by = {(each.model, each.memory, each.task): each for each in found}
+
+    def cell(task: str, scores: Scores) -> str:
+        return " / ".join(_hundred(scores[metric]) for metric in metrics[task])
+
+    majority = ["majority", "", *(cell(task, first.majority) for task, first in one.items() if first)]
     rows, raw = [majority], []
     for model, memory in dict.fromkeys((model, memory) for model, memory, _ in by):
-        cells = [by.get((model, memory, task)) for task in tasks]
-        medians = (_hundred(cell.results.median[cell.results.metric]) if cell else "" for cell in cells)
-        rows.append([model, memory, *medians])
-        raw += [[*line] for cell in cells if cell for line in _seeds(cell)]
+        own = {task: each for task in metrics if (each := by.get((model, memory, task)))}
+        rows.append([model, memory, *(cell(task, own[task].results.median) if task in own else "" for task in metrics)])
+        raw += [[*line] for each in own.values() for line in _seeds(each)]
     head = ["run", "name", "memory", "task", "seed", "metric", "dev", "majority"]
     write_csv(root / "finetuning.csv", head, raw)
-    text = markdown(["model", "memory", *(f"{task} ({one[task].metric})" for task in tasks)], rows)
+    text = markdown(["model", "memory", *(f"{task} ({' / '.join(names)})" for task, names in metrics.items())], rows)
     write_text(root / "finetuning.md", text)
     return text
 
 
-def _seeds(each: _Finetuning) -> Iterator[list[object]]:
+def _seeds(each: Finetuning) -> Iterator[list[object]]:
     """Lines of finetuning.csv."""
     found = each.results
     metric = found.metric
@@ -210,7 +197,7 @@ def _seeds(each: _Finetuning) -> Iterator[list[object]]:
         yield [each.run, found.name, each.memory, each.task, seed, metric, value.last[metric], found.majority[metric]]
 
 
-def _usage(root: Path, found: list[_Finetuning]) -> str:
+def _usage(root: Path, found: list[Finetuning]) -> str:
     rows, raw = [], []
     for each in found:
         for layer, use in each.results.memory.items():
@@ -226,7 +213,7 @@ def _usage(root: Path, found: list[_Finetuning]) -> str:
     return text
 
 
-def _classes(root: Path, found: list[_Finetuning]) -> None:
+def _classes(root: Path, found: list[Finetuning]) -> None:
     rows: list[list[object]] = []
     panels: dict[str, dict[str, dict[str, float | None]]] = {words: {} for words in _CLASS_WORDS.values()}
     for each in found:

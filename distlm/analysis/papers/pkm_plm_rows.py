@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distlm.analysis.papers.pkm_plm_models import TOP1_MU
+from distlm.analysis.papers.pkm_plm_scores import score_rows
 from distlm.analysis.papers.pkm_plm_seeds import seed_rows
 from distlm.analysis.papers.pkm_plm_sweep import sweep_rows
 from distlm.analysis.papers.seeds import Cell, Difference, model_and_seed, numbers_of, place_of
 from distlm.analysis.processor import processor_rows
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import Figure, ResultRow, Verdict
-from distlm.analysis.results.verdict import MARGIN, above, lower, no_higher, together
+from distlm.analysis.results.verdict import MARGIN, MARGIN_OF_USE, above, lower, no_higher, together
 
 _MODELS = {"pkm": "+PKM", "resm": "+ResM", "init-pkm": "+Init +PKM", "init-resm": "+Init +ResM"}
 _PAIRS = {
@@ -21,19 +22,17 @@ _PAIRS = {
 }  # fmt: skip
 """Run and the one that it is compared with → what the paper says."""
 _NO_WORSE = ("resm", "pkm")
-"""Of them the one where equal is enough."""
+"""Of them the one where being within MARGIN is enough."""
 _WORDS = {**_MODELS, "dense": "dense", "init": "dense, as long again"}
 _WIKITEXT_2 = {"dense": 3.49, "init": 3.40, "pkm": 3.26, "resm": 3.26, "init-pkm": 3.14, "init-resm": 3.10}
 """Perplexity of masked tokens (table 2)."""
-_SCORES = {"SST-2": (92.4, 94.0, 93.3), "CoLA": (61.4, 64.1, 61.6)}
-"""Dense with as many updates, +Init +ResM with values updated, and frozen, on dev in % (tables 4 and 5)."""
 
 
 def rows(root: Path) -> list[ResultRow]:
     """Perplexities in pairs, use of the memories, and the scores of the best model; then the sweep and the processor
     time. Where models have several seeds their use is compared over them."""
     use = seed_rows(root) or _use(root)
-    return [*_perplexities(root), *use, *_scores(root), *sweep_rows(root), *processor_rows(root)]
+    return [*_perplexities(root), *use, *score_rows(root), *sweep_rows(root), *processor_rows(root)]
 
 
 def _perplexities(root: Path) -> list[ResultRow]:
@@ -91,18 +90,18 @@ def _apart(own: _BySeed, against: _BySeed) -> Difference:
 
 
 def _lower(own: _BySeed, against: _BySeed) -> Verdict:
-    """By the standard error of the differences where both have several seeds, else by the margin of one seed."""
+    """By the differences where both have several seeds, else by the margin of one seed."""
     apart = _apart(own, against)
-    if apart.error is not None:
+    if apart.half is not None:
         return apart.falls()
     (ours,), (theirs,) = own.values(), against.values()
     return lower(ours, theirs)
 
 
 def _no_higher(own: _BySeed, against: _BySeed) -> Verdict:
-    """By the same."""
-    apart = _apart(own, against)
-    return no_higher(apart.mean, 0.0, 2 * apart.error if apart.error is not None else MARGIN * min(against.values()))
+    """By the same, and no more than MARGIN higher."""
+    apart, margin = _apart(own, against), MARGIN * statistics.fmean(against.values())
+    return no_higher(apart.mean, margin if apart.half is None else apart.half, margin)
 
 
 def _use(root: Path) -> list[ResultRow]:
@@ -117,7 +116,7 @@ def _use(root: Path) -> list[ResultRow]:
             words = f"top-1 MU, layer by layer, of {_MODELS[dense]} (and {_MODELS[run]})"
             row = ResultRow(words, _layers(*own), 0, paper=_layers(*published))
             row.finding = "a model that starts from a dense one uses more of its memory"
-            row.verdict = together(map(above, *own))
+            row.verdict = together(above(*pair, MARGIN_OF_USE) for pair in zip(*own, strict=True))
             made.append(row)
     return made
 
@@ -125,39 +124,3 @@ def _use(root: Path) -> list[ResultRow]:
 def _layers(own: list[float], other: list[float]) -> Figure:
     shown = " / ".join("{:.1f}" for _ in own)
     return figure(f"{shown} % ({shown} %)", *own, *other)
-
-
-def _scores(root: Path) -> list[ResultRow]:
-    medians: dict[tuple[str, str, str], list[float]] = {}
-    majority: dict[str, float] = {}
-    for line in lines_of(root / "finetuning.csv"):
-        # A fine-tuning with a name of its own is another one.
-        if line["name"] != line["task"] + ("-frozen" if line["memory"] == "frozen" else ""):
-            continue
-        medians.setdefault((line["run"], line["memory"], line["task"]), []).append(percent(line["dev"]))
-        majority[line["task"]] = percent(line["majority"])
-    made = []
-    for task, best in majority.items():
-        dense, updated, frozen = (
-            statistics.median(cell) if (cell := medians.get((run, values, task))) else None
-            for run, values in (("dense", ""), ("init-resm", "updated"), ("init-resm", "frozen"))
-        )
-        # A scale may leave the frozen values out.
-        if updated is None:
-            continue
-        published = _SCORES.get(task)
-        what = f"{task} on dev, +Init +ResM, values"
-        if dense is not None:
-            shown = figure("{:.1f} ({:.1f}; {:.1f})", updated, dense, best)
-            row = ResultRow(f"{what} updated (and dense; best single answer)", shown, 0)
-            row.finding, row.verdict = "a memory raises the score", above(updated, dense)
-            if published:
-                row.paper = figure("{:.1f} ({:.1f})", published[1], published[0])
-            made.append(row)
-        if frozen is not None:
-            row = ResultRow(f"{what} frozen (and updated)", figure("{:.1f} ({:.1f})", frozen, updated), 0)
-            row.finding, row.verdict = "frozen values score less", above(updated, frozen)
-            if published:
-                row.paper = figure("{:.1f} ({:.1f})", published[2], published[1])
-            made.append(row)
-    return made

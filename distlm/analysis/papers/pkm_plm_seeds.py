@@ -1,8 +1,8 @@
 """The models of `distlm reproduce pkm-plm` over several seeds, from its CSV files, and what that says of Kim & Jung's
 findings about use: ResM is used better than PKM, and starting from a dense model (Init) prevents drift.
 
-A finding appears where the means of two models are more than two standard errors of their difference apart, in every
-layer; seeds.csv has the means.
+A finding appears where the means of two models are further apart than half of the 95 % interval of their difference
+(Welch's t), in every layer; seeds.csv has the means.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from distlm.analysis.papers.pkm_plm_models import MODELS, TOP1_MU
-from distlm.analysis.papers.seeds import Cell, error_between, higher, model_and_seed, numbers_of, place_of
+from distlm.analysis.papers.seeds import Cell, Difference, model_and_seed, numbers_of, place_of
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow
 from distlm.analysis.results.verdict import together
@@ -98,15 +98,15 @@ def seed_rows(root: Path) -> list[ResultRow]:
 
 def _row(finding: _Finding, pairs: list[tuple[Cell, Cell]], where: str) -> ResultRow:
     unit = " %" if finding.measure.removeprefix(_OF_TASK) in _SHARES else ""
-    errors = [error_between(*pair) for pair in pairs]
+    differences = [Difference.of_means(*pair) for pair in pairs]
     sides = list(zip(*pairs, strict=True))
     cells = [cell for side in sides for cell in side]
     texts = [" / ".join(map(place_of, side)) + unit for side in sides]
     shown = f"{texts[0]} ({texts[1]})"
     figures = [round(number, 6) for cell in cells for number in numbers_of(cell)]
     # Of equal figures of both seeds the error is 0, and no multiple of it says anything.
-    if all(errors):
-        apart = [(own.mean - other.mean) / (error or 1) for (own, other), error in zip(pairs, errors, strict=True)]
+    if all(found.error for found in differences):
+        apart = [found.mean / (found.error or 1) for found in differences]
         shown += f"; {' / '.join('{:+.1f}' for _ in apart)} standard errors apart"
         figures += [round(each, 6) for each in apart]
     what = f"{finding.measure}{where}, layer by layer, of {MODELS[finding.own]} (and {MODELS[finding.other]})"
@@ -115,7 +115,7 @@ def _row(finding: _Finding, pairs: list[tuple[Cell, Cell]], where: str) -> Resul
         layers = [" / ".join("{:g}" for _ in side) + unit for side in finding.paper]
         row.paper = figure(f"{layers[0]} ({layers[1]})", *(number for side in finding.paper for number in side))
     row.finding = finding.words
-    row.verdict = together(higher(*(pair if finding.rises else pair[::-1])) for pair in pairs)
+    row.verdict = together(found.rises() if finding.rises else found.falls() for found in differences)
     return row
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distlm.analysis.papers.regularized_runs import FORMS, MEASURES, Run
-from distlm.analysis.papers.seeds import Cell, Difference
+from distlm.analysis.papers.seeds import BY_T, Cell, Difference
 from distlm.analysis.results.from_csv import figure
 from distlm.analysis.results.records import Figure, ResultRow, Verdict
 from distlm.analysis.results.verdict import MARGIN, similar
@@ -25,10 +25,9 @@ PARTS = {
 """Perplexity on valid → what it is of."""
 RULE = (
     "The best ω > 0 is the one that is best on valid, and is judged on test where that has neighbours. A finding "
-    "appears where it gains more than two standard errors of the differences seed by seed, and does not where it loses "
-    "as much. Two forms are similar where they are within 1 % of each other, two standard errors on either side. Of "
-    "one seed the error is borrowed: that of two independent runs with the deviation of ω = 0. Without one nothing can "
-    "be said."
+    f"appears where the differences seed by seed gain more than {BY_T}, and does not where they lose as much. Two "
+    "forms are similar where they are within 1 % by as much. Of one seed the error is borrowed: that of two "
+    "independent runs with the deviation of ω = 0, whose seeds then count. Without one nothing can be said."
 )
 
 Cells = Mapping[tuple[str, float], Mapping[str, Cell | None]]
@@ -100,8 +99,8 @@ class _Pair:
 
     def alike(self) -> Verdict:
         """Whether they are within 1 % of each other."""
-        error = self.apart.error
-        return "cannot be said" if error is None else similar(self.apart.mean, error, MARGIN * self.other.mean)
+        half = self.apart.half
+        return "cannot be said" if half is None else similar(self.apart.mean, half, MARGIN * self.other.mean)
 
 
 def _compared(runs: Sequence[Run], part: str, own: tuple[str, float], other: tuple[str, float]) -> _Pair | None:
@@ -109,8 +108,7 @@ def _compared(runs: Sequence[Run], part: str, own: tuple[str, float], other: tup
     of L2, which is then every form's."""
     for split, measure in (("test", f"{part}_test"), ("valid", part)):
         first, second, plain = (_by_seed(runs, key, measure) for key in (own, other, (L2, 0.0)))
-        spread = Cell([*plain.values()]).deviation if plain else None
-        apart = Difference.between(first, second, spread)
+        apart = Difference.between(first, second, Cell.of(plain.values()))
         if apart is not None:
             return _Pair(split, Cell([*first.values()]), Cell([*second.values()]), apart)
     return None

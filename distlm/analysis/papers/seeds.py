@@ -1,6 +1,7 @@
 """Runs that differ in their seed alone: NAME, and NAME-seedN for each further seed; their mean and how sure it is.
 
 Two models are compared seed by seed: what a seed decides alike for both, such as the order of the data, then cancels.
+A difference is told from chance by Student's t, for its standard error is estimated from the same few seeds.
 """
 
 import math
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distlm.analysis.results.records import Verdict
-from distlm.analysis.results.verdict import above
+from distlm.analysis.results.verdict import above, student_t
 from distlm.training.finished import RESULT
 from distlm.training.records import LmResults
 
+BY_T = "Student's t has at 95 % (12.7 standard errors of two seeds, 4.3 of three, 2.8 of five)"
+"""By how much an effect must differ from 0, in words, behind `more than`."""
 _SEED = "-seed"
 
 
@@ -64,47 +67,58 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two models, over the seeds that both have."""
+    """Between two models, over the seeds that both have, or between their means."""
 
     mean: float
     error: float | None
     """Standard error of the mean; None where nothing tells it."""
     borrowed: bool
     """Of one seed alone: the error is that of two independent runs with a standard deviation known from elsewhere."""
+    degrees: float | None = None
+    """Degrees of freedom of the error, as many as what it is estimated from has; None without an error."""
 
     @classmethod
     def between(
-        cls, own: Mapping[str, float], other: Mapping[str, float], deviation: float | None = None
+        cls, own: Mapping[str, float], other: Mapping[str, float], like: Cell | None = None
     ) -> "Difference | None":
         """`own` less `other`, both seed → figure; None where they have no seed in common.
 
-        `deviation`: standard deviation over the seeds of a model like them, for where there is one seed in common.
+        `like`: figures of a model like them, whose deviation over its seeds stands for theirs where there is one seed
+        in common.
         """
         cell = Cell.of(own[seed] - other[seed] for seed in own if seed in other)
         if cell is None:
             return None
         if cell.error is not None:
-            return cls(cell.mean, cell.error, borrowed=False)
-        return cls(cell.mean, None if deviation is None else math.sqrt(2) * deviation, borrowed=deviation is not None)
+            return cls(cell.mean, cell.error, borrowed=False, degrees=len(cell.values) - 1)
+        if like is None or like.deviation is None:
+            return cls(cell.mean, None, borrowed=False)
+        return cls(cell.mean, math.sqrt(2) * like.deviation, borrowed=True, degrees=len(like.values) - 1)
+
+    @classmethod
+    def of_means(cls, own: Cell, other: Cell) -> "Difference":
+        """The mean of `own` less that of `other`, whose seeds need not be the same (Welch 1947)."""
+        apart = own.mean - other.mean
+        if own.error is None or other.error is None:
+            return cls(apart, None, borrowed=False)
+        parts = [(cell.error or 0.0) ** 2 for cell in (own, other)]
+        counts = [len(cell.values) - 1 for cell in (own, other)]
+        below = sum(part**2 / count for part, count in zip(parts, counts, strict=True))
+        degrees = sum(parts) ** 2 / below if below else min(counts)
+        return cls(apart, math.sqrt(sum(parts)), borrowed=False, degrees=degrees)
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of its 95 % interval; None without an error."""
+        return None if self.error is None or self.degrees is None else student_t(self.degrees) * self.error
 
     def rises(self) -> Verdict:
-        """Of the finding that `own` is higher, by more than two standard errors."""
-        return "cannot be said" if self.error is None else above(self.mean, 0.0, 2 * self.error)
+        """Of the finding that `own` is higher: by more than half of the interval."""
+        return "cannot be said" if self.half is None else above(self.mean, 0.0, self.half)
 
     def falls(self) -> Verdict:
-        """Of the finding that `own` is lower, by more than two standard errors."""
-        return "cannot be said" if self.error is None else above(0.0, self.mean, 2 * self.error)
-
-
-def error_between(one: Cell, other: Cell) -> float | None:
-    """Standard error of the difference of two means; None where one of them has one seed."""
-    return None if one.error is None or other.error is None else math.hypot(one.error, other.error)
-
-
-def higher(one: Cell, other: Cell) -> Verdict:
-    """Of the finding that a mean is above another one, by more than two standard errors of their difference."""
-    error = error_between(one, other)
-    return "cannot be said" if error is None else above(one.mean, other.mean, 2 * error)
+        """Of the finding that `own` is lower: by more than half of the interval."""
+        return "cannot be said" if self.half is None else above(0.0, self.mean, self.half)
 
 
 def place_of(cell: Cell) -> str:

@@ -121,7 +121,7 @@ def _plan_of_task(config: PlmRun, settings: FinetuneConfig, ranks: int) -> Stage
 def _evaluate(stage: Stage, config: FinetuneConfig, model: Finished, first: bool) -> Scores:
     comm = stage.comm
     own = replace(config, checkpoint=str(model.model))
-    source = together(comm, lambda: open_finetuned(own))
+    source = together(comm, lambda: open_finetuned(own, comm.rank))
     task = together(comm, lambda: open_task(own, source, train=False))
     if first:
         say_missing(task, config, comm.rank)

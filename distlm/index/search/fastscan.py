@@ -23,16 +23,21 @@ def packed_bytes(rows: int, nlist: int, code_size: int) -> int:
     return rows * (code_size + 8) + nlist * BLOCK_CODES * code_size
 
 
-def pack(inner: Any, stacked: bool = False) -> Any | None:
-    """A FastScan copy of a loaded IndexIVFPQ; None where it has other than 4 bits, is too large, or faiss refuses it.
+def can_pack(inner: Any) -> bool:
+    """Whether an inverted file has the codes that FastScan takes: product codes of 4 bits, for squared L2."""
+    faiss = require_faiss()
+    return type(inner) is faiss.IndexIVFPQ and inner.pq.nbits == 4 and inner.metric_type == faiss.METRIC_L2
 
+
+def pack(inner: Any, rows: int, stacked: bool = False) -> Any | None:
+    """A FastScan copy of a loaded IndexIVFPQ; None where it has other codes, the index is too large, or faiss refuses.
+
+    rows: keys of the whole index, of which `inner` may hold a share: all ranks search the same way.
     stacked: its lists lie in several parts; they are then in memory twice while they are packed.
     The copy shares the centroids and the product quantiser's tables with `inner`, which it keeps alive.
     """
     faiss = require_faiss()
-    if type(inner) is not faiss.IndexIVFPQ or inner.pq.nbits != 4 or inner.metric_type != faiss.METRIC_L2:
-        return None
-    if packed_bytes(inner.ntotal, inner.nlist, inner.code_size) > MOST_BYTES:
+    if not can_pack(inner) or packed_bytes(rows, inner.nlist, inner.code_size) > MOST_BYTES:
         return None
     lists = inner.invlists
     if stacked:

@@ -21,7 +21,7 @@ from distlm.index.layout import Array, IndexFolder
 from distlm.index.merge.parts import open_parts
 from distlm.index.records import IndexRecord
 from distlm.index.search.candidates import is_coarse
-from distlm.index.search.fastscan import pack
+from distlm.index.search.fastscan import can_pack, pack
 from distlm.index.search.gpu import COMPARED, GpuLists, check_agreement
 from distlm.index.search.lists import Nearest, batch_queries, scan_by_list
 from distlm.index.selfcheck import open_mapped
@@ -64,6 +64,8 @@ class Shape:
     """Inverted lists."""
     merged: bool = True
     """It is one file, or in memory; false: parts side by side."""
+    of_rows: int = 0
+    """Keys of the whole index, where this is a rank's share of it; 0: this is the whole."""
 
 
 class SearchIndex:
@@ -81,7 +83,7 @@ class SearchIndex:
         cannot be."""
         self._index = index
         self._inner = inverted_file(self._index)
-        packed = pack(self._inner, stacked=not shape.merged) if scan == "queries" else None
+        packed = pack(self._inner, shape.of_rows or shape.rows, not shape.merged) if scan == "queries" else None
         self._scanned = packed or self._inner
         self._by_list = scan == "lists"
         self._gpu = GpuLists(self._inner) if scan == "gpu" else None
@@ -129,6 +131,12 @@ class SearchIndex:
     def fast_scan(self) -> bool:
         """Whether it is a 4-bit index repacked in memory."""
         return self._scanned is not self._inner
+
+    @property
+    def rounded(self) -> bool | None:
+        """Of 4-bit product codes whether they are compared by tables of 8 bits, which finds slightly other neighbours;
+        None for other codes, which any scan compares alike."""
+        return self.fast_scan if can_pack(self._inner) else None
 
     def set_nprobe(self, nprobe: int) -> int:
         """Search `nprobe` lists per query (at most all); the number faiss reports afterwards.

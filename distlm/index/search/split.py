@@ -43,7 +43,8 @@ def split_search(
     def open_mine() -> SearchIndex:
         index = open_parts(template, [files.part(record.shard) for record in mine])
         rows = sum(record.rows for record in mine)
-        shape = Shape(rows, template.record.width, template.record.nlist, merged=False)
+        whole = sum(record.rows for record in records)
+        shape = Shape(rows, template.record.width, template.record.nlist, merged=False, of_rows=whole)
         return SearchIndex(index, shape, files.parts, scan)
 
     index = together(comm, open_mine)

@@ -36,6 +36,11 @@ def check_windows(cache: CacheConfig, split: str, tokens: int) -> None:
         )
 
 
+def cache_bytes(cache: CacheConfig, tokens: int) -> int:
+    """Disk that the cache of so many tokens takes."""
+    return tokens * len(cache.windows) * len(cache.thetas) * BYTES
+
+
 class CacheWork:
     """The cache of one split, unit by unit; no method is collective."""
 
@@ -48,11 +53,6 @@ class CacheWork:
             token_files=states.manifest.token_files,
         )  # fmt: skip
         self.files = UnitFolder(folder, plan, CacheManifest, len(states.bounds) - 1, COMMAND)
-
-    def check_before(self) -> None:
-        """Rank 0: the folder is ours and the disk is there."""
-        cells = len(self.cache.windows) * len(self.cache.thetas)
-        self.files.check_before(self.states.tokens * cells * BYTES)
 
     def compute_unit(self, number: int) -> None:
         """Score the tokens of one unit from its states and those of the window before it."""

@@ -3,7 +3,7 @@
 from distlm.config.schema import RunConfig
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
-from distlm.knnlm.cache.files import BYTES, check_windows
+from distlm.knnlm.cache.files import cache_bytes, check_windows
 from distlm.knnlm.cache.scores import block_bytes
 from distlm.knnlm.plan import READ_FIRST, reading_seconds
 from distlm.knnlm.search.states import StatesWork
@@ -59,7 +59,7 @@ def plan_cache(config: RunConfig, ranks: int) -> StagePlan:
     return StagePlan(
         "knn cache",
         f"{queries} tokens ({', '.join(knn.splits)}), {work}",
-        disk_bytes=queries * cells * BYTES + forward * (width * item + 12),
+        disk_bytes=cache_bytes(cache, queries) + forward * (width * item + 12),
         memory_bytes=memory,
         seconds=seconds / max(ranks, 1) + reading,
         notes=notes,

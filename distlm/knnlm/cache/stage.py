@@ -5,17 +5,18 @@ Where no search has kept the hidden states that it needs, they are computed firs
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from distlm.data.tokens import TokenFiles
-from distlm.knnlm.cache.files import CacheWork, check_windows
+from distlm.knnlm.cache.files import CacheWork, cache_bytes, check_windows
 from distlm.knnlm.search.carried import drop_carried, make_carried
 from distlm.knnlm.search.forward import Forward, open_forward
-from distlm.knnlm.search.neighbours import written_units
+from distlm.knnlm.search.neighbours import MANIFEST, written_units
 from distlm.knnlm.search.stage import each, in_rounds
 from distlm.knnlm.search.states import COMMAND, StatesWork
-from distlm.knnlm.search.units import UnitFolder
+from distlm.knnlm.search.units import UnitFolder, require_room
 from distlm.models.card import model_fingerprint, model_of_card, read_model_card
 from distlm.models.described import causal, require_tap
 from distlm.runtime.lock import only_writer
@@ -66,15 +67,19 @@ def _check(stage: Stage, states: StatesWork) -> None:
 
 
 def _states(stage: Stage, works: list[StatesWork]) -> int:
-    """Forward passes of the splits that lack states; tokens of these splits. Collective."""
+    """Forward passes of the splits that lack states; tokens of these splits. Before them, that the disk has room for
+    states and cache of all splits. Collective."""
     missing = [work for work in works if rank0_first(stage.comm, partial(_lacks, work))]
     if not missing:
+        rank0_first(stage.comm, lambda: _require_room(stage, works, {}))
         return 0
     forward = together(stage.comm, lambda: open_forward(stage))
     tokens = forward.tokens
     stage.require_whole(tokens.folder, tokens.written(*(work.split for work in missing)))
     for work in missing:
-        rank0_first(stage.comm, partial(work.check_before, forward.model, forward.knn.carry))
+        rank0_first(stage.comm, work.files.check_before)
+    own = {work.folder: work.bytes(forward.model, forward.knn.carry) for work in missing}
+    rank0_first(stage.comm, lambda: _require_room(stage, works, own))
     for work in missing:
         _fill(
             stage,
@@ -84,6 +89,16 @@ def _states(stage: Stage, works: list[StatesWork]) -> int:
             partial(_carry, stage, work, forward),
         )
     return sum(work.tokens for work in missing)
+
+
+def _require_room(stage: Stage, works: Sequence[StatesWork], states: Mapping[Path, int]) -> None:
+    """For `states`, folder → bytes, and the cache of all splits."""
+    needed = dict(states)
+    for work in works:
+        folder = stage.run.cache(work.split)
+        if not (folder / MANIFEST).exists():
+            needed[folder] = cache_bytes(stage.config.cache, work.tokens)
+    require_room(list(needed), sum(needed.values()), COMMAND)
 
 
 def _carry(stage: Stage, work: StatesWork, forward: Forward) -> None:
@@ -100,7 +115,7 @@ def _score(stage: Stage, states: StatesWork) -> int:
     """The cache of one split; its tokens, 0 when it was there. Collective."""
     folder = stage.run.cache(states.split)
     work = together(stage.comm, lambda: CacheWork(stage.config.cache, states.states(), folder))
-    rank0_first(stage.comm, work.check_before)
+    rank0_first(stage.comm, work.files.check_before)
     if rank0_first(stage.comm, lambda: work.files.is_whole):
         say(f"knn cache {work.split}: {folder} is complete, nothing to do", stage.comm.rank)
         return 0

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from msgspec import UNSET
+
 from distlm.data.tokens import TokenFiles
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
@@ -85,7 +87,9 @@ def open_rest(stage: Stage, tokens: TokenFiles, opened: dict[str, Parts]) -> tup
         neighbours.require("the checkpoint", model=fingerprint)
         neighbours.require(str(tokens.folder), token_files=tokens.fingerprint)
         neighbours.require(str(run.index), index=index.fingerprint if index else "brute")
-        same = ("k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype")
+        same = ["k", "nprobe", "search", "distances", "context_rule", "tap", "key_dtype"]
+        if UNSET not in (neighbours.manifest.fast_scan, first.neighbours.manifest.fast_scan):
+            same.append("fast_scan")
         neighbours.require(
             str(first.neighbours.folder), **{key: getattr(first.neighbours.manifest, key) for key in same}
         )  # fmt: skip

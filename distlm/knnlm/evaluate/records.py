@@ -61,6 +61,9 @@ class Settings(Part, rename={"weight": "lambda"}):
     """index: the faiss index; brute: every key."""
     similarity: Literal["l2", "dot"] | UnsetType = UNSET
     """What a neighbour is weighed by; absent in old files: l2."""
+    fast_scan: bool | UnsetType = UNSET
+    """Of 4-bit product codes: true where FastScan's tables of 8 bits compared them; absent for other codes and in old
+    files."""
     cache: CacheSettings | UnsetType = UNSET
     """The neural cache."""
     both: BothSettings | UnsetType = UNSET

@@ -174,6 +174,7 @@ def _settings(tuned: Tuned, searched: NeighboursManifest | None) -> Settings:
         settings = Settings(
             weight=tuned.weight, temperature=tuned.temperature, k=tuned.k, nprobe=searched.nprobe,
             distances=searched.distances, search=searched.search, similarity=searched.similarity or "l2",
+            fast_scan=searched.fast_scan,
         )  # fmt: skip
     if own := tuned.cache:
         settings.cache = CacheSettings(own.weight, own.theta, own.window, own.fill, own.tap)
@@ -182,7 +183,8 @@ def _settings(tuned: Tuned, searched: NeighboursManifest | None) -> Settings:
     if tuned.stores:
         settings.stores = Stores(tuned.stores.lambdas, tuned.stores.stores)
     if tuned.halves_of and tuned.grid:
-        settings.adaptive = AdaptiveSettings(tuned.grid.buckets or 0, bool(tuned.gate), tuned.halves_of)
+        buckets = (tuned.grid.buckets or 0) if tuned.buckets else 0
+        settings.adaptive = AdaptiveSettings(buckets, bool(tuned.gate), tuned.halves_of)
     return settings
 
 
@@ -203,8 +205,9 @@ def _ladder(
     # Before an index is opened: faiss may fall over damaged bytes.
     for root, files in ((store.folder, store.written()), (run.index, written_index(run.index))):
         stage.require_whole(root, files, alone=True)
-    # This stage is given no GPU, and a sample needs none.
-    scan = "queries" if knn.scan == "gpu" else knn.scan
+    # As the search compared 4-bit codes. This stage is given no GPU, and a sample needs none.
+    lists = knn.scan == "lists" if neighbours.manifest.fast_scan is UNSET else not neighbours.manifest.fast_scan
+    scan = "lists" if lists else "queries"
     return exactness_ladder(store, open_index(run.index, store, scan), neighbours, frozen, sample)
 
 

@@ -118,6 +118,11 @@ def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> Neig
             raise DistlmError(f"{folder}: searched with {key} {found}, knn.{key}={value}; use knn.{key}={found}")
     if knn.candidates and (found := manifest.candidates or manifest.k) < max(knn.k, knn.candidates):
         raise DistlmError(f"{folder}: of {found} candidates, knn.candidates={knn.candidates}; use knn.candidates=0")
+    if manifest.k > knn.k and knn.similarity == "dot":
+        raise DistlmError(
+            f"{folder}: holds {manifest.k} neighbours of each token, by their dot product: the first {knn.k} are not "
+            f"those of knn.k={knn.k}; use knn.k={manifest.k}"
+        )
     if manifest.k < knn.k:
         raise DistlmError(
             f"{folder}: holds {manifest.k} neighbours of each token, knn.k={knn.k}; use knn.k={manifest.k}"
@@ -125,16 +130,15 @@ def first_of(manifest: NeighboursManifest, folder: Path, knn: KnnConfig) -> Neig
     return manifest if manifest.k == knn.k else replace(manifest, k=knn.k)
 
 
-def begun_with(folder: Path) -> int:
-    """Candidates of the search that was begun in a folder; 0 where there is none.
+def begun(folder: Path) -> NeighboursPlan | None:
+    """The search that was finished or begun in a folder; None where there is none.
 
     What a start has taken by default holds for those that follow, whatever their version takes.
     """
     for name, kind in ((MANIFEST, NeighboursManifest), (PLAN, NeighboursPlan)):
         if (folder / name).is_file():
-            plan = kind.read(folder / name)
-            return plan.candidates or plan.k
-    return 0
+            return kind.read(folder / name)
+    return None
 
 
 @dataclass(frozen=True)

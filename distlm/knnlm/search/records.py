@@ -155,6 +155,9 @@ class NeighboursPlan(SplitPlan):
     """Neighbours that the index was asked for, of which the exact distances chose k; absent: k."""
     similarity: Literal["dot"] | UnsetType = UNSET
     """dot: the distances are dot products, each row's greatest less its own; absent: squared L2."""
+    fast_scan: bool | UnsetType = UNSET
+    """Of 4-bit product codes: true where they were compared by FastScan's tables of 8 bits, which finds slightly other
+    neighbours than the codes as they are; absent for other codes and in old files."""
 
 
 class NeighboursManifest(NeighboursPlan, kw_only=True):

@@ -12,22 +12,26 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
+from distlm.errors import DistlmError
 from distlm.index.faiss_module import rank_threads
 from distlm.index.search.file import refuse_vain
 from distlm.knnlm.evaluate.table import self_test_words
 from distlm.knnlm.search.by_lists import search_by_lists
 from distlm.knnlm.search.carried import make_carried
 from distlm.knnlm.search.cut import MORE_UNITS
+from distlm.knnlm.search.disk import peak_bytes
 from distlm.knnlm.search.local import wanted_copies
-from distlm.knnlm.search.neighbours import MANIFEST, begun_with
-from distlm.knnlm.search.records import NeighboursManifest
+from distlm.knnlm.search.neighbours import MANIFEST, begun
+from distlm.knnlm.search.records import NeighboursManifest, NeighboursPlan
 from distlm.knnlm.search.rescore import plan_groups
 from distlm.knnlm.search.selftest import self_test
 from distlm.knnlm.search.source import Source, open_source
-from distlm.knnlm.search.work import Group, SplitWork
+from distlm.knnlm.search.units import require_room
+from distlm.knnlm.search.work import COMMAND, Group, SplitWork
 from distlm.runtime.local.copies import copied, read_in_place
 from distlm.runtime.lock import only_writer
 from distlm.runtime.metrics import QUESTION, STAGE_SECONDS, TOKENS_PER_S
@@ -61,7 +65,7 @@ def run_search(stage: Stage, split: str | None = None) -> dict[str, float]:
         say(f"knn search: self-test: {self_test_words(test)}", stage.comm.rank)
         works = [SplitWork(source, stage.run.neighbours(name), name, test, candidates) for name in splits]
         works = [work for work in works if not rank0_first(stage.comm, partial(_served, stage.run, work))]
-        rank0_first(stage.comm, lambda: _check_before(works))
+        rank0_first(stage.comm, lambda: _check_before(stage, splits, works))
         searched = _search_splits(stage, works)
     seconds = time.monotonic() - start
     self_found = {} if isinstance(test.found, UnsetType) else {"self_found": test.found}
@@ -92,12 +96,31 @@ def _check_asked(source: Source, candidates: int) -> None:
 
 def _candidates(stage: Stage, source: Source, splits: Sequence[str]) -> int:
     """Neighbours of each token that are searched: of one number for all splits."""
-    known = {*splits, *stage.config.knn.splits}
-    begun = 0 if source.knn.candidates else max(begun_with(stage.run.neighbours(name)) for name in known)
-    found = begun or source.candidates
+    found = source.candidates
+    if not source.knn.candidates:
+        found = max((plan.candidates or plan.k for plan in _begun(stage, splits).values()), default=found)
     if found > source.knn.k:
         say(f"knn search: exact distances choose {source.knn.k} of {found} neighbours that the index finds")
     return found
+
+
+def _begun(stage: Stage, splits: Sequence[str]) -> dict[Path, NeighboursPlan]:
+    """Folder → plan of each split of the search configuration that was finished or begun."""
+    folders = [stage.run.neighbours(name) for name in dict.fromkeys([*splits, *stage.config.knn.splits])]
+    return {folder: plan for folder in folders if (plan := begun(folder))}
+
+
+def _check_scan(stage: Stage, source: Source, splits: Sequence[str]) -> None:
+    """DistlmError where a split of the search configuration was searched with 4-bit codes compared in another way."""
+    rounded = None if source.index is None else source.index.rounded
+    for folder, plan in _begun(stage, splits).items():
+        if rounded is not None and plan.fast_scan not in (UNSET, rounded):
+            how = {True: "by FastScan's tables of 8 bits", False: "as they are"}
+            raise DistlmError(
+                f"{folder}: 4-bit codes were compared {how[not rounded]} there, knn.scan={source.knn.scan} compares "
+                f"them {how[rounded]} and finds slightly other neighbours; set knn.scan="
+                f"{'lists' if rounded else 'queries'}, or remove {folder} and run `{COMMAND}` again"
+            )
 
 
 def _served(run: RunDir, work: SplitWork) -> bool:
@@ -112,9 +135,16 @@ def _served(run: RunDir, work: SplitWork) -> bool:
     return True
 
 
-def _check_before(works: Sequence[SplitWork]) -> None:
+def _check_before(stage: Stage, splits: Sequence[str], works: Sequence[SplitWork]) -> None:
+    unfinished = [work for work in works if not work.files.is_whole]
+    if unfinished:
+        _check_scan(stage, unfinished[0].source, splits)
     for work in works:
         work.check_before()
+    if unfinished:
+        needed = peak_bytes([work.tokens for work in unfinished], unfinished[0].token_bytes)
+        needed += sum(work.carried_bytes for work in unfinished)
+        require_room([work.folder for work in unfinished], needed, COMMAND)
 
 
 def _search_splits(stage: Stage, works: Sequence[SplitWork]) -> int:

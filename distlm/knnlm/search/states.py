@@ -21,6 +21,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError
 from distlm.knnlm.search.carried import carried_bytes, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
+from distlm.knnlm.search.disk import TokenBytes
 from distlm.knnlm.search.forward import Forward, context_rule, token_states
 from distlm.knnlm.search.neighbours import MANIFEST, PLAN
 from distlm.knnlm.search.records import NeighboursManifest, StatesManifest, StatesPlan
@@ -153,10 +154,10 @@ class StatesWork:
         """The folder that is being filled."""
         return self.files.folder
 
-    def check_before(self, model: LanguageModel, carry: bool) -> None:
-        """Rank 0: the folder is ours and the disk is there; `carry`: knn.carry."""
-        of_token = model.width * np.dtype(self.plan.key_dtype).itemsize + 12
-        self.files.check_before(self.tokens * of_token + carried_bytes(model, self.blocks, carry))
+    def bytes(self, model: LanguageModel, carry: bool) -> int:
+        """Disk that they take while they are made; `carry`: knn.carry."""
+        of_token = TokenBytes.of(model.width, np.dtype(self.plan.key_dtype).itemsize, k=0).kept
+        return self.tokens * of_token + carried_bytes(model, self.blocks, carry)
 
     def compute_units(self, forward: Forward, numbers: Sequence[int]) -> None:
         """Forward passes of some units."""

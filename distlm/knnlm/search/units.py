@@ -6,7 +6,7 @@ FOLDER/
   manifest.json   plan and units; written last: its presence says that the folder is whole
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,14 +53,12 @@ class UnitFolder:
         """Nothing is left to do."""
         return (self.folder / MANIFEST).exists()
 
-    def check_before(self, needed: int) -> None:
-        """Rank 0, before any work: the folder is ours and the disk has room for `needed` bytes in all."""
+    def check_before(self) -> None:
+        """Rank 0, before any work: the folder is ours."""
         for name, kind in ((PLAN, type(self.plan)), (MANIFEST, self.manifest)):
             path = self.folder / name
             if path.exists():
                 self._refuse_other(path, kind.read(path))
-        if not self.is_whole:
-            require_free_disk(self.folder, max(0, needed - bytes_below(self.folder, ".npy")), f"`{self.command}`")
 
     def begin(self) -> None:
         """Rank 0: claim the folder and remove what killed writers left."""
@@ -95,6 +93,14 @@ class UnitFolder:
                     f"{path}: {key} was {old.get(key)!r} and is {new.get(key)!r} now: this folder holds results of "
                     f"another {key}; " + (f"name another {self.setting}, or leave it out" if self.setting else own)
                 )
+
+
+def require_room(folders: Sequence[Path], needed: int, command: str) -> None:
+    """Rank 0, before any work: the disk has room for the `needed` bytes of unfinished folders together, of which their
+    arrays that are there already take some. Raises DistlmError where it has not."""
+    if folders:
+        there = sum(bytes_below(folder, ".npy") for folder in folders)
+        require_free_disk(folders[0], max(0, needed - there), f"`{command}`")
 
 
 def read_manifest(folder: Path, read: Callable[[Path], M], command: str) -> M:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from distlm.data.blocks import Blocks, eval_blocks
 from distlm.datastore.plan import Unit as Range
@@ -18,12 +18,14 @@ from distlm.errors import DistlmError
 from distlm.index.pairs import SortedPairs, sort_pairs
 from distlm.knnlm.search.carried import carried_bytes, drop_carried, open_carried
 from distlm.knnlm.search.cut import Cut, cut_of
+from distlm.knnlm.search.disk import TokenBytes
 from distlm.knnlm.search.forward import TokenStates, context_rule, token_states
 from distlm.knnlm.search.neighbours import (
     MANIFEST,
     PLAN,
     Neighbours,
     Unit,
+    begun,
     read_unit,
     sweep,
     unit_folder,
@@ -34,6 +36,8 @@ from distlm.knnlm.search.rescore import GroupScorer, from_nearest, nearest_first
 from distlm.knnlm.search.source import Source
 from distlm.knnlm.search.units import UnitFolder
 from distlm.runtime.files import atomic_path, save_array
+
+COMMAND = "distlm knn search"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,14 @@ class SplitWork:
         return sum(self.unit_tokens)
 
     @property
+    def token_bytes(self) -> TokenBytes:
+        """Disk that a token takes."""
+        source = self.source
+        return TokenBytes.of(
+            source.datastore.width, source.key_dtype.itemsize, source.knn.k, self.candidates if source.rescores else 0
+        )
+
+    @property
     def found(self) -> Path:
         """Where phase 1 writes: a folder of its own when phase 2 follows."""
         return self.folder / "found" if self.source.rescores else self.folder
@@ -109,25 +121,36 @@ class SplitWork:
             token_files=source.tokens.fingerprint, datastore=store.fingerprint,
             index="brute" if source.index is None else source.index.fingerprint, self_test=self.self_test,
             similarity="dot" if source.dot else UNSET,
-            candidates=self.candidates if self.candidates > knn.k else UNSET,
+            candidates=self.candidates if self.candidates > knn.k else UNSET, fast_scan=self.fast_scan,
         )  # fmt: skip
+
+    @cached_property
+    def fast_scan(self) -> bool | UnsetType:
+        """How 4-bit codes are compared (NeighboursPlan); a finished search, and one that an older version began, stay
+        as they were."""
+        kept, index = begun(self.folder), self.source.index
+        if kept is not None and (kept.fast_scan is UNSET or (self.folder / MANIFEST).exists()):
+            return kept.fast_scan
+        return UNSET if index is None or index.rounded is None else index.rounded
 
     @cached_property
     def files(self) -> UnitFolder:
         """The folder that is being filled."""
         return UnitFolder(
-            self.folder, self.plan, NeighboursManifest, len(self.units), "distlm knn search", measured=("self_test",),
+            self.folder, self.plan, NeighboursManifest, len(self.units), COMMAND, measured=("self_test",),
             setting="knn.folder" if self.source.knn.folder else "",
         )  # fmt: skip
 
+    @property
+    def carried_bytes(self) -> int:
+        """Disk of the states that are carried from block to block, until the split is finished."""
+        return carried_bytes(self.source.model, self.blocks, self.source.knn.carry)
+
     def check_before(self) -> None:
-        """Rank 0, before any work: the split can be evaluated, the folder is ours, the disk is there."""
+        """Rank 0, before any work: the split can be evaluated, the folder is ours."""
         if self.tokens == 0:
             raise DistlmError(f"split {self.split} has no tokens to evaluate")
-        width, size, k = self.source.datastore.width, self.source.key_dtype.itemsize, self.source.knn.k
-        found = width * size + 12 + 16 * self.candidates if self.source.rescores else 0
-        carried = carried_bytes(self.source.model, self.blocks, self.source.knn.carry)
-        self.files.check_before(self.tokens * (width * size + 12 + 16 * k + found) + carried)
+        self.files.check_before()
 
     @property
     def is_begun(self) -> bool:
@@ -135,10 +158,10 @@ class SplitWork:
         return (self.folder / PLAN).exists()
 
     def alike(self, kept: NeighboursPlan) -> bool:
-        """Whether `kept` neighbours answer this plan but for k. They may also differ in how the work was cut, and in
-        their candidates where the plan asks for none."""
+        """Whether `kept` neighbours answer this plan but for k. They may also differ in how the work was cut, in how
+        4-bit codes were compared, and in their candidates where the plan asks for none."""
         fields = set(NeighboursPlan.__struct_fields__) - {
-            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks",
+            "k", "candidates", "self_test", "format", "blocks_per_unit", "batch_blocks", "fast_scan",
         }  # fmt: skip
         if kept.batch_blocks not in (self.cut.batch_blocks, self.source.knn.batch_blocks):
             return False

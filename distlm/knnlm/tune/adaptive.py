@@ -92,13 +92,18 @@ class SplitFacts:
         return cls(neighbours, groups, nearest, dictionary)
 
 
+def has_distances(neighbours: Neighbours) -> bool:
+    """Whether a nearest neighbour has a distance that λ can depend on: of dot products it is always 0."""
+    return neighbours.manifest.similarity != "dot"
+
+
 def tune_adaptive(
     tuned: Tuned, facts: SplitFacts, knn: KnnConfig, log_lm: Floats, log_knn: Floats, default: float
 ) -> None:  # fmt: skip
     """The adaptive part of `tuned`; `log_knn` fp64 [Q] at the frozen temperature and k, `default` the constant λ."""
     halves = facts.groups.halves
     tuned.halves_of, tuned.halves = facts.groups.kind, facts.groups.fingerprint
-    if knn.buckets:
+    if knn.buckets and has_distances(facts.neighbours):
         fit = fit_bucket_halves(facts, log_lm, log_knn, knn.buckets, default)
         weights = fit.weights(lambda part: part.weights(facts.nearest), halves)
         found, whole = figures(mix(log_lm, log_knn, weights)), fit.whole.record()

@@ -10,7 +10,7 @@ from distlm.errors import DistlmError
 from distlm.knnlm.evaluate.parts import open_parts
 from distlm.knnlm.scoring import interpolate, mean_loss
 from distlm.knnlm.search.neighbours import Neighbours
-from distlm.knnlm.tune.adaptive import SplitFacts, tune_adaptive, tune_both_buckets
+from distlm.knnlm.tune.adaptive import SplitFacts, has_distances, tune_adaptive, tune_both_buckets
 from distlm.knnlm.tune.caches import tune_both, tune_cache
 from distlm.knnlm.tune.grid import Best, best_of, grid_losses, split_knn_log_probs
 from distlm.knnlm.tune.records import Grid, Tuned
@@ -70,7 +70,7 @@ def _tune(stage: Stage) -> dict[str, float]:
     if log_knn is not None and facts is not None and cache is not None and tuned.cache:
         log_cache = cache.log_probs(tuned.cache.window, tuned.cache.theta)
         tuned.both = tune_both(log_lm, log_knn, log_cache, knn.lambdas, config.cache.lambdas)
-        if knn.buckets:
+        if knn.buckets and has_distances(facts.neighbours):
             tuned.both_buckets = tune_both_buckets(
                 facts, knn.buckets, log_lm, log_knn, log_cache, tuned.both, config.cache.lambdas
             )

@@ -9,7 +9,7 @@ Metadata: layer, slots K, width D, updates. That files are whole and unchanged i
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distlm.errors import DistlmError
+from distlm.memory.config import MemoryConfig
 from distlm.memory.lookup import pieces
+from distlm.memory.values.adam import Adam
 from distlm.memory.values.exported import is_exported, load_exported
 from distlm.memory.values.table import ValueTable
 from distlm.runtime.files import order_metadata
@@ -64,18 +66,42 @@ def save_table(table: ValueTable, folder: Path, layer: int, extra: Mapping[str, 
 
 
 @torch.no_grad()
-def load_table(table: ValueTable, folder: Path, layer: int, moments: bool = True) -> dict[str, Tensor]:
+def load_table(
+    table: ValueTable, folder: Path, layer: int, moments: bool = True, source: MemoryConfig | None = None
+) -> dict[str, Tensor]:
     """Read this rank's columns from the files that `save_table` wrote on any number of column ranks. Local.
 
     moments=False reads the values alone, for inference or another training that starts from them: moments and counters
-    are those of a fresh table, and what memory.stale=catch_up still owed is made up for. Returns `extra`. The folder
-    may be one of `distlm export hf`, which has the values alone.
+    are those of a fresh table, and what memory.stale=catch_up still owed is made up for. `source` is then the
+    configuration of the training that wrote the files, whose rule says what that is; None: the table's own. Returns
+    `extra`. The folder may be one of `distlm export hf`, which has the values alone.
     Raises DistlmError when files are missing, cut, of two checkpoints or of another shape.
     """
     if is_exported(folder):
         return load_exported(table, folder, layer)
     parts = _find(table, folder, layer)
-    owed = table.config.stale == "catch_up"
+    if moments:
+        return _read(table, parts, training=True)
+    with _trained_as(table, source or table.config):
+        extra = _read(table, parts, training=table.config.stale == "catch_up")
+        table.settle()
+    table.forget()
+    return extra
+
+
+@contextmanager
+def _trained_as(table: ValueTable, config: MemoryConfig) -> Iterator[None]:
+    """Within the block the table has the settings of another training, but counts no updates of single slots."""
+    own = table.config, table.rule, table.row_steps
+    table.config, table.rule, table.row_steps = config, Adam.of(config), None
+    try:
+        yield
+    finally:
+        table.config, table.rule, table.row_steps = own
+
+
+def _read(table: ValueTable, parts: Sequence[_Part], training: bool) -> dict[str, Tensor]:
+    """Values and, where `training`, moments and counters. Returns `extra`."""
     extra: dict[str, Tensor] = {}
     table.gradient.clear()
     table.exp_avg, table.exp_avg_sq = None, None
@@ -84,14 +110,11 @@ def load_table(table: ValueTable, folder: Path, layer: int, moments: bool = True
             names = set(file.keys())
             if part.first == 0:
                 extra = {name.removeprefix(_EXTRA): file.get_tensor(name) for name in names if name.startswith(_EXTRA)}
-                if moments or owed:
+                if training:
                     _read_counters(table, file, names, part.path)
-            for name in _PLANES if moments or owed else ("values",):
+            for name in _PLANES if training else ("values",):
                 if name in names:
                     _read_columns(table, file, part, name)
-    if not moments:
-        table.settle()
-        table.forget()
     return extra
 
 

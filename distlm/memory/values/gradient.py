@@ -149,8 +149,9 @@ class ValueGradient:
         self.factor.grad = None
 
     def take(self) -> SlotSums | None:
-        """What was added, as sums; None when there was nothing. Nothing is held afterwards. Collective."""
-        return self._merge() if self._parts or self._sums else None
+        """What was added, as sums; None when nothing was read. Nothing is held afterwards. Collective."""
+        found = None if self.empty else self._merge()
+        return found if found is not None and len(found.rows) else None
 
     def clear(self) -> None:
         """Forget everything. Local."""

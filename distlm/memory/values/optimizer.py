@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import Diverged, UsageError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.values import state
 from distlm.memory.values.engine import EngineSteps
@@ -142,7 +142,7 @@ class SparseValueOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update by what the backwards since the last one have collected; returns what `closure` returns.
 
-        What a GradScaler (or the DeepSpeed engine given) skips is forgotten. Raises DistlmError on every rank, with the
+        What a GradScaler (or the DeepSpeed engine given) skips is forgotten. Raises Diverged on every rank, with the
         tables unchanged and the gradient forgotten, when it is not finite and nobody scales it. Collective.
         """
         loss = None
@@ -193,7 +193,7 @@ class SparseValueOptimizer(torch.optim.Optimizer):
 
         scale undoes what the losses were multiplied with: 1 / (loss scale·ranks) where each rank's loss is the mean
         over its own tokens. All replicas make the same update, to the bit. A table that nobody read counts it, too.
-        Raises DistlmError as `step`.
+        Raises Diverged as `step`.
         """
         if self.config.frozen or not self.tables:
             return ValueStep([0] * len(self.tables), [0.0] * len(self.tables), 0)
@@ -247,13 +247,10 @@ class SparseValueOptimizer(torch.optim.Optimizer):
         wrong = [table for table, count in zip(self.tables, self._not_finite(), strict=True) if count]
         if wrong:
             self.drop()
-            error = DistlmError(
+            raise Diverged(
                 f"the gradient of the memory's values in layer {wrong[0].layer} is infinite or NaN at its update "
-                f"{wrong[0].updates + 1}; lower memory.lr={wrong[0].config.lr} or train.lr, set memory.clip_norm, or "
-                "train in fp32, and run the same command again"
+                f"{wrong[0].updates + 1} (its lr {wrong[0].config.lr:.3g})"
             )
-            error.shared = True
-            raise error
         outcomes = [
             (0, 0.0) if scale is None else update_table(table, scale, group["clip_norm"], self.sweep)
             for (group, table), scale in zip(self._pairs(), scales, strict=True)

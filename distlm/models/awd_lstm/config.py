@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from distlm.config.fields import LENGTH
-from distlm.config.schema import ModelConfig, RunConfig, TrainConfig
+from distlm.config.fields import LENGTH, volatile
+from distlm.config.schema import DatastoreConfig, ModelConfig, RunConfig, TrainConfig
 from distlm.models.kind import CausalDescription
 
 
@@ -40,8 +40,8 @@ class AwdConfig:
 
     batch: int = 80
     """Columns the corpus is cut into, over all ranks: the batch size."""
-    micro_batch: int = 0
-    """Columns in one forward pass (0: all columns of a rank)."""
+    micro_batch: int = volatile(0)  # type: ignore[assignment]
+    """Columns in one forward pass (0: all columns of a rank). It cuts the work, and may change at any time."""
     bptt: int = 70
     """Base length of a chunk, in tokens, to which train.lr belongs."""
     variable_length: bool = True
@@ -51,7 +51,8 @@ class AwdConfig:
     tar: float = 1.0
     """β: weight of the mean square of the change of the last layer's output from step to step."""
     epochs: int = field(default=750, metadata=LENGTH)
-    """Epochs of SGD and NT-ASGD. They may grow in a run with awd.finetune_epochs=0."""
+    """Epochs of SGD and NT-ASGD. They may grow in a run without fine-tuning: with awd.finetune_epochs=0, or
+    awd.on_trigger other than average."""
     finetune_epochs: int = field(default=750, metadata=LENGTH)
     """Most epochs of fine-tuning, which averages anew from the best weights until the trigger fires. They may grow in
     any run."""
@@ -80,7 +81,7 @@ class LstmTraining(TrainConfig):
 
     optimizer: Literal["nt_asgd"] = "nt_asgd"
     """SGD that turns into averaged SGD."""
-    tap: str = "last_ffn_input"
+    tap: str = "last_output"
     """Which hidden state a datastore will hold; it is recorded in the checkpoint."""
 
 
@@ -94,5 +95,7 @@ class LstmRun(RunConfig):
     """The AWD-LSTM."""
     awd: AwdConfig = field(default_factory=AwdConfig)
     """Training of the AWD-LSTM."""
+    datastore: DatastoreConfig = field(default_factory=lambda: DatastoreConfig(tap="last_output"))
+    """Keys and values of the training tokens."""
     train: LstmTraining = field(default_factory=LstmTraining)
     """Training."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 import xxhash
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from distlm.config.schema import TrainConfig
 from distlm.data.blocks import require_ids
 from distlm.data.tokens import TokenFiles
-from distlm.errors import DistlmError, UsageError
+from distlm.errors import UsageError
 from distlm.models.awd_lstm.bptt import ChunkPlan, columns_of
 from distlm.models.awd_lstm.config import AwdConfig, LstmConfig, LstmTraining
 from distlm.models.awd_lstm.lstm import State
@@ -33,15 +32,15 @@ from distlm.models.awd_lstm.phases import (
 )
 from distlm.models.awd_lstm.records import EpochSums, LstmState
 from distlm.models.awd_lstm.stream_loss import StreamValidator
-from distlm.models.card import WEIGHTS
+from distlm.models.complete import check_files
 from distlm.models.described import require_tap
+from distlm.models.io import read_weights
 from distlm.models.perplexity import perplexity
 from distlm.models.tensor_file import read_tensors
 from distlm.runtime.metrics import Values
 from distlm.runtime.progress import say
 from distlm.runtime.ranks.collective import together
 from distlm.runtime.stage import Stage
-from distlm.system_errors import refuse
 from distlm.training.checkpoint import HIDDEN, Resume
 from distlm.training.dsconfig import DeepSpeedConfig, merge_ds_config, offloaded, zero_stage
 from distlm.training.job import Job, Kept, Text
@@ -52,12 +51,11 @@ from distlm.training.validate import Validation
 
 AR, TAR = "train/ar", "train/tar"
 
-_CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
-
 
 class LstmJob(Job[LstmState]):
     """`awd.epochs` epochs and then at most `awd.finetune_epochs` of fine-tuning."""
 
+    CALMER = "lower train.lr or train.clip_norm, and start with another run_dir="
     rows_at_once = "awd.micro_batch"
     may_offload = False
     train: LstmTraining
@@ -83,6 +81,13 @@ class LstmJob(Job[LstmState]):
     @property
     def highest_stage(self) -> int:
         return 2
+
+    @property
+    def rows_now(self) -> int:
+        return self.micro.micro_blocks
+
+    def fixed_rows(self) -> str:
+        return ""
 
     @staticmethod
     def open(stage: Stage) -> "LstmJob":
@@ -142,8 +147,8 @@ class LstmJob(Job[LstmState]):
             )
         step = engine.update(rate)
         tokens_given = chunk.length * self.awd.batch
-        part = Part(update, rate, tokens_given, sums, given, self.stage.stop.reason is not None)
-        return combine(part, (AR, TAR), micro, step, train.precision, _CALMER), rate
+        part = Part(rate, tokens_given, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (AR, TAR), micro, step, train.precision), rate
 
     def counted(self, state: LstmState, outcome: Outcome) -> None:
         chunk = self.plan.chunk(state.update - 1)
@@ -279,10 +284,7 @@ def _averaging(state: LstmState) -> bool:
 
 
 def _best_weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
-        refuse(error, folder / WEIGHTS)
-        raise DistlmError(
-            f"{folder}: fine-tuning starts from this checkpoint, which cannot be read ({error}); put it back"
-        ) from error
+    check_files(
+        folder, "fine-tuning starts from this checkpoint; put it back from a copy, or start anew with another run_dir="
+    )
+    return read_weights(folder)[0]

@@ -149,7 +149,10 @@ class AwdLstmKind(CausalKind):
         return state.stopped or lengths == (config.awd.epochs, config.awd.finetune_epochs)
 
     def may_grow(self, before: Mapping[str, Any], config: LstmRun, key: str) -> str:
-        if key == "awd.epochs" and before.get("awd", {}).get("finetune_epochs"):
+        awd = before.get("awd", {})
+        # Where nothing is averaged there is no fine-tuning, whatever was asked for (phases.finetune_epochs).
+        finetunes = awd.get("on_trigger", "average") == "average" and awd.get("finetune_epochs")
+        if key == "awd.epochs" and finetunes:
             return (
                 "fine-tuning follows the epochs that were asked for; start from these weights with another run_dir= "
                 "and train.init_from="

@@ -10,7 +10,7 @@ from distlm.data.blocks import require_ids
 from distlm.models.awd_lstm.bptt import columns_of
 from distlm.models.awd_lstm.model import AwdLstm
 from distlm.training.engine import Engine, share
-from distlm.training.validate import Validation, not_finite
+from distlm.training.validate import Validation, require_finite_loss
 
 
 @torch.no_grad()
@@ -45,10 +45,9 @@ class StreamValidator:
         self.rule = f"{rows} columns of {length} tokens, each read in one go from its second token"
 
     def run(self, engine: Engine, model: AwdLstm, rank: int, ranks: int) -> Validation:
-        """Collective. Raises DistlmError when the loss is not finite."""
+        """Collective. Raises Diverged when the loss is not finite."""
         engine.eval()
         total = math.fsum(row[0] for row in share([stream_loss(model, self.columns[rank::ranks], self.chunk)]))
         engine.train()
-        if not math.isfinite(total):
-            raise not_finite()
+        require_finite_loss(total)
         return Validation(total / self.tokens, self.tokens, self.rule)

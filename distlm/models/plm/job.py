@@ -43,7 +43,7 @@ from distlm.training.memory.job import MemoryJob, take_memories, use_since_last
 from distlm.training.microbatch import MicroBatchPlan
 from distlm.training.records import UpdatesState
 from distlm.training.start.init_from import take_weights
-from distlm.training.update import CALMER, Outcome, Part, combine
+from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation
 
 
@@ -136,8 +136,8 @@ class PlmJob(MemoryJob[UpdatesState]):
             sums.append(total.detach()[None])
             given += piece.fingerprint
         step = self.step(rate)
-        part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
-        return combine(part, (), micro, step, train.precision, self.calmer(CALMER)), rate
+        part = Part(rate, tokens, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (), micro, step, train.precision), rate
 
     def validate(self, state: UpdatesState) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)

@@ -83,9 +83,10 @@ class Lease:
     def _write(self, ended: bool = False) -> None:
         self._record = replaced(self._record, beat=self._record.beat + 1, ended=ended)
         # In place and closed each time: that is when a network file system shows it to others.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with self.path.open("r+", encoding="utf-8") as stream:
             stream.write(self._record.line())
+            # After it: where it cannot be written this owner's name stays.
+            stream.truncate()
 
     def _fenced(self) -> None:
         other = LockOwner.peek(self._next)
@@ -113,8 +114,13 @@ def claim(lock: Path, after: int, record: LockOwner) -> Lease | None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return None
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(record.line())
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(record.line())
+    except OSError:
+        # Nobody's: the next one would wait for it.
+        path.unlink(missing_ok=True)
+        raise
     numbers = numbers_of(lock)
     if numbers and numbers[-1] > after + 1:
         # The lease that was looked at is long gone.

@@ -37,7 +37,7 @@ from distlm.training.microbatch import MicroBatchPlan, micro_seed
 from distlm.training.objective import Pull, TrainModule
 from distlm.training.records import UpdatesState
 from distlm.training.start.init_from import take_weights
-from distlm.training.update import CALMER, Outcome, Part, combine
+from distlm.training.update import Outcome, Part, combine
 from distlm.training.validate import Validation, Validator
 
 
@@ -182,10 +182,8 @@ class BlocksJob(MemoryJob[UpdatesState]):
         step = self.step(rate)
         if pulls is not None:
             pulls.end(engine.names)
-        part = Part(update, rate, tokens, sums, given, self.stage.stop.reason is not None)
-        return combine(
-            part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision, self.calmer(CALMER)
-        ), rate
+        part = Part(rate, tokens, sums, given, self.stage.stop.reason is not None)
+        return combine(part, (metrics.TRAIN_PENALTY, metrics.TRAIN_NORM), micro, step, train.precision), rate
 
     def validate(self, state: UpdatesState) -> Validation:
         return self.validator.run(self.engine, self.comm.rank, self.comm.size)

@@ -13,7 +13,6 @@ from torch import Tensor
 from distlm.errors import DistlmError
 from distlm.memory.config import MemoryConfig
 from distlm.memory.of_model import Memories, load_memories, restore_memories, save_memories, tables_of
-from distlm.memory.values.adam import Adam
 from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.models.buffers import set_buffers
 from distlm.models.io import read_weights
@@ -54,15 +53,8 @@ def take_memories(memories: Mapping[int, Any], config: Mapping[str, Any], folder
     `config`: MemoryConfig of the checkpoint. Raises DistlmError as load_table, and for memories of other layers.
     """
     require_same_places(memories, config, folder)
-    there = MemoryConfig(**config)
-    tables = tables_of(memories)
-    rules = [table.rule for table in tables]
-    for table in tables:
-        # What memory.stale=catch_up still owes is due at the rate of the training that owes it.
-        table.rule = Adam.of(there)
-    found = load_memories(memories, folder, moments=False)
-    for table, rule in zip(tables, rules, strict=True):
-        table.rule = rule
+    # What memory.stale=catch_up still owes is due by the rule of the training that owes it.
+    found = load_memories(memories, folder, moments=False, source=MemoryConfig(**config))
     for layer, extra in found.items():
         fresh = {n: torch.zeros_like(t) if n.startswith("usage.") else t for n, t in extra.items()}
         memories[layer].load_extra(fresh)
@@ -94,9 +86,9 @@ class MemoryJob(Job[S]):
         """Layer → memory; a model may have none, and not know the word."""
         return getattr(self.net, "memories", {})
 
-    def calmer(self, advice: str) -> str:
-        """What helps where a training diverges: the rate of the memories' values is one of its own."""
-        return advice.replace(".lr", f".lr or {self.RATE_OF_VALUES}", 1) if self.memories else advice
+    def calmer(self) -> str:
+        """The rate of the memories' values is one of its own."""
+        return self.CALMER.replace(".lr", f".lr or {self.RATE_OF_VALUES}", 1) if self.memories else self.CALMER
 
     @abstractmethod
     def build(self) -> Any:

@@ -16,14 +16,14 @@ from distlm.training.records import LmResults, LmSplit
 USE = {"mu": 0.9, "top1_mu": 0.25, "kl_u": 1.5, "kl_w": 2.25, "gini": 0.5}
 
 
-def finished(root: Path, run: str, lm: float, knn: float, memory: bool) -> None:
+def finished(root: Path, run: str, lm: float, knn: float, memory: bool, measured_on: str = "valid") -> None:
     """results.json, and of a model with memory lm.json, as far as the table reads them."""
     found = example(Results)
     split = next(iter(found.splits.values()))
     split.lm.perplexity = lm
     assert split.knn
     split.knn.perplexity = knn
-    found.splits = {"valid": split}
+    found.splits = {measured_on: split}
     found.model.parameters, found.model.step = 5_000_000, 600
     found.write(root / run / "results.json")
     if memory:
@@ -47,6 +47,16 @@ def test_a_line_for_each_model_and_its_use(tmp_path: Path) -> None:
         raw = list(csv.DictReader(stream))
     assert [line["run"] for line in raw] == ["dense", "init-pkm"]
     assert float(raw[1]["valid_kNN"]) == 110.25 and float(raw[1]["top1_mu"]) == 0.25 and raw[0]["layer"] == ""
+
+
+def test_a_run_without_valid_is_none_that_can_be_compared(tmp_path: Path) -> None:
+    """knn.splits=[test] of an older version."""
+    finished(tmp_path, "dense", 160.0, 140.0, False, measured_on="test")
+    with pytest.raises(NothingFinished):
+        write_tables(tmp_path)
+    finished(tmp_path, "pkm", 150.0, 130.0, False)
+    write_tables(tmp_path)
+    assert rows(tmp_path) == []
 
 
 def test_each_memory_beside_the_dense_model_of_as_many_updates(tmp_path: Path) -> None:

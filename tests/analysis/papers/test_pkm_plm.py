@@ -9,7 +9,6 @@ from support.pkm_plm import USE, cells, evaluated, finetuned, labelled, lines_of
 
 from distlm.analysis.papers import pkm_plm
 from distlm.analysis.papers.pkm_plm import rows, write_tables
-from distlm.analysis.results.records import Figure
 from distlm.runtime.rundir import RunDir
 from distlm.training.records import LmResults, Staleness
 
@@ -78,6 +77,21 @@ def test_medians_beside_the_majority(tmp_path: Path) -> None:
     assert not (tmp_path / "usage.md").exists() and not (tmp_path / "classes.csv").exists()
 
 
+def test_every_task_that_is_done_has_a_column(tmp_path: Path) -> None:
+    """Table 4 has both dev sets of MNLI, and the exact match and F1 of SQuAD."""
+    for task in ("SQuAD", "RTE", "QNLI", "MNLI"):
+        finetuned(tmp_path, "pkm", task, [0.8] * 3, "updated")
+    write_tables(tmp_path)
+    assert cells(tmp_path / "finetuning.md") == [
+        ["model", "memory", "MNLI (accuracy / accuracy_mismatched)", "QNLI (accuracy)", "RTE (accuracy)",
+         "SQuAD (exact_match / f1)"],
+        ["majority", "", "35.4 / 35.2", "50.5", "52.7", "0.5 / 1.0"],
+        ["+PKM", "updated", "80.0 / 70.0", "80.0", "80.0", "70.0 / 80.0"],
+    ]  # fmt: skip
+    tasks = {line["task"]: line["metric"] for line in lines_of(tmp_path / "finetuning.csv")}
+    assert tasks == {"MNLI": "accuracy", "QNLI": "accuracy", "RTE": "accuracy", "SQuAD": "f1"}
+
+
 def test_two_fine_tunings_on_one_task_are_told_apart_by_name(tmp_path: Path, drawn: list[Any]) -> None:
     for name, value, kl in (("", 0.8, 0.5), ("sst-slow", 0.9, 0.75)):
         use = {"2": {"before": labelled(0.25, 0.5), "after": labelled(kl, 0.125)}}
@@ -136,26 +150,6 @@ def test_labels_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
     ]
     # KL has a value on one side only.
     assert description(tmp_path / "classes.png") == "With fine-tuning IOU of the labels' use rises in 0 of 1 memories."
-
-
-def test_scores_beside_the_paper_s(tmp_path: Path) -> None:
-    finetuned(tmp_path, "dense", "SST-2", [0.82, 0.80, 0.81])
-    finetuned(tmp_path, "init-resm", "SST-2", [0.86, 0.85, 0.87], "updated")
-    finetuned(tmp_path, "init-resm", "SST-2", [0.85, 0.84, 0.86], "frozen")
-    write_tables(tmp_path)
-    gain, frozen = rows(tmp_path)
-    assert gain.ours.text() == "86.0 (81.0; 50.9)" and gain.verdict == "appears"
-    assert frozen.ours.text() == "85.0 (86.0)" and frozen.verdict == "cannot be said"
-    assert isinstance(frozen.paper, Figure) and frozen.paper.text() == "93.3 (94.0)"
-
-
-def test_scores_without_frozen_values(tmp_path: Path) -> None:
-    """As the scale `scarce` has them."""
-    finetuned(tmp_path, "dense", "SST-2", [0.82, 0.80, 0.81])
-    finetuned(tmp_path, "init-resm", "SST-2", [0.86, 0.85, 0.87], "updated")
-    write_tables(tmp_path)
-    (gain,) = rows(tmp_path)
-    assert gain.ours.text() == "86.0 (81.0; 50.9)" and gain.verdict == "appears"
 
 
 def test_use_from_a_dense_model_and_from_nothing(tmp_path: Path) -> None:

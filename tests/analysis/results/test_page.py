@@ -87,7 +87,7 @@ def test_verdicts_by_one_rule() -> None:
     assert [lower(ours, 100.0) for ours in (98.0, 99.5, 100.5, 102.0)] == [
         "appears", "cannot be said", "cannot be said", "does not appear",
     ]  # fmt: skip
-    assert [above(ours, 50.0) for ours in (54.0, 51.0, 46.0)] == ["appears", "cannot be said", "does not appear"]
+    assert [above(ours, 50.0, 3.0) for ours in (54.0, 51.0, 46.0)] == ["appears", "cannot be said", "does not appear"]
     assert together(["appears", "appears"]) == "appears"
     assert together(["appears", "does not appear"]) == "cannot be said"
 

@@ -160,10 +160,11 @@ def test_labels_in_another_order_are_refused(name: str | None, tmp_path: Path) -
     found = open_finetuned(config).task
     assert found is not None and found.task == ("MNLI" if name else "")
     tree = read_json(path, "")
-    tree["id2label"] = {"0": "contradiction", "1": "entailment", "2": "neutral"}
-    path.write_text(json.dumps(tree), "utf-8")
-    with pytest.raises(DistlmError, match=r"its labels are numbered contradiction, entailment, neutral"):
-        open_finetuned(config)
+    for others in (["contradiction", "entailment", "neutral"], ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]):
+        tree["id2label"] = {str(number): label for number, label in enumerate(others)}
+        path.write_text(json.dumps(tree), "utf-8")
+        with pytest.raises(DistlmError, match=rf"its labels are numbered {', '.join(others)}"):
+            open_finetuned(config)
 
 
 def _tiny() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support import distlm
 from support.index import vectors, without_polysemous
-from support.threads import ThreadComm, on_ranks
+from support.threads import ThreadComm, on_threads
 
 from distlm.cli import main
 from distlm.errors import DistlmError, UsageError
@@ -319,7 +319,7 @@ def test_bits_of_many_ranks_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
         bits.add(np.concatenate(shares))
         return gathered, bits.count()
 
-    assert on_ranks(3, counts) == [(every, every), (200, every), (0, every)]
+    assert on_threads(3, counts) == [(every, every), (200, every), (0, every)]
     assert max(sent) == 16 and sent.count(0) > len(sent) / 3
 
 
@@ -345,8 +345,14 @@ def test_ranks_find_gaps_and_copies_as_one_process_does(step: int, tmp_path: Pat
     one, out = tmp_path / "one.index", tmp_path / "out.index"
     merge(parts, one, gaps=True)
 
-    def join(paths: list[Path], out: Path) -> list[Any]:
-        return on_ranks(3, lambda comm: join_indexes(comm, StopFlag(comm.rank), paths, out, "keep", True, 20_000))
+    def join(paths: list[Path], out: Path) -> list[JoinRecord | DistlmError]:
+        def of_rank(comm: ThreadComm) -> JoinRecord | DistlmError:
+            try:
+                return join_indexes(comm, StopFlag(comm.rank), paths, out, "keep", True, 20_000)
+            except DistlmError as error:
+                return error
+
+        return on_threads(3, of_rank)
 
     found = join(parts, out)
     assert all(isinstance(of, JoinRecord) for of in found), found

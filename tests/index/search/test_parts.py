@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.index import config, one_rank, vectors, write_store
+from support.threads import on_threads
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index import open_index, run_index_add, run_index_build, run_index_merge
+from distlm.index.search.fastscan import packed_bytes
 from distlm.index.search.split import split_search
 from distlm.runtime.ranks.comm import SingleComm
 
@@ -111,6 +113,28 @@ def test_no_queries_have_no_neighbours_and_a_width(tmp_path: Path) -> None:
         assert pair[0].dtype == np.int64 and pair[1].dtype == np.float32
     with pytest.raises(DistlmError, match=r"queries of shape \(0, 33\): expected \[Q, 32\]"):
         split_search(SingleComm(), tmp_path / "index", datastore, np.empty((0, 33), np.float16), 16, 4)
+
+
+def test_4_bit_codes_are_compared_alike_on_any_number_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FastScan or not is decided by the keys of the whole index, not by a rank's share of them."""
+    datastore = write_store(tmp_path / "datastore", vectors(7500))
+    with one_rank(config(tmp_path, factory="IVF32,PQ16x4", merge="false")) as stage:
+        run_index_build(stage)
+    queries = vectors(200, seed=6).astype(np.float32)
+    found = {}
+    for most in (packed_bytes(rows, 32, 8) for rows in (7499, 7500, 3500)):
+        monkeypatch.setattr("distlm.index.search.fastscan.MOST_BYTES", most)
+        index = open_index(tmp_path / "index", datastore)
+        assert index.rounded == index.fast_scan == (most == packed_bytes(7500, 32, 8))
+        found[most] = index.search(queries, 50, 8)[1]
+        for ranks in (2, 3):
+            whole, *others = on_threads(
+                ranks, lambda comm: split_search(comm, tmp_path / "index", datastore, queries, 50, 8)
+            )
+            assert whole is not None and others == [None] * (ranks - 1)
+            assert np.array_equal(whole[1], found[most])
+    plain, fast, again = found.values()
+    assert np.array_equal(plain, again) and not np.array_equal(plain, fast)
 
 
 def test_a_missing_or_cut_part_is_named(tmp_path: Path) -> None:

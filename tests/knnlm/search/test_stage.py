@@ -19,8 +19,8 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError, UsageError
 from distlm.index import brute_search
 from distlm.knnlm.evaluate.stage import run_evaluate
+from distlm.knnlm.search import neighbours, work
 from distlm.knnlm.search import stage as search
-from distlm.knnlm.search import work
 from distlm.knnlm.search.cut import Cut, cut_of, planned_cut
 from distlm.knnlm.search.neighbours import Neighbours, read_unit, unit_folder
 from distlm.knnlm.search.rescore import row_ranges
@@ -123,6 +123,25 @@ def test_dot_products_weigh_the_neighbours_that_l2_found(indexed, tmp_path, how)
     results = json.loads(run.results.read_text("utf-8"))
     assert results["settings"]["similarity"] == "dot" and "weighed by the dot product" in results["exactness"]
     assert results["splits"]["valid"]["knn"]["loss_nats"] <= results["splits"]["valid"]["lm"]["loss_nats"]
+    # Each row's nearest is at 0: λ does not depend on it.
+    assert "knn_buckets" not in results["splits"]["valid"] and results["settings"]["adaptive"]["buckets"] == 0
+
+
+def test_by_dot_product_fewer_neighbours_are_searched_by_themselves(indexed, tmp_path):
+    config = copy_run(indexed, tmp_path / "run", "knn.similarity=dot", "knn.splits=[valid]")
+    folders, fewer = {}, dataclasses.replace(config, knn=dataclasses.replace(config.knn, k=8, ks=[8]))
+    for one in (config, fewer):
+        assert in_stage("knn", one, run_search)["tokens"] > 0
+        folders[one.knn.k] = RunDir.of(one).kept_neighbours("valid")
+    whole, own = (joined(Neighbours.open(folder), "ids") for folder in folders.values())
+    assert own.shape[1] == 8 and (np.sort(whole[:, :8]) != np.sort(own)).any()
+    l2 = copy_run(indexed, tmp_path / "l2", "knn.k=8", "knn.ks=[8]", "knn.splits=[valid]", "knn.candidates=1")
+    in_stage("knn", l2, run_search)
+    found = joined(Neighbours.open(RunDir.of(l2).neighbours("valid")), "ids")
+    np.testing.assert_array_equal(np.sort(own), np.sort(found))
+    fewer.knn.folder = str(folders[16].parent)
+    with pytest.raises(DistlmError, match=r"by their dot product: the first 8 are not those of knn.k=8; use knn.k=16"):
+        in_stage("knn", fewer, run_tune)
 
 
 def test_dot_products_of_encoded_keys_are_refused(indexed, tmp_path):
@@ -374,8 +393,6 @@ def test_a_unit_is_whole_or_absent(searched, tmp_path, monkeypatch):
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
-
-    from distlm.knnlm.search import neighbours
 
     monkeypatch.setattr(neighbours, "sync_file", full_disk)
     with pytest.raises(DistlmError, match="no space left"):

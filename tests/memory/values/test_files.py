@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distlm.errors import DistlmError
 from distlm.memory.values.files import load_table, save_table
+from distlm.memory.values.optimizer import SparseValueOptimizer
 from distlm.memory.values.table import ValueTable
 
 EXTRA = {"usage.reads": torch.arange(49), "norm.running_mean": torch.rand(3)}
@@ -108,6 +109,35 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
             optimizer.update()
         wanted = trained(6, **changes)
         assert all(same(getattr(table, name), getattr(wanted, name)) for name in (*PLANES, *COUNTERS))
+
+
+FORMS: list[dict[str, Any]] = [
+    {}, {"row_steps": True}, {"moments": "bf16"}, {"stale": "catch_up"}, {"stale": "catch_up", "lr": 0.3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("new", FORMS, ids=str)
+@pytest.mark.parametrize("old", FORMS, ids=str)
+def test_values_alone_are_those_that_the_other_training_had(
+    tmp_path: Path, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    """What the other one owed is for its settings to say, not for those of the one that starts."""
+    source = trained(6, **old)
+    save(source, tmp_path, 2)
+    table = trained(3, **new)
+    load_table(table, tmp_path, 4, moments=False, source=source.config)
+    source.settle()
+    assert torch.equal(table.values, source.values)
+    # It goes on as a fresh table with its own settings would.
+    fresh, optimizer = make(**new)
+    fresh.values.copy_(source.values)
+    others = SparseValueOptimizer.of(table.config, [table])
+    others.sweep = optimizer.sweep
+    for given in map(reads, range(3)):
+        for one, steps in ((fresh, optimizer), (table, others)):
+            backward(one, given)
+            steps.update()
+    assert all(same(getattr(table, name), getattr(fresh, name)) for name in (*PLANES, *COUNTERS))
 
 
 @pytest.mark.parametrize("stale", ["lazy", "catch_up"])

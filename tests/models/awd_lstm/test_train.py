@@ -19,7 +19,7 @@ from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, Stopped, UsageError
 from distlm.models.awd_lstm.bptt import ChunkPlan
 from distlm.models.awd_lstm.config import AwdConfig, LstmConfig
-from distlm.models.awd_lstm.job import plan_columns
+from distlm.models.awd_lstm.job import LstmJob, plan_columns
 from distlm.models.awd_lstm.model import AwdLstm, Columns
 from distlm.models.awd_lstm.objective import StreamModule
 from distlm.models.io import load_model
@@ -229,6 +229,43 @@ def test_resume_in_the_middle_of_every_phase_is_bit_exact(
         (read_json(newest(folder) / "state.json", "")["log"])
         == read_json(newest(tmp_path / "run") / "state.json", "")["log"]
     )
+
+
+def test_the_cut_of_the_columns_may_change_in_the_middle(
+    finished: tuple[Path, dict[str, Any]], tokens: Path, tmp_path: Path
+) -> None:
+    """As the advice has it, for other ranks and for a device whose memory does not do."""
+    folder, _ = finished
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "run", "train.max_updates_this_run=61")
+    run(tokens, tmp_path / "run", "awd.micro_batch=2")
+    wanted, found = (curve(path, "valid/loss") for path in (folder, tmp_path / "run"))
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_out_of_memory_names_the_columns_that_there_are(tokens: Path, tmp_path: Path) -> None:
+    for extra, said in (((), "below 8 ("), (("awd.micro_batch=4",), "below 4 (")):
+        with open_stage("train", lstm_config(tokens, tmp_path, *extra)) as stage:
+            assert LstmJob.open(stage).needs_less() == f"Set awd.micro_batch {said}rows of one forward pass)"
+    with open_stage("train", lstm_config(tokens, tmp_path, "awd.micro_batch=1")) as stage:
+        assert "awd." not in LstmJob.open(stage).needs_less()
+
+
+def test_fine_tuning_does_not_start_from_weights_that_have_changed(tokens: Path, tmp_path: Path) -> None:
+    extra = "awd.epochs=2", "train.max_updates_this_run=80"
+    with pytest.raises(Stopped):
+        run(tokens, tmp_path / "run", *extra)
+    best = tmp_path / "run/checkpoints" / read_json(tmp_path / "run/checkpoints/best.json", "")["checkpoint"]
+    assert best != newest(tmp_path / "run")
+    path = best / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DistlmError, match=r"model.safetensors: damaged .*fine-tuning starts from this checkpoint"):
+        run(tokens, tmp_path / "run", *extra)
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert run(tokens, tmp_path / "run", "awd.epochs=2")["phase"] == "finetune"
 
 
 def test_the_trigger_looks_every_log_interval(tokens: Path, tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from support import threads
-from support.threads import ThreadComm
+from support.threads import ThreadComm, on_threads
 
 from distlm.errors import DistlmError, Stopped
 from distlm.runtime.stage import Stage
@@ -17,22 +16,22 @@ from distlm.runtime.units.rounds import first_readers, rounds, share_of_units
 
 def on_ranks(ranks: int, units: Sequence[int], act: Any, stop_at: int | None = None) -> list[list[list[Any]]]:
     """What `rounds` gives on each rank, round by round; an exception in its place."""
-    found: list[Any] = [[] for _ in range(ranks)]
 
-    def one(comm: ThreadComm) -> None:
-        rank, stop = comm.rank, StopFlag(comm.rank)
-        stage = cast(Stage, SimpleNamespace(comm=comm, stop=stop))
+    def one(comm: ThreadComm) -> list[Any]:
+        results: list[Any] = []
+        stage = cast(Stage, SimpleNamespace(comm=comm, stop=StopFlag(comm.rank)))
         try:
             # The ranks have different numbers of threads.
-            for number, results in enumerate(rounds(stage, "work", units, lambda run: act(rank, run), 1 + rank % 2)):
-                found[rank].append(results)
-                if number == stop_at and rank == ranks - 1:
-                    stop.reason = "SIGUSR1"
+            own = rounds(stage, "work", units, lambda run: act(comm.rank, run), 1 + comm.rank % 2)
+            for number, found in enumerate(own):
+                results.append(found)
+                if number == stop_at and comm.rank == ranks - 1:
+                    stage.stop.reason = "SIGUSR1"
         except (DistlmError, Stopped) as error:
-            found[rank].append(error)
+            results.append(error)
+        return results
 
-    assert threads.on_ranks(ranks, one) == [None] * ranks
-    return found
+    return on_threads(ranks, one)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

@@ -10,7 +10,7 @@ from torch import Tensor
 from distlm.data.shards.reader import ShardRows
 from distlm.models.plm.text.masking import NO_LABEL, mask_rows
 from distlm.training.engine import Engine, share
-from distlm.training.validate import Validation, not_finite
+from distlm.training.validate import Validation, require_finite_loss
 
 EVALUATION_EPOCH = -1
 """The epoch that keys the masks of evaluation: none of training."""
@@ -28,7 +28,7 @@ class PlmValidator:
         self.rule = f"masked tokens of {self.count} rows of {rows.row_tokens}, masks of seed {seed}"
 
     def run(self, engine: Engine, rank: int, ranks: int) -> Validation:
-        """Collective. Raises DistlmError when the loss is not finite."""
+        """Collective. Raises Diverged when the loss is not finite."""
         engine.eval()
         sums: list[float] = []
         labels = 0
@@ -39,8 +39,7 @@ class PlmValidator:
         engine.train()
         everyone = share([float(labels), *sums])
         total = math.fsum(value for row in everyone for value in row[1:])
-        if not math.isfinite(total):
-            raise not_finite()
+        require_finite_loss(total)
         tokens = int(sum(row[0] for row in everyone))
         return Validation(total / max(tokens, 1), tokens, self.rule)
 
