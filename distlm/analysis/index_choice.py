@@ -12,6 +12,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.choose.measure import (
     Budget,
+    KnownOf,
     Question,
     Sample,
     draw_sample,
@@ -21,7 +22,6 @@ from distlm.index.choose.measure import (
 )
 from distlm.index.choose.proposals import Proposal, asked_for, code_proposals, list_proposals
 from distlm.index.records import Candidate, TunedIndex
-from distlm.index.train.template import Known
 from distlm.knnlm.search.neighbours import MANIFEST, Neighbours
 from distlm.knnlm.tune.choose import IndexPerplexity
 from distlm.runtime.checked import require_whole
@@ -62,7 +62,7 @@ def tune_index(config: RunConfig, factories: Sequence[str], keys: int, queries: 
     perplexity = None
     if neighbours is not None:
         perplexity = IndexPerplexity(neighbours, datastore, samples[-1], knn, queries)
-    known: Known = {}
+    known: KnownOf = {}
 
     def measured_of(asked: Sequence[Proposal]) -> tuple[list[Candidate], list[str]]:
         return measure_all(

@@ -109,7 +109,13 @@ def add_drop(child: argparse.ArgumentParser) -> None:
     """Arguments of `distlm index drop`."""
     child.add_argument("--index", required=True, metavar="FILE", help="finished index; only read")
     child.add_argument("--ids", nargs="+", default=[], metavar="LOW:HIGH", help="ids from LOW to HIGH − 1")
-    child.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="parts it was merged from")
+    child.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="parts it was merged from, by path or by a name that no other has",
+    )
     child.add_argument("--out", required=True, metavar="FILE", help="index to write")
 
 

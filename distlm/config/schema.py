@@ -163,7 +163,7 @@ class IndexConfig:
     merge: bool = volatile(True)  # type: ignore[assignment]
     """Merge the parts into one file; false: they are searched where they lie, with the same results."""
     keep_parts: bool = volatile(True)  # type: ignore[assignment]
-    """Keep the parts after they were merged; false frees their disk."""
+    """Keep the parts after they were merged; false frees their disk. `index search` on several ranks reads parts."""
 
 
 @dataclass

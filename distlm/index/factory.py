@@ -78,8 +78,8 @@ def fit_factory(asked: str, width: int, rows: int, sample: int, keys_per_list: i
         )
         nlist = scaled
     used = re.sub(r"IVF\d+", f"IVF{nlist}", asked)
-    # PQ trains on at most 65,536 keys, and needs them also when the lists are few.
-    enough = max(MOST_KEYS_PER_LIST * nlist, 65536)
+    # faiss trains each centroid of a PQ on as many keys as a list, and needs them also when the lists are few.
+    enough = MOST_KEYS_PER_LIST * max(nlist, 1 << max(8, quantizer_bits(index, asked)))
     fitted = min(usable, enough)
     messages += _check_quantizer(index, asked, fitted)
     return Factory(asked, used, width, nlist, inverted_file(index).code_size, fitted, messages)
@@ -150,13 +150,16 @@ def inverted_file(index: Any) -> Any:
     return inner
 
 
+def quantizer_bits(index: Any, asked: str) -> int:
+    """Bits of a product quantiser's number, of its own or of the OPQ before it; 0 without one."""
+    inner = inverted_file(index)
+    bits = int(inner.pq.nbits) if isinstance(inner, require_faiss().IndexIVFPQ) else 0
+    return max(bits, 8) if "OPQ" in asked else bits
+
+
 def _check_quantizer(index: Any, asked: str, sample: int) -> list[str]:
     """Messages on how well `sample` keys train the product quantiser; DistlmError when they cannot."""
-    faiss = require_faiss()
-    inner = inverted_file(index)
-    bits = inner.pq.nbits if isinstance(inner, faiss.IndexIVFPQ) else 0
-    if "OPQ" in asked:
-        bits = max(bits, 8)
+    bits = quantizer_bits(index, asked)
     if not bits:
         return []
     if sample < 1 << bits:

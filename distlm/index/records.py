@@ -119,7 +119,7 @@ class IndexRecord(Record, kw_only=True):
     MEND: ClassVar[str] = "delete it and run `distlm index build` again"
 
     fingerprint: str
-    """Identifies the index: hash of the store, the template and the contents."""
+    """Identifies the index, merged or not: hash of the store, the template and the parts' checksums."""
     datastore: str
     """Fingerprint of the store that it was built from."""
     template: str

@@ -29,6 +29,16 @@ def test_a_small_sample_scales_lists_too_and_is_named() -> None:
 def test_sample_is_256_per_list_and_enough_for_pq() -> None:
     assert fit_factory("IVF1024,PQ8", 32, 10**7, 1 << 20).sample == 262_144
     assert fit_factory("IVF16,PQ8", 32, 10**7, 1 << 20).sample == 65_536
+    assert fit_factory("IVF16,PQ8x4", 32, 10**7, 1 << 20).sample == 65_536
+
+
+def test_a_quantiser_of_more_bits_has_more_keys() -> None:
+    ten, twelve = (fit_factory(f"IVF16,PQ8x{bits}", 32, 10**7, 1 << 20) for bits in (10, 12))
+    assert (ten.sample, twelve.sample) == (262_144, 1 << 20) and ten.messages == twelve.messages == []
+    # The message can be followed.
+    few = fit_factory("IVF16,PQ8x12", 32, 10**7, 100_000)
+    assert few.sample == 100_000 and "100000 keys train 4096 centroids roughly (wanted: 159744" in few.messages[0]
+    assert fit_factory("IVF16,PQ8x12", 32, 10**7, 159_744).messages == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ class ThreadComm(SingleComm):
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, box: list[Any]) -> None:
         self.rank, self.size, self._barrier, self._box = rank, size, barrier, box
 
+    def barrier(self) -> None:
+        self._barrier.wait(600)
+
     def allgather(self, value: Any) -> list[Any]:
         self._box[self.rank] = value
         self._barrier.wait(600)

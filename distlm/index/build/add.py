@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -67,8 +68,8 @@ def run_index_add(stage: Stage) -> AddSummary:
     datastore = together(comm, lambda: Datastore.open(stage.run.datastore))
     folder = IndexFolder(stage.run.index)
     template = together(comm, lambda: load_template(folder, datastore))
-    if rank0_first(comm, lambda: merged_before(folder, datastore, template)):
-        say(f"index add: {folder.merged} is complete, nothing to do", comm.rank)
+    if complete := rank0_first(comm, lambda: _complete(folder, datastore, template)):
+        say(f"index add: {complete} is complete, nothing to do", comm.rank)
         return {"seconds": 0.0, "parts": 0, "rows": 0, "done_before": True}
     shards = [shard.index for shard in datastore.shards if share is None or share.has(shard.index)]
     with only_writer(folder.root, comm, "adding to this index", share), ExitStack() as open_:
@@ -244,6 +245,19 @@ def part_record(
     )
 
 
+def _complete(folder: IndexFolder, datastore: Datastore, template: Template) -> Path | None:
+    """The merged file, or the folder of all parts, of a finished index; None where parts are to be added.
+
+    An index that is searched in its parts may have lost some since, which nothing but adding them brings back.
+    """
+    record = merged_before(folder, datastore, template)
+    if record is None:
+        return None
+    if record.merged:
+        return folder.merged
+    return folder.parts if all(_is_done(folder, datastore, s.index, template) for s in datastore.shards) else None
+
+
 def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dict[str, str]]:
     """Those of `shards` without a valid part, and what is encoded of them. Checks the disk first. On rank 0."""
     folder, datastore, files = adding.folder, adding.store, adding.files
@@ -269,6 +283,9 @@ def _plan(adding: Adding, shards: list[int], ranks: int) -> tuple[list[int], dic
         # A file that nothing vouches for needs no room beside the new one.
         folder.part_json(shard).unlink(missing_ok=True)
         folder.part(shard).unlink(missing_ok=True)
+    if parts:
+        # It vouches for the parts that were there.
+        folder.index_json.unlink(missing_ok=True)
     files.save(done)
     key_bytes = adding.template.record.code_size + 8
     # A shard's codes are removed once its part is written: a rank keeps those of its shard and of the one before.

@@ -9,7 +9,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.build.torch_lists import gpu_device
 from distlm.index.choose.auto import Chosen, record_of, resolve, said
-from distlm.index.factory import Factory, fit_factory
+from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, fit_factory, quantizer_bits
 from distlm.index.faiss_module import rank_threads, require_faiss
 from distlm.index.layout import Header, IndexFolder
 from distlm.index.records import TemplateRecord
@@ -170,8 +170,11 @@ def _trained_before(folder: IndexFolder, datastore: Datastore, plan: Factory, se
     if not folder.template_json.exists():
         return None
     record = load_template(folder, datastore).record
+    # Earlier versions trained product quantisers of more than 8 bits on no more keys than those of 8.
+    of_before = min(plan.sample, MOST_KEYS_PER_LIST * max(plan.nlist, 256))
+    sample = record.sample if record.sample == of_before else plan.sample
     now_and_then = (
-        ("factory", record.factory, plan.used), ("sample", record.sample, plan.sample), ("seed", record.seed, seed)
+        ("factory", record.factory, plan.used), ("sample", record.sample, sample), ("seed", record.seed, seed)
     )  # fmt: skip
     for name, then, now in now_and_then:
         if then != now:
@@ -186,4 +189,5 @@ def _prepare_folder(folder: IndexFolder, plan: Factory) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder.root)
     # Centroids and, at most, a square transform and codebooks of the same order.
-    require_free_disk(folder.root, 4 * plan.width * (plan.nlist + 2 * plan.width + 256), "the index template")
+    books = 1 << max(8, quantizer_bits(plan.build(), plan.asked))
+    require_free_disk(folder.root, 4 * plan.width * (plan.nlist + 2 * plan.width + books), "the index template")

@@ -25,8 +25,9 @@ Ranges = Sequence[tuple[int, int]]
 def drop_keys(index: Path, ranges: Ranges, names: Sequence[str], out: Path) -> dict[str, int]:
     """Write `index` without the ids of `ranges` [low, high) and of the parts `names` to `out`; `index` is only read.
 
-    names: parts that `index` was merged from, as INDEX.json names them. Returns rows, dropped and bytes.
-    Memory: the longest list. Raises DistlmError for names or ranges that are not in the index, and when nothing stays.
+    names: parts that `index` was merged from, each by its path or the end of it that no other part has. Returns rows,
+    dropped and bytes. Memory: the longest list. Raises DistlmError for names or ranges that are not in the index, and
+    when nothing stays; UsageError for a name of several parts.
     """
     require_new(out)
     if not ranges and not names:
@@ -68,12 +69,29 @@ def _part_ranges(index: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     other = isinstance(tree, dict) and "parts" not in tree
     merged = [] if other else JoinRecord.of_file(tree, beside).parts
     parts = {part.path: (part.first_id, part.rows) for part in merged if not isinstance(part.first_id, UnsetType)}
-    known = {Path(path).name: ids for path, ids in parts.items()} | parts
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        few = ", ".join(sorted(Path(path).name for path in parts)[:8]) or "none with ids of their own"
-        raise DistlmError(f"{index}: was not merged from {unknown[0]}; its parts are {few}")
-    return [(first, first + rows) for first, rows in (known[name] for name in names)]
+    found = [parts[_part_named(index, name, list(parts))] for name in names]
+    return [(first, first + rows) for first, rows in found]
+
+
+def _part_named(index: Path, name: str, paths: Sequence[str]) -> str:
+    """The one of `paths`, absolute, that is `name`, as a path from here or as the end of one."""
+    here = Path(name).resolve()
+    end = Path(name).parts
+    found = [path for path in paths if Path(path).resolve() == here] or [
+        path for path in paths if Path(path).parts[-len(end) :] == end
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"index drop --parts {name}: {index} was merged from {len(found)} files of that name; name one by its "
+            f"path: {', '.join(found)}"
+        )
+    lasts = [Path(path).name for path in paths]
+    # A name alone does not tell some of them apart.
+    shown = lasts if len(set(lasts)) == len(lasts) else paths
+    few = ", ".join(sorted(shown)[:8]) or "none with ids of their own"
+    raise DistlmError(f"{index}: was not merged from {name}; its parts are {few}")
 
 
 def _lists(part: Part) -> Iterator[tuple[int, int, int]]:

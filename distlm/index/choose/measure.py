@@ -34,6 +34,10 @@ _SUBSET, _TRAINED = 5, 6
 """Draws of a smaller sample, and of what trains a factory (sample.some_of)."""
 
 
+KnownOf = dict[int, Known]
+"""Keys of a sample → centroids that were trained on it. Another sample has another transform before them."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Keys of a store, split into those that are indexed and those that are looked for."""
@@ -148,14 +152,17 @@ def build(asked: str, sample: Sample, seed: int, known: Known | None = None) -> 
 
 
 def measure(
-    asked: Proposal, samples: Sequence[Sample], question: Question, known: Known | None = None,
+    asked: Proposal, samples: Sequence[Sample], question: Question, known: KnownOf | None = None,
     perplexity: Callable[[SearchIndex, int, int], float] | None = None,
 ) -> list[Candidate]:  # fmt: skip
     """Build a factory on every sample, smallest first, and search it; the figures are of the largest, and extrapolated
-    to the whole store. Raises DistlmError for a factory that cannot be built."""
+    to the whole store. known: where centroids are kept for the next factory.
+
+    Raises DistlmError for a factory that cannot be built."""
     found: list[dict[tuple[int, int], Candidate]] = []
     for sample in samples:
-        built = build(asked.at(len(sample.keys)), sample, question.seed, known)
+        count = len(sample.keys)
+        built = build(asked.at(count), sample, question.seed, None if known is None else known.setdefault(count, {}))
         last = perplexity if sample is samples[-1] else None
         probes = sorted({min(probe, asked.lists, built.factory.nlist) for probe in question.probes})
         found.append({
@@ -230,7 +237,7 @@ def with_table(index: object) -> object:
 
 def measure_all(
     asked: Sequence[Proposal], samples: Sequence[Sample], question: Question, tick: Callable[[str], None],
-    perplexity: Callable[[SearchIndex, int, int], float] | None = None, known: Known | None = None,
+    perplexity: Callable[[SearchIndex, int, int], float] | None = None, known: KnownOf | None = None,
 ) -> tuple[list[Candidate], list[str]]:  # fmt: skip
     """Measure every factory; those that cannot be built are left out, with the reason among the messages."""
     measured, messages = [], []

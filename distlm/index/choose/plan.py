@@ -16,6 +16,7 @@ from distlm.index.choose.auto import Chosen, resolve, said
 from distlm.index.factory import MOST_KEYS_PER_LIST, Factory, check_factory, fit_factory, inverted_file
 from distlm.index.faiss_module import require_faiss
 from distlm.index.merge.stage import UNIT_BYTES
+from distlm.index.train.codes import needed_rows
 from distlm.index.train.sample import WIDE_BYTES
 from distlm.models.described import causal, model_of
 from distlm.runtime.files import format_bytes
@@ -25,7 +26,7 @@ from distlm.runtime.rundir import RunDir
 from distlm.runtime.units.planned import idle_note, speedup
 
 KMEANS_ITERATIONS = 10
-PQ_SAMPLE, PQ_ITERATIONS = 65536, 25
+PQ_ITERATIONS = 25
 """What faiss trains a product quantiser with."""
 COARSE_EFFICIENCY = 0.8
 """Share of the matrix-multiply rate that faiss's nearest-centroid search reaches (measured: 85 to 95 %)."""
@@ -159,7 +160,7 @@ def train_memory(plan: Factory, store: Store, ranks: int) -> int:
     key = store.width * (4 if little else store.item) + (4 * inner.d if transforms_of(index) else 0)
     sums = 2 * 8 * plan.nlist * inner.d
     # Residuals that train the codes: its own, and of some subspaces those of all ranks, twice.
-    codes = 3 * 4 * inner.d * min(plan.sample, PQ_SAMPLE) // ranks
+    codes = 3 * 4 * inner.d * min(plan.sample, needed_rows(inner)) // ranks
     pca = 2 * 8 * store.width**2 if transforms_of(index) else 0
     integers = memory(plan.nlist, inner.d, trained_keys(plan) * KMEANS_ITERATIONS)
     return PROCESS_BYTES + integers + plan.sample * key // ranks + max(sums, codes, pca) + 2 * template_bytes(plan)
@@ -170,7 +171,9 @@ def train_traffic(plan: Factory, ranks: int) -> int:
     if ranks == 1:
         return 0
     inner = inverted_file(plan.build())
-    return ranks * (2 * 8 * plan.nlist * inner.d * KMEANS_ITERATIONS + 4 * inner.d * min(plan.sample, PQ_SAMPLE))
+    return ranks * (
+        2 * 8 * plan.nlist * inner.d * KMEANS_ITERATIONS + 4 * inner.d * min(plan.sample, needed_rows(inner))
+    )
 
 
 def add_memory(plan: Factory, store: Store, batch: int = LEAST_BATCH) -> int:
@@ -195,7 +198,7 @@ def _seconds(plan: Factory, store: Store, bytes_moved: int, rank_flops: float, r
     turned = 2 * plan.width * inner.d * len(transforms_of(plan.build())) / COARSE_EFFICIENCY
     encode = 2 * (1 << inner.pq.nbits) * inner.d / ENCODE_EFFICIENCY if isinstance(inner, faiss.IndexIVFPQ) else 0.0
     kmeans = trained_keys(plan) * (coarse * KMEANS_ITERATIONS + turned)
-    codebook = min(plan.sample, PQ_SAMPLE) * encode * PQ_ITERATIONS
+    codebook = min(plan.sample, needed_rows(inner)) * encode * PQ_ITERATIONS
     train = kmeans / (rank_flops * ranks) + codebook / (rank_flops * min(ranks, subspaces(plan) or 1))
     add = store.rows * (turned + coarse + encode) / (rank_flops * speedup([add_units(plan, store)], ranks))
     checked = store.keys_bytes / READ_RATE

@@ -6,29 +6,35 @@ import numpy as np
 
 from distlm.errors import DistlmError
 from distlm.index.layout import Array
+from distlm.runtime.ranks.comm import Comm
 
 SPARE = 64
 """Ids may reach this many times the number of keys (with gaps); a bit for each number would be too much beyond."""
 LEAST = 1 << 20
+GATHERED_BYTES, LEAST_PIECE = 64 << 20, 64 << 10
+"""Bits of all ranks that rank 0 receives at once, and the least that a rank sends."""
+COUNTED = 16 << 20
+"""Bytes whose bits are counted at once."""
 WINDOW, SPARSE = 64 << 20, 64
 """Largest range of ids that is marked in bytes: so many, and so many times the ids."""
 
 
 class IdBits:
-    """The ids that were seen. Memory: one bit for each number up to the largest that is allowed."""
+    """The ids that were seen. Memory: one bit for each key, or each number up to the largest id where that is more."""
 
     def __init__(self, rows: int, gaps: bool) -> None:
         """rows: keys of all files; gaps: numbers may be left out."""
         self.rows, self.gaps = rows, gaps
         self.limit = max(SPARE * rows, LEAST) if gaps else rows
         """Ids are below this."""
-        self._bits = np.zeros(-(-self.limit // 8), np.uint8)
+        self._bits = np.zeros(-(-rows // 8), np.uint8)
 
     def add(self, ids: Array) -> None:
         """Mark `ids` int64 [n], each from 0 to below `limit`."""
         if not len(ids):
             return
         low, high = int(ids.min()) >> 3 << 3, int(ids.max()) + 1
+        self._reserve(-(-high // 8))
         if high - low > min(WINDOW, SPARSE * len(ids)):
             np.bitwise_or.at(self._bits, ids >> 3, _masks(ids))
             return
@@ -38,19 +44,36 @@ class IdBits:
         packed = np.packbits(seen, bitorder="little")
         self._bits[low >> 3 : (low >> 3) + len(packed)] |= packed
 
-    def join(self, others: "list[IdBits]") -> None:
-        """Mark what others saw."""
-        for other in others:
-            self._bits |= other._bits
+    def gather(self, comm: Comm) -> None:
+        """Mark on rank 0 what every rank saw. Collective. Memory of rank 0 besides the bits: GATHERED_BYTES, or
+        LEAST_PIECE for each rank."""
+        step = max(LEAST_PIECE, GATHERED_BYTES // comm.size)
+        for start in range(0, max(comm.allgather(len(self._bits))), step):
+            piece = self._bits[start : start + step]
+            # A rank sees the ids of its files, a small range of all: most pieces are empty.
+            for other in (comm.gather(piece if piece.any() else None) or [])[1:]:
+                if other is not None:
+                    self._reserve(start + len(other))
+                    self._bits[start : start + len(other)] |= other
+
+    def _reserve(self, count: int) -> None:
+        """Room for `count` bytes of bits."""
+        if count > len(self._bits):
+            # Twice as many, so that few are copied; those that are not written take no memory.
+            more = np.zeros(min(max(count, 2 * len(self._bits)), -(-self.limit // 8)), np.uint8)
+            more[: len(self._bits)] = self._bits
+            self._bits = more
 
     def count(self) -> int:
         """Different ids that were seen: fewer than were added when some came twice."""
-        return int(np.bitwise_count(self._bits).sum(dtype=np.int64))
+        pieces = (self._bits[start : start + COUNTED] for start in range(0, len(self._bits), COUNTED))
+        return sum(int(np.bitwise_count(piece).sum(dtype=np.int64)) for piece in pieces)
 
     def first_again(self, pieces: Iterable[Array]) -> int | None:
         """The first id of `pieces`, each int64 [n], that comes twice, starting from none seen."""
         self._bits[:] = 0
         for ids in pieces:
+            self._reserve(int(ids.max(initial=0)) // 8 + 1)
             known = np.flatnonzero(self._bits[ids >> 3] & _masks(ids))
             if len(known):
                 return int(ids[known[0]])

@@ -50,9 +50,9 @@ def join_indexes(
 
     ids: "keep" them (they number the whole store), or "shift" each file's by the keys of the files before it (every
     file numbers its own from 0; then the order of `paths` matters). gaps: ids may leave numbers out.
-    Returns OUT.json, which lies beside it. Memory: about twice `unit_bytes`, the trained state, and on rank 0
-    one bit for each id. Raises DistlmError or UsageError, with the inputs untouched and no output, for what cannot be
-    merged.
+    Returns OUT.json, which lies beside it. Memory: about twice `unit_bytes`, the trained state, and one bit for each
+    number up to the largest id; on rank 0 GATHERED_BYTES more. Raises DistlmError or UsageError, with the inputs
+    untouched and no output, for what cannot be merged.
     """
     rank0_first(comm, lambda: _check_request(paths, out, ids))
     first = together(comm, lambda: open_part(paths[0]))
@@ -123,9 +123,26 @@ def natural_order(paths: Sequence[Path]) -> list[Path]:
     """Sorted so that shard_2 comes before shard_10."""
 
     def key(path: Path) -> list[tuple[bool, int, str]]:
-        return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in re.split(r"(\d+)", str(path))]
+        words = re.split(r"(\d+)", str(path))
+        return [(word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]
 
     return sorted(paths, key=key)
+
+
+def _refuse_disorder(paths: Sequence[Path]) -> None:
+    """DistlmError where files whose paths are equal but for their numbers do not follow these. Of other names nobody
+    but the user knows the order."""
+    alike: dict[str, list[Path]] = {}
+    for path in paths:
+        alike.setdefault(re.sub(r"\d+", "0", str(path)), []).append(path)
+    for given in alike.values():
+        for path, right in zip(given, natural_order(given), strict=True):
+            if path != right:
+                raise DistlmError(
+                    f"--ids shift numbers the keys in the order of --parts, and {path} stands where {right} is "
+                    "expected (a shell puts shard_10 before shard_2); name the files in the order of their keys, or, "
+                    "if this is it, rename them, so that their numbers say so"
+                )
 
 
 def _check_request(paths: Sequence[Path], out: Path, ids: Ids) -> None:
@@ -143,13 +160,8 @@ def _check_request(paths: Sequence[Path], out: Path, ids: Ids) -> None:
     require_new(out)
     if not out.parent.is_dir():
         raise DistlmError(f"--out {out}: the folder {out.parent} does not exist; make it first")
-    if ids == "shift" and list(paths) != natural_order(paths):
-        right = natural_order(paths)
-        wrong = next(place for place, (a, b) in enumerate(zip(paths, right, strict=True)) if a != b)
-        raise DistlmError(
-            f"--ids shift numbers the keys in the order of --parts, and {paths[wrong]} stands where {right[wrong]} is "
-            "expected (a shell puts shard_10 before shard_2); name the files in the order of their keys"
-        )
+    if ids == "shift":
+        _refuse_disorder(paths)
 
 
 def _shifts(parts: Sequence[Part], ids: Ids) -> list[int]:
@@ -195,8 +207,8 @@ def _whole_ids(comm: Comm, check: IdCheck, parts: Sequence[Part], shifts: Sequen
 
     DistlmError for an id that comes twice or is missing.
     """
-    every = comm.gather(check.bits)
-    rank0_first(comm, lambda: _refuse_others(check.bits, every or [], parts, shifts, gaps))
+    check.bits.gather(comm)
+    rank0_first(comm, lambda: _refuse_others(check.bits, parts, shifts, gaps))
     shares = comm.allgather(check.least)
     return [
         min((share[number] for share in shares if number in share), default=shifts[number])
@@ -228,17 +240,14 @@ def _check_ids(
 
             together(comm, mark)
             progress.advance(min(comm.size, len(parts) - first))
-    every = comm.gather(seen)
-    rank0_first(comm, lambda: _refuse_others(seen, every or [], parts, shifts, gaps))
+    seen.gather(comm)
+    rank0_first(comm, lambda: _refuse_others(seen, parts, shifts, gaps))
     every_least = comm.allgather(least)
     return [every_least[number % comm.size].get(number, 0) + shifts[number] for number in range(len(parts))]
 
 
-def _refuse_others(
-    seen: IdBits, every: Sequence[IdBits], parts: Sequence[Part], shifts: Sequence[int], gaps: bool
-) -> None:
-    """DistlmError for an id that comes twice, naming its files, or is missing."""
-    seen.join(list(every[1:]))
+def _refuse_others(seen: IdBits, parts: Sequence[Part], shifts: Sequence[int], gaps: bool) -> None:
+    """DistlmError for an id that comes twice, naming its files, or is missing; `seen`: by all ranks."""
     if seen.count() < seen.rows:
         # One comes twice, or that many could not be there. Which: read once more.
         pieces = (piece + shift for part, shift in zip(parts, shifts, strict=True) for piece in part_ids(part))

@@ -23,16 +23,19 @@ from distlm.runtime.files import file_hash
 _MEND = "run `distlm index add` again"
 
 
-def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template) -> list[PartRecord]:
+def check_coverage(
+    folder: IndexFolder, datastore: Datastore, template: Template, mend: str = _MEND
+) -> list[PartRecord]:
     """Sidecars of all parts in shard order, which tile the store's rows exactly once.
 
-    Raises DistlmError naming what is missing, superfluous, cut, of another template or of another store.
+    Raises DistlmError naming what is missing, superfluous, cut, of another template or of another store; `mend`: what
+    helps then.
     """
     missing = [s.index for s in datastore.shards if not folder.part_json(s.index).exists()]
     if missing:
         few = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise DistlmError(
-            f"{folder.parts}: {len(missing)} of {len(datastore.shards)} parts are missing (shards {few}); {_MEND}"
+            f"{folder.parts}: {len(missing)} of {len(datastore.shards)} parts are missing (shards {few}); {mend}"
         )
     known = {folder.part_json(s.index).name for s in datastore.shards}
     for path in sorted(folder.parts.glob("part-*.json")):
@@ -46,18 +49,18 @@ def check_coverage(folder: IndexFolder, datastore: Datastore, template: Template
         path = folder.part_json(shard.index)
         record = PartRecord.read(path)
         expected = part_record(datastore, shard.index, template, record.bytes, record.xxh3, record.lists)
-        _check_record(path, record, expected)
+        _check_record(path, record, expected, mend)
         if record.first_id != next_id:
-            raise DistlmError(f"{path}: its ids start at {record.first_id}, expected {next_id}; {_MEND}")
+            raise DistlmError(f"{path}: its ids start at {record.first_id}, expected {next_id}; {mend}")
         next_id += record.rows
         part = folder.part(shard.index)
         size = part.stat().st_size if part.exists() else -1
         if size != record.bytes:
             found = "is missing" if size < 0 else f"is truncated or changed: {size} bytes, {record.bytes} expected"
-            raise DistlmError(f"{part} {found}; remove {path.name} and {_MEND}")
+            raise DistlmError(f"{part} {found}; remove {path.name} and {mend}")
         records.append(record)
     if next_id != datastore.rows:
-        raise DistlmError(f"{folder.parts}: the parts hold {next_id} keys, the store {datastore.rows}; {_MEND}")
+        raise DistlmError(f"{folder.parts}: the parts hold {next_id} keys, the store {datastore.rows}; {mend}")
     return records
 
 
@@ -132,17 +135,17 @@ def remove_parts(folder: IndexFolder) -> None:
                 path.unlink()
 
 
-def _check_record(path: Path, record: PartRecord, expected: PartRecord) -> None:
+def _check_record(path: Path, record: PartRecord, expected: PartRecord, mend: str) -> None:
     # The store first: a part of another store has another template too, and the store is the reason.
     if record.datastore != expected.datastore:
-        raise _foreign(path, "store", record.datastore, expected.datastore)
+        raise _foreign(path, "store", record.datastore, expected.datastore, mend)
     if record.template != expected.template:
-        raise _foreign(path, "template", record.template, expected.template)
+        raise _foreign(path, "template", record.template, expected.template, mend)
     found = structs.asdict(record)
     for name, value in structs.asdict(expected).items():
         if found[name] != value:
-            raise DistlmError(f"{path}: {name} is {found[name]!r}, expected {value!r}; remove it and {_MEND}")
+            raise DistlmError(f"{path}: {name} is {found[name]!r}, expected {value!r}; remove it and {mend}")
 
 
-def _foreign(path: Path, what: str, named: str, expected: str) -> DistlmError:
-    return DistlmError(f"{path}: part of another {what} (it names {named}, expected {expected}); remove it and {_MEND}")
+def _foreign(path: Path, what: str, named: str, expected: str, mend: str) -> DistlmError:
+    return DistlmError(f"{path}: part of another {what} (it names {named}, expected {expected}); remove it and {mend}")

@@ -75,14 +75,15 @@ def _merge(stage: Stage, folder: IndexFolder, datastore: Datastore, template: Te
     start, comm, merge = time.monotonic(), stage.comm, stage.config.index.merge
     records = rank0_first(comm, lambda: check_coverage(folder, datastore, template))
     layout = _layout(stage, folder, records, template)
+    contents = json_hash([record.xxh3 for record in records])
     if merge:
         rank0_first(comm, lambda: _prepare(folder, layout))
         sums = [record.lists for record in records if isinstance(record.lists, str)]
         check = SumCheck(sums, [part_mend(folder, record) for record in records]) if len(sums) == len(records) else None
         digest = write_merged(comm, stage.stop, layout, folder.merging, UNIT_BYTES, check)
     else:
-        digest = json_hash([record.xxh3 for record in records])
-    record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, digest))
+        digest = contents
+    record = rank0_first(comm, lambda: _finish(stage, folder, datastore, template, layout, contents, digest))
     seconds = time.monotonic() - start
     if comm.rank == 0:
         if merge and not stage.config.index.keep_parts:
@@ -143,9 +144,13 @@ def _prepare(folder: IndexFolder, layout: MergeLayout) -> None:
 
 
 def _finish(
-    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template, layout: MergeLayout, digest: str
-) -> IndexRecord:
-    """Check the merged file, or the parts, against the store, and write index.json last."""
+    stage: Stage, folder: IndexFolder, datastore: Datastore, template: Template, layout: MergeLayout, contents: str,
+    digest: str,
+) -> IndexRecord:  # fmt: skip
+    """Check the merged file, or the parts, against the store, and write index.json last.
+
+    contents: hash of the parts' checksums; digest: of the file, or the same.
+    """
     merge = stage.config.index.merge
     faiss = require_faiss()
     if merge:
@@ -163,7 +168,8 @@ def _finish(
         folder.merging.replace(folder.merged)
         sync_folder(folder.root)
     record = IndexRecord(
-        fingerprint=json_hash([datastore.fingerprint, template.id, digest]),
+        # Parts give the neighbours that the merged file gives: what was found in either belongs to the other, too.
+        fingerprint=json_hash([datastore.fingerprint, template.id, contents]),
         datastore=datastore.fingerprint,
         template=template.id,
         factory=template.record.factory,

@@ -9,10 +9,12 @@ import numpy as np
 
 from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
-from distlm.index.build.template import load_template
+from distlm.index.build.template import Template, load_template
 from distlm.index.layout import Array, IndexFolder
 from distlm.index.merge.parts import check_coverage, open_parts
+from distlm.index.records import PartRecord
 from distlm.index.search.searcher import SearchIndex, Shape, best_of_rows
+from distlm.index.state import finished_record
 from distlm.runtime.progress import Progress
 from distlm.runtime.ranks.collective import rank0_first, together
 from distlm.runtime.ranks.comm import Comm
@@ -33,7 +35,7 @@ def split_search(
     """
     files = IndexFolder(folder)
     template = together(comm, lambda: load_template(files, datastore))
-    records = rank0_first(comm, lambda: check_coverage(files, datastore, template))
+    records = rank0_first(comm, lambda: _parts(files, datastore, template))
     if comm.size > len(records):
         raise DistlmError(f"{files.parts}: {len(records)} parts for {comm.size} ranks; start at most {len(records)}")
     mine = records[comm.rank :: comm.size]
@@ -49,7 +51,8 @@ def split_search(
     step = max(1, GATHERED_BYTES // (12 * k * comm.size))
     results = []
     with Progress("index search", len(queries), "queries", comm.rank) as progress:
-        for start in range(0, len(queries), step):
+        # Queries of none, too: their width is checked, and the answer is empty.
+        for start in range(0, max(1, len(queries)), step):
             block = queries[start : start + step]
             found = comm.gather(together(comm, lambda block=block: index.search(block, k, nprobe)))  # type: ignore[misc]
             if found is not None:
@@ -60,3 +63,14 @@ def split_search(
         return None
     ids, distances = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
     return ids, distances
+
+
+def _parts(files: IndexFolder, datastore: Datastore, template: Template) -> list[PartRecord]:
+    """What check_coverage returns. Its mend differs where the index is merged: `distlm index add` adds no part then."""
+    if not files.index_json.exists() or not finished_record(files).merged:
+        return check_coverage(files, datastore, template)
+    mend = (
+        f"remove {files.index_json} and run `distlm index build` with index.keep_parts=true, or search on one rank, "
+        f"which reads {files.merged.name}"
+    )
+    return check_coverage(files, datastore, template, mend)

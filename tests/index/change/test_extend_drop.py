@@ -92,6 +92,24 @@ def test_new_keys_under_ids_that_are_there_are_refused_by_the_merge(tmp_path: Pa
         drop_keys(tmp_path / "gaps.index", [], ["later.index"], tmp_path / "less.index")
 
 
+def test_parts_of_one_file_name_are_told_apart_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run2").mkdir()
+    one = built(np.arange(100), tmp_path / "run1" / "merged.index", "IVF32,SQ8")
+    two = built(np.arange(100, 400), tmp_path / "run2" / "merged.index", "IVF32,SQ8")
+    index, out = joined([one, two], tmp_path / "all.index"), tmp_path / "less.index"
+    with pytest.raises(UsageError, match=rf"2 files of that name; name one by its path: {one}, {two}"):
+        drop_keys(index, [], ["merged.index"], out)
+    with pytest.raises(DistlmError, match=rf"was not merged from other.index; its parts are {one}, {two}"):
+        drop_keys(index, [], ["other.index"], out)
+    monkeypatch.chdir(tmp_path / "run2")
+    # As it was given to the merge, from another folder, whole, and from here.
+    for name, rows in ((Path("run1", "merged.index"), 300), (one, 300), (Path("..", "run1", "merged.index"), 300),
+                       (Path("merged.index"), 100)):  # fmt: skip
+        assert drop_keys(index, [], [str(name)], out)["rows"] == rows
+        out.unlink()
+
+
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     first = built(np.arange(1000), tmp_path / "first.index", "IVF32,SQ8")
     out = tmp_path / "out.index"

@@ -12,6 +12,7 @@ from distlm.datastore.reader import Datastore
 from distlm.errors import DistlmError
 from distlm.index.choose.measure import (
     Budget,
+    KnownOf,
     Question,
     draw_sample,
     measure,
@@ -96,6 +97,22 @@ def test_more_candidates_find_more_of_the_neighbours(store: Datastore) -> None:
     assert [found.candidates for found in measure(asked, [sample], Question(store.rows, 50, False, probes=(16,)))] == [
         50
     ]
+
+
+def test_samples_that_as_many_keys_train_have_centroids_of_their_own(
+    store: Datastore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie behind another PCA."""
+    monkeypatch.setattr("distlm.index.factory.MOST_KEYS_PER_LIST", 1)
+    whole = draw_sample(store, 4000, 50, 40, seed=3)
+    samples = [whole.part(1000, 10, seed=3), whole]
+    asked, question = asked_for("PCA4,IVF16,Flat", store.rows), Question(store.rows, 50, exact=False, probes=(2,))
+    known: KnownOf = {}
+    alone, shared = measure(asked, samples, question), measure(asked, samples, question, known)
+    assert [one.recall for one in shared] == [one.recall for one in alone]
+    assert [one.store_recall for one in shared] == [one.store_recall for one in alone]
+    few, many = (next(iter(known[len(sample.keys)].items())) for sample in samples)
+    assert few[0] == many[0] and not np.array_equal(few[1], many[1])
 
 
 def test_the_verb_writes_a_table_a_plot_and_the_pick(store: Datastore) -> None:

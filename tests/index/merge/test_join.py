@@ -2,6 +2,7 @@
 
 import filecmp
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 from support import distlm
 from support.index import vectors, without_polysemous
+from support.threads import ThreadComm, on_threads
 
 from distlm.cli import main
 from distlm.errors import DistlmError, UsageError
+from distlm.index.merge import ids as ids_of
 from distlm.index.merge import part_file
 from distlm.index.merge.ids import IdBits
 from distlm.index.merge.join import Ids, join_indexes, natural_order
@@ -272,6 +275,91 @@ def test_an_order_that_a_shell_makes_is_refused_for_shifted_ids(tmp_path: Path) 
     with pytest.raises(DistlmError, match=r"local_10.index stands where .*local_2.index is expected"):
         merge(sorted(names), tmp_path / "merged.index", "shift")
     assert merge(names, tmp_path / "merged.index", "shift").rows == 1200
+
+
+def test_the_order_of_names_that_say_none_is_the_user_s(tmp_path: Path) -> None:
+    index = trained("IVF32,SQ8")
+    for number in (1, 2):
+        (tmp_path / f"run{number}").mkdir()
+    wiki, books, one, two = (
+        added(index, np.arange(first, first + 50), tmp_path / name)
+        for first, name in ((0, "wiki-local.index"), (50, "books-local.index"), (100, "run1/local.index"),
+                            (150, "run2/local.index"))
+    )  # fmt: skip
+    merge([wiki, one, books, two], tmp_path / "merged.index", "shift")
+    merged: Any = faiss.read_index(str(tmp_path / "merged.index"))
+    merged.nprobe = 32
+    places = merged.search(KEYS[[0, 49, 100, 50, 150, 199]], 1)[1][:, 0]
+    assert places.tolist() == [0, 49, 50, 100, 150, 199]
+    with pytest.raises(DistlmError, match=rf"{two} stands where {one} is expected .* or, if this is it, rename them"):
+        merge([wiki, two, books, one], tmp_path / "other.index", "shift")
+
+
+def test_bits_of_many_ranks_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids_of, "GATHERED_BYTES", 48)
+    monkeypatch.setattr(ids_of, "LEAST_PIECE", 16)
+    sent: list[int] = []
+    real = ThreadComm.gather
+
+    def noted(comm: ThreadComm, value: Any) -> list[Any] | None:
+        sent.append(0 if value is None else len(value))
+        return real(comm, value)
+
+    monkeypatch.setattr(ThreadComm, "gather", noted)
+    random = np.random.default_rng(0)
+    # Of different lengths, and one rank has none.
+    shares = [random.choice(most, 200, replace=False) for most in (900, 9000)] + [np.empty(0, np.int64)]
+    every = len(np.unique(np.concatenate(shares)))
+
+    def counts(comm: ThreadComm) -> tuple[int, int]:
+        bits = IdBits(400, gaps=True)
+        bits.add(shares[comm.rank])
+        bits.gather(comm)
+        gathered = bits.count()
+        bits.add(np.concatenate(shares))
+        return gathered, bits.count()
+
+    assert on_threads(3, counts) == [(every, every), (200, every), (0, every)]
+    assert max(sent) == 16 and sent.count(0) > len(sent) / 3
+
+
+def test_bits_with_gaps_take_no_more_than_their_ids_need() -> None:
+    tracemalloc.start()
+    try:
+        bits = IdBits(10**7, gaps=True)
+        bits.add(np.arange(10**7 - 1000, 10**7))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    bits.add(np.array([bits.limit - 1, 5]))
+    assert bits.count() == 1002
+
+
+@pytest.mark.parametrize("step", [6, 2])
+def test_ranks_find_gaps_and_copies_as_one_process_does(step: int, tmp_path: Path) -> None:
+    """Of files whose ids lie among each other, which are read before, and of files that follow one another."""
+    index = trained("IVF32,SQ8")
+    firsts, count = ((0, 2, 4), ROWS) if step == 6 else ((0, 1000, 2000), 900)
+    ids = [np.arange(first, min(first + count, ROWS), step) for first in firsts]
+    parts = [added(index, of, tmp_path / f"{number}.index") for number, of in enumerate(ids)]
+    one, out = tmp_path / "one.index", tmp_path / "out.index"
+    merge(parts, one, gaps=True)
+
+    def join(paths: list[Path], out: Path) -> list[JoinRecord | DistlmError]:
+        def of_rank(comm: ThreadComm) -> JoinRecord | DistlmError:
+            try:
+                return join_indexes(comm, StopFlag(comm.rank), paths, out, "keep", True, 20_000)
+            except DistlmError as error:
+                return error
+
+        return on_threads(3, of_rank)
+
+    found = join(parts, out)
+    assert all(isinstance(of, JoinRecord) for of in found), found
+    assert filecmp.cmp(one, out, shallow=False)
+    again = added(index, ids[2][:5], tmp_path / "again.index")
+    refused = join([*parts, again], tmp_path / "none.index")
+    assert all(f"is in {parts[2]} and in {again}" in str(of) for of in refused), refused
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

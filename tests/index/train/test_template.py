@@ -6,7 +6,9 @@ import faiss
 import numpy as np
 import pytest
 from support.index import config, one_rank, vectors, write_store
+from support.records import alter
 
+from distlm.errors import DistlmError
 from distlm.index import run_index_train
 from distlm.index.build.encode import transforms_of
 from distlm.index.factory import fit_factory, inverted_file
@@ -108,6 +110,22 @@ def test_an_empty_cluster_takes_half_of_another() -> None:
     np.testing.assert_allclose(now, np.broadcast_to([2.0, 1.0], (3, 2)), rtol=3e-3)
     # Nothing to halve: the centroids stay where they were.
     assert np.array_equal(means(np.zeros((2, 1)), np.array([1, 0]), np.ones((2, 1), np.float32), 1, 0), [[0], [1]])
+
+
+def test_a_quantiser_of_9_bits_that_fewer_keys_trained_is_taken_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("distlm.index.factory", "distlm.index.build.template"):
+        monkeypatch.setattr(f"{module}.MOST_KEYS_PER_LIST", 2)
+    write_store(tmp_path / "datastore", vectors(3000))
+    with one_rank(config(tmp_path, factory="IVF4,PQ2x9")) as stage:
+        assert run_index_train(stage)["sample"] == 1024
+        # What earlier versions trained it on.
+        alter(tmp_path / "index" / "template.json", sample=512)
+        assert run_index_train(stage)["done_before"]
+        alter(tmp_path / "index" / "template.json", sample=513)
+        with pytest.raises(DistlmError, match=r"trained with sample 513, now 1024"):
+            run_index_train(stage)
 
 
 def test_a_killed_kmeans_goes_on_from_its_last_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
