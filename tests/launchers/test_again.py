@@ -120,9 +120,12 @@ def test_an_option_that_is_given_counts_and_the_site_file_for_the_other(limit, a
 def test_settings_may_stand_before_the_recipe(tmp_path, monkeypatch, capsys):
     """As they may before that of the stage, which has run with the same words of sbatch's command."""
     asked = []
-    monkeypatch.setattr(
-        module, "queue_again", lambda stage, config, **_: asked.append(config.run_dir) or module.Outcome(True, "")
-    )
+
+    def queued(stage, config, **_):
+        asked.append(config.run_dir)
+        return module.Outcome(True, "")
+
+    monkeypatch.setattr(module, "queue_again", queued)
     words = [f"run_dir={tmp_path}", "demo", "train.updates=9"]
     with pytest.raises(SystemExit) as end:
         module.main(["train", *words])

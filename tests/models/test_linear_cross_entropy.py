@@ -48,8 +48,9 @@ def test_half_precision_has_the_softmax_of_fp32(dtype: torch.dtype) -> None:
     found = target_log_probs(hidden, weight, bias, targets)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
-    tensors = [tensor.requires_grad_() for tensor in (hidden, weight, bias)]
-    total = cross_entropy_sum(*tensors, targets)
+    for tensor in (hidden, weight, bias):
+        tensor.requires_grad_()
+    total = cross_entropy_sum(hidden, weight, bias, targets)
     assert float(total.detach()) == pytest.approx(-float(exact.sum()), rel=1e-6)
     total.backward()
     derived = torch.softmax(logits, 1) - F.one_hot(targets, 4000)

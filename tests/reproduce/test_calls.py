@@ -83,7 +83,7 @@ def test_tables_of_another_call_keep_the_commands_of_the_runs(
     record_call(opened(tmp_path, seeds="[2]"))
     evaluated(tmp_path / "runs" / "awd-lstm")
     evaluated(tmp_path / "runs" / "no-ar-tar")
-    record = results(opened(tmp_path, *setting, **later))  # type: ignore[arg-type]
+    record = results(opened(tmp_path, *setting, **later))
     assert record.commands == [SEEDS]
     assert {row.command for row in record.rows} == {0}
     assert len(ExperimentCalls.read(tmp_path / "runs" / CALLS).calls) == 1

@@ -44,8 +44,8 @@ def test_seeds_without_an_effect_seldom_show_one(seeds: int) -> None:
     random, draws = np.random.default_rng(seeds), 1_000
     said = {"paired": 0, "means": 0, "borrowed": 0}
     for own, other in random.standard_normal((draws, 2, seeds)).tolist():
-        by_seed = [{str(seed): value for seed, value in enumerate(side)} for side in (own, other)]
-        paired = Difference.between(*by_seed)
+        ours, theirs = ({str(seed): value for seed, value in enumerate(side)} for side in (own, other))
+        paired = Difference.between(ours, theirs)
         borrowed = Difference.between({"0": own[0]}, {"0": random.standard_normal()}, Cell(other))
         assert paired and borrowed and borrowed.borrowed
         found = {"paired": paired, "means": Difference.of_means(Cell(own), Cell(other)), "borrowed": borrowed}

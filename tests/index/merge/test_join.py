@@ -2,7 +2,6 @@
 
 import filecmp
 import shutil
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,9 +16,7 @@ from support.threads import ThreadComm, on_threads
 
 from distlm.cli import main
 from distlm.errors import DistlmError, UsageError
-from distlm.index.merge import ids as ids_of
 from distlm.index.merge import part_file
-from distlm.index.merge.ids import IdBits
 from distlm.index.merge.join import Ids, join_indexes, natural_order
 from distlm.index.merge.part_file import open_part, part_ids
 from distlm.index.records import JoinRecord
@@ -228,13 +225,6 @@ def test_a_missing_number_in_the_middle_is_named(tmp_path: Path) -> None:
     parts = [added(index, np.arange(10), tmp_path / "a.index"), added(index, np.arange(11, 20), tmp_path / "b.index")]
     with pytest.raises(DistlmError, match="has the id 19 among 19 keys"):
         merge(parts, tmp_path / "merged.index")
-    bits = IdBits(20, gaps=True)
-    bits.add(np.array([3, 1, 0, 2, *range(5, 20)]))
-    assert bits.missing() == 4 and bits.count() == 19
-    bits.add(np.array([7, 30, 30]))
-    assert bits.count() == 20
-    assert bits.first_again([np.array([4, 2]), np.array([9, 2, 4])]) == 2
-    assert bits.first_again([np.array([4, 2]), np.array([9, 8, 9])]) == 9
 
 
 @pytest.mark.parametrize(
@@ -293,46 +283,6 @@ def test_the_order_of_names_that_say_none_is_the_user_s(tmp_path: Path) -> None:
     assert places.tolist() == [0, 49, 50, 100, 150, 199]
     with pytest.raises(DistlmError, match=rf"{two} stands where {one} is expected .* or, if this is it, rename them"):
         merge([wiki, two, books, one], tmp_path / "other.index", "shift")
-
-
-def test_bits_of_many_ranks_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ids_of, "GATHERED_BYTES", 48)
-    monkeypatch.setattr(ids_of, "LEAST_PIECE", 16)
-    sent: list[int] = []
-    real = ThreadComm.gather
-
-    def noted(comm: ThreadComm, value: Any) -> list[Any] | None:
-        sent.append(0 if value is None else len(value))
-        return real(comm, value)
-
-    monkeypatch.setattr(ThreadComm, "gather", noted)
-    random = np.random.default_rng(0)
-    # Of different lengths, and one rank has none.
-    shares = [random.choice(most, 200, replace=False) for most in (900, 9000)] + [np.empty(0, np.int64)]
-    every = len(np.unique(np.concatenate(shares)))
-
-    def counts(comm: ThreadComm) -> tuple[int, int]:
-        bits = IdBits(400, gaps=True)
-        bits.add(shares[comm.rank])
-        bits.gather(comm)
-        gathered = bits.count()
-        bits.add(np.concatenate(shares))
-        return gathered, bits.count()
-
-    assert on_threads(3, counts) == [(every, every), (200, every), (0, every)]
-    assert max(sent) == 16 and sent.count(0) > len(sent) / 3
-
-
-def test_bits_with_gaps_take_no_more_than_their_ids_need() -> None:
-    tracemalloc.start()
-    try:
-        bits = IdBits(10**7, gaps=True)
-        bits.add(np.arange(10**7 - 1000, 10**7))
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
-    bits.add(np.array([bits.limit - 1, 5]))
-    assert bits.count() == 1002
 
 
 @pytest.mark.parametrize("step", [6, 2])

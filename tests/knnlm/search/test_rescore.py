@@ -1,5 +1,7 @@
 """Exact distances by the sorted pass: against fp64, and independent of how the work is cut."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ WIDTH, ROWS, K = 24, 300, 7
 SHARDS = [(0, 120), (120, 100), (220, 80)]
 
 
-SHARED = {"normalised": 3.0, "outliers": np.where(np.arange(WIDTH) % 11, 3.0, 3000.0)}
+SHARED: dict[str, Any] = {"normalised": 3.0, "outliers": np.where(np.arange(WIDTH) % 11, 3.0, 3000.0)}
 """What all keys and queries have in common: streams that are not normalised have a few large values."""
 
 
