@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from itertools import islice
+from itertools import chain, islice
 
 from distlm.config.schema import DataConfig
 from distlm.data.records import HubSource, TextFile, TextSource
@@ -31,6 +31,8 @@ class Corpus:
     """Split → the name that errors show: a file, or a data set and split."""
     read: Callable[[str], Iterator[str]]
     """Split → its lines, without the newline. May be called again."""
+    texts: Callable[[str], Iterator[tuple[Callable[[], str], str]]]
+    """Split → (what errors call it, text) of each line, or row, of what the split is made of."""
     sha256: Mapping[str, str] | None = None
     """Of each split's text, where each is one plain file."""
     spelled: Mapping[str, int] | None = None
@@ -104,6 +106,7 @@ def _whole_corpus(config: DataConfig, specials: Sequence[str], check: Callable[[
         lines={split: _lines(scans[choice.origin(split)], found) for split, found in segments.items()},
         places={split: _place(choice, split, sources) for split in SPLITS},
         read=lambda split: _read(sources[choice.origin(split)], segments[split]),
+        texts=lambda split: chain.from_iterable(source.places() for source in sources[choice.origin(split)]),
         sha256=_sha256(choice, scans),
         spelled=_spelled(scans),
     )
@@ -194,4 +197,8 @@ def _demo_corpus() -> Corpus:
         lines={split: len(rows) for split, rows in demo.lines.items()},
         places={split: f"demo corpus, {split}" for split in SPLITS},
         read=lambda split: iter(demo.lines[split]),
+        texts=lambda split: (
+            (lambda number=number: f"demo corpus, {split}, line {number}", line)  # type: ignore[misc]
+            for number, line in enumerate(demo.lines[split], 1)
+        ),
     )

@@ -246,11 +246,11 @@ def _write_split(
 
 
 def _reserved_word(corpus: Corpus, split: str) -> DistlmError:
-    for number, line in enumerate(corpus.read(split), 1):
-        for word in line.split():
+    for place, text in corpus.texts(split):
+        for word in text.split():
             if word in Dictionary.RESERVED:
                 return DistlmError(
-                    f"{corpus.places[split]}, line {number}: the text holds {word!r}, which the token files use "
+                    f"{place()}: the text holds {word!r}, which the token files use "
                     "themselves (every line gets its own </s>); remove or rename it"
                 )
     raise RuntimeError(f"{corpus.places[split]}: the text changed while it was read")

@@ -9,6 +9,7 @@ from distlm.config.schema import DataConfig
 from distlm.data.dictionary import Dictionary
 from distlm.data.records import TextSource, TokenSettings
 from distlm.data.subwords import Subwords
+from distlm.data.text.folder import sizes_now
 from distlm.data.tokens import META, TokenFiles
 from distlm.errors import DistlmError
 
@@ -58,7 +59,7 @@ def given_dictionary(data: DataConfig) -> Dictionary | None:
 def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
     """The token files of these settings, or None when the folder is not (completely) prepared.
 
-    Raises DistlmError when it was prepared with other settings, or the text files have changed in size since.
+    Raises DistlmError when it was prepared with other settings, or text files have changed in size since, or are new.
     """
     if not (folder / META).exists():
         return None
@@ -75,17 +76,24 @@ def finished_tokens(folder: Path, data: DataConfig) -> TokenFiles | None:
             f"{folder}: token files were prepared with other settings ({'; '.join(changed)}); "
             "use the same settings, or another data.tokens_dir or run_dir"
         )
-    for name, size in _sizes(tokens.meta.source).items():
-        path = Path(settings.text_dir or "") / name
-        if path.is_file() and path.stat().st_size != size:
-            raise DistlmError(
-                f"{path}: has {path.stat().st_size} bytes, and had {size} when {folder} was prepared; "
-                f"put the old text back, or choose another data.tokens_dir or run_dir"
-            )
+    if settings.text_dir:
+        _refuse_other_text(folder, tokens.meta.source, Path(settings.text_dir))
     return tokens
 
 
-def _sizes(source: TextSource) -> dict[str, int]:
-    """Name of each text file → its bytes."""
-    files = [*(source.files or {}).values(), *(file for of in (source.folders or {}).values() for file in of)]
-    return {file.name: file.bytes for file in files}
+def _refuse_other_text(folder: Path, source: TextSource, text_dir: Path) -> None:
+    """DistlmError naming a text file that has another size than it had, or was not there. One that is gone is none."""
+    splits = [*([file] for file in (source.files or {}).values()), *(source.folders or {}).values()]
+    for files in splits:
+        before = {file.name: file.bytes for file in files}
+        for name, size in sorted(sizes_now(text_dir, before).items()):
+            if name not in before:
+                raise DistlmError(
+                    f"{text_dir / name}: was not there when {folder} was prepared; move it away, or choose another "
+                    "data.tokens_dir or run_dir"
+                )
+            if size != before[name]:
+                raise DistlmError(
+                    f"{text_dir / name}: has {size} bytes, and had {before[name]} when {folder} was prepared; "
+                    "put the old text back, or choose another data.tokens_dir or run_dir"
+                )

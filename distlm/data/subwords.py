@@ -29,7 +29,7 @@ FIRST_PIECE = len(Dictionary.SPECIALS)
 """Id of the tokenizer's piece 0."""
 TOKENIZER = "tokenizer.json"
 LINE_ENDS = ("Ċ", "<0x0A>", "\n", "</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
-"""Pieces that end a line, the first that the tokenizer has: a newline, else its end of a text."""
+"""Pieces that may end a line: newlines, then ends of a text."""
 _LINES = 2000
 """Lines encoded at once."""
 
@@ -55,7 +55,7 @@ class Subwords:
     def load(cls, name: str, line_end: str = "") -> "Subwords":
         """The tokenizer of a folder with a tokenizer.json, or of that name on the hub.
 
-        `line_end`: the piece that ends a line; empty: the first of LINE_ENDS. Raises DistlmError when the library, the
+        `line_end`: the piece that ends a line; empty: see `of`. Raises DistlmError when the library, the
         tokenizer or the piece is missing.
         """
         try:
@@ -82,13 +82,17 @@ class Subwords:
     def of(cls, tokenizer: Any, line_end: str = "", name: str = "of the model") -> "Subwords":
         """Those of a tokenizer of the `tokenizers` library, which is changed: it cuts and pads no text afterwards.
 
-        `name` is for messages. Raises DistlmError when the piece that ends a line is missing.
+        `line_end`: the piece that ends a line; empty: the one of LINE_ENDS that the tokenizer makes of a newline in a
+        text, else the first that it has. `name` is for messages. Raises DistlmError when there is none.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        for piece in (line_end,) if line_end else LINE_ENDS:
-            if (number := tokenizer.token_to_id(piece)) is not None:
-                return cls(tokenizer, number)
+        there = [tokenizer.token_to_id(piece) for piece in ((line_end,) if line_end else LINE_ENDS)]
+        numbers = [number for number in there if number is not None]
+        if numbers:
+            # Gemma has all bytes as pieces, and a newline of its own beside them.
+            made = tokenizer.encode("a\na", add_special_tokens=False).ids if len(numbers) > 1 else []
+            return cls(tokenizer, next((number for number in numbers if number in made), numbers[0]))
         raise DistlmError(
             f"data.line_end={line_end!r}: data.tokenizer={name} has no {'such piece' if line_end else 'newline'}; set "
             "it to the piece that ends a line, e.g. the tokenizer's end of a text"

@@ -79,7 +79,7 @@ class DistlmModel(LM):
         return [self.scorer.log_prob(request.args[0]) for request in requests]
 
     def generate_until(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to the first string of `until`.
+        """What follows each context, up to the first string of `until` or a special token of the tokenizer.
 
         Read of a task's generation_kwargs: until, max_gen_toks, do_sample, temperature. Raises UsageError for others.
         """

@@ -75,7 +75,8 @@ class TextScorer:
     def generate(
         self, prompt: str, until: Sequence[str], tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> str:  # fmt: skip
-        """The text that follows `prompt`, of at most `tokens` tokens, up to the first of `until`, which is left out.
+        """The text that follows `prompt`, of at most `tokens` tokens, up to the first of `until`, which is left out, or
+        to a special token of the tokenizer, e.g. its end of a text.
 
         The most probable token each time; with a `temperature` above 0 one drawn from softmax(ln p / temperature).
         A model that can keep its attention's keys and values computes one state a step; others the whole text.
@@ -87,9 +88,12 @@ class TextScorer:
         for _ in range(tokens):
             scores = self.scorer.next_word(ids, passed).cpu()
             if temperature > 0:
-                ids.append(int(torch.multinomial(torch.softmax(scores / temperature, 0), 1, generator=random)))
+                token = int(torch.multinomial(torch.softmax(scores / temperature, 0), 1, generator=random))
             else:
-                ids.append(int(scores.argmax()))
+                token = int(scores.argmax())
+            if self.codec.ends(token):
+                return text
+            ids.append(token)
             text = self.codec.decode(ids)[start:]
             ends = [place for stop in until if stop and (place := text.find(stop)) >= 0]
             if ends:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distlm.errors import DistlmError
 from distlm.models.hf.description import OUTPUT
+from distlm.models.hf.memory import lists_of_text
 
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "fc1")
 """Names that the feed-forward part of a layer has in transformers; where it is no module of its own, its first map."""
@@ -18,7 +19,7 @@ FEED_FORWARD = ("mlp", "feed_forward", "ffn", "ff", "block_sparse_moe", "moe", "
 def default_tap(hf: Any) -> str:
     """The input of the last layer's feed-forward part, behind its layer norm (the key of Khandelwal et al. 2020,
     section 5); "output", what the softmax is given, where no such module can be told by its name."""
-    lists = {name: module for name, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    lists = lists_of_text(hf)
     layers = getattr(hf.config.get_text_config(), "num_hidden_layers", None)
     chosen = [name for name, module in lists.items() if len(module) == layers] or list(lists)
     if not chosen:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ class Codec(Protocol):
     def decode(self, ids: Ids) -> str:
         """The text of some ids; </s> is a newline."""
 
+    def ends(self, token: int) -> bool:
+        """Whether a text is over where the model predicts this id."""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -38,6 +42,10 @@ class Words:
         """As Codec; one space between words."""
         return "\n".join(" ".join(self.dictionary.words[i] for i in line) for line in _lines(ids))
 
+    def ends(self, token: int) -> bool:
+        """As Codec: at no word."""
+        return False
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -53,6 +61,15 @@ class Pieces:
         """As Codec."""
         rows = ([i - FIRST_PIECE for i in line if i >= FIRST_PIECE] for line in _lines(ids))
         return "\n".join(self.subwords.tokenizer.decode(line, skip_special_tokens=False) for line in rows)
+
+    def ends(self, token: int) -> bool:
+        """As Codec: at a special token of the tokenizer; the piece that ends a line is predicted as </s>."""
+        return token - FIRST_PIECE in self._specials
+
+    @cached_property
+    def _specials(self) -> set[int]:
+        """Their pieces."""
+        return {self.subwords.tokenizer.token_to_id(name) for name in self.subwords.specials}
 
 
 def _of_lines(lines: Iterable[list[int]]) -> npt.NDArray[np.int32]:

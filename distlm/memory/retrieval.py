@@ -96,8 +96,10 @@ def candidate_pairs(k: int, sub_keys: int) -> list[tuple[int, int]]:
 
 @lru_cache
 def _candidates(k: int, sub_keys: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    left, right = torch.tensor(candidate_pairs(k, sub_keys), device=device).unbind(1)
-    return left, right
+    # Cached, so they must not be inference tensors: a later training pass may keep them.
+    with torch.inference_mode(False):
+        left, right = torch.tensor(candidate_pairs(k, sub_keys), device=device).unbind(1)
+        return left, right
 
 
 def _choose(halves: Tensor, k: int) -> tuple[Tensor, Tensor]:

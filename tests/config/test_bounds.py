@@ -24,6 +24,7 @@ from distlm.errors import UsageError
         ("index.seed=2147483648", "a seed is from 0 to"), ("data.text_dir=a\0b", "control character"),
         ("data.text_dir=a\nb", "control character"), ("data.text_dir=a\udcffb", "is not UTF-8"),
         ("knn.extra_runs=[\"a\\nb\"]", "control character"), (f"data.text_dir={'x' * 5000}", "has 5000 characters"),
+        ("model.cutoffs=[1]", "must be rising numbers above 1"),
         ("model.layers=1001", "must be at most 1000"), ("model.width=1048584", "must be at most 1048576"),
         ("memory.heads=1048577", "must be at most 1048576"),
     ],

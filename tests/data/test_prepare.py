@@ -153,6 +153,30 @@ def test_text_that_changed_since_is_refused_and_text_that_is_gone_is_not_needed(
     assert prepare(*folder)["already"]
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_files_that_were_added_to_a_splits_folder_are_refused(
+    prepare: Prepare, text: Path, tmp_path: Path, linked: bool
+) -> None:
+    """In the form of those that are there; others may have been left out when the text was prepared."""
+    for split in SPLITS:
+        write_packed(tmp_path / f"divided/{split}/a.txt", (text / f"{split}.txt").read_bytes())
+    settings = ["data.source=folder", f"data.text_dir={tmp_path / 'divided'}"]
+    prepare(*settings)
+    write_rows(tmp_path / "divided/train/notes.csv", ["more"])
+    write_packed(tmp_path / "divided/train/.ipynb_checkpoints/a.txt", b"more\n")
+    assert prepare(*settings)["already"]
+    if linked:
+        write_packed(tmp_path / "elsewhere/b.txt", b"more\n")
+        (tmp_path / "divided/test/part").symlink_to(tmp_path / "elsewhere")
+        name = "test/part/b.txt"
+    else:
+        write_packed(tmp_path / (name := "divided/train/b.txt"), b"more\n")
+    with pytest.raises(DistlmError, match=rf"{name}: was not there when .*tokens was prepared; move it away"):
+        prepare(*settings)
+    shutil.rmtree(tmp_path / "divided")
+    assert prepare(*settings)["already"]
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_reserved_word_in_the_text_names_file_line_and_word(
     prepare: Prepare, folder: list[str], text: Path, tmp_path: Path, split: str
@@ -164,6 +188,32 @@ def test_reserved_word_in_the_text_names_file_line_and_word(
     with pytest.raises(DistlmError, match=rf"{split}\.txt, line 3: the text holds '<pad>'"):
         prepare(*folder)
     assert not (tmp_path / "run/tokens/meta.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "place"),
+    [
+        ("train/b.txt", ["a b\nc", "d </s>\ne"], r"train/b\.txt, line 3"),
+        ("train/b.txt.gz", ["</s>"], r"train/b\.txt\.gz, line 1"),
+        ("train.jsonl", ["a b\nc d\ne f", "x </s> y"], r"train\.jsonl, line 2"),
+        ("train.csv", ["a b", "c\nd", "x </s> y"], r"train\.csv, line 5"),
+    ],
+)
+@pytest.mark.parametrize("share", [0, 0.4])
+def test_a_reserved_words_place_is_that_in_its_file(
+    prepare: Prepare, text: Path, name: str, rows: list[str], place: str, share: float
+) -> None:
+    """Also where train has other files before it, rows of several lines, or gives documents to valid."""
+    (text / "train.txt").unlink()
+    if ".txt" in name:
+        write_packed(text / "train/a.txt", b"a b\nc\n\n" * 20)
+        write_packed(text / name, "\n".join([*rows, ""]).encode())
+    else:
+        write_rows(text / name, [*rows, *["a b"] * 20])
+    if share:
+        (text / "valid.txt").unlink()
+    with pytest.raises(DistlmError, match=rf"{place}: the text holds '</s>'"):
+        prepare("data.source=folder", f"data.text_dir={text}", f"data.valid_share={share}")
 
 
 def test_bad_bytes_in_the_last_split_are_found_before_anything_is_written(

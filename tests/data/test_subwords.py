@@ -102,6 +102,19 @@ def test_the_piece_that_ends_a_line_can_be_chosen(text: Path, gpt2: Path) -> Non
         Subwords.load(str(gpt2), "[END]")
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_of_several_newlines_the_one_that_the_tokenizer_makes_of_a_text_ends_a_line(own: bool) -> None:
+    """A BPE with all bytes as pieces, as Gemma's with a newline of its own beside them, and as Llama 2's without."""
+    from tokenizers import Tokenizer, models
+
+    pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "Ċ", *(["\n"] if own else [])]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    found = Subwords.of(tokenizer)
+    assert found.pieces[found.line_end] == ("\n" if own else "<0x0A>")
+    assert Subwords.of(tokenizer, "<0x0A>").line_end == vocabulary["<0x0A>"]
+
+
 def special_tokenizer(folder: Path, kind: str) -> Subwords:
     """A tokenizer whose model holds its special tokens as whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -16,9 +16,11 @@ from support.hf.runs import Made
 from support.present import present
 
 from distlm.config.schema import RunConfig
+from distlm.data.subwords import FIRST_PIECE
 from distlm.data.tokens import TokenFiles
 from distlm.errors import DistlmError, UsageError
 from distlm.integrations.reading import of_run
+from distlm.integrations.text import Pieces
 from distlm.knnlm.evaluate.losses import Losses
 from distlm.knnlm.tune.records import Tuned
 from distlm.runtime.rundir import RunDir
@@ -138,6 +140,8 @@ def test_what_a_context_says_counts(made: Make, name: str) -> None:
 def test_kept_keys_and_values_give_the_same_text(made: Make, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also beyond the longest text that the model is given, where the window moves."""
     scorer = of_run(made(name).run.root, "lm")
+    # Special tokens, which a random model draws often, end no text here.
+    monkeypatch.setattr(Pieces, "ends", lambda *_: False)
     model: Any = scorer.scorer.model
     lengths: list[int] = []
     hook = model.hf.base_model.register_forward_pre_hook(
@@ -205,6 +209,32 @@ def test_what_cannot_be_is_refused(made: Make, tmp_path: Path) -> None:
     knn.model.train()
     with pytest.raises(UsageError, match=r"call model.eval\(\)"):
         DistlmModel(knn_lm=knn)
+
+
+@pytest.mark.parametrize(("name", "special"), [("gpt2", "<|endoftext|>"), ("llama", "<s>"), ("gemma2", "<eos>")])
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_generation_ends_at_a_special_token_and_leaves_it_out(
+    made: Make, name: str, special: str, sample: bool
+) -> None:
+    run = made(name)
+    model = DistlmModel(run=str(run.run.root), mixture="lm")
+    lm: Any = model.scorer.scorer.model
+    tokenizer = run.tokenizer()
+    word, end = tokenizer.encode("w1", add_special_tokens=False)[0], tokenizer.convert_tokens_to_ids(special)
+    steps: list[int] = []
+
+    def answer(_module: Any, _given: Any, logits: torch.Tensor) -> torch.Tensor:
+        """Three times the first piece of a word, then the special token for ever."""
+        steps.append(word if len(steps) < 3 else end)
+        return logits.index_fill(-1, torch.tensor([steps[-1]]), 1e4)
+
+    hook = lm._head.register_forward_hook(answer)
+    request = type("Request", (), {"args": ("w2", {"until": ["never"], "do_sample": sample})})
+    (text,) = model.generate_until([request])
+    hook.remove()
+    assert len(steps) == 4 and text and special not in text
+    wanted = model.scorer.codec.decode(model.scorer.codec.encode("w2").tolist() + [word + FIRST_PIECE] * 3)
+    assert wanted == "w2" + text
 
 
 def test_the_command_line_of_lm_eval(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

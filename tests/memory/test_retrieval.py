@@ -13,7 +13,7 @@ from torch import Tensor
 from distlm.errors import DistlmError
 from distlm.memory import retrieval
 from distlm.memory.config import MemoryConfig
-from distlm.memory.retrieval import ProductKeys, candidate_pairs, half_scores, select
+from distlm.memory.retrieval import ProductKeys, best_slots, candidate_pairs, half_scores, select
 from distlm.memory.values.exchange import Exchange
 
 SHAPES = [(50, 4, 32, 8, 16), (20, 2, 16, 16, 8), (20, 1, 16, 1, 8), (30, 3, 5, 3, 4), (7, 2, 2, 2, 2), (5, 2, 1, 1, 2)]
@@ -41,6 +41,19 @@ def by_python(queries: Tensor, keys: Tensor, k: int) -> Tensor:
         assert scores.dtype == np.float32
         slots[t, h] = sorted(range(len(scores)), key=lambda slot: (-scores[slot], slot))[:k]
     return torch.from_numpy(slots)
+
+
+@pytest.mark.parametrize("function", [best_slots, select])
+def test_a_look_up_in_inference_mode_is_followed_by_one_with_gradients(function: Any) -> None:
+    """Of a shape that no other test asks for, so that nothing of it is kept from before."""
+    queries, keys = inputs(3, 2, 11, 6)
+    with torch.inference_mode():
+        wanted = function(queries, keys, 7)
+    queries.requires_grad_()
+    slots, scores = function(queries, keys.requires_grad_(), 7)
+    scores.sum().backward()
+    equal((slots, scores.detach()), wanted)
+    assert queries.grad is not None and queries.grad.any() and keys.grad is not None and keys.grad.any()
 
 
 def test_only_119_of_1024_sums_can_win() -> None:

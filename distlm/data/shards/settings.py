@@ -7,8 +7,7 @@ from distlm.data.shards.files import MANIFEST, TOKENIZER_FOLDER, ShardsManifest,
 from distlm.data.shards.records import ShardSettings
 from distlm.data.shards.wordpiece import TOKENIZER, VOCABULARY, WordPiece
 from distlm.data.text.choice import choice_of_shards
-from distlm.data.text.folder import folder_sources
-from distlm.data.text.packed import packing
+from distlm.data.text.folder import folder_sources, sizes_now
 from distlm.errors import DistlmError
 
 
@@ -82,20 +81,11 @@ def _refuse_changed_files(folder: Path, plan: ShardsPlan, config: ShardsConfig) 
         return
     text_dir = Path(config.text_dir)
     for split in config.splits:
-        names = [facts.name for facts in plan.text[split]]
-        forms, folders = {_form(name) for name in names}, {name.split("/")[0] for name in names if "/" in name}
-        inside = [path for place in folders for path in (text_dir / place).rglob("[!.]*") if _form(path.name) in forms]
-        files = {path for path in (*(text_dir / name for name in names), *inside) if path.is_file()}
-        now = {path.relative_to(text_dir).as_posix(): path.stat().st_size for path in files}
-        _compare(folder, plan, config, split, now)
+        _compare(folder, plan, config, split, sizes_now(text_dir, (facts.name for facts in plan.text[split])))
 
 
 def _has_text(config: ShardsConfig) -> bool:
     return config.source == "folder" and bool(config.text_dir) and Path(config.text_dir).is_dir()
-
-
-def _form(name: str) -> str:
-    return Path(name.removesuffix(packing(name))).suffix + packing(name)
 
 
 def _compare(folder: Path, plan: ShardsPlan, config: ShardsConfig, split: str, now: dict[str, int]) -> None:

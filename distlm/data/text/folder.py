@@ -1,5 +1,7 @@
 """The files of each split in a folder."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from distlm.data.text.choice import TextChoice
@@ -46,6 +48,38 @@ def is_columnar(name: str) -> bool:
     return name.removesuffix(packing(name)).endswith((".jsonl", ".csv", ".parquet"))
 
 
+def sizes_now(text_dir: Path, names: Iterable[str]) -> dict[str, int]:
+    """Name → bytes of the files that make up a split now whose files were `names`: those that are there, and, where
+    they were those of a folder, others in it. Of these only such in forms that `names` has: when the split was read,
+    those in other forms may have been left out."""
+    before = list(names)
+    forms, folders = {_form(name) for name in before}, {name.split("/")[0] for name in before if "/" in name}
+    others = (path for place in folders for path in _files_below(text_dir / place) if _form(path.name) in forms)
+    files = {*others, *(path for name in before if (path := text_dir / name).is_file())}
+    return {path.relative_to(text_dir).as_posix(): path.stat().st_size for path in files}
+
+
+def _form(name: str) -> str:
+    return Path(name.removesuffix(packing(name))).suffix + packing(name)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Files of a folder and its subfolders, in the order of their names; those that are hidden, or in a hidden folder,
+    are left out. Links to folders are followed; a folder that is there under two names is read once."""
+    found, seen = list[Path](), set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        # Links last, so that what is here is read under its own name.
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".") and real not in seen),
+            key=lambda name, place=place: (Path(place, name).is_symlink(), name),  # type: ignore[misc]
+        )
+        if real not in seen:
+            found += [Path(place, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(path for path in found if path.is_file())
+
+
 def _forms(folder: Path, split: str) -> list[str]:
     """Names of what may be this split's text."""
     names = [*(split + suffix for suffix in SUFFIXES), f"wiki.{split}.tokens", split]
@@ -73,7 +107,7 @@ def _files_of(folder: Path, split: str, choice: TextChoice, one_line: bool) -> l
         if path.stat().st_size == 0:
             raise DistlmError(f"{path}: empty file: the {split} split has no text")
         return [_source(path, found[0], choice, one_line)]
-    inside = sorted(path for path in (folder / split).rglob("*") if path.is_file() and not path.name.startswith("."))
+    inside = _files_below(folder / split)
     texts = [path for path in inside if path.name.endswith(SUFFIXES)]
     if not texts:
         raise DistlmError(f"{folder / split}: no text files; expected names that end in {FORMS}")

@@ -1,8 +1,8 @@
 """Which documents of train are the valid and the test split, where a corpus has neither.
 
 A document's place decides: a hash of its source's name and its number there, as a fraction in [0, 1), is below the
-share or not. So any rank finds the same, whatever the others do; a text is split alike in any format; and a larger
-valid_share keeps the documents of a smaller one.
+share or not. So any rank finds the same, whatever the others do; a text is split alike in any format that gives its
+documents the same numbers (docs/text.md); and a larger valid_share keeps the documents of a smaller one.
 """
 
 from collections.abc import Mapping

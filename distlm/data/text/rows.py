@@ -74,6 +74,9 @@ class RowSource(ABC):
         Raises DistlmError naming the row that is not text.
         """
 
+    def places(self) -> Iterator[tuple[Callable[[], str], str]]:
+        return ((place, text) for place, _, text in self.checked_rows())
+
     @abstractmethod
     def rows(self, start: int, end: int) -> Iterator[str]:
         """The rows from one place to another."""

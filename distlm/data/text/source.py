@@ -74,6 +74,9 @@ class Source(Protocol):
     def lines(self, segment: Segment, advance: Callable[[int], None]) -> Iterator[str]:
         """Lines of a segment without their ends; segments must be asked for in order to be quick."""
 
+    def places(self) -> Iterator[tuple[Callable[[], str], str]]:
+        """(what errors call it, text) of all lines, or rows."""
+
     def rule(self, rule: str) -> str:
         """How these lines fall into documents (the setting `documents`, and what it is for this source)."""
 
@@ -163,6 +166,13 @@ class FileSource:
                 raise changed(self.path) from error
         if left:
             raise changed(self.path)
+
+    def places(self) -> Iterator[tuple[Callable[[], str], str]]:
+        number = 0
+        for piece in whole_lines(self.stream.blocks()):
+            for line in piece.removesuffix(b"\n").decode("utf-8").split("\n"):
+                number += 1
+                yield lambda number=number: f"{self.path}, line {number}", line  # type: ignore[misc]
 
     def close(self) -> None:
         self.stream.close()

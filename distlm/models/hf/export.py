@@ -69,8 +69,8 @@ def export_run(config: HfRun, options: argparse.Namespace) -> dict[str, object]:
 
 
 def _tokenizer(tokens: TokenFiles, name: str, model: HfModel) -> tuple[Any, str]:
-    """That of transformers, which puts in front of a text what the model has in front of each block, and what to know
-    of it, for the card.
+    """That of transformers, which puts in front of a text what the model has in front of each block, where it has a
+    token there, and what to know of it, for the card.
 
     It is the one that data.tokenizer names where that cuts as the token files' own, for it knows the special tokens;
     else it is made from theirs.

@@ -116,13 +116,19 @@ def _beside(
     return total
 
 
-def layers_of(hf: nn.Module) -> tuple[str, str, nn.ModuleList]:
+def lists_of_text(hf: Any) -> dict[str, nn.ModuleList]:
+    """Path → each list of modules, not empty, in the part of a model that reads text: others read images or sound."""
+    inside = {id(module) for module in hf.get_decoder().modules()}
+    lists = {path: module for path, module in hf.named_modules() if isinstance(module, nn.ModuleList) and len(module)}
+    return {path: module for path, module in lists.items() if id(module) in inside}
+
+
+def layers_of(hf: Any) -> tuple[str, str, nn.ModuleList]:
     """Path of the model's list of layers, name of the feed-forward module in each, and the list."""
-    for path, module in hf.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module):
-            name = next((name for name in _FFN if all(_takes_one(getattr(layer, name, None)) for layer in module)), "")
-            if name:
-                return path, name, module
+    for path, module in lists_of_text(hf).items():
+        name = next((name for name in _FFN if all(_takes_one(getattr(layer, name, None)) for layer in module)), "")
+        if name:
+            return path, name, module
     kind = getattr(getattr(hf, "config", None), "model_type", type(hf).__name__)
     raise DistlmError(
         f"memory.kind: a {kind}, whose layers have no feed-forward module of one input ({', '.join(_FFN)}); memories "

@@ -28,6 +28,7 @@ from distlm.memory.values.exchange import Exchange
 from distlm.models.empty import empty_model
 from distlm.models.hf.description import OUTPUT, SIDES, HfModel
 from distlm.models.hf.exported import refuse_exported
+from distlm.models.hf.looks_ahead import looks_ahead
 from distlm.models.hf.memory import equip
 from distlm.models.language_model import LanguageModel, LMOutput
 from distlm.models.linear_cross_entropy import chunk_rows
@@ -261,7 +262,8 @@ def begin_piece(setting: str, subwords: Subwords, asked: str) -> int:
 def pretrained(name: str, config: HfModel, vocabulary: int) -> HfLM:
     """The model with its weights, fp32.
 
-    Raises DistlmError when weights are missing, and when the logits cannot be had from the last hidden states.
+    Raises DistlmError when weights are missing, when the logits cannot be had from the last hidden states, and when
+    they depend on later tokens.
     """
     library = _library()
     logging = library.utils.logging
@@ -357,7 +359,7 @@ def _generation(name: str, described: Any) -> dict[str, Any]:
 
 
 def _check_head(model: HfLM, name: str) -> None:
-    """Log-probabilities of a few tokens as the model itself gives them."""
+    """Log-probabilities of a few tokens as the model itself gives them, and of each from those before it alone."""
     rows = torch.arange(4, device=next(model.parameters()).device)[None] % model.config.rows
     with torch.inference_mode():
         expected = model.hf(input_ids=rows, use_cache=False).logits[0]
@@ -371,6 +373,12 @@ def _check_head(model: HfLM, name: str) -> None:
         raise DistlmError(
             f"hf.name={name}: a {model.hf.config.model_type}, whose logits are not a function of its last hidden state "
             f"of width {model.width} alone; such models are not supported"
+        )
+    if looks_ahead(model.hf, rows, expected):
+        raise DistlmError(
+            f"hf.name={name}: a {model.hf.config.model_type} that sees the tokens behind the one it predicts from, and "
+            "so what it is to predict; name a causal model, or, where its architecture can be a decoder, set "
+            "is_decoder=true in its config.json"
         )
 
 

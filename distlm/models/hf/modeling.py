@@ -14,6 +14,6 @@ class ReadsMemory:
 
     def __init__(self, config: Any, *given: Any, **named: Any) -> None:
         super().__init__(config, *given, **named)  # type: ignore[call-arg]
-        _, name, layers = layers_of(self)  # type: ignore[arg-type]
+        _, name, layers = layers_of(self)
         for position, memory in make_readers(config.memory).items():
             add_memory(layers[position - 1], name, memory, config.memory, tuple)

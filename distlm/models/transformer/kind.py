@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distlm.config.check import MOST_LAYERS, MOST_WIDTH, at_least, at_most, fractions, lengths
 from distlm.config.training_check import check_blocks
+from distlm.data.dictionary import Dictionary
 from distlm.errors import UsageError
 from distlm.memory.check import check_fresh_ffn, check_places, check_section
 from distlm.memory.placing import placed, values_to_come
@@ -69,8 +70,8 @@ class Transformer(BlocksKind):
             )  # fmt: skip
         if model.width % model.heads:
             refuse("model.width", model.width, f"must be a multiple of model.heads={model.heads}")
-        if model.cutoffs != sorted(set(model.cutoffs)) or any(edge < 1 for edge in model.cutoffs):
-            refuse("model.cutoffs", model.cutoffs, "must be rising positive numbers")
+        if model.cutoffs != sorted(set(model.cutoffs)) or any(edge <= Dictionary.PAD for edge in model.cutoffs):
+            refuse("model.cutoffs", model.cutoffs, f"must be rising numbers above {Dictionary.PAD}")
         if not 1 <= train.queue_fill <= train.queue_length:
             refuse(
                 "train.queue_fill", train.queue_fill, f"must be between 1 and train.queue_length={train.queue_length}"

@@ -12,7 +12,7 @@ import pytest
 from distlm.data.shards.config import ShardsConfig
 from distlm.data.shards.records import TextFacts
 from distlm.data.text.choice import choice_of_shards
-from distlm.data.text.folder import folder_sources
+from distlm.data.text.folder import folder_sources, sizes_now
 from distlm.data.text.opened import open_sources
 from distlm.data.text.rows import TableSource
 from distlm.data.text.source import Cutting, FileSource, Segment
@@ -84,6 +84,22 @@ def test_the_three_forms_of_a_split(tmp_path: Path) -> None:
     assert {split: [source.name for source in sources] for split, sources in found.items()} == {
         "train": ["train/a/z.txt", "train/b.txt.gz"], "valid": ["valid.txt.xz"], "test": ["wiki.test.tokens"],
     }  # fmt: skip
+
+
+def test_subfolders_are_read_through_links_once_and_not_where_they_are_hidden(tmp_path: Path) -> None:
+    write(tmp_path / "scratch/part/deep/x.txt", b"x\n")
+    write(tmp_path / "text/train/own/a.txt", b"a\n")
+    write(tmp_path / "text/train/.ipynb_checkpoints/a-checkpoint.txt", b"a\n")
+    write(tmp_path / "text/train/own/.cache/deep/b.txt", b"b\n")
+    (tmp_path / "text/train/linked").symlink_to(tmp_path / "scratch/part")
+    (tmp_path / "text/train/again").symlink_to("own")
+    (tmp_path / "text/train/own/round").symlink_to("..")
+    (tmp_path / "text/train/z.txt").symlink_to(tmp_path / "scratch/part/deep/x.txt")
+    (tmp_path / "text/train/gone").symlink_to("nowhere")
+    (found,) = sources_of(tmp_path / "text", ["train"]).values()
+    wanted = ["train/linked/deep/x.txt", "train/own/a.txt", "train/z.txt"]
+    assert [source.name for source in found] == wanted
+    assert {*sizes_now(tmp_path / "text", wanted[:1])} == {*wanted}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from distlm.errors import DistlmError
 from distlm.models.described import parameter_count
 from distlm.models.hf.logits import OwnLogits, logits_of
-from distlm.models.hf.model import FIRST_PIECE, HfLM, hf_model, pretrained
+from distlm.models.hf.model import FIRST_PIECE, HfLM, hf_model, pretrained, wrapped
 from distlm.models.io import load_model, save_model
 
 PIECES = 60
@@ -100,3 +100,30 @@ def test_another_width_than_the_last_states_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "model", "opt", sizes)
     with pytest.raises(DistlmError, match=r"a opt, whose logits are not a function of its last hidden state of width"):
         read(tmp_path / "model")
+
+
+AHEAD: dict[str, dict[str, Any]] = {
+    "bert": SCALED["bert"] | {"is_decoder": False},
+    "roberta": SCALED["bert"] | {"is_decoder": False, "max_position_embeddings": 70, "pad_token_id": 1},
+    "xlnet": {"vocab_size": PIECES, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48},
+}
+"""Encoders that AutoModelForCausalLM loads as well."""
+
+
+@pytest.mark.parametrize("kind", AHEAD)
+def test_a_model_that_sees_the_tokens_to_come_is_refused(kind: str, tmp_path: Path) -> None:
+    hf = save(tmp_path / "model", kind, AHEAD[kind])
+    refused = rf"a {kind} that sees the tokens behind .*is_decoder=true"
+    with pytest.raises(DistlmError, match=refused):
+        wrapped(hf, PIECES, 7)
+    with pytest.raises(DistlmError, match=refused):
+        read(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["bert", "mixtral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoders_are_taken_in_any_precision(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Also where a token's experts have more rows when a later token comes to them."""
+    sizes = SCALED["bert"] if kind == "bert" else SIZES | {"num_local_experts": 2, "num_experts_per_tok": 1}
+    hf = save(tmp_path / "model", kind, sizes)
+    assert wrapped(hf.to(dtype), PIECES, 7).vocabulary == FIRST_PIECE + PIECES

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from distlm.data.subwords import FIRST_PIECE
 from distlm.errors import DistlmError
+from distlm.integrations.taps import default_tap
 from distlm.memory.config import MemoryConfig
 from distlm.models.described import parameter_count
-from distlm.models.hf.memory import equip, with_memory
+from distlm.models.hf.description import HfModel
+from distlm.models.hf.memory import equip, layers_of, with_memory
 from distlm.models.hf.model import HfLM, hf_model, pretrained, require_tap
 from distlm.models.row_dropout import row_keys
 from distlm.training.memory.objective import objective_of
@@ -114,3 +116,22 @@ def test_layers_without_a_feed_forward_module_of_one_input_are_refused(folder: P
 def test_a_layer_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(DistlmError, match=r"memory.positions=\[3\]: the model has layers 1 to 2"):
         made(folder, "gpt2", positions=[3])
+
+
+def test_a_model_with_a_tower_for_images_gets_its_memory_where_text_is_read() -> None:
+    """As many layers as the text has, and in front of them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": PIECES, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64}
+    vision = {**sizes, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    path, name, layers = layers_of(hf)
+    assert (path, name, len(layers)) == ("model.language_model.layers", "mlp", 2)
+    assert default_tap(hf) == "model.language_model.layers.1.mlp:input"
+    ids = torch.arange(5, 12)[None]
+    with torch.inference_mode():
+        dense = hf(input_ids=ids).logits
+        equip(hf, with_memory(HfModel(config.to_dict(), 32, 64), MEMORY, 5).memory, 32, 5, None)
+        assert not torch.equal(hf(input_ids=ids).logits, dense)
