@@ -95,8 +95,10 @@ def test_one_index_with_its_searches_or_one_question(run):
 
 
 NAMES = ("small", "small_v2", "small_nprobe8_x", "small_nprobe8_exact_k64", "small_brute", "small_k5", "IVF4", "brute")
-ASKED: tuple[list[str], ...] = ([], ["knn.search=brute"], ["knn.similarity=dot"], ["knn.candidates=40"], ["knn.distances=quantised"],
-         ["knn.search=brute", "knn.similarity=dot"])  # fmt: skip
+ASKED: tuple[list[str], ...] = (
+    [], ["knn.search=brute"], ["knn.similarity=dot"], ["knn.candidates=40"], ["knn.distances=quantised"],
+    ["knn.search=brute", "knn.similarity=dot"],
+)  # fmt: skip
 
 
 def test_one_index_takes_no_other_along_whose_name_begins_alike(tmp_path):
