@@ -16,8 +16,8 @@ figure names the command below the table that gives it. Each file has date, mach
 `python -m distlm.results_page NAME` prints all its tables. "Appears" says that the paper's finding is seen in our
 figures at our size, "cannot be said" that the difference is within what one seed or the noise moves: of several seeds,
 and over the rows of a dev set, what Student's t allows at 95 %; of the perplexities of one seed 1 %. For a part of the
-AWD-LSTM the finding is that removing it raises perplexity, of which one seed says nothing. The machine "2 cores" is 2
-virtual cores (AMD EPYC with AVX-512), 24 GiB, no GPU; other work shared it: read ratios rather than seconds.
+AWD-LSTM the finding is that removing it raises perplexity. The machine "2 cores" is 2 virtual cores (AMD EPYC with
+AVX-512), 24 GiB, no GPU; other work shared it: read ratios rather than seconds.
 No figure is of a GPU: none was at hand so far. [`make gpu-check`](gpu.md#one-command) measures what belongs here.
 """
 _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\d)\.\d+")
