@@ -12,6 +12,7 @@ from distlm.config import RunConfig
 from distlm.datastore.manifest import MANIFEST, keys_path, values_path
 from distlm.datastore.reader import Datastore
 from distlm.datastore.records import Manifest, Shard
+from distlm.index.faiss_module import faiss_threads
 from distlm.runtime.files import file_hash
 from distlm.runtime.ranks.comm import SingleComm
 from distlm.runtime.ranks.world import single
@@ -74,11 +75,15 @@ def driver(action: str, run_dir: Path, **index: object) -> list[str]:
 
 
 def one_process_build(template: Path, keys: np.ndarray, out: Path) -> None:
-    """What stock faiss writes when one process adds all keys to the template, in order."""
+    """What stock faiss writes when one process adds all keys to the template, in order.
+
+    On one thread: the last bits behind a PCA depend on how many there are, and one of many codes with them.
+    """
     import faiss
 
     index = faiss.read_index(str(template))
-    index.add_with_ids(keys.astype(np.float32), np.arange(len(keys)))
+    with faiss_threads(1):
+        index.add_with_ids(keys.astype(np.float32), np.arange(len(keys)))
     faiss.write_index(index, str(out))
 
 
