@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from support import ENVIRONMENT, TINY, write_text
 from support.deadline import DEADLINE_S, until
@@ -118,6 +120,26 @@ def test_a_stop_of_the_command_is_handed_on_to_the_ranks_which_save(folder):
     (log,) = re.findall(r"^train: .* log (\S+)$", said, re.MULTILINE)
     text = Path(log).read_text("utf-8")
     assert len(WORLD.findall(text)) == 1 and "stopped after update" in text, "and was not started again"
+
+
+def test_a_second_ctrl_c_ends_the_ranks_at_once(folder):
+    run = folder / "ended"
+    words = [
+        *settings(folder / "text", run, "train.updates=5000"),
+        "--cluster=local",
+        "--ranks=1",
+        "--stages=prepare,train",
+    ]
+    running = start(folder, *words)
+    until_an_update(run, running)
+    ranks = psutil.Process(running.pid).children(recursive=True)
+    for _ in range(2):
+        running.send_signal(signal.SIGINT)
+        # Two signals that wait at once are one; the ranks are told every tenth of a second.
+        time.sleep(0.05)
+    said = running.communicate(timeout=DEADLINE_S)[0]
+    assert running.returncode == 130, said
+    assert not psutil.wait_procs(ranks, timeout=DEADLINE_S)[1] and not RunDir(run).complete_checkpoints()
 
 
 def test_a_failing_stage_ends_the_run_and_shows_why(folder):
