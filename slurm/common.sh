@@ -55,8 +55,10 @@ python -m launchers.jobs "${stage%-array}" --log "$PWD/${LOG}_0.log" "$@" || {
 
 # Signals that reach this shell only (`scancel --batch`, `--signal=B:`) are for the ranks.
 STOPPED=""  # the signal that asked this job to stop, if any
+SIGNALS=0   # how many came
 hand_on() {
   STOPPED=$1
+  SIGNALS=$((SIGNALS + 1))
   say "$1 received, handed on to the step"
   [ -z "${step:-}" ] || kill -USR1 "$step" 2>/dev/null
 }
@@ -66,12 +68,11 @@ for name in INT HUP TERM USR1 USR2; do
 done
 
 await() {  # SRUN_PID: waits for the step, returns its code
-  local code
+  local code before
   step=$1
   [ -z "$STOPPED" ] || kill -USR1 "$step" 2>/dev/null  # it came before there was a step to hand it on to
-  # A signal ends `wait` early; the step has ended when it is no longer a child that runs.
-  while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
-  [ "$code" -le 128 ] || { wait "$step"; code=$?; }  # it ended just after the signal: bash keeps its code
+  # A signal ends `wait` early, with a code of its own; of a step that has ended bash keeps the code.
+  while before=$SIGNALS; wait "$step"; code=$?; [ "$SIGNALS" != "$before" ]; do :; done
   step=""
   return "$code"
 }

@@ -36,8 +36,13 @@ def start(folder, *words, recipe="demo"):
     command = [sys.executable, "-m", "launchers.submit", recipe, *words]
     return subprocess.Popen(
         command, cwd=folder, env={**ENVIRONMENT, "HOME": str(folder)}, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_takes_ctrl_c,
     )  # fmt: skip
+
+
+def _takes_ctrl_c():
+    """Also where these tests run in the background of a shell, which has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until_an_update(run, running):

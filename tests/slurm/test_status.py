@@ -128,7 +128,8 @@ def test_the_tasks_of_a_scripts_array_are_one_job_to_cancel_and_to_requeue(slurm
     said = tool(slurm, "requeue", run).stdout
     assert [f"job {array}_{task} (train): requeued, was CANCELLED" in said for task in range(5)] == [True] * 5
     assert said.endswith(f"job {after}: waits for it again\n")
-    assert reason() == "Dependency" and not was_cancelled(RunDir(run), f"{array}_4")
+    until(lambda: reason() == "Dependency", "the job after the array to wait for it again", pause=0.1)
+    assert not was_cancelled(RunDir(run), f"{array}_4")
     assert set(slurm.states(array)) <= {"PENDING", "RUNNING", "CONFIGURING"}
 
 
