@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import write_text
 
 from distlm.config import DataConfig, LaunchConfig, RunConfig
 from distlm.data.prepare import PrepareSummary, run_prepare
@@ -11,6 +12,18 @@ from distlm.runtime.ranks.world import World
 from distlm.runtime.stage import open_stage
 
 Prepare = Callable[..., PrepareSummary]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder with {train,valid,test}.txt."""
+    return write_text(tmp_path / "text")
+
+
+@pytest.fixture
+def folder(text: Path) -> list[str]:
+    """The settings that name it."""
+    return ["data.source=folder", f"data.text_dir={text}"]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import write_text
 from support.disk import small_disk
 from support.foreign.text import write_packed, write_rows
 from support.present import present
@@ -25,16 +24,6 @@ from distlm.runtime.stage import open_stage
 Prepare = Callable[..., PrepareSummary]
 Configure = Callable[..., RunConfig]
 SPLITS = ("train", "valid", "test")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_text(tmp_path / "text")
-
-
-@pytest.fixture
-def folder(text: Path) -> list[str]:
-    return ["data.source=folder", f"data.text_dir={text}"]
 
 
 def test_ids_are_those_of_a_plain_loop(prepare: Prepare, folder: list[str], text: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import write_text
 from support.foreign.text import write_packed, write_rows
 
 from distlm.data.prepare import PrepareSummary
@@ -12,16 +11,6 @@ from distlm.errors import DistlmError
 
 Prepare = Callable[..., PrepareSummary]
 SPLITS = ("train", "valid", "test")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_text(tmp_path / "text")
-
-
-@pytest.fixture
-def folder(text: Path) -> list[str]:
-    return ["data.source=folder", f"data.text_dir={text}"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
