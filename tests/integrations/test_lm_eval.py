@@ -241,8 +241,8 @@ def test_a_generation_ends_at_a_special_token_and_leaves_it_out(
     hook.remove()
     assert len(steps) == 4 and text and special not in text
     codec = model.scorer.codec
-    prompt = codec.encode("w2").tolist()
-    assert codec.decode([*prompt, *[word + FIRST_PIECE] * 3]) == codec.decode(prompt) + text
+    prompt = codec.encode("w2")
+    assert codec.decode(np.append(prompt, [word + FIRST_PIECE] * 3)) == codec.decode(prompt) + text
 
 
 def test_the_command_line_of_lm_eval(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
