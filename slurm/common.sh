@@ -71,8 +71,10 @@ await() {  # SRUN_PID: waits for the step, returns its code
   local code before
   step=$1
   [ -z "$STOPPED" ] || kill -USR1 "$step" 2>/dev/null  # it came before there was a step to hand it on to
-  # A signal ends `wait` early, with a code of its own; of a step that has ended bash keeps the code.
+  # A signal ends `wait` early, with a code of its own. bash 5.2 loses that of a step that ends at this moment and says
+  # 255: it counts as stopped, and the next start finds what is left, if anything is.
   while before=$SIGNALS; wait "$step"; code=$?; [ "$SIGNALS" != "$before" ]; do :; done
+  [ -z "$STOPPED" ] || [ "$code" != 255 ] || code=75
   step=""
   return "$code"
 }

@@ -20,9 +20,14 @@ echo "   Command=$COMMAND demo"
     "sleep": "",
     "squeue": "echo RUNNING",
     "srun": """
-trap '' USR1
+trap 'told=yes' USR1
 words=$*; echo "${words##*-m distlm }" >>"$AT/steps"
-[ -z "$SIGNAL_IN_STEP" ] || kill -USR1 "$BATCH"
+[ -z "$SIGNAL_IN_STEP" ] || {
+  kill -USR1 "$BATCH"
+  # As ranks do, which end after they were told.
+  until [ -n "${told:-}" ]; do /bin/sleep 0.05; done
+  /bin/sleep 0.1
+}
 """,
     "python": """
 case "$*" in
