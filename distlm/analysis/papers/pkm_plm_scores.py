@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from distlm.analysis.dev_scores import dev_rows, dev_terms, paired_error, score_error
 from distlm.analysis.papers.pkm_plm_models import words_of
 from distlm.analysis.papers.seeds import Difference, model_and_seed
+from distlm.analysis.results.dev_scores import dev_rows, dev_terms, paired_error, score_error
 from distlm.analysis.results.from_csv import figure, lines_of, percent
 from distlm.analysis.results.records import ResultRow
 from distlm.analysis.results.verdict import together

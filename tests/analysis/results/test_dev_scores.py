@@ -10,7 +10,7 @@ import pytest
 from support.finetune import vocabulary
 from support.pkm_plm import finetuned
 
-from distlm.analysis.dev_scores import dev_rows, dev_terms, paired_error, score_error
+from distlm.analysis.results.dev_scores import dev_rows, dev_terms, paired_error, score_error
 from distlm.errors import DistlmError
 from distlm.finetune.data import TaskData, open_task
 from distlm.finetune.predictions import write_all
